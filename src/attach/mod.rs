@@ -1,0 +1,53 @@
+//! The only place that attaches programs. What is returned detaches when it is dropped.
+
+pub mod load;
+pub mod tc;
+pub mod xdp;
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// Creates a bpf_link, which lives as long as its file descriptor: the kernel detaches the
+/// program when the process ends, however it ends.
+fn create_link(
+    program: BorrowedFd<'_>,
+    ifindex: u32,
+    attach_type: libbpf_sys::bpf_attach_type,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    let opts = libbpf_sys::bpf_link_create_opts {
+        sz: size_of::<libbpf_sys::bpf_link_create_opts>() as libbpf_sys::size_t,
+        flags,
+        ..Default::default()
+    };
+    let ifindex =
+        i32::try_from(ifindex).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // SAFETY: `opts` is valid for the call and its size is set; the descriptor is open.
+    let fd = unsafe {
+        libbpf_sys::bpf_link_create(program.as_raw_fd(), ifindex, attach_type, &raw const opts)
+    };
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Lends a descriptor that `owner` keeps open.
+pub(crate) fn borrow_fd<T>(owner: &T, fd: i32) -> BorrowedFd<'_> {
+    let _ = owner;
+    // SAFETY: the owner closes the descriptor when it is dropped, which the lifetime precludes.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// Waits until no CPU runs a program that was detached before: all it did can be counted then.
+pub fn synchronize() {
+    // MEMBARRIER_CMD_GLOBAL waits for an RCU grace period, and programs run in RCU readers.
+    const MEMBARRIER_CMD_GLOBAL: i32 = 1;
+    // SAFETY: membarrier takes three integers and touches no memory of ours.
+    let ret = unsafe { nix::libc::syscall(nix::libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if ret != 0 {
+        // A kernel with isolated CPUs refuses; a program runs for microseconds.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}

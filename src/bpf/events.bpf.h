@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The way of events to user space: a ring buffer, or a perf event array on kernels before 5.8. */
+#ifndef TCPINSPECT_EVENTS_BPF_H
+#define TCPINSPECT_EVENTS_BPF_H
+
+const volatile bool use_perf_buffer = false;
+
+/* User space sets the size, and creates only the one that is used. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4 * 1024 * 1024);
+} ring SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERF_EVENT_ARRAY);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(__u32));
+} perf SEC(".maps");
+
+/* Copies a finished event out; nonzero if there was no room, which the caller counts as lost. */
+static __always_inline long send_event(void *ctx, void *event, __u64 size)
+{
+	if (use_perf_buffer)
+		return bpf_perf_event_output(ctx, &perf, BPF_F_CURRENT_CPU, event, size);
+	return bpf_ringbuf_output(&ring, event, size, 0);
+}
+
+#endif /* TCPINSPECT_EVENTS_BPF_H */

@@ -1,0 +1,413 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The one parser: from a frame at XDP, at TC or in a replay to a verdict and where things are. */
+#ifndef TCPINSPECT_PACKET_BPF_H
+#define TCPINSPECT_PACKET_BPF_H
+
+#include "packet.h"
+
+#define ETH_HEADER_LEN	   14
+#define ETHERTYPE_IPV4	   0x0800
+#define ETHERTYPE_IPV6	   0x86dd
+#define ETHERTYPE_VLAN	   0x8100 /* 802.1Q */
+#define ETHERTYPE_QINQ	   0x88a8 /* 802.1ad */
+#define ETHERTYPE_QINQ_OLD 0x9100 /* QinQ before 802.1ad */
+#define VLAN_ID_MASK	   0x0fff
+#define MAX_VLAN_TAGS	   2
+#define MAX_EXT_HEADERS	   8
+
+#define IPPROTO_HOPOPTS	 0
+#define IPPROTO_TCP	 6
+#define IPPROTO_ROUTING	 43
+#define IPPROTO_FRAGMENT 44
+#define IPPROTO_AH	 51
+#define IPPROTO_DSTOPTS	 60
+
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
+/* Wire headers, in network order. Natural alignment lets clang use wide loads. */
+struct eth_header {
+	__u8 dst[6];
+	__u8 src[6];
+	__be16 ethertype;
+};
+
+struct vlan_tag {
+	__be16 tci;
+	__be16 ethertype;
+};
+
+struct ipv4_header {
+	__u8 version_ihl;
+	__u8 tos;
+	__be16 total_len;
+	__be16 id;
+	__be16 fragment;
+	__u8 ttl;
+	__u8 protocol;
+	__sum16 checksum;
+	__be32 saddr;
+	__be32 daddr;
+};
+
+struct ipv6_header {
+	__be32 version_class_flow;
+	__be16 payload_len;
+	__u8 next_header;
+	__u8 hop_limit;
+	__be32 saddr[4];
+	__be32 daddr[4];
+};
+
+/* The first 8 bytes of any extension header that is walked. */
+struct ext_header {
+	__u8 next_header;
+	__u8 len;	 /* reserved in a fragment header */
+	__be16 fragment; /* in a fragment header: offset and flags */
+	__be32 rest;
+};
+
+struct tcp_header {
+	__be16 sport;
+	__be16 dport;
+	__be32 seq;
+	__be32 ack;
+	__u8 data_offset; /* upper four bits, in 32-bit words */
+	__u8 flags;
+	__be16 window;
+	__sum16 checksum;
+	__be16 urgent;
+};
+
+enum hook {
+	HOOK_XDP,	/* the whole frame is linear */
+	HOOK_XDP_FRAGS, /* the rest of it may be in fragments */
+	HOOK_TC,	/* any part of it may be outside the linear area */
+};
+
+/* Where a frame's bytes are. Offsets count from the start of the frame. */
+struct frame {
+	void *ctx;
+	void *data; /* the linear part */
+	void *data_end;
+	__u64 end; /* no byte from here on belongs to the packet, even if it is there */
+	enum hook hook;
+};
+
+/* What the parser found. Ports are in host order, addresses as on the wire. */
+struct packet {
+	__u64 l3;	/* offset of the IP header */
+	__u64 l4;	/* offset of the TCP header */
+	__u64 payload;	/* offset of the TCP payload */
+	__u32 vlan_ids; /* 16 bits each, the innermost lowest */
+	__u32 vlan_count;
+	__u16 ethertype; /* innermost; 0 without an Ethernet header */
+	__u16 sport;
+	__u16 dport;
+	__u8 ip_version;
+	__u8 flags;	 /* the TCP flags byte */
+	__be32 saddr[4]; /* IPv4: the first word, the others 0; unset unless asked for */
+	__be32 daddr[4];
+};
+
+/* The interface has no Ethernet header: its frames start with the IP header. */
+const volatile bool link_is_raw_ip = false;
+
+/* Frames come from a file by BPF_PROG_TEST_RUN; the two variables below describe each. */
+const volatile bool replay = false;
+
+struct packet_counters counters[COUNTER_SLOTS] SEC(".bss.counters") __attribute__((aligned(128)));
+
+/*
+ * Length of the frame being replayed, and its bytes when it is longer than a test run takes. The
+ * map is there in live runs too: the compiler fetches its address before it asks for `replay`.
+ */
+__u32 replay_len SEC(".bss.replay");
+__u8 replay_bytes[REPLAY_BYTES] SEC(".bss.replay");
+
+static __always_inline struct packet_counters *my_counters(void)
+{
+	return &counters[bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1)];
+}
+
+/* The slow way to bytes, wherever they are. Nothing in the packet is changed. */
+static __always_inline long copy_out(const struct frame *f, __u64 off, void *to, __u32 len)
+{
+	__u8 *bytes = to;
+
+	if (f->hook == HOOK_TC && !bpf_skb_load_bytes(f->ctx, off, to, len))
+		return 0;
+	if (f->hook == HOOK_XDP_FRAGS && !bpf_xdp_load_bytes(f->ctx, off, to, len))
+		return 0;
+	if (!replay)
+		return -1;
+	for (__u32 i = 0; i < len; i++) {
+		__u64 at = off + i;
+
+		if (at >= REPLAY_BYTES)
+			return -1;
+		bytes[i] = replay_bytes[at];
+	}
+	return 0;
+}
+
+/*
+ * The header of `len` bytes at `off`: a pointer into the packet where it is linear, else a copy
+ * in `scratch`, else NULL because the packet ends before the header does.
+ */
+static __always_inline void *header_at(const struct frame *f, __u64 off, __u32 len, void *scratch)
+{
+	void *at = f->data + off;
+
+	if (off + len > f->end)
+		return NULL;
+	if (at + len <= f->data_end)
+		return at;
+	return copy_out(f, off, scratch, len) ? NULL : scratch;
+}
+
+/*
+ * Always 0, which the verifier can't know. What it adds to an offset makes it forget the exact
+ * range, so that the ways through a chain of headers look alike to it: without this, loading
+ * takes half a second for the sake of packets that hardly exist.
+ */
+__u64 opaque_zero SEC(".bss.counters");
+
+/* No header starts beyond 14 + 2 * 4 + 40 + 8 * 2,048 bytes, so the mask changes nothing. */
+static __always_inline __u64 forget_range(__u64 offset)
+{
+	return (offset + opaque_zero) & 0x7fff;
+}
+
+static __always_inline bool is_vlan(__u16 ethertype)
+{
+	return ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ ||
+	       ethertype == ETHERTYPE_QINQ_OLD;
+}
+
+static __always_inline void push_vlan(struct packet *p, __u16 tci)
+{
+	p->vlan_ids = p->vlan_ids << 16 | (tci & VLAN_ID_MASK);
+	p->vlan_count++;
+}
+
+/* Ethernet and its tags: sets ethertype, vlan, l3. VERDICT_TCP means "go on". */
+static __always_inline enum verdict parse_ethernet(struct frame *f, struct packet *p)
+{
+	union {
+		struct eth_header eth;
+		struct vlan_tag tag;
+	} scratch;
+	struct eth_header *eth = header_at(f, 0, sizeof(*eth), &scratch);
+	__u16 ethertype;
+
+	if (!eth)
+		return VERDICT_TRUNCATED;
+	ethertype = bpf_ntohs(eth->ethertype);
+	p->l3 = ETH_HEADER_LEN;
+
+	/* One more turn than there may be tags: the last one only finds that a tag is too many. */
+#pragma unroll
+	for (int i = 0; i <= MAX_VLAN_TAGS; i++) {
+		struct vlan_tag *tag;
+
+		if (!is_vlan(ethertype))
+			break;
+		tag = header_at(f, p->l3, sizeof(*tag), &scratch);
+		if (!tag)
+			return VERDICT_TRUNCATED;
+		if (p->vlan_count >= MAX_VLAN_TAGS)
+			return VERDICT_TOO_DEEP;
+		push_vlan(p, bpf_ntohs(tag->tci));
+		p->l3 = forget_range(p->l3 + sizeof(*tag));
+		ethertype = bpf_ntohs(tag->ethertype);
+	}
+	p->ethertype = ethertype;
+	if (ethertype == ETHERTYPE_IPV4)
+		p->ip_version = 4;
+	else if (ethertype == ETHERTYPE_IPV6)
+		p->ip_version = 6;
+	else
+		return VERDICT_NOT_IP;
+	return VERDICT_TCP;
+}
+
+/* A frame that starts with the IP header: only the version can tell which. */
+static __always_inline enum verdict parse_raw_ip(struct frame *f, struct packet *p)
+{
+	__u8 scratch;
+	__u8 *first = header_at(f, 0, sizeof(*first), &scratch);
+
+	if (!first)
+		return VERDICT_TRUNCATED;
+	p->ip_version = *first >> 4;
+	return p->ip_version == 4 || p->ip_version == 6 ? VERDICT_TCP : VERDICT_NOT_IP;
+}
+
+static __always_inline enum verdict parse_ipv4(struct frame *f, struct packet *p, bool addresses)
+{
+	struct ipv4_header scratch;
+	struct ipv4_header *ip = header_at(f, p->l3, sizeof(*ip), &scratch);
+	__u32 header_len, total_len;
+
+	if (!ip)
+		return VERDICT_TRUNCATED;
+	header_len = (ip->version_ihl & 0x0f) * 4;
+	total_len = bpf_ntohs(ip->total_len);
+	if (ip->version_ihl >> 4 != 4 || header_len < sizeof(*ip) ||
+	    (total_len && total_len < header_len))
+		return VERDICT_MALFORMED;
+	if (ip->protocol != IPPROTO_TCP)
+		return VERDICT_NOT_TCP;
+	if (ip->fragment & bpf_htons(0x1fff))
+		return VERDICT_FRAGMENT;
+	if (addresses) {
+		p->saddr[0] = ip->saddr;
+		p->daddr[0] = ip->daddr;
+		p->saddr[1] = p->saddr[2] = p->saddr[3] = 0;
+		p->daddr[1] = p->daddr[2] = p->daddr[3] = 0;
+	}
+	if (total_len && p->l3 + total_len < f->end)
+		f->end = p->l3 + total_len;
+	p->l4 = p->l3 + header_len;
+	return VERDICT_TCP;
+}
+
+static __always_inline bool is_ext_header(__u8 next)
+{
+	return next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_DSTOPTS ||
+	       next == IPPROTO_AH || next == IPPROTO_FRAGMENT;
+}
+
+static __always_inline enum verdict parse_ipv6(struct frame *f, struct packet *p, bool addresses)
+{
+	union {
+		struct ipv6_header ip;
+		struct ext_header ext;
+	} scratch;
+	struct ipv6_header *ip = header_at(f, p->l3, sizeof(*ip), &scratch);
+	__u16 payload_len;
+	__u8 next;
+
+	if (!ip)
+		return VERDICT_TRUNCATED;
+	if ((ip->version_class_flow & bpf_htonl(0xf0000000)) != bpf_htonl(0x60000000))
+		return VERDICT_MALFORMED;
+	next = ip->next_header;
+	payload_len = bpf_ntohs(ip->payload_len);
+	if (addresses) {
+		__builtin_memcpy(p->saddr, ip->saddr, sizeof(p->saddr));
+		__builtin_memcpy(p->daddr, ip->daddr, sizeof(p->daddr));
+	}
+	p->l4 = p->l3 + sizeof(*ip);
+	if (payload_len && p->l4 + payload_len < f->end)
+		f->end = p->l4 + payload_len;
+
+	for (int i = 0; i <= MAX_EXT_HEADERS; i++) {
+		struct ext_header *ext;
+		__u32 len;
+
+		if (!is_ext_header(next))
+			break;
+		ext = header_at(f, p->l4, sizeof(*ext), &scratch);
+		if (!ext)
+			return VERDICT_TRUNCATED;
+		if (i == MAX_EXT_HEADERS)
+			return VERDICT_TOO_DEEP;
+		if (next == IPPROTO_FRAGMENT) {
+			if (ext->fragment & bpf_htons(0xfff8))
+				return ext->next_header == IPPROTO_TCP ? VERDICT_FRAGMENT
+								       : VERDICT_NOT_TCP;
+			len = sizeof(*ext);
+		} else if (next == IPPROTO_AH) {
+			len = (ext->len + 2) * 4; /* RFC 4302: 32-bit words, minus 2 */
+		} else {
+			len = (ext->len + 1) * 8; /* RFC 8200: 8-byte units, minus 1 */
+		}
+		next = ext->next_header;
+		p->l4 = forget_range(p->l4 + len);
+	}
+	return next == IPPROTO_TCP ? VERDICT_TCP : VERDICT_NOT_TCP;
+}
+
+static __always_inline enum verdict parse_tcp(struct frame *f, struct packet *p)
+{
+	struct tcp_header scratch;
+	struct tcp_header *tcp = header_at(f, p->l4, sizeof(*tcp), &scratch);
+	__u32 header_len;
+
+	if (!tcp)
+		return VERDICT_TRUNCATED;
+	header_len = (tcp->data_offset >> 4) * 4;
+	if (header_len < sizeof(*tcp))
+		return VERDICT_MALFORMED;
+	p->sport = bpf_ntohs(tcp->sport);
+	p->dport = bpf_ntohs(tcp->dport);
+	p->flags = tcp->flags;
+	p->payload = p->l4 + header_len;
+	return VERDICT_TCP;
+}
+
+/*
+ * Judges a frame header by header, outermost first; the first rule that applies decides.
+ * `addresses` says whether p->saddr and p->daddr are wanted.
+ */
+static __always_inline enum verdict parse_packet(struct frame *f, struct packet *p, bool addresses)
+{
+	enum verdict v;
+
+	/*
+	 * Unset unless asked for. The compiler is told otherwise: it would else fetch undefined
+	 * values early, on ways that the verifier still has to follow.
+	 */
+	asm volatile("" : "=m"(p->saddr), "=m"(p->daddr));
+	p->l3 = 0;
+	p->ethertype = 0;
+	p->vlan_ids = 0;
+	p->vlan_count = 0;
+	/* The kernel may have moved the outermost tag from the frame into the skb. */
+	if (f->hook == HOOK_TC && !link_is_raw_ip) {
+		struct __sk_buff *skb = f->ctx;
+
+		if (skb->vlan_present)
+			push_vlan(p, skb->vlan_tci);
+	}
+	v = link_is_raw_ip ? parse_raw_ip(f, p) : parse_ethernet(f, p);
+	if (v != VERDICT_TCP)
+		return v;
+	v = p->ip_version == 4 ? parse_ipv4(f, p, addresses) : parse_ipv6(f, p, addresses);
+	if (v != VERDICT_TCP)
+		return v;
+	return parse_tcp(f, p);
+}
+
+/* A frame at XDP. Its length matters only where the packet ends, which every load checks. */
+static __always_inline struct frame xdp_frame(struct xdp_md *ctx, enum hook hook)
+{
+	struct frame f = {
+		.ctx = ctx,
+		.data = (void *)(long)ctx->data,
+		.data_end = (void *)(long)ctx->data_end,
+		.end = replay ? replay_len : ~0U,
+		.hook = hook,
+	};
+
+	return f;
+}
+
+static __always_inline struct frame tc_frame(struct __sk_buff *skb)
+{
+	struct frame f = {
+		.ctx = skb,
+		.data = (void *)(long)skb->data,
+		.data_end = (void *)(long)skb->data_end,
+		.end = replay ? replay_len : skb->len,
+		.hook = HOOK_TC,
+	};
+
+	return f;
+}
+
+#endif /* TCPINSPECT_PACKET_BPF_H */

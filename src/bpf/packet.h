@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What the packet programs and user space both know: verdicts, counters, filter settings. */
+#ifndef TCPINSPECT_PACKET_H
+#define TCPINSPECT_PACKET_H
+
+/* What a frame turned out to be. Every frame gets exactly one. */
+enum verdict {
+	VERDICT_TCP,
+	VERDICT_NOT_IP,
+	VERDICT_NOT_TCP,
+	VERDICT_FRAGMENT,
+	VERDICT_TRUNCATED,
+	VERDICT_MALFORMED,
+	VERDICT_TOO_DEEP,
+	VERDICT_COUNT,
+};
+
+/*
+ * One slot per CPU, each on cache lines of its own: two CPUs that count never touch the same
+ * line, so a plain add is exact. Packet programs run with bottom halves off, hence a slot has
+ * one writer at a time.
+ */
+struct packet_counters {
+	__u64 verdicts[VERDICT_COUNT]; /* frames, by verdict */
+	__u64 matched;		       /* frames that passed the filter */
+	__u64 lost;		       /* matched, but the event buffer or a table had no room */
+	__u64 suppressed;	       /* matched, but held back by --max-rate */
+	__u64 untracked;	       /* matched, but its key found no room in the table */
+	__u64 reserved[5];	       /* up to two cache lines */
+};
+
+/* CPUs with a slot of their own; user space refuses a machine that could have more. */
+#define COUNTER_SLOTS 1024
+
+/*
+ * Bytes of a replayed frame that the program can reach beyond what BPF_PROG_TEST_RUN takes:
+ * enough for the longest header chain (two tags, IPv6, eight extension headers of 2,048 bytes)
+ * and the payload bytes looked at.
+ */
+#define REPLAY_BYTES 32768
+
+#define PAYLOAD_PATTERN_MAX 16
+
+/* Which parts of the filter were asked for. */
+enum filter_part {
+	FILTER_FAMILY = 1 << 0,
+	FILTER_SRC_ONLY = 1 << 1,
+	FILTER_SRC_NOT = 1 << 2,
+	FILTER_DST_ONLY = 1 << 3,
+	FILTER_DST_NOT = 1 << 4,
+	FILTER_SPORT = 1 << 5,
+	FILTER_DPORT = 1 << 6,
+	FILTER_FLAGS = 1 << 7,
+	FILTER_PAYLOAD = 1 << 8,
+};
+
+/* Set before load and frozen, so that the verifier removes the parts that were not asked for. */
+struct filter_config {
+	enum filter_part parts; /* any of them, or-ed */
+	__u8 ip_version;	/* 4 or 6 */
+	__u8 flags_mask;	/* TCP flags byte: the bits that matter */
+	__u8 flags_value;	/* and what they must be */
+	__u8 payload_len;	/* bytes of payload_bytes in use */
+	__u32 payload_offset;	/* bytes from the start of the TCP payload */
+	__u8 payload_bytes[PAYLOAD_PATTERN_MAX];
+};
+
+/* A prefix in an LPM trie. The family comes first, so that ::/0 doesn't match IPv4. */
+struct prefix_key {
+	__u32 bits;    /* 8 for the family, plus the prefix length */
+	__u8 family;   /* 4 or 6 */
+	__u8 addr[16]; /* network order; IPv4 in the first four bytes */
+	__u8 pad[3];
+};
+
+#endif /* TCPINSPECT_PACKET_H */

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* port-monitor: one event for each packet that matches, at TC ingress and egress. */
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
+#include "packet_filter.bpf.h"
+#include "events.bpf.h"
+#include "port_monitor.h"
+
+#define NSEC_PER_SEC 1000000000ULL
+
+/* Payload bytes to copy into each event, 0 to PAYLOAD_CAPTURE_MAX. */
+const volatile __u32 payload_capture = 0;
+
+/* Position of this interface among those that are watched: they share one buffer. */
+const volatile __u32 interface = 0;
+
+/* Events a second that may pass; 0 for all. */
+const volatile __u64 max_rate = 0;
+
+/* The time of the frame being replayed, in ns. */
+__u64 replay_ts_ns SEC(".bss.replay");
+
+/* An event too large for the stack, on its way to the perf buffer. One writer a CPU: softirq. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct packet_event);
+} scratch SEC(".maps");
+
+/* How much of --max-rate is used in the second that runs. */
+struct rate_window {
+	struct bpf_spin_lock lock;
+	__u32 pad;
+	__u64 started_ns;
+	__u64 used;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct rate_window);
+} rate SEC(".maps");
+
+/* BTF has the type only if something refers to it. */
+const struct packet_event *unused_packet_event __attribute__((unused));
+
+static __always_inline bool over_rate(__u64 now)
+{
+	__u32 zero = 0;
+	struct rate_window *w = bpf_map_lookup_elem(&rate, &zero);
+	bool over;
+
+	if (!w)
+		return false;
+	bpf_spin_lock(&w->lock);
+	if (now - w->started_ns >= NSEC_PER_SEC) {
+		w->started_ns = now;
+		w->used = 0;
+	}
+	over = w->used >= max_rate;
+	if (!over)
+		w->used++;
+	bpf_spin_unlock(&w->lock);
+	return over;
+}
+
+static __always_inline void fill_mapped(__u8 *to, __be32 addr)
+{
+	to[10] = 0xff;
+	to[11] = 0xff;
+	__builtin_memcpy(to + 12, &addr, sizeof(addr));
+}
+
+static __always_inline bool fill_ip(struct packet_event *e, const struct frame *f,
+				    const struct packet *p)
+{
+	if (p->ip_version == 4) {
+		struct ipv4_header ip;
+
+		if (copy_out(f, p->l3, &ip, sizeof(ip)))
+			return false;
+		e->ip_len = bpf_ntohs(ip.total_len);
+		e->ip_id = bpf_ntohs(ip.id);
+		e->ttl = ip.ttl;
+		e->tos = ip.tos;
+		fill_mapped(e->saddr, ip.saddr);
+		fill_mapped(e->daddr, ip.daddr);
+	} else {
+		struct ipv6_header ip;
+
+		if (copy_out(f, p->l3, &ip, sizeof(ip)))
+			return false;
+		e->ip_len = bpf_ntohs(ip.payload_len);
+		if (e->ip_len)
+			e->ip_len += sizeof(ip);
+		e->ttl = ip.hop_limit;
+		e->tos = bpf_ntohl(ip.version_class_flow) >> 20;
+		__builtin_memcpy(e->saddr, ip.saddr, sizeof(e->saddr));
+		__builtin_memcpy(e->daddr, ip.daddr, sizeof(e->daddr));
+	}
+	e->ip_version = p->ip_version;
+	e->ip_header_len = p->l4 - p->l3;
+	return true;
+}
+
+static __always_inline bool fill_tcp(struct packet_event *e, const struct frame *f,
+				     const struct packet *p)
+{
+	struct tcp_header tcp;
+
+	if (copy_out(f, p->l4, &tcp, sizeof(tcp)))
+		return false;
+	e->sport = p->sport;
+	e->dport = p->dport;
+	e->seq = bpf_ntohl(tcp.seq);
+	e->ack = bpf_ntohl(tcp.ack);
+	e->data_offset = tcp.data_offset >> 4;
+	e->tcp_flags = tcp.flags;
+	e->window = bpf_ntohs(tcp.window);
+	e->checksum = bpf_ntohs(tcp.checksum);
+	e->urgent = bpf_ntohs(tcp.urgent);
+	return true;
+}
+
+/* Copies at most `max` bytes that lie between `from` and `until`; returns how many. */
+static __always_inline __u32 copy_bytes(const struct frame *f, __u64 from, __u64 until, void *to,
+					__u32 max)
+{
+	__u64 len;
+
+	if (from >= until)
+		return 0;
+	len = until - from;
+	if (len > max)
+		len = max;
+	/* The compiler may prove bounds by the subtraction above, which the verifier can't follow.
+	 */
+	barrier_var(len);
+	if (!len || len > max)
+		return 0;
+	return copy_out(f, from, to, len) ? 0 : len;
+}
+
+static __always_inline bool fill_event(struct packet_event *e, struct frame *f,
+				       const struct packet *p, __u64 now, bool egress)
+{
+	__builtin_memset(e, 0, __builtin_offsetof(struct packet_event, payload));
+	e->ts_ns = now;
+	e->interface = interface;
+	e->egress = egress;
+	if (!link_is_raw_ip) {
+		struct eth_header eth;
+
+		if (copy_out(f, 0, &eth, sizeof(eth)))
+			return false;
+		__builtin_memcpy(e->dst_mac, eth.dst, sizeof(e->dst_mac));
+		__builtin_memcpy(e->src_mac, eth.src, sizeof(e->src_mac));
+		e->ethertype = p->ethertype;
+		e->vlan_count = p->vlan_count;
+		e->vlan[0] = p->vlan_count == 2 ? p->vlan_ids >> 16 : p->vlan_ids;
+		e->vlan[1] = p->vlan_count == 2 ? p->vlan_ids : 0;
+	}
+	if (!fill_ip(e, f, p) || !fill_tcp(e, f, p))
+		return false;
+	e->payload_offset = p->payload;
+	e->payload_len = f->end > p->payload ? f->end - p->payload : 0;
+	e->options_len =
+		copy_bytes(f, p->l4 + sizeof(struct tcp_header),
+			   f->end < p->payload ? f->end : p->payload, e->options, TCP_OPTIONS_MAX);
+	if (payload_capture)
+		e->payload_captured =
+			copy_bytes(f, p->payload, f->end, e->payload, payload_capture);
+	return true;
+}
+
+/* Whether the event is on its way; if not, it is lost. */
+static __always_inline bool emit(struct frame *f, const struct packet *p, __u64 now, bool egress)
+{
+	__u64 size = __builtin_offsetof(struct packet_event, payload) + payload_capture;
+	struct packet_event *e;
+
+	if (use_perf_buffer) {
+		__u32 zero = 0;
+
+		e = bpf_map_lookup_elem(&scratch, &zero);
+		return e && fill_event(e, f, p, now, egress) && !send_event(f->ctx, e, size);
+	}
+	/* The size is a constant to the verifier: payload_capture is frozen before load. */
+	e = bpf_ringbuf_reserve(&ring, size, 0);
+	if (!e)
+		return false;
+	if (!fill_event(e, f, p, now, egress)) {
+		bpf_ringbuf_discard(e, 0);
+		return false;
+	}
+	bpf_ringbuf_submit(e, 0);
+	return true;
+}
+
+static __always_inline int monitor(struct __sk_buff *skb, bool egress)
+{
+	struct frame f = tc_frame(skb);
+	struct packet_counters *c = my_counters();
+	struct packet p;
+	enum verdict v = parse_packet(&f, &p, filter_wants_addresses());
+	__u64 now;
+
+	c->verdicts[v]++;
+	if (v != VERDICT_TCP || !packet_matches(&f, &p))
+		return TCX_NEXT;
+	c->matched++;
+	now = replay ? replay_ts_ns : bpf_ktime_get_ns();
+	if (max_rate && over_rate(now))
+		c->suppressed++;
+	else if (!emit(&f, &p, now, egress))
+		c->lost++;
+	return TCX_NEXT;
+}
+
+SEC("tc")
+int port_monitor_ingress(struct __sk_buff *skb)
+{
+	return monitor(skb, false);
+}
+
+SEC("tc")
+int port_monitor_egress(struct __sk_buff *skb)
+{
+	return monitor(skb, true);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,166 @@
+//! Why a capture could not be read, and where.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use super::input::Input;
+use super::link;
+
+/// Why a capture could not be read, or not to its end: one line that names the
+/// file and, where there is one, the place in it.
+#[derive(Debug)]
+pub struct CaptureError {
+    name: String,
+    place: Option<Place>,
+    fault: Fault,
+}
+
+/// Where in the file a fault was met.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// What stands there: a header, a record, a block.
+    what: &'static str,
+    /// Where it begins, in bytes from the start of the (decompressed) file.
+    at: u64,
+    gzip: bool,
+}
+
+/// What was wrong.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// The file could not be opened.
+    Open(io::Error),
+    /// The file could not be read.
+    Io(io::Error),
+    Directory,
+    Empty,
+    /// Neither pcap nor pcapng.
+    NotACapture,
+    /// The link type of the whole file, by number, is not supported.
+    FileLinkType(u32),
+    /// The link type of one frame, by number, is not supported.
+    FrameLinkType(u32),
+    /// The file ends inside the record or block.
+    Cut {
+        have: u64,
+        need: u64,
+    },
+    /// A length, `what`, that nothing sound has.
+    TooLong {
+        what: &'static str,
+        length: u64,
+        limit: u64,
+    },
+    /// Something else that contradicts the format.
+    Malformed(String),
+}
+
+impl CaptureError {
+    pub(super) fn new(name: &Path, place: Option<Place>, fault: Fault) -> Self {
+        Self {
+            name: printable(name),
+            place,
+            fault,
+        }
+    }
+
+    /// Whether the file was the wrong one to ask for: it can't be opened, is a
+    /// directory, is empty, is no capture, or has a link type that is not
+    /// supported. Otherwise the right file is broken, or reading it failed.
+    pub fn is_usage(&self) -> bool {
+        match self.fault {
+            Fault::Open(_)
+            | Fault::Directory
+            | Fault::Empty
+            | Fault::NotACapture
+            | Fault::FileLinkType(_) => true,
+            Fault::Io(_)
+            | Fault::FrameLinkType(_)
+            | Fault::Cut { .. }
+            | Fault::TooLong { .. }
+            | Fault::Malformed(_) => false,
+        }
+    }
+}
+
+// The cause is part of the message, so that the message is whole wherever it is
+// shown; `source` stays empty lest a chain of errors says it twice.
+impl std::error::Error for CaptureError {}
+
+impl fmt::Display for CaptureError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "failed to read {}: ", self.name)?;
+        // What is wrong with a file as a whole has no place in it.
+        let place = self.place.as_ref().filter(|_| !self.is_usage());
+        if let Some(place) = place {
+            write!(f, "{} at byte {}", place.what, place.at)?;
+            if place.gzip {
+                f.write_str(" of the decompressed data")?;
+            }
+            f.write_str(": ")?;
+        }
+        match &self.fault {
+            // An error that is not the system's own comes from the decoder.
+            Fault::Io(err)
+                if place.is_some_and(|place| place.gzip) && err.raw_os_error().is_none() =>
+            {
+                match err.kind() {
+                    io::ErrorKind::UnexpectedEof => f.write_str("the gzip data ends early"),
+                    _ => write!(f, "the gzip data is broken: {err}"),
+                }
+            }
+            Fault::Open(err) | Fault::Io(err) => write!(f, "{err}"),
+            Fault::Directory => f.write_str("is a directory"),
+            Fault::Empty => f.write_str("the file is empty"),
+            Fault::NotACapture => f.write_str("not a pcap or pcapng file"),
+            Fault::FileLinkType(number) | Fault::FrameLinkType(number) => {
+                write!(f, "link type {number}")?;
+                if let Some(name) = link::name(*number) {
+                    write!(f, " ({name})")?;
+                }
+                f.write_str(" is not supported")
+            }
+            Fault::Cut { have, need } => {
+                write!(f, "cut short: {have} of its {need} bytes are there")
+            }
+            Fault::TooLong {
+                what,
+                length,
+                limit,
+            } => write!(f, "{what} {length} is over the limit of {limit}"),
+            Fault::Malformed(what) => f.write_str(what),
+        }
+    }
+}
+
+impl Place {
+    pub(super) fn new(what: &'static str, at: u64, input: &Input) -> Self {
+        Self {
+            what,
+            at,
+            gzip: input.is_gzip(),
+        }
+    }
+}
+
+impl From<io::Error> for Fault {
+    fn from(err: io::Error) -> Self {
+        Self::Io(err)
+    }
+}
+
+/// The file's name with its control characters escaped: whoever named the file
+/// must not get to write to the terminal.
+pub(super) fn printable(name: &Path) -> String {
+    let name = name.to_string_lossy();
+    let mut out = String::with_capacity(name.len());
+    for c in name.chars() {
+        if c.is_control() {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}

@@ -1,0 +1,458 @@
+//! `connect-trace`: outgoing connection attempts and their fate.
+
+use std::mem::MaybeUninit;
+
+use anyhow::{Context, Result};
+use libbpf_rs::btf::types::{Func, FuncProto};
+use libbpf_rs::btf::{Btf, ReferencesType};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{ErrorKind, Link, MapCore, MapFlags, MapMut, OpenMapMut, OpenObject};
+
+use crate::attach::load;
+use crate::cli::{BackendChoice, ConnectTraceArgs, OutputFormat};
+use crate::events::{BufferKind, EventSource};
+use crate::failure::{Exit, Failure};
+use crate::host::privileges;
+use crate::notice::Notices;
+use crate::output::connect::ConnectWriter;
+use crate::output::summary::Summary;
+use crate::record::Connection;
+use crate::session::{Delivery, Session};
+use crate::skel::connect_trace::{
+    ConnectTraceSkel, ConnectTraceSkelBuilder, OpenConnectTraceProgs,
+};
+use crate::skel::{self, CommKey, ConnectKind, ProcessFilter};
+use crate::{filter_slots, filter_tries};
+
+/// Connections that can be on their way at once.
+const WAITING_MAX: u32 = 16_384;
+
+/// Connections that can be followed to their end at once.
+const OPEN_MAX: u32 = 65_536;
+
+/// Runs the command.
+///
+/// # Errors
+/// As SPEC's exit codes: wrong options, or something that can't be attached or written.
+pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
+    let mut session = Session::new(&args.output, &args.stop)?;
+    let buffer = BufferKind::choose(args.buffer.buffer)?;
+
+    // One for each attempt: the skeleton that is kept borrows its own.
+    let mut storage = [const { MaybeUninit::uninit() }; 4];
+    let tracer = choose(args, buffer, &mut storage, session.notices)?;
+    let writer = ConnectWriter {
+        backend: tracer.backend.name(),
+        with_close: args.close,
+    };
+    let delivery = Delivery::new(session.io());
+    let maps = &tracer.skel.maps;
+    let source = EventSource::open(
+        buffer,
+        args.buffer.buffer_size,
+        &maps.ring,
+        &maps.perf,
+        |bytes| {
+            delivery.deliver(
+                Connection::decode(bytes),
+                |clock, connection| clock.unix(connection.raw.ts_ns),
+                |out, clock, at, connection| match delivery.format() {
+                    OutputFormat::Json => writer.json(out, clock, at, connection),
+                    OutputFormat::Text => writer.text(out, clock, at, connection),
+                },
+            );
+        },
+    )?;
+    privileges::drop_all()?;
+    session.text_header(|out| writer.text_header(out));
+    session.attached(&format!(
+        "{} (connect-trace, backend {}, {})",
+        tracer.hooks.join(", "),
+        tracer.backend.name(),
+        buffer.name()
+    ))?;
+
+    session.run_events(&source)?;
+    let duration = session.stop.elapsed();
+    drop(tracer.links);
+    crate::attach::synchronize();
+    session.drain_rest(&source)?;
+    let (matched, lost) = maps
+        .bss_data
+        .as_deref()
+        .map_or((0, 0), skel::connect_counters);
+    let summary = Summary {
+        exit_reason: session.exit_reason().name(),
+        ..delivery.summary("connect-trace", duration, matched, lost, 0)
+    };
+    session.finish(&summary)
+}
+
+/// The ways to look at connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// fentry and fexit on the connect functions.
+    Fentry,
+    /// kprobe and kretprobe on them.
+    Kprobe,
+    /// The state tracepoint alone.
+    Tracepoint,
+}
+
+impl Backend {
+    /// As it is spelled on the command line and in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fentry => "fentry",
+            Self::Kprobe => "kprobe",
+            Self::Tracepoint => "tracepoint",
+        }
+    }
+}
+
+/// The backends to try, in order.
+fn candidates(choice: BackendChoice) -> &'static [Backend] {
+    match choice {
+        BackendChoice::Auto => &[Backend::Fentry, Backend::Kprobe, Backend::Tracepoint],
+        BackendChoice::Fentry => &[Backend::Fentry],
+        BackendChoice::Kprobe => &[Backend::Kprobe],
+        BackendChoice::Tracepoint => &[Backend::Tracepoint],
+    }
+}
+
+/// Programs that are loaded and attached.
+struct Tracer<'obj> {
+    backend: Backend,
+    skel: ConnectTraceSkel<'obj>,
+    links: Vec<Link>,
+    hooks: Vec<&'static str>,
+}
+
+/// What to load for a backend.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    backend: Backend,
+    /// tcp_v6_connect is there.
+    ipv6: bool,
+    /// The hook that sees accepts, if any.
+    accept: Accept,
+    /// bpf_probe_read_kernel is allowed.
+    may_probe_read: bool,
+}
+
+/// How accepts are seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Accept {
+    /// Not asked for, or only as the establishment of an incoming connection.
+    Unhooked,
+    /// fexit on inet_csk_accept with four arguments, before Linux 6.10.
+    FourArguments,
+    /// The same with two.
+    TwoArguments,
+    /// kretprobe.
+    Kretprobe,
+}
+
+/// Loads and attaches the first backend that works.
+fn choose<'obj>(
+    args: &ConnectTraceArgs,
+    buffer: BufferKind,
+    storage: &'obj mut [MaybeUninit<OpenObject>],
+    notices: Notices,
+) -> Result<Tracer<'obj>, Failure> {
+    let btf = Btf::from_vmlinux().map_err(|error| {
+        Failure::from(anyhow::Error::new(error).context("failed to read the kernel's types")).hint(
+            "connect-trace needs a kernel with CONFIG_DEBUG_INFO_BTF; packet commands work without",
+        )
+    })?;
+    let ipv6 = btf.type_by_name::<Func<'_>>("tcp_v6_connect").is_some();
+    if !ipv6 {
+        notices.notice(
+            "this kernel has no tcp_v6_connect: IPv6 is seen by the state tracepoint alone",
+        );
+    }
+    let mut storage = storage.iter_mut();
+    let mut last = None;
+    for backend in candidates(args.backend) {
+        let mut plan = Plan {
+            backend: *backend,
+            ipv6,
+            accept: accept_hook(*backend, args, &btf),
+            may_probe_read: *backend != Backend::Tracepoint,
+        };
+        loop {
+            let storage = storage.next().context("too many attempts to attach")?;
+            match Tracer::attach(plan, args, buffer, storage) {
+                Ok(tracer) => {
+                    if args.accept && plan.accept == Accept::Unhooked {
+                        notices.notice("this backend sees incoming connections as they are established, without the process that will accept them");
+                    }
+                    return Ok(tracer);
+                }
+                Err(failure) => {
+                    notices.detail(&format!(
+                        "backend {} can't be used: {:#}",
+                        backend.name(),
+                        failure.error
+                    ));
+                    let retry =
+                        *backend == Backend::Fentry && plan.may_probe_read && is_invalid(&failure);
+                    last = Some(failure);
+                    if !retry {
+                        break;
+                    }
+                    // Under lockdown=confidentiality only what BTF pointers reach may be read.
+                    plan.may_probe_read = false;
+                }
+            }
+        }
+    }
+    Err(last.context("there is no backend to try")?)
+}
+
+fn is_invalid(failure: &Failure) -> bool {
+    failure
+        .error
+        .downcast_ref::<libbpf_rs::Error>()
+        .is_some_and(|error| error.kind() == ErrorKind::InvalidInput)
+}
+
+/// The hook for `--accept`. How many arguments inet_csk_accept has, its BTF tells.
+fn accept_hook(backend: Backend, args: &ConnectTraceArgs, btf: &Btf<'_>) -> Accept {
+    let arguments = || {
+        let function = btf.type_by_name::<Func<'_>>("inet_csk_accept")?;
+        let prototype = FuncProto::try_from(function.referenced_type()).ok()?;
+        Some(prototype.iter().count())
+    };
+    match (args.accept, backend) {
+        (true, Backend::Kprobe) => Accept::Kretprobe,
+        (true, Backend::Fentry) => match arguments() {
+            Some(4) => Accept::FourArguments,
+            Some(2) => Accept::TwoArguments,
+            _ => Accept::Unhooked,
+        },
+        _ => Accept::Unhooked,
+    }
+}
+
+impl<'obj> Tracer<'obj> {
+    fn attach(
+        plan: Plan,
+        args: &ConnectTraceArgs,
+        buffer: BufferKind,
+        storage: &'obj mut MaybeUninit<OpenObject>,
+    ) -> Result<Self, Failure> {
+        let mut open = ConnectTraceSkelBuilder::default()
+            .open(storage)
+            .context("failed to open the programs")?;
+        let rodata = open
+            .maps
+            .rodata_data
+            .as_deref_mut()
+            .context("the programs have no settings")?;
+        rodata.wanted_kinds = wanted_kinds(args);
+        rodata.accept_is_hooked = plan.accept != Accept::Unhooked;
+        rodata.may_probe_read = plan.may_probe_read;
+        rodata.use_perf_buffer = buffer == BufferKind::Perf;
+        let mut process_filter = 0;
+        let sets = [
+            (
+                &mut open.maps.pids,
+                args.pid.len(),
+                ProcessFilter::FILTER_PID,
+            ),
+            (
+                &mut open.maps.uids,
+                args.uid.len(),
+                ProcessFilter::FILTER_UID,
+            ),
+            (
+                &mut open.maps.comms,
+                args.comm.len(),
+                ProcessFilter::FILTER_COMM,
+            ),
+        ];
+        for (map, len, part) in sets {
+            if size_set(map, len)? {
+                process_filter |= part.0;
+            }
+        }
+        rodata.process_filter = ProcessFilter(process_filter);
+        args.addresses
+            .filter()
+            .configure(filter_slots!(open, rodata))?;
+        let maps = &mut open.maps;
+        buffer.configure(&args.buffer, &mut maps.ring, &mut maps.perf)?;
+        maps.connections
+            .set_max_entries(if args.close { OPEN_MAX } else { WAITING_MAX })?;
+        maps.calls.set_autocreate(plan.backend == Backend::Kprobe)?;
+        select_programs(plan, &mut open.progs);
+        let what = format!(
+            "failed to load the connect-trace program (backend {})",
+            plan.backend.name()
+        );
+        let skel = open.load().map_err(|error| load::failure(&what, error))?;
+        fill_sets(args, &skel)?;
+        let (links, hooks) = attach_programs(plan, &skel)?;
+        Ok(Self {
+            backend: plan.backend,
+            skel,
+            links,
+            hooks,
+        })
+    }
+}
+
+fn wanted_kinds(args: &ConnectTraceArgs) -> u32 {
+    let mut kinds = vec![ConnectKind::CONNECT_FAILED];
+    if !args.failed {
+        kinds.extend([
+            ConnectKind::CONNECT_ATTEMPT,
+            ConnectKind::CONNECT_ESTABLISHED,
+        ]);
+    }
+    if args.accept {
+        kinds.push(ConnectKind::CONNECT_ACCEPTED);
+    }
+    if args.close {
+        kinds.push(ConnectKind::CONNECT_CLOSED);
+    }
+    kinds.into_iter().fold(0, |bits, kind| bits | 1 << kind.0)
+}
+
+/// Sizes the table of a list, or leaves it out; true if the list was given.
+fn size_set(map: &mut OpenMapMut<'_>, len: usize) -> Result<bool> {
+    if len == 0 {
+        map.set_autocreate(false)?;
+    } else {
+        map.set_max_entries(u32::try_from(len)?)?;
+    }
+    Ok(len > 0)
+}
+
+fn fill_sets(args: &ConnectTraceArgs, skel: &ConnectTraceSkel<'_>) -> Result<()> {
+    let add = |map: &MapMut<'_>, key: &[u8]| {
+        map.update(key, &[1], MapFlags::ANY)
+            .context("failed to fill the filter on processes")
+    };
+    for pid in &args.pid {
+        add(&skel.maps.pids, &pid.to_ne_bytes())?;
+    }
+    for uid in &args.uid {
+        add(&skel.maps.uids, &uid.to_ne_bytes())?;
+    }
+    for comm in &args.comm {
+        let mut key = CommKey::default();
+        key.comm[..comm.len()].copy_from_slice(comm.as_bytes());
+        add(&skel.maps.comms, skel::key_bytes(&key))?;
+    }
+    args.addresses.filter().fill(filter_tries!(skel))
+}
+
+/// Loads what the plan needs and nothing else.
+fn select_programs(plan: Plan, progs: &mut OpenConnectTraceProgs<'_>) {
+    let fentry = plan.backend == Backend::Fentry;
+    let kprobe = plan.backend == Backend::Kprobe;
+    for (program, wanted) in [
+        (&mut progs.enter_tcp_v4_connect, fentry),
+        (&mut progs.exit_tcp_v4_connect, fentry),
+        (&mut progs.enter_tcp_v6_connect, fentry && plan.ipv6),
+        (&mut progs.exit_tcp_v6_connect, fentry && plan.ipv6),
+        (&mut progs.kprobe_tcp_v4_connect, kprobe),
+        (&mut progs.kretprobe_tcp_v4_connect, kprobe),
+        (&mut progs.kprobe_tcp_v6_connect, kprobe && plan.ipv6),
+        (&mut progs.kretprobe_tcp_v6_connect, kprobe && plan.ipv6),
+        (
+            &mut progs.exit_accept_4,
+            plan.accept == Accept::FourArguments,
+        ),
+        (
+            &mut progs.exit_accept_2,
+            plan.accept == Accept::TwoArguments,
+        ),
+        (
+            &mut progs.kretprobe_accept,
+            plan.accept == Accept::Kretprobe,
+        ),
+    ] {
+        program.set_autoload(wanted);
+    }
+}
+
+/// Attaches what was loaded. The state tracepoint is last: what it sees then, the others see too.
+fn attach_programs(
+    plan: Plan,
+    skel: &ConnectTraceSkel<'_>,
+) -> Result<(Vec<Link>, Vec<&'static str>), Failure> {
+    let progs = &skel.progs;
+    let mut links = Vec::new();
+    let mut hooks = Vec::new();
+    let mut keep = |hook, link: libbpf_rs::Result<Link>| match link {
+        Ok(link) => {
+            links.push(link);
+            hooks.push(hook);
+            Ok(())
+        }
+        Err(error) => Err(load::failure(&format!("failed to attach {hook}"), error)),
+    };
+    match plan.backend {
+        Backend::Fentry => {
+            keep(
+                "fexit tcp_v4_connect",
+                progs.exit_tcp_v4_connect.attach_trace(),
+            )?;
+            keep(
+                "fentry tcp_v4_connect",
+                progs.enter_tcp_v4_connect.attach_trace(),
+            )?;
+            if plan.ipv6 {
+                keep(
+                    "fexit tcp_v6_connect",
+                    progs.exit_tcp_v6_connect.attach_trace(),
+                )?;
+                keep(
+                    "fentry tcp_v6_connect",
+                    progs.enter_tcp_v6_connect.attach_trace(),
+                )?;
+            }
+        }
+        Backend::Kprobe => {
+            let (v4, v6) = ("tcp_v4_connect", "tcp_v6_connect");
+            keep(
+                "kretprobe tcp_v4_connect",
+                progs.kretprobe_tcp_v4_connect.attach_kprobe(true, v4),
+            )?;
+            keep(
+                "kprobe tcp_v4_connect",
+                progs.kprobe_tcp_v4_connect.attach_kprobe(false, v4),
+            )?;
+            if plan.ipv6 {
+                keep(
+                    "kretprobe tcp_v6_connect",
+                    progs.kretprobe_tcp_v6_connect.attach_kprobe(true, v6),
+                )?;
+                keep(
+                    "kprobe tcp_v6_connect",
+                    progs.kprobe_tcp_v6_connect.attach_kprobe(false, v6),
+                )?;
+            }
+        }
+        Backend::Tracepoint => {}
+    }
+    match plan.accept {
+        Accept::FourArguments => keep("fexit inet_csk_accept", progs.exit_accept_4.attach_trace())?,
+        Accept::TwoArguments => keep("fexit inet_csk_accept", progs.exit_accept_2.attach_trace())?,
+        Accept::Kretprobe => {
+            let link = progs
+                .kretprobe_accept
+                .attach_kprobe(true, "inet_csk_accept");
+            keep("kretprobe inet_csk_accept", link)?;
+        }
+        Accept::Unhooked => {}
+    }
+    keep(
+        "tracepoint inet_sock_set_state",
+        progs.on_state_change.attach_trace(),
+    )?;
+    Ok((links, hooks))
+}

@@ -1,0 +1,628 @@
+//! `syn-count`: counts incoming SYNs per interval.
+
+use std::mem::MaybeUninit;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use caps::Capability;
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{MapCore, MapFlags, OpenObject, ProgramInput};
+
+use super::replay::{self, Prepared, Replayed};
+use crate::attach::load;
+use crate::attach::tc::{self, Direction, TcLink};
+use crate::attach::xdp::{self, XdpMode};
+use crate::capture::Frame;
+use crate::cli::{CountBy, CountMode, OutputFormat, SynCountArgs};
+use crate::failure::{Exit, Failure};
+use crate::filter::{Filter, FlagsRule};
+use crate::host::features::Snapshot;
+use crate::host::interfaces::{Interface, LinkLayer};
+use crate::host::privileges;
+use crate::notice::Notices;
+use crate::output::clock::UnixNanos;
+use crate::output::count::{Alert, Count, CountWriter, Interval};
+use crate::output::packet::iface_width;
+use crate::output::summary::Summary;
+use crate::session::{Output, Session, Wake};
+use crate::skel::syn_count::{SynCountSkel, SynCountSkelBuilder};
+use crate::skel::{self, CountByKey, CountKey, PacketCounters};
+use crate::tally::{Alerts, Key, Tally};
+use crate::{filter_slots, filter_tries};
+
+/// Runs the command.
+///
+/// # Errors
+/// As SPEC's exit codes: wrong options, or something that can't be attached or written.
+pub fn run(args: &SynCountArgs) -> Result<Exit, Failure> {
+    let filter = args.packets.filter(FlagsRule::default());
+    filter.check_syn().map_err(|error| {
+        Failure::usage(format!("invalid value for '--flags': {error}"))
+            .hint("leave syn and !ack to syn-count; port-monitor --flags shows other packets")
+    })?;
+    if let Some(file) = &args.packets.read {
+        return replay_file(args, &filter, file);
+    }
+
+    let mut session = Session::new(&args.output, &args.stop)?;
+    let interfaces = session.interfaces(&args.packets.interfaces)?;
+    let cpus = load::possible_cpus()?;
+
+    let mut storage = interfaces
+        .iter()
+        .map(|_| MaybeUninit::uninit())
+        .collect::<Vec<_>>();
+    let mut counters = Vec::new();
+    for (interface, storage) in interfaces.iter().zip(&mut storage) {
+        counters.push(Counter::attach(
+            args,
+            &filter,
+            interface,
+            storage,
+            cpus,
+            session.notices,
+        )?);
+    }
+    give_up_privileges(&counters)?;
+    session.attached(&describe(&counters))?;
+
+    let writer = CountWriter {
+        iface_width: iface_width(interfaces.iter().map(|interface| interface.name.as_str())),
+        with_keys: args.by.is_some() || args.alert.is_some(),
+    };
+    session.text_header(|out| writer.text_header(out));
+    run_intervals(&mut session, args, &writer, &mut counters)?;
+
+    let duration = session.stop.elapsed();
+    for counter in &mut counters {
+        counter.detach();
+    }
+    crate::attach::synchronize();
+    let mut total = PacketCounters::default();
+    for counter in &counters {
+        total.add(&counter.program.counters());
+    }
+    session.finish(&summary(&session, duration, total))
+}
+
+fn summary(session: &Session, duration: Duration, counters: PacketCounters) -> Summary {
+    Summary {
+        command: "syn-count",
+        duration_s: duration.as_secs_f64(),
+        // A SYN that is counted has reached the user: nothing is queued, so nothing is lost.
+        matched: counters.matched,
+        emitted: counters.matched,
+        lost: 0,
+        suppressed: 0,
+        exit_reason: session.exit_reason().name(),
+        packets: Some(counters),
+        syn_total: Some(counters.matched),
+    }
+}
+
+/// Prints a line for each interface at the end of each interval, and of the last one.
+fn run_intervals(
+    session: &mut Session,
+    args: &SynCountArgs,
+    writer: &CountWriter,
+    counters: &mut [Counter<'_>],
+) -> Result<()> {
+    let mut started = Instant::now();
+    let mut due = started + args.interval;
+    loop {
+        let wake = session.wait(None, Some(due))?;
+        let elapsed = started.elapsed();
+        if wake == Wake::Timer {
+            started = Instant::now();
+            // After a pause of the whole machine the missed intervals are one long one.
+            due = (due + args.interval).max(started);
+        }
+        let at = session.output.borrow().clock.now();
+        for counter in &mut *counters {
+            counter.report(session, writer, at, elapsed)?;
+        }
+        session.output.borrow_mut().sink.flush(&session.stop);
+        if wake == Wake::Stop {
+            return Ok(());
+        }
+    }
+}
+
+/// What was attached, for the `attached:` line.
+fn describe(counters: &[Counter<'_>]) -> String {
+    let mut text = String::new();
+    for (i, counter) in counters.iter().enumerate() {
+        if i > 0 {
+            text += ", ";
+        }
+        text += &match &counter.link {
+            Some(Link::Xdp(_)) => format!("xdp {} on {}", counter.mode, counter.name),
+            Some(Link::Tc(link)) => format!("tc ingress ({}) on {}", link.kind(), counter.name),
+            None => String::new(),
+        };
+    }
+    text + " (syn-count, per-CPU counters)"
+}
+
+/// Keeps what the rest of the run needs, which is nothing where links are used: counts are read
+/// from mapped memory. A table of keys is read by bpf(2), which before 5.19 asks for CAP_BPF.
+fn give_up_privileges(counters: &[Counter<'_>]) -> Result<()> {
+    let reads_table = |counter: &Counter<'_>| {
+        counter
+            .program
+            .skel
+            .maps
+            .counts
+            .lookup(&[0; 20], MapFlags::ANY)
+            .is_ok()
+    };
+    let mut keep = Vec::new();
+    let with_table = counters.iter().filter(|counter| counter.tally.is_some());
+    for counter in with_table {
+        if !privileges::without_capabilities(|| reads_table(counter))? {
+            keep.push(Capability::CAP_BPF);
+            break;
+        }
+    }
+    if counters
+        .iter()
+        .any(|counter| matches!(&counter.link, Some(Link::Tc(link)) if link.needs_privileges()))
+    {
+        keep.push(Capability::CAP_NET_ADMIN);
+    }
+    privileges::drop_all_but(&keep)
+}
+
+/// What keeps a program attached.
+enum Link {
+    Xdp(#[allow(dead_code, reason = "it detaches when it is dropped")] OwnedFd),
+    Tc(TcLink),
+}
+
+/// A program that counts on one interface.
+struct Counter<'a> {
+    name: String,
+    mode: &'static str,
+    link: Option<Link>,
+    program: Program<'a>,
+    last: u64,
+    tally: Option<Tally>,
+    alerts: Option<Alerts>,
+}
+
+impl<'a> Counter<'a> {
+    fn attach(
+        args: &SynCountArgs,
+        filter: &Filter,
+        interface: &Interface,
+        storage: &'a mut MaybeUninit<OpenObject>,
+        cpus: usize,
+        notices: Notices,
+    ) -> Result<Self, Failure> {
+        let source = if args.mode == CountMode::Tc {
+            Source::Tc
+        } else {
+            Source::Xdp
+        };
+        let raw_ip = interface.link_layer == LinkLayer::None;
+        let program = Program::load(args, filter, source, raw_ip, false, storage, cpus)?;
+        let modes: &[XdpMode] = match args.mode {
+            CountMode::Auto => &[XdpMode::Native, XdpMode::Generic],
+            CountMode::Native => &[XdpMode::Native],
+            CountMode::Generic => &[XdpMode::Generic],
+            CountMode::Tc => &[],
+        };
+        let (link, mode) = if modes.is_empty() {
+            let fd = program.skel.progs.syn_count_tc.as_fd();
+            (
+                Link::Tc(tc::attach(fd, interface, Direction::Ingress, notices)?),
+                "tc",
+            )
+        } else {
+            let before = Snapshot::take(interface);
+            let fd = if program.has_frags {
+                program.skel.progs.syn_count_xdp_frags.as_fd()
+            } else {
+                program.skel.progs.syn_count_xdp.as_fd()
+            };
+            let (link, mode, refused) = xdp::attach(fd, interface, modes)?;
+            if let Some(why) = refused {
+                notices.detail(&format!(
+                    "{}: {why}, so generic XDP is used",
+                    interface.name
+                ));
+            }
+            if mode == XdpMode::Native {
+                tell_changes(interface, before, notices);
+            }
+            (Link::Xdp(link), mode.name())
+        };
+        Ok(Self {
+            name: interface.name.clone(),
+            mode,
+            link: Some(link),
+            program,
+            last: 0,
+            tally: tally(args),
+            alerts: args.alert.map(Alerts::new),
+        })
+    }
+
+    fn detach(&mut self) {
+        self.link = None;
+    }
+
+    fn report(
+        &mut self,
+        session: &Session,
+        writer: &CountWriter,
+        at: UnixNanos,
+        elapsed: Duration,
+    ) -> Result<()> {
+        let counters = self.program.counters();
+        let count = count_since(self.last, counters.matched, elapsed);
+        self.last = counters.matched;
+        if let Some(tally) = &mut self.tally {
+            self.program.read_keys(tally, elapsed)?;
+        }
+        report(
+            session,
+            writer,
+            at,
+            elapsed,
+            &Report {
+                iface: Some(&self.name),
+                mode: self.mode,
+                count,
+                untracked: counters.untracked,
+            },
+            self.tally.as_ref(),
+            self.alerts.as_mut(),
+        );
+        Ok(())
+    }
+}
+
+fn tally(args: &SynCountArgs) -> Option<Tally> {
+    // An alert is about sources unless another key is asked for.
+    let by = args.by.or(args.alert.map(|_| CountBy::Saddr))?;
+    Some(Tally::new(by, args.by.map_or(0, |_| args.top)))
+}
+
+/// What native XDP does to an interface besides running a program is said, never hidden.
+fn tell_changes(interface: &Interface, before: Result<Snapshot>, notices: Notices) {
+    let changes =
+        before.and_then(|before| Ok((Snapshot::take(interface)?.changes_since(&before), before)));
+    match changes {
+        Ok((changes, before)) => {
+            for change in changes {
+                notices.notice(&format!(
+                    "native XDP changed {change}; it is restored at the end"
+                ));
+            }
+            if before.has_unseen_peer() {
+                notices.notice(&format!(
+                    "native XDP on {} turns off TSO and GSO of its peer in another network namespace until the end; --mode generic and tc don't",
+                    interface.name
+                ));
+            }
+        }
+        Err(error) => notices.detail(&format!("can't tell what native XDP changed: {error:#}")),
+    }
+}
+
+struct Report<'a> {
+    iface: Option<&'a str>,
+    mode: &'a str,
+    count: Count,
+    untracked: u64,
+}
+
+fn count_since(last: u64, total: u64, elapsed: Duration) -> Count {
+    let delta = total - last;
+    Count {
+        total,
+        delta,
+        rate: delta as f64 / elapsed.as_secs_f64().max(1e-9),
+    }
+}
+
+/// Writes the lines of an interval, then those of the alerts that it raised or cleared.
+fn report(
+    session: &Session,
+    writer: &CountWriter,
+    at: UnixNanos,
+    elapsed: Duration,
+    report: &Report<'_>,
+    tally: Option<&Tally>,
+    alerts: Option<&mut Alerts>,
+) {
+    let top = tally
+        .filter(|tally| tally.top > 0)
+        .map(|tally| (tally.by.name(), tally.busiest()));
+    let interval = Interval {
+        iface: report.iface,
+        mode: report.mode,
+        seconds: elapsed.as_secs_f64(),
+        count: report.count,
+        by: top
+            .as_ref()
+            .map(|(by, top)| (*by, top.as_slice(), report.untracked)),
+    };
+    let mut output = session.output.borrow_mut();
+    let Output { sink, clock } = &mut *output;
+    match session.format {
+        OutputFormat::Json => {
+            sink.line(&session.stop, |out| writer.json(out, clock, at, &interval))
+        }
+        OutputFormat::Text => {
+            sink.line(&session.stop, |out| writer.text(out, clock, at, &interval))
+        }
+    };
+    let (Some(alerts), Some(tally)) = (alerts, tally) else {
+        return;
+    };
+    for change in alerts.update(tally) {
+        let alert = Alert {
+            iface: report.iface,
+            raised: change.raised,
+            key: &change.key,
+            rate: change.rate,
+            threshold: alerts.threshold,
+        };
+        match session.format {
+            OutputFormat::Json => sink.line(&session.stop, |out| {
+                writer.json_alert(out, clock, at, &alert)
+            }),
+            OutputFormat::Text => sink.line(&session.stop, |out| {
+                writer.text_alert(out, clock, at, report.mode, &alert);
+            }),
+        };
+    }
+}
+
+/// Which of the programs is loaded.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Xdp,
+    Tc,
+}
+
+/// The loaded programs of one interface, or of a replay.
+struct Program<'a> {
+    skel: SynCountSkel<'a>,
+    has_frags: bool,
+    cpus: usize,
+}
+
+impl<'a> Program<'a> {
+    fn load(
+        args: &SynCountArgs,
+        filter: &Filter,
+        source: Source,
+        raw_ip: bool,
+        replay: bool,
+        storage: &'a mut MaybeUninit<OpenObject>,
+        cpus: usize,
+    ) -> Result<Self, Failure> {
+        // Multi-buffer XDP is found by trying: before 5.18 the kernel refuses its flag.
+        let has_frags = source == Source::Xdp && knows_xdp_frags();
+        let mut open = SynCountSkelBuilder::default()
+            .open(storage)
+            .context("failed to open the programs")?;
+        let rodata = open
+            .maps
+            .rodata_data
+            .as_deref_mut()
+            .context("the programs have no settings")?;
+        rodata.link_is_raw_ip = raw_ip;
+        rodata.replay = replay;
+        let tally = tally(args);
+        rodata.count_by = match tally.as_ref().map(|tally| tally.by) {
+            None => CountByKey::COUNT_BY_NOTHING,
+            Some(CountBy::Saddr) => CountByKey::COUNT_BY_SADDR,
+            Some(CountBy::Daddr) => CountByKey::COUNT_BY_DADDR,
+            Some(CountBy::Dport) => CountByKey::COUNT_BY_DPORT,
+        };
+        filter.configure(filter_slots!(open, rodata))?;
+        open.maps.counts.set_autocreate(tally.is_some())?;
+        open.progs
+            .syn_count_xdp_frags
+            .set_autoload(source == Source::Xdp && has_frags);
+        open.progs
+            .syn_count_xdp
+            .set_autoload(source == Source::Xdp && !has_frags);
+        open.progs.syn_count_tc.set_autoload(source == Source::Tc);
+        let skel = open
+            .load()
+            .map_err(|error| load::failure("failed to load the syn-count program", error))?;
+        filter.fill(filter_tries!(skel))?;
+        Ok(Self {
+            skel,
+            has_frags,
+            cpus,
+        })
+    }
+
+    fn counters(&self) -> PacketCounters {
+        match self.skel.maps.bss_counters_data.as_deref() {
+            Some(bss) => skel::syn_count_counters(bss, self.cpus),
+            None => PacketCounters::default(),
+        }
+    }
+
+    /// Brings the tally up to date with the table in the kernel.
+    fn read_keys(&self, tally: &mut Tally, elapsed: Duration) -> Result<()> {
+        let counts = &self.skel.maps.counts;
+        tally.begin(elapsed);
+        for key in counts.keys() {
+            let value = counts
+                .lookup(&key, MapFlags::ANY)
+                .context("failed to read the table of keys")?;
+            let (Some(key), Some(total)) =
+                (decode_key(&key), value.as_deref().and_then(decode_count))
+            else {
+                continue;
+            };
+            tally.count(key, total);
+        }
+        Ok(())
+    }
+}
+
+/// Whether the kernel takes a multi-buffer XDP program: a kernel that does has the helper too.
+fn knows_xdp_frags() -> bool {
+    // BPF_FUNC_xdp_load_bytes came with the flag, in 5.18.
+    !matches!(
+        libbpf_rs::ProgramType::Xdp.is_helper_supported(libbpf_sys::BPF_FUNC_xdp_load_bytes),
+        Ok(false)
+    )
+}
+
+fn decode_count(bytes: &[u8]) -> Option<u64> {
+    bytes.try_into().ok().map(u64::from_ne_bytes)
+}
+
+/// A key of the table as text that sorts and prints: an address, or a port.
+fn decode_key(bytes: &[u8]) -> Option<Key> {
+    let mut key = CountKey::default();
+    plain::copy_from_bytes(&mut key, bytes).ok()?;
+    Some(match key.family {
+        4 => Key::Address(Ipv4Addr::new(key.addr[0], key.addr[1], key.addr[2], key.addr[3]).into()),
+        6 => Key::Address(Ipv6Addr::from(key.addr).into()),
+        _ => Key::Port(key.port),
+    })
+}
+
+/// Counts the SYNs of a capture file; intervals are those of its times.
+fn replay_file(args: &SynCountArgs, filter: &Filter, file: &Path) -> Result<Exit, Failure> {
+    // Opened first: while it waits for a FIFO's writer, signals still end the process.
+    let mut capture = replay::open(file)?;
+    let mut session = Session::new(&args.output, &args.stop)?;
+    let source = if args.mode == CountMode::Tc {
+        Source::Tc
+    } else {
+        Source::Xdp
+    };
+    let mut storage = MaybeUninit::uninit();
+    let program = Program::load(
+        args,
+        filter,
+        source,
+        false,
+        true,
+        &mut storage,
+        load::possible_cpus()?,
+    )?;
+    session.stop.listen()?;
+    let writer = CountWriter {
+        iface_width: iface_width([]),
+        with_keys: args.by.is_some() || args.alert.is_some(),
+    };
+    session.text_header(|out| writer.text_header(out));
+
+    let mut replay = Replay {
+        program,
+        source,
+        writer: &writer,
+        interval: i64::try_from(args.interval.as_nanos()).unwrap_or(i64::MAX),
+        started: None,
+        latest: 0,
+        last: 0,
+        tally: tally(args),
+        alerts: args.alert.map(Alerts::new),
+    };
+    let file_error = replay::run(&mut session, &mut capture, &mut replay)?;
+    if let Some(started) = replay.started {
+        replay.close_interval(&session, replay.latest.saturating_sub(started))?;
+    }
+    session.output.borrow_mut().sink.flush(&session.stop);
+    let counters = replay.program.counters();
+    let summary = summary(&session, session.stop.elapsed(), counters);
+    let exit = session.finish(&summary)?;
+    file_error.map_or(Ok(exit), Err)
+}
+
+/// A replay in progress. Times are UNIX times in ns, lengths ns.
+struct Replay<'a> {
+    program: Program<'a>,
+    source: Source,
+    writer: &'a CountWriter,
+    interval: i64,
+    /// When the interval began that runs; `None` before the first frame.
+    started: Option<UnixNanos>,
+    latest: UnixNanos,
+    last: u64,
+    tally: Option<Tally>,
+    alerts: Option<Alerts>,
+}
+
+impl Replay<'_> {
+    /// Reports an interval of this length, in ns. A file may hold no time at all between its
+    /// first frame and its last; rates are then those of a whole interval.
+    fn close_interval(&mut self, session: &Session, length: i64) -> Result<()> {
+        let length = if length > 0 { length } else { self.interval };
+        let elapsed = Duration::from_nanos(length.unsigned_abs());
+        let counters = self.program.counters();
+        let count = count_since(self.last, counters.matched, elapsed);
+        self.last = counters.matched;
+        if let Some(tally) = &mut self.tally {
+            self.program.read_keys(tally, elapsed)?;
+        }
+        let interval = Report {
+            iface: None,
+            mode: "replay",
+            count,
+            untracked: counters.untracked,
+        };
+        let at = self.started.unwrap_or(self.latest).saturating_add(length);
+        report(
+            session,
+            self.writer,
+            at,
+            elapsed,
+            &interval,
+            self.tally.as_ref(),
+            self.alerts.as_mut(),
+        );
+        Ok(())
+    }
+}
+
+impl Replayed for Replay<'_> {
+    fn run(
+        &mut self,
+        session: &Session,
+        _: &Frame<'_>,
+        prepared: &Prepared<'_>,
+        input: ProgramInput<'_>,
+    ) -> Result<()> {
+        let started = *self.started.get_or_insert(prepared.at);
+        let passed = prepared.at.saturating_sub(started);
+        if passed >= self.interval {
+            self.close_interval(session, self.interval)?;
+            // Intervals without a frame are left out: a file may skip over years.
+            let whole = passed / self.interval * self.interval;
+            self.started = Some(started.saturating_add(whole));
+        }
+        self.latest = self.latest.max(prepared.at);
+        let bss = self
+            .program
+            .skel
+            .maps
+            .bss_replay_data
+            .as_deref_mut()
+            .context("the program has no place for the frame's length")?;
+        skel::set_syn_count_replay(bss, prepared.len, prepared.beyond);
+        let progs = &self.program.skel.progs;
+        match (self.source, self.program.has_frags) {
+            (Source::Tc, _) => progs.syn_count_tc.test_run(input)?,
+            (Source::Xdp, true) => progs.syn_count_xdp_frags.test_run(input)?,
+            (Source::Xdp, false) => progs.syn_count_xdp.test_run(input)?,
+        };
+        Ok(())
+    }
+}

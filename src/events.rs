@@ -1,0 +1,152 @@
+//! Events from the kernel: the ring buffer, or the perf event array on kernels before 5.8.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use libbpf_rs::{MapMut, OpenMapMut, PerfBuffer, PerfBufferBuilder, RingBuffer, RingBufferBuilder};
+
+use crate::cli::{BufferArgs, BufferChoice};
+
+/// The kind of buffer in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BufferKind {
+    /// One ring for all CPUs.
+    Ring,
+    /// One buffer a CPU.
+    Perf,
+}
+
+impl BufferKind {
+    /// The kind to use. Which one the kernel has is found by trying.
+    ///
+    /// # Errors
+    /// The kernel can't be asked.
+    pub fn choose(choice: BufferChoice) -> Result<Self> {
+        Ok(match choice {
+            BufferChoice::Ring => Self::Ring,
+            BufferChoice::Perf => Self::Perf,
+            BufferChoice::Auto => {
+                // Without privileges the answer is no as well; loading will tell the true reason.
+                match libbpf_rs::MapType::RingBuf.is_supported() {
+                    Ok(true) | Err(_) => Self::Ring,
+                    Ok(false) => Self::Perf,
+                }
+            }
+        })
+    }
+
+    /// As it is printed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ring => "ring buffer",
+            Self::Perf => "perf buffer",
+        }
+    }
+
+    /// Sizes the buffer that is used, and leaves the other one out.
+    ///
+    /// # Errors
+    /// A map can't be changed.
+    pub fn configure(
+        self,
+        args: &BufferArgs,
+        ring: &mut OpenMapMut<'_>,
+        perf: &mut OpenMapMut<'_>,
+    ) -> Result<()> {
+        match self {
+            Self::Ring => {
+                perf.set_autocreate(false)?;
+                ring.set_max_entries(args.buffer_size)?;
+            }
+            Self::Perf => ring.set_autocreate(false)?,
+        }
+        Ok(())
+    }
+}
+
+/// Where events come from.
+pub enum EventSource<'a> {
+    /// A ring buffer.
+    Ring(RingBuffer<'a>),
+    /// A perf buffer.
+    Perf(PerfBuffer<'a>),
+}
+
+/// Events taken from the ring before the caller looks at its other duties.
+const BATCH: usize = 65_536;
+
+impl<'a> EventSource<'a> {
+    /// Opens the buffer; `on_event` gets each event's bytes.
+    ///
+    /// # Errors
+    /// The buffer can't be mapped.
+    pub fn open(
+        kind: BufferKind,
+        buffer_size: u32,
+        ring: &'a MapMut<'_>,
+        perf: &'a MapMut<'_>,
+        mut on_event: impl FnMut(&[u8]) + 'a,
+    ) -> Result<Self> {
+        match kind {
+            BufferKind::Ring => {
+                let mut builder = RingBufferBuilder::new();
+                builder.add(ring, move |bytes| {
+                    on_event(bytes);
+                    0
+                })?;
+                Ok(Self::Ring(
+                    builder.build().context("failed to map the ring buffer")?,
+                ))
+            }
+            BufferKind::Perf => {
+                let cpus = libbpf_rs::num_possible_cpus()?;
+                let pages = (buffer_size as usize / 4096 / cpus).max(1);
+                let pages = if pages.is_power_of_two() {
+                    pages
+                } else {
+                    pages.next_power_of_two() / 2
+                };
+                let buffer = PerfBufferBuilder::new(perf)
+                    .pages(pages)
+                    // What is lost is counted where it is lost, in the program.
+                    .lost_cb(|_, _: u64| ())
+                    .sample_cb(move |_, bytes: &[u8]| on_event(bytes))
+                    .build()
+                    .context("failed to map the perf buffer")?;
+                Ok(Self::Perf(buffer))
+            }
+        }
+    }
+
+    /// Takes what is there now. True if there may be more.
+    pub fn consume(&self) -> bool {
+        match self {
+            Self::Ring(ring) => ring.consume_raw_n(BATCH) >= BATCH as i32,
+            Self::Perf(perf) => {
+                // It fails only where a callback does, and ours don't.
+                let _ = perf.consume();
+                false
+            }
+        }
+    }
+
+    /// How long to wait after a wake-up before taking events, so that a busy producer need not
+    /// ring for each: while events are pending, the ring buffer rings no bell.
+    pub fn nap(&self) -> Duration {
+        match self {
+            Self::Ring(_) => Duration::from_millis(1),
+            Self::Perf(_) => Duration::ZERO,
+        }
+    }
+}
+
+impl AsFd for EventSource<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        let fd = match self {
+            Self::Ring(ring) => ring.epoll_fd(),
+            Self::Perf(perf) => perf.epoll_fd(),
+        };
+        crate::attach::borrow_fd(self, fd)
+    }
+}

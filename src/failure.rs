@@ -1,0 +1,66 @@
+//! How a run ends: exit codes, and errors that say what to do.
+
+use std::process::ExitCode;
+
+/// Exit status, as documented in the README.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Stopped by a signal, `--duration`, `--count`, the end of a file or a closed pipe.
+    Success,
+    /// Could not attach, the interface went away, output could not be written.
+    Failure,
+    /// The command line is wrong.
+    Usage,
+    /// Ended well, but events were lost and `--strict` was given.
+    Lost,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Success => 0,
+            Exit::Failure => 1,
+            Exit::Usage => 2,
+            Exit::Lost => 3,
+        })
+    }
+}
+
+/// An error on its way to the user: `tcpinspect: what failed: why`, and perhaps a hint.
+#[derive(Debug)]
+pub struct Failure {
+    /// Status the process ends with.
+    pub exit: Exit,
+    /// What failed, and why, as a chain of contexts.
+    pub error: anyhow::Error,
+    /// What the user can do about it.
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// The command line is wrong.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self {
+            exit: Exit::Usage,
+            error: anyhow::Error::msg(message.into()),
+            hint: None,
+        }
+    }
+
+    /// Adds what the user can do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self {
+            exit: Exit::Failure,
+            error: error.into(),
+            hint: None,
+        }
+    }
+}

@@ -1,0 +1,449 @@
+//! Network interfaces: which ones a command line means, and what their frames
+//! begin with.
+
+use std::fmt;
+
+use anyhow::Context;
+use nix::errno::Errno;
+use nix::libc::{
+    self, ARPHRD_ETHER, ARPHRD_IPGRE, ARPHRD_LOOPBACK, ARPHRD_NONE, ARPHRD_PPP, ARPHRD_SIT,
+    ARPHRD_TUNNEL, ARPHRD_TUNNEL6, IFNAMSIZ, RT_TABLE_MAIN, RTM_GETLINK, RTM_GETROUTE, RTN_UNICAST,
+};
+use nix::sys::socket::{SockFlag, SockProtocol};
+
+use super::netlink::{Socket, attributes, push_attribute, read_i32, read_u16, read_u32, text};
+
+// <linux/if_arp.h> has these two, libc has not.
+const ARPHRD_RAWIP: u16 = 519;
+const ARPHRD_IP6GRE: u16 = 823;
+
+// <linux/if_link.h>
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_EXT_MASK: u16 = 29;
+const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_NEW_NETNSID: u16 = 45;
+const IFLA_MAX_MTU: u16 = 51;
+const IFLA_PROP_LIST: u16 = 52;
+const IFLA_ALT_IFNAME: u16 = 53;
+const IFLA_INFO_KIND: u16 = 1;
+const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
+const IFINFOMSG_LEN: usize = 16;
+
+// <linux/rtnetlink.h>
+const RTA_OIF: u16 = 4;
+const RTA_PRIORITY: u16 = 6;
+const RTA_MULTIPATH: u16 = 9;
+const RTA_TABLE: u16 = 15;
+const RTNH_F_DEAD: u32 = 1;
+const RTM_F_CLONED: u32 = 0x200;
+const RTMSG_LEN: usize = 12;
+
+/// The most interfaces that a hint lists.
+const HINT_NAMES: usize = 8;
+
+/// An interface of this network namespace, as it was when it was resolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// The kernel's name for it, never an alternative name.
+    pub name: String,
+    /// Its index, which stays the same when it is renamed.
+    pub index: u32,
+    /// What its frames begin with.
+    pub link_layer: LinkLayer,
+    /// Largest IP packet that it sends, in bytes.
+    pub mtu: u32,
+    /// Whether it is administratively up (`IFF_UP`).
+    pub up: bool,
+}
+
+/// What a frame of an interface begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkLayer {
+    /// An Ethernet header.
+    Ethernet,
+    /// Nothing: the network header comes first (tun, wireguard, PPP, IP
+    /// tunnels).
+    ///
+    /// A TC program must count from the network header
+    /// (`bpf_skb_load_bytes_relative` with `BPF_HDR_START_NET`), not from the
+    /// first byte of the packet. At ingress the packet begins at
+    /// `skb->mac_header`, and the kernel does not keep it apart from the network
+    /// header on each of these devices: with a GRE device that has no fixed remote
+    /// address the packet begins with the outer IP header (`__ipgre_rcv()`; at
+    /// egress too, by `ipgre_header()`), and before Linux 5.14 so it did at
+    /// ingress of most IP tunnels. `skb->len` counts these bytes as well.
+    /// A generic XDP program sees the same bytes and has no way to tell.
+    None,
+    /// Something that can't be decoded here: the `ARPHRD_*` number.
+    Unsupported(u16),
+}
+
+impl LinkLayer {
+    /// Classifies a device type of `<linux/if_arp.h>`.
+    fn from_arphrd(arphrd: u16) -> Self {
+        match arphrd {
+            // The loopback device makes up an Ethernet header of zeros.
+            ARPHRD_ETHER | ARPHRD_LOOPBACK => Self::Ethernet,
+            ARPHRD_NONE | ARPHRD_RAWIP | ARPHRD_PPP | ARPHRD_TUNNEL | ARPHRD_TUNNEL6
+            | ARPHRD_SIT | ARPHRD_IPGRE | ARPHRD_IP6GRE => Self::None,
+            other => Self::Unsupported(other),
+        }
+    }
+}
+
+/// Why the interfaces of a command line could not be resolved.
+#[derive(Debug)]
+pub enum ResolveError {
+    /// The command line is wrong.
+    Usage {
+        /// What is wrong.
+        message: String,
+        /// What would be right, if that can be told.
+        hint: Option<String>,
+    },
+    /// The kernel could not be asked.
+    Failed(anyhow::Error),
+}
+
+impl fmt::Display for ResolveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usage { message, .. } => f.write_str(message),
+            Self::Failed(error) => write!(f, "{error:#}"),
+        }
+    }
+}
+
+impl std::error::Error for ResolveError {}
+
+impl From<anyhow::Error> for ResolveError {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Finds the named interfaces, each once, in the order of their first mention.
+/// Alternative names (`ip link property add … altname`) are understood.
+///
+/// Without names it is the interface of the default route: of IPv4, else of
+/// IPv6, main table, lowest metric. Metrics of the two families are on different
+/// scales, so they are not compared. Without a default route it is `lo`.
+///
+/// # Errors
+///
+/// `Usage` for a name that is no interface here, `Failed` if the kernel can't be
+/// asked.
+pub fn resolve(names: &[String]) -> Result<Vec<Interface>, ResolveError> {
+    let mut socket = route_socket()?;
+    let links = links(&mut socket)?;
+    if names.is_empty() {
+        return Ok(vec![default_interface(&mut socket, &links)?]);
+    }
+    let mut found: Vec<Interface> = Vec::new();
+    for name in names {
+        let link = links
+            .iter()
+            .find(|link| link.answers_to(name))
+            .ok_or_else(|| unknown_interface(name, &links))?;
+        if !found.iter().any(|other| other.index == link.index) {
+            found.push(link.to_interface());
+        }
+    }
+    Ok(found)
+}
+
+fn default_interface(socket: &mut Socket, links: &[Link]) -> Result<Interface, ResolveError> {
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let mut routes = default_routes(socket, family)?;
+        routes.sort_by_key(|route| route.metric);
+        let link = routes
+            .iter()
+            .find_map(|route| links.iter().find(|link| link.index == route.interface));
+        if let Some(link) = link {
+            return Ok(link.to_interface());
+        }
+    }
+    let lo = links.iter().find(|link| link.name == "lo");
+    lo.map(Link::to_interface)
+        .ok_or_else(|| ResolveError::Usage {
+            message: "no interface given, and there is neither a default route nor lo".to_owned(),
+            hint: existing("", links),
+        })
+}
+
+fn unknown_interface(name: &str, links: &[Link]) -> ResolveError {
+    // The name is the user's: escaped, so that it stays on one line.
+    let message = if name.len() >= IFNAMSIZ {
+        format!(
+            "no interface {name:?}: names have at most {} bytes, and it is no alternative name",
+            IFNAMSIZ - 1
+        )
+    } else {
+        format!("no interface {name:?}")
+    };
+    ResolveError::Usage {
+        message,
+        hint: existing(name, links),
+    }
+}
+
+/// A hint that lists interfaces, those first that begin like `name`.
+fn existing(name: &str, links: &[Link]) -> Option<String> {
+    let mut links: Vec<_> = links.iter().collect();
+    links.sort_by_key(|link| {
+        let alike = std::iter::zip(link.name.bytes(), name.bytes());
+        std::cmp::Reverse(alike.take_while(|(a, b)| a == b).count())
+    });
+    let (first, rest) = links.split_at(links.len().min(HINT_NAMES));
+    let names: Vec<_> = first
+        .iter()
+        .map(|link| link.name.escape_debug().to_string())
+        .collect();
+    let more = match rest.len() {
+        0 => String::new(),
+        count => format!(" and {count} more"),
+    };
+    (!names.is_empty()).then(|| format!("there are {}{more}", names.join(", ")))
+}
+
+/// An interface with everything that rtnetlink tells and that is of use here.
+#[derive(Debug, Default)]
+pub(super) struct Link {
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) up: bool,
+    /// Largest MTU that can be set, in bytes; 0 if the device has no limit.
+    pub(super) max_mtu: Option<u32>,
+    /// Index of the other end of a veth pair (or of a lower device).
+    pub(super) peer: Option<u32>,
+    /// The peer is in another network namespace.
+    pub(super) peer_elsewhere: bool,
+    /// `veth`, `tun`, …; empty for physical devices.
+    pub(super) kind: String,
+    /// Only in `RTM_DELLINK`: it was not deleted but moved to another network
+    /// namespace (`__dev_change_net_namespace()`).
+    pub(super) moved: bool,
+    pub(super) alternative_names: Vec<String>,
+    pub(super) arphrd: u16,
+    pub(super) mtu: u32,
+}
+
+impl Link {
+    /// Decodes the payload of an `RTM_NEWLINK` or `RTM_DELLINK` message.
+    pub(super) fn decode(payload: &[u8]) -> Option<Self> {
+        let mut link = Self {
+            arphrd: read_u16(payload, 2)?,
+            index: u32::try_from(read_i32(payload, 4)?).ok()?,
+            up: read_u32(payload, 8)? & 1 != 0,
+            ..Self::default()
+        };
+        for (kind, value) in attributes(payload.get(IFINFOMSG_LEN..)?) {
+            match kind {
+                IFLA_IFNAME => link.name = text(value),
+                IFLA_MTU => link.mtu = read_u32(value, 0)?,
+                IFLA_MAX_MTU => link.max_mtu = read_u32(value, 0),
+                IFLA_LINK => link.peer = read_u32(value, 0),
+                IFLA_LINK_NETNSID => link.peer_elsewhere = true,
+                IFLA_NEW_NETNSID => link.moved = true,
+                IFLA_LINKINFO => {
+                    let kind = attributes(value).find(|&(kind, _)| kind == IFLA_INFO_KIND);
+                    link.kind = kind.map(|(_, value)| text(value)).unwrap_or_default();
+                }
+                IFLA_PROP_LIST => link.alternative_names.extend(
+                    attributes(value)
+                        .filter(|&(kind, _)| kind == IFLA_ALT_IFNAME)
+                        .map(|(_, value)| text(value)),
+                ),
+                _ => {}
+            }
+        }
+        Some(link)
+    }
+
+    fn answers_to(&self, name: &str) -> bool {
+        self.name == name || self.alternative_names.iter().any(|other| other == name)
+    }
+
+    fn to_interface(&self) -> Interface {
+        Interface {
+            name: self.name.clone(),
+            index: self.index,
+            link_layer: LinkLayer::from_arphrd(self.arphrd),
+            mtu: self.mtu,
+            up: self.up,
+        }
+    }
+}
+
+/// Opens a socket for the requests of this module.
+pub(super) fn route_socket() -> anyhow::Result<Socket> {
+    Socket::open(SockProtocol::NetlinkRoute, 0, SockFlag::empty())
+}
+
+fn links(socket: &mut Socket) -> anyhow::Result<Vec<Link>> {
+    socket
+        .dump(RTM_GETLINK, &link_request(0), Link::decode)
+        .context("failed to list the interfaces")
+}
+
+/// The link with this index, or none if there is no such link any more.
+pub(super) fn link_by_index(socket: &mut Socket, index: u32) -> anyhow::Result<Option<Link>> {
+    match socket.get(RTM_GETLINK, &link_request(index)) {
+        Ok(payload) => Ok(Link::decode(&payload)),
+        Err(Errno::ENODEV) => Ok(None),
+        Err(errno) => Err(errno).with_context(|| format!("failed to look up interface {index}")),
+    }
+}
+
+/// The request for one link, or with index 0 for all of them.
+fn link_request(index: u32) -> Vec<u8> {
+    let mut payload = vec![0; 4];
+    payload.extend(index.to_ne_bytes());
+    payload.resize(IFINFOMSG_LEN, 0);
+    push_attribute(
+        &mut payload,
+        IFLA_EXT_MASK,
+        &RTEXT_FILTER_SKIP_STATS.to_ne_bytes(),
+    );
+    payload
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct DefaultRoute {
+    metric: u32,
+    interface: u32,
+}
+
+fn default_routes(socket: &mut Socket, family: i32) -> anyhow::Result<Vec<DefaultRoute>> {
+    let mut payload = vec![0; RTMSG_LEN];
+    if let Some(first) = payload.first_mut() {
+        *first = u8::try_from(family).unwrap_or_default();
+    }
+    match socket.dump(RTM_GETROUTE, &payload, default_route) {
+        // A kernel without IPv6 does not know the family.
+        Err(error) if error.downcast_ref() == Some(&Errno::EOPNOTSUPP) => Ok(Vec::new()),
+        other => other.context("failed to list the routes"),
+    }
+}
+
+/// Decodes an `RTM_NEWROUTE` payload if it is a usable default route of the main
+/// table. Of a multipath route the first hop counts.
+fn default_route(payload: &[u8]) -> Option<DefaultRoute> {
+    let prefix_len = *payload.get(1)?;
+    let mut table = u32::from(*payload.get(4)?);
+    let route_type = *payload.get(7)?;
+    let flags = read_u32(payload, 8)?;
+    let mut metric = 0;
+    let mut interface = None;
+    for (kind, value) in attributes(payload.get(RTMSG_LEN..)?) {
+        match kind {
+            RTA_TABLE => table = read_u32(value, 0)?,
+            RTA_PRIORITY => metric = read_u32(value, 0)?,
+            RTA_OIF => interface = read_u32(value, 0),
+            // struct rtnexthop: length, flags, hops, then the interface.
+            RTA_MULTIPATH if interface.is_none() => interface = read_u32(value, 4),
+            _ => {}
+        }
+    }
+    let usable = prefix_len == 0
+        && table == u32::from(RT_TABLE_MAIN)
+        && route_type == RTN_UNICAST
+        && flags & (RTNH_F_DEAD | RTM_F_CLONED) == 0;
+    usable.then_some(DefaultRoute {
+        metric,
+        interface: interface?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(prefix_len: u8, table: u8, route_type: u8, flags: u32) -> Vec<u8> {
+        let mut payload = vec![2, prefix_len, 0, 0, table, 3, 0, route_type];
+        payload.extend(flags.to_ne_bytes());
+        push_attribute(&mut payload, RTA_PRIORITY, &600_u32.to_ne_bytes());
+        payload
+    }
+
+    fn through(mut payload: Vec<u8>, interface: u32) -> Option<DefaultRoute> {
+        push_attribute(&mut payload, RTA_OIF, &interface.to_ne_bytes());
+        default_route(&payload)
+    }
+
+    #[test]
+    fn only_usable_default_routes_of_the_main_table_count() {
+        let expected = DefaultRoute {
+            metric: 600,
+            interface: 7,
+        };
+        assert_eq!(through(route(0, 254, 1, 0), 7), Some(expected));
+        assert_eq!(through(route(8, 254, 1, 0), 7), None, "not the default");
+        assert_eq!(through(route(0, 255, 1, 0), 7), None, "local table");
+        assert_eq!(through(route(0, 254, 7, 0), 7), None, "unreachable");
+        assert_eq!(through(route(0, 254, 1, 1), 7), None, "dead");
+    }
+
+    #[test]
+    fn a_table_above_255_is_read_from_its_attribute() {
+        let mut payload = route(0, 254, 1, 0);
+        push_attribute(&mut payload, RTA_TABLE, &1000_u32.to_ne_bytes());
+        assert_eq!(through(payload, 7), None);
+    }
+
+    #[test]
+    fn the_first_hop_of_a_multipath_route_counts() {
+        let mut hops = Vec::new();
+        for interface in [9_u32, 10] {
+            hops.extend([8, 0, 0, 0]);
+            hops.extend(interface.to_ne_bytes());
+        }
+        let mut payload = route(0, 254, 1, 0);
+        push_attribute(&mut payload, RTA_MULTIPATH, &hops);
+        let found = default_route(&payload).map(|route| route.interface);
+        assert_eq!(found, Some(9));
+    }
+
+    #[test]
+    fn device_types_are_told_apart() {
+        assert_eq!(LinkLayer::from_arphrd(1), LinkLayer::Ethernet);
+        assert_eq!(LinkLayer::from_arphrd(772), LinkLayer::Ethernet);
+        for raw in [512, 519, 768, 769, 776, 778, 823, 65534] {
+            assert_eq!(LinkLayer::from_arphrd(raw), LinkLayer::None, "{raw}");
+        }
+        let infiniband = 32;
+        assert_eq!(
+            LinkLayer::from_arphrd(infiniband),
+            LinkLayer::Unsupported(infiniband)
+        );
+    }
+
+    #[test]
+    fn a_hint_puts_similar_names_first_and_stays_short() {
+        let mut links: Vec<_> = (0..20)
+            .map(|number| Link {
+                name: format!("veth{number}"),
+                ..Link::default()
+            })
+            .collect();
+        links.push(Link {
+            name: "eno1".to_owned(),
+            ..Link::default()
+        });
+        let hint = existing("eno2", &links).unwrap();
+        assert!(hint.starts_with("there are eno1, veth0, "), "{hint}");
+        assert!(hint.ends_with(" and 13 more"), "{hint}");
+        assert_eq!(existing("eno2", &[]), None);
+    }
+
+    #[test]
+    fn a_hostile_name_can_not_forge_a_line() {
+        let ResolveError::Usage { message, .. } = unknown_interface("a\nb\x1b[2J", &[]) else {
+            panic!("not a usage error");
+        };
+        assert!(!message.contains(['\n', '\x1b']), "{message:?}");
+    }
+}

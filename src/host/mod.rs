@@ -1,0 +1,11 @@
+//! What this host has and allows: interfaces, their fate while a program is
+//! attached, their offload features, and the privileges of this process.
+//!
+//! Everything is asked of the kernel by netlink, capget and `/proc`, so that it
+//! also works inside `ip netns exec`, where `/sys` may show another namespace.
+
+pub mod features;
+pub mod interfaces;
+pub mod link_watch;
+mod netlink;
+pub mod privileges;

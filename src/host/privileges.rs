@@ -1,0 +1,381 @@
+//! Privileges of this process: what it lacks, why the kernel refused, and how to
+//! give up what is no longer needed.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use anyhow::{Context, Result, bail};
+use caps::{CapSet, Capability, CapsHashSet};
+use nix::sys::prctl;
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+use nix::sys::utsname::uname;
+use nix::unistd::{getresgid, getresuid, gettid};
+
+/// All that this tool ever needs. `CAP_BPF` and `CAP_PERFMON` were split from
+/// `CAP_SYS_ADMIN` in Linux 5.8, and it still stands for both.
+const NEEDED: [(Capability, &str); 3] = [
+    (Capability::CAP_BPF, "CAP_BPF"),
+    (Capability::CAP_NET_ADMIN, "CAP_NET_ADMIN"),
+    (Capability::CAP_PERFMON, "CAP_PERFMON"),
+];
+
+/// Inode of the initial user namespace (`PROC_USER_INIT_INO`,
+/// `<linux/proc_ns.h>`).
+const INITIAL_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
+
+/// From this kernel on, BPF memory is accounted to cgroups and no longer to
+/// `RLIMIT_MEMLOCK`.
+const NO_MEMLOCK_SINCE: (u32, u32) = (5, 11);
+
+/// Which of `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON` this thread lacks, after
+/// `CAP_SYS_ADMIN` stood in for the first and the last.
+#[must_use]
+pub fn missing() -> Vec<&'static str> {
+    let sys_admin = has(Capability::CAP_SYS_ADMIN);
+    NEEDED
+        .into_iter()
+        .filter(|&(capability, _)| {
+            let substituted = sys_admin && capability != Capability::CAP_NET_ADMIN;
+            !substituted && !has(capability)
+        })
+        .map(|(_, name)| name)
+        .collect()
+}
+
+fn has(capability: Capability) -> bool {
+    caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)
+}
+
+/// Tries something as it would be without any capability in effect, and brings
+/// them back.
+///
+/// So it can be found out whether `CAP_BPF` must be kept to read maps: before
+/// Linux 5.19 every bpf(2) command asks for it unless
+/// `kernel.unprivileged_bpf_disabled` is 0.
+///
+/// # Errors
+///
+/// If the kernel refuses to change the effective set.
+pub fn without_capabilities<T>(attempt: impl FnOnce() -> T) -> Result<T> {
+    let before = caps::read(None, CapSet::Effective).context("failed to read capabilities")?;
+    caps::clear(None, CapSet::Effective).context("failed to lower capabilities")?;
+    let outcome = attempt();
+    caps::set(None, CapSet::Effective, &before).context("failed to raise capabilities")?;
+    Ok(outcome)
+}
+
+/// Gives up every capability for good: see [`drop_all_but`].
+///
+/// # Errors
+///
+/// As [`drop_all_but`].
+pub fn drop_all() -> Result<()> {
+    drop_all_but(&[])
+}
+
+/// Gives up every capability but those in `keep` (of those that are there), and
+/// sets `no_new_privs`, with which no later exec can gain any, not even as root
+/// (`cap_bprm_creds_from_file()`).
+///
+/// The kernel does this for the calling thread and for those that it starts
+/// later. So call it before there are other threads.
+///
+/// # Errors
+///
+/// If the kernel refuses, or if another thread of this process still has
+/// capabilities; the calling thread has none in that case.
+pub fn drop_all_but(keep: &[Capability]) -> Result<()> {
+    let keep: CapsHashSet = keep.iter().copied().filter(|&kept| has(kept)).collect();
+    prctl::set_no_new_privs().context("failed to set no_new_privs")?;
+    caps::clear(None, CapSet::Ambient).context("failed to clear ambient capabilities")?;
+    // Effective first: it must be a subset of the permitted set at all times.
+    for set in [CapSet::Effective, CapSet::Permitted] {
+        caps::set(None, set, &keep).context("failed to give up capabilities")?;
+    }
+    caps::clear(None, CapSet::Inheritable).context("failed to clear inheritable capabilities")?;
+    check_other_threads(&keep)
+}
+
+fn check_other_threads(keep: &CapsHashSet) -> Result<()> {
+    // Without /proc there is nothing to check by.
+    let Ok(threads) = fs::read_dir("/proc/self/task") else {
+        return Ok(());
+    };
+    let own = gettid().as_raw();
+    for thread in threads.flatten() {
+        let Some(thread) = thread
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        // A thread that ended meanwhile can't be read and does not matter.
+        let Ok(permitted) = caps::read(Some(thread), CapSet::Permitted) else {
+            continue;
+        };
+        if thread != own && !permitted.is_subset(keep) {
+            bail!("failed to give up capabilities: thread {thread} still has some");
+        }
+    }
+    Ok(())
+}
+
+/// Refuses to run as a set-user-ID or set-group-ID program, where an unprivileged
+/// user would choose the arguments and the environment of a privileged process.
+/// File capabilities are fine: they do not change IDs, and whoever set them chose
+/// who may run the file.
+///
+/// # Errors
+///
+/// If a real and an effective ID differ.
+pub fn refuse_setuid() -> Result<()> {
+    let user = getresuid().context("failed to read user IDs")?;
+    let group = getresgid().context("failed to read group IDs")?;
+    if user.real != user.effective || group.real != group.effective {
+        bail!("refusing to run set-user-ID or set-group-ID");
+    }
+    Ok(())
+}
+
+/// What the kernel refused with EPERM or EACCES.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// bpf(2): a map, a program, a link or a filter.
+    Bpf,
+    /// perf_event_open(2): a tracepoint or kprobe, or a perf buffer.
+    Perf,
+}
+
+/// The most probable reason for a refusal, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// Lowercase, without full stop: fit for the end of an error line.
+    pub reason: String,
+    /// Fit for the `hint:` line.
+    pub hint: String,
+}
+
+/// Explains an EPERM or EACCES by the state of this process and the system.
+///
+/// The kernel gives no reason, so this is the first cause found in the order of
+/// likelihood, and a guess in the end.
+#[must_use]
+pub fn explain_eperm(operation: Operation) -> Explanation {
+    Facts::gather().explain(operation)
+}
+
+/// What decides about a refusal.
+#[derive(Clone, Debug, Default)]
+struct Facts {
+    missing: Vec<&'static str>,
+    sys_admin: bool,
+    in_user_namespace: bool,
+    kernel: Option<(u32, u32)>,
+    /// Soft limit in bytes; none if there is no limit.
+    memlock: Option<u64>,
+    unprivileged_bpf_disabled: Option<i32>,
+    perf_event_paranoid: Option<i32>,
+    /// `integrity` or `confidentiality`.
+    lockdown: Option<String>,
+    seccomp_filter: bool,
+}
+
+impl Facts {
+    fn gather() -> Self {
+        let user_namespace = fs::metadata("/proc/self/ns/user").map(|meta| meta.ino());
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
+        Self {
+            missing: missing(),
+            sys_admin: has(Capability::CAP_SYS_ADMIN),
+            in_user_namespace: user_namespace.is_ok_and(|inode| inode != INITIAL_USER_NAMESPACE),
+            kernel: uname()
+                .ok()
+                .and_then(|name| kernel_version(name.release().to_str()?)),
+            memlock: getrlimit(Resource::RLIMIT_MEMLOCK)
+                .ok()
+                .map(|(soft, _)| soft)
+                .filter(|&soft| soft != RLIM_INFINITY),
+            unprivileged_bpf_disabled: number("/proc/sys/kernel/unprivileged_bpf_disabled"),
+            perf_event_paranoid: number("/proc/sys/kernel/perf_event_paranoid"),
+            lockdown: lockdown_mode(&lockdown),
+            seccomp_filter: status
+                .lines()
+                .filter_map(|line| line.strip_prefix("Seccomp:"))
+                .any(|mode| mode.trim() == "2"),
+        }
+    }
+
+    fn explain(&self, operation: Operation) -> Explanation {
+        let old_memlock = self.kernel.is_some_and(|kernel| kernel < NO_MEMLOCK_SINCE);
+        if !self.missing.is_empty() {
+            return self.explain_missing();
+        }
+        if self.in_user_namespace {
+            return explanation(
+                "this process is in a user namespace, and BPF asks for capabilities in the initial one",
+                "run outside of the rootless container or user namespace",
+            );
+        }
+        // Debian (3) and Ubuntu (4) patch perf_event_open() so that these levels
+        // ask for CAP_SYS_ADMIN, whatever CAP_PERFMON says.
+        if let Some(level) = self.perf_event_paranoid
+            && operation == Operation::Perf
+            && level > 2
+            && !self.sys_admin
+        {
+            return explanation(
+                format!("kernel.perf_event_paranoid is {level}, which asks for CAP_SYS_ADMIN"),
+                "run with sudo, or: sysctl kernel.perf_event_paranoid=2",
+            );
+        }
+        if self.lockdown.as_deref() == Some("confidentiality") {
+            return explanation(
+                "kernel lockdown is in confidentiality mode, in which BPF and perf may not read kernel memory",
+                "boot without lockdown=confidentiality to trace; packet commands need no kernel memory",
+            );
+        }
+        if let Some(limit) = self.memlock
+            && operation == Operation::Bpf
+            && old_memlock
+        {
+            return explanation(
+                format!(
+                    "BPF memory counts as locked before Linux 5.11, and RLIMIT_MEMLOCK is {limit} bytes"
+                ),
+                "raise it: ulimit -l unlimited",
+            );
+        }
+        if self.seccomp_filter {
+            return explanation(
+                "a seccomp filter, such as that of a container runtime, may forbid the system call",
+                "allow bpf and perf_event_open in the seccomp profile of the container",
+            );
+        }
+        explanation(
+            "all capabilities are there, so a security module (SELinux, AppArmor) may forbid it",
+            "look for a denial in the audit log or in dmesg",
+        )
+    }
+
+    fn explain_missing(&self) -> Explanation {
+        let names = self.missing.join(", ");
+        let reason = match self.unprivileged_bpf_disabled {
+            Some(1..) if self.missing.contains(&"CAP_BPF") => {
+                format!("missing {names} (kernel.unprivileged_bpf_disabled is set)")
+            }
+            _ => format!("missing {names}"),
+        };
+        explanation(
+            reason,
+            "run with sudo, or: setcap cap_bpf,cap_net_admin,cap_perfmon=ep $(command -v tcpinspect)",
+        )
+    }
+}
+
+fn explanation(reason: impl Into<String>, hint: &str) -> Explanation {
+    Explanation {
+        reason: reason.into(),
+        hint: hint.to_owned(),
+    }
+}
+
+fn number(path: &str) -> Option<i32> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// The mode in brackets: `none [integrity] confidentiality`.
+fn lockdown_mode(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once('[')?;
+    let (mode, _) = rest.split_once(']')?;
+    (mode != "none").then(|| mode.to_owned())
+}
+
+fn kernel_version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(facts: &Facts, operation: Operation) -> String {
+        facts.explain(operation).reason
+    }
+
+    #[test]
+    fn a_missing_capability_is_named_before_anything_else() {
+        let facts = Facts {
+            missing: vec!["CAP_BPF", "CAP_PERFMON"],
+            in_user_namespace: true,
+            unprivileged_bpf_disabled: Some(2),
+            ..Facts::default()
+        };
+        let explained = facts.explain(Operation::Bpf);
+        assert_eq!(
+            explained.reason,
+            "missing CAP_BPF, CAP_PERFMON (kernel.unprivileged_bpf_disabled is set)"
+        );
+        assert!(explained.hint.contains("setcap cap_bpf,"), "{explained:?}");
+    }
+
+    #[test]
+    fn a_paranoid_level_above_two_explains_perf_but_not_bpf() {
+        let facts = Facts {
+            perf_event_paranoid: Some(3),
+            ..Facts::default()
+        };
+        assert!(reason(&facts, Operation::Perf).contains("perf_event_paranoid is 3"));
+        assert!(!reason(&facts, Operation::Bpf).contains("paranoid"));
+        let root = Facts {
+            sys_admin: true,
+            ..facts
+        };
+        assert!(!reason(&root, Operation::Perf).contains("paranoid"));
+    }
+
+    #[test]
+    fn locked_memory_is_a_reason_only_before_5_11() {
+        let old = Facts {
+            kernel: Some((5, 10)),
+            memlock: Some(65536),
+            ..Facts::default()
+        };
+        assert!(reason(&old, Operation::Bpf).contains("65536 bytes"));
+        let new = Facts {
+            kernel: Some((5, 11)),
+            ..old
+        };
+        assert!(!reason(&new, Operation::Bpf).contains("MEMLOCK"));
+    }
+
+    #[test]
+    fn only_confidentiality_lockdown_is_a_reason() {
+        for (mode, expected) in [("integrity", false), ("confidentiality", true)] {
+            let facts = Facts {
+                lockdown: Some(mode.to_owned()),
+                ..Facts::default()
+            };
+            let reason = reason(&facts, Operation::Bpf);
+            assert_eq!(reason.contains("lockdown"), expected, "{mode}: {reason}");
+        }
+    }
+
+    #[test]
+    fn the_lockdown_mode_is_the_one_in_brackets() {
+        assert_eq!(lockdown_mode("[none] integrity confidentiality\n"), None);
+        let mode = lockdown_mode("none [integrity] confidentiality\n");
+        assert_eq!(mode.as_deref(), Some("integrity"));
+        assert_eq!(lockdown_mode(""), None);
+    }
+
+    #[test]
+    fn kernel_releases_of_distributions_are_understood() {
+        assert_eq!(kernel_version("6.1.0-13-cloud-amd64"), Some((6, 1)));
+        assert_eq!(kernel_version("5.10"), Some((5, 10)));
+        assert_eq!(kernel_version("7.0-rc1"), Some((7, 0)));
+        assert_eq!(kernel_version("strange"), None);
+    }
+}

@@ -1,0 +1,111 @@
+//! Escaping of what other programs chose: no control byte reaches a terminal, no line is forged.
+
+/// Appends `bytes` for a text column: printable ASCII and valid UTF-8 as they are, anything else
+/// as `\xNN`, so that a value is one word on one line.
+pub fn push_text(out: &mut Vec<u8>, bytes: &[u8]) {
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if c == '\\' {
+                out.extend_from_slice(b"\\\\");
+            } else if c.is_control() || c.is_whitespace() || is_invisible(c) {
+                let mut utf8 = [0; 4];
+                push_hex_escapes(out, c.encode_utf8(&mut utf8).as_bytes());
+            } else {
+                let mut utf8 = [0; 4];
+                out.extend_from_slice(c.encode_utf8(&mut utf8).as_bytes());
+            }
+        }
+        push_hex_escapes(out, chunk.invalid());
+    }
+}
+
+/// Appends `bytes` as a JSON string with its quotes. Bytes that aren't UTF-8 become `\xNN` in the
+/// string's value, as in text, for JSON has no other way to say them.
+pub fn push_json(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.push(b'"');
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '"' => out.extend_from_slice(b"\\\""),
+                '\\' => out.extend_from_slice(b"\\\\"),
+                c if c.is_control() || is_invisible(c) => {
+                    let mut units = [0; 2];
+                    for unit in c.encode_utf16(&mut units) {
+                        out.extend_from_slice(b"\\u");
+                        push_hex(out, &unit.to_be_bytes());
+                    }
+                }
+                c => {
+                    let mut utf8 = [0; 4];
+                    out.extend_from_slice(c.encode_utf8(&mut utf8).as_bytes());
+                }
+            }
+        }
+        for byte in chunk.invalid() {
+            out.extend_from_slice(b"\\\\x");
+            push_hex(out, &[*byte]);
+        }
+    }
+    out.push(b'"');
+}
+
+/// Appends lower-case hex digits.
+pub fn push_hex(out: &mut Vec<u8>, bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for byte in bytes {
+        out.push(DIGITS[usize::from(byte >> 4)]);
+        out.push(DIGITS[usize::from(byte & 15)]);
+    }
+}
+
+fn push_hex_escapes(out: &mut Vec<u8>, bytes: &[u8]) {
+    for byte in bytes {
+        out.extend_from_slice(b"\\x");
+        push_hex(out, &[*byte]);
+    }
+}
+
+/// Line separators, and characters that reorder or hide text on a terminal.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(bytes: &[u8]) -> String {
+        let mut out = Vec::new();
+        push_text(&mut out, bytes);
+        String::from_utf8(out).unwrap()
+    }
+
+    fn json(bytes: &[u8]) -> String {
+        let mut out = Vec::new();
+        push_json(&mut out, bytes);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn text_stays_one_word_whatever_the_bytes() {
+        assert_eq!(text(b"nginx"), "nginx");
+        assert_eq!(text("größe".as_bytes()), "größe");
+        assert_eq!(text(b"a b\tc"), "a\\x20b\\x09c");
+        assert_eq!(text(b"\x1b[31m\n\r\x7f"), "\\x1b[31m\\x0a\\x0d\\x7f");
+        assert_eq!(text(b"\xff\xfe\\"), "\\xff\\xfe\\\\");
+        assert_eq!(text("\u{202e}x".as_bytes()), "\\xe2\\x80\\xaex");
+        assert_eq!(text("\u{9b}31m".as_bytes()), "\\xc2\\x9b31m");
+    }
+
+    #[test]
+    fn every_byte_value_gives_valid_json_without_control_bytes() {
+        for first in 0..=255u8 {
+            for second in [0u8, b'"', b'\\', 0x80, 0xc3, 0xff] {
+                let out = json(&[first, second]);
+                assert!(out.bytes().all(|b| b >= 0x20 && b != 0x7f), "{out:?}");
+                serde_json::from_str::<String>(&out).unwrap();
+            }
+        }
+        assert_eq!(json(b"a\"b\\\n\x1b\xff"), r#""a\"b\\\u000a\u001b\\xff""#);
+    }
+}

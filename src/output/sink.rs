@@ -1,0 +1,205 @@
+//! The way to stdout: whole lines, soon, never blocking for longer than the run may last.
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, poll};
+
+use crate::stop::{ExitReason, Stop, poll_timeout};
+
+/// Bytes gathered before they are written, where nothing waits for them sooner.
+const BUFFER: usize = 64 * 1024;
+
+/// What the kernel writes to a pipe in one piece, never in part (PIPE_BUF).
+const PIPE_PIECE: usize = 4096;
+
+/// How long a reader that has stopped may hold up the end of a run.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// Gathers data lines and writes them to stdout.
+pub struct Sink {
+    file: File,
+    is_pipe: bool,
+    buffer: Vec<u8>,
+    written: u64,
+    limit: Option<u64>,
+    accepted: u64,
+    ended: Option<ExitReason>,
+    error: Option<anyhow::Error>,
+}
+
+impl Sink {
+    /// The sink for this process's stdout, which takes at most `limit` data lines.
+    ///
+    /// # Errors
+    /// stdout is closed.
+    pub fn stdout(limit: Option<u64>) -> Result<Self> {
+        let inherited: File = std::io::stdout()
+            .as_fd()
+            .try_clone_to_owned()
+            .context("failed to open stdout")?
+            .into();
+        let kind = inherited
+            .metadata()
+            .context("failed to look at stdout")?
+            .file_type();
+        // A description of our own can be made non-blocking without doing so to the shell's. What
+        // can't be opened anew (a socket, a terminal of another user) stays as it is.
+        let own = (kind.is_fifo() || kind.is_char_device())
+            .then(|| {
+                OpenOptions::new()
+                    .write(true)
+                    .custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits())
+                    .open("/proc/self/fd/1")
+                    .ok()
+            })
+            .flatten();
+        Ok(Self {
+            file: own.unwrap_or(inherited),
+            is_pipe: kind.is_fifo(),
+            buffer: Vec::with_capacity(2 * BUFFER),
+            written: 0,
+            limit,
+            accepted: 0,
+            ended: None,
+            error: None,
+        })
+    }
+
+    /// Renders one data line. False if it was not taken, because the run has ended.
+    pub fn line(&mut self, stop: &Stop, render: impl FnOnce(&mut Vec<u8>)) -> bool {
+        if self.ended.is_some() {
+            return false;
+        }
+        render(&mut self.buffer);
+        self.accepted += 1;
+        if self.limit == Some(self.accepted) {
+            self.flush(stop);
+            self.ended.get_or_insert(ExitReason::Count);
+        } else if self.buffer.len() >= BUFFER {
+            self.flush(stop);
+        }
+        true
+    }
+
+    /// Writes a line that is not data: the header, or the summary in JSON.
+    pub fn extra(&mut self, stop: &Stop, render: impl FnOnce(&mut Vec<u8>)) {
+        self.flush(stop);
+        if self.can_write() {
+            render(&mut self.buffer);
+            let written = self.written;
+            self.flush(stop);
+            self.written = written;
+        }
+    }
+
+    /// Data lines that reached stdout.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Data lines that were taken, but could not be written any more.
+    pub fn stranded(&self) -> u64 {
+        self.accepted - self.written
+    }
+
+    /// Why no more lines are taken.
+    pub fn ended(&self) -> Option<ExitReason> {
+        self.ended
+    }
+
+    /// Notes that the reader has gone, which poll told before any write could.
+    pub fn close(&mut self) {
+        self.ended.get_or_insert(ExitReason::ClosedPipe);
+        self.buffer.clear();
+    }
+
+    /// The error that ended the output.
+    pub fn take_error(&mut self) -> Option<anyhow::Error> {
+        self.error.take()
+    }
+
+    fn can_write(&self) -> bool {
+        !matches!(self.ended, Some(ExitReason::ClosedPipe | ExitReason::Error))
+    }
+
+    /// Writes what was gathered, as far as the reader takes it until the run must stop.
+    pub fn flush(&mut self, stop: &Stop) {
+        let mut done = 0;
+        let mut give_up_at = None;
+        while done < self.buffer.len() && self.can_write() {
+            let piece = self.piece(done);
+            match self.file.write(&self.buffer[done..done + piece]) {
+                Ok(0) => self.fail(anyhow!("stdout takes no more data")),
+                Ok(n) => {
+                    let lines = self.buffer[done..done + n].iter();
+                    self.written += lines.filter(|byte| **byte == b'\n').count() as u64;
+                    done += n;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    if !self.wait(stop, &mut give_up_at) {
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => self.close(),
+                Err(error) => {
+                    self.fail(anyhow::Error::new(error).context("failed to write to stdout"));
+                }
+            }
+        }
+        // Whatever is left can't be written any more: it counts as stranded.
+        self.buffer.clear();
+    }
+
+    fn fail(&mut self, error: anyhow::Error) {
+        self.ended = Some(ExitReason::Error);
+        self.error.get_or_insert(error);
+    }
+
+    /// Waits until stdout takes more. False if the reader has not moved by the end of the run.
+    fn wait(&self, stop: &Stop, give_up_at: &mut Option<Instant>) -> bool {
+        let stopping = stop.reason().is_some();
+        if stopping && give_up_at.is_none() {
+            *give_up_at = Some(Instant::now() + GRACE);
+        }
+        let left = give_up_at.map(|at| at.saturating_duration_since(Instant::now()));
+        if left == Some(Duration::ZERO) {
+            return false;
+        }
+        let mut fds = vec![PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
+        if !stopping {
+            fds.push(PollFd::new(stop.as_fd(), PollFlags::POLLIN));
+        }
+        let timeout = poll_timeout([left, stop.remaining().filter(|_| !stopping)]);
+        // An interrupted poll is one that woke early.
+        let _ = poll(&mut fds, timeout);
+        true
+    }
+
+    /// How many bytes to write at once. To a pipe it is whole lines that the kernel takes in one
+    /// piece, so that a line is never cut, whoever else writes and whenever the reader stops.
+    fn piece(&self, done: usize) -> usize {
+        let rest = &self.buffer[done..];
+        if !self.is_pipe || rest.len() <= PIPE_PIECE {
+            return rest.len();
+        }
+        let last_end = rest[..PIPE_PIECE].iter().rposition(|byte| *byte == b'\n');
+        match last_end.or_else(|| rest.iter().position(|byte| *byte == b'\n')) {
+            Some(end) => end + 1,
+            None => rest.len(),
+        }
+    }
+}
+
+impl AsFd for Sink {
+    /// To learn by poll that the reader has gone.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}

@@ -1,0 +1,407 @@
+//! What every command does around its own work: waiting, output, interfaces, and the end.
+
+use std::cell::{Cell, RefCell};
+use std::ops::Deref;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
+
+use crate::attach::load;
+use crate::cli::{OutputArgs, OutputFormat, StopArgs};
+use crate::events::EventSource;
+use crate::failure::{Exit, Failure};
+use crate::host::interfaces::{Interface, LinkLayer, ResolveError, resolve};
+use crate::host::link_watch::{LinkChange, LinkWatch};
+use crate::host::privileges;
+use crate::notice::Notices;
+use crate::output::clock::{Clock, UnixNanos};
+use crate::output::sink::Sink;
+use crate::output::summary::Summary;
+use crate::stop::{ExitReason, Stop, poll_timeout};
+
+/// Where data goes, and the clock that stamps it.
+pub struct Output {
+    /// Writes to stdout.
+    pub sink: Sink,
+    /// Makes times into text.
+    pub clock: Clock,
+}
+
+/// What a run shares with the callback that receives its events.
+pub struct Io {
+    /// Knows when to stop.
+    pub stop: Stop,
+    /// Where data goes.
+    pub output: RefCell<Output>,
+    /// What is said on stderr.
+    pub notices: Notices,
+    /// Text or JSON.
+    pub format: OutputFormat,
+}
+
+/// A run of a command.
+pub struct Session {
+    io: Rc<Io>,
+    strict: bool,
+    watch: Option<LinkWatch>,
+    present: Vec<Interface>,
+    ended: Option<ExitReason>,
+}
+
+impl Io {
+    /// Writes the header line of the text format.
+    pub fn text_header(&self, render: impl FnOnce(&mut Vec<u8>)) {
+        if self.format == OutputFormat::Text {
+            self.output.borrow_mut().sink.extra(&self.stop, render);
+        }
+    }
+
+    /// Takes the events that are there and writes them out.
+    ///
+    /// # Errors
+    /// A clock can't be read.
+    pub fn drain(&self, source: &EventSource<'_>) -> Result<()> {
+        self.output.borrow_mut().clock.sync()?;
+        while source.consume() {
+            let output_ended = self.output.borrow().sink.ended().is_some();
+            if output_ended || self.stop.reason().is_some() {
+                break;
+            }
+        }
+        self.output.borrow_mut().sink.flush(&self.stop);
+        Ok(())
+    }
+
+    /// Takes what is left after everything is detached: no event can follow.
+    pub fn drain_rest(&self, source: &EventSource<'_>) -> Result<()> {
+        self.output.borrow_mut().clock.sync()?;
+        while source.consume() {}
+        self.output.borrow_mut().sink.flush(&self.stop);
+        Ok(())
+    }
+}
+
+/// What [`Session::wait`] woke for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// Events may be there.
+    Events,
+    /// The time asked for has come.
+    Timer,
+    /// The run is over.
+    Stop,
+}
+
+impl Deref for Session {
+    type Target = Io;
+
+    fn deref(&self) -> &Io {
+        &self.io
+    }
+}
+
+impl Session {
+    /// What the callback that receives events needs.
+    pub fn io(&self) -> Rc<Io> {
+        Rc::clone(&self.io)
+    }
+
+    /// Begins a run: nothing is attached yet, and signals wait.
+    ///
+    /// # Errors
+    /// stdout is closed, or the process is set-user-ID.
+    pub fn new(output: &OutputArgs, stop: &StopArgs) -> Result<Self> {
+        let notices = Notices::new(output);
+        privileges::refuse_setuid()?;
+        load::set_log(notices.wants_logs());
+        Ok(Self {
+            io: Rc::new(Io {
+                stop: Stop::new(stop.duration)?,
+                output: RefCell::new(Output {
+                    sink: Sink::stdout(stop.count)?,
+                    clock: Clock::new()?,
+                }),
+                notices,
+                format: output.format(),
+            }),
+            strict: stop.strict,
+            watch: None,
+            present: Vec::new(),
+            ended: None,
+        })
+    }
+
+    /// Finds the interfaces of the command line and follows their fate from now on.
+    ///
+    /// # Errors
+    /// One is unknown, or of a kind whose frames can't be read.
+    pub fn interfaces(&mut self, names: &[String]) -> Result<Vec<Interface>, Failure> {
+        let mut watch = LinkWatch::new()?;
+        let interfaces = resolve(names).map_err(|error| match error {
+            ResolveError::Usage { message, hint } => {
+                let mut failure = Failure::usage(message);
+                failure.hint = hint;
+                failure
+            }
+            ResolveError::Failed(error) => error.into(),
+        })?;
+        for interface in &interfaces {
+            if let LinkLayer::Unsupported(kind) = interface.link_layer {
+                return Err(anyhow!(
+                    "failed to use {}: its frames are of hardware type {kind}, neither Ethernet nor plain IP",
+                    interface.name
+                )
+                .into());
+            }
+        }
+        watch.follow(&interfaces);
+        self.watch = Some(watch);
+        self.present.clone_from(&interfaces);
+        Ok(interfaces)
+    }
+
+    /// Says that all is attached; from here on nothing may be missed. Privileges are given up
+    /// before, and signals are heard from now on.
+    ///
+    /// # Errors
+    /// Signals can't be handled.
+    pub fn attached(&self, what: &str) -> Result<()> {
+        self.stop.listen()?;
+        self.notices.say(&format!("attached: {what}"));
+        Ok(())
+    }
+
+    /// Waits for events, a time, or the end, whichever is first.
+    ///
+    /// # Errors
+    /// poll fails.
+    pub fn wait(&mut self, events: Option<BorrowedFd<'_>>, until: Option<Instant>) -> Result<Wake> {
+        loop {
+            if self.is_over() {
+                return Ok(Wake::Stop);
+            }
+            let timer = until.map(|at| at.saturating_duration_since(Instant::now()));
+            if timer == Some(Duration::ZERO) {
+                return Ok(Wake::Timer);
+            }
+            let (readable, closed, link_news) = self.poll(events, timer)?;
+            if closed {
+                self.output.borrow_mut().sink.close();
+            }
+            if link_news {
+                self.read_link_news()?;
+            }
+            if readable {
+                return Ok(Wake::Events);
+            }
+        }
+    }
+
+    fn poll(
+        &self,
+        events: Option<BorrowedFd<'_>>,
+        timer: Option<Duration>,
+    ) -> Result<(bool, bool, bool)> {
+        let output = self.output.borrow();
+        // No event is asked of stdout: an error is reported all the same when its reader goes.
+        let mut fds = vec![
+            PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
+            PollFd::new(output.sink.as_fd(), PollFlags::empty()),
+        ];
+        let watch_at = self.watch.as_ref().map(|watch| {
+            fds.push(PollFd::new(watch.as_fd(), PollFlags::POLLIN));
+            fds.len() - 1
+        });
+        let events_at = events.map(|events| {
+            fds.push(PollFd::new(events, PollFlags::POLLIN));
+            fds.len() - 1
+        });
+        match poll(&mut fds, poll_timeout([timer, self.stop.remaining()])) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => return Ok((false, false, false)),
+            Err(error) => return Err(error).context("failed to wait for events"),
+        }
+        let fired = |at: usize| fds[at].any().unwrap_or(true);
+        Ok((
+            events_at.is_some_and(fired),
+            fired(1),
+            watch_at.is_some_and(fired),
+        ))
+    }
+
+    /// Whether the run has ended, for whatever reason.
+    pub fn is_over(&mut self) -> bool {
+        if self.ended.is_none() {
+            let by_output = self.io.output.borrow().sink.ended();
+            self.ended = by_output.or_else(|| self.io.stop.reason());
+        }
+        self.ended.is_some()
+    }
+
+    /// Ends the run for a reason of the command's own.
+    pub fn end(&mut self, reason: ExitReason) {
+        self.ended.get_or_insert(reason);
+    }
+
+    fn read_link_news(&mut self) -> Result<()> {
+        let notices = self.notices;
+        let Some(watch) = &mut self.watch else {
+            return Ok(());
+        };
+        for event in watch.events()? {
+            let name = &event.name;
+            match &event.change {
+                LinkChange::Gone => {
+                    notices.notice(&format!("interface {name} is gone"));
+                    self.present.retain(|present| present.index != event.index);
+                    if self.present.is_empty() {
+                        self.ended.get_or_insert(ExitReason::InterfaceGone);
+                    }
+                }
+                LinkChange::MovedAway => notices.notice(&format!(
+                    "interface {name} was moved to another network namespace and is followed there"
+                )),
+                LinkChange::Renamed { to } => {
+                    notices.notice(&format!("interface {name} was renamed to {to}"))
+                }
+                LinkChange::Up => notices.notice(&format!("interface {name} is up")),
+                LinkChange::Down => notices.notice(&format!("interface {name} is down")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes events until the run is over.
+    ///
+    /// # Errors
+    /// Waiting fails, or a clock can't be read.
+    pub fn run_events(&mut self, source: &EventSource<'_>) -> Result<()> {
+        loop {
+            match self.wait(Some(source.as_fd()), None)? {
+                Wake::Stop => return Ok(()),
+                Wake::Timer => {}
+                Wake::Events => {
+                    std::thread::sleep(source.nap());
+                    self.drain(source)?;
+                }
+            }
+        }
+    }
+
+    /// Why the run ended.
+    pub fn exit_reason(&self) -> ExitReason {
+        self.ended.unwrap_or(ExitReason::EndOfFile)
+    }
+
+    /// Writes the summary and says how the process ends.
+    ///
+    /// # Errors
+    /// What ended the run was an error.
+    pub fn finish(&mut self, summary: &Summary) -> Result<Exit, Failure> {
+        let io = Rc::clone(&self.io);
+        let mut output = io.output.borrow_mut();
+        let Output { sink, clock } = &mut *output;
+        match self.format {
+            OutputFormat::Json => {
+                let now = clock.now();
+                sink.extra(&self.stop, |out| summary.json(out, clock, now));
+            }
+            OutputFormat::Text => self.notices.say(&summary.text()),
+        }
+        if let Some(error) = sink.take_error() {
+            return Err(error.into());
+        }
+        if self.ended == Some(ExitReason::InterfaceGone) {
+            return Err(anyhow!("the interface went away").into());
+        }
+        if summary.lost > 0 {
+            let hint = "a larger --buffer-size, a narrower filter or a faster reader loses less";
+            self.notices
+                .notice(&format!("{} events were lost; {hint}", summary.lost));
+            if self.strict {
+                return Ok(Exit::Lost);
+            }
+        }
+        Ok(Exit::Success)
+    }
+}
+
+/// Takes events to the output, and accounts for each.
+pub struct Delivery {
+    io: Rc<Io>,
+    /// Came after the run had ended.
+    late: Cell<u64>,
+    /// Could not be decoded.
+    broken: Cell<u64>,
+}
+
+impl Delivery {
+    /// Nothing is delivered yet.
+    pub fn new(io: Rc<Io>) -> Self {
+        Self {
+            io,
+            late: Cell::new(0),
+            broken: Cell::new(0),
+        }
+    }
+
+    /// Text or JSON.
+    pub fn format(&self) -> OutputFormat {
+        self.io.format
+    }
+
+    /// Renders a record at its time, unless it could not be decoded or comes too late.
+    pub fn deliver<T>(
+        &self,
+        record: Option<T>,
+        time: impl FnOnce(&Clock, &T) -> UnixNanos,
+        render: impl FnOnce(&mut Vec<u8>, &mut Clock, UnixNanos, &T),
+    ) {
+        let Some(record) = record else {
+            self.broken.set(self.broken.get() + 1);
+            return;
+        };
+        let mut output = self.io.output.borrow_mut();
+        let Output { sink, clock } = &mut *output;
+        let at = time(clock, &record);
+        let taken = sink.line(&self.io.stop, |out| render(out, clock, at, &record));
+        if !taken {
+            self.late.set(self.late.get() + 1);
+        }
+    }
+
+    /// The account of a run, from what the kernel counted and what became of it here. The reason
+    /// of the exit and the packets are the caller's to fill in.
+    pub fn summary(
+        &self,
+        command: &'static str,
+        duration: Duration,
+        matched: u64,
+        mut lost: u64,
+        mut suppressed: u64,
+    ) -> Summary {
+        let output = self.io.output.borrow();
+        lost += self.broken.get() + output.sink.stranded();
+        // What came after the last line that was asked for is held back, not lost.
+        if output.sink.ended() == Some(ExitReason::Count) {
+            suppressed += self.late.get();
+        } else {
+            lost += self.late.get();
+        }
+        Summary {
+            command,
+            duration_s: duration.as_secs_f64(),
+            matched,
+            emitted: output.sink.written(),
+            lost,
+            suppressed,
+            exit_reason: "",
+            packets: None,
+            syn_total: None,
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! The compiled programs: the skeletons that build.rs generates, and their types by plain names.
+
+/// Generated code, kept away from this project's lints.
+#[allow(
+    missing_docs,
+    dead_code,
+    non_camel_case_types,
+    non_snake_case,
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction
+)]
+mod generated {
+    pub mod syn_count {
+        include!(concat!(env!("OUT_DIR"), "/syn_count.skel.rs"));
+    }
+    pub mod port_monitor {
+        include!(concat!(env!("OUT_DIR"), "/port_monitor.skel.rs"));
+    }
+    pub mod connect_trace {
+        include!(concat!(env!("OUT_DIR"), "/connect_trace.skel.rs"));
+    }
+}
+
+pub use generated::{connect_trace, port_monitor, syn_count};
+
+/// `struct filter_config`, the same in every program: see [`filter_slots`].
+pub type FilterConfig = syn_count::types::filter_config;
+/// `struct packet_event`.
+pub type PacketEvent = port_monitor::types::packet_event;
+/// `struct connect_event`.
+pub type ConnectEvent = connect_trace::types::connect_event;
+/// `enum connect_closed_by`.
+pub use generated::connect_trace::types::connect_closed_by as ConnectClosedBy;
+/// `enum connect_direction`.
+pub use generated::connect_trace::types::connect_direction as ConnectDirection;
+/// `enum connect_kind`.
+pub use generated::connect_trace::types::connect_kind as ConnectKind;
+/// `enum connect_known`.
+pub use generated::connect_trace::types::connect_known as ConnectKnown;
+/// `enum process_filter`.
+pub use generated::connect_trace::types::process_filter as ProcessFilter;
+/// `enum count_by`.
+pub use generated::syn_count::types::count_by as CountByKey;
+/// `enum filter_part`.
+pub use generated::syn_count::types::filter_part as FilterPart;
+/// `struct count_key`.
+pub type CountKey = syn_count::types::count_key;
+/// `struct comm_key`.
+pub type CommKey = connect_trace::types::comm_key;
+/// `struct prefix_key`.
+pub type PrefixKey = syn_count::types::prefix_key;
+
+/// Bytes of a [`PacketEvent`] before its payload, all of which are always sent.
+pub const PACKET_EVENT_HEAD: usize = std::mem::offset_of!(PacketEvent, payload);
+
+/// Bytes of a replayed frame that the programs can reach.
+pub const REPLAY_BYTES: usize = 32_768;
+
+/// CPUs that have a counter slot of their own.
+pub const COUNTER_SLOTS: usize = 1024;
+
+// What the C side asserts too: a difference would shift every field after it.
+const _: () = assert!(PACKET_EVENT_HEAD == 152);
+const _: () = assert!(size_of::<PacketEvent>() == 408);
+const _: () = assert!(size_of::<ConnectEvent>() == 136);
+const _: () = assert!(size_of::<CountKey>() == 20);
+const _: () = assert!(size_of::<PrefixKey>() == 24);
+
+// SAFETY: these are repr(C), made of integers and arrays of integers without hidden padding
+// (asserted above and in C), so every pattern of bytes is a value of the type.
+unsafe impl plain::Plain for PacketEvent {}
+// SAFETY: as above.
+unsafe impl plain::Plain for ConnectEvent {}
+// SAFETY: as above.
+unsafe impl plain::Plain for CountKey {}
+// SAFETY: as above.
+unsafe impl plain::Plain for CommKey {}
+// SAFETY: as above.
+unsafe impl plain::Plain for PrefixKey {}
+// SAFETY: as above.
+unsafe impl plain::Plain for FilterConfig {}
+// SAFETY: as above; the same C struct, generated once more.
+unsafe impl plain::Plain for port_monitor::types::filter_config {}
+// SAFETY: as above; the same C struct, generated once more.
+unsafe impl plain::Plain for connect_trace::types::filter_config {}
+
+/// The bytes of a key, as map operations take them.
+pub fn key_bytes<T: plain::Plain>(key: &T) -> &[u8] {
+    // SAFETY: Plain types have no padding here (asserted above), so every byte is initialised.
+    unsafe { plain::as_bytes(key) }
+}
+
+/// The filter settings of a program, whichever skeleton its type was generated for.
+pub fn filter_config<T: plain::Plain>(config: &mut T) -> Option<&mut FilterConfig> {
+    // SAFETY: both are Plain, and from_mut_bytes checks size and alignment.
+    let bytes = unsafe { plain::as_mut_bytes(config) };
+    plain::from_mut_bytes(bytes).ok()
+}
+
+/// What the packet programs have counted, summed over all CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PacketCounters {
+    /// Frames by verdict, in the order of [`VERDICTS`].
+    pub verdicts: [u64; VERDICTS.len()],
+    /// Frames that passed the filter.
+    pub matched: u64,
+    /// Of these, those for which the event buffer had no room.
+    pub lost: u64,
+    /// Of these, those that `--max-rate` held back.
+    pub suppressed: u64,
+    /// Of these, those whose key found no room in the table.
+    pub untracked: u64,
+}
+
+/// Names of the verdicts in the order of `enum verdict`.
+pub const VERDICTS: [&str; 7] = [
+    "tcp",
+    "not_ip",
+    "not_tcp",
+    "fragment",
+    "truncated",
+    "malformed",
+    "too_deep",
+];
+
+impl PacketCounters {
+    /// Adds what another program counted.
+    pub fn add(&mut self, other: &Self) {
+        for (to, from) in self.verdicts.iter_mut().zip(other.verdicts) {
+            *to += from;
+        }
+        self.matched += other.matched;
+        self.lost += other.lost;
+        self.suppressed += other.suppressed;
+        self.untracked += other.untracked;
+    }
+
+    /// All frames seen.
+    pub fn packets(&self) -> u64 {
+        self.verdicts.iter().sum()
+    }
+}
+
+/// Reads the counters of a packet program, which the kernel changes at any time.
+macro_rules! read_counters {
+    ($name:ident, $module:ident) => {
+        /// Sums the slots of all CPUs.
+        pub fn $name(bss: &$module::types::bss_counters, cpus: usize) -> PacketCounters {
+            let mut sum = PacketCounters::default();
+            for slot in bss.counters.iter().take(cpus) {
+                // SAFETY: the slot is a valid, aligned reference into the mapping. The kernel
+                // writes to it concurrently, in whole words, hence the volatile read.
+                let slot = unsafe { std::ptr::read_volatile(slot) };
+                sum.add(&PacketCounters {
+                    verdicts: slot.verdicts,
+                    matched: slot.matched,
+                    lost: slot.lost,
+                    suppressed: slot.suppressed,
+                    untracked: slot.untracked,
+                });
+            }
+            sum
+        }
+    };
+}
+read_counters!(syn_count_counters, syn_count);
+read_counters!(port_monitor_counters, port_monitor);
+
+/// Reads what connect-trace has matched and lost.
+pub fn connect_counters(bss: &connect_trace::types::bss) -> (u64, u64) {
+    // SAFETY: as for the packet counters.
+    let totals = unsafe { std::ptr::read_volatile(&bss.totals) };
+    (totals.matched, totals.lost)
+}
+
+/// Makes the [`FilterSlots`](crate::filter::FilterSlots) of an opened skeleton.
+#[macro_export]
+macro_rules! filter_slots {
+    ($open:expr, $rodata:expr) => {
+        $crate::filter::FilterSlots {
+            config: $crate::skel::filter_config(&mut $rodata.filter)
+                .context("the filter settings have another layout")?,
+            sport_bits: &mut $rodata.sport_bits,
+            dport_bits: &mut $rodata.dport_bits,
+            tries: [
+                &mut $open.maps.src_only,
+                &mut $open.maps.src_not,
+                &mut $open.maps.dst_only,
+                &mut $open.maps.dst_not,
+            ],
+        }
+    };
+}
+
+/// The tries of a loaded skeleton, in the order that [`Filter::fill`](crate::filter::Filter::fill) takes.
+#[macro_export]
+macro_rules! filter_tries {
+    ($skel:expr) => {
+        [
+            &$skel.maps.src_only,
+            &$skel.maps.src_not,
+            &$skel.maps.dst_only,
+            &$skel.maps.dst_not,
+        ]
+    };
+}
+
+/// Tells a packet program about the frame that is replayed next.
+macro_rules! set_replay {
+    ($name:ident, $module:ident $(, $ts:ident)?) => {
+        /// Sets the frame's length and, if it is longer than a test run takes, its bytes.
+        pub fn $name(bss: &mut $module::types::bss_replay, len: u32, beyond: Option<&[u8]> $(, $ts: u64)?) {
+            // SAFETY: exclusive references into the mapping. The kernel reads it only while a
+            // test run is on, which is not now; volatile, for the compiler can't know of that.
+            unsafe {
+                std::ptr::write_volatile(&mut bss.replay_len, len);
+                $(std::ptr::write_volatile(&mut bss.replay_ts_ns, $ts);)?
+            }
+            if let Some(bytes) = beyond {
+                let len = bytes.len().min(REPLAY_BYTES);
+                bss.replay_bytes[..len].copy_from_slice(&bytes[..len]);
+            }
+        }
+    };
+}
+set_replay!(set_syn_count_replay, syn_count);
+set_replay!(set_port_monitor_replay, port_monitor, ts_ns);
