@@ -1,11 +1,31 @@
 //! The only place that attaches programs. What is returned detaches when it is dropped.
 
+pub mod clsact;
 pub mod load;
 pub mod tc;
 pub mod xdp;
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// The side of an interface that a TC program sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Packets that come in.
+    Ingress,
+    /// Packets that go out.
+    Egress,
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        })
+    }
+}
 
 /// Creates a bpf_link, which lives as long as its file descriptor: the kernel detaches the
 /// program when the process ends, however it ends.

@@ -12,8 +12,8 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{OpenObject, ProgramInput, ProgramMut};
 
 use super::replay::{self, Prepared, Replayed};
-use crate::attach::load;
-use crate::attach::tc::{self, Direction, TcLink};
+use crate::attach::tc::{self, TcLink};
+use crate::attach::{Direction, load};
 use crate::capture::{Frame, LinkKind};
 use crate::cli::{DirectionChoice, OutputFormat, PortMonitorArgs};
 use crate::events::{BufferKind, EventSource};
@@ -96,8 +96,8 @@ pub fn run(args: &PortMonitorArgs) -> Result<Exit, Failure> {
     for (interface, skel) in interfaces.iter().zip(&skels) {
         for direction in directions(args.direction) {
             let program = match direction {
-                Direction::Ingress => skel.progs.port_monitor_ingress.as_fd(),
-                Direction::Egress => skel.progs.port_monitor_egress.as_fd(),
+                Direction::Ingress => &skel.progs.port_monitor_ingress,
+                Direction::Egress => &skel.progs.port_monitor_egress,
             };
             let link = tc::attach(program, interface, *direction, session.notices)?;
             links.push((interface, *direction, link));
@@ -109,7 +109,9 @@ pub fn run(args: &PortMonitorArgs) -> Result<Exit, Failure> {
 
     session.run_events(&source)?;
     let duration = session.stop.elapsed();
-    drop(links);
+    for (.., link) in links {
+        link.detach(session.notices);
+    }
     crate::attach::synchronize();
     session.drain_rest(&source)?;
 
@@ -159,12 +161,7 @@ fn describe(links: &[Attached<'_>], buffer: BufferKind) -> String {
     let places = links
         .iter()
         .map(|(interface, direction, link)| {
-            format!(
-                "tc {} ({}) on {}",
-                direction.name(),
-                link.kind(),
-                interface.name
-            )
+            format!("tc {} ({}) on {}", direction, link.kind(), interface.name)
         })
         .collect::<Vec<_>>();
     format!("{} (port-monitor, {})", places.join(", "), buffer.name())

@@ -12,9 +12,9 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, OpenObject, ProgramInput};
 
 use super::replay::{self, Prepared, Replayed};
-use crate::attach::load;
-use crate::attach::tc::{self, Direction, TcLink};
+use crate::attach::tc::{self, TcLink};
 use crate::attach::xdp::{self, XdpMode};
+use crate::attach::{Direction, clsact, load};
 use crate::capture::Frame;
 use crate::cli::{CountBy, CountMode, OutputFormat, SynCountArgs};
 use crate::failure::{Exit, Failure};
@@ -78,7 +78,7 @@ pub fn run(args: &SynCountArgs) -> Result<Exit, Failure> {
 
     let duration = session.stop.elapsed();
     for counter in &mut counters {
-        counter.detach();
+        counter.detach(session.notices);
     }
     crate::attach::synchronize();
     let mut total = PacketCounters::default();
@@ -216,12 +216,21 @@ impl<'a> Counter<'a> {
             CountMode::Tc => &[],
         };
         let (link, mode) = if modes.is_empty() {
-            let fd = program.skel.progs.syn_count_tc.as_fd();
+            let tc_program = &program.skel.progs.syn_count_tc;
             (
-                Link::Tc(tc::attach(fd, interface, Direction::Ingress, notices)?),
+                Link::Tc(tc::attach(
+                    tc_program,
+                    interface,
+                    Direction::Ingress,
+                    notices,
+                )?),
                 "tc",
             )
         } else {
+            // What a killed run of a TC command left here before Linux 6.6 goes with this start.
+            for text in clsact::remove_stale(interface.index).unwrap_or_default() {
+                notices.notice(&format!("{}: {text}", interface.name));
+            }
             let before = Snapshot::take(interface);
             let fd = if program.has_frags {
                 program.skel.progs.syn_count_xdp_frags.as_fd()
@@ -251,8 +260,10 @@ impl<'a> Counter<'a> {
         })
     }
 
-    fn detach(&mut self) {
-        self.link = None;
+    fn detach(&mut self, notices: Notices) {
+        if let Some(Link::Tc(link)) = self.link.take() {
+            link.detach(notices);
+        }
     }
 
     fn report(

@@ -7,5 +7,5 @@
 pub mod features;
 pub mod interfaces;
 pub mod link_watch;
-mod netlink;
+pub(crate) mod netlink;
 pub mod privileges;

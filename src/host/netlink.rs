@@ -19,6 +19,12 @@ const NLM_F_ACK: u16 = 0x4;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLM_F_DUMP: u16 = 0x300;
 
+// The same bits mean something else where an object is made.
+/// Fail with `EEXIST` if the object is there already.
+pub(crate) const NLM_F_EXCL: u16 = 0x200;
+/// Make the object if it is not there.
+pub(crate) const NLM_F_CREATE: u16 = 0x400;
+
 const NLMSG_NOOP: u16 = 1;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -37,7 +43,7 @@ const BUFFER_LEN: usize = 64 * 1024;
 const DUMP_ATTEMPTS: usize = 5;
 
 /// A netlink socket that talks to the kernel only.
-pub(super) struct Socket {
+pub(crate) struct Socket {
     fd: OwnedFd,
     buffer: Vec<u8>,
     sequence: u32,
@@ -45,7 +51,7 @@ pub(super) struct Socket {
 
 impl Socket {
     /// Opens a socket that joins the multicast `groups` (a bit mask).
-    pub(super) fn open(protocol: SockProtocol, groups: u32, flags: SockFlag) -> Result<Self> {
+    pub(crate) fn open(protocol: SockProtocol, groups: u32, flags: SockFlag) -> Result<Self> {
         let fd = socket(
             AddressFamily::Netlink,
             SockType::Raw,
@@ -67,7 +73,7 @@ impl Socket {
     }
 
     /// Receives one datagram: some whole messages.
-    pub(super) fn receive(&mut self) -> Result<&[u8], Errno> {
+    pub(crate) fn receive(&mut self) -> Result<&[u8], Errno> {
         let len = loop {
             match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
                 Err(Errno::EINTR) => {}
@@ -79,7 +85,7 @@ impl Socket {
     }
 
     /// Sends a request for one object and returns the payload of the answer.
-    pub(super) fn get(&mut self, kind: u16, payload: &[u8]) -> Result<Vec<u8>, Errno> {
+    pub(crate) fn get(&mut self, kind: u16, payload: &[u8]) -> Result<Vec<u8>, Errno> {
         let mut answer = Vec::new();
         self.exchange(kind, NLM_F_ACK, payload, &mut |found| {
             answer = found.to_vec();
@@ -87,10 +93,16 @@ impl Socket {
         Ok(answer)
     }
 
+    /// Makes, changes or removes an object and waits until that is done. `flags`
+    /// are those of creation: [`NLM_F_CREATE`], [`NLM_F_EXCL`].
+    pub(crate) fn change(&mut self, kind: u16, flags: u16, payload: &[u8]) -> Result<(), Errno> {
+        self.exchange(kind, NLM_F_ACK | flags, payload, &mut |_| {})
+    }
+
     /// Asks for all objects of a kind and returns what `decode` makes of each
     /// payload. The answer is of one moment: if the kernel says that something
     /// changed in between, the dump is made anew.
-    pub(super) fn dump<T>(
+    pub(crate) fn dump<T>(
         &mut self,
         kind: u16,
         payload: &[u8],
@@ -107,7 +119,7 @@ impl Socket {
                 Err(errno) => return Err(errno).context("failed to read from netlink"),
             }
         }
-        bail!("the interfaces changed faster than they could be read")
+        bail!("what was asked of netlink changed faster than it could be read")
     }
 
     fn exchange(
@@ -153,16 +165,16 @@ impl AsFd for Socket {
 }
 
 /// One netlink message.
-pub(super) struct Message<'a> {
+pub(crate) struct Message<'a> {
     /// `nlmsg_type`: what the payload is.
-    pub(super) kind: u16,
-    pub(super) payload: &'a [u8],
+    pub(crate) kind: u16,
+    pub(crate) payload: &'a [u8],
     flags: u16,
     sequence: u32,
 }
 
 /// The messages of a datagram.
-pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
+pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let len = read_u32(bytes, 0)? as usize;
         let message = Message {
@@ -177,7 +189,7 @@ pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
 }
 
 /// The attributes (type without flags, value) of a payload.
-pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let len = usize::from(read_u16(bytes, 0)?);
         let kind = read_u16(bytes, 2)? & ATTRIBUTE_TYPE_MASK;
@@ -189,7 +201,7 @@ pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
 
 /// Appends an attribute, padded to 4 bytes. Its value must be shorter than
 /// 64 KiB, or nothing is appended.
-pub(super) fn push_attribute(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
+pub(crate) fn push_attribute(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
     let Ok(len) = u16::try_from(ATTRIBUTE_HEADER_LEN + value.len()) else {
         return;
     };
@@ -200,21 +212,21 @@ pub(super) fn push_attribute(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
 }
 
 /// The text of a NUL-terminated attribute.
-pub(super) fn text(value: &[u8]) -> String {
+pub(crate) fn text(value: &[u8]) -> String {
     let end = value.iter().position(|&byte| byte == 0);
     String::from_utf8_lossy(value.get(..end.unwrap_or(value.len())).unwrap_or_default())
         .into_owned()
 }
 
-pub(super) fn read_u16(bytes: &[u8], at: usize) -> Option<u16> {
+pub(crate) fn read_u16(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-pub(super) fn read_u32(bytes: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn read_u32(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-pub(super) fn read_i32(bytes: &[u8], at: usize) -> Option<i32> {
+pub(crate) fn read_i32(bytes: &[u8], at: usize) -> Option<i32> {
     Some(i32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 

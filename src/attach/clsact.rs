@@ -1,0 +1,371 @@
+//! TC programs on kernels before 6.6, which have no tcx links: a clsact qdisc
+//! and a filter of kind `bpf` in direct-action mode.
+//!
+//! Neither goes away with its process. So a filter's name says which process made
+//! it (`owner`), and whoever attaches next removes those of processes that were
+//! killed. The qdisc has no name: that an instance of this program made it is
+//! written in the names of its filters, and every instance that comes while one
+//! of these is there, alive or not, writes it in its own. So the last one knows,
+//! in whatever order they leave.
+//!
+//! What can't be had with this interface of the kernel:
+//! - If a process is killed between making the qdisc and adding its filter, the
+//!   empty qdisc stays.
+//! - The kernel can't be told to remove a qdisc only if it is empty. If another
+//!   program adds a filter between the look and the removal, microseconds apart,
+//!   its filter goes too.
+//! - Filters that others add later may come before ours.
+
+mod owner;
+mod place;
+mod rtnl;
+mod turn;
+
+use std::os::fd::BorrowedFd;
+
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+
+use super::Direction;
+use owner::{Fate, Name, Owner};
+use rtnl::{Filter, Qdisc, Tc};
+use turn::Turns;
+
+/// The handle of our filters, or the first free one after it: `tcpi` in ASCII. A
+/// filter at the same priority that another program adds or replaces by a handle
+/// of its own choice, usually 1, must not meet ours.
+const HANDLE: u32 = 0x7463_7069;
+
+/// How often a place is chosen anew because it was taken in the meantime.
+const PLACE_ATTEMPTS: usize = 5;
+
+/// A program that is attached by a clsact filter, which is removed when this is
+/// dropped; so is the qdisc if an instance of this program made it and no filter
+/// is left in it.
+///
+/// Removal needs `CAP_NET_ADMIN`, in the thread that drops it.
+pub struct Clsact {
+    tc: Tc,
+    turns: Turns,
+    direction: Direction,
+    place: Place,
+    name: Name,
+    notices: Vec<String>,
+    attached: bool,
+}
+
+/// Where a filter is: its priority and its handle.
+type Place = (u16, u32);
+
+impl Clsact {
+    /// Attaches a loaded program of type `BPF_PROG_TYPE_SCHED_CLS` in the network
+    /// namespace of this thread. It should return `TC_ACT_UNSPEC` (-1, the same as
+    /// `TCX_NEXT`), so that the filters after it see the packet as well.
+    ///
+    /// Its filter is placed before those of others, and what killed instances
+    /// have left on the interface is removed.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses: the cause is an [`Errno`], `EPERM` without
+    /// `CAP_NET_ADMIN`, `ENOENT` without the module `sch_ingress` or `cls_bpf`.
+    /// Also if another program's qdisc is in the way. Nothing is left then.
+    pub fn attach(
+        program: BorrowedFd<'_>,
+        program_name: &str,
+        interface: &str,
+        ifindex: u32,
+        direction: Direction,
+    ) -> Result<Self> {
+        Self::attach_to(program, program_name, ifindex, direction)
+            .with_context(|| format!("failed to attach to TC {direction} of {interface}"))
+    }
+
+    fn attach_to(
+        program: BorrowedFd<'_>,
+        program_name: &str,
+        ifindex: u32,
+        direction: Direction,
+    ) -> Result<Self> {
+        let mut tc = Tc::open(ifindex)?;
+        let turns = Turns::open();
+        let turn = turns.take();
+        let made_qdisc = match tc.create_qdisc() {
+            Ok(()) => true,
+            Err(Errno::EEXIST) => false,
+            Err(Errno::ENOENT) => {
+                return Err(Errno::ENOENT)
+                    .context("the kernel has no clsact qdisc (module sch_ingress)");
+            }
+            Err(errno) => return Err(errno).context("failed to make a clsact qdisc"),
+        };
+        let mut clsact = Self {
+            tc,
+            turns,
+            direction,
+            place: (0, 0),
+            name: Name {
+                owner: Owner::this_process(),
+                made_qdisc,
+                program: program_name.to_owned(),
+            },
+            notices: Vec::new(),
+            attached: false,
+        };
+        if let Err(error) = clsact.add_filter(program) {
+            if made_qdisc {
+                // Why it could not be attached is what the user has to know.
+                let _ = remove_empty_qdisc(&mut clsact.tc);
+            }
+            return Err(error);
+        }
+        drop(turn);
+        clsact.check_order()?;
+        Ok(clsact)
+    }
+
+    /// What the user should know: what was cleaned up, and whether filters of
+    /// others come first. Sentences without a capital and without the interface.
+    #[must_use]
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// Whether the filter is still there. Another program may have removed it,
+    /// with the qdisc for example, and the kernel tells nobody.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel can't be asked.
+    pub fn is_attached(&mut self) -> Result<bool> {
+        Ok(self.find()?.is_some())
+    }
+
+    /// Removes the filter, and the qdisc if it is ours and empty.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses. That they are gone already is none.
+    pub fn detach(mut self) -> Result<()> {
+        self.remove()
+    }
+
+    fn add_filter(&mut self, program: BorrowedFd<'_>) -> Result<()> {
+        let qdisc = self.tc.qdisc()?.context("the qdisc is gone again")?;
+        check_qdisc(&qdisc, self.direction)?;
+        let found = Found::survey(&mut self.tc, &qdisc, &self.name.owner)?;
+        self.name.made_qdisc |= found.made_qdisc;
+        self.place = self.place_filter(program)?;
+        self.attached = true;
+        // Only now, so that there is always a filter that says whose the qdisc is.
+        self.notices = found.clean(&mut self.tc);
+        Ok(())
+    }
+
+    /// Adds the filter at the best place.
+    fn place_filter(&mut self, program: BorrowedFd<'_>) -> Result<Place> {
+        let name = self.name.to_string();
+        let mut attempts = 0;
+        loop {
+            let filters = self.tc.filters(self.direction)?;
+            let priority = place::choose(&place::taken(&filters))
+                .context("filters of other programs use every priority")?;
+            let is_free = |handle: &u32| {
+                !filters
+                    .iter()
+                    .any(|filter| (filter.priority, filter.handle) == (priority, *handle))
+            };
+            let handle = (HANDLE..).find(is_free).unwrap_or(HANDLE);
+            let place = (priority, handle);
+            attempts += 1;
+            match self.tc.add_filter(self.direction, place, program, &name) {
+                Ok(()) => return Ok(place),
+                // The handle is in use, or the priority by another kind or
+                // protocol, which was not so a moment ago.
+                Err(Errno::EEXIST | Errno::EINVAL | Errno::ENOSPC) if attempts < PLACE_ATTEMPTS => {
+                }
+                Err(Errno::ENOENT) => {
+                    return Err(Errno::ENOENT)
+                        .context("the kernel has no BPF classifier (module cls_bpf)");
+                }
+                Err(errno) => return Err(errno).context("failed to add a filter"),
+            }
+        }
+    }
+
+    fn check_order(&mut self) -> Result<()> {
+        let filters = self.tc.filters(self.direction)?;
+        let (priority, handle) = self.place;
+        let before = place::foreign_before(&filters, priority, handle);
+        if before > 0 {
+            self.notices.push(format!(
+                "{before} {} filter{} of other programs come{} first: packets that stop there \
+                 are not seen",
+                self.direction,
+                if before == 1 { "" } else { "s" },
+                if before == 1 { "s" } else { "" },
+            ));
+        }
+        Ok(())
+    }
+
+    fn find(&mut self) -> Result<Option<Filter>> {
+        let name = self.name.to_string();
+        let filters = self.tc.filters(self.direction)?;
+        Ok(filters.into_iter().find(|filter| {
+            (filter.priority, filter.handle) == self.place && filter.name.as_ref() == Some(&name)
+        }))
+    }
+
+    fn remove(&mut self) -> Result<()> {
+        if !self.attached {
+            return Ok(());
+        }
+        let _turn = self.turns.take();
+        // If somebody else removed the filter, nothing tells whether the qdisc is
+        // still the one that we know, so it is left.
+        if let Some(filter) = self.find()? {
+            delete(&mut self.tc, &filter).context("failed to remove our filter")?;
+            if self.name.made_qdisc {
+                remove_empty_qdisc(&mut self.tc)?;
+            }
+        }
+        self.attached = false;
+        Ok(())
+    }
+}
+
+impl Drop for Clsact {
+    fn drop(&mut self) {
+        // Whoever wants to know calls detach().
+        let _ = self.remove();
+    }
+}
+
+/// Removes what killed instances have left on an interface, and says what it was.
+///
+/// [`Clsact::attach`] does the same. It is for commands that attach in another
+/// way, or not at all.
+///
+/// # Errors
+///
+/// If the kernel can't be asked. That something could not be removed is told in
+/// the answer.
+pub fn remove_stale(ifindex: u32) -> Result<Vec<String>> {
+    let mut tc = Tc::open(ifindex)?;
+    let turns = Turns::open();
+    let _turn = turns.take();
+    let Some(qdisc) = tc.qdisc()? else {
+        return Ok(Vec::new());
+    };
+    let found = Found::survey(&mut tc, &qdisc, &Owner::this_process())?;
+    if found.stale.is_empty() {
+        return Ok(Vec::new());
+    }
+    let made_qdisc = found.made_qdisc;
+    let mut notices = found.clean(&mut tc);
+    if made_qdisc && remove_empty_qdisc(&mut tc)? {
+        notices.push("removed the clsact qdisc that it had made".to_owned());
+    }
+    Ok(notices)
+}
+
+/// What instances of this program have on an interface.
+struct Found {
+    stale: Vec<(Filter, Name)>,
+    /// Those of which it can't be told whether they are alive.
+    unknown: Vec<(Filter, Name)>,
+    made_qdisc: bool,
+}
+
+impl Found {
+    fn survey(tc: &mut Tc, qdisc: &Qdisc, here: &Owner) -> Result<Self> {
+        let mut found = Self {
+            stale: Vec::new(),
+            unknown: Vec::new(),
+            made_qdisc: false,
+        };
+        for &direction in qdisc.directions() {
+            for filter in tc.filters(direction)? {
+                let Some(name) = place::our_name(&filter) else {
+                    continue;
+                };
+                found.made_qdisc |= name.made_qdisc;
+                match name.owner.fate(here) {
+                    Fate::Alive => {}
+                    Fate::Gone => found.stale.push((filter, name)),
+                    Fate::Unknown => found.unknown.push((filter, name)),
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes what is stale and says what was done.
+    fn clean(self, tc: &mut Tc) -> Vec<String> {
+        let mut notices = Vec::new();
+        for (filter, name) in self.stale {
+            let what = format!(
+                "the {} filter {} that process {} had left when it was killed",
+                filter.direction, name.program, name.owner.pid
+            );
+            notices.push(match delete(tc, &filter) {
+                Ok(()) => format!("removed {what}"),
+                Err(errno) => format!("failed to remove {what}: {errno}"),
+            });
+        }
+        notices.extend(self.unknown.into_iter().map(|(filter, name)| {
+            format!(
+                "left the {} filter {} of process {} alone: it can't be told from here whether \
+                 that runs",
+                filter.direction, name.program, name.owner.pid
+            )
+        }));
+        notices
+    }
+}
+
+/// Says whether a filter can be added to this qdisc, which may be another
+/// program's.
+fn check_qdisc(qdisc: &Qdisc, direction: Direction) -> Result<()> {
+    if !qdisc.directions().contains(&direction) {
+        bail!(
+            "another program's {} qdisc is there, which has no {direction}, and a clsact qdisc \
+             can't be made beside it",
+            qdisc.kind
+        );
+    }
+    if qdisc.shared.contains(&direction) {
+        bail!("its filters are in a block that other interfaces share");
+    }
+    Ok(())
+}
+
+/// Removes a filter of ours. That it is gone already is as good.
+fn delete(tc: &mut Tc, filter: &Filter) -> Result<(), Errno> {
+    match tc.delete_filter(filter) {
+        Err(Errno::ENOENT | Errno::ENODEV) => Ok(()),
+        result => result,
+    }
+}
+
+/// Removes a clsact qdisc that has no filters and no chains, and says whether
+/// it did.
+fn remove_empty_qdisc(tc: &mut Tc) -> Result<bool> {
+    let Some(qdisc) = tc.qdisc()? else {
+        return Ok(false);
+    };
+    if !qdisc.is_clsact() || !qdisc.shared.is_empty() {
+        return Ok(false);
+    }
+    for &direction in qdisc.directions() {
+        if !tc.filters(direction)?.is_empty() || tc.has_chains(direction)? {
+            return Ok(false);
+        }
+    }
+    match tc.delete_qdisc() {
+        Ok(()) => Ok(true),
+        Err(Errno::ENOENT | Errno::ENODEV) => Ok(false),
+        Err(errno) => Err(errno).context("failed to remove our clsact qdisc"),
+    }
+}

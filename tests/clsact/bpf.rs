@@ -1,0 +1,147 @@
+//! Programs of a few instructions that count packets, and a way to attach them
+//! that is not the one under test.
+
+use std::ffi::c_int;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr;
+use std::time::{Duration, Instant};
+
+use libbpf_sys::{
+    BPF_MAP_TYPE_ARRAY, BPF_PROG_TYPE_SCHED_CLS, BPF_PROG_TYPE_XDP, BPF_TC_EGRESS, BPF_TC_INGRESS,
+    bpf_insn, bpf_map_create, bpf_map_lookup_elem, bpf_prog_load, bpf_prog_type, bpf_tc_attach,
+    bpf_tc_hook, bpf_tc_opts,
+};
+use tcpinspect::attach::clsact::Direction;
+
+/// Go on with the next filter.
+pub const UNSPEC: i32 = -1;
+/// Let the packet pass; no other filter sees it.
+pub const OK: i32 = 0;
+/// Drop it.
+pub const SHOT: i32 = 2;
+
+/// A loaded program that counts packets and gives each the same verdict.
+pub struct Counter {
+    program: OwnedFd,
+    map: OwnedFd,
+}
+
+impl Counter {
+    pub fn new(verdict: i32) -> Self {
+        Self::of_type(BPF_PROG_TYPE_SCHED_CLS, verdict)
+    }
+
+    /// One that no TC filter can have.
+    pub fn xdp() -> Self {
+        Self::of_type(BPF_PROG_TYPE_XDP, 2)
+    }
+
+    fn of_type(kind: bpf_prog_type, verdict: i32) -> Self {
+        // SAFETY: the name is a C string, and no options are given.
+        let map = unsafe {
+            bpf_map_create(
+                BPF_MAP_TYPE_ARRAY,
+                c"counter".as_ptr(),
+                4,
+                8,
+                1,
+                ptr::null(),
+            )
+        };
+        let map = owned(map);
+        // r1 = &counter; r2 = 1; lock *(u64 *)r1 += r2; r0 = verdict; exit.
+        // Source register 2 stands for BPF_PSEUDO_MAP_VALUE.
+        let code = [
+            instruction(0x18, 1, 2, map.as_raw_fd()),
+            instruction(0, 0, 0, 0),
+            instruction(0xb7, 2, 0, 1),
+            instruction(0xdb, 1, 2, 0),
+            instruction(0xb7, 0, 0, verdict),
+            instruction(0x95, 0, 0, 0),
+        ];
+        // SAFETY: the strings are C strings, the array is as long as is said, and
+        // no options are given.
+        let program = unsafe {
+            bpf_prog_load(
+                kind,
+                c"counter".as_ptr(),
+                c"GPL".as_ptr(),
+                code.as_ptr(),
+                code.len() as u64,
+                ptr::null_mut(),
+            )
+        };
+        Self {
+            program: owned(program),
+            map,
+        }
+    }
+
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.program.as_fd()
+    }
+
+    pub fn count(&self) -> u64 {
+        let (key, mut value) = (0_u32, 0_u64);
+        // SAFETY: key and value have the sizes of the map's.
+        let result = unsafe {
+            bpf_map_lookup_elem(
+                self.map.as_raw_fd(),
+                (&raw const key).cast(),
+                (&raw mut value).cast(),
+            )
+        };
+        assert_eq!(result, 0);
+        value
+    }
+
+    /// Waits until the count is right, then a little longer in case it goes on.
+    pub fn expect(&self, count: u64) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while self.count() < count && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(self.count(), count);
+    }
+
+    /// Attaches it as another program's filter. The qdisc must be there.
+    pub fn attach_foreign(&self, ifindex: u32, direction: Direction, priority: u32, handle: u32) {
+        let hook = bpf_tc_hook {
+            sz: size_of::<bpf_tc_hook>() as u64,
+            ifindex: ifindex as c_int,
+            attach_point: match direction {
+                Direction::Ingress => BPF_TC_INGRESS,
+                Direction::Egress => BPF_TC_EGRESS,
+            },
+            ..bpf_tc_hook::default()
+        };
+        let mut options = bpf_tc_opts {
+            sz: size_of::<bpf_tc_opts>() as u64,
+            prog_fd: self.program.as_raw_fd(),
+            priority,
+            handle,
+            ..bpf_tc_opts::default()
+        };
+        // SAFETY: both structs are filled in as far as their sizes say.
+        let result = unsafe { bpf_tc_attach(&raw const hook, &raw mut options) };
+        assert_eq!(result, 0);
+    }
+}
+
+fn instruction(code: u8, destination: u8, source: u8, immediate: i32) -> bpf_insn {
+    let mut instruction = bpf_insn {
+        code,
+        imm: immediate,
+        ..bpf_insn::default()
+    };
+    instruction.set_dst_reg(destination);
+    instruction.set_src_reg(source);
+    instruction
+}
+
+fn owned(fd: c_int) -> OwnedFd {
+    assert!(fd >= 0, "{}", std::io::Error::from_raw_os_error(-fd));
+    // SAFETY: it was just opened and belongs to nobody else.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}

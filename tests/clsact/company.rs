@@ -1,0 +1,211 @@
+//! What others have stays as it is.
+
+use tcpinspect::attach::clsact::{Clsact, Direction, remove_stale};
+
+use crate::bpf::{Counter, OK, UNSPEC};
+use crate::net::{V0, in_namespace, index, our_filters, run, state, state_of_others, try_run};
+
+const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
+
+fn attach(counter: &Counter, direction: Direction) -> Clsact {
+    Clsact::attach(counter.fd(), "monitor", V0, index(V0), direction).unwrap()
+}
+
+/// Adds filters of all kinds that the kernel has; says which it has not.
+fn add_filters(test: &str) {
+    let kinds = [
+        "pref 20 bpf bytecode 1,6~0~0~0",
+        "bpf bytecode 1,6~0~0~0 flowid 1:1",
+        "protocol ip pref 21 u32 match ip dport 9 0xffff flowid 1:2",
+        "chain 3 pref 4 u32 match u32 0 0 flowid 1:2",
+        "pref 22 matchall action ok",
+        "protocol ip pref 23 flower ip_proto tcp dst_port 80 action ok",
+        "protocol ip flower ip_proto udp dst_port 80 action drop",
+    ];
+    for direction in ["ingress", "egress"] {
+        for kind in kinds {
+            let command = format!("tc filter add dev {V0} {direction} {kind}");
+            if let Err(why) = try_run(&command) {
+                let missing = ["not found", "Failed to load TC action", "No such file"];
+                assert!(missing.iter().any(|text| why.contains(text)), "{why}");
+                eprintln!("SKIP {test}: {why}");
+            }
+        }
+    }
+}
+
+#[test]
+fn filters_and_qdiscs_of_others_are_the_same_before_during_and_after() {
+    let test = "filters_and_qdiscs_of_others_are_the_same_before_during_and_after";
+    in_namespace(test, || {
+        run(&format!(
+            "tc qdisc add dev {V0} root handle 5: pfifo limit 77"
+        ));
+        run(&format!("tc qdisc add dev {V0} clsact"));
+        add_filters(test);
+        let foreign = Counter::new(UNSPEC);
+        foreign.attach_foreign(index(V0), Direction::Ingress, 50, 1);
+        foreign.attach_foreign(index(V0), Direction::Egress, 50, 1);
+        let before = state(V0);
+
+        let counter = Counter::new(UNSPEC);
+        let attached = DIRECTIONS.map(|direction| attach(&counter, direction));
+        assert_eq!(our_filters(V0).len(), 2, "{}", state(V0));
+        assert!(our_filters(V0)[0].contains("direct-action"));
+        assert_eq!(state_of_others(V0, Some(19)), before);
+        assert!(remove_stale(index(V0)).unwrap().is_empty());
+        for clsact in attached {
+            assert_eq!(clsact.notices(), [""; 0]);
+            clsact.detach().unwrap();
+        }
+        assert_eq!(state(V0), before);
+    });
+}
+
+#[test]
+fn an_empty_qdisc_of_another_program_stays() {
+    in_namespace("an_empty_qdisc_of_another_program_stays", || {
+        run(&format!("tc qdisc add dev {V0} clsact"));
+        let before = state(V0);
+        drop(attach(&Counter::new(UNSPEC), Direction::Ingress));
+        assert_eq!(state(V0), before);
+        assert!(before.contains("clsact"));
+    });
+}
+
+#[test]
+fn nothing_is_left_where_nothing_was() {
+    in_namespace("nothing_is_left_where_nothing_was", || {
+        let before = state(V0);
+        let counter = Counter::new(UNSPEC);
+        let [ingress, egress] = DIRECTIONS.map(|direction| attach(&counter, direction));
+        assert!(our_filters(V0).iter().all(|line| line.contains("+qdisc:")));
+        drop(ingress);
+        assert_eq!(our_filters(V0).len(), 1);
+        drop(egress);
+        assert_eq!(state(V0), before);
+        assert!(!before.contains("clsact"));
+    });
+}
+
+#[test]
+fn our_qdisc_stays_while_others_use_it() {
+    in_namespace("our_qdisc_stays_while_others_use_it", || {
+        let counter = Counter::new(UNSPEC);
+        let clsact = attach(&counter, Direction::Ingress);
+        let foreign = Counter::new(OK);
+        foreign.attach_foreign(index(V0), Direction::Egress, 7, 1);
+        let show = format!("tc filter show dev {V0} egress");
+        let during = run(&show);
+        clsact.detach().unwrap();
+        assert_eq!(run(&show), during);
+        assert!(during.contains("pref 7 bpf"));
+        assert!(our_filters(V0).is_empty());
+    });
+}
+
+#[test]
+fn a_chain_of_another_program_counts_as_use() {
+    in_namespace("a_chain_of_another_program_counts_as_use", || {
+        let counter = Counter::new(UNSPEC);
+        let clsact = attach(&counter, Direction::Ingress);
+        run(&format!("tc chain add dev {V0} egress chain 6"));
+        clsact.detach().unwrap();
+        assert!(state(V0).contains("chain parent"), "{}", state(V0));
+        run(&format!("tc chain del dev {V0} egress chain 6"));
+
+        // Without it the next one takes over no qdisc, as nothing says whose it is.
+        drop(attach(&counter, Direction::Egress));
+        assert!(state(V0).contains("clsact"));
+    });
+}
+
+#[test]
+fn an_ingress_qdisc_serves_ingress_only() {
+    in_namespace("an_ingress_qdisc_serves_ingress_only", || {
+        run(&format!("tc qdisc add dev {V0} ingress"));
+        run(&format!(
+            "tc filter add dev {V0} ingress pref 5 bpf bytecode 1,6~0~0~0"
+        ));
+        let before = state(V0);
+        let counter = Counter::new(UNSPEC);
+        let error = Clsact::attach(counter.fd(), "monitor", V0, index(V0), Direction::Egress)
+            .err()
+            .unwrap();
+        assert!(
+            format!("{error:#}").contains("another program's ingress qdisc"),
+            "{error:#}"
+        );
+        assert_eq!(state(V0), before);
+
+        let clsact = attach(&counter, Direction::Ingress);
+        crate::net::send(3);
+        counter.expect(3);
+        clsact.detach().unwrap();
+        assert_eq!(state(V0), before);
+    });
+}
+
+#[test]
+fn a_shared_block_is_refused() {
+    in_namespace("a_shared_block_is_refused", || {
+        run(&format!(
+            "tc qdisc add dev {V0} ingress_block 22 egress_block 23 clsact"
+        ));
+        let before = state(V0);
+        for direction in DIRECTIONS {
+            let counter = Counter::new(UNSPEC);
+            let result = Clsact::attach(counter.fd(), "monitor", V0, index(V0), direction);
+            let error = format!("{:#}", result.err().unwrap());
+            assert!(error.contains("other interfaces share"), "{error}");
+        }
+        assert_eq!(state(V0), before);
+    });
+}
+
+#[test]
+fn a_failure_leaves_nothing() {
+    in_namespace("a_failure_leaves_nothing", || {
+        let before = state(V0);
+        let xdp = Counter::xdp();
+        let result = Clsact::attach(xdp.fd(), "monitor", V0, index(V0), Direction::Ingress);
+        let error = result.err().unwrap();
+        assert_eq!(
+            format!("{error:#}"),
+            "failed to attach to TC ingress of v0: failed to add a filter: EINVAL: Invalid argument"
+        );
+        assert_eq!(state(V0), before);
+
+        let counter = Counter::new(UNSPEC);
+        let result = Clsact::attach(counter.fd(), "monitor", "gone", 999, Direction::Ingress);
+        let error = result.err().unwrap();
+        assert_eq!(
+            error.downcast_ref(),
+            Some(&nix::errno::Errno::ENODEV),
+            "{error:#}"
+        );
+        assert!(remove_stale(999).unwrap().is_empty());
+    });
+}
+
+#[test]
+fn a_filter_that_others_removed_is_missed_and_no_error() {
+    in_namespace(
+        "a_filter_that_others_removed_is_missed_and_no_error",
+        || {
+            let counter = Counter::new(UNSPEC);
+            let mut clsact = attach(&counter, Direction::Ingress);
+            assert!(clsact.is_attached().unwrap());
+            run(&format!("tc qdisc del dev {V0} clsact"));
+            assert!(!clsact.is_attached().unwrap());
+            run(&format!("tc qdisc add dev {V0} clsact"));
+            clsact.detach().unwrap();
+            assert!(state(V0).contains("clsact"));
+
+            let mut clsact = attach(&counter, Direction::Ingress);
+            run(&format!("ip link del {V0}"));
+            assert!(!clsact.is_attached().unwrap());
+            clsact.detach().unwrap();
+        },
+    );
+}

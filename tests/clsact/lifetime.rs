@@ -1,0 +1,258 @@
+//! Instances that are killed, and instances at the same time.
+
+use std::env;
+use std::process::Command;
+use std::thread;
+
+use tcpinspect::attach::clsact::{Clsact, Direction, remove_stale};
+
+use crate::bpf::{Counter, UNSPEC};
+use crate::instance::Instance;
+use crate::net::{
+    V0, in_namespace, index, our_filters, run, send, state, state_of_others, try_run,
+};
+
+fn attach(counter: &Counter) -> Clsact {
+    Clsact::attach(counter.fd(), "monitor", V0, index(V0), Direction::Ingress).unwrap()
+}
+
+#[test]
+fn the_next_start_removes_exactly_what_a_killed_one_left() {
+    in_namespace(
+        "the_next_start_removes_exactly_what_a_killed_one_left",
+        || {
+            run(&format!("tc qdisc add dev {V0} clsact"));
+            let foreign = Counter::new(UNSPEC);
+            foreign.attach_foreign(index(V0), Direction::Ingress, 1, 1);
+            foreign.attach_foreign(index(V0), Direction::Egress, 0, 1);
+            let before = state(V0);
+            let killed = Instance::start("ingress,egress");
+            let alive = Instance::start("ingress");
+            assert_eq!(alive.notices, "");
+            let pid = killed.pid();
+            killed.kill();
+            assert_eq!(our_filters(V0).len(), 3);
+
+            let counter = Counter::new(UNSPEC);
+            let clsact = attach(&counter);
+            assert_eq!(
+                clsact.notices(),
+                [
+                    format!(
+                        "removed the ingress filter monitor that process {pid} had left when it \
+                         was killed"
+                    ),
+                    format!(
+                        "removed the egress filter monitor that process {pid} had left when it \
+                         was killed"
+                    ),
+                ]
+            );
+            let ours = our_filters(V0);
+            assert_eq!(ours.len(), 2, "{ours:?}");
+            assert!(ours.iter().all(|line| !line.contains("+qdisc")), "{ours:?}");
+            assert_eq!(state_of_others(V0, Some(49_151)), before);
+            clsact.detach().unwrap();
+            alive.leave();
+            assert_eq!(state(V0), before);
+        },
+    );
+}
+
+#[test]
+fn the_qdisc_of_a_killed_one_is_taken_over() {
+    in_namespace("the_qdisc_of_a_killed_one_is_taken_over", || {
+        let before = state(V0);
+        Instance::start("ingress,egress").kill();
+        assert_ne!(state(V0), before);
+        let counter = Counter::new(UNSPEC);
+        let clsact = attach(&counter);
+        assert_eq!(clsact.notices().len(), 2);
+        assert!(our_filters(V0)[0].contains("+qdisc:"));
+        send(3);
+        counter.expect(3);
+        clsact.detach().unwrap();
+        assert_eq!(state(V0), before);
+    });
+}
+
+#[test]
+fn what_a_killed_one_left_can_be_removed_without_attaching() {
+    in_namespace(
+        "what_a_killed_one_left_can_be_removed_without_attaching",
+        || {
+            let before = state(V0);
+            Instance::start("ingress,egress").kill();
+            let notices = remove_stale(index(V0)).unwrap();
+            assert_eq!(notices.len(), 3, "{notices:?}");
+            assert_eq!(state(V0), before);
+            assert!(remove_stale(index(V0)).unwrap().is_empty());
+
+            Instance::start("ingress").kill();
+            let foreign = Counter::new(UNSPEC);
+            foreign.attach_foreign(index(V0), Direction::Ingress, 3, 1);
+            let during = state_of_others(V0, Some(37));
+            assert_eq!(remove_stale(index(V0)).unwrap().len(), 1);
+            assert_eq!(state(V0), during);
+        },
+    );
+}
+
+#[test]
+fn the_last_instance_removes_the_qdisc_whoever_made_it() {
+    in_namespace(
+        "the_last_instance_removes_the_qdisc_whoever_made_it",
+        || {
+            let before = state(V0);
+            for maker_leaves_first in [true, false] {
+                let maker = Instance::start("ingress");
+                let counter = Counter::new(UNSPEC);
+                let other = attach(&counter);
+                assert_eq!(other.notices(), [""; 0]);
+                if maker_leaves_first {
+                    maker.leave();
+                    assert_eq!(our_filters(V0).len(), 1);
+                    send(5);
+                    counter.expect(5);
+                    other.detach().unwrap();
+                } else {
+                    other.detach().unwrap();
+                    assert_eq!(our_filters(V0).len(), 1);
+                    maker.leave();
+                }
+                assert_eq!(state(V0), before);
+            }
+        },
+    );
+}
+
+#[test]
+fn two_instances_both_see_every_packet() {
+    in_namespace("two_instances_both_see_every_packet", || {
+        let (first, second) = (Counter::new(UNSPEC), Counter::new(UNSPEC));
+        let attached = [attach(&first), attach(&second)];
+        send(15);
+        first.expect(15);
+        second.expect(15);
+        drop(attached);
+    });
+}
+
+#[test]
+fn instances_that_come_and_go_at_once_leave_nothing() {
+    in_namespace("instances_that_come_and_go_at_once_leave_nothing", || {
+        let before = state(V0);
+        let counter = Counter::new(UNSPEC);
+        thread::scope(|scope| {
+            for number in 0..4 {
+                let counter = &counter;
+                // A new thread is in the network namespace of the one that made it.
+                scope.spawn(move || {
+                    for _ in 0..10 {
+                        let direction = if number % 2 == 0 {
+                            Direction::Ingress
+                        } else {
+                            Direction::Egress
+                        };
+                        let mut clsact =
+                            Clsact::attach(counter.fd(), "monitor", V0, index(V0), direction)
+                                .unwrap();
+                        assert!(clsact.is_attached().unwrap());
+                        assert_eq!(clsact.notices(), [""; 0]);
+                        clsact.detach().unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(state(V0), before);
+    });
+}
+
+#[test]
+fn instances_of_another_pid_namespace_are_left_alone() {
+    let test = "instances_of_another_pid_namespace_are_left_alone";
+    in_namespace(test, || {
+        let prefix = ["unshare", "--pid", "--fork", "--kill-child"];
+        if let Err(why) = try_run(&format!("{} true", prefix.join(" "))) {
+            eprintln!("SKIP {test}: {why}");
+            return;
+        }
+        let before = state(V0);
+        // Its pid there is 1, which runs here.
+        Instance::start_by(&prefix, "ingress").kill();
+        let counter = Counter::new(UNSPEC);
+        let clsact = attach(&counter);
+        assert_eq!(
+            clsact.notices(),
+            [
+                "left the ingress filter monitor of process 1 alone: it can't be told from here \
+              whether that runs"
+            ]
+        );
+        clsact.detach().unwrap();
+        let left = our_filters(V0);
+        assert_eq!(left.len(), 1, "{left:?}");
+        run(&format!("tc qdisc del dev {V0} clsact"));
+        assert_eq!(state(V0), before);
+    });
+}
+
+/// A shell that runs the rest of the command line as an ordinary user with the
+/// capabilities that are needed, and does something first.
+fn ordinary_user(first: &str) -> [String; 4] {
+    let capabilities = "-all,+net_admin,+bpf,+perfmon";
+    let script = format!(
+        "{first} && exec setpriv --reuid 65534 --regid 65534 --clear-groups --no-new-privs \
+         --inh-caps {capabilities} --ambient-caps {capabilities} \"$@\""
+    );
+    ["sh", "-c", &script, "sh"].map(str::to_owned)
+}
+
+#[test]
+fn ordinary_users_with_capabilities_judge_as_root_does() {
+    let test = "ordinary_users_with_capabilities_judge_as_root_does";
+    in_namespace(test, || {
+        let before = state(V0);
+        for (first, sees_others) in [
+            ("true", true),
+            ("mount -t proc -o hidepid=2 proc /proc", false),
+        ] {
+            let shell = ordinary_user(first);
+            // A mount namespace of its own, so that the mount reaches nobody else.
+            let prefix: Vec<&str> = ["unshare", "--mount"]
+                .into_iter()
+                .chain(shell.iter().map(String::as_str))
+                .collect();
+            let tried = Command::new(prefix[0])
+                .args(&prefix[1..])
+                .arg(env::current_exe().unwrap())
+                .arg("--list")
+                .output();
+            if !tried.is_ok_and(|output| output.status.success()) {
+                eprintln!("SKIP {test}: an ordinary user can't be had, or can't run this program");
+                continue;
+            }
+            let alive = Instance::start("ingress");
+            let killed = Instance::start("egress");
+            let (alive_pid, killed_pid) = (alive.pid(), killed.pid());
+            killed.kill();
+            let ordinary = Instance::start_by(&prefix, "ingress");
+            let notices: Vec<&str> = ordinary.notices.split("; ").collect();
+            let removed = format!("removed the egress filter monitor that process {killed_pid}");
+            assert!(notices[0].starts_with(&removed), "{notices:?}");
+            let left = format!("left the ingress filter monitor of process {alive_pid} alone");
+            let expected: &[&str] = if sees_others { &[] } else { &[&left] };
+            assert_eq!(notices.len() - 1, expected.len(), "{notices:?}");
+            assert!(
+                notices[1..]
+                    .iter()
+                    .zip(expected)
+                    .all(|(is, has)| is.starts_with(has))
+            );
+            assert_eq!(our_filters(V0).len(), 2);
+            alive.leave();
+            ordinary.leave();
+            assert_eq!(state(V0), before);
+        }
+    });
+}

@@ -1,0 +1,166 @@
+//! Ours comes first and lets every packet go on.
+
+use tcpinspect::attach::clsact::{Clsact, Direction};
+
+use crate::bpf::{Counter, OK, SHOT, UNSPEC};
+use crate::net::{Receiver, V0, V1, in_namespace, index, run, send, state, try_run};
+
+#[test]
+fn packets_go_on_to_the_filters_after_it_and_to_the_host() {
+    in_namespace(
+        "packets_go_on_to_the_filters_after_it_and_to_the_host",
+        || {
+            run(&format!("tc qdisc add dev {V0} clsact"));
+            let (next, last) = (Counter::new(UNSPEC), Counter::new(OK));
+            next.attach_foreign(index(V0), Direction::Ingress, 300, 1);
+            last.attach_foreign(index(V0), Direction::Ingress, 400, 1);
+            let ours = Counter::new(UNSPEC);
+            let receiver = Receiver::new();
+            let clsact =
+                Clsact::attach(ours.fd(), "monitor", V0, index(V0), Direction::Ingress).unwrap();
+            send(20);
+            for counter in [&ours, &next, &last] {
+                counter.expect(20);
+            }
+            assert_eq!(receiver.count(), 20);
+            clsact.detach().unwrap();
+            send(5);
+            next.expect(25);
+            ours.expect(20);
+            assert_eq!(receiver.count(), 5);
+        },
+    );
+}
+
+/// Ours must see what a filter at this priority drops, in both directions.
+fn sees_what_is_dropped(priority: u32) {
+    for (interface, direction) in [(V0, Direction::Ingress), (V1, Direction::Egress)] {
+        run(&format!("tc qdisc add dev {interface} clsact"));
+        let drops = Counter::new(SHOT);
+        drops.attach_foreign(index(interface), direction, priority, 1);
+        let ours = Counter::new(UNSPEC);
+        let clsact =
+            Clsact::attach(ours.fd(), "monitor", interface, index(interface), direction).unwrap();
+        assert_eq!(clsact.notices(), [""; 0], "priority {priority}");
+        send(10);
+        ours.expect(10);
+        drops.expect(10);
+        clsact.detach().unwrap();
+        run(&format!("tc qdisc del dev {interface} clsact"));
+    }
+}
+
+#[test]
+fn it_sees_what_others_drop_whatever_their_priority() {
+    in_namespace("it_sees_what_others_drop_whatever_their_priority", || {
+        for priority in [1, 2, 36, 37, 38, 100, 0x7fff, 0x8000, 49_152, 65_535, 0] {
+            sees_what_is_dropped(priority);
+        }
+    });
+}
+
+#[test]
+fn the_kernels_own_choice_would_not_come_first() {
+    in_namespace("the_kernels_own_choice_would_not_come_first", || {
+        run(&format!("tc qdisc add dev {V0} clsact"));
+        let (first, automatic) = (Counter::new(SHOT), Counter::new(UNSPEC));
+        first.attach_foreign(index(V0), Direction::Ingress, 10, 1);
+        automatic.attach_foreign(index(V0), Direction::Ingress, 0, 1);
+        send(4);
+        first.expect(4);
+        automatic.expect(0);
+        assert!(state(V0).contains("pref 49152 bpf"));
+    });
+}
+
+#[test]
+fn priority_1_is_shared_without_meeting_the_other_filter() {
+    in_namespace(
+        "priority_1_is_shared_without_meeting_the_other_filter",
+        || {
+            run(&format!("tc qdisc add dev {V0} clsact"));
+            let drops = Counter::new(SHOT);
+            drops.attach_foreign(index(V0), Direction::Ingress, 1, 1);
+            let before = state(V0);
+            let ours = Counter::new(UNSPEC);
+            let clsact =
+                Clsact::attach(ours.fd(), "monitor", V0, index(V0), Direction::Ingress).unwrap();
+            // Replaced, as a daemon does that is started anew.
+            run(&format!(
+                "tc filter replace dev {V0} ingress pref 1 handle 1 bpf bytecode \
+                 1,6~0~0~0"
+            ));
+            send(6);
+            ours.expect(6);
+            drops.expect(0);
+            clsact.detach().unwrap();
+            assert_eq!(state(V0).matches("pref 1 ").count(), 2, "{}", state(V0));
+            assert!(before.contains("pref 1 "));
+        },
+    );
+}
+
+#[test]
+fn it_says_so_when_another_filter_has_to_come_first() {
+    let test = "it_says_so_when_another_filter_has_to_come_first";
+    in_namespace(test, || {
+        run(&format!("tc qdisc add dev {V0} clsact"));
+        for first in [
+            "protocol ip pref 1 bpf bytecode 1,6~0~0~0",
+            "pref 1 u32 match u32 0 0 flowid 1:1",
+            "pref 1 matchall action continue",
+        ] {
+            if let Err(why) = try_run(&format!("tc filter add dev {V0} ingress {first}")) {
+                eprintln!("SKIP {test}: {why}");
+                continue;
+            }
+            let before = state(V0);
+            let ours = Counter::new(UNSPEC);
+            let clsact =
+                Clsact::attach(ours.fd(), "monitor", V0, index(V0), Direction::Ingress).unwrap();
+            let notices = clsact.notices().join("; ");
+            assert!(
+                notices.contains("ingress filter") && notices.contains("first"),
+                "{notices}"
+            );
+            clsact.detach().unwrap();
+            assert_eq!(state(V0), before);
+            run(&format!("tc filter del dev {V0} ingress"));
+        }
+    });
+}
+
+#[test]
+fn filters_without_a_priority_that_are_added_later_come_after_it() {
+    in_namespace(
+        "filters_without_a_priority_that_are_added_later_come_after_it",
+        || {
+            let ours = Counter::new(UNSPEC);
+            let _clsact =
+                Clsact::attach(ours.fd(), "monitor", V0, index(V0), Direction::Ingress).unwrap();
+            let drops = Counter::new(SHOT);
+            drops.attach_foreign(index(V0), Direction::Ingress, 0, 0);
+            send(8);
+            ours.expect(8);
+            drops.expect(8);
+        },
+    );
+}
+
+#[test]
+fn a_later_filter_with_a_handle_of_its_own_does_not_replace_ours() {
+    in_namespace(
+        "a_later_filter_with_a_handle_of_its_own_does_not_replace_ours",
+        || {
+            let ours = Counter::new(UNSPEC);
+            let mut clsact =
+                Clsact::attach(ours.fd(), "monitor", V0, index(V0), Direction::Ingress).unwrap();
+            run(&format!(
+                "tc filter replace dev {V0} ingress pref 37 handle 1 bpf bytecode 1,6~0~0~0"
+            ));
+            assert!(clsact.is_attached().unwrap());
+            clsact.detach().unwrap();
+            assert!(state(V0).contains("pref 37 bpf chain 0 handle 0x1 "));
+        },
+    );
+}
