@@ -23,8 +23,17 @@ pub struct Place<'a> {
     pub offset_shift: i32,
 }
 
-/// The letters of tcpdump, by bit of the flags byte.
-const FLAG_LETTERS: &[u8; 8] = b"FSRP.UEW";
+/// Bits of the flags byte and the letters of tcpdump, in its order: `[S.]`, `[P.]`, `[SEW]`.
+const FLAG_LETTERS: [(u8, u8); 8] = [
+    (0x01, b'F'),
+    (0x02, b'S'),
+    (0x04, b'R'),
+    (0x08, b'P'),
+    (0x10, b'.'),
+    (0x20, b'U'),
+    (0x40, b'E'),
+    (0x80, b'W'),
+];
 
 /// Writes packets as text or JSON.
 pub struct PacketWriter {
@@ -199,21 +208,11 @@ fn push_vlans(out: &mut Vec<u8>, ids: &[u16]) {
 fn push_flag_letters(out: &mut Vec<u8>, flags: u8) {
     out.push(b'[');
     if flags == 0 {
-        // As tcpdump writes it.
         out.extend_from_slice(b"none");
     }
-    for (bit, letter) in FLAG_LETTERS.iter().enumerate() {
-        // tcpdump puts the dot of ACK last but for ECN: [S.], [P.], [F.].
-        if *letter != b'.' && flags & (1 << bit) != 0 && bit < 6 {
-            out.push(*letter);
-        }
-    }
-    if flags & 0x10 != 0 {
-        out.push(b'.');
-    }
-    for bit in 6..8 {
-        if flags & (1 << bit) != 0 {
-            out.push(FLAG_LETTERS[bit]);
+    for (bit, letter) in FLAG_LETTERS {
+        if flags & bit != 0 {
+            out.push(letter);
         }
     }
     out.push(b']');

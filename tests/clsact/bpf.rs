@@ -11,7 +11,7 @@ use libbpf_sys::{
     bpf_insn, bpf_map_create, bpf_map_lookup_elem, bpf_prog_load, bpf_prog_type, bpf_tc_attach,
     bpf_tc_hook, bpf_tc_opts,
 };
-use tcpinspect::attach::clsact::Direction;
+use tcpinspect::attach::Direction;
 
 /// Go on with the next filter.
 pub const UNSPEC: i32 = -1;

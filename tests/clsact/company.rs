@@ -1,6 +1,7 @@
 //! What others have stays as it is.
 
-use tcpinspect::attach::clsact::{Clsact, Direction, remove_stale};
+use tcpinspect::attach::Direction;
+use tcpinspect::attach::clsact::{Clsact, remove_stale};
 
 use crate::bpf::{Counter, OK, UNSPEC};
 use crate::net::{V0, in_namespace, index, our_filters, run, state, state_of_others, try_run};

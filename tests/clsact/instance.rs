@@ -4,7 +4,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::{env, io};
 
-use tcpinspect::attach::clsact::{Clsact, Direction};
+use tcpinspect::attach::Direction;
+use tcpinspect::attach::clsact::Clsact;
 
 use crate::bpf::{Counter, UNSPEC};
 use crate::net::{V0, index};

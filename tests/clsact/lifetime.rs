@@ -4,7 +4,8 @@ use std::env;
 use std::process::Command;
 use std::thread;
 
-use tcpinspect::attach::clsact::{Clsact, Direction, remove_stale};
+use tcpinspect::attach::Direction;
+use tcpinspect::attach::clsact::{Clsact, remove_stale};
 
 use crate::bpf::{Counter, UNSPEC};
 use crate::instance::Instance;

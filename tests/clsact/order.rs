@@ -1,6 +1,7 @@
 //! Ours comes first and lets every packet go on.
 
-use tcpinspect::attach::clsact::{Clsact, Direction};
+use tcpinspect::attach::Direction;
+use tcpinspect::attach::clsact::Clsact;
 
 use crate::bpf::{Counter, OK, SHOT, UNSPEC};
 use crate::net::{Receiver, V0, V1, in_namespace, index, run, send, state, try_run};
