@@ -1,11 +1,13 @@
 //! Events from the kernel: the ring buffer, or the perf event array on kernels before 5.8.
 
+use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use libbpf_rs::{MapMut, OpenMapMut, PerfBuffer, PerfBufferBuilder, RingBuffer, RingBufferBuilder};
+use libbpf_rs::{MapMut, OpenMapMut, PerfBuffer, PerfBufferBuilder};
 
+use crate::attach::ring::{Ring, page_size};
 use crate::cli::{BufferArgs, BufferChoice};
 
 /// The kind of buffer in use.
@@ -67,11 +69,14 @@ impl BufferKind {
 
 /// Where events come from.
 pub enum EventSource<'a> {
-    /// A ring buffer.
-    Ring(RingBuffer<'a>),
-    /// A perf buffer.
+    /// A ring buffer, and what gets its events.
+    Ring(RefCell<Ring<'a>>, BorrowedFd<'a>, OnEvent<'a>),
+    /// A perf buffer, which calls by itself.
     Perf(PerfBuffer<'a>),
 }
+
+/// Gets each event's bytes.
+type OnEvent<'a> = RefCell<Box<dyn FnMut(&[u8]) + 'a>>;
 
 /// Events taken from the ring before the caller looks at its other duties.
 const BATCH: usize = 65_536;
@@ -89,19 +94,14 @@ impl<'a> EventSource<'a> {
         mut on_event: impl FnMut(&[u8]) + 'a,
     ) -> Result<Self> {
         match kind {
-            BufferKind::Ring => {
-                let mut builder = RingBufferBuilder::new();
-                builder.add(ring, move |bytes| {
-                    on_event(bytes);
-                    0
-                })?;
-                Ok(Self::Ring(
-                    builder.build().context("failed to map the ring buffer")?,
-                ))
-            }
+            BufferKind::Ring => Ok(Self::Ring(
+                RefCell::new(Ring::open(ring.as_fd(), buffer_size)?),
+                ring.as_fd(),
+                RefCell::new(Box::new(on_event)),
+            )),
             BufferKind::Perf => {
                 let cpus = libbpf_rs::num_possible_cpus()?;
-                let pages = (buffer_size as usize / 4096 / cpus).max(1);
+                let pages = (buffer_size as usize / page_size()? / cpus).max(1);
                 let pages = if pages.is_power_of_two() {
                     pages
                 } else {
@@ -122,7 +122,10 @@ impl<'a> EventSource<'a> {
     /// Takes what is there now. True if there may be more.
     pub fn consume(&self) -> bool {
         match self {
-            Self::Ring(ring) => ring.consume_raw_n(BATCH) >= BATCH as i32,
+            Self::Ring(ring, _, on_event) => {
+                let mut on_event = on_event.borrow_mut();
+                ring.borrow_mut().consume(BATCH, &mut **on_event) == BATCH
+            }
             Self::Perf(perf) => {
                 // It fails only where a callback does, and ours don't.
                 let _ = perf.consume();
@@ -135,7 +138,7 @@ impl<'a> EventSource<'a> {
     /// ring for each: while events are pending, the ring buffer rings no bell.
     pub fn nap(&self) -> Duration {
         match self {
-            Self::Ring(_) => Duration::from_millis(1),
+            Self::Ring(..) => Duration::from_millis(1),
             Self::Perf(_) => Duration::ZERO,
         }
     }
@@ -143,10 +146,9 @@ impl<'a> EventSource<'a> {
 
 impl AsFd for EventSource<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        let fd = match self {
-            Self::Ring(ring) => ring.epoll_fd(),
-            Self::Perf(perf) => perf.epoll_fd(),
-        };
-        crate::attach::borrow_fd(self, fd)
+        match self {
+            Self::Ring(_, fd, _) => *fd,
+            Self::Perf(perf) => crate::attach::borrow_fd(self, perf.epoll_fd()),
+        }
     }
 }

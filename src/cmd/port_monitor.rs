@@ -323,14 +323,14 @@ fn replay_file(args: &PortMonitorArgs, filter: &Filter, file: &Path) -> Result<E
 }
 
 /// A replay in progress.
-struct Replay<'a, 'obj> {
+struct Replay<'a, 'obj, 'events> {
     program: &'a ProgramMut<'obj>,
     bss: &'a mut Option<&'obj mut bss_replay>,
-    source: &'a EventSource<'a>,
+    source: &'a EventSource<'events>,
     place: &'a Cell<Place<'static>>,
 }
 
-impl Replayed for Replay<'_, '_> {
+impl Replayed for Replay<'_, '_, '_> {
     fn run(
         &mut self,
         _: &Session,

@@ -1,0 +1,180 @@
+//! Reading a BPF ring buffer, mapped once.
+//!
+//! libbpf maps the data twice in a row, so that a record that wraps around looks whole. That
+//! counts as twice the resident memory, and here the buffer is most of it. One mapping does: the
+//! few records that wrap are copied. The layout is the kernel's (Documentation/bpf/ringbuf.rst,
+//! kernel/bpf/ringbuf.c): a page with the consumer's position, one with the producer's, the data.
+
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use anyhow::{Context, Result};
+use nix::libc::off_t;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::unistd::{SysconfVar, sysconf};
+
+/// Bits of a record's length (linux/bpf.h).
+const BUSY: u32 = 1 << 31;
+const DISCARDED: u32 = 1 << 30;
+
+/// Bytes of the header before each record: its length, and the page offset that the kernel needs.
+const HEADER: usize = 8;
+
+/// How many bytes are taken before the kernel is told that they are free.
+const RELEASE_EVERY: u64 = 64 * 1024;
+
+/// The reader of a ring buffer: there is one, and nobody else moves the consumer's position.
+pub struct Ring<'a> {
+    fd: BorrowedFd<'a>,
+    consumer: Mapping,
+    producer: Mapping,
+    page: usize,
+    size: usize,
+    wrapped: Vec<u8>,
+}
+
+/// Memory that is unmapped when this is dropped.
+struct Mapping {
+    start: NonNull<nix::libc::c_void>,
+    len: NonZeroUsize,
+}
+
+impl Mapping {
+    fn new(fd: BorrowedFd<'_>, offset: usize, len: usize, access: ProtFlags) -> Result<Self> {
+        let len = NonZeroUsize::new(len).context("the mapping is empty")?;
+        let offset = off_t::try_from(offset)?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing of ours.
+        let start = unsafe { mmap(None, len, access, MapFlags::MAP_SHARED, fd, offset) }
+            .context("failed to map the ring buffer")?;
+        Ok(Self { start, len })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: made by mmap with this length, and no reference into it outlives its owner. It
+        // can only fail for an address or length that mmap did not return.
+        let _ = unsafe { munmap(self.start, self.len.get()) };
+    }
+}
+
+impl<'a> Ring<'a> {
+    /// Maps the ring buffer with this descriptor, of `size` bytes.
+    ///
+    /// # Errors
+    /// The kernel refuses the mapping.
+    pub fn open(fd: BorrowedFd<'a>, size: u32) -> Result<Self> {
+        let page = page_size()?;
+        let size = usize::try_from(size)?;
+        let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        Ok(Self {
+            fd,
+            consumer: Mapping::new(fd, 0, page, both)?,
+            producer: Mapping::new(fd, page, page + size, ProtFlags::PROT_READ)?,
+            page,
+            size,
+            wrapped: Vec::new(),
+        })
+    }
+
+    fn consumer_position(&self) -> &AtomicU64 {
+        // SAFETY: the start of a page that is mapped as long as self, and only accessed atomically.
+        unsafe { self.consumer.start.cast::<AtomicU64>().as_ref() }
+    }
+
+    fn producer_position(&self) -> &AtomicU64 {
+        // SAFETY: the start of a mapped page that only the kernel writes, atomically.
+        unsafe { self.producer.start.cast::<AtomicU64>().as_ref() }
+    }
+
+    /// The data at a position, at most `len` bytes of it: fewer where the buffer wraps around.
+    fn data(&self, position: u64, len: usize) -> &[u8] {
+        let at = position as usize & (self.size - 1);
+        let len = len.min(self.size - at);
+        // SAFETY: within the mapping, which has `size` bytes after the first page. The kernel does
+        // not write to a record between the producer's release and the consumer's.
+        unsafe {
+            let start = self.producer.start.cast::<u8>().add(self.page + at);
+            std::slice::from_raw_parts(start.as_ptr(), len)
+        }
+    }
+
+    /// The length of the record at a position, with its two flags.
+    fn header(&self, position: u64) -> u32 {
+        let at = position as usize & (self.size - 1);
+        // SAFETY: positions are multiples of 8, so the header is aligned and does not wrap. The
+        // kernel sets it atomically when the record is ready.
+        let header = unsafe {
+            let start = self.producer.start.cast::<u8>().add(self.page + at);
+            start.cast::<AtomicU32>().as_ref()
+        };
+        header.load(Ordering::Acquire)
+    }
+
+    /// Hands over the records that are ready, `max` at most. Returns how many.
+    pub fn consume(&mut self, max: usize, mut on_record: impl FnMut(&[u8])) -> usize {
+        let mut position = self.consumer_position().load(Ordering::Relaxed);
+        let mut released = position;
+        let mut taken = 0;
+        'records: while taken < max {
+            let produced = self.producer_position().load(Ordering::Acquire);
+            if position >= produced {
+                break;
+            }
+            while position < produced && taken < max {
+                let header = self.header(position);
+                if header & BUSY != 0 {
+                    break 'records;
+                }
+                let len = (header & !DISCARDED) as usize;
+                if header & DISCARDED == 0 {
+                    self.hand_over(position + HEADER as u64, len, &mut on_record);
+                    taken += 1;
+                }
+                position += (len + HEADER).next_multiple_of(8) as u64;
+                if position - released >= RELEASE_EVERY {
+                    self.consumer_position().store(position, Ordering::Release);
+                    released = position;
+                }
+            }
+            // The kernel wakes nobody as long as we lag behind: it has to see where we are before
+            // we look whether more has come.
+            self.consumer_position().store(position, Ordering::SeqCst);
+            released = position;
+        }
+        self.consumer_position().store(position, Ordering::SeqCst);
+        taken
+    }
+
+    fn hand_over(&mut self, position: u64, len: usize, on_record: &mut impl FnMut(&[u8])) {
+        let mut whole = std::mem::take(&mut self.wrapped);
+        let first = self.data(position, len);
+        if first.len() == len {
+            on_record(first);
+        } else {
+            whole.clear();
+            whole.extend_from_slice(first);
+            whole.extend_from_slice(self.data(position + first.len() as u64, len - first.len()));
+            on_record(&whole);
+        }
+        self.wrapped = whole;
+    }
+}
+
+impl AsFd for Ring<'_> {
+    /// Readable while there are records.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd
+    }
+}
+
+/// Bytes of a page of memory.
+///
+/// # Errors
+/// The system does not tell.
+pub fn page_size() -> Result<usize> {
+    let size = sysconf(SysconfVar::PAGE_SIZE)?.context("the page size is unknown")?;
+    Ok(usize::try_from(size)?)
+}
