@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * What the shipped programs are measured against: programs that do nothing, and the plainest that
+ * do the job for untagged IPv4 (one shared atomic counter; one perf event per SYN).
+ */
+typedef unsigned char __u8;
+typedef unsigned short __u16;
+typedef unsigned int __u32;
+typedef unsigned long long __u64;
+
+#define SEC(name) __attribute__((section(name), used))
+#define __uint(name, val) int(*name)[val]
+
+struct xdp_md {
+	__u32 data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex;
+};
+
+/* As far as the packet pointers of struct __sk_buff. */
+struct __sk_buff {
+	__u32 fields[19];
+	__u32 data, data_end;
+};
+
+struct frame {
+	__u8 macs[12];
+	__u16 ethertype;
+	__u8 version_ihl, tos;
+	__u16 total_len, id, fragment;
+	__u8 ttl, protocol;
+	__u16 checksum;
+	__u32 saddr, daddr;
+	__u16 sport, dport;
+	__u32 seq, ack;
+	__u8 data_offset, flags;
+} __attribute__((packed));
+
+static long (*bpf_perf_event_output)(void *, void *, __u64, void *, __u64) = (void *)25;
+
+__u64 syns;
+
+struct {
+	__uint(type, 4);
+	__uint(key_size, 4);
+	__uint(value_size, 4);
+} events SEC(".maps");
+
+static inline int is_syn(void *data, void *data_end)
+{
+	struct frame *f = data;
+
+	return (void *)(f + 1) <= data_end && f->ethertype == 8 && f->protocol == 6 &&
+	       (f->flags & 0x12) == 2;
+}
+
+SEC("xdp")
+int empty_xdp(struct xdp_md *ctx)
+{
+	return 2;
+}
+
+SEC("xdp")
+int plain_xdp(struct xdp_md *ctx)
+{
+	if (is_syn((void *)(long)ctx->data, (void *)(long)ctx->data_end))
+		__sync_fetch_and_add(&syns, 1);
+	return 2;
+}
+
+SEC("tc")
+int empty_tc(struct __sk_buff *skb)
+{
+	return -1;
+}
+
+SEC("tc")
+int plain_tc(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data;
+	struct frame *f = data;
+	__u32 event[4];
+
+	if (is_syn(data, (void *)(long)skb->data_end)) {
+		event[0] = f->saddr;
+		event[1] = f->daddr;
+		event[2] = f->sport;
+		event[3] = f->dport;
+		bpf_perf_event_output(skb, &events, 0xffffffffULL, event, sizeof(event));
+	}
+	return -1;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
