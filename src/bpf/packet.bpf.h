@@ -146,6 +146,8 @@ static __always_inline long copy_out(const struct frame *f, __u64 off, void *to,
 	for (__u32 i = 0; i < len; i++) {
 		__u64 at = off + i;
 
+		/* The compiler must not split the sum: the verifier bounds what is compared. */
+		barrier_var(at);
 		if (at >= REPLAY_BYTES)
 			return -1;
 		bytes[i] = replay_bytes[at];
