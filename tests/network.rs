@@ -1,5 +1,7 @@
 //! Real packets between network namespaces.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod common;
 
 use common::{Pair, SERVER4, Tool, need};

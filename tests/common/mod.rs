@@ -2,7 +2,8 @@
 //! others.
 
 // Each test executable uses a part of this.
-#![allow(dead_code, unused_imports, unused_macros)]
+#![allow(dead_code, unused_imports)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod bpf;
 pub mod frames;

@@ -86,13 +86,16 @@ pub fn as_nobody(command: &mut Command, keep: &[Capability]) {
 }
 
 /// Lines as they come, each with the moment of its arrival.
-#[derive(Clone, Default)]
-struct Lines(Arc<(Mutex<Vec<(Instant, String)>>, Condvar)>);
+#[derive(Default)]
+struct Lines {
+    lines: Mutex<Vec<(Instant, String)>>,
+    news: Condvar,
+}
 
 impl Lines {
-    fn collect(stream: impl Read + Send + 'static) -> (Self, JoinHandle<()>) {
-        let lines = Self::default();
-        let to = lines.clone();
+    fn collect(stream: impl Read + Send + 'static) -> (Arc<Self>, JoinHandle<()>) {
+        let lines = Arc::new(Self::default());
+        let to = Arc::clone(&lines);
         let thread = thread::spawn(move || {
             let mut reader = BufReader::new(stream);
             let mut line = Vec::new();
@@ -100,8 +103,8 @@ impl Lines {
                 let at = Instant::now();
                 let text = String::from_utf8_lossy(&line);
                 let text = text.strip_suffix('\n').unwrap_or(&text).to_owned();
-                to.0.0.lock().unwrap().push((at, text));
-                to.0.1.notify_all();
+                to.lines.lock().unwrap().push((at, text));
+                to.news.notify_all();
                 line.clear();
             }
         });
@@ -109,7 +112,7 @@ impl Lines {
     }
 
     fn all(&self) -> Vec<String> {
-        let lines = self.0.0.lock().unwrap();
+        let lines = self.lines.lock().unwrap();
         lines.iter().map(|(_, line)| line.clone()).collect()
     }
 
@@ -120,7 +123,7 @@ impl Lines {
         mut wanted: impl FnMut(&str) -> bool,
     ) -> Option<(Instant, String)> {
         let give_up = Instant::now() + limit;
-        let mut lines = self.0.0.lock().unwrap();
+        let mut lines = self.lines.lock().unwrap();
         let mut seen = 0;
         loop {
             if let Some(found) = lines[seen..].iter().find(|(_, line)| wanted(line)) {
@@ -128,7 +131,7 @@ impl Lines {
             }
             seen = lines.len();
             let left = give_up.checked_duration_since(Instant::now())?;
-            lines = self.0.1.wait_timeout(lines, left).unwrap().0;
+            lines = self.news.wait_timeout(lines, left).unwrap().0;
         }
     }
 }
@@ -137,8 +140,8 @@ impl Lines {
 pub struct Tool {
     child: Child,
     started: Instant,
-    stdout: Lines,
-    stderr: Lines,
+    stdout: Arc<Lines>,
+    stderr: Arc<Lines>,
     readers: Vec<JoinHandle<()>>,
 }
 
@@ -175,7 +178,7 @@ impl Tool {
                 readers.push(thread);
                 lines
             }
-            None => Lines::default(),
+            None => Arc::default(),
         };
         Self {
             stdout: collect(child.stdout.take().map(|it| Box::new(it) as _)),
