@@ -146,6 +146,8 @@ static __always_inline long copy_out(const struct frame *f, __u64 off, void *to,
 	for (__u32 i = 0; i < len; i++) {
 		__u64 at = off + i;
 
+		/* The compiler must not split the sum: the verifier bounds what is compared. */
+		barrier_var(at);
 		if (at >= REPLAY_BYTES)
 			return -1;
 		bytes[i] = replay_bytes[at];
@@ -161,6 +163,8 @@ static __always_inline void *header_at(const struct frame *f, __u64 off, __u32 l
 {
 	void *at = f->data + off;
 
+	/* The pointer that is compared has to be the one that is used, not a second sum. */
+	asm volatile("" : "+r"(at));
 	if (off + len > f->end)
 		return NULL;
 	if (at + len <= f->data_end)
@@ -305,6 +309,11 @@ static __always_inline enum verdict parse_ipv6(struct frame *f, struct packet *p
 	if (payload_len && p->l4 + payload_len < f->end)
 		f->end = p->l4 + payload_len;
 
+	/*
+	 * Unrolled because a loop may be laid out so that its end falls through to its beginning,
+	 * which the verifier takes for a forbidden back-edge until Linux 6.8.
+	 */
+#pragma unroll
 	for (int i = 0; i <= MAX_EXT_HEADERS; i++) {
 		struct ext_header *ext;
 		__u32 len;

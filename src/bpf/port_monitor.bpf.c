@@ -136,10 +136,15 @@ static __always_inline __u32 copy_bytes(const struct frame *f, __u64 from, __u64
 	len = until - from;
 	if (len > max)
 		len = max;
-	/* The compiler may prove bounds by the subtraction above, which the verifier can't follow.
+	/*
+	 * The compiler may prove bounds by the subtraction above, or fold two checks into one of
+	 * `len - 1`; the verifier follows neither. Until Linux 6.8 it learns nothing from `!len`.
 	 */
 	barrier_var(len);
-	if (!len || len > max)
+	if (len > max)
+		return 0;
+	barrier_var(len);
+	if ((__s64)len < 1)
 		return 0;
 	return copy_out(f, from, to, len) ? 0 : len;
 }

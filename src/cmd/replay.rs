@@ -14,8 +14,11 @@ use crate::session::Session;
 use crate::skel::REPLAY_BYTES;
 use crate::stop::ExitReason;
 
-/// The kernel takes no shorter frame; the program is told the true length.
-const SHORTEST: usize = 14;
+/// Shorter frames are given to the kernel with zeros behind them; the program is told the true
+/// length. A test run asks for an Ethernet header, at TC some kernels ask for something behind it,
+/// and newer ones (bpf_prog_test_run_skb in 6.18) for a whole IPv4 or IPv6 header if that is what
+/// the EtherType says.
+const SHORTEST: usize = 64;
 
 /// What of a frame is given to BPF_PROG_TEST_RUN, which takes about a page less headroom. The
 /// program finds the rest in a buffer beside it.

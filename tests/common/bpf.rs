@@ -1,0 +1,242 @@
+//! Programs of others, as small as programs can be, and what this kernel allows.
+
+use std::collections::BTreeSet;
+use std::ffi::CStr;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
+use std::ptr;
+
+use nix::libc;
+use nix::net::if_::if_nametoindex;
+use nix::unistd::Pid;
+
+use super::net::Namespace;
+
+/// What a program is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// XDP in the driver.
+    XdpNative,
+    /// XDP in the stack.
+    XdpGeneric,
+    /// TC ingress, before all that are there.
+    TcxFirst,
+    /// TC ingress, after all that are there.
+    TcxLast,
+}
+
+/// XDP_PASS.
+pub const XDP_PASS: i32 = 2;
+/// TCX_NEXT: go on with the next program.
+pub const TCX_NEXT: i32 = -1;
+/// TCX_DROP.
+pub const TCX_DROP: i32 = 2;
+
+/// A foreign program that is attached until this is dropped.
+pub struct Foreign {
+    program: OwnedFd,
+    _link: OwnedFd,
+}
+
+impl Foreign {
+    /// Attaches a program that returns `verdict` for every packet to an interface of the
+    /// namespace that the calling thread is in.
+    ///
+    /// # Errors
+    /// The kernel does not have this hook.
+    pub fn attach(hook: Hook, interface: &str, verdict: i32) -> Result<Self, String> {
+        const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
+        const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+        const BPF_F_BEFORE: u32 = 1 << 3;
+        const BPF_F_AFTER: u32 = 1 << 4;
+        let (kind, attach_type, flags) = match hook {
+            Hook::XdpNative => (
+                libbpf_sys::BPF_PROG_TYPE_XDP,
+                libbpf_sys::BPF_XDP,
+                XDP_FLAGS_DRV_MODE,
+            ),
+            Hook::XdpGeneric => (
+                libbpf_sys::BPF_PROG_TYPE_XDP,
+                libbpf_sys::BPF_XDP,
+                XDP_FLAGS_SKB_MODE,
+            ),
+            Hook::TcxFirst => (
+                libbpf_sys::BPF_PROG_TYPE_SCHED_CLS,
+                libbpf_sys::BPF_TCX_INGRESS,
+                BPF_F_BEFORE,
+            ),
+            Hook::TcxLast => (
+                libbpf_sys::BPF_PROG_TYPE_SCHED_CLS,
+                libbpf_sys::BPF_TCX_INGRESS,
+                BPF_F_AFTER,
+            ),
+        };
+        let opts = libbpf_sys::bpf_prog_load_opts {
+            sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as libbpf_sys::size_t,
+            ..Default::default()
+        };
+        let program = load(kind, c"foreign", verdict, &opts)
+            .map_err(|error| format!("can't load a program for {hook:?}: {error}"))?;
+        let opts = libbpf_sys::bpf_link_create_opts {
+            sz: size_of::<libbpf_sys::bpf_link_create_opts>() as libbpf_sys::size_t,
+            flags,
+            ..Default::default()
+        };
+        let ifindex = if_nametoindex(interface).unwrap().cast_signed();
+        // SAFETY: `opts` is valid for the call and its size is set; the descriptor is open.
+        let link = unsafe {
+            libbpf_sys::bpf_link_create(program.as_raw_fd(), ifindex, attach_type, &raw const opts)
+        };
+        let link = owned(link).map_err(|error| format!("can't attach to {hook:?}: {error}"))?;
+        Ok(Self {
+            program,
+            _link: link,
+        })
+    }
+
+    /// The id of the program.
+    pub fn id(&self) -> u32 {
+        let path = format!("/proc/self/fdinfo/{}", self.program.as_raw_fd());
+        ids_in(Path::new(&path))
+            .into_iter()
+            .find_map(|object| match object {
+                Object::Program(id) => Some(id),
+                _ => None,
+            })
+            .unwrap()
+    }
+}
+
+/// Loads a program of two instructions: return `verdict`.
+fn load(
+    kind: libbpf_sys::bpf_prog_type,
+    name: &CStr,
+    verdict: i32,
+    opts: &libbpf_sys::bpf_prog_load_opts,
+) -> io::Result<OwnedFd> {
+    const MOV_R0: u64 = 0xb7;
+    const EXIT: u64 = 0x95;
+    let code = [MOV_R0 | u64::from(verdict.cast_unsigned()) << 32, EXIT];
+    // SAFETY: `code` has two instructions of 8 bytes; all pointers are valid for the call.
+    let fd = unsafe {
+        libbpf_sys::bpf_prog_load(
+            kind,
+            name.as_ptr(),
+            c"GPL".as_ptr(),
+            code.as_ptr().cast(),
+            code.len() as libbpf_sys::size_t,
+            ptr::from_ref(opts).cast_mut(),
+        )
+    };
+    owned(fd)
+}
+
+fn owned(fd: i32) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Something of BPF in the kernel, by its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Object {
+    /// A program.
+    Program(u32),
+    /// A map.
+    Map(u32),
+    /// A link.
+    Link(u32),
+}
+
+impl Object {
+    /// Whether it is still there.
+    pub fn exists(self) -> bool {
+        // SAFETY: no pointers are passed.
+        let fd = unsafe {
+            match self {
+                Self::Program(id) => libbpf_sys::bpf_prog_get_fd_by_id(id),
+                Self::Map(id) => libbpf_sys::bpf_map_get_fd_by_id(id),
+                Self::Link(id) => libbpf_sys::bpf_link_get_fd_by_id(id),
+            }
+        };
+        match owned(fd) {
+            Ok(_) => true,
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{self:?}");
+                false
+            }
+        }
+    }
+}
+
+/// The programs, maps and links that a process holds.
+pub fn objects_of(pid: Pid) -> BTreeSet<Object> {
+    let mut objects = BTreeSet::new();
+    // A process that ends meanwhile has none left to list.
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else {
+        return objects;
+    };
+    for entry in entries.flatten() {
+        objects.extend(ids_in(&entry.path()));
+    }
+    objects
+}
+
+fn ids_in(fdinfo: &Path) -> Vec<Object> {
+    let text = fs::read_to_string(fdinfo).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            let id = || value.trim().parse().ok();
+            match key {
+                "prog_id" => Some(Object::Program(id()?)),
+                "map_id" => Some(Object::Map(id()?)),
+                "link_id" => Some(Object::Link(id()?)),
+                _ => None,
+            }
+        })
+        .collect()
+}
+
+/// TC links, from Linux 6.6 on.
+pub fn has_tcx() -> Result<(), String> {
+    let namespace = Namespace::new()?;
+    namespace
+        .enter(|| Foreign::attach(Hook::TcxLast, "lo", TCX_NEXT))
+        .map(drop)
+}
+
+/// Kprobes, which a kernel can be built without.
+pub fn has_kprobes() -> Result<(), String> {
+    let path = "/sys/bus/event_source/devices/kprobe";
+    match fs::metadata(path) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("this kernel has no kprobes ({path}: {error})")),
+    }
+}
+
+/// Programs at the entry of a kernel function, for which the architecture must have trampolines.
+pub fn has_fentry() -> Result<(), String> {
+    let attach_type = libbpf_sys::BPF_TRACE_FENTRY;
+    // SAFETY: the name is a string that is valid for the call.
+    let id =
+        unsafe { libbpf_sys::libbpf_find_vmlinux_btf_id(c"tcp_v4_connect".as_ptr(), attach_type) };
+    let id = u32::try_from(id).map_err(|_| "the kernel's BTF has no tcp_v4_connect".to_owned())?;
+    let opts = libbpf_sys::bpf_prog_load_opts {
+        sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as libbpf_sys::size_t,
+        expected_attach_type: attach_type,
+        attach_btf_id: id,
+        ..Default::default()
+    };
+    let program = load(libbpf_sys::BPF_PROG_TYPE_TRACING, c"probe", 0, &opts)
+        .map_err(|error| format!("this kernel takes no fentry program: {error}"))?;
+    // SAFETY: no name is passed, for the program knows its function.
+    let link = unsafe { libbpf_sys::bpf_raw_tracepoint_open(ptr::null(), program.as_raw_fd()) };
+    owned(link)
+        .map(drop)
+        .map_err(|error| format!("this kernel attaches no fentry program: {error}"))
+}

@@ -1,0 +1,250 @@
+//! Frames made by hand, and ways to send them.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr;
+
+use nix::libc;
+use nix::net::if_::if_nametoindex;
+
+/// EtherType of IPv4.
+pub const IPV4: u16 = 0x0800;
+/// EtherType of IPv6.
+pub const IPV6: u16 = 0x86dd;
+/// EtherType of an 802.1Q tag.
+pub const VLAN: u16 = 0x8100;
+/// EtherType of an 802.1ad tag.
+pub const QINQ: u16 = 0x88a8;
+/// Protocol number of TCP.
+pub const TCP: u8 = 6;
+/// The flags byte of a SYN.
+pub const SYN: u8 = 0x02;
+
+/// An Ethernet frame to a station that is not there, so that the receiving stack ignores it. Tags
+/// are an EtherType and an id each, outermost first.
+pub fn ethernet(tags: &[(u16, u16)], ethertype: u16, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 0xdd, 2, 0, 0, 0, 0, 0xcc];
+    for (kind, id) in tags {
+        frame.extend(kind.to_be_bytes());
+        frame.extend(id.to_be_bytes());
+    }
+    frame.extend(ethertype.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// An IP packet of either family; the EtherType comes with it.
+pub fn ip(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) -> (u16, Vec<u8>) {
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let packet = ipv4(&[], 0, protocol, from.octets(), to.octets(), payload);
+            (IPV4, packet)
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let mut packet = vec![0x60, 0, 0, 0];
+            packet.extend(u16::try_from(payload.len()).unwrap().to_be_bytes());
+            packet.extend([protocol, 64]);
+            packet.extend(from.octets());
+            packet.extend(to.octets());
+            packet.extend(payload);
+            (IPV6, packet)
+        }
+        _ => panic!("{from} and {to} are of two families"),
+    }
+}
+
+/// An IPv4 packet; `fragment` is the field of flags and offset.
+pub fn ipv4(
+    options: &[u8],
+    fragment: u16,
+    protocol: u8,
+    from: [u8; 4],
+    to: [u8; 4],
+    payload: &[u8],
+) -> Vec<u8> {
+    let header_len = 20 + options.len();
+    let words = u8::try_from(header_len / 4).unwrap();
+    let total = u16::try_from(header_len + payload.len()).unwrap();
+    let mut packet = vec![0x40 | words, 0];
+    packet.extend(total.to_be_bytes());
+    packet.extend([0x12, 0x34]);
+    packet.extend(fragment.to_be_bytes());
+    packet.extend([64, protocol, 0, 0]);
+    packet.extend(from);
+    packet.extend(to);
+    packet.extend(options);
+    let sum = checksum(&packet);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet.extend(payload);
+    packet
+}
+
+/// A TCP segment without options. Nobody checks its checksum, which is 0.
+pub fn tcp(sport: u16, dport: u16, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let mut segment = Vec::new();
+    segment.extend(sport.to_be_bytes());
+    segment.extend(dport.to_be_bytes());
+    segment.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    segment.extend(payload);
+    segment
+}
+
+/// A whole SYN in a frame.
+pub fn syn_frame(tags: &[(u16, u16)], from: IpAddr, to: IpAddr, dport: u16) -> Vec<u8> {
+    let (ethertype, packet) = ip(from, to, TCP, &tcp(40000, dport, SYN, &[]));
+    ethernet(tags, ethertype, &packet)
+}
+
+fn checksum(header: &[u8]) -> u16 {
+    let words = header.chunks(2);
+    let mut sum: u32 = words
+        .map(|word| u32::from(word[0]) << 8 | u32::from(word.get(1).copied().unwrap_or(0)))
+        .sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).unwrap()
+}
+
+/// A packet socket that sends frames as they are.
+pub struct RawSocket {
+    fd: OwnedFd,
+}
+
+impl RawSocket {
+    /// For an interface of the namespace that the calling thread is in.
+    pub fn open(interface: &str) -> Self {
+        // SAFETY: no pointers are passed. Protocol 0 receives nothing.
+        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+        check(fd, "socket");
+        // SAFETY: the kernel has just made this descriptor.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: all zeros is a value of this struct of integers.
+        let mut addr: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        addr.sll_family = libc::AF_PACKET as u16;
+        addr.sll_ifindex = if_nametoindex(interface).unwrap().cast_signed();
+        // SAFETY: the address is valid for the call, and its length is its size.
+        let ret = unsafe {
+            libc::bind(
+                fd.as_raw_fd(),
+                (&raw const addr).cast(),
+                size_of_val(&addr) as libc::socklen_t,
+            )
+        };
+        check(ret, "bind");
+        Self { fd }
+    }
+
+    /// Sends a frame.
+    pub fn send(&self, frame: &[u8]) {
+        // SAFETY: the buffer is valid for the call.
+        let sent =
+            unsafe { libc::send(self.fd.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+        check(sent.try_into().unwrap(), "send");
+    }
+
+    /// Sends frames by PACKET_TX_RING: the kernel makes packets of them of which only the
+    /// Ethernet header is in one piece with the rest of the packet elsewhere.
+    pub fn send_by_ring(self, frames: &[Vec<u8>]) {
+        const SLOT: usize = 2048;
+        const BLOCK: usize = 4096;
+        // TPACKET2_HDRLEN - sizeof(struct sockaddr_ll): where the frame begins in its slot.
+        const DATA: usize = 32;
+        let blocks = frames.len().div_ceil(BLOCK / SLOT);
+        let version = libc::tpacket_versions::TPACKET_V2 as i32;
+        self.option(libc::PACKET_VERSION, &version);
+        let request = libc::tpacket_req {
+            tp_block_size: BLOCK as u32,
+            tp_block_nr: blocks as u32,
+            tp_frame_size: SLOT as u32,
+            tp_frame_nr: (blocks * BLOCK / SLOT) as u32,
+        };
+        self.option(libc::PACKET_TX_RING, &request);
+        let len = blocks * BLOCK;
+        // SAFETY: a new mapping of the socket's ring, at an address that the kernel chooses.
+        let ring = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                self.fd.as_raw_fd(),
+                0,
+            )
+        };
+        assert_ne!(ring, libc::MAP_FAILED, "{}", io::Error::last_os_error());
+        for (i, frame) in frames.iter().enumerate() {
+            assert!(frame.len() <= SLOT - DATA);
+            // SAFETY: slot `i` is inside the mapping, header and data fit in it (asserted), and
+            // the kernel reads a slot only once its status says so, which is written last.
+            unsafe {
+                let slot = ring.cast::<u8>().add(i * SLOT);
+                ptr::copy_nonoverlapping(frame.as_ptr(), slot.add(DATA), frame.len());
+                let header = slot.cast::<libc::tpacket2_hdr>();
+                (*header).tp_len = frame.len() as u32;
+                (&raw mut (*header).tp_status).write_volatile(libc::TP_STATUS_SEND_REQUEST);
+            }
+        }
+        // SAFETY: nothing is sent but what the ring holds; it returns when all of it is sent.
+        let sent = unsafe { libc::send(self.fd.as_raw_fd(), ptr::null(), 0, 0) };
+        check(sent.try_into().unwrap(), "send");
+        // SAFETY: the mapping made above, of which no reference is left.
+        unsafe { libc::munmap(ring, len) };
+    }
+
+    fn option<T>(&self, name: i32, value: &T) {
+        // SAFETY: the value is valid for the call, and its length is its size.
+        let ret = unsafe {
+            libc::setsockopt(
+                self.fd.as_raw_fd(),
+                libc::SOL_PACKET,
+                name,
+                ptr::from_ref(value).cast(),
+                size_of::<T>() as libc::socklen_t,
+            )
+        };
+        check(ret, "setsockopt");
+    }
+}
+
+/// A tun device, which carries IP packets without an Ethernet header. It is gone when this is
+/// dropped.
+pub struct Tun(File);
+
+impl Tun {
+    /// Makes one in the namespace that the calling thread is in.
+    ///
+    /// # Errors
+    /// The kernel has no tun devices.
+    pub fn new(name: &str) -> Result<Self, String> {
+        const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/net/tun")
+            .map_err(|error| format!("no tun devices: {error}"))?;
+        // SAFETY: all zeros is a value of this struct of integers.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from.cast_signed();
+        }
+        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as i16;
+        // SAFETY: the request is valid for the call.
+        let ret = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) };
+        if ret != 0 {
+            return Err(format!("no tun devices: {}", io::Error::last_os_error()));
+        }
+        Ok(Self(file))
+    }
+
+    /// Lets a packet come in on the device.
+    pub fn receive(&mut self, packet: &[u8]) {
+        self.0.write_all(packet).unwrap();
+    }
+}
+
+fn check(ret: i32, call: &str) {
+    assert!(ret >= 0, "{call}: {}", io::Error::last_os_error());
+}

@@ -1,0 +1,85 @@
+//! What the tests share: the tool as a process, network namespaces, frames, and small programs of
+//! others.
+
+// Each test executable uses a part of this.
+#![allow(dead_code, unused_imports)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+pub mod bpf;
+pub mod frames;
+pub mod net;
+pub mod tool;
+
+use std::io::Write;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub use net::{CLIENT4, CLIENT6, Namespace, Pair, SERVER4, SERVER6};
+pub use tool::{Output, Tool, command};
+
+/// Longer than anything takes that works, even in an emulated machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a test needs, or a reason why this machine does not have it: then the test says SKIP and
+/// returns. Not to be used in closures, from which it would return.
+macro_rules! need {
+    ($has:expr) => {
+        match $has {
+            Ok(it) => it,
+            Err(why) => {
+                fn here() {}
+                $crate::common::skip(std::any::type_name_of_val(&here), &why.to_string());
+                return;
+            }
+        }
+    };
+}
+pub(crate) use need;
+
+/// Says that a test can't run here. `place` is the path of an item in the test function.
+pub fn skip(place: &str, why: &str) {
+    let test = place.trim_end_matches("::here");
+    let test = test.split_once("::").map_or(test, |(_, name)| name);
+    // Past the capture of the test harness, which only knows the print macros.
+    let _ = writeln!(std::io::stderr(), "SKIP {test}: {why}");
+}
+
+/// Waits until `condition` gives a value.
+///
+/// # Panics
+/// After [`PATIENCE`].
+pub fn wait_for<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    wait_within(what, PATIENCE, condition)
+}
+
+/// Waits until `condition` gives a value, and at most `limit`.
+pub fn wait_within<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(started.elapsed() < limit, "{what}: not within {limit:?}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Runs a command, words separated by spaces, which must succeed; returns its stdout.
+pub fn run(words: &str) -> String {
+    try_run(words).unwrap_or_else(|why| panic!("{why}"))
+}
+
+/// Runs a command, words separated by spaces; returns its stdout, or what it complained about.
+pub fn try_run(words: &str) -> Result<String, String> {
+    let mut split = words.split_whitespace();
+    let output = Command::new(split.next().unwrap())
+        .args(split)
+        .output()
+        .map_err(|error| format!("{words}: {error}"))?;
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{words}: {}", stderr.trim()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

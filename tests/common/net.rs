@@ -1,0 +1,182 @@
+//! Network namespaces and what is in them.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::process::Child;
+use std::sync::Arc;
+use std::thread;
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+use super::{run, try_run};
+
+/// The client's end of a [`Pair`].
+pub const CLIENT4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+/// The server's end of a [`Pair`].
+pub const SERVER4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+/// The client's end of a [`Pair`].
+pub const CLIENT6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
+/// The server's end of a [`Pair`].
+pub const SERVER6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2);
+
+/// A network namespace without a name: when the last descriptor and process that refers to it is
+/// gone, the kernel removes it with all that it contains, however the test ends.
+#[derive(Clone)]
+pub struct Namespace {
+    file: Arc<File>,
+}
+
+impl Namespace {
+    /// A new one, in which only `lo` is there, and up.
+    ///
+    /// # Errors
+    /// This process may not make one.
+    pub fn new() -> Result<Self, String> {
+        let made = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            Ok(current())
+        });
+        let file = made
+            .join()
+            .unwrap()
+            .map_err(|errno: nix::Error| format!("can't make a network namespace: {errno}"))?;
+        let namespace = Self {
+            file: Arc::new(file),
+        };
+        namespace.run("ip link set lo up");
+        Ok(namespace)
+    }
+
+    /// Runs `work` on a thread that is in this namespace. Sockets that it makes and processes
+    /// that it starts stay there.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let joined = thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    setns(&*self.file, CloneFlags::CLONE_NEWNET).unwrap();
+                    work()
+                })
+                .join()
+        });
+        match joined {
+            Ok(value) => value,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    /// Runs a command in this namespace, words separated by spaces, which must succeed; returns
+    /// its stdout.
+    pub fn run(&self, words: &str) -> String {
+        self.enter(|| run(words))
+    }
+
+    /// The same, if it may fail.
+    pub fn try_run(&self, words: &str) -> Result<String, String> {
+        self.enter(|| try_run(words))
+    }
+
+    /// Sets a variable below /proc/sys/net, such as `ipv4/tcp_syn_retries`.
+    pub fn sysctl(&self, name: &str, value: &str) {
+        let path = format!("/proc/sys/net/{name}");
+        self.enter(|| fs::write(&path, value))
+            .unwrap_or_else(|error| panic!("{path}: {error}"));
+    }
+
+    /// A path that `ip link set … netns PATH` takes.
+    pub fn path(&self) -> String {
+        let fd = self.file.as_raw_fd();
+        format!("/proc/{}/fd/{fd}", std::process::id())
+    }
+
+    /// The inode, as the `netns` key of connect-trace has it.
+    pub fn inode(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        self.file.metadata().unwrap().ino()
+    }
+}
+
+fn current() -> File {
+    File::open("/proc/thread-self/ns/net").unwrap()
+}
+
+/// Two namespaces with a veth pair between them: `vc` at the client, `vs` at the server.
+pub struct Pair {
+    /// Has [`CLIENT4`] and [`CLIENT6`].
+    pub client: Namespace,
+    /// Has [`SERVER4`] and [`SERVER6`].
+    pub server: Namespace,
+}
+
+impl Pair {
+    /// A new pair with an MTU of 1500 bytes.
+    ///
+    /// # Errors
+    /// This process may not make namespaces, or the kernel has no veth.
+    pub fn new() -> Result<Self, String> {
+        Self::with_mtu(1500)
+    }
+
+    /// A new pair with another MTU.
+    ///
+    /// # Errors
+    /// As [`Pair::new`].
+    pub fn with_mtu(mtu: u32) -> Result<Self, String> {
+        let (client, server) = (Namespace::new()?, Namespace::new()?);
+        client.try_run(&format!(
+            "ip link add vc mtu {mtu} type veth peer name vs mtu {mtu} netns {}",
+            server.path()
+        ))?;
+        for (namespace, name, v4, v6) in [
+            (&client, "vc", CLIENT4, CLIENT6),
+            (&server, "vs", SERVER4, SERVER6),
+        ] {
+            namespace.run(&format!("ip addr add {v4}/24 dev {name}"));
+            namespace.run(&format!("ip addr add {v6}/64 dev {name} nodad"));
+            namespace.run(&format!("ip link set {name} up"));
+        }
+        let pair = Self { client, server };
+        pair.settle();
+        Ok(pair)
+    }
+
+    /// Waits until both families pass, so that no first packet waits for the carrier, or for its
+    /// neighbour's address for longer than a retransmission takes.
+    fn settle(&self) {
+        for addr in [
+            SocketAddr::from((SERVER4, 9)),
+            SocketAddr::from((SERVER6, 9)),
+        ] {
+            super::wait_for("the veth pair passes packets", || {
+                let result = self.client.enter(|| {
+                    std::net::TcpStream::connect_timeout(
+                        &addr,
+                        std::time::Duration::from_millis(500),
+                    )
+                });
+                let error = result.expect_err("nobody listens there");
+                (error.kind() == std::io::ErrorKind::ConnectionRefused).then_some(())
+            });
+        }
+    }
+
+    /// Connects once to a port of the server that nobody listens to: one SYN, answered by RST.
+    pub fn refused_connects(&self, addr: SocketAddr, count: usize) {
+        self.client.enter(|| {
+            for _ in 0..count {
+                let error = std::net::TcpStream::connect(addr).expect_err("nobody listens there");
+                assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+            }
+        });
+    }
+}
+
+/// A process that is killed and reaped when the test is done with it.
+pub struct Reaped(pub Child);
+
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

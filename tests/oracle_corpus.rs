@@ -1,0 +1,115 @@
+//! Runs the oracle alone over everything that it will judge the product by: it must not panic on
+//! any capture or random frame, and its totals are printed so that a change of them is seen.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "in a test a broken assumption has to stop the test"
+)]
+
+mod oracle;
+
+use std::collections::BTreeMap;
+
+use oracle::{Link, Verdict, capture, corpus, frames, judge};
+
+/// Frames by verdict.
+type Totals = BTreeMap<Verdict, u64>;
+
+fn line(totals: &Totals) -> String {
+    let count = |verdict| totals.get(&verdict).copied().unwrap_or(0);
+    Verdict::ALL
+        .map(|verdict| format!("{}={}", verdict.name(), count(verdict)))
+        .join(" ")
+}
+
+#[test]
+fn every_frame_of_the_corpus_gets_a_verdict() {
+    for package in corpus::PACKAGES {
+        let files = match corpus::captures_of(package) {
+            Ok(files) => files,
+            Err(err) => {
+                eprintln!("SKIP {package}: {err}");
+                continue;
+            }
+        };
+        assert!(!files.is_empty(), "no capture in {package}");
+        let mut by_link: BTreeMap<Link, Totals> = BTreeMap::new();
+        let mut unsupported: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut broken = 0;
+        let mut syns = 0;
+        for path in &files {
+            let bytes = std::fs::read(path).unwrap();
+            let capture = capture::read(&bytes);
+            if let Err(err) = &capture.end {
+                broken += 1;
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                eprintln!("{name}: {} records, then {err}", capture.records.len());
+            }
+            let mut foreign = Vec::new();
+            for record in &capture.records {
+                let Some(link) = Link::from_type(record.link_type) else {
+                    foreign.push(record.link_type);
+                    continue;
+                };
+                let judgement = judge(record.bytes, link);
+                let totals = by_link.entry(link).or_default();
+                *totals.entry(judgement.verdict).or_default() += 1;
+                syns += u64::from(judgement.is_syn());
+            }
+            foreign.sort_unstable();
+            foreign.dedup();
+            for link_type in foreign {
+                *unsupported.entry(link_type).or_default() += 1;
+            }
+        }
+        eprintln!(
+            "{package}: {} files, {broken} broken, {syns} SYNs",
+            files.len()
+        );
+        for (link, totals) in &by_link {
+            eprintln!("{package}: {link:?}: {}", line(totals));
+        }
+        eprintln!("{package}: files by link type that is not ours: {unsupported:?}");
+    }
+}
+
+#[test]
+fn every_random_frame_gets_a_verdict_and_every_verdict_arises_often() {
+    let mut totals = Totals::new();
+    for seed in 0..100_000 {
+        let verdict = judge(&frames::frame_for(seed), Link::Ethernet).verdict;
+        *totals.entry(verdict).or_default() += 1;
+    }
+    eprintln!("random: {}", line(&totals));
+    for verdict in Verdict::ALL {
+        let count = totals.get(&verdict).copied().unwrap_or(0);
+        assert!(count >= 2000, "{} arose {count} times", verdict.name());
+    }
+}
+
+#[test]
+fn random_frames_of_the_other_link_types_get_every_verdict_that_applies() {
+    for link in Link::ALL {
+        let mut totals = Totals::new();
+        for seed in 0..20_000 {
+            let verdict = judge(&frames::frame_for_link(link, seed), link).verdict;
+            *totals.entry(verdict).or_default() += 1;
+        }
+        eprintln!("random {link:?}: {}", line(&totals));
+        for verdict in Verdict::ALL {
+            // These two are never anything else than IP, and IPv4 has nothing to be deep in.
+            let impossible = match verdict {
+                Verdict::NotIp => matches!(link, Link::Ipv4Only | Link::Ipv6Only),
+                Verdict::TooDeep => link == Link::Ipv4Only,
+                _ => false,
+            };
+            let count = totals.get(&verdict).copied().unwrap_or(0);
+            assert_eq!(
+                count == 0,
+                impossible,
+                "{link:?} {}: {count}",
+                verdict.name()
+            );
+        }
+    }
+}
