@@ -127,6 +127,42 @@ struct packet_counters counters[COUNTER_SLOTS] SEC(".bss.counters") __attribute_
 __u32 replay_len SEC(".bss.replay");
 __u8 replay_bytes[REPLAY_BYTES] SEC(".bss.replay");
 
+/* A frame at XDP. Its length matters only where the packet ends, which every load checks. */
+static __always_inline struct frame xdp_frame(struct xdp_md *ctx, enum hook hook)
+{
+	struct frame f = {
+		.ctx = ctx,
+		.data = (void *)(long)ctx->data,
+		.data_end = (void *)(long)ctx->data_end,
+		.end = ~0U,
+		.hook = hook,
+	};
+
+	if (replay) {
+		/* A branch, not a choice of two values: then the verifier can remove it. */
+		asm volatile("");
+		f.end = replay_len;
+	}
+	return f;
+}
+
+static __always_inline struct frame tc_frame(struct __sk_buff *skb)
+{
+	struct frame f = {
+		.ctx = skb,
+		.data = (void *)(long)skb->data,
+		.data_end = (void *)(long)skb->data_end,
+		.end = skb->len,
+		.hook = HOOK_TC,
+	};
+
+	if (replay) {
+		asm volatile("");
+		f.end = replay_len;
+	}
+	return f;
+}
+
 static __always_inline struct packet_counters *my_counters(void)
 {
 	return &counters[bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1)];
@@ -197,6 +233,13 @@ static __always_inline void push_vlan(struct packet *p, __u16 tci)
 	p->vlan_count++;
 }
 
+/* At TC the kernel may have moved the outermost tag from the frame into the skb. */
+static __always_inline void push_skb_vlan(const struct __sk_buff *skb, struct packet *p)
+{
+	if (skb->vlan_present)
+		push_vlan(p, skb->vlan_tci);
+}
+
 /* Ethernet and its tags: sets ethertype, vlan, l3. VERDICT_TCP means "go on". */
 static __always_inline enum verdict parse_ethernet(struct frame *f, struct packet *p)
 {
@@ -250,7 +293,7 @@ static __always_inline enum verdict parse_raw_ip(struct frame *f, struct packet 
 	return p->ip_version == 4 || p->ip_version == 6 ? VERDICT_TCP : VERDICT_NOT_IP;
 }
 
-static __always_inline enum verdict parse_ipv4(struct frame *f, struct packet *p, bool addresses)
+static __always_inline enum verdict parse_ipv4(struct frame *f, struct packet *p)
 {
 	struct ipv4_header scratch;
 	struct ipv4_header *ip = header_at(f, p->l3, sizeof(*ip), &scratch);
@@ -267,25 +310,30 @@ static __always_inline enum verdict parse_ipv4(struct frame *f, struct packet *p
 		return VERDICT_NOT_TCP;
 	if (ip->fragment & bpf_htons(0x1fff))
 		return VERDICT_FRAGMENT;
-	if (addresses) {
-		p->saddr[0] = ip->saddr;
-		p->daddr[0] = ip->daddr;
-		p->saddr[1] = p->saddr[2] = p->saddr[3] = 0;
-		p->daddr[1] = p->daddr[2] = p->daddr[3] = 0;
-	}
+	p->saddr[0] = ip->saddr;
+	p->daddr[0] = ip->daddr;
+	p->saddr[1] = p->saddr[2] = p->saddr[3] = 0;
+	p->daddr[1] = p->daddr[2] = p->daddr[3] = 0;
 	if (total_len && p->l3 + total_len < f->end)
 		f->end = p->l3 + total_len;
 	p->l4 = p->l3 + header_len;
 	return VERDICT_TCP;
 }
 
+/*
+ * Whether a next header is one of those that are walked. A set of bits rather than comparisons:
+ * after these the verifier would know the value, and follow each of them on its own.
+ */
 static __always_inline bool is_ext_header(__u8 next)
 {
-	return next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_DSTOPTS ||
-	       next == IPPROTO_AH || next == IPPROTO_FRAGMENT;
+	const __u64 walked = 1ULL << IPPROTO_HOPOPTS | 1ULL << IPPROTO_ROUTING |
+			     1ULL << IPPROTO_FRAGMENT | 1ULL << IPPROTO_AH |
+			     1ULL << IPPROTO_DSTOPTS;
+
+	return next < 64 && (walked >> next & 1);
 }
 
-static __always_inline enum verdict parse_ipv6(struct frame *f, struct packet *p, bool addresses)
+static __always_inline enum verdict parse_ipv6(struct frame *f, struct packet *p)
 {
 	union {
 		struct ipv6_header ip;
@@ -301,18 +349,16 @@ static __always_inline enum verdict parse_ipv6(struct frame *f, struct packet *p
 		return VERDICT_MALFORMED;
 	next = ip->next_header;
 	payload_len = bpf_ntohs(ip->payload_len);
-	if (addresses) {
-		__builtin_memcpy(p->saddr, ip->saddr, sizeof(p->saddr));
-		__builtin_memcpy(p->daddr, ip->daddr, sizeof(p->daddr));
-	}
+	__builtin_memcpy(p->saddr, ip->saddr, sizeof(p->saddr));
+	__builtin_memcpy(p->daddr, ip->daddr, sizeof(p->daddr));
 	p->l4 = p->l3 + sizeof(*ip);
 	if (payload_len && p->l4 + payload_len < f->end)
 		f->end = p->l4 + payload_len;
 
-	/*
-	 * Unrolled because a loop may be laid out so that its end falls through to its beginning,
-	 * which the verifier takes for a forbidden back-edge until Linux 6.8.
-	 */
+		/*
+		 * Unrolled because a loop may be laid out so that its end falls through to its
+		 * beginning, which the verifier takes for a forbidden back-edge until Linux 6.8.
+		 */
 #pragma unroll
 	for (int i = 0; i <= MAX_EXT_HEADERS; i++) {
 		struct ext_header *ext;
@@ -359,12 +405,133 @@ static __always_inline enum verdict parse_tcp(struct frame *f, struct packet *p)
 	return VERDICT_TCP;
 }
 
+/* Judges a frame header by header, outermost first; the first rule that applies decides. */
+static __always_inline enum verdict parse_headers(struct frame *f, struct packet *p)
+{
+	enum verdict v;
+
+	p->l3 = 0;
+	p->ethertype = 0;
+	p->vlan_ids = 0;
+	p->vlan_count = 0;
+	if (f->hook == HOOK_TC && !link_is_raw_ip)
+		push_skb_vlan(f->ctx, p);
+	v = link_is_raw_ip ? parse_raw_ip(f, p) : parse_ethernet(f, p);
+	if (v != VERDICT_TCP)
+		return v;
+	v = p->ip_version == 4 ? parse_ipv4(f, p) : parse_ipv6(f, p);
+	if (v != VERDICT_TCP)
+		return v;
+	return parse_tcp(f, p);
+}
+
 /*
- * Judges a frame header by header, outermost first; the first rule that applies decides.
- * `addresses` says whether p->saddr and p->daddr are wanted.
+ * The same as functions of their own, so that rare frames burden no other; one for each hook, for
+ * each has helpers of its own. The packet pointers are fetched anew: what the verifier has learnt
+ * of them before differs from one way here to the next, and it would follow each on its own.
  */
+static __noinline int parse_headers_xdp(struct frame *f, struct packet *p)
+{
+	*f = xdp_frame(f->ctx, HOOK_XDP);
+	return parse_headers(f, p);
+}
+
+static __noinline int parse_headers_xdp_frags(struct frame *f, struct packet *p)
+{
+	*f = xdp_frame(f->ctx, HOOK_XDP_FRAGS);
+	return parse_headers(f, p);
+}
+
+static __noinline int parse_headers_tc(struct frame *f, struct packet *p)
+{
+	*f = tc_frame(f->ctx);
+	return parse_headers(f, p);
+}
+
+/*
+ * A shortcut for the frames that nearly all traffic is made of: linear, without a tag in the frame,
+ * IPv4 without options or IPv6 without extension headers. What it says is what parse_headers()
+ * would say; with the slightest doubt it says nothing. It needs no call and no loop, so that
+ * nothing is spilled.
+ */
+static __always_inline bool parse_common(struct frame *f, struct packet *p, bool addresses,
+					 enum verdict *v)
+{
+	struct eth_header *eth = f->data;
+	struct tcp_header *tcp;
+	__u32 len;
+
+	if (link_is_raw_ip || (void *)(eth + 1) > f->data_end)
+		return false;
+	/* A short frame is padded for a test run; the padding is not part of it. */
+	if (replay && f->data + replay_len < f->data_end)
+		return false;
+	p->vlan_ids = 0;
+	p->vlan_count = 0;
+	if (f->hook == HOOK_TC)
+		push_skb_vlan(f->ctx, p);
+	if (eth->ethertype == bpf_htons(ETHERTYPE_IPV4)) {
+		struct ipv4_header *ip = (void *)(eth + 1);
+
+		tcp = (void *)(ip + 1);
+		if ((void *)tcp > f->data_end || ip->version_ihl != 0x45)
+			return false;
+		len = bpf_ntohs(ip->total_len);
+		if (len < sizeof(*ip) + sizeof(*tcp))
+			return false;
+		if (ip->protocol != IPPROTO_TCP) {
+			*v = VERDICT_NOT_TCP;
+			return true;
+		}
+		if (ip->fragment & bpf_htons(0x1fff))
+			return false;
+		p->ip_version = 4;
+		if (addresses) {
+			p->saddr[0] = ip->saddr;
+			p->daddr[0] = ip->daddr;
+			p->saddr[1] = p->saddr[2] = p->saddr[3] = 0;
+			p->daddr[1] = p->daddr[2] = p->daddr[3] = 0;
+		}
+		p->l4 = sizeof(*eth) + sizeof(*ip);
+	} else if (eth->ethertype == bpf_htons(ETHERTYPE_IPV6)) {
+		struct ipv6_header *ip = (void *)(eth + 1);
+
+		tcp = (void *)(ip + 1);
+		if ((void *)tcp > f->data_end || ip->next_header != IPPROTO_TCP ||
+		    (ip->version_class_flow & bpf_htonl(0xf0000000)) != bpf_htonl(0x60000000))
+			return false;
+		len = bpf_ntohs(ip->payload_len) + sizeof(*ip);
+		if (len < sizeof(*ip) + sizeof(*tcp))
+			return false;
+		p->ip_version = 6;
+		if (addresses) {
+			__builtin_memcpy(p->saddr, ip->saddr, sizeof(p->saddr));
+			__builtin_memcpy(p->daddr, ip->daddr, sizeof(p->daddr));
+		}
+		p->l4 = sizeof(*eth) + sizeof(*ip);
+	} else {
+		*v = VERDICT_NOT_IP;
+		return !is_vlan(bpf_ntohs(eth->ethertype));
+	}
+	if ((void *)(tcp + 1) > f->data_end || tcp->data_offset >> 4 < sizeof(*tcp) / 4)
+		return false;
+	p->l3 = sizeof(*eth);
+	p->ethertype = bpf_ntohs(eth->ethertype);
+	p->sport = bpf_ntohs(tcp->sport);
+	p->dport = bpf_ntohs(tcp->dport);
+	p->flags = tcp->flags;
+	p->payload = p->l4 + (tcp->data_offset >> 4) * 4;
+	if (sizeof(*eth) + len < f->end)
+		f->end = sizeof(*eth) + len;
+	*v = VERDICT_TCP;
+	return true;
+}
+
+/* The verdict on a frame. `addresses` says whether p->saddr and p->daddr are wanted. */
 static __always_inline enum verdict parse_packet(struct frame *f, struct packet *p, bool addresses)
 {
+	struct frame whole;
+	struct packet found;
 	enum verdict v;
 
 	/*
@@ -372,51 +539,22 @@ static __always_inline enum verdict parse_packet(struct frame *f, struct packet 
 	 * values early, on ways that the verifier still has to follow.
 	 */
 	asm volatile("" : "=m"(p->saddr), "=m"(p->daddr));
-	p->l3 = 0;
-	p->ethertype = 0;
-	p->vlan_ids = 0;
-	p->vlan_count = 0;
-	/* The kernel may have moved the outermost tag from the frame into the skb. */
-	if (f->hook == HOOK_TC && !link_is_raw_ip) {
-		struct __sk_buff *skb = f->ctx;
-
-		if (skb->vlan_present)
-			push_vlan(p, skb->vlan_tci);
-	}
-	v = link_is_raw_ip ? parse_raw_ip(f, p) : parse_ethernet(f, p);
-	if (v != VERDICT_TCP)
+	if (parse_common(f, p, addresses, &v))
 		return v;
-	v = p->ip_version == 4 ? parse_ipv4(f, p, addresses) : parse_ipv6(f, p, addresses);
-	if (v != VERDICT_TCP)
-		return v;
-	return parse_tcp(f, p);
-}
-
-/* A frame at XDP. Its length matters only where the packet ends, which every load checks. */
-static __always_inline struct frame xdp_frame(struct xdp_md *ctx, enum hook hook)
-{
-	struct frame f = {
-		.ctx = ctx,
-		.data = (void *)(long)ctx->data,
-		.data_end = (void *)(long)ctx->data_end,
-		.end = replay ? replay_len : ~0U,
-		.hook = hook,
-	};
-
-	return f;
-}
-
-static __always_inline struct frame tc_frame(struct __sk_buff *skb)
-{
-	struct frame f = {
-		.ctx = skb,
-		.data = (void *)(long)skb->data,
-		.data_end = (void *)(long)skb->data_end,
-		.end = replay ? replay_len : skb->len,
-		.hook = HOOK_TC,
-	};
-
-	return f;
+	whole.ctx = f->ctx;
+	if (f->hook == HOOK_TC)
+		v = parse_headers_tc(&whole, &found);
+	else if (f->hook == HOOK_XDP_FRAGS)
+		v = parse_headers_xdp_frags(&whole, &found);
+	else
+		v = parse_headers_xdp(&whole, &found);
+	f->data = whole.data;
+	f->data_end = whole.data_end;
+	f->end = whole.end;
+	if (v == VERDICT_TCP)
+		*p = found;
+	/* What a subprogram returns is any number to a verifier before Linux 5.12. */
+	return v < VERDICT_COUNT ? v : VERDICT_MALFORMED;
 }
 
 #endif /* TCPINSPECT_PACKET_BPF_H */
