@@ -240,3 +240,15 @@ pub fn has_fentry() -> Result<(), String> {
         .map(drop)
         .map_err(|error| format!("this kernel attaches no fentry program: {error}"))
 }
+
+/// XDP programs for frames in several pieces, from Linux 5.18 on.
+pub fn has_xdp_frags() -> Result<(), String> {
+    let opts = libbpf_sys::bpf_prog_load_opts {
+        sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as libbpf_sys::size_t,
+        prog_flags: libbpf_sys::BPF_F_XDP_HAS_FRAGS,
+        ..Default::default()
+    };
+    load(libbpf_sys::BPF_PROG_TYPE_XDP, c"probe", XDP_PASS, &opts)
+        .map(drop)
+        .map_err(|error| format!("this kernel has no XDP for frames in pieces: {error}"))
+}
