@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 
-use common::bpf::{has_tcx, has_xdp_frags};
+use common::bpf::{Foreign, Hook, XDP_PASS, has_tcx, has_xdp_frags};
 use common::frames::{
     self, IPV4, IPV6, QINQ, RawSocket, SYN, TCP, Tun, VLAN, ethernet, ipv4, syn_frame, tcp,
 };
@@ -378,6 +378,35 @@ fn a_syn_in_a_tunnel_belongs_to_the_tunnels_device() {
         pair.refused_connects((SERVER4, 81).into(), 3);
     });
     assert!(packets.iter().all(|line| line["dport"] == 81));
+}
+
+#[test]
+fn a_generic_xdp_program_of_others_hides_nothing_from_tc() {
+    let pair = need!(Pair::new());
+    let foreign = pair
+        .server
+        .enter(|| Foreign::attach(Hook::XdpGeneric, "vs", XDP_PASS));
+    let _foreign = need!(foreign);
+    for (tags, vlan) in [
+        (&[][..], json!([])),
+        (&[(VLAN, 5)], json!([5])),
+        (&[(QINQ, 6), (VLAN, 5)], json!([6, 5])),
+    ] {
+        let frames = syns(tags);
+        for line in agree_on_frames(&pair, &["tc"], 2, &frames) {
+            assert_eq!(line["vlan"], vlan, "{line}");
+            assert_eq!(line["src_mac"], "02:00:00:00:00:cc", "{line}");
+            assert_eq!(line["dst_mac"], "02:00:00:00:00:dd", "{line}");
+            // Of the outermost tag the kernel has relieved the frame.
+            let inside = 4 * tags.len().saturating_sub(1);
+            let ip = if line["ip_version"] == 4 { 20 } else { 40 };
+            assert_eq!(line["payload_offset"], 14 + inside + ip + 20, "{line}");
+        }
+    }
+    agree(&pair.server, "vs", &["tc"], 20, || {
+        pair.refused_connects((SERVER4, 80).into(), 10);
+        pair.refused_connects((SERVER6, 80).into(), 10);
+    });
 }
 
 #[test]

@@ -94,6 +94,7 @@ struct frame {
 	void *data_end;
 	__u64 end; /* no byte from here on belongs to the packet, even if it is there */
 	enum hook hook;
+	bool headless; /* it starts after its Ethernet header: see lacks_ethernet() */
 };
 
 /* What the parser found. Ports are in host order, addresses as on the wire. */
@@ -204,13 +205,21 @@ static __always_inline enum verdict parse_ethernet(struct frame *f, struct packe
 		struct eth_header eth;
 		struct vlan_tag tag;
 	} scratch;
-	struct eth_header *eth = header_at(f, 0, sizeof(*eth), &scratch);
 	__u16 ethertype;
 
-	if (!eth)
-		return VERDICT_TRUNCATED;
-	ethertype = bpf_ntohs(eth->ethertype);
-	p->l3 = ETH_HEADER_LEN;
+	if (f->headless) {
+		struct __sk_buff *skb = f->ctx;
+
+		ethertype = bpf_ntohs(skb->protocol);
+		p->l3 = 0;
+	} else {
+		struct eth_header *eth = header_at(f, 0, sizeof(*eth), &scratch);
+
+		if (!eth)
+			return VERDICT_TRUNCATED;
+		ethertype = bpf_ntohs(eth->ethertype);
+		p->l3 = ETH_HEADER_LEN;
+	}
 
 	/* One more turn than there may be tags: the last one only finds that a tag is too many. */
 #pragma unroll
@@ -406,7 +415,24 @@ static __always_inline struct frame xdp_frame(struct xdp_md *ctx, enum hook hook
 	return f;
 }
 
-static __always_inline struct frame tc_frame(struct __sk_buff *skb)
+/*
+ * Whether the frame starts after its Ethernet header. Where generic XDP runs as well, with a program
+ * that takes frames in pieces as ours does, Linux 6.9 and later copy packets (skb_pp_cow_data()) and
+ * forget mac_len, by which TC ingress puts the header back in front. Nothing is put back then, which
+ * shows in the length from before, and the frame starts with other bytes than the Ethernet header.
+ */
+static __always_inline bool lacks_ethernet(struct __sk_buff *skb)
+{
+	__u32 macs[3], first[3];
+
+	if (skb->len != skb->wire_len ||
+	    bpf_skb_load_bytes_relative(skb, 0, macs, sizeof(macs), BPF_HDR_START_MAC) ||
+	    bpf_skb_load_bytes(skb, 0, first, sizeof(first)))
+		return false;
+	return macs[0] != first[0] || macs[1] != first[1] || macs[2] != first[2];
+}
+
+static __always_inline struct frame tc_frame(struct __sk_buff *skb, bool ingress)
 {
 	struct frame f = {
 		.ctx = skb,
@@ -414,6 +440,7 @@ static __always_inline struct frame tc_frame(struct __sk_buff *skb)
 		.data_end = (void *)(long)skb->data_end,
 		.end = replay ? replay_len : skb->len,
 		.hook = HOOK_TC,
+		.headless = ingress && !link_is_raw_ip && !replay && lacks_ethernet(skb),
 	};
 
 	return f;

@@ -17,9 +17,9 @@ use super::net::Namespace;
 /// What a program is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
-    /// XDP in the driver.
+    /// XDP in the driver, for frames in one piece.
     XdpNative,
-    /// XDP in the stack.
+    /// XDP in the stack, for frames in several pieces if the kernel has it.
     XdpGeneric,
     /// TC ingress, before all that are there.
     TcxFirst,
@@ -73,8 +73,14 @@ impl Foreign {
                 BPF_F_AFTER,
             ),
         };
+        let in_pieces = hook == Hook::XdpGeneric && has_xdp_frags().is_ok();
         let opts = libbpf_sys::bpf_prog_load_opts {
             sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as libbpf_sys::size_t,
+            prog_flags: if in_pieces {
+                libbpf_sys::BPF_F_XDP_HAS_FRAGS
+            } else {
+                0
+            },
             ..Default::default()
         };
         let program = load(kind, c"foreign", verdict, &opts)
