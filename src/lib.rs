@@ -40,6 +40,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Completions { shell } => cmd::generate::completions(shell),
         Command::Man => cmd::generate::man(),
     };
+    exit(result)
+}
+
+fn exit(result: Result<Exit, Failure>) -> Exit {
     result.unwrap_or_else(|failure| {
         print_failure(&failure);
         failure.exit
@@ -59,9 +63,7 @@ fn print_failure(failure: &Failure) {
 fn explain_usage(error: &clap::Error) -> Exit {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            // A pager that was closed has seen enough.
-            let _ = error.print();
-            return Exit::Success;
+            return exit(cmd::generate::printed(error.print()));
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let _ = error.print();

@@ -1,23 +1,500 @@
-//! Real packets between network namespaces.
+//! Real packets between network namespaces: what each hook sees, and that all of them agree.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
 
-use common::{Pair, SERVER4, Tool, need};
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+
+use common::bpf::{Foreign, Hook, XDP_PASS, has_tcx, has_xdp_frags};
+use common::frames::{
+    self, IPV4, IPV6, QINQ, RawSocket, SYN, TCP, Tun, VLAN, ethernet, ipv4, syn_frame, tcp,
+};
+use common::{CLIENT4, CLIENT6, Namespace, Output, Pair, SERVER4, SERVER6, Tool, need};
+use serde_json::{Value, json};
+
+/// All ways of syn-count to look at an Ethernet interface.
+const MODES: [&str; 3] = ["native", "generic", "tc"];
+
+/// Those that a device without a driver for XDP has.
+const STACK_MODES: [&str; 2] = ["generic", "tc"];
+
+/// Lets `send` happen under syn-count in each mode, then under port-monitor. All must count the
+/// same number of SYNs, judge alike, and end well. Returns what port-monitor showed.
+fn agree(
+    namespace: &Namespace,
+    interface: &str,
+    modes: &[&str],
+    expected: u64,
+    mut send: impl FnMut(),
+) -> Vec<Value> {
+    let mut verdicts = Vec::new();
+    for mode in modes {
+        let args = [
+            "syn-count",
+            interface,
+            "--json",
+            "-i",
+            "0.05",
+            "--mode",
+            mode,
+        ];
+        let tool = Tool::start_in(namespace, &args);
+        let (_, attached) = tool.attached_line();
+        assert!(attached.contains(mode) && attached.contains(interface));
+        send();
+        tool.syn_total(expected);
+        let output = tool.stop();
+        assert_eq!(output.code(), 0, "{output:#?}");
+        let summary = output.summary();
+        assert_eq!(summary["syn_total"], expected, "{mode}: {summary}");
+        for line in output.events("syn_count") {
+            assert_eq!(line["mode"], *mode, "{line}");
+            assert_eq!(line["iface"], interface, "{line}");
+        }
+        verdicts.push((*mode, judged(&summary)));
+    }
+
+    let tool = Tool::start_in(namespace, &["port-monitor", interface, "--json"]);
+    send();
+    if expected > 0 {
+        tool.events(expected.try_into().unwrap());
+    }
+    let output = tool.stop();
+    assert_eq!(output.code(), 0, "{output:#?}");
+    let packets = output.events("packet");
+    assert_eq!(packets.len() as u64, expected, "{output:#?}");
+    verdicts.push(("port-monitor", judged(&output.summary())));
+    for (hook, verdict) in &verdicts {
+        assert_eq!(verdict, &verdicts[0].1, "{hook}, and {}", verdicts[0].0);
+    }
+    packets
+}
+
+/// The verdicts that only TCP can have caused: hosts say other things to each other at any time.
+fn judged(summary: &Value) -> [u64; 5] {
+    ["tcp", "fragment", "truncated", "malformed", "too_deep"]
+        .map(|name| summary["verdicts"][name].as_u64().unwrap())
+}
+
+/// [`agree`] on raw frames that come in from the other end of a pair.
+fn agree_on_frames(pair: &Pair, modes: &[&str], expected: u64, frames: &[Vec<u8>]) -> Vec<Value> {
+    let socket = pair.client.enter(|| RawSocket::open("vc"));
+    agree(&pair.server, "vs", modes, expected, || {
+        frames.iter().for_each(|frame| socket.send(frame));
+    })
+}
+
+/// A SYN of either family.
+fn syns(tags: &[(u16, u16)]) -> [Vec<u8>; 2] {
+    [
+        syn_frame(tags, CLIENT4.into(), SERVER4.into(), 80),
+        syn_frame(tags, CLIENT6.into(), SERVER6.into(), 80),
+    ]
+}
 
 #[test]
 fn a_thousand_syns_are_a_thousand_in_every_mode_and_seen_live_in_a_pipe() {
     let pair = need!(Pair::new());
-    for mode in ["native", "generic", "tc"] {
-        let args = ["syn-count", "vs", "--json", "-i", "0.1", "--mode", mode];
-        let tool = Tool::start_in(&pair.server, &args);
-        pair.refused_connects((SERVER4, 80).into(), 1000);
-        tool.syn_total(1000);
-        let output = tool.stop();
-        assert_eq!(output.code(), 0, "{output:#?}");
-        let summary = output.summary();
-        assert_eq!(summary["syn_total"], 1000, "{mode}: {summary}");
-        assert_eq!(summary["matched"], 1000, "{mode}: {summary}");
+    agree(&pair.server, "vs", &MODES, 1000, || {
+        pair.refused_connects((SERVER4, 80).into(), 500);
+        pair.refused_connects((SERVER6, 80).into(), 500);
+    });
+}
+
+#[test]
+fn port_monitor_shows_exactly_the_attempts_at_its_ports_tagged_or_not() {
+    let pair = need!(Pair::new());
+    for (namespace, device, host) in [(&pair.client, "vc", 1), (&pair.server, "vs", 2)] {
+        let link = format!("ip link add link {device} name v5 type vlan id 5");
+        need!(namespace.try_run(&link));
+        namespace.run(&format!("ip addr add 10.78.0.{host}/24 dev v5"));
+        namespace.run(&format!("ip addr add fd78::{host}/64 dev v5 nodad"));
+        namespace.run("ip link set v5 up");
     }
+    let servers: [IpAddr; 4] = [
+        SERVER4.into(),
+        SERVER6.into(),
+        "10.78.0.2".parse().unwrap(),
+        "fd78::2".parse().unwrap(),
+    ];
+    let args = ["port-monitor", "vs", "--json", "-p", "80,8000-8010"];
+    let tool = Tool::start_in(&pair.server, &args);
+    let _listener = pair
+        .server
+        .enter(|| TcpListener::bind((SERVER4, 8010)).unwrap());
+    let mut expected = BTreeSet::new();
+    for (place, server) in servers.into_iter().enumerate() {
+        for port in [79, 80, 81, 7999, 8000, 8005, 8010, 8011] {
+            let result = pair
+                .client
+                .enter(|| TcpStream::connect(SocketAddr::from((server, port))));
+            let open = place == 0 && port == 8010;
+            assert_eq!(result.is_ok(), open, "{server} {port}: {result:?}");
+            if port == 80 || (8000..=8010).contains(&port) {
+                let vlan = if place < 2 { "[]" } else { "[5]" };
+                expected.insert((server.to_string(), u64::from(port), vlan.to_owned()));
+            }
+        }
+    }
+    tool.events(expected.len());
+    let output = tool.stop();
+    let seen = output.events("packet").into_iter().map(|line| {
+        assert_eq!(line["tcp_flags"], json!(["syn"]), "{line}");
+        assert_eq!(line["direction"], "ingress", "{line}");
+        assert_eq!(line["iface"], "vs", "{line}");
+        (
+            line["daddr"].as_str().unwrap().to_owned(),
+            line["dport"].as_u64().unwrap(),
+            line["vlan"].to_string(),
+        )
+    });
+    let seen: Vec<_> = seen.collect();
+    assert_eq!(seen.len(), expected.len(), "{output:#?}");
+    assert_eq!(seen.into_iter().collect::<BTreeSet<_>>(), expected);
+    assert_eq!(output.summary()["matched"], expected.len());
+}
+
+#[test]
+fn every_field_of_a_real_syn_is_right() {
+    let pair = need!(Pair::new());
+    let tool = Tool::start_in(&pair.server, &["port-monitor", "vs", "--json"]);
+    let source = pair.client.enter(|| {
+        let listener = pair
+            .server
+            .enter(|| TcpListener::bind((SERVER4, 0x1234)).unwrap());
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        stream.local_addr().unwrap()
+    });
+    tool.events(1);
+    let line = tool.stop().events("packet").remove(0);
+    let mac = |namespace: &Namespace, device: &str| {
+        let link = namespace.run(&format!("ip -j link show {device}"));
+        let link: Value = serde_json::from_str(&link).unwrap();
+        link[0]["address"].clone()
+    };
+    for (key, value) in [
+        ("src_mac", mac(&pair.client, "vc")),
+        ("dst_mac", mac(&pair.server, "vs")),
+        ("ethertype", IPV4.into()),
+        ("vlan", json!([])),
+        ("ip_version", 4.into()),
+        ("saddr", CLIENT4.to_string().into()),
+        ("daddr", SERVER4.to_string().into()),
+        ("sport", source.port().into()),
+        ("dport", 4660.into()),
+        ("ttl", 64.into()),
+        ("ip_header_len", 20.into()),
+        ("ip_len", 60.into()),
+        ("ack", 0.into()),
+        ("data_offset", 10.into()),
+        ("tcp_flags", json!(["syn"])),
+        ("tcp_flags_raw", 2.into()),
+        ("urgent", 0.into()),
+        ("mss", 1460.into()),
+        ("sack_permitted", true.into()),
+        ("ts_ecr", 0.into()),
+        ("payload_offset", 74.into()),
+        ("payload_len", 0.into()),
+        ("payload", Value::Null),
+    ] {
+        assert_eq!(line[key], value, "{key}: {line}");
+    }
+    for key in ["seq", "window", "checksum", "wscale", "ts_val", "ip_id"] {
+        assert!(line[key].is_u64(), "{key}: {line}");
+    }
+}
+
+#[test]
+fn addresses_and_ports_come_out_in_the_right_order_of_bytes() {
+    let pair = need!(Pair::new());
+    let from: IpAddr = Ipv4Addr::new(1, 2, 3, 4).into();
+    let frame = syn_frame(&[], from, Ipv4Addr::new(5, 6, 7, 8).into(), 0x1234);
+    let socket = pair.client.enter(|| RawSocket::open("vc"));
+    for (by, key) in [
+        ("saddr", "1.2.3.4"),
+        ("daddr", "5.6.7.8"),
+        ("dport", "4660"),
+    ] {
+        for mode in MODES {
+            let args = [
+                "syn-count",
+                "vs",
+                "--json",
+                "-i",
+                "0.05",
+                "--by",
+                by,
+                "--mode",
+                mode,
+            ];
+            let tool = Tool::start_in(&pair.server, &args);
+            socket.send(&frame);
+            let line = tool.json("with a key", |line| line["top"] != json!([]));
+            let text = line["top"][0]["key"].to_string();
+            assert_eq!(text.trim_matches('"'), key, "{mode}: {line}");
+            assert_eq!(line["top"][0]["syn_total"], 1, "{mode}: {line}");
+            assert_eq!(tool.stop().code(), 0);
+        }
+    }
+    let tool = Tool::start_in(&pair.server, &["port-monitor", "vs"]);
+    socket.send(&frame);
+    let (_, line) = tool.line("of text", |line| line.contains("ingress"));
+    let words: Vec<_> = line.split_whitespace().collect();
+    assert_eq!(words[3..7], ["1.2.3.4", "40000", "5.6.7.8", "4660"]);
+    assert!(tool.lines()[0].starts_with("TIME "), "{:?}", tool.lines());
+}
+
+#[test]
+fn hooks_agree_on_vlan_tags() {
+    let pair = need!(Pair::new());
+    for (tags, vlan) in [
+        (&[(VLAN, 5)][..], json!([5])),
+        (&[(VLAN, 0xf005)], json!([5])),
+        (&[(QINQ, 100), (VLAN, 4094)], json!([100, 4094])),
+        (&[(VLAN, 7), (VLAN, 8)], json!([7, 8])),
+        (&[(0x9100, 7), (VLAN, 8)], json!([7, 8])),
+    ] {
+        for line in agree_on_frames(&pair, &MODES, 2, &syns(tags)) {
+            assert_eq!(line["vlan"], vlan, "{tags:?}: {line}");
+            let expected = if line["ip_version"] == 4 { IPV4 } else { IPV6 };
+            assert_eq!(line["ethertype"], expected, "{tags:?}: {line}");
+        }
+    }
+    let mut frames = syns(&[(QINQ, 1), (VLAN, 2), (VLAN, 3)]).to_vec();
+    frames.extend(syns(&[]));
+    agree_on_frames(&pair, &MODES, 2, &frames);
+}
+
+#[test]
+fn hooks_agree_on_jumbo_frames_that_lie_in_several_pieces() {
+    let pair = need!(Pair::with_mtu(9000));
+    let payload = [0x55; 8000];
+    let jumbo = |from: IpAddr, to: IpAddr| {
+        let (ethertype, packet) = frames::ip(from, to, TCP, &tcp(40000, 80, SYN, &payload));
+        ethernet(&[], ethertype, &packet)
+    };
+    let frames = [
+        jumbo(CLIENT4.into(), SERVER4.into()),
+        jumbo(CLIENT6.into(), SERVER6.into()),
+    ];
+    let modes = match has_xdp_frags() {
+        Ok(()) => &MODES[..],
+        Err(_) => &STACK_MODES,
+    };
+    for line in agree_on_frames(&pair, modes, 2, &frames) {
+        assert_eq!(line["payload_len"], 8000, "{line}");
+    }
+}
+
+#[test]
+fn hooks_agree_on_frames_of_which_only_the_first_14_bytes_are_linear() {
+    let pair = need!(Pair::new());
+    for tags in [&[][..], &[(VLAN, 5)], &[(QINQ, 6), (VLAN, 5)]] {
+        let frames: Vec<_> = (0..10).flat_map(|_| syns(tags)).collect();
+        let packets = agree(&pair.server, "vs", &MODES, 20, || {
+            let socket = pair.client.enter(|| RawSocket::open("vc"));
+            socket.send_by_ring(&frames);
+        });
+        for line in packets {
+            let vlan: Vec<_> = tags.iter().map(|(_, id)| *id).collect();
+            assert_eq!(line["vlan"], json!(vlan), "{line}");
+            assert_eq!(line["dport"], 80, "{line}");
+        }
+    }
+}
+
+#[test]
+fn hooks_agree_on_fragments_and_options() {
+    const MORE_FRAGMENTS: u16 = 0x2000;
+    let pair = need!(Pair::new());
+    let segment = tcp(40000, 80, SYN, &[0; 12]);
+    let packet = |options: &[u8], fragment, payload: &[u8]| {
+        let (from, to) = (CLIENT4.octets(), SERVER4.octets());
+        let packet = ipv4(options, fragment, TCP, from, to, payload);
+        ethernet(&[], IPV4, &packet)
+    };
+    let counted = [
+        packet(&[], MORE_FRAGMENTS, &segment),
+        packet(&[1; 40], 0, &segment),
+    ];
+    let not_counted = [
+        // Its bytes look like a SYN, but are from the middle of something.
+        packet(&[], 2, &segment),
+        packet(&[], MORE_FRAGMENTS | 2, &segment),
+        // A first fragment that is too short to tell.
+        packet(&[], MORE_FRAGMENTS, &segment[..8]),
+    ];
+    let frames = [&counted[..], &not_counted].concat();
+    for line in agree_on_frames(&pair, &MODES, 2, &frames) {
+        assert_eq!(line["dport"], 80, "{line}");
+    }
+}
+
+#[test]
+fn a_device_without_ethernet_header_is_like_any_other() {
+    let namespace = need!(Namespace::new());
+    let mut tun = need!(namespace.enter(|| Tun::new("tun0")));
+    namespace.run("ip link set tun0 up");
+    let segment = tcp(40000, 80, SYN, &[]);
+    let packets = [
+        frames::ip(CLIENT4.into(), SERVER4.into(), TCP, &segment).1,
+        frames::ip(CLIENT6.into(), SERVER6.into(), TCP, &segment).1,
+    ];
+    let lines = agree(&namespace, "tun0", &STACK_MODES, 2, || {
+        packets.iter().for_each(|packet| tun.receive(packet));
+    });
+    for line in lines {
+        for key in ["src_mac", "dst_mac", "ethertype"] {
+            assert!(line[key].is_null(), "{line}");
+        }
+        assert_eq!(line["vlan"], json!([]), "{line}");
+        assert_eq!(line["dport"], 80, "{line}");
+    }
+}
+
+#[test]
+fn a_syn_in_a_tunnel_belongs_to_the_tunnels_device() {
+    let pair = need!(Pair::new());
+    for (namespace, device, here, there, host) in [
+        (&pair.client, "vc", CLIENT4, SERVER4, 1),
+        (&pair.server, "vs", SERVER4, CLIENT4, 2),
+    ] {
+        need!(namespace.try_run(&format!(
+            "ip link add x0 type vxlan id 7 dev {device} local {here} remote {there} dstport 4789"
+        )));
+        namespace.run(&format!("ip addr add 10.79.0.{host}/24 dev x0"));
+        namespace.run("ip link set x0 up");
+    }
+    let inside = SocketAddr::from(([10, 79, 0, 2], 80));
+    agree(&pair.server, "x0", &STACK_MODES, 20, || {
+        pair.refused_connects(inside, 20);
+    });
+    // The tunnel carries SYNs in UDP, and beside it are 3 that are none of its own.
+    let packets = agree(&pair.server, "vs", &MODES, 3, || {
+        pair.refused_connects(inside, 20);
+        pair.refused_connects((SERVER4, 81).into(), 3);
+    });
+    assert!(packets.iter().all(|line| line["dport"] == 81));
+}
+
+#[test]
+fn a_generic_xdp_program_of_others_hides_nothing_from_tc() {
+    let pair = need!(Pair::new());
+    let foreign = pair
+        .server
+        .enter(|| Foreign::attach(Hook::XdpGeneric, "vs", XDP_PASS));
+    let _foreign = need!(foreign);
+    for (tags, vlan) in [
+        (&[][..], json!([])),
+        (&[(VLAN, 5)], json!([5])),
+        (&[(QINQ, 6), (VLAN, 5)], json!([6, 5])),
+    ] {
+        let frames = syns(tags);
+        for line in agree_on_frames(&pair, &["tc"], 2, &frames) {
+            assert_eq!(line["vlan"], vlan, "{line}");
+            assert_eq!(line["src_mac"], "02:00:00:00:00:cc", "{line}");
+            assert_eq!(line["dst_mac"], "02:00:00:00:00:dd", "{line}");
+            // Of the outermost tag the kernel has relieved the frame.
+            let inside = 4 * tags.len().saturating_sub(1);
+            let ip = if line["ip_version"] == 4 { 20 } else { 40 };
+            assert_eq!(line["payload_offset"], 14 + inside + ip + 20, "{line}");
+        }
+    }
+    agree(&pair.server, "vs", &["tc"], 20, || {
+        pair.refused_connects((SERVER4, 80).into(), 10);
+        pair.refused_connects((SERVER6, 80).into(), 10);
+    });
+}
+
+#[test]
+fn directions_are_told_apart() {
+    let pair = need!(Pair::new());
+    let listener = pair
+        .server
+        .enter(|| TcpListener::bind((SERVER4, 80)).unwrap());
+    let connect = || {
+        pair.client
+            .enter(|| TcpStream::connect((SERVER4, 80)).unwrap());
+        listener.accept().unwrap();
+    };
+    for (direction, expected) in [
+        ("ingress", &["syn+ack ingress"][..]),
+        ("egress", &["syn egress"]),
+        ("both", &["syn egress", "syn+ack ingress"]),
+    ] {
+        let args = [
+            "port-monitor",
+            "vc",
+            "--json",
+            "--flags",
+            "syn",
+            "--direction",
+            direction,
+        ];
+        let tool = Tool::start_in(&pair.client, &args);
+        connect();
+        tool.events(expected.len());
+        let output = tool.stop();
+        let seen = output.events("packet").into_iter().map(|line| {
+            let flags = line["tcp_flags"].as_array().unwrap();
+            let flags: Vec<_> = flags.iter().map(|flag| flag.as_str().unwrap()).collect();
+            format!(
+                "{} {}",
+                flags.join("+"),
+                line["direction"].as_str().unwrap()
+            )
+        });
+        assert_eq!(seen.collect::<Vec<_>>(), expected, "{direction}");
+    }
+}
+
+#[test]
+fn several_interfaces_are_watched_at_once_and_each_line_names_its_own() {
+    let pair = need!(Pair::new());
+    let tools = [
+        Tool::start_in(&pair.server, &["port-monitor", "vs", "lo", "--json"]),
+        Tool::start_in(
+            &pair.server,
+            &["syn-count", "vs", "lo", "--json", "-i", "0.05"],
+        ),
+    ];
+    pair.refused_connects((SERVER4, 80).into(), 3);
+    pair.server.enter(|| {
+        for _ in 0..2 {
+            let error = TcpStream::connect((Ipv4Addr::LOCALHOST, 80)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        }
+    });
+    let [monitor, count] = tools;
+    monitor.events(5);
+    for (iface, expected, mode) in [("vs", 3, "native"), ("lo", 2, "generic")] {
+        count.json(iface, |line| {
+            line["iface"] == iface && line["mode"] == mode && line["syn_total"] == expected
+        });
+    }
+    let ifaces = |output: &Output, name: &str| {
+        let lines = output.events("packet").into_iter();
+        lines.filter(|line| line["iface"] == name).count()
+    };
+    let output = monitor.stop();
+    assert_eq!((ifaces(&output, "vs"), ifaces(&output, "lo")), (3, 2));
+    assert_eq!(output.summary()["matched"], 5);
+    assert_eq!(count.stop().summary()["syn_total"], 5);
+}
+
+#[test]
+fn without_an_interface_it_is_that_of_the_default_route_else_lo() {
+    let pair = need!(Pair::new());
+    need!(has_tcx());
+    let attached = |command: &str| {
+        let tool = Tool::start_in(&pair.server, &[command]);
+        tool.attached_line().1
+    };
+    assert!(attached("port-monitor").contains(" on lo "));
+    pair.server.run("ip route add default via 10.77.0.1");
+    assert!(attached("port-monitor").contains(" on vs "));
+    assert!(attached("syn-count").contains("xdp native on vs "));
 }

@@ -94,6 +94,8 @@ struct frame {
 	void *data_end;
 	__u64 end; /* no byte from here on belongs to the packet, even if it is there */
 	enum hook hook;
+	bool ingress;  /* at TC: it is coming in */
+	bool headless; /* it starts after its Ethernet header: see lacks_ethernet() */
 };
 
 /* What the parser found. Ports are in host order, addresses as on the wire. */
@@ -146,7 +148,7 @@ static __always_inline struct frame xdp_frame(struct xdp_md *ctx, enum hook hook
 	return f;
 }
 
-static __always_inline struct frame tc_frame(struct __sk_buff *skb)
+static __always_inline struct frame tc_frame(struct __sk_buff *skb, bool ingress)
 {
 	struct frame f = {
 		.ctx = skb,
@@ -154,6 +156,7 @@ static __always_inline struct frame tc_frame(struct __sk_buff *skb)
 		.data_end = (void *)(long)skb->data_end,
 		.end = skb->len,
 		.hook = HOOK_TC,
+		.ingress = ingress,
 	};
 
 	if (replay) {
@@ -247,13 +250,22 @@ static __always_inline enum verdict parse_ethernet(struct frame *f, struct packe
 		struct eth_header eth;
 		struct vlan_tag tag;
 	} scratch;
-	struct eth_header *eth = header_at(f, 0, sizeof(*eth), &scratch);
 	__u16 ethertype;
 
-	if (!eth)
-		return VERDICT_TRUNCATED;
-	ethertype = bpf_ntohs(eth->ethertype);
-	p->l3 = ETH_HEADER_LEN;
+	if (f->headless) {
+		struct __sk_buff *skb = f->ctx;
+
+		ethertype = bpf_ntohs(skb->protocol);
+		p->l3 = 0;
+	} else {
+		struct eth_header *eth = header_at(f, 0, sizeof(*eth), &scratch);
+
+		if (!eth)
+			return VERDICT_TRUNCATED;
+		ethertype = bpf_ntohs(eth->ethertype);
+		p->l3 = ETH_HEADER_LEN;
+	}
+	p->l3 = forget_range(p->l3);
 
 	/* One more turn than there may be tags: the last one only finds that a tag is too many. */
 #pragma unroll
@@ -425,6 +437,30 @@ static __always_inline enum verdict parse_headers(struct frame *f, struct packet
 	return parse_tcp(f, p);
 }
 
+/* Nothing was put back in front of a packet that came in: the length is that from before. */
+static __always_inline bool nothing_pushed(const struct __sk_buff *skb)
+{
+	return skb->len == skb->wire_len;
+}
+
+/*
+ * Whether the frame starts after its Ethernet header. Where generic XDP runs as well, with a
+ * program that takes frames in pieces as ours does, Linux 6.9 and later copy packets
+ * (skb_pp_cow_data()) and forget mac_len, by which TC ingress puts the header back in front.
+ * Nothing is put back then, which shows in the length from before, and the frame starts with other
+ * bytes than the Ethernet header.
+ */
+static __always_inline bool lacks_ethernet(struct __sk_buff *skb)
+{
+	__u32 macs[3], first[3];
+
+	if (!nothing_pushed(skb) ||
+	    bpf_skb_load_bytes_relative(skb, 0, macs, sizeof(macs), BPF_HDR_START_MAC) ||
+	    bpf_skb_load_bytes(skb, 0, first, sizeof(first)))
+		return false;
+	return macs[0] != first[0] || macs[1] != first[1] || macs[2] != first[2];
+}
+
 /*
  * The same as functions of their own, so that rare frames burden no other; one for each hook, for
  * each has helpers of its own. The packet pointers are fetched anew: what the verifier has learnt
@@ -432,20 +468,33 @@ static __always_inline enum verdict parse_headers(struct frame *f, struct packet
  */
 static __noinline int parse_headers_xdp(struct frame *f, struct packet *p)
 {
-	*f = xdp_frame(f->ctx, HOOK_XDP);
-	return parse_headers(f, p);
+	struct frame frame = xdp_frame(f->ctx, HOOK_XDP);
+	enum verdict v = parse_headers(&frame, p);
+
+	*f = frame;
+	return v;
 }
 
 static __noinline int parse_headers_xdp_frags(struct frame *f, struct packet *p)
 {
-	*f = xdp_frame(f->ctx, HOOK_XDP_FRAGS);
-	return parse_headers(f, p);
+	struct frame frame = xdp_frame(f->ctx, HOOK_XDP_FRAGS);
+	enum verdict v = parse_headers(&frame, p);
+
+	*f = frame;
+	return v;
 }
 
 static __noinline int parse_headers_tc(struct frame *f, struct packet *p)
 {
-	*f = tc_frame(f->ctx);
-	return parse_headers(f, p);
+	struct frame frame = tc_frame(f->ctx, f->ingress);
+	enum verdict v;
+
+	if (!link_is_raw_ip && !replay && f->ingress)
+		/* Unknown to the verifier, or it would follow all that comes twice. */
+		frame.headless = forget_range(lacks_ethernet(f->ctx)) & 1;
+	v = parse_headers(&frame, p);
+	*f = frame;
+	return v;
 }
 
 /*
@@ -465,6 +514,8 @@ static __always_inline bool parse_common(struct frame *f, struct packet *p, bool
 		return false;
 	/* A short frame is padded for a test run; the padding is not part of it. */
 	if (replay && f->data + replay_len < f->data_end)
+		return false;
+	if (f->hook == HOOK_TC && f->ingress && nothing_pushed(f->ctx))
 		return false;
 	p->vlan_ids = 0;
 	p->vlan_count = 0;
@@ -542,6 +593,7 @@ static __always_inline enum verdict parse_packet(struct frame *f, struct packet 
 	if (parse_common(f, p, addresses, &v))
 		return v;
 	whole.ctx = f->ctx;
+	whole.ingress = f->ingress;
 	if (f->hook == HOOK_TC)
 		v = parse_headers_tc(&whole, &found);
 	else if (f->hook == HOOK_XDP_FRAGS)
@@ -551,6 +603,7 @@ static __always_inline enum verdict parse_packet(struct frame *f, struct packet 
 	f->data = whole.data;
 	f->data_end = whole.data_end;
 	f->end = whole.end;
+	f->headless = whole.headless;
 	if (v == VERDICT_TCP)
 		*p = found;
 	/* What a subprogram returns is any number to a verifier before Linux 5.12. */

@@ -159,7 +159,9 @@ static __always_inline bool fill_event(struct packet_event *e, struct frame *f,
 	if (!link_is_raw_ip) {
 		struct eth_header eth;
 
-		if (copy_out(f, 0, &eth, sizeof(eth)))
+		if (f->headless ? bpf_skb_load_bytes_relative(f->ctx, 0, &eth, sizeof(eth),
+							      BPF_HDR_START_MAC)
+				: copy_out(f, 0, &eth, sizeof(eth)))
 			return false;
 		__builtin_memcpy(e->dst_mac, eth.dst, sizeof(e->dst_mac));
 		__builtin_memcpy(e->src_mac, eth.src, sizeof(e->src_mac));
@@ -170,7 +172,7 @@ static __always_inline bool fill_event(struct packet_event *e, struct frame *f,
 	}
 	if (!fill_ip(e, f, p) || !fill_tcp(e, f, p))
 		return false;
-	e->payload_offset = p->payload;
+	e->payload_offset = p->payload + (f->headless ? ETH_HEADER_LEN : 0);
 	e->payload_len = f->end > p->payload ? f->end - p->payload : 0;
 	e->options_len =
 		copy_bytes(f, p->l4 + sizeof(struct tcp_header),
@@ -207,7 +209,7 @@ static __always_inline bool emit(struct frame *f, const struct packet *p, __u64 
 
 static __always_inline int monitor(struct __sk_buff *skb, bool egress)
 {
-	struct frame f = tc_frame(skb);
+	struct frame f = tc_frame(skb, !egress);
 	struct packet_counters *c = my_counters();
 	struct packet p;
 	enum verdict v = parse_packet(&f, &p, filter_wants_addresses());

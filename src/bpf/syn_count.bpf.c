@@ -83,7 +83,7 @@ int syn_count_xdp(struct xdp_md *ctx)
 SEC("tc")
 int syn_count_tc(struct __sk_buff *skb)
 {
-	struct frame f = tc_frame(skb);
+	struct frame f = tc_frame(skb, true);
 	struct packet p;
 
 	count_frame(&f, &p);

@@ -47,6 +47,11 @@ enum {
 
 #define BPF_F_CURRENT_CPU 0xffffffffULL
 
+enum bpf_hdr_start_off {
+	BPF_HDR_START_MAC = 0,
+	BPF_HDR_START_NET = 1,
+};
+
 enum xdp_action {
 	XDP_PASS = 2,
 };

@@ -40,7 +40,16 @@ pub fn man() -> Result<Exit, Failure> {
 }
 
 fn print(bytes: &[u8]) -> Result<Exit, Failure> {
-    match std::io::stdout().write_all(bytes) {
+    printed(std::io::stdout().write_all(bytes))
+}
+
+/// What became of printing to stdout. A reader that has gone has seen enough.
+///
+/// # Errors
+/// stdout can't be written.
+pub fn printed(outcome: std::io::Result<()>) -> Result<Exit, Failure> {
+    // Rust keeps back what follows the last line break, and would be silent about its loss.
+    match outcome.and_then(|()| std::io::stdout().flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(anyhow::Error::new(error))
                 .context("failed to write to stdout")
