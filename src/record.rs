@@ -205,9 +205,10 @@ impl Connection {
         Some(self.address(self.raw.saddr)).filter(|addr| !addr.is_unspecified())
     }
 
-    /// Destination address.
+    /// Destination address; `None` if it could not be read. (`0.0.0.0` can be asked for; the
+    /// kernel puts `::1` in the place of `::`.)
     pub fn daddr(&self) -> Option<IpAddr> {
-        Some(self.address(self.raw.daddr))
+        Some(self.address(self.raw.daddr)).filter(|addr| addr.is_ipv4() || !addr.is_unspecified())
     }
 
     fn address(&self, bytes: [u8; 16]) -> IpAddr {

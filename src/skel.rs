@@ -30,6 +30,8 @@ pub type FilterConfig = syn_count::types::filter_config;
 pub type PacketEvent = port_monitor::types::packet_event;
 /// `struct connect_event`.
 pub type ConnectEvent = connect_trace::types::connect_event;
+/// `struct connect_counters`.
+pub type ConnectCounters = connect_trace::types::connect_counters;
 /// `enum connect_closed_by`.
 pub use generated::connect_trace::types::connect_closed_by as ConnectClosedBy;
 /// `enum connect_direction`.
@@ -167,11 +169,10 @@ macro_rules! read_counters {
 read_counters!(syn_count_counters, syn_count);
 read_counters!(port_monitor_counters, port_monitor);
 
-/// Reads what connect-trace has matched and lost.
-pub fn connect_counters(bss: &connect_trace::types::bss) -> (u64, u64) {
+/// Reads what connect-trace has counted.
+pub fn connect_counters(bss: &connect_trace::types::bss) -> ConnectCounters {
     // SAFETY: as for the packet counters.
-    let totals = unsafe { std::ptr::read_volatile(&bss.totals) };
-    (totals.matched, totals.lost)
+    unsafe { std::ptr::read_volatile(&bss.totals) }
 }
 
 /// Makes the [`FilterSlots`](crate::filter::FilterSlots) of an opened skeleton.

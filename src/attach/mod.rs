@@ -61,6 +61,22 @@ pub(crate) fn borrow_fd<T>(owner: &T, fd: i32) -> BorrowedFd<'_> {
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
+/// How often the kernel skipped a program because it was running on that CPU already. Kernels
+/// that don't tell don't skip either, and those that skip tell without any privilege.
+pub fn skipped_runs(program: BorrowedFd<'_>) -> u64 {
+    let mut info = libbpf_sys::bpf_prog_info::default();
+    let mut len = size_of::<libbpf_sys::bpf_prog_info>() as u32;
+    // SAFETY: `info` is valid for `len` bytes, zeroed, and asks for no array.
+    let ret = unsafe {
+        libbpf_sys::bpf_obj_get_info_by_fd(
+            program.as_raw_fd(),
+            (&raw mut info).cast(),
+            &raw mut len,
+        )
+    };
+    if ret == 0 { info.recursion_misses } else { 0 }
+}
+
 /// Waits until no CPU runs a program that was detached before: all it did can be counted then.
 pub fn synchronize() {
     // MEMBARRIER_CMD_GLOBAL waits for an RCU grace period, and programs run in RCU readers.

@@ -59,10 +59,13 @@ enum phase {
 struct connection {
 	struct connect_event event;
 	__u64 started_ns;
+	__be16 old_sport; /* what inet_sport was when the attempt began: of an earlier one, if any
+			   */
 	__u8 phase;
 	__u8 function;	/* 4 or 6: the connect function that returns last */
+	__u8 sent;	/* it got as far as SYN_SENT, and has not failed since */
 	__u8 announced; /* the attempt was judged by the filter, and emitted if wanted */
-	__u8 pad[5];
+	__u8 pad[2];
 };
 
 struct {
@@ -72,9 +75,12 @@ struct {
 	__type(value, struct connection);
 } connections SEC(".maps");
 
-/* A kretprobe doesn't have the arguments: the socket a thread is connecting, by pid_tgid. */
+/*
+ * A kretprobe doesn't have the arguments: the socket a thread is connecting, by pid_tgid. LRU
+ * because a return that the kernel misses leaves an entry, and its thread may not come back.
+ */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
 	__type(key, __u64);
 	__type(value, __u64);
@@ -280,13 +286,30 @@ static __always_inline bool matches(const struct connect_event *e)
 	return process_matches(e) && destination_matches(e) && source_matches(e);
 }
 
+/* An attempt is no longer one whose call has yet to return. */
+static __always_inline void end_call(const struct connection *c)
+{
+	if (c->phase == PHASE_CALLING)
+		__sync_fetch_and_add(&totals.calling, -1);
+}
+
+/* A socket begins anew, so what was kept of it before has ended unseen. */
+static __always_inline void give_up(const struct connection *c)
+{
+	end_call(c);
+	count_lost();
+}
+
 /* Keeps a connection until its fate or end. Without room for it nothing more can be said of it. */
 static __always_inline bool keep(__u64 key, const struct connection *c)
 {
-	if (!bpf_map_update_elem(&connections, &key, c, BPF_ANY))
-		return true;
-	count_lost();
-	return false;
+	if (bpf_map_update_elem(&connections, &key, c, BPF_ANY)) {
+		count_lost();
+		return false;
+	}
+	if (c->phase == PHASE_CALLING)
+		__sync_fetch_and_add(&totals.calling, 1);
+	return true;
 }
 
 /* Judges and emits the attempt, at the latest when its fate is known. False: not asked for. */
@@ -361,6 +384,10 @@ static __always_inline bool on_call(const struct sock *sk, const struct sockaddr
 	if (function == 4 && outer && outer->phase == PHASE_CALLING && outer->function == 6 &&
 	    outer->event.tid == (__u32)bpf_get_current_pid_tgid())
 		return false;
+	if (outer) {
+		give_up(outer);
+		bpf_map_delete_elem(&connections, &key);
+	}
 	start_connection(&c);
 	c.event.netns = netns;
 	c.event.sport = bound_port;
@@ -382,6 +409,7 @@ static __always_inline void on_return(void *ctx, __u64 key, int ret, __u8 functi
 	if (!kept || kept->phase != PHASE_CALLING || kept->function != function)
 		return;
 	c = *kept;
+	end_call(&c);
 	c.event.ret = ret;
 	c.event.known |= KNOWN_RET;
 	if (port)
@@ -438,25 +466,51 @@ int BPF_PROG(exit_tcp_v6_connect, struct sock *sk, struct sockaddr *uaddr, int a
 	return 0;
 }
 
+static __always_inline bool is_inner_call(__u64 key)
+{
+	const struct connection *c = bpf_map_lookup_elem(&connections, &key);
+
+	return c && c->phase == PHASE_CALLING && c->function == 6;
+}
+
+/* The kernel missed the return of a call, or the thread would not be in another one. */
+static __always_inline void on_missed_return(__u64 key)
+{
+	struct connection *c = bpf_map_lookup_elem(&connections, &key);
+
+	if (!c || c->phase != PHASE_CALLING || c->event.tid != (__u32)bpf_get_current_pid_tgid())
+		return;
+	if (c->sent) {
+		/* Its fate will be seen, and announces it first. */
+		end_call(c);
+		c->phase = PHASE_WAITING;
+		return;
+	}
+	give_up(c);
+	bpf_map_delete_elem(&connections, &key);
+}
+
 static __always_inline int on_kprobe(struct pt_regs *ctx, __u8 function)
 {
 	const struct sock *sk = (const struct sock *)PT_REGS_PARM1(ctx);
-	__u64 id = bpf_get_current_pid_tgid(), key = (__u64)sk;
+	__u64 id = bpf_get_current_pid_tgid(), key = (__u64)sk, *call;
 	__u32 netns = 0;
 
+	call = bpf_map_lookup_elem(&calls, &id);
+	if (call) {
+		__u64 other = *call;
+
+		if (function == 4 && other == key && is_inner_call(key))
+			return 0;
+		bpf_map_delete_elem(&calls, &id);
+		on_missed_return(other);
+	}
 	if (bpf_core_field_exists(sk->__sk_common.skc_net.net))
 		netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
 	if (on_call(sk, (const struct sockaddr *)PT_REGS_PARM2(ctx), function, netns,
 		    BPF_CORE_READ(sk, __sk_common.skc_num)))
 		bpf_map_update_elem(&calls, &id, &key, BPF_ANY);
 	return 0;
-}
-
-static __always_inline bool is_inner_return(__u64 key)
-{
-	const struct connection *c = bpf_map_lookup_elem(&connections, &key);
-
-	return c && c->phase == PHASE_CALLING && c->function == 6;
 }
 
 static __always_inline int on_kretprobe(struct pt_regs *ctx, __u8 function)
@@ -469,7 +523,7 @@ static __always_inline int on_kretprobe(struct pt_regs *ctx, __u8 function)
 		return 0;
 	key = *call;
 	/* The return of tcp_v4_connect inside tcp_v6_connect is not the end of the call. */
-	if (function == 4 && is_inner_return(key))
+	if (function == 4 && is_inner_call(key))
 		return 0;
 	bpf_map_delete_elem(&calls, &id);
 	on_return(ctx, key, PT_REGS_RC(ctx), function,
@@ -503,39 +557,52 @@ int kretprobe_tcp_v6_connect(struct pt_regs *ctx)
 
 /* ---- accept ---- */
 
+static __always_inline void copy_process(struct connect_event *to, const struct connect_event *from)
+{
+	to->pid = from->pid;
+	to->tid = from->tid;
+	to->uid = from->uid;
+	to->cgroup_id = from->cgroup_id;
+	__builtin_memcpy(to->comm, from->comm, sizeof(to->comm));
+	to->known |= KNOWN_PROCESS;
+}
+
 static __always_inline void on_accept(void *ctx, const struct sock *sk, const struct ends *ends,
-				      __u32 netns)
+				      __u32 netns, int state)
 {
 	__u64 key = (__u64)sk;
-	struct connection *c = bpf_map_lookup_elem(&connections, &key);
-	struct connect_event e = { .direction = DIRECTION_IN };
+	struct connection *kept = bpf_map_lookup_elem(&connections, &key);
+	struct connection c = { .phase = PHASE_OPEN };
 
-	e.ts_ns = bpf_ktime_get_ns();
-	e.netns = netns;
-	set_process(&e);
-	set_ends(&e, ends);
-	if (!matches(&e))
+	c.started_ns = bpf_ktime_get_ns();
+	c.event.direction = DIRECTION_IN;
+	c.event.ts_ns = c.started_ns;
+	c.event.netns = netns;
+	set_process(&c.event);
+	set_ends(&c.event, ends);
+	if (!matches(&c.event)) {
+		/* Its end was to be told for want of a process that could be judged. */
+		if (kept && process_filter)
+			bpf_map_delete_elem(&connections, &key);
 		return;
-	/* Its end will be told with the process that accepted it. */
-	if (c && c->phase == PHASE_OPEN) {
-		c->event.pid = e.pid;
-		c->event.tid = e.tid;
-		c->event.uid = e.uid;
-		c->event.cgroup_id = e.cgroup_id;
-		__builtin_memcpy(c->event.comm, e.comm, sizeof(e.comm));
-		c->event.known |= KNOWN_PROCESS;
 	}
-	emit(ctx, &e, CONNECT_ACCEPTED);
+	/* Its end will be told with the process that accepted it. */
+	if (kept)
+		copy_process(&kept->event, &c.event);
+	/* TCP Fast Open: a connection can be accepted before it is established. */
+	else if (wanted(CONNECT_CLOSED) && state == TCP_SYN_RECV)
+		keep(key, &c);
+	emit(ctx, &c.event, CONNECT_ACCEPTED);
 }
 
 static __always_inline int on_accept_directly(void *ctx, const struct sock *sk)
 {
 	struct ends ends;
 
-	if (!sk)
+	if (!sk || sk->sk_protocol != IPPROTO_TCP)
 		return 0;
 	read_ends(&ends, sk);
-	on_accept(ctx, sk, &ends, read_netns(sk));
+	on_accept(ctx, sk, &ends, read_netns(sk), sk->__sk_common.skc_state);
 	return 0;
 }
 
@@ -560,7 +627,7 @@ int kretprobe_accept(struct pt_regs *ctx)
 	struct ends ends = { .ip_version = 4 };
 	__u32 netns = 0;
 
-	if (!sk)
+	if (!sk || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
 	if (bpf_core_field_exists(sk->__sk_common.skc_net.net))
 		netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
@@ -576,27 +643,42 @@ int kretprobe_accept(struct pt_regs *ctx)
 		set_mapped(ends.local, BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr));
 		set_mapped(ends.remote, BPF_CORE_READ(sk, __sk_common.skc_daddr));
 	}
-	on_accept(ctx, sk, &ends, netns);
+	on_accept(ctx, sk, &ends, netns, BPF_CORE_READ(sk, __sk_common.skc_state));
 	return 0;
 }
 
 /* ---- the state tracepoint ---- */
 
+/* The source port; unlike skc_num it is still there when the socket is closed. */
+static __always_inline __be16 read_inet_sport(const struct sock *sk)
+{
+	const struct tcp_sock *tp = bpf_skc_to_tcp_sock((void *)sk);
+
+	return tp ? tp->inet_conn.icsk_inet.inet_sport : 0;
+}
+
 static __always_inline void on_syn_sent(void *ctx, const struct sock *sk, __u64 key)
 {
 	struct connection *kept = bpf_map_lookup_elem(&connections, &key);
-	struct connection c = { .phase = PHASE_WAITING };
+	struct connection c = { .phase = PHASE_WAITING, .sent = true };
 	struct ends ends;
 
 	read_ends(&ends, sk);
-	/* The connect function is hooked: it returns to a hook that knows more. */
-	if (kept && kept->phase == PHASE_CALLING &&
-	    kept->event.tid == (__u32)bpf_get_current_pid_tgid()) {
-		set_ends(&kept->event, &ends);
-		return;
+	if (kept) {
+		/* The connect function is hooked: it returns to a hook that knows more. */
+		if (kept->phase == PHASE_CALLING &&
+		    kept->event.tid == (__u32)bpf_get_current_pid_tgid()) {
+			set_ends(&kept->event, &ends);
+			kept->old_sport = read_inet_sport(sk);
+			kept->sent = true;
+			return;
+		}
+		give_up(kept);
+		bpf_map_delete_elem(&connections, &key);
 	}
 	start_connection(&c);
 	c.event.netns = read_netns(sk);
+	c.old_sport = read_inet_sport(sk);
 	set_ends(&c.event, &ends);
 	if (!process_matches(&c.event) || !destination_matches(&c.event))
 		return;
@@ -631,6 +713,7 @@ static __always_inline void on_established(void *ctx, const struct sock *sk, __u
 	read_ends(&ends, sk);
 	if (kept && kept->phase != PHASE_OPEN) {
 		c = *kept;
+		end_call(&c);
 		set_ends(&c.event, &ends);
 		if (!announce(ctx, &c)) {
 			bpf_map_delete_elem(&connections, &key);
@@ -647,6 +730,8 @@ static __always_inline void on_established(void *ctx, const struct sock *sk, __u
 	/* SYN_SENT without an entry was filtered out, or is older than the tool. */
 	if (old_state != TCP_SYN_RECV)
 		return;
+	if (kept && kept->event.direction == DIRECTION_IN)
+		return; /* accepted already */
 	c.event.direction = DIRECTION_IN;
 	c.event.ts_ns = bpf_ktime_get_ns();
 	c.event.netns = read_netns(sk);
@@ -659,75 +744,116 @@ static __always_inline void on_established(void *ctx, const struct sock *sk, __u
 		keep_open(key, &c);
 }
 
+/* The connect function closes the socket when it fails. */
+static __always_inline bool is_in_connect(const struct sock *sk)
+{
+	return !sk->sk_err && sk->sk_shutdown != SHUTDOWN_MASK && sk->sk_socket &&
+	       sk->sk_socket->state == SS_UNCONNECTED;
+}
+
 /*
  * Why a connection left SYN_SENT for CLOSE. The kernel sets sk_err for what the network said;
  * without it, the end came from this side.
  */
-static __always_inline void set_error(struct connect_event *e, const struct sock *sk)
+static __always_inline void set_error(struct connection *c, const struct sock *sk, __be16 sport)
 {
 	int error = sk->sk_err;
 
 	if (!error) {
-		if (sk->sk_shutdown == SHUTDOWN_MASK)
-			error = ECONNABORTED; /* closed, or its process was killed */
-		else if (!sk->__sk_common.skc_num)
-			error = EADDRNOTAVAIL; /* inet_hash_connect found no source port */
-		else if (!sk->sk_socket || sk->sk_socket->state != SS_UNCONNECTED)
-			error = ECONNABORTED; /* shutdown(), or connect() to AF_UNSPEC */
-		else
-			return; /* inside connect(), whose return value is not seen here */
+		if (is_in_connect(sk)) {
+			/* Its return value is not seen here, but this is how it runs out of ports.
+			 */
+			if (c->event.sport || sport != c->old_sport)
+				return;
+			error = EADDRNOTAVAIL;
+		} else if (sk->sk_shutdown == SHUTDOWN_MASK || sk->sk_lock.owned) {
+			/* close(), shutdown(), connect() to AF_UNSPEC, or the process was killed */
+			error = ECONNABORTED;
+		} else {
+			return; /* the process was quick to fetch it with SO_ERROR */
+		}
 	}
-	e->error = error;
-	e->known |= KNOWN_ERROR;
+	c->event.error = error;
+	c->event.known |= KNOWN_ERROR;
+}
+
+static __always_inline bool has_sent_fin(int state)
+{
+	return state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING ||
+	       state == TCP_LAST_ACK;
 }
 
 static __always_inline enum connect_closed_by closed_by(const struct sock *sk, int old_state)
 {
 	int error = sk->sk_err;
 
-	if (error == ECONNRESET || error == EPIPE)
+	if (error == ECONNRESET || error == EPIPE || error == ECONNABORTED)
 		return CLOSED_BY_RESET;
-	switch (old_state) {
-	case TCP_FIN_WAIT1:
-	case TCP_FIN_WAIT2:
-	case TCP_CLOSING:
-	case TCP_TIME_WAIT:
-		return CLOSED_BY_LOCAL;
-	case TCP_LAST_ACK:
+	if (old_state == TCP_LAST_ACK)
 		return CLOSED_BY_REMOTE;
-	default:
-		/* Aborted: unread data, SO_LINGER 0. Any other error is a timeout or a lost route.
-		 */
-		return error ? CLOSED_BY_UNKNOWN : CLOSED_BY_RESET;
+	if (has_sent_fin(old_state))
+		return CLOSED_BY_LOCAL;
+	/* Aborted: unread data, SO_LINGER 0. Any other error is a timeout or a lost route. */
+	return error ? CLOSED_BY_UNKNOWN : CLOSED_BY_RESET;
+}
+
+/*
+ * The payload each way. The kernel's counters are of sequence numbers: FIN is one in each
+ * direction, and the SYN of who initiated it is one, while the SYN of who accepted it is not.
+ */
+static __always_inline void set_bytes(struct connect_event *e, const struct sock *sk,
+				      const struct tcp_sock *tp, int old_state)
+{
+	__u32 una = tp->snd_una, nxt = tp->snd_nxt, end = tp->write_seq;
+	bool fin = has_sent_fin(old_state), syn = e->direction == DIRECTION_OUT;
+	__u64 tx = tp->bytes_acked, rx = tp->bytes_received;
+
+	if (e->direction == DIRECTION_UNKNOWN) {
+		/* The first sequence number of the payload, told by what was sent of it. */
+		__u32 first = nxt - (fin && nxt == end) - (tp->bytes_sent - tp->bytes_retrans);
+
+		syn = una - (__u32)tx + 1 == first;
 	}
+	if (syn && tx)
+		tx--;
+	if (fin && una == end && tx)
+		tx--;
+	if ((sk->__sk_common.skc_flags & (1UL << SOCK_DONE)) && rx)
+		rx--;
+	e->tx_bytes = tx;
+	e->rx_bytes = rx;
 }
 
 static __always_inline void on_end(void *ctx, const struct sock *sk, struct connection *c,
 				   int old_state)
 {
-	struct tcp_sock *tp = bpf_skc_to_tcp_sock((void *)sk);
+	const struct tcp_sock *tp = bpf_skc_to_tcp_sock((void *)sk);
 
-	if (tp) {
-		c->event.tx_bytes = tp->bytes_acked;
-		c->event.rx_bytes = tp->bytes_received;
-	}
+	if (tp)
+		set_bytes(&c->event, sk, tp, old_state);
 	c->event.closed_by = closed_by(sk, old_state);
 	emit(ctx, &c->event, CONNECT_CLOSED);
+}
+
+static __always_inline bool is_handshake(int state)
+{
+	return state == TCP_SYN_SENT || state == TCP_SYN_RECV;
 }
 
 static __always_inline void on_close(void *ctx, const struct sock *sk, __u64 key, int old_state)
 {
 	struct connection *kept = bpf_map_lookup_elem(&connections, &key);
+	__be16 sport = read_inet_sport(sk);
 	struct connection c = {};
 	struct ends ends;
 
 	if (!kept) {
-		if (!wanted(CONNECT_CLOSED) || old_state == TCP_SYN_SENT ||
-		    old_state == TCP_SYN_RECV || old_state == TCP_LISTEN ||
+		if (!wanted(CONNECT_CLOSED) || is_handshake(old_state) || old_state == TCP_LISTEN ||
 		    old_state == TCP_CLOSE || process_filter)
 			return;
 		/* Older than the tool: its end is all there is to tell. */
 		read_ends(&ends, sk);
+		ends.local_port = bpf_ntohs(sport);
 		set_ends(&c.event, &ends);
 		c.event.ts_ns = bpf_ktime_get_ns();
 		c.event.netns = read_netns(sk);
@@ -736,11 +862,13 @@ static __always_inline void on_close(void *ctx, const struct sock *sk, __u64 key
 		return;
 	}
 	/* The connect function failed on its own, and is about to return to its hook. */
-	if (kept->phase == PHASE_CALLING && !sk->sk_err &&
-	    kept->event.tid == (__u32)bpf_get_current_pid_tgid() && sk->sk_socket &&
-	    sk->sk_socket->state == SS_UNCONNECTED)
+	if (kept->phase == PHASE_CALLING && is_in_connect(sk) &&
+	    kept->event.tid == (__u32)bpf_get_current_pid_tgid()) {
+		kept->sent = false;
 		return;
+	}
 	c = *kept;
+	end_call(&c);
 	bpf_map_delete_elem(&connections, &key);
 	set_elapsed(&c);
 	if (c.phase == PHASE_OPEN) {
@@ -748,21 +876,17 @@ static __always_inline void on_close(void *ctx, const struct sock *sk, __u64 key
 			on_end(ctx, sk, &c, old_state);
 		return;
 	}
-	read_ends(&ends, sk);
-	if (ends.local_port)
-		c.event.sport = ends.local_port;
+	if (!is_in_connect(sk) || sport != c.old_sport)
+		c.event.sport = bpf_ntohs(sport);
 	if (!announce(ctx, &c))
 		return;
 	set_elapsed(&c);
-	set_error(&c.event, sk);
+	set_error(&c, sk, sport);
 	emit(ctx, &c.event, CONNECT_FAILED);
 }
 
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(on_state_change, const struct sock *sk, int old_state, int new_state)
+static __noinline int on_state(void *ctx, const struct sock *sk, int old_state, int new_state)
 {
-	if (sk->sk_protocol != IPPROTO_TCP)
-		return 0;
 	if (new_state == TCP_SYN_SENT)
 		on_syn_sent(ctx, sk, (__u64)sk);
 	else if (new_state == TCP_ESTABLISHED)
@@ -770,6 +894,55 @@ int BPF_PROG(on_state_change, const struct sock *sk, int old_state, int new_stat
 	else if (new_state == TCP_CLOSE)
 		on_close(ctx, sk, (__u64)sk, old_state);
 	return 0;
+}
+
+/*
+ * Since Linux 6.2 a program at a tracepoint is skipped while it runs on the same CPU already: a
+ * system call that is interrupted in here by incoming packets would hide what they change. So
+ * there are two programs. The second one does the work of the first where that one was skipped,
+ * which is where the first is running and was never seen to interrupt itself.
+ */
+struct running {
+	__u8 first;
+	__u8 pad[63]; /* no cache line is shared between CPUs */
+};
+struct running running[COUNTER_SLOTS] SEC(".bss.running") __attribute__((aligned(64)));
+bool can_interrupt_itself SEC(".bss.running");
+
+static __always_inline struct running *my_running(void)
+{
+	return &running[bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1)];
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(on_state_change, const struct sock *sk, int old_state, int new_state)
+{
+	struct running *mine;
+
+	if (sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	mine = my_running();
+	if (mine->first) {
+		can_interrupt_itself = true;
+		return on_state(ctx, sk, old_state, new_state);
+	}
+	mine->first = true;
+	barrier();
+	on_state(ctx, sk, old_state, new_state);
+	barrier();
+	mine->first = false;
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(on_nested_state_change, const struct sock *sk, int old_state, int new_state)
+{
+	if (!my_running()->first || can_interrupt_itself)
+		return 0;
+	__sync_fetch_and_add(&totals.nested, 1);
+	if (sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	return on_state(ctx, sk, old_state, new_state);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

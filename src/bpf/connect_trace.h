@@ -45,8 +45,8 @@ struct connect_event {
 	__u64 ts_ns; /* CLOCK_MONOTONIC */
 	__u64 cgroup_id;
 	__u64 elapsed_ns; /* from attempt to fate, or from establishment to end */
-	__u64 tx_bytes;	  /* acknowledged by the peer; closed only */
-	__u64 rx_bytes;	  /* closed only */
+	__u64 tx_bytes;	  /* payload that the peer acknowledged; closed only */
+	__u64 rx_bytes;	  /* payload; closed only */
 	__u32 pid;	  /* thread group */
 	__u32 tid;
 	__u32 uid;
@@ -70,6 +70,8 @@ _Static_assert(sizeof(struct connect_event) == 136, "no hidden padding");
 struct connect_counters {
 	__u64 matched; /* events that were asked for */
 	__u64 lost;    /* of these, those that found no room in the buffer or the table */
+	__u64 calling; /* attempts not yet announced, because their call has yet to return */
+	__u64 nested; /* state changes that interrupted the handling of another, and were handled */
 };
 
 /* Which of the filters on the process were asked for. */

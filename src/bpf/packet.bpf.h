@@ -345,6 +345,11 @@ static __always_inline bool is_ext_header(__u8 next)
 	return next < 64 && (walked >> next & 1);
 }
 
+/*
+ * The walk along extension headers is unrolled because a loop may be laid out so that its end
+ * falls through to its beginning, which the verifier takes for a forbidden back-edge until
+ * Linux 6.8.
+ */
 static __always_inline enum verdict parse_ipv6(struct frame *f, struct packet *p)
 {
 	union {
@@ -367,10 +372,6 @@ static __always_inline enum verdict parse_ipv6(struct frame *f, struct packet *p
 	if (payload_len && p->l4 + payload_len < f->end)
 		f->end = p->l4 + payload_len;
 
-		/*
-		 * Unrolled because a loop may be laid out so that its end falls through to its
-		 * beginning, which the verifier takes for a forbidden back-edge until Linux 6.8.
-		 */
 #pragma unroll
 	for (int i = 0; i <= MAX_EXT_HEADERS; i++) {
 		struct ext_header *ext;

@@ -161,6 +161,7 @@ struct sock_common {
 	__u16 skc_num;
 	unsigned short skc_family;
 	volatile unsigned char skc_state;
+	unsigned long skc_flags; /* bits by enum sock_flags */
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
@@ -178,8 +179,17 @@ struct socket {
 	socket_state state;
 };
 
+typedef struct {
+	int owned; /* by a system call, not by the softirq */
+} socket_lock_t;
+
+enum sock_flags {
+	SOCK_DONE = 1, /* a FIN was received */
+};
+
 struct sock {
 	struct sock_common __sk_common;
+	socket_lock_t sk_lock;
 	__u16 sk_protocol;
 	int sk_err;
 	__u8 sk_shutdown;
@@ -191,9 +201,23 @@ struct sockaddr {
 	char sa_data[14];
 };
 
+struct inet_sock {
+	__be16 inet_sport; /* stays when skc_num is cleared */
+};
+
+struct inet_connection_sock {
+	struct inet_sock icsk_inet;
+};
+
 struct tcp_sock {
+	struct inet_connection_sock inet_conn;
 	__u64 bytes_received;
 	__u64 bytes_acked;
+	__u64 bytes_sent;
+	__u64 bytes_retrans;
+	__u32 snd_una;
+	__u32 snd_nxt;
+	__u32 write_seq;
 };
 
 #pragma clang attribute pop

@@ -1,6 +1,7 @@
 //! `connect-trace`: outgoing connection attempts and their fate.
 
 use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
 use libbpf_rs::btf::types::{Func, FuncProto};
@@ -8,10 +9,11 @@ use libbpf_rs::btf::{Btf, ReferencesType};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{ErrorKind, Link, MapCore, MapFlags, MapMut, OpenMapMut, OpenObject};
 
-use crate::attach::load;
+use crate::attach::{self, load};
 use crate::cli::{BackendChoice, ConnectTraceArgs, OutputFormat};
 use crate::events::{BufferKind, EventSource};
 use crate::failure::{Exit, Failure};
+use crate::host::containers::Containers;
 use crate::host::privileges;
 use crate::notice::Notices;
 use crate::output::connect::ConnectWriter;
@@ -19,9 +21,9 @@ use crate::output::summary::Summary;
 use crate::record::Connection;
 use crate::session::{Delivery, Session};
 use crate::skel::connect_trace::{
-    ConnectTraceSkel, ConnectTraceSkelBuilder, OpenConnectTraceProgs,
+    ConnectTraceProgs, ConnectTraceSkel, ConnectTraceSkelBuilder, OpenConnectTraceProgs,
 };
-use crate::skel::{self, CommKey, ConnectKind, ProcessFilter};
+use crate::skel::{self, CommKey, ConnectCounters, ConnectKind, ProcessFilter};
 use crate::{filter_slots, filter_tries};
 
 /// Connections that can be on their way at once.
@@ -36,6 +38,7 @@ const OPEN_MAX: u32 = 65_536;
 /// As SPEC's exit codes: wrong options, or something that can't be attached or written.
 pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
     let mut session = Session::new(&args.output, &args.stop)?;
+    load::possible_cpus()?;
     let buffer = BufferKind::choose(args.buffer.buffer)?;
 
     // One for each attempt: the skeleton that is kept borrows its own.
@@ -46,6 +49,7 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
         with_close: args.close,
     };
     let delivery = Delivery::new(session.io());
+    let mut containers = Containers::new();
     let maps = &tracer.skel.maps;
     let source = EventSource::open(
         buffer,
@@ -57,7 +61,14 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
                 Connection::decode(bytes),
                 |clock, connection| clock.unix(connection.raw.ts_ns),
                 |out, clock, at, connection| match delivery.format() {
-                    OutputFormat::Json => writer.json(out, clock, at, connection),
+                    OutputFormat::Json => {
+                        let raw = &connection.raw;
+                        let container = connection
+                            .has_process()
+                            .then(|| containers.find(raw.cgroup_id, raw.pid))
+                            .flatten();
+                        writer.json(out, clock, at, connection, container);
+                    }
                     OutputFormat::Text => writer.text(out, clock, at, connection),
                 },
             );
@@ -75,17 +86,32 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
     session.run_events(&source)?;
     let duration = session.stop.elapsed();
     drop(tracer.links);
-    crate::attach::synchronize();
+    attach::synchronize();
     session.drain_rest(&source)?;
-    let (matched, lost) = maps
+    let counters = maps
         .bss_data
         .as_deref()
-        .map_or((0, 0), skel::connect_counters);
+        .map(skel::connect_counters)
+        .context("the programs have no counters")?;
+    let unseen = unseen(&counters, &tracer.skel.progs);
     let summary = Summary {
         exit_reason: session.exit_reason().name(),
-        ..delivery.summary("connect-trace", duration, matched, lost, 0)
+        ..delivery.summary(
+            "connect-trace",
+            duration,
+            counters.matched + unseen,
+            counters.lost + unseen,
+            0,
+        )
     };
     session.finish(&summary)
+}
+
+/// What the programs know or the kernel says that they did not see: attempts whose call has not
+/// returned to them, and state changes for which they were skipped.
+fn unseen(counters: &ConnectCounters, progs: &ConnectTraceProgs<'_>) -> u64 {
+    let skipped = attach::skipped_runs(progs.on_state_change.as_fd());
+    counters.calling + skipped.saturating_sub(counters.nested)
 }
 
 /// The ways to look at connects.
@@ -450,9 +476,9 @@ fn attach_programs(
         }
         Accept::Unhooked => {}
     }
-    keep(
-        "tracepoint inet_sock_set_state",
-        progs.on_state_change.attach_trace(),
-    )?;
+    let tracepoint = "tracepoint inet_sock_set_state";
+    keep(tracepoint, progs.on_state_change.attach_trace())?;
+    keep(tracepoint, progs.on_nested_state_change.attach_trace())?;
+    hooks.dedup();
     Ok((links, hooks))
 }

@@ -4,6 +4,7 @@
 //! Everything is asked of the kernel by netlink, capget and `/proc`, so that it
 //! also works inside `ip netns exec`, where `/sys` may show another namespace.
 
+pub mod containers;
 pub mod features;
 pub mod interfaces;
 pub mod link_watch;

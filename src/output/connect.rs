@@ -80,13 +80,14 @@ impl ConnectWriter {
         out.push(b'\n');
     }
 
-    /// One line of JSON.
+    /// One line of JSON; `container` is where the process is.
     pub fn json(
         &self,
         out: &mut Vec<u8>,
         clock: &mut Clock,
         at: UnixNanos,
         connection: &Connection,
+        container: Option<&str>,
     ) {
         let raw = &connection.raw;
         let has_process = connection.has_process();
@@ -122,6 +123,10 @@ impl ConnectWriter {
         }
         line.opt_int(key!("netns"), Some(raw.netns).filter(|inode| *inode != 0));
         line.opt_int(key!("cgroup_id"), has_process.then_some(raw.cgroup_id));
+        match container {
+            Some(container) => line.string(key!("container"), container.as_bytes()),
+            None => line.null(key!("container")),
+        };
         line.name(key!("backend"), self.backend);
         line.end();
     }

@@ -1,0 +1,174 @@
+//! Tests how the kernel matrix reads and judges the results of a guest.
+//!
+//! They are here because the matrix itself runs without libtest.
+
+#[path = "kernels/output.rs"]
+mod output;
+#[path = "kernels/report.rs"]
+mod report;
+
+use output::{Outcome, Results, excerpt, parse};
+use report::{AllowedSkip, Run, render};
+
+const GOOD: &str = "\
+@@ kernel 6.1.0-1-amd64
+@@ start connect
+
+running 4 tests
+test one ... BACKEND fentry one
+BACKEND kprobe one
+ok
+test module::two ... noise without an endSKIP two: no tracepoint here
+more noise\r
+ok
+test three - should panic ... ok
+test four ... ignored, not now
+
+test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.07s
+
+@@ exit connect 0
+
+@@ end
+";
+
+fn run(text: &str) -> Run {
+    Run {
+        series: "6.1".to_owned(),
+        kernel: "6.1.0-1-amd64 (6.1.5-1)".to_owned(),
+        mode: "default",
+        needs_backends: false,
+        needs_tests: true,
+        seconds: 9,
+        results: parse(text),
+    }
+}
+
+fn outcomes(results: &Results) -> Vec<(&str, Outcome)> {
+    results
+        .tests
+        .iter()
+        .map(|test| (test.name.as_str(), test.outcome.clone()))
+        .collect()
+}
+
+#[test]
+fn reads_results_between_other_output() {
+    let results = parse(GOOD);
+    assert_eq!(results.release.as_deref(), Some("6.1.0-1-amd64"));
+    assert_eq!(results.problems, [""; 0]);
+    assert_eq!(
+        outcomes(&results),
+        [
+            ("one", Outcome::Passed),
+            (
+                "module::two",
+                Outcome::Skipped("no tracepoint here".to_owned())
+            ),
+            ("three", Outcome::Passed),
+            ("four", Outcome::Skipped("ignored, not now".to_owned())),
+        ]
+    );
+    assert_eq!(results.tests[0].backends, ["fentry", "kprobe"]);
+}
+
+#[test]
+fn a_failure_is_seen_even_where_its_result_is_hidden() {
+    let text = "@@ start a\ntest one ... noiseFAILED\ntest two ... noiseok\n\nfailures:\n\n\
+                ---- one stdout ----\ntest two ... FAILED\n\nfailures:\n    one\n\n\
+                test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n\
+                @@ exit a 101\n@@ end\n";
+    let results = parse(text);
+    assert_eq!(
+        outcomes(&results),
+        [("one", Outcome::Failed), ("two", Outcome::Passed)]
+    );
+    assert_eq!(results.problems, [""; 0]);
+    assert!(excerpt(text).contains("---- one stdout ----"));
+    assert_eq!(excerpt(GOOD), "");
+}
+
+#[test]
+fn a_test_that_does_not_come_back_has_failed() {
+    let text = "@@ start a\ntest one ... ok\ntest two ... \n@@ exit a 137\n@@ end\n";
+    let results = parse(text);
+    assert_eq!(
+        outcomes(&results),
+        [("one", Outcome::Passed), ("two", Outcome::Failed)]
+    );
+    assert_eq!(
+        results.problems,
+        ["a was killed: out of time, or out of memory"]
+    );
+}
+
+#[test]
+fn a_guest_that_stops_has_failed() {
+    let results = parse("@@ start a\ntest one ... ");
+    assert_eq!(outcomes(&results), [("one", Outcome::Failed)]);
+    assert_eq!(
+        results.problems,
+        ["the guest stopped during a", "the guest did not finish"]
+    );
+    assert_eq!(parse("").problems, ["the guest did not finish"]);
+}
+
+#[test]
+fn a_lost_result_is_a_problem() {
+    let text = GOOD.replace("3 passed", "4 passed");
+    assert_eq!(parse(&text).problems.len(), 1);
+}
+
+#[test]
+fn only_allowed_skips_are_accepted() {
+    let allowed = |series| {
+        [("", "ignored"), (series, "no tracepoint")]
+            .map(|(series, reason)| AllowedSkip { series, reason })
+    };
+    assert_eq!(run(GOOD).faults(&allowed("6.1")), [""; 0]);
+    assert_eq!(
+        run(GOOD).faults(&allowed("5.10")),
+        ["connect::module::two was skipped for a reason that is not allowed: no tracepoint here"]
+    );
+}
+
+#[test]
+fn an_unproven_backend_is_a_fault() {
+    let run = Run {
+        needs_backends: true,
+        ..run(GOOD)
+    };
+    let allowed = [AllowedSkip {
+        series: "",
+        reason: "",
+    }];
+    assert_eq!(
+        run.faults(&allowed),
+        ["no test passed on the tracepoint backend"]
+    );
+}
+
+#[test]
+fn a_run_without_tests_is_a_fault() {
+    assert_eq!(run("@@ end\n").faults(&[]), ["no test ran"]);
+}
+
+#[test]
+fn draws_a_row_for_each_backend_and_the_reasons_below() {
+    let expected = "\
+kernel                   mode     backend  passed  failed  skipped  seconds
+6.1.0-1-amd64 (6.1.5-1)  default  fentry        1       0        0
+6.1.0-1-amd64 (6.1.5-1)  default  kprobe        1       0        0
+6.1.0-1-amd64 (6.1.5-1)  default  -             1       0        2        9
+
+skipped:
+  ignored, not now
+    6.1 default connect::four
+  no tracepoint here
+    6.1 default connect::module::two
+";
+    let allowed = [AllowedSkip {
+        series: "",
+        reason: "",
+    }];
+    assert_eq!(render(&[run(GOOD)], &allowed), expected);
+}

@@ -1,0 +1,236 @@
+//! Boots a kernel in QEMU with the test programs and collects what they write.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::image::Image;
+use crate::modules::Kernel;
+use crate::programs::Programs;
+use crate::tools;
+
+/// Modules that tests cannot do without: a kernel without one is not used.
+pub const REQUIRED_MODULES: &[&str] = &["cls_bpf", "dummy", "sch_ingress", "tun", "veth", "vxlan"];
+
+/// Modules that are loaded where the kernel has them.
+pub const OPTIONAL_MODULES: &[&str] = &[
+    "8021q",
+    "act_gact",
+    "act_mirred",
+    "bridge",
+    "cls_flower",
+    "cls_matchall",
+    "cls_u32",
+    "inet_diag",
+    "macvlan",
+    "sch_fq",
+    "sch_netem",
+    "tcp_diag",
+    "wireguard",
+];
+
+/// How long one test program may take, emulated.
+const PROGRAM_TIME: Duration = Duration::from_secs(15 * 60);
+
+/// How long a guest may take to start and to stop.
+const BOOT_TIME: Duration = Duration::from_secs(120);
+
+/// How a guest is set up, apart from its kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Default,
+    LockdownIntegrity,
+    LockdownConfidentiality,
+    Paranoid,
+}
+
+impl Mode {
+    /// The name that tests see in `TCPINSPECT_GUEST_MODE`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::LockdownIntegrity => "lockdown-integrity",
+            Self::LockdownConfidentiality => "lockdown-confidentiality",
+            Self::Paranoid => "paranoid3",
+        }
+    }
+
+    /// The word that is in the names of the tests of this mode only.
+    pub fn word(self) -> Option<&'static str> {
+        match self {
+            Self::Default => None,
+            Self::LockdownIntegrity | Self::LockdownConfidentiality => Some("lockdown"),
+            Self::Paranoid => Some("paranoid"),
+        }
+    }
+
+    fn boot_argument(self) -> &'static str {
+        match self {
+            Self::Default | Self::Paranoid => "",
+            Self::LockdownIntegrity => "lockdown=integrity",
+            Self::LockdownConfidentiality => "lockdown=confidentiality",
+        }
+    }
+
+    fn perf_event_paranoid(self) -> &'static str {
+        if self == Self::Paranoid { "3" } else { "" }
+    }
+
+    /// What the test programs are told: the tests of other modes are left out.
+    fn test_arguments(self, filters: &[String]) -> String {
+        let mut arguments = filters.join(" ");
+        match self.word() {
+            None => arguments.push_str(" --skip lockdown --skip paranoid"),
+            Some(word) if filters.is_empty() => arguments.push_str(word),
+            Some(_) => {}
+        }
+        arguments
+    }
+}
+
+/// What is left of a guest.
+pub struct Finished {
+    /// What it wrote to the port for results.
+    pub results: String,
+    /// The file with the kernel's messages.
+    pub console: PathBuf,
+    pub took: Duration,
+    pub timed_out: bool,
+}
+
+/// Runs all test programs in one guest.
+///
+/// # Errors
+/// When the image cannot be made or QEMU cannot be started. A guest that fails
+/// is no error: its results say so.
+pub fn run(
+    kernel: &Kernel,
+    mode: Mode,
+    programs: &Programs,
+    filters: &[String],
+    directory: &Path,
+) -> Result<Finished> {
+    fs::create_dir_all(directory)?;
+    let initramfs = directory.join("initramfs.cpio");
+    let console = directory.join("console.log");
+    let results = directory.join("results.log");
+    let deadline = BOOT_TIME + PROGRAM_TIME * u32::try_from(programs.tests.len())?;
+    fs::write(
+        &initramfs,
+        image(kernel, mode, programs, filters, deadline)?,
+    )?;
+    // An old log must not be taken for this guest's.
+    for log in [&console, &results] {
+        fs::write(log, "")?;
+    }
+
+    let mut command = tools::command("qemu-system-x86_64");
+    command
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-no-reboot",
+            "-display",
+            "none",
+            "-nic",
+            "none",
+        ])
+        .args([
+            "-m",
+            "1G",
+            "-smp",
+            "2",
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            "max",
+        ])
+        .arg("-kernel")
+        .arg(&kernel.image)
+        .arg("-initrd")
+        .arg(&initramfs)
+        .arg("-append")
+        .arg(format!(
+            "console=ttyS0 loglevel=5 oops=panic panic=-1 {}",
+            mode.boot_argument()
+        ))
+        .arg("-serial")
+        .arg(format!("file:{}", console.display()))
+        .arg("-serial")
+        .arg(format!("file:{}", results.display()))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(File::create(directory.join("qemu.log"))?);
+    let started = Instant::now();
+    let mut child = command.spawn().context("failed to start QEMU")?;
+    let mut timed_out = false;
+    while child.try_wait()?.is_none() {
+        if started.elapsed() > deadline {
+            timed_out = true;
+            child.kill()?;
+            child.wait()?;
+            break;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    let results = String::from_utf8_lossy(&fs::read(results)?).into_owned();
+    Ok(Finished {
+        results,
+        console,
+        took: started.elapsed(),
+        timed_out,
+    })
+}
+
+fn image(
+    kernel: &Kernel,
+    mode: Mode,
+    programs: &Programs,
+    filters: &[String],
+    deadline: Duration,
+) -> Result<Vec<u8>> {
+    let mut image = Image::new()?;
+    image.file("init", 0o755, include_bytes!("init.sh"))?;
+    let configuration = format!(
+        "export TCPINSPECT_BIN=/usr/bin/tcpinspect\n\
+         export TCPINSPECT_GUEST_MODE={}\n\
+         PERF_EVENT_PARANOID={}\n\
+         GUEST_SECONDS={}\n\
+         PROGRAM_SECONDS={}\n\
+         PACKAGE_DIRECTORY={}\n\
+         ARGUMENTS={}\n",
+        mode.name(),
+        mode.perf_event_paranoid(),
+        deadline.as_secs(),
+        PROGRAM_TIME.as_secs(),
+        quoted(env!("CARGO_MANIFEST_DIR")),
+        quoted(&mode.test_arguments(filters)),
+    );
+    image.file("configuration", 0o644, configuration.as_bytes())?;
+
+    image.copy("usr/bin/tcpinspect", &programs.binary)?;
+    let mut order = String::new();
+    for (name, executable) in &programs.tests {
+        image.copy(&format!("programs/{name}"), executable)?;
+        order.push_str(&format!("{name}\n"));
+    }
+    image.file("programs/order", 0o644, order.as_bytes())?;
+
+    let wanted = [REQUIRED_MODULES, OPTIONAL_MODULES].concat();
+    let mut order = String::new();
+    for (name, content) in kernel.load_order(&wanted)? {
+        image.file(&format!("modules/{name}.ko"), 0o644, &content)?;
+        order.push_str(&format!("{name}\n"));
+    }
+    image.file("modules/order", 0o644, order.as_bytes())?;
+    image.finish()
+}
+
+/// A word as the shell has to see it to take it as it is.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}

@@ -1,0 +1,181 @@
+//! Judges the results of all guests and draws the table of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use super::output::{BACKENDS, Outcome, Results, Test};
+
+/// A reason to skip a test that is no fault.
+pub struct AllowedSkip {
+    /// The kernel series it holds for, or "" for all.
+    pub series: &'static str,
+    /// A part of the reason that the test gives.
+    pub reason: &'static str,
+}
+
+/// One guest, with what was asked of it and what came of it.
+pub struct Run {
+    /// The kernel series, such as `6.1`.
+    pub series: String,
+    /// The kernel's full version.
+    pub kernel: String,
+    pub mode: &'static str,
+    /// Whether each backend must have a test that passed.
+    pub needs_backends: bool,
+    /// Whether a run without a single test is a failure.
+    pub needs_tests: bool,
+    pub seconds: u64,
+    pub results: Results,
+}
+
+impl Run {
+    fn has_passed_on(&self, backend: &str) -> bool {
+        self.results.tests.iter().any(|test| {
+            test.outcome == Outcome::Passed && test.backends.iter().any(|have| have == backend)
+        })
+    }
+
+    /// All that keeps the run from being a success, one line each.
+    pub fn faults(&self, allowed: &[AllowedSkip]) -> Vec<String> {
+        let mut faults = self.results.problems.clone();
+        for test in &self.results.tests {
+            match &test.outcome {
+                Outcome::Passed => {}
+                Outcome::Failed => faults.push(format!("{}::{} failed", test.program, test.name)),
+                Outcome::Skipped(why) => {
+                    let allowed = allowed.iter().any(|skip| {
+                        (skip.series.is_empty() || skip.series == self.series)
+                            && why.contains(skip.reason)
+                    });
+                    if !allowed {
+                        faults.push(format!(
+                            "{}::{} was skipped for a reason that is not allowed: {why}",
+                            test.program, test.name
+                        ));
+                    }
+                }
+            }
+        }
+        if self.needs_tests && self.results.tests.is_empty() {
+            faults.push("no test ran".to_owned());
+        }
+        if self.needs_backends {
+            let unproven = BACKENDS
+                .iter()
+                .filter(|backend| !self.has_passed_on(backend));
+            faults
+                .extend(unproven.map(|backend| format!("no test passed on the {backend} backend")));
+        }
+        faults
+    }
+}
+
+/// Draws the table, and below it why tests were skipped and what is wrong.
+pub fn render(runs: &[Run], allowed: &[AllowedSkip]) -> String {
+    let mut rows = vec![
+        [
+            "kernel", "mode", "backend", "passed", "failed", "skipped", "seconds",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+    ];
+    for run in runs {
+        rows.extend(rows_of(run));
+    }
+    let widths: Vec<usize> = (0..rows[0].len())
+        .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(|(column, (cell, width))| {
+                // The first columns are words, the others are numbers.
+                if column < 3 {
+                    format!("{cell:<width$}")
+                } else {
+                    format!("{cell:>width$}")
+                }
+            });
+        let line = cells.collect::<Vec<_>>().join("  ");
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+
+    let mut skips: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    for run in runs {
+        for test in &run.results.tests {
+            if let Outcome::Skipped(why) = &test.outcome {
+                let by = format!(
+                    "{} {} {}::{}",
+                    run.series, run.mode, test.program, test.name
+                );
+                skips.entry(why).or_default().insert(by);
+            }
+        }
+    }
+    if !skips.is_empty() {
+        text.push_str("\nskipped:\n");
+    }
+    for (why, tests) in skips {
+        let _ = writeln!(text, "  {why}");
+        for test in tests {
+            let _ = writeln!(text, "    {test}");
+        }
+    }
+
+    let faults = runs.iter().flat_map(|run| {
+        let faults = run.faults(allowed).into_iter();
+        faults.map(move |fault| format!("  {} {}: {fault}\n", run.series, run.mode))
+    });
+    let faults: String = faults.collect();
+    if !faults.is_empty() {
+        text.push_str("\nFAILED:\n");
+        text.push_str(&faults);
+    }
+    text
+}
+
+/// A row for each backend, and one for the tests that have none.
+///
+/// A test that names several backends is in the row of each.
+fn rows_of(run: &Run) -> Vec<Vec<String>> {
+    let mut rows = Vec::new();
+    for backend in BACKENDS.iter().copied().map(Some).chain([None]) {
+        let tests: Vec<&Test> = run
+            .results
+            .tests
+            .iter()
+            .filter(|test| match backend {
+                Some(name) => test.backends.iter().any(|have| have == name),
+                None => test.backends.is_empty(),
+            })
+            .collect();
+        if tests.is_empty() && backend.is_some() {
+            continue;
+        }
+        let count = |wanted: fn(&Outcome) -> bool| {
+            tests
+                .iter()
+                .filter(|test| wanted(&test.outcome))
+                .count()
+                .to_string()
+        };
+        rows.push(vec![
+            run.kernel.clone(),
+            run.mode.to_owned(),
+            backend.unwrap_or("-").to_owned(),
+            count(|outcome| *outcome == Outcome::Passed),
+            count(|outcome| *outcome == Outcome::Failed),
+            count(|outcome| matches!(outcome, Outcome::Skipped(_))),
+            // The time is the guest's, so it is given once.
+            if backend.is_none() {
+                run.seconds.to_string()
+            } else {
+                String::new()
+            },
+        ]);
+    }
+    rows
+}
