@@ -2,6 +2,7 @@
 
 pub mod clsact;
 pub mod load;
+pub mod probe;
 pub mod ring;
 pub mod tc;
 pub mod xdp;

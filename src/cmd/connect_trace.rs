@@ -3,13 +3,13 @@
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use libbpf_rs::btf::types::{Func, FuncProto};
 use libbpf_rs::btf::{Btf, ReferencesType};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{ErrorKind, Link, MapCore, MapFlags, MapMut, OpenMapMut, OpenObject};
 
-use crate::attach::{self, load};
+use crate::attach::{self, load, probe};
 use crate::cli::{BackendChoice, ConnectTraceArgs, OutputFormat};
 use crate::events::{BufferKind, EventSource};
 use crate::failure::{Exit, Failure};
@@ -118,7 +118,7 @@ fn unseen(counters: &ConnectCounters, progs: &ConnectTraceProgs<'_>) -> u64 {
 ///
 /// # Errors
 /// The command would fail in the same way.
-pub fn probe(args: &ConnectTraceArgs, notices: Notices) -> Result<Backend, Failure> {
+pub fn rehearse(args: &ConnectTraceArgs, notices: Notices) -> Result<Backend, Failure> {
     let buffer = BufferKind::choose(args.buffer.buffer)?;
     let mut storage = [const { MaybeUninit::uninit() }; 4];
     Ok(choose(args, buffer, &mut storage, notices)?.backend)
@@ -210,6 +210,11 @@ fn choose<'obj>(
     let mut storage = storage.iter_mut();
     let mut last = None;
     for backend in candidates(args.backend) {
+        if let Err(failure) = try_cheaply(*backend, &btf) {
+            notices.detail(&format!("{:#}", failure.error));
+            last = Some(failure);
+            continue;
+        }
         let mut plan = Plan {
             backend: *backend,
             ipv6,
@@ -244,6 +249,29 @@ fn choose<'obj>(
         }
     }
     Err(last.context("there is no backend to try")?)
+}
+
+/// Finds out what would fail anyway, before maps are made and programs verified for it.
+fn try_cheaply(backend: Backend, btf: &Btf<'_>) -> Result<(), Failure> {
+    let what = format!("backend {} can't be used", backend.name());
+    match backend {
+        Backend::Fentry => {
+            let Some(function) = btf.type_by_name::<Func<'_>>("tcp_v4_connect") else {
+                return Err(anyhow!("this kernel has no tcp_v4_connect")
+                    .context(what)
+                    .into());
+            };
+            probe::fentry(function.type_id()).map_err(|error| match error.kind() {
+                std::io::ErrorKind::PermissionDenied => load::refused(&what, error.into()),
+                _ => anyhow::Error::new(error).context(what).into(),
+            })
+        }
+        Backend::Kprobe if !probe::has_kprobes() => {
+            let why = anyhow!("this kernel has no kprobes (CONFIG_KPROBES)");
+            Err(Failure::from(why.context(what)).hint("--backend auto takes one that works"))
+        }
+        Backend::Kprobe | Backend::Tracepoint => Ok(()),
+    }
 }
 
 fn is_invalid(failure: &Failure) -> bool {
