@@ -100,6 +100,7 @@ pub fn run(args: &PortMonitorArgs) -> Result<Exit, Failure> {
                 Direction::Egress => &skel.progs.port_monitor_egress,
             };
             let link = tc::attach(program, interface, *direction, session.notices)?;
+            session.follow(interface, link.state());
             links.push((interface, *direction, link));
         }
     }
