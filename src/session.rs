@@ -10,12 +10,12 @@ use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 
-use crate::attach::load;
+use crate::attach::{LinkState, load};
 use crate::cli::{OutputArgs, OutputFormat, StopArgs};
 use crate::events::EventSource;
 use crate::failure::{Exit, Failure};
 use crate::host::interfaces::{Interface, LinkLayer, ResolveError, resolve};
-use crate::host::link_watch::{LinkChange, LinkWatch};
+use crate::host::link_watch::{LinkChange, LinkEvent, LinkWatch};
 use crate::host::privileges;
 use crate::notice::Notices;
 use crate::output::clock::{Clock, UnixNanos};
@@ -49,8 +49,16 @@ pub struct Session {
     strict: bool,
     watch: Option<LinkWatch>,
     present: Vec<Interface>,
+    /// By index of the interface where it was attached.
+    links: Vec<(u32, LinkState)>,
+    /// Those that are in another network namespace now.
+    moved: Vec<LinkEvent>,
     ended: Option<ExitReason>,
 }
+
+/// How often it is asked whether interfaces in other network namespaces are still there: nobody
+/// tells.
+const MOVED_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Io {
     /// Writes the header line of the text format.
@@ -131,6 +139,8 @@ impl Session {
             strict: stop.strict,
             watch: None,
             present: Vec::new(),
+            links: Vec::new(),
+            moved: Vec::new(),
             ended: None,
         })
     }
@@ -164,6 +174,12 @@ impl Session {
         Ok(interfaces)
     }
 
+    /// Notes what was attached to an interface, to know whether that goes with it when it moves;
+    /// `None` for what does not.
+    pub fn follow(&mut self, interface: &Interface, link: Option<LinkState>) {
+        self.links.extend(link.map(|link| (interface.index, link)));
+    }
+
     /// Says that all is attached; from here on nothing may be missed. Privileges are given up
     /// before, and signals are heard from now on.
     ///
@@ -195,6 +211,7 @@ impl Session {
             if link_news {
                 self.read_link_news()?;
             }
+            self.look_after_moved();
             if readable {
                 return Ok(Wake::Events);
             }
@@ -220,7 +237,11 @@ impl Session {
             fds.push(PollFd::new(events, PollFlags::POLLIN));
             fds.len() - 1
         });
-        match poll(&mut fds, poll_timeout([timer, self.stop.remaining()])) {
+        let moved = (!self.moved.is_empty()).then_some(MOVED_INTERVAL);
+        match poll(
+            &mut fds,
+            poll_timeout([timer, self.stop.remaining(), moved]),
+        ) {
             Ok(_) => {}
             Err(Errno::EINTR) => return Ok((false, false, false)),
             Err(error) => return Err(error).context("failed to wait for events"),
@@ -255,16 +276,19 @@ impl Session {
         for event in watch.events()? {
             let name = &event.name;
             match &event.change {
-                LinkChange::Gone => {
-                    notices.notice(&format!("interface {name} is gone"));
-                    self.present.retain(|present| present.index != event.index);
-                    if self.present.is_empty() {
-                        self.ended.get_or_insert(ExitReason::InterfaceGone);
-                    }
+                LinkChange::Gone => self.lose(&event),
+                LinkChange::MovedAway if self.is_attached(event.index) => {
+                    notices.notice(&format!(
+                        "interface {name} was moved to another network namespace and is followed there"
+                    ));
+                    self.moved.push(event);
                 }
-                LinkChange::MovedAway => notices.notice(&format!(
-                    "interface {name} was moved to another network namespace and is followed there"
-                )),
+                LinkChange::MovedAway => {
+                    notices.notice(&format!(
+                        "interface {name} was moved to another network namespace, and the filter was lost"
+                    ));
+                    self.lose(&event);
+                }
                 LinkChange::Renamed { to } => {
                     notices.notice(&format!("interface {name} was renamed to {to}"))
                 }
@@ -273,6 +297,30 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    fn is_attached(&self, index: u32) -> bool {
+        let mut links = self.links.iter();
+        links.any(|(at, link)| *at == index && link.is_attached())
+    }
+
+    fn look_after_moved(&mut self) {
+        for event in std::mem::take(&mut self.moved) {
+            if self.is_attached(event.index) {
+                self.moved.push(event);
+            } else {
+                self.lose(&event);
+            }
+        }
+    }
+
+    fn lose(&mut self, event: &LinkEvent) {
+        self.notices
+            .notice(&format!("interface {} is gone", event.name));
+        self.present.retain(|present| present.index != event.index);
+        if self.present.is_empty() {
+            self.ended.get_or_insert(ExitReason::InterfaceGone);
+        }
     }
 
     /// Takes events until the run is over.

@@ -107,6 +107,59 @@ fn a_thousand_syns_are_a_thousand_in_every_mode_and_seen_live_in_a_pipe() {
 #[test]
 fn port_monitor_shows_exactly_the_attempts_at_its_ports_tagged_or_not() {
     let pair = need!(Pair::new());
+    let _listener = pair
+        .server
+        .enter(|| TcpListener::bind((SERVER4, 8010)).unwrap());
+    let args = ["port-monitor", "vs", "--json", "-p", "80,8000-8010"];
+    let tool = Tool::start_in(&pair.server, &args);
+    let raw = pair.client.enter(|| RawSocket::open("vc"));
+    let mut expected = BTreeSet::new();
+    for (client, server) in [
+        (IpAddr::from(CLIENT4), IpAddr::from(SERVER4)),
+        (IpAddr::from(CLIENT6), IpAddr::from(SERVER6)),
+    ] {
+        for port in [79, 80, 81, 7999, 8000, 8005, 8010, 8011] {
+            let result = pair
+                .client
+                .enter(|| TcpStream::connect(SocketAddr::from((server, port))));
+            let open = port == 8010 && server == SERVER4;
+            assert_eq!(result.is_ok(), open, "{server} {port}: {result:?}");
+            raw.send(&syn_frame(&[(VLAN, 5)], client, server, port));
+            if port == 80 || (8000..=8010).contains(&port) {
+                for vlan in ["[]", "[5]"] {
+                    expected.insert(attempt(server, port, vlan));
+                }
+            }
+        }
+    }
+    tool.events(expected.len());
+    let output = tool.stop();
+    assert_eq!(attempts(&output), expected);
+    assert_eq!(output.summary()["matched"], expected.len());
+}
+
+/// An attempt as [`attempts`] tells of it.
+fn attempt(server: IpAddr, port: u16, vlan: &str) -> String {
+    format!("{server} {port} {vlan}")
+}
+
+/// The attempts at the server that port-monitor saw, each of which must be there once.
+fn attempts(output: &Output) -> BTreeSet<String> {
+    let mut attempts = BTreeSet::new();
+    for line in output.events("packet") {
+        assert_eq!(line["tcp_flags"], json!(["syn"]), "{line}");
+        assert_eq!(line["direction"], "ingress", "{line}");
+        let server = line["daddr"].as_str().unwrap().parse().unwrap();
+        let port = line["dport"].as_u64().unwrap().try_into().unwrap();
+        let new = attempts.insert(attempt(server, port, &line["vlan"].to_string()));
+        assert!(new, "twice: {line}");
+    }
+    attempts
+}
+
+#[test]
+fn a_tag_is_seen_below_a_vlan_device_and_no_more_on_it() {
+    let pair = need!(Pair::new());
     for (namespace, device, host) in [(&pair.client, "vc", 1), (&pair.server, "vs", 2)] {
         let link = format!("ip link add link {device} name v5 type vlan id 5");
         need!(namespace.try_run(&link));
@@ -114,47 +167,20 @@ fn port_monitor_shows_exactly_the_attempts_at_its_ports_tagged_or_not() {
         namespace.run(&format!("ip addr add fd78::{host}/64 dev v5 nodad"));
         namespace.run("ip link set v5 up");
     }
-    let servers: [IpAddr; 4] = [
-        SERVER4.into(),
-        SERVER6.into(),
-        "10.78.0.2".parse().unwrap(),
-        "fd78::2".parse().unwrap(),
-    ];
-    let args = ["port-monitor", "vs", "--json", "-p", "80,8000-8010"];
-    let tool = Tool::start_in(&pair.server, &args);
-    let _listener = pair
-        .server
-        .enter(|| TcpListener::bind((SERVER4, 8010)).unwrap());
-    let mut expected = BTreeSet::new();
-    for (place, server) in servers.into_iter().enumerate() {
-        for port in [79, 80, 81, 7999, 8000, 8005, 8010, 8011] {
-            let result = pair
-                .client
-                .enter(|| TcpStream::connect(SocketAddr::from((server, port))));
-            let open = place == 0 && port == 8010;
-            assert_eq!(result.is_ok(), open, "{server} {port}: {result:?}");
-            if port == 80 || (8000..=8010).contains(&port) {
-                let vlan = if place < 2 { "[]" } else { "[5]" };
-                expected.insert((server.to_string(), u64::from(port), vlan.to_owned()));
+    let servers: [IpAddr; 2] = ["10.78.0.2".parse().unwrap(), "fd78::2".parse().unwrap()];
+    for (device, vlan) in [("vs", json!([5])), ("v5", json!([]))] {
+        let modes = if device == "vs" {
+            &MODES[..]
+        } else {
+            &STACK_MODES
+        };
+        let lines = agree(&pair.server, device, modes, 20, || {
+            for server in servers {
+                pair.refused_connects((server, 80).into(), 10);
             }
-        }
+        });
+        assert!(lines.iter().all(|line| line["vlan"] == vlan), "{lines:#?}");
     }
-    tool.events(expected.len());
-    let output = tool.stop();
-    let seen = output.events("packet").into_iter().map(|line| {
-        assert_eq!(line["tcp_flags"], json!(["syn"]), "{line}");
-        assert_eq!(line["direction"], "ingress", "{line}");
-        assert_eq!(line["iface"], "vs", "{line}");
-        (
-            line["daddr"].as_str().unwrap().to_owned(),
-            line["dport"].as_u64().unwrap(),
-            line["vlan"].to_string(),
-        )
-    });
-    let seen: Vec<_> = seen.collect();
-    assert_eq!(seen.len(), expected.len(), "{output:#?}");
-    assert_eq!(seen.into_iter().collect::<BTreeSet<_>>(), expected);
-    assert_eq!(output.summary()["matched"], expected.len());
 }
 
 #[test]

@@ -9,7 +9,9 @@ pub mod xdp;
 
 use std::fmt;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::rc::{Rc, Weak};
 
 /// The side of an interface that a TC program sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,30 +31,62 @@ impl fmt::Display for Direction {
     }
 }
 
-/// Creates a bpf_link, which lives as long as its file descriptor: the kernel detaches the
-/// program when the process ends, however it ends.
-fn create_link(
-    program: BorrowedFd<'_>,
-    ifindex: u32,
-    attach_type: libbpf_sys::bpf_attach_type,
-    flags: u32,
-) -> io::Result<OwnedFd> {
-    let opts = libbpf_sys::bpf_link_create_opts {
-        sz: size_of::<libbpf_sys::bpf_link_create_opts>() as libbpf_sys::size_t,
-        flags,
-        ..Default::default()
-    };
-    let ifindex =
-        i32::try_from(ifindex).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    // SAFETY: `opts` is valid for the call and its size is set; the descriptor is open.
-    let fd = unsafe {
-        libbpf_sys::bpf_link_create(program.as_raw_fd(), ifindex, attach_type, &raw const opts)
-    };
-    if fd < 0 {
-        return Err(io::Error::from_raw_os_error(-fd));
+/// A bpf_link of an interface. It lives as long as its file descriptor: the kernel detaches the
+/// program when this is dropped, or when the process ends, however it ends.
+pub struct Link(Rc<OwnedFd>);
+
+impl Link {
+    fn create(
+        program: BorrowedFd<'_>,
+        ifindex: u32,
+        attach_type: libbpf_sys::bpf_attach_type,
+        flags: u32,
+    ) -> io::Result<Self> {
+        let opts = libbpf_sys::bpf_link_create_opts {
+            sz: size_of::<libbpf_sys::bpf_link_create_opts>() as libbpf_sys::size_t,
+            flags,
+            ..Default::default()
+        };
+        let ifindex =
+            i32::try_from(ifindex).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        // SAFETY: `opts` is valid for the call and its size is set; the descriptor is open.
+        let fd = unsafe {
+            libbpf_sys::bpf_link_create(program.as_raw_fd(), ifindex, attach_type, &raw const opts)
+        };
+        if fd < 0 {
+            return Err(io::Error::from_raw_os_error(-fd));
+        }
+        // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
+        Ok(Self(Rc::new(unsafe { OwnedFd::from_raw_fd(fd) })))
     }
-    // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+
+    /// A way to ask about it that does not keep it attached.
+    pub fn state(&self) -> LinkState {
+        LinkState(Rc::downgrade(&self.0))
+    }
+}
+
+/// Tells whether a link still has its interface.
+pub struct LinkState(Weak<OwnedFd>);
+
+impl LinkState {
+    /// False once the link is dropped or its interface deleted, in whatever network namespace that
+    /// was. Kernels before 5.19 tell only processes with CAP_BPF; without an answer it is true.
+    pub fn is_attached(&self) -> bool {
+        let Some(link) = self.0.upgrade() else {
+            return false;
+        };
+        let mut info = MaybeUninit::<libbpf_sys::bpf_link_info>::zeroed();
+        let mut len = size_of::<libbpf_sys::bpf_link_info>() as u32;
+        // SAFETY: the descriptor is open, and the kernel writes no more than `len` bytes.
+        let ret = unsafe {
+            libbpf_sys::bpf_link_get_info_by_fd(link.as_raw_fd(), info.as_mut_ptr(), &raw mut len)
+        };
+        // SAFETY: all of it is zeros or written by the kernel, and it is made of integers. Of XDP
+        // and of tcx links alike the index of the interface comes first.
+        let ifindex = unsafe { info.assume_init().__bindgen_anon_1.xdp.ifindex };
+        ret != 0 || ifindex != 0
+    }
 }
 
 /// Lends a descriptor that `owner` keeps open.

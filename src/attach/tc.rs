@@ -1,13 +1,13 @@
 //! Attaching to TC: a tcx link from Linux 6.6 on, a clsact filter before.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use libbpf_rs::ProgramMut;
 use nix::errno::Errno;
 
 use super::clsact::Clsact;
-use super::{Direction, load};
+use super::{Direction, Link, LinkState, load};
 use crate::failure::Failure;
 use crate::host::interfaces::Interface;
 use crate::notice::Notices;
@@ -17,8 +17,8 @@ const BPF_F_BEFORE: u32 = 1 << 3;
 
 /// A program attached to TC. It is detached when this is dropped.
 pub enum TcLink {
-    /// A bpf_link: gone with the process, and detached without any privilege.
-    Tcx(OwnedFd),
+    /// Gone with the process, and detached without any privilege.
+    Tcx(Link),
     /// A filter, which has to be removed.
     Clsact(Box<Clsact>),
 }
@@ -35,6 +35,15 @@ impl TcLink {
     /// Whether detaching needs CAP_NET_ADMIN.
     pub fn needs_privileges(&self) -> bool {
         matches!(self, Self::Clsact(_))
+    }
+
+    /// A way to ask whether it is still attached; a filter does not follow its interface to
+    /// another network namespace.
+    pub fn state(&self) -> Option<LinkState> {
+        match self {
+            Self::Tcx(link) => Some(link.state()),
+            Self::Clsact(_) => None,
+        }
     }
 
     /// Detaches, and says if that failed.
@@ -67,7 +76,7 @@ pub fn attach(
         Direction::Egress => libbpf_sys::BPF_TCX_EGRESS,
     };
     let what = format!("failed to attach to TC {direction} of {}", interface.name);
-    match super::create_link(program.as_fd(), interface.index, attach_type, BPF_F_BEFORE) {
+    match Link::create(program.as_fd(), interface.index, attach_type, BPF_F_BEFORE) {
         Ok(link) => Ok(TcLink::Tcx(link)),
         Err(error) => match errno(&error) {
             // A kernel without tcx does not know the attach type.

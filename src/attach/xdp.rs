@@ -1,13 +1,13 @@
 //! Attaching to XDP, natively or generically, always as a bpf_link.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 
 use anyhow::anyhow;
 use libbpf_rs::query::ProgInfoIter;
 use nix::errno::Errno;
 
-use super::load;
+use super::{Link, load};
 use crate::failure::Failure;
 use crate::host::interfaces::Interface;
 
@@ -50,11 +50,11 @@ pub fn attach(
     program: BorrowedFd<'_>,
     interface: &Interface,
     modes: &[XdpMode],
-) -> Result<(OwnedFd, XdpMode, Option<String>), Failure> {
+) -> Result<(Link, XdpMode, Option<String>), Failure> {
     let mut refused = None;
     let mut last = io::Error::from(Errno::EINVAL);
     for mode in modes {
-        match super::create_link(program, interface.index, libbpf_sys::BPF_XDP, mode.flags()) {
+        match Link::create(program, interface.index, libbpf_sys::BPF_XDP, mode.flags()) {
             Ok(link) => return Ok((link, *mode, refused)),
             Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::EBUSY | Errno::EEXIST) => return Err(occupied(interface, &error)),

@@ -97,6 +97,9 @@ pub fn run(args: &PortMonitorArgs) -> Result<Exit, Failure> {
     for (interface, skel) in interfaces.iter().zip(&skels) {
         attach(args, interface, skel, session.notices, &mut links)?;
     }
+    for (interface, _, link) in &links {
+        session.follow(interface, link.state());
+    }
     give_up_privileges(&links)?;
     session.text_header(|out| writer.text_header(out));
     session.attached(&describe(&links, buffer))?;

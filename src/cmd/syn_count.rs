@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use libbpf_rs::{MapCore, MapFlags, OpenObject, ProgramInput};
 use super::replay::{self, Prepared, Replayed};
 use crate::attach::tc::{self, TcLink};
 use crate::attach::xdp::{self, XdpMode};
-use crate::attach::{Direction, clsact, load};
+use crate::attach::{self, Direction, LinkState, clsact, load};
 use crate::capture::Frame;
 use crate::cli::{CountBy, CountMode, OutputFormat, SynCountArgs};
 use crate::failure::{Exit, Failure};
@@ -57,14 +57,9 @@ pub fn run(args: &SynCountArgs) -> Result<Exit, Failure> {
         .collect::<Vec<_>>();
     let mut counters = Vec::new();
     for (interface, storage) in interfaces.iter().zip(&mut storage) {
-        counters.push(Counter::attach(
-            args,
-            &filter,
-            interface,
-            storage,
-            cpus,
-            session.notices,
-        )?);
+        let counter = Counter::attach(args, &filter, interface, storage, cpus, session.notices)?;
+        session.follow(interface, counter.state());
+        counters.push(counter);
     }
     give_up_privileges(&counters)?;
     session.attached(&describe(&counters))?;
@@ -80,7 +75,7 @@ pub fn run(args: &SynCountArgs) -> Result<Exit, Failure> {
     for counter in &mut counters {
         counter.detach(session.notices);
     }
-    crate::attach::synchronize();
+    attach::synchronize();
     let mut total = PacketCounters::default();
     for counter in &counters {
         total.add(&counter.program.counters());
@@ -209,7 +204,7 @@ fn give_up_privileges(counters: &[Counter<'_>]) -> Result<()> {
 
 /// What keeps a program attached.
 enum Link {
-    Xdp(#[allow(dead_code, reason = "it detaches when it is dropped")] OwnedFd),
+    Xdp(attach::Link),
     Tc(TcLink),
 }
 
@@ -292,6 +287,13 @@ impl<'a> Counter<'a> {
         match &self.link {
             Some(Link::Tc(link)) => format!("tc ingress ({})", link.kind()),
             _ => format!("xdp {}", self.mode),
+        }
+    }
+
+    fn state(&self) -> Option<LinkState> {
+        match self.link.as_ref()? {
+            Link::Xdp(link) => Some(link.state()),
+            Link::Tc(link) => link.state(),
         }
     }
 

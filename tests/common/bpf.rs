@@ -258,3 +258,29 @@ pub fn has_xdp_frags() -> Result<(), String> {
         .map(drop)
         .map_err(|error| format!("this kernel has no XDP for frames in pieces: {error}"))
 }
+
+/// The programs on TC links of an interface of the namespace that the calling thread is in, both
+/// directions. bpftool knows of them only since 7.3.
+pub fn tcx_programs(interface: &str) -> Vec<u32> {
+    let ifindex = if_nametoindex(interface).unwrap().cast_signed();
+    let mut found = Vec::new();
+    for attach_type in [libbpf_sys::BPF_TCX_INGRESS, libbpf_sys::BPF_TCX_EGRESS] {
+        let mut ids = [0_u32; 64];
+        let mut opts = libbpf_sys::bpf_prog_query_opts {
+            sz: size_of::<libbpf_sys::bpf_prog_query_opts>() as libbpf_sys::size_t,
+            prog_ids: ids.as_mut_ptr(),
+            ..Default::default()
+        };
+        opts.__bindgen_anon_1.count = ids.len() as u32;
+        // SAFETY: `opts` is valid for the call, its size is set, and it names as many ids as
+        // there is room for.
+        let ret = unsafe { libbpf_sys::bpf_prog_query_opts(ifindex, attach_type, &raw mut opts) };
+        // A kernel without TC links has none.
+        if ret == 0 {
+            // SAFETY: both members of the union are the same number.
+            let count = unsafe { opts.__bindgen_anon_1.count };
+            found.extend(&ids[..count as usize]);
+        }
+    }
+    found
+}
