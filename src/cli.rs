@@ -32,6 +32,8 @@ pub enum Command {
     PortMonitor(PortMonitorArgs),
     /// Print outgoing connection attempts and their fate, with process, error and latency
     ConnectTrace(ConnectTraceArgs),
+    /// Tell what this kernel and these privileges allow, and what each command would use
+    Check(CheckArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -81,7 +83,7 @@ impl OutputArgs {
 }
 
 /// When to stop.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Output")]
 pub struct StopArgs {
     /// Stop after this many seconds
@@ -365,6 +367,25 @@ pub struct ConnectTraceArgs {
     /// End.
     #[command(flatten)]
     pub stop: StopArgs,
+}
+
+/// Arguments of `check`.
+#[derive(Clone, Debug, Args)]
+pub struct CheckArgs {
+    /// Output.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// The arguments of a command as if only these options had been given.
+///
+/// # Errors
+/// The options are wrong.
+pub fn arguments<T: Args>(options: &[&str]) -> anyhow::Result<T> {
+    let command = T::augment_args(clap::Command::new("tcpinspect").no_binary_name(true));
+    Ok(T::from_arg_matches(
+        &command.try_get_matches_from(options)?,
+    )?)
 }
 
 /// The longest time that can be asked for: a century, so that no clock overflows.

@@ -37,6 +37,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::SynCount(args) => cmd::syn_count::run(&args),
         Command::PortMonitor(args) => cmd::port_monitor::run(&args),
         Command::ConnectTrace(args) => cmd::connect_trace::run(&args),
+        Command::Check(args) => cmd::check::run(&args),
         Command::Completions { shell } => cmd::generate::completions(shell),
         Command::Man => cmd::generate::man(),
     };

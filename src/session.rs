@@ -302,6 +302,14 @@ impl Session {
     /// # Errors
     /// What ended the run was an error.
     pub fn finish(&mut self, summary: &Summary) -> Result<Exit, Failure> {
+        self.finish_saying(summary, &summary.text())
+    }
+
+    /// The same, with a text of the command's own instead of the summary for people.
+    ///
+    /// # Errors
+    /// As [`Session::finish`].
+    pub fn finish_saying(&mut self, summary: &Summary, text: &str) -> Result<Exit, Failure> {
         let io = Rc::clone(&self.io);
         let mut output = io.output.borrow_mut();
         let Output { sink, clock } = &mut *output;
@@ -310,7 +318,7 @@ impl Session {
                 let now = clock.now();
                 sink.extra(&self.stop, |out| summary.json(out, clock, now));
             }
-            OutputFormat::Text => self.notices.say(&summary.text()),
+            OutputFormat::Text => self.notices.say(text),
         }
         if let Some(error) = sink.take_error() {
             return Err(error.into());

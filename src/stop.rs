@@ -21,6 +21,8 @@ pub enum ExitReason {
     Count,
     /// The end of a capture file.
     EndOfFile,
+    /// All that was to be told is told.
+    Done,
     /// Nobody reads the output any more.
     ClosedPipe,
     /// The last interface is gone.
@@ -37,6 +39,7 @@ impl ExitReason {
             Self::Duration => "duration",
             Self::Count => "count",
             Self::EndOfFile => "end_of_file",
+            Self::Done => "done",
             Self::ClosedPipe => "closed_pipe",
             Self::InterfaceGone => "interface_gone",
             Self::Error => "error",

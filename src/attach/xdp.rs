@@ -93,14 +93,17 @@ fn explain(error: &io::Error) -> String {
     }
 }
 
+/// The XDP program that is attached: its mode, its id, and its name if that may be known.
+pub fn occupant(interface: &Interface) -> Option<String> {
+    let (mode, id) = query(interface)?;
+    Some(format!("{mode} XDP program {id}{}", name_of(id)))
+}
+
 /// Another program is there: it stays, and is named.
 fn occupied(interface: &Interface, error: &io::Error) -> Failure {
     let mut text = format!("failed to attach XDP to {}", interface.name);
-    text += &match query(interface) {
-        Some((mode, id)) => format!(
-            ": {mode} XDP program {id}{} is already attached",
-            name_of(id)
-        ),
+    text += &match occupant(interface) {
+        Some(program) => format!(": {program} is already attached"),
         None => format!(": another XDP program is already attached ({error})"),
     };
     Failure::from(anyhow!(text)).hint(

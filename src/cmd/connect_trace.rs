@@ -114,6 +114,16 @@ fn unseen(counters: &ConnectCounters, progs: &ConnectTraceProgs<'_>) -> u64 {
     counters.calling + skipped.saturating_sub(counters.nested)
 }
 
+/// Loads and attaches what the options ask for, and takes it away again. Returns the backend.
+///
+/// # Errors
+/// The command would fail in the same way.
+pub fn probe(args: &ConnectTraceArgs, notices: Notices) -> Result<Backend, Failure> {
+    let buffer = BufferKind::choose(args.buffer.buffer)?;
+    let mut storage = [const { MaybeUninit::uninit() }; 4];
+    Ok(choose(args, buffer, &mut storage, notices)?.backend)
+}
+
 /// The ways to look at connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
@@ -137,7 +147,7 @@ impl Backend {
 }
 
 /// The backends to try, in order.
-fn candidates(choice: BackendChoice) -> &'static [Backend] {
+pub fn candidates(choice: BackendChoice) -> &'static [Backend] {
     match choice {
         BackendChoice::Auto => &[Backend::Fentry, Backend::Kprobe, Backend::Tracepoint],
         BackendChoice::Fentry => &[Backend::Fentry],

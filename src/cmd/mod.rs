@@ -1,5 +1,6 @@
 //! The commands, one file each, of the same stem as their program in `src/bpf`.
 
+pub mod check;
 pub mod connect_trace;
 pub mod generate;
 pub mod port_monitor;

@@ -21,6 +21,7 @@ use crate::failure::{Exit, Failure};
 use crate::filter::{Filter, FlagsRule};
 use crate::host::interfaces::{Interface, LinkLayer};
 use crate::host::privileges;
+use crate::notice::Notices;
 use crate::output::packet::{PacketWriter, Place, iface_width};
 use crate::output::summary::Summary;
 use crate::record::Packet;
@@ -94,14 +95,7 @@ pub fn run(args: &PortMonitorArgs) -> Result<Exit, Failure> {
 
     let mut links = Vec::new();
     for (interface, skel) in interfaces.iter().zip(&skels) {
-        for direction in directions(args.direction) {
-            let program = match direction {
-                Direction::Ingress => &skel.progs.port_monitor_ingress,
-                Direction::Egress => &skel.progs.port_monitor_egress,
-            };
-            let link = tc::attach(program, interface, *direction, session.notices)?;
-            links.push((interface, *direction, link));
-        }
+        attach(args, interface, skel, session.notices, &mut links)?;
     }
     give_up_privileges(&links)?;
     session.text_header(|out| writer.text_header(out));
@@ -146,6 +140,58 @@ fn directions(choice: DirectionChoice) -> &'static [Direction] {
 
 type Attached<'a> = (&'a Interface, Direction, TcLink);
 
+fn attach<'a>(
+    args: &PortMonitorArgs,
+    interface: &'a Interface,
+    skel: &PortMonitorSkel<'_>,
+    notices: Notices,
+    links: &mut Vec<Attached<'a>>,
+) -> Result<(), Failure> {
+    for direction in directions(args.direction) {
+        let program = match direction {
+            Direction::Ingress => &skel.progs.port_monitor_ingress,
+            Direction::Egress => &skel.progs.port_monitor_egress,
+        };
+        let link = tc::attach(program, interface, *direction, notices)?;
+        links.push((interface, *direction, link));
+    }
+    Ok(())
+}
+
+fn hook(direction: Direction, link: &TcLink) -> String {
+    format!("tc {direction} ({})", link.kind())
+}
+
+/// Loads the program, attaches it if there is an interface to try it on, and takes it away again.
+/// Returns what it was attached to.
+///
+/// # Errors
+/// The command would fail in the same way.
+pub fn probe(
+    args: &PortMonitorArgs,
+    interface: Option<&Interface>,
+    notices: Notices,
+) -> Result<Option<String>, Failure> {
+    let setup = Setup {
+        args,
+        filter: &args.packets.filter(FlagsRule::SYN),
+        buffer: BufferKind::choose(args.buffer.buffer)?,
+        raw_ip: false,
+        replay: false,
+        position: 0,
+    };
+    let mut storage = MaybeUninit::uninit();
+    let skel = setup.load(&mut storage, None)?;
+    let mut links = Vec::new();
+    if let Some(interface) = interface {
+        attach(args, interface, &skel, notices, &mut links)?;
+    }
+    let hooks = links
+        .iter()
+        .map(|(_, direction, link)| hook(*direction, link));
+    Ok(hooks.reduce(|all, hook| all + ", " + &hook))
+}
+
 /// Events come through mapped memory, so nothing is needed any more, except to remove a filter
 /// that is no link.
 fn give_up_privileges(links: &[Attached<'_>]) -> Result<()> {
@@ -161,7 +207,7 @@ fn describe(links: &[Attached<'_>], buffer: BufferKind) -> String {
     let places = links
         .iter()
         .map(|(interface, direction, link)| {
-            format!("tc {} ({}) on {}", direction, link.kind(), interface.name)
+            format!("{} on {}", hook(*direction, link), interface.name)
         })
         .collect::<Vec<_>>();
     format!("{} (port-monitor, {})", places.join(", "), buffer.name())

@@ -88,6 +88,41 @@ pub fn run(args: &SynCountArgs) -> Result<Exit, Failure> {
     session.finish(&summary(&session, duration, total))
 }
 
+/// What the command can use, found by trying.
+pub struct Probe {
+    /// What it attached to; `None` if there was no interface to try it on.
+    pub hook: Option<String>,
+    /// The program takes frames of several buffers.
+    pub has_frags: bool,
+}
+
+/// Loads the program, attaches it if there is an interface to try it on, and takes it away again.
+///
+/// # Errors
+/// The command would fail in the same way.
+pub fn probe(
+    args: &SynCountArgs,
+    interface: Option<&Interface>,
+    notices: Notices,
+) -> Result<Probe, Failure> {
+    let filter = args.packets.filter(FlagsRule::default());
+    let cpus = load::possible_cpus()?;
+    let mut storage = MaybeUninit::uninit();
+    if let Some(interface) = interface {
+        let counter = Counter::attach(args, &filter, interface, &mut storage, cpus, notices)?;
+        return Ok(Probe {
+            hook: Some(counter.hook()),
+            has_frags: counter.program.has_frags,
+        });
+    }
+    let source = Source::of(args.mode);
+    let program = Program::load(args, &filter, source, false, false, &mut storage, cpus)?;
+    Ok(Probe {
+        hook: None,
+        has_frags: program.has_frags,
+    })
+}
+
 fn summary(session: &Session, duration: Duration, counters: PacketCounters) -> Summary {
     Summary {
         command: "syn-count",
@@ -138,11 +173,7 @@ fn describe(counters: &[Counter<'_>]) -> String {
         if i > 0 {
             text += ", ";
         }
-        text += &match &counter.link {
-            Some(Link::Xdp(_)) => format!("xdp {} on {}", counter.mode, counter.name),
-            Some(Link::Tc(link)) => format!("tc ingress ({}) on {}", link.kind(), counter.name),
-            None => String::new(),
-        };
+        text += &format!("{} on {}", counter.hook(), counter.name);
     }
     text + " (syn-count, per-CPU counters)"
 }
@@ -202,11 +233,7 @@ impl<'a> Counter<'a> {
         cpus: usize,
         notices: Notices,
     ) -> Result<Self, Failure> {
-        let source = if args.mode == CountMode::Tc {
-            Source::Tc
-        } else {
-            Source::Xdp
-        };
+        let source = Source::of(args.mode);
         let raw_ip = interface.link_layer == LinkLayer::None;
         let program = Program::load(args, filter, source, raw_ip, false, storage, cpus)?;
         let modes: &[XdpMode] = match args.mode {
@@ -258,6 +285,14 @@ impl<'a> Counter<'a> {
             tally: tally(args),
             alerts: args.alert.map(Alerts::new),
         })
+    }
+
+    /// What it is attached to.
+    fn hook(&self) -> String {
+        match &self.link {
+            Some(Link::Tc(link)) => format!("tc ingress ({})", link.kind()),
+            _ => format!("xdp {}", self.mode),
+        }
     }
 
     fn detach(&mut self, notices: Notices) {
@@ -402,6 +437,16 @@ enum Source {
     Tc,
 }
 
+impl Source {
+    fn of(mode: CountMode) -> Self {
+        if mode == CountMode::Tc {
+            Self::Tc
+        } else {
+            Self::Xdp
+        }
+    }
+}
+
 /// The loaded programs of one interface, or of a replay.
 struct Program<'a> {
     skel: SynCountSkel<'a>,
@@ -513,11 +558,7 @@ fn replay_file(args: &SynCountArgs, filter: &Filter, file: &Path) -> Result<Exit
     // Opened first: while it waits for a FIFO's writer, signals still end the process.
     let mut capture = replay::open(file)?;
     let mut session = Session::new(&args.output, &args.stop)?;
-    let source = if args.mode == CountMode::Tc {
-        Source::Tc
-    } else {
-        Source::Xdp
-    };
+    let source = Source::of(args.mode);
     let mut storage = MaybeUninit::uninit();
     let program = Program::load(
         args,

@@ -30,6 +30,13 @@ const ETHTOOL_A_BITSET_BITS: u16 = 3;
 const ETHTOOL_A_BITSET_BIT_NAME: u16 = 2;
 const NLA_F_NESTED: u16 = 0x8000;
 
+// <linux/netdev.h>
+const NETDEV_FAMILY_NAME: &[u8] = b"netdev\0";
+const NETDEV_CMD_DEV_GET: u8 = 1;
+const NETDEV_A_DEV_IFINDEX: u16 = 1;
+const NETDEV_A_DEV_XDP_FEATURES: u16 = 3;
+const NETDEV_XDP_ACT_BASIC: u64 = 1;
+
 /// Active features and maximum MTU of an interface and of its veth peer.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -124,6 +131,47 @@ impl Device {
     }
 }
 
+/// Whether the driver of an interface offers native XDP; `None` before Linux 6.3, which does not
+/// tell. What is offered can still be refused, for an MTU or a number of queues.
+///
+/// # Errors
+///
+/// If netlink can't be used, or the interface is gone.
+pub fn offers_native_xdp(interface: &Interface) -> Result<Option<bool>> {
+    let mut socket = generic_socket()?;
+    let Some(family) = family(&mut socket, NETDEV_FAMILY_NAME)? else {
+        return Ok(None);
+    };
+    let mut payload = generic_header(NETDEV_CMD_DEV_GET);
+    push_attribute(
+        &mut payload,
+        NETDEV_A_DEV_IFINDEX,
+        &interface.index.to_ne_bytes(),
+    );
+    let answer = socket
+        .get(family, &payload)
+        .with_context(|| format!("failed to read XDP features of {}", interface.name))?;
+    let features = find(&answer, NETDEV_A_DEV_XDP_FEATURES)
+        .and_then(|value| value.try_into().ok())
+        .map(u64::from_ne_bytes);
+    Ok(features.map(|features| features & NETDEV_XDP_ACT_BASIC != 0))
+}
+
+fn generic_socket() -> Result<Socket> {
+    Socket::open(SockProtocol::NetlinkGeneric, 0, SockFlag::empty())
+}
+
+/// The number of a generic netlink family; none if this kernel does not have it.
+fn family(socket: &mut Socket, name: &[u8]) -> Result<Option<u16>> {
+    let mut payload = generic_header(CTRL_CMD_GETFAMILY);
+    push_attribute(&mut payload, CTRL_ATTR_FAMILY_NAME, name);
+    match socket.get(GENL_ID_CTRL, &payload) {
+        Ok(answer) => Ok(find(&answer, CTRL_ATTR_FAMILY_ID).and_then(|value| read_u16(value, 0))),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(errno).context("failed to look for a netlink family"),
+    }
+}
+
 /// The generic netlink family `ethtool`.
 struct Ethtool {
     socket: Socket,
@@ -133,15 +181,8 @@ struct Ethtool {
 impl Ethtool {
     /// None if this kernel does not have it.
     fn open() -> Result<Option<Self>> {
-        let mut socket = Socket::open(SockProtocol::NetlinkGeneric, 0, SockFlag::empty())?;
-        let mut payload = generic_header(CTRL_CMD_GETFAMILY);
-        push_attribute(&mut payload, CTRL_ATTR_FAMILY_NAME, ETHTOOL_GENL_NAME);
-        let answer = match socket.get(GENL_ID_CTRL, &payload) {
-            Ok(answer) => answer,
-            Err(Errno::ENOENT) => return Ok(None),
-            Err(errno) => return Err(errno).context("failed to look for ethtool netlink"),
-        };
-        let family = find(&answer, CTRL_ATTR_FAMILY_ID).and_then(|value| read_u16(value, 0));
+        let mut socket = generic_socket()?;
+        let family = family(&mut socket, ETHTOOL_GENL_NAME)?;
         Ok(family.map(|family| Self { socket, family }))
     }
 

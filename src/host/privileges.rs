@@ -42,6 +42,16 @@ pub fn missing() -> Vec<&'static str> {
         .collect()
 }
 
+/// What this tool needs, and whether this thread has it, in itself or through `CAP_SYS_ADMIN`.
+#[must_use]
+pub fn needed() -> Vec<(&'static str, bool)> {
+    let missing = missing();
+    NEEDED
+        .into_iter()
+        .map(|(_, name)| (name, !missing.contains(&name)))
+        .collect()
+}
+
 fn has(capability: Capability) -> bool {
     caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)
 }
@@ -165,6 +175,12 @@ pub fn explain_eperm(operation: Operation) -> Explanation {
     Facts::gather().explain(operation)
 }
 
+/// What besides the capabilities limits this process: names, and what they mean here.
+#[must_use]
+pub fn limits() -> Vec<(&'static str, String)> {
+    Facts::gather().limits()
+}
+
 /// What decides about a refusal.
 #[derive(Clone, Debug, Default)]
 struct Facts {
@@ -207,8 +223,60 @@ impl Facts {
         }
     }
 
+    fn limits(&self) -> Vec<(&'static str, String)> {
+        let mut limits = Vec::new();
+        if self.in_user_namespace {
+            limits.push((
+                "user_namespace",
+                "BPF asks for capabilities in the initial user namespace".to_owned(),
+            ));
+        }
+        if let Some(level @ 1..) = self.unprivileged_bpf_disabled
+            && self.missing.contains(&"CAP_BPF")
+        {
+            limits.push((
+                "unprivileged_bpf_disabled",
+                format!("{level}: bpf(2) asks for CAP_BPF"),
+            ));
+        }
+        if let Some(level) = self.perf_event_paranoid
+            && level > 2
+            && !self.sys_admin
+        {
+            limits.push((
+                "perf_event_paranoid",
+                format!("{level}: kprobes and perf buffers ask for CAP_SYS_ADMIN"),
+            ));
+        }
+        if let Some(mode) = &self.lockdown {
+            let meaning = match mode.as_str() {
+                "confidentiality" => "BPF and perf may not read kernel memory",
+                _ => "BPF may read kernel memory, and nobody may write it",
+            };
+            limits.push(("lockdown", format!("{mode}: {meaning}")));
+        }
+        if let Some(limit) = self.memlock
+            && self.has_old_memlock()
+        {
+            limits.push((
+                "rlimit_memlock",
+                format!("{limit} bytes, which BPF memory counts against before Linux 5.11"),
+            ));
+        }
+        if self.seccomp_filter {
+            limits.push((
+                "seccomp",
+                "a filter is on, which may forbid bpf and perf_event_open".to_owned(),
+            ));
+        }
+        limits
+    }
+
+    fn has_old_memlock(&self) -> bool {
+        self.kernel.is_some_and(|kernel| kernel < NO_MEMLOCK_SINCE)
+    }
+
     fn explain(&self, operation: Operation) -> Explanation {
-        let old_memlock = self.kernel.is_some_and(|kernel| kernel < NO_MEMLOCK_SINCE);
         if !self.missing.is_empty() {
             return self.explain_missing();
         }
@@ -238,7 +306,7 @@ impl Facts {
         }
         if let Some(limit) = self.memlock
             && operation == Operation::Bpf
-            && old_memlock
+            && self.has_old_memlock()
         {
             return explanation(
                 format!(
@@ -361,6 +429,40 @@ mod tests {
             let reason = reason(&facts, Operation::Bpf);
             assert_eq!(reason.contains("lockdown"), expected, "{mode}: {reason}");
         }
+    }
+
+    #[test]
+    fn limits_are_told_only_where_they_limit() {
+        let facts = Facts {
+            sys_admin: true,
+            kernel: Some((6, 1)),
+            memlock: Some(65536),
+            unprivileged_bpf_disabled: Some(2),
+            perf_event_paranoid: Some(3),
+            ..Facts::default()
+        };
+        assert_eq!(facts.limits(), []);
+        let limited = Facts {
+            missing: vec!["CAP_BPF"],
+            sys_admin: false,
+            in_user_namespace: true,
+            kernel: Some((5, 10)),
+            lockdown: Some("integrity".to_owned()),
+            seccomp_filter: true,
+            ..facts
+        };
+        let names = limited.limits().into_iter().map(|(name, _)| name);
+        assert_eq!(
+            names.collect::<Vec<_>>(),
+            [
+                "user_namespace",
+                "unprivileged_bpf_disabled",
+                "perf_event_paranoid",
+                "lockdown",
+                "rlimit_memlock",
+                "seccomp"
+            ]
+        );
     }
 
     #[test]

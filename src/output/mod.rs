@@ -1,5 +1,6 @@
 //! Output: the sink that writes to stdout, and the pure functions that render into it.
 
+pub mod check;
 pub mod clock;
 pub mod connect;
 pub mod count;
