@@ -174,7 +174,7 @@ impl CountWriter {
         line.float(key!("syn_rate"), interval.count.rate);
         if let Some((by, top, untracked)) = interval.by {
             line.name(key!("by"), by);
-            line.raw(key!("top"), |out| push_top(out, by, top));
+            line.raw(key!("top"), |out| push_top(out, top));
             line.int(key!("untracked"), untracked);
         }
         line.end();
@@ -194,7 +194,7 @@ impl CountWriter {
             key!("state"),
             if alert.raised { "raised" } else { "cleared" },
         );
-        line.name(key!("key"), alert.key);
+        line.raw(key!("key"), |out| push_count_key(out, alert.key));
         line.float(key!("syn_rate"), alert.rate);
         line.float(key!("threshold"), alert.threshold);
         line.end();
@@ -208,15 +208,22 @@ fn push_iface(line: &mut Object<'_>, iface: Option<&str>) {
     };
 }
 
-fn push_top(out: &mut Vec<u8>, by: &str, top: &[KeyCount]) {
-    // An address is text, a port a number.
-    let quote: &[u8] = if by == "dport" { b"" } else { b"\"" };
+/// An address is text, a port a number.
+fn push_count_key(out: &mut Vec<u8>, key: &str) {
+    if key.bytes().all(|byte| byte.is_ascii_digit()) {
+        out.extend_from_slice(key.as_bytes());
+    } else {
+        out.push(b'"');
+        out.extend_from_slice(key.as_bytes());
+        out.push(b'"');
+    }
+}
+
+fn push_top(out: &mut Vec<u8>, top: &[KeyCount]) {
     out.push(b'[');
     for (i, key) in top.iter().enumerate() {
         out.extend_from_slice(if i == 0 { b"{\"key\":" } else { b",{\"key\":" });
-        out.extend_from_slice(quote);
-        out.extend_from_slice(key.key.as_bytes());
-        out.extend_from_slice(quote);
+        push_count_key(out, &key.key);
         out.extend_from_slice(key!("syn_total").as_bytes());
         push_int(out, key.count.total);
         out.extend_from_slice(key!("syn_delta").as_bytes());
