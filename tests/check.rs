@@ -1,0 +1,97 @@
+//! `check`: what it finds, and that nothing of it lasts.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use caps::Capability;
+use common::tool::{PublicBinary, as_nobody, command_of};
+use common::{Namespace, Output, Tool, command, need, run};
+use serde_json::Value;
+
+const NEEDED: [Capability; 3] = [
+    Capability::CAP_BPF,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_PERFMON,
+];
+
+fn finding(output: &Output, name: &str) -> Value {
+    let mut found = output.events("check");
+    found.retain(|line| line["name"] == name);
+    assert_eq!(found.len(), 1, "{name}: {output:#?}");
+    found.remove(0)
+}
+
+#[test]
+fn what_check_says_a_command_would_use_is_what_it_uses() {
+    let namespace = need!(Namespace::new());
+    let check = Tool::spawn_in(&namespace, &mut command(["check", "--json"])).finish();
+    for name in ["syn-count", "port-monitor", "connect-trace"] {
+        let command = finding(&check, name);
+        let args = [name, "--duration", "0.01"];
+        let ran = Tool::spawn_in(&namespace, &mut common::command(args)).finish();
+        assert_eq!(command["ok"] == true, ran.code() == 0, "{command} {ran:#?}");
+        let (Some(uses), true) = (command["uses"].as_str(), ran.code() == 0) else {
+            continue;
+        };
+        // "tracepoint, ring buffer", "tc ingress (tcx) on lo, ring buffer", "xdp generic on lo"
+        let attached = ran.stderr.iter().find(|line| line.starts_with("attached:"));
+        for part in uses.split(", ").filter(|part| !part.contains("else")) {
+            assert!(attached.unwrap().contains(part), "{uses}: {attached:?}");
+        }
+    }
+    let all = check.events("check");
+    let able = all
+        .iter()
+        .all(|line| line["kind"] != "command" || line["ok"] == true);
+    assert_eq!(check.code(), i32::from(!able));
+    assert_eq!(check.summary()["exit_reason"], "done");
+}
+
+#[test]
+fn check_leaves_no_program_on_any_interface() {
+    let namespace = need!(Namespace::new());
+    let look = "ip -d link show";
+    let before = (run(look), namespace.run(look));
+    Tool::spawn_in(&namespace, &mut command(["check"])).finish();
+    assert_eq!(before, (run(look), namespace.run(look)));
+}
+
+#[test]
+fn without_privileges_every_command_says_what_is_missing() {
+    need!(Namespace::new());
+    let binary = PublicBinary::new();
+    let mut command = command_of(&binary.path(), ["check", "--json"]);
+    as_nobody(&mut command, &[]);
+    let output = Tool::spawn(&mut command).finish();
+    assert_eq!(output.code(), 1, "{output:#?}");
+    for name in ["syn-count", "port-monitor", "connect-trace"] {
+        let command = finding(&output, name);
+        assert_eq!(command["ok"], false);
+        let why = command["detail"].as_str().unwrap();
+        assert_eq!(why, "missing CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON");
+    }
+    let (error, hint) = output.complaint();
+    assert!(error.contains("port-monitor"), "{error}");
+    assert!(hint.unwrap().contains("setcap"));
+}
+
+#[test]
+fn with_three_capabilities_programs_are_loaded_and_not_attached() {
+    need!(Namespace::new());
+    let binary = PublicBinary::new();
+    let mut command = command_of(&binary.path(), ["check", "--json"]);
+    as_nobody(&mut command, &NEEDED);
+    let output = Tool::spawn(&mut command).finish();
+    for capability in ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"] {
+        assert_eq!(finding(&output, capability)["ok"], true);
+    }
+    let generic = finding(&output, "xdp_generic");
+    assert_eq!(generic["ok"], Value::Null);
+    assert!(
+        generic["detail"]
+            .as_str()
+            .unwrap()
+            .contains("CAP_SYS_ADMIN")
+    );
+}

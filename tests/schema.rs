@@ -1,0 +1,322 @@
+//! Holds three things together: what the tool writes with `--json`, `docs/output.schema.json`, and
+//! the tables of `docs/output.md`.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+
+use common::frames::{SYN, ethernet, ip, syn_frame, tcp};
+use common::{Namespace, Tool, command, need};
+use serde_json::Value;
+
+const SCHEMA: &str = include_str!("../docs/output.schema.json");
+const DOCS: &str = include_str!("../docs/output.md");
+
+/// Keywords of JSON Schema that the schema uses and that [`check`] knows.
+const KEYWORDS: [&str; 11] = [
+    "additionalProperties",
+    "const",
+    "enum",
+    "items",
+    "maxItems",
+    "maximum",
+    "minimum",
+    "properties",
+    "required",
+    "title",
+    "type",
+];
+
+fn schema() -> Value {
+    serde_json::from_str(SCHEMA).unwrap()
+}
+
+fn events() -> Vec<(String, Value)> {
+    let schema = schema();
+    let events = schema["$defs"].as_object().unwrap();
+    events
+        .iter()
+        .map(|(name, event)| (name.clone(), event.clone()))
+        .collect()
+}
+
+/// What is wrong with a value, by the part of JSON Schema that is used here.
+fn check(schema: &Value, value: &Value, place: &str) -> Result<(), String> {
+    let wrong = |keyword: &str| Err(format!("{place}: {value} is against {keyword} of {schema}"));
+    for (keyword, rule) in schema.as_object().unwrap() {
+        let number = || (value.as_f64(), rule.as_f64().unwrap());
+        match keyword.as_str() {
+            "type" => {
+                let types = match rule {
+                    Value::Array(types) => types.iter().collect(),
+                    one => vec![one],
+                };
+                if !types
+                    .iter()
+                    .any(|name| is_of_type(value, name.as_str().unwrap()))
+                {
+                    return wrong(keyword);
+                }
+            }
+            "const" if value != rule => return wrong(keyword),
+            "enum" if !rule.as_array().unwrap().contains(value) => return wrong(keyword),
+            "minimum" if matches!(number(), (Some(value), limit) if value < limit) => {
+                return wrong(keyword);
+            }
+            "maximum" if matches!(number(), (Some(value), limit) if value > limit) => {
+                return wrong(keyword);
+            }
+            "maxItems" if value.as_array().unwrap().len() as u64 > rule.as_u64().unwrap() => {
+                return wrong(keyword);
+            }
+            "items" => {
+                for item in value.as_array().unwrap() {
+                    check(rule, item, &format!("{place}[]"))?;
+                }
+            }
+            "required" => {
+                for key in rule.as_array().unwrap() {
+                    if value.get(key.as_str().unwrap()).is_none() {
+                        return Err(format!("{place}: {key} is missing in {value}"));
+                    }
+                }
+            }
+            "properties" => {
+                for (key, value) in value.as_object().unwrap() {
+                    match rule.get(key) {
+                        Some(rule) => check(rule, value, &format!("{place}.{key}"))?,
+                        None => return Err(format!("{place}: {key} is not in the schema")),
+                    }
+                }
+            }
+            known => assert!(
+                KEYWORDS.contains(&known),
+                "{place}: unknown keyword {known}"
+            ),
+        }
+    }
+    Ok(())
+}
+
+fn is_of_type(value: &Value, name: &str) -> bool {
+    match name {
+        "object" => value.is_object(),
+        "array" => value.is_array(),
+        "string" => value.is_string(),
+        "boolean" => value.is_boolean(),
+        "null" => value.is_null(),
+        "number" => value.is_number(),
+        "integer" => value.is_u64() || value.is_i64(),
+        other => panic!("unknown type {other}"),
+    }
+}
+
+/// Checks all lines; the events among them must be these.
+fn check_lines(lines: &[Value], expected: &[&str]) {
+    let events = events();
+    for line in lines {
+        let name = line["event"].as_str().unwrap();
+        let Some((_, schema)) = events.iter().find(|(event, _)| event == name) else {
+            panic!("{name} is not in the schema: {line}");
+        };
+        check(schema, line, name).unwrap_or_else(|why| panic!("{why}"));
+        let ts = line["ts"].as_str().unwrap();
+        let form = "0000-00-00T00:00:00.000000000Z";
+        let fits =
+            |(is, wanted): (char, char)| is == wanted || wanted == '0' && is.is_ascii_digit();
+        assert!(
+            ts.len() == form.len() && ts.chars().zip(form.chars()).all(fits),
+            "{ts}"
+        );
+    }
+    let seen = lines.iter().map(|line| line["event"].as_str().unwrap());
+    let seen = seen.collect::<BTreeSet<_>>();
+    assert_eq!(seen, expected.iter().copied().collect(), "{lines:#?}");
+}
+
+/// Frames of all kinds: both families, tagged, with and without payload, and not TCP at all.
+fn capture() -> tempfile::NamedTempFile {
+    let (v4, v6) = ("10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap());
+    let options = [
+        2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2, 1, 3, 3, 7,
+    ];
+    let mut with_options = tcp(1234, 80, SYN, &options);
+    with_options[12] = 0xa0;
+    let (ethertype, packet) = ip(v4, v4, 6, &with_options);
+    let frames = [
+        ethernet(&[], ethertype, &packet),
+        syn_frame(&[(0x88a8, 7), (0x8100, 9)], v6, v6, 443),
+        ethernet(&[], 0x0800, &ip(v4, v4, 6, &tcp(1, 2, SYN, b"hello")).1),
+        ethernet(&[], 0x0806, &[0; 28]),
+    ];
+    // Magic, version 2.4, zone, accuracy, snapshot length, and Ethernet as link type.
+    let mut bytes = [0xa1b2_c3d4, 0x0004_0002, 0, 0, 65_535, 1]
+        .map(u32::to_ne_bytes)
+        .concat();
+    for frame in frames {
+        let len = u32::try_from(frame.len()).unwrap();
+        bytes.extend([1_700_000_000, 0, len, len].map(u32::to_ne_bytes).concat());
+        bytes.extend(frame);
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    file
+}
+
+fn replay(args: &[&str], expected: &[&str]) -> Vec<Value> {
+    let file = capture();
+    let path = file.path().to_str().unwrap();
+    let mut all = args.to_vec();
+    all.extend(["--json", "-r", path]);
+    let output = Tool::spawn(&mut command(all)).finish();
+    assert_eq!(output.code(), 0, "{output:#?}");
+    check_lines(&output.json(), expected);
+    output.json()
+}
+
+#[test]
+fn counts_are_as_documented() {
+    need!(Namespace::new());
+    replay(&["syn-count"], &["syn_count", "summary"]);
+    for by in ["saddr", "daddr", "dport"] {
+        let args = ["syn-count", "--by", by, "--alert", "0.1"];
+        let lines = replay(&args, &["syn_count", "alert", "summary"]);
+        let is_number = by == "dport";
+        let alert = lines.iter().find(|line| line["event"] == "alert").unwrap();
+        assert_eq!(alert["key"].is_number(), is_number, "{alert}");
+        let top = lines[0]["top"].as_array().unwrap();
+        assert_eq!(top[0]["key"].is_number(), is_number, "{}", lines[0]);
+    }
+}
+
+#[test]
+fn packets_are_as_documented() {
+    need!(Namespace::new());
+    let lines = replay(&["port-monitor", "-x"], &["packet", "summary"]);
+    assert_eq!(lines[0]["mss"], 1460);
+    assert_eq!(lines[1]["vlan"], serde_json::json!([7, 9]));
+    assert_eq!(lines[2]["payload"], "68656c6c6f");
+    let lines = replay(&["port-monitor"], &["packet", "summary"]);
+    assert!(lines[0]["payload"].is_null());
+}
+
+#[test]
+fn connections_are_as_documented() {
+    let namespace = need!(Namespace::new());
+    let listener = namespace.enter(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+    let open = listener.local_addr().unwrap();
+    let closed = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
+    let ports = format!("{},9", open.port());
+    let args = [
+        "connect-trace",
+        "--json",
+        "--accept",
+        "--close",
+        "-p",
+        &ports,
+    ];
+    let tool = Tool::start_in(&namespace, &args);
+    namespace.enter(|| {
+        let client = TcpStream::connect(open).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        drop(client);
+        drop(server);
+        TcpStream::connect(closed).unwrap_err();
+    });
+    tool.json("of a failure", |line| line["event"] == "failed");
+    tool.json("of an end", |line| line["event"] == "closed");
+    let output = tool.stop();
+    check_lines(
+        &output.json(),
+        &[
+            "attempt",
+            "established",
+            "failed",
+            "accepted",
+            "closed",
+            "summary",
+        ],
+    );
+}
+
+#[test]
+fn findings_are_as_documented() {
+    let output = Tool::spawn(&mut command(["check", "--json"])).finish();
+    check_lines(&output.json(), &["check", "summary"]);
+}
+
+/// Keys as the documentation names them: nested ones with a dot.
+fn keys(schema: &Value, prefix: &str, to: &mut BTreeSet<String>) {
+    for (key, rule) in schema["properties"].as_object().unwrap() {
+        let name = format!("{prefix}{key}");
+        to.insert(name.clone());
+        if rule.get("properties").is_some() {
+            keys(rule, &format!("{name}."), to);
+        }
+        if rule["items"].get("properties").is_some() {
+            keys(&rule["items"], &format!("{name}[]."), to);
+        }
+    }
+}
+
+/// The words in backquotes.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn every_key_is_documented_and_no_other() {
+    let mut documented_events = BTreeSet::new();
+    for section in DOCS.split("\n## ").skip(1) {
+        let (heading, body) = section.split_once('\n').unwrap();
+        let names = quoted(heading).collect::<Vec<_>>();
+        if names.is_empty() {
+            continue;
+        }
+        let rows = body.lines().filter(|line| line.starts_with("| `"));
+        let documented = rows
+            .filter_map(|row| quoted(row).next())
+            .chain(["ts", "event"])
+            .map(str::to_owned)
+            .collect::<BTreeSet<_>>();
+        let mut known = BTreeSet::new();
+        for (name, event) in events() {
+            if names.contains(&name.as_str()) {
+                keys(&event, "", &mut known);
+                documented_events.insert(name);
+            }
+        }
+        assert_eq!(documented, known, "{heading}");
+    }
+    let all = events().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(documented_events, all);
+}
+
+#[test]
+fn the_check_finds_what_is_wrong() {
+    let (_, summary) = events()
+        .into_iter()
+        .find(|(name, _)| name == "summary")
+        .unwrap();
+    let good = serde_json::json!({
+        "ts": "", "event": "summary", "command": "check", "duration_s": 0.5, "matched": 1,
+        "emitted": 1, "lost": 0, "suppressed": 0, "exit_reason": "done",
+    });
+    assert_eq!(check(&summary, &good, ""), Ok(()));
+    for (key, value) in [
+        ("matched", Value::from("1")),
+        ("lost", Value::from(-1)),
+        ("exit_reason", Value::from("bored")),
+        ("unheard_of", Value::Null),
+    ] {
+        let mut bad = good.clone();
+        bad[key] = value;
+        assert!(check(&summary, &bad, "").is_err(), "{bad}");
+    }
+    let mut bad = good;
+    bad.as_object_mut().unwrap().remove("lost");
+    assert!(check(&summary, &bad, "").is_err());
+}
