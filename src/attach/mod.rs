@@ -4,6 +4,7 @@ pub mod clsact;
 pub mod load;
 pub mod ring;
 pub mod tc;
+pub mod tracing;
 pub mod xdp;
 
 use std::fmt;

@@ -1,7 +1,6 @@
 //! `check`: what this kernel and these privileges allow, and what each command would use. It is
 //! found by loading and attaching the commands' own programs, and nothing of that lasts.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -13,7 +12,7 @@ use nix::sys::utsname::uname;
 
 use super::connect_trace::Backend;
 use super::{connect_trace, port_monitor, syn_count};
-use crate::attach::xdp;
+use crate::attach::{tracing, xdp};
 use crate::cli::{BackendChoice, BufferChoice, CheckArgs, OutputFormat, StopArgs, arguments};
 use crate::events::BufferKind;
 use crate::failure::{Exit, Failure};
@@ -320,22 +319,20 @@ fn try_backends(notices: Notices) -> Result<Vec<(Backend, Option<String>)>> {
     let mut answers = Vec::new();
     for backend in connect_trace::candidates(BackendChoice::Auto) {
         let args = arguments(&["--backend", backend.name()])?;
-        let why = connect_trace::probe(&args, notices).err().map(|failure| {
-            if *backend == Backend::Kprobe && privileges::missing().is_empty() && !has_kprobes() {
-                "this kernel has no kprobes (CONFIG_KPROBES)".to_owned()
-            } else {
-                why_not(&failure)
-            }
-        });
+        let why =
+            connect_trace::probe(&args, notices)
+                .err()
+                .map(|failure| match tracing::try_kprobe() {
+                    Err(error)
+                        if *backend == Backend::Kprobe && privileges::missing().is_empty() =>
+                    {
+                        error.to_string()
+                    }
+                    _ => why_not(&failure),
+                });
         answers.push((*backend, why));
     }
     Ok(answers)
-}
-
-fn has_kprobes() -> bool {
-    // Where it can't be told, nothing is said.
-    let devices = Path::new("/sys/bus/event_source/devices");
-    !devices.exists() || devices.join("kprobe").exists()
 }
 
 /// What syn-count would use where generic XDP is known to work.

@@ -9,7 +9,7 @@ use libbpf_rs::btf::{Btf, ReferencesType};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{ErrorKind, Link, MapCore, MapFlags, MapMut, OpenMapMut, OpenObject};
 
-use crate::attach::{self, load};
+use crate::attach::{self, load, tracing};
 use crate::cli::{BackendChoice, ConnectTraceArgs, OutputFormat};
 use crate::events::{BufferKind, EventSource};
 use crate::failure::{Exit, Failure};
@@ -146,6 +146,17 @@ impl Backend {
     }
 }
 
+impl Backend {
+    /// Whether the kernel has what it builds on.
+    fn is_there(self, btf: &Btf<'_>) -> std::io::Result<()> {
+        match self {
+            Self::Fentry => tracing::try_fentry(btf, "tcp_v4_connect"),
+            Self::Kprobe => tracing::try_kprobe(),
+            Self::Tracepoint => Ok(()),
+        }
+    }
+}
+
 /// The backends to try, in order.
 pub fn candidates(choice: BackendChoice) -> &'static [Backend] {
     match choice {
@@ -209,7 +220,18 @@ fn choose<'obj>(
     }
     let mut storage = storage.iter_mut();
     let mut last = None;
-    for backend in candidates(args.backend) {
+    let candidates = candidates(args.backend);
+    for backend in candidates {
+        // One that was asked for is tried in full, for what the kernel says of it.
+        if candidates.len() > 1
+            && let Err(error) = backend.is_there(&btf)
+        {
+            notices.detail(&format!(
+                "backend {} can't be used: {error}",
+                backend.name()
+            ));
+            continue;
+        }
         let mut plan = Plan {
             backend: *backend,
             ipv6,
