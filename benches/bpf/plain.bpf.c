@@ -8,7 +8,7 @@ typedef unsigned short __u16;
 typedef unsigned int __u32;
 typedef unsigned long long __u64;
 
-#define SEC(name) __attribute__((section(name), used))
+#define SEC(name)	  __attribute__((section(name), used))
 #define __uint(name, val) int(*name)[val]
 
 struct xdp_md {
