@@ -7,6 +7,13 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::filter::{AddressRule, Filter, FlagsRule, PayloadRule, PortRange};
 
+const EXAMPLES: &str = "\
+Examples:
+  tcpinspect check                            what can run here
+  tcpinspect syn-count --by saddr eth0        who sends SYNs, every 2 seconds
+  tcpinspect port-monitor -p 22,8000-8100     who tries these ports
+  tcpinspect connect-trace --failed --json    outgoing connections that fail";
+
 /// Shows incoming TCP from inside the kernel.
 ///
 /// It observes: it never drops, delays or changes a packet, and leaves nothing behind.
@@ -15,7 +22,8 @@ use crate::filter::{AddressRule, Filter, FlagsRule, PayloadRule, PortRange};
     name = "tcpinspect",
     version,
     max_term_width = 100,
-    propagate_version = true
+    propagate_version = true,
+    after_help = EXAMPLES
 )]
 pub struct Cli {
     /// What to do.
@@ -162,7 +170,7 @@ pub struct PacketArgs {
     )]
     pub read: Option<PathBuf>,
     /// Interfaces; without any, that of the default route, else lo
-    #[arg(value_name = "IFACE")]
+    #[arg(value_name = "IFACE", help_heading = "Source")]
     pub interfaces: Vec<String>,
 }
 
@@ -240,9 +248,6 @@ pub enum CountMode {
 /// Arguments of `syn-count`.
 #[derive(Clone, Debug, Args)]
 pub struct SynCountArgs {
-    /// What is looked at.
-    #[command(flatten)]
-    pub packets: PacketArgs,
     /// Seconds between two lines
     #[arg(short, long, value_name = "SECS", default_value = "2", value_parser = seconds)]
     pub interval: Duration,
@@ -258,6 +263,9 @@ pub struct SynCountArgs {
     /// Where to attach
     #[arg(long, value_enum, default_value_t, value_name = "MODE")]
     pub mode: CountMode,
+    /// What is looked at.
+    #[command(flatten)]
+    pub packets: PacketArgs,
     /// Output.
     #[command(flatten)]
     pub output: OutputArgs,
@@ -281,9 +289,6 @@ pub enum DirectionChoice {
 /// Arguments of `port-monitor`.
 #[derive(Clone, Debug, Args)]
 pub struct PortMonitorArgs {
-    /// What is looked at.
-    #[command(flatten)]
-    pub packets: PacketArgs,
     /// Which way the packets go
     #[arg(long, value_enum, default_value_t, value_name = "WAY")]
     pub direction: DirectionChoice,
@@ -296,6 +301,9 @@ pub struct PortMonitorArgs {
     /// How many bytes of the payload, 256 at most
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=256))]
     pub payload_bytes: Option<u32>,
+    /// What is looked at.
+    #[command(flatten)]
+    pub packets: PacketArgs,
     /// Event buffer.
     #[command(flatten)]
     pub buffer: BufferArgs,
