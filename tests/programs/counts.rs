@@ -259,7 +259,11 @@ fn keys_beyond_the_tables_room_are_counted_as_untracked() {
 /// State, key and rate of the alerts, with the second of the file in which they are told.
 fn alerts(output: &Output) -> Vec<(String, String, String, f64)> {
     let alerts = output.events("alert");
-    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    // A port is a number, an address a string.
+    let text = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
     alerts
         .iter()
         .map(|alert| {
@@ -330,7 +334,11 @@ fn alerts_are_raised_above_the_rate_and_cleared_well_below_it() {
     }
     // Of ports, if they are what is counted.
     let output = file.replay(COUNT_XDP, &["-i", "1", "--alert", "100", "--by", "dport"]);
-    assert!(alerts(&output).iter().all(|alert| alert.2 == "80"));
+    let ports: Vec<_> = alerts(&output).into_iter().map(|alert| alert.2).collect();
+    assert!(
+        !ports.is_empty() && ports.iter().all(|port| port == "80"),
+        "{ports:?}"
+    );
 }
 
 #[test]
