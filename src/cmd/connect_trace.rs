@@ -266,7 +266,8 @@ fn try_cheaply(backend: Backend, btf: &Btf<'_>) -> Result<(), Failure> {
                 _ => anyhow::Error::new(error).context(what).into(),
             })
         }
-        Backend::Kprobe if !probe::has_kprobes() => {
+        // Without privileges it is these that are missing first.
+        Backend::Kprobe if privileges::missing().is_empty() && !probe::has_kprobes() => {
             let why = anyhow!("this kernel has no kprobes (CONFIG_KPROBES)");
             Err(Failure::from(why.context(what)).hint("--backend auto takes one that works"))
         }
