@@ -19,7 +19,6 @@ pub mod stop;
 pub mod tally;
 
 use std::ffi::OsString;
-use std::io::Write;
 
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -52,12 +51,10 @@ fn exit(result: Result<Exit, Failure>) -> Exit {
 }
 
 fn print_failure(failure: &Failure) {
-    let mut text = format!("tcpinspect: {:#}\n", failure.error);
+    notice::say(&format!("tcpinspect: {:#}", failure.error));
     if let Some(hint) = &failure.hint {
-        text += &format!("hint: {hint}\n");
+        notice::say(&format!("hint: {hint}"));
     }
-    // There is nobody to tell that stderr is closed.
-    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 /// Help goes to stdout and is no error; a wrong command line is told in two lines.

@@ -364,7 +364,10 @@ impl Session {
         match self.format {
             OutputFormat::Json => {
                 let now = clock.now();
-                sink.extra(&self.stop, |out| summary.json(out, clock, now));
+                let written = sink.extra(&self.stop, |out| summary.json(out, clock, now));
+                if !written && sink.ended() != Some(ExitReason::ClosedPipe) {
+                    self.notices.say(&summary.text());
+                }
             }
             OutputFormat::Text => self.notices.say(text),
         }

@@ -31,6 +31,9 @@ pub struct Sink {
     accepted: u64,
     ended: Option<ExitReason>,
     error: Option<anyhow::Error>,
+    /// When the run has to stop, and the reader has not moved since: the end of its grace. Kept
+    /// from one flush to the next, or a reader that has stopped would get it for each.
+    give_up_at: Option<Instant>,
 }
 
 impl Sink {
@@ -68,6 +71,7 @@ impl Sink {
             accepted: 0,
             ended: None,
             error: None,
+            give_up_at: None,
         })
     }
 
@@ -87,15 +91,16 @@ impl Sink {
         true
     }
 
-    /// Writes a line that is not data: the header, or the summary in JSON.
-    pub fn extra(&mut self, stop: &Stop, render: impl FnOnce(&mut Vec<u8>)) {
+    /// Writes a line that is not data: the header, or the summary in JSON. False if it could not
+    /// be written.
+    pub fn extra(&mut self, stop: &Stop, render: impl FnOnce(&mut Vec<u8>)) -> bool {
         self.flush(stop);
+        let before = self.written;
         if self.can_write() {
             render(&mut self.buffer);
-            let written = self.written;
             self.flush(stop);
-            self.written = written;
         }
+        std::mem::replace(&mut self.written, before) > before
     }
 
     /// Data lines that reached stdout.
@@ -131,7 +136,6 @@ impl Sink {
     /// Writes what was gathered, as far as the reader takes it until the run must stop.
     pub fn flush(&mut self, stop: &Stop) {
         let mut done = 0;
-        let mut give_up_at = None;
         while done < self.buffer.len() && self.can_write() {
             let piece = self.piece(done);
             match self.file.write(&self.buffer[done..done + piece]) {
@@ -140,10 +144,11 @@ impl Sink {
                     let lines = self.buffer[done..done + n].iter();
                     self.written += lines.filter(|byte| **byte == b'\n').count() as u64;
                     done += n;
+                    self.give_up_at = None;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    if !self.wait(stop, &mut give_up_at) {
+                    if !self.wait(stop) {
                         break;
                     }
                 }
@@ -162,13 +167,16 @@ impl Sink {
         self.error.get_or_insert(error);
     }
 
-    /// Waits until stdout takes more. False if the reader has not moved by the end of the run.
-    fn wait(&self, stop: &Stop, give_up_at: &mut Option<Instant>) -> bool {
+    /// Waits until stdout takes more. False if the run has to stop and the reader has not moved
+    /// for too long.
+    fn wait(&mut self, stop: &Stop) -> bool {
         let stopping = stop.reason().is_some();
-        if stopping && give_up_at.is_none() {
-            *give_up_at = Some(Instant::now() + GRACE);
+        if stopping {
+            self.give_up_at.get_or_insert(Instant::now() + GRACE);
         }
-        let left = give_up_at.map(|at| at.saturating_duration_since(Instant::now()));
+        let left = self
+            .give_up_at
+            .map(|at| at.saturating_duration_since(Instant::now()));
         if left == Some(Duration::ZERO) {
             return false;
         }
