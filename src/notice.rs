@@ -51,6 +51,11 @@ impl Notices {
         }
     }
 
+    /// Whether it is told how far a long run is, unless `-q`.
+    pub fn wants_progress(self) -> bool {
+        self.level >= 0
+    }
+
     /// Whether the logs of libbpf and the verifier are wanted (`-vv`).
     pub fn wants_logs(self) -> bool {
         self.level >= 2

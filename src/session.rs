@@ -84,6 +84,35 @@ impl Io {
         Ok(())
     }
 
+    /// Writes out what there is and waits until `input` can be read.
+    ///
+    /// # Errors
+    /// The run ended before that, or poll fails.
+    pub fn wait_for_input(&self, input: BorrowedFd<'_>) -> std::io::Result<()> {
+        let mut output = self.output.borrow_mut();
+        output.sink.flush(&self.stop);
+        loop {
+            if output.sink.ended().is_some() || self.stop.reason().is_some() {
+                return Err(std::io::Error::other("the run is over"));
+            }
+            let mut fds = [
+                PollFd::new(input, PollFlags::POLLIN),
+                PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
+                PollFd::new(output.sink.as_fd(), PollFlags::empty()),
+            ];
+            match poll(&mut fds, poll_timeout([self.stop.remaining()])) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let [readable, _, closed] = fds.map(|fd| fd.any().unwrap_or(true));
+            if closed {
+                output.sink.close();
+            } else if readable {
+                return Ok(());
+            }
+        }
+    }
+
     /// Takes what is left after everything is detached: no event can follow.
     pub fn drain_rest(&self, source: &EventSource<'_>) -> Result<()> {
         self.output.borrow_mut().clock.sync()?;

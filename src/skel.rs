@@ -57,7 +57,7 @@ pub type PrefixKey = syn_count::types::prefix_key;
 pub const PACKET_EVENT_HEAD: usize = std::mem::offset_of!(PacketEvent, payload);
 
 /// Bytes of a replayed frame that the programs can reach.
-pub const REPLAY_BYTES: usize = 32_768;
+pub const REPLAY_BYTES: usize = 128 * 1024;
 
 /// CPUs that have a counter slot of their own.
 pub const COUNTER_SLOTS: usize = 1024;

@@ -115,17 +115,30 @@ impl Alerts {
         }
     }
 
+    /// Whether a key is above the threshold now.
+    pub fn any_raised(&self) -> bool {
+        !self.raised.is_empty()
+    }
+
     /// What changed with this interval, in the order of the keys.
-    pub fn update(&mut self, tally: &Tally) -> Vec<AlertChange> {
+    ///
+    /// An interval that the end of the run cut short says little: two SYNs in a millisecond are no
+    /// flood, and none in a millisecond is not its end. With `cut_short`, which is how long it
+    /// would have been, its SYNs count as if no more had come in all of it, and nothing is cleared.
+    pub fn update(&mut self, tally: &Tally, cut_short: Option<Duration>) -> Vec<AlertChange> {
         let mut changes = Vec::new();
         for (key, count) in &tally.counts {
             let is_raised = self.raised.contains(key);
-            if !is_raised && count.rate > self.threshold {
+            let rate = match cut_short {
+                Some(whole) => count.delta as f64 / whole.as_secs_f64().max(tally.seconds),
+                None => count.rate,
+            };
+            if !is_raised && rate > self.threshold {
                 self.raised.insert(*key);
-                changes.push((*key, true, count.rate));
-            } else if is_raised && count.rate < self.threshold * CLEAR_BELOW {
+                changes.push((*key, true, rate));
+            } else if is_raised && rate < self.threshold * CLEAR_BELOW && cut_short.is_none() {
                 self.raised.remove(key);
-                changes.push((*key, false, count.rate));
+                changes.push((*key, false, rate));
             }
         }
         changes.sort_unstable_by_key(|(key, ..)| *key);
@@ -210,7 +223,7 @@ mod tests {
             tally.begin(Duration::from_secs(1));
             tally.count(key("::1"), total);
             alerts
-                .update(&tally)
+                .update(&tally, None)
                 .into_iter()
                 .map(|change| change.raised)
                 .collect::<Vec<_>>()
@@ -222,5 +235,24 @@ mod tests {
         assert!(step(59).is_empty());
         assert_eq!(step(66), [false]);
         assert!(step(66).is_empty());
+    }
+
+    #[test]
+    fn an_interval_cut_short_raises_only_what_a_whole_one_would_and_clears_nothing() {
+        let whole = Some(Duration::from_secs(2));
+        let mut tally = Tally::new(CountBy::Saddr, 1);
+        let mut alerts = Alerts::new(10.0);
+        tally.begin(Duration::from_millis(1));
+        tally.count(key("::1"), 20);
+        assert!(alerts.update(&tally, whole).is_empty());
+        tally.begin(Duration::from_millis(1));
+        tally.count(key("::1"), 41);
+        let changes = alerts.update(&tally, whole);
+        assert_eq!((changes[0].raised, changes[0].rate), (true, 10.5));
+        tally.begin(Duration::from_millis(1));
+        assert!(alerts.update(&tally, whole).is_empty());
+        assert!(alerts.any_raised());
+        assert!(!alerts.update(&tally, None)[0].raised);
+        assert!(!alerts.any_raised());
     }
 }

@@ -25,7 +25,7 @@ impl Read for Trickle {
 
 type Frames = Vec<(Option<i64>, LinkKind, i32, Vec<u8>)>;
 
-fn drain(reader: Box<dyn Read + Send>) -> (Frames, Option<String>) {
+fn drain(reader: Box<dyn Read>) -> (Frames, Option<String>) {
     let mut frames = Frames::new();
     let mut capture = match Capture::from_reader(Path::new("fuzz"), reader) {
         Ok(capture) => capture,

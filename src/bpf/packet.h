@@ -34,10 +34,10 @@ struct packet_counters {
 
 /*
  * Bytes of a replayed frame that the program can reach beyond what BPF_PROG_TEST_RUN takes:
- * enough for the longest header chain (two tags, IPv6, eight extension headers of 2,048 bytes)
- * and the payload bytes looked at.
+ * enough for the longest header chain (two tags, IPv6, eight extension headers of 2,048 bytes,
+ * TCP) and a payload pattern 65,535 bytes behind it.
  */
-#define REPLAY_BYTES 32768
+#define REPLAY_BYTES (128 * 1024)
 
 #define PAYLOAD_PATTERN_MAX 16
 

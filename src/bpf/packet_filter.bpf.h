@@ -6,15 +6,23 @@
 #include "packet.bpf.h"
 #include "filter.bpf.h"
 
+/* The verifier takes no pointer into the packet that may be further from its start. */
+#define MAX_PACKET_OFFSET 0xffff
+
 static __always_inline bool payload_matches(const struct frame *f, const struct packet *p)
 {
 	for (__u32 i = 0; i < PAYLOAD_PATTERN_MAX; i++) {
-		__u8 scratch;
-		__u8 *byte;
+		__u64 at = p->payload + filter.payload_offset + i;
+		__u8 scratch = 0;
+		__u8 *byte = &scratch;
 
 		if (i >= filter.payload_len)
 			break;
-		byte = header_at(f, p->payload + filter.payload_offset + i, 1, &scratch);
+		barrier_var(at);
+		if (at < MAX_PACKET_OFFSET)
+			byte = header_at(f, at, 1, &scratch);
+		else if (at >= f->end || copy_out(f, at, &scratch, 1))
+			return false;
 		if (!byte || *byte != filter.payload_bytes[i])
 			return false;
 	}

@@ -56,7 +56,11 @@ static __always_inline bool over_rate(__u64 now)
 	if (!w)
 		return false;
 	bpf_spin_lock(&w->lock);
-	if (now - w->started_ns >= NSEC_PER_SEC) {
+	/*
+	 * A second before the window is over it as well: another CPU may be a little ahead of this
+	 * one, while the clock of a file can be anywhere.
+	 */
+	if (now - w->started_ns + NSEC_PER_SEC >= 2 * NSEC_PER_SEC) {
 		w->started_ns = now;
 		w->used = 0;
 	}
@@ -187,6 +191,8 @@ static __always_inline bool fill_event(struct packet_event *e, struct frame *f,
 static __always_inline bool emit(struct frame *f, const struct packet *p, __u64 now, bool egress)
 {
 	__u64 size = __builtin_offsetof(struct packet_event, payload) + payload_capture;
+	/* In a replay the reader looks after each frame, and needs no waking. */
+	__u64 wake_up = replay ? BPF_RB_NO_WAKEUP : 0;
 	struct packet_event *e;
 
 	if (use_perf_buffer) {
@@ -200,10 +206,10 @@ static __always_inline bool emit(struct frame *f, const struct packet *p, __u64 
 	if (!e)
 		return false;
 	if (!fill_event(e, f, p, now, egress)) {
-		bpf_ringbuf_discard(e, 0);
+		bpf_ringbuf_discard(e, wake_up);
 		return false;
 	}
-	bpf_ringbuf_submit(e, 0);
+	bpf_ringbuf_submit(e, wake_up);
 	return true;
 }
 

@@ -46,6 +46,7 @@ enum {
 };
 
 #define BPF_F_CURRENT_CPU 0xffffffffULL
+#define BPF_RB_NO_WAKEUP  1
 
 enum bpf_hdr_start_off {
 	BPF_HDR_START_MAC = 0,

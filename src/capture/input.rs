@@ -33,13 +33,13 @@ enum Source {
 
 /// The file itself, with the count of bytes that were read from it.
 struct Counted {
-    reader: Chain<Cursor<Vec<u8>>, Box<dyn Read + Send>>,
+    reader: Chain<Cursor<Vec<u8>>, Box<dyn Read>>,
     count: u64,
 }
 
 impl Input {
     /// Begins to read, and finds out whether the data is compressed.
-    pub(super) fn new(mut reader: Box<dyn Read + Send>) -> io::Result<Self> {
+    pub(super) fn new(mut reader: Box<dyn Read>) -> io::Result<Self> {
         let mut magic = Vec::new();
         reader
             .by_ref()

@@ -20,11 +20,13 @@ mod pcapng;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
+use std::rc::Rc;
 
 pub use error::CaptureError;
 pub use link::LinkKind;
@@ -45,9 +47,29 @@ pub struct Capture {
     input: Input,
     format: Format,
     file_len: Option<u64>,
+    before_read: Option<BeforeRead>,
     frames: u64,
     /// Set by the end of the file and by an error: nothing can follow either.
     done: bool,
+}
+
+/// What is done before each read of a file that is not a regular one; see
+/// [`Capture::before_reading`].
+type BeforeRead = Rc<RefCell<Option<Box<dyn FnMut(BorrowedFd<'_>) -> io::Result<()>>>>>;
+
+/// A file whose reads may wait: a pipe, a terminal.
+struct Waiting {
+    file: File,
+    before_read: BeforeRead,
+}
+
+impl Read for Waiting {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if let Some(before_read) = &mut *self.before_read.borrow_mut() {
+            before_read(self.file.as_fd())?;
+        }
+        self.file.read(buf)
+    }
 }
 
 /// One captured frame.
@@ -118,9 +140,32 @@ impl Capture {
             return Err(unopened(Fault::Directory));
         }
 
-        let mut capture = Self::from_reader(name, Box::new(file))?;
-        capture.file_len = meta.is_file().then_some(meta.len());
+        if meta.is_file() {
+            let mut capture = Self::from_reader(name, Box::new(file))?;
+            capture.file_len = Some(meta.len());
+            return Ok(capture);
+        }
+        let before_read = BeforeRead::default();
+        let waiting = Waiting {
+            file,
+            before_read: Rc::clone(&before_read),
+        };
+        let mut capture = Self::from_reader(name, Box::new(waiting))?;
+        capture.before_read = Some(before_read);
         Ok(capture)
+    }
+
+    /// Whether reading may have to wait for a writer.
+    pub fn may_wait(&self) -> bool {
+        self.before_read.is_some()
+    }
+
+    /// Has this called before each further read that may wait, with what is read. Its error, if it
+    /// has one, is what the read ends with.
+    pub fn before_reading(&mut self, call: impl FnMut(BorrowedFd<'_>) -> io::Result<()> + 'static) {
+        if let Some(before_read) = &self.before_read {
+            before_read.replace(Some(Box::new(call)));
+        }
     }
 
     /// Reads a capture from anything; `name` is what errors call it. A read
@@ -128,7 +173,7 @@ impl Capture {
     ///
     /// # Errors
     /// As for [`Capture::open`].
-    pub fn from_reader(name: &Path, reader: Box<dyn Read + Send>) -> Result<Self, CaptureError> {
+    pub fn from_reader(name: &Path, reader: Box<dyn Read>) -> Result<Self, CaptureError> {
         let mut input = match Input::new(reader) {
             Ok(input) => input,
             Err(err) => return Err(CaptureError::new(name, None, Fault::Io(err))),
@@ -139,6 +184,7 @@ impl Capture {
                 input,
                 format,
                 file_len: None,
+                before_read: None,
                 frames: 0,
                 done: false,
             }),

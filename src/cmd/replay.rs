@@ -9,6 +9,7 @@ use libbpf_rs::ProgramInput;
 
 use crate::capture::{Capture, CaptureError, Frame};
 use crate::failure::{Exit, Failure};
+use crate::notice::Notices;
 use crate::output::clock::UnixNanos;
 use crate::session::Session;
 use crate::skel::REPLAY_BYTES;
@@ -76,19 +77,25 @@ pub trait Replayed {
 /// Runs all frames of a file.
 ///
 /// # Errors
-/// The kernel refuses a run. An error in the file is returned in the `Ok`, for all frames before
-/// it were handled and are still to be reported.
+/// A frame's length has no room in 32 bits. An error in the file is returned in the `Ok`, as is
+/// one of the kernel, for all frames before it were handled and are still to be reported.
 pub fn run(
     session: &mut Session,
     capture: &mut Capture,
     replayed: &mut impl Replayed,
 ) -> Result<Option<Failure>, Failure> {
-    let mut progress = Progress::new();
+    if capture.may_wait() {
+        // What was printed must not wait for what comes next, and neither must the end of the run.
+        let io = session.io();
+        capture.before_reading(move |file| io.wait_for_input(file));
+    }
+    let mut progress = Progress::new(session.notices);
     let mut padded = [0; SHORTEST];
     let mut last_at = 0;
     let mut frames = 0u64;
     loop {
         if frames.is_multiple_of(CHECK_EVERY) {
+            session.output.borrow_mut().sink.flush(&session.stop);
             progress.show(capture, frames);
         }
         let output_ended = session.output.borrow().sink.ended().is_some();
@@ -101,6 +108,11 @@ pub fn run(
             Ok(None) => {
                 progress.clear();
                 session.end(ExitReason::EndOfFile);
+                return Ok(None);
+            }
+            // Waiting for more was given up because the run is over.
+            Err(_) if session.is_over() => {
+                progress.clear();
                 return Ok(None);
             }
             Err(error) => {
@@ -129,9 +141,12 @@ pub fn run(
             data_in: Some(data),
             ..ProgramInput::default()
         };
-        replayed
-            .run(session, &frame, &prepared, input)
-            .with_context(|| format!("failed to run frame {frames}"))?;
+        if let Err(error) = replayed.run(session, &frame, &prepared, input) {
+            progress.clear();
+            session.end(ExitReason::Error);
+            let error = error.context(format!("failed to run frame {frames}"));
+            return Ok(Some(error.into()));
+        }
     }
 }
 
@@ -145,9 +160,9 @@ struct Progress {
 impl Progress {
     const EVERY: Duration = Duration::from_millis(500);
 
-    fn new() -> Self {
+    fn new(notices: Notices) -> Self {
         Self {
-            enabled: std::io::stderr().is_terminal() && !std::io::stdout().is_terminal(),
+            enabled: notices.wants_progress() && std::io::stderr().is_terminal(),
             shown: false,
             next: Instant::now() + Self::EVERY,
         }
@@ -163,8 +178,9 @@ impl Progress {
             Some(len) if len > 0 => format!(", {} %", capture.bytes_read() * 100 / len),
             _ => String::new(),
         };
-        // A terminal that is gone needs no progress.
-        let _ = write!(std::io::stderr(), "\r{frames} frames{part}\x1b[K");
+        // The cursor goes back to the beginning, so that a data line on the same terminal, which
+        // is always longer, takes the place of this one. A terminal that is gone needs none.
+        let _ = write!(std::io::stderr(), "\r\x1b[K{frames} frames{part}\r");
     }
 
     fn clear(&mut self) {

@@ -152,7 +152,8 @@ fn run_intervals(
         }
         let at = session.output.borrow().clock.now();
         for counter in &mut *counters {
-            counter.report(session, writer, at, elapsed)?;
+            let cut_short = (wake == Wake::Stop).then_some(args.interval);
+            counter.report(session, writer, at, elapsed, cut_short)?;
         }
         session.output.borrow_mut().sink.flush(&session.stop);
         if wake == Wake::Stop {
@@ -309,6 +310,7 @@ impl<'a> Counter<'a> {
         writer: &CountWriter,
         at: UnixNanos,
         elapsed: Duration,
+        cut_short: Option<Duration>,
     ) -> Result<()> {
         let counters = self.program.counters();
         let count = count_since(self.last, counters.matched, elapsed);
@@ -316,20 +318,25 @@ impl<'a> Counter<'a> {
         if let Some(tally) = &mut self.tally {
             self.program.read_keys(tally, elapsed)?;
         }
+        let place = Place {
+            iface: Some(&self.name),
+            mode: self.mode,
+        };
         report(
             session,
             writer,
             at,
             elapsed,
             &Report {
-                iface: Some(&self.name),
-                mode: self.mode,
+                place,
                 count,
                 untracked: counters.untracked,
             },
             self.tally.as_ref(),
-            self.alerts.as_mut(),
         );
+        if let (Some(alerts), Some(tally)) = (&mut self.alerts, &self.tally) {
+            report_alerts(session, writer, at, place, alerts, tally, cut_short);
+        }
         Ok(())
     }
 }
@@ -362,9 +369,16 @@ fn tell_changes(interface: &Interface, before: Result<Snapshot>, notices: Notice
     }
 }
 
-struct Report<'a> {
+/// Where counts are from.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    /// `None` in a replay.
     iface: Option<&'a str>,
     mode: &'a str,
+}
+
+struct Report<'a> {
+    place: Place<'a>,
     count: Count,
     untracked: u64,
 }
@@ -378,7 +392,7 @@ fn count_since(last: u64, total: u64, elapsed: Duration) -> Count {
     }
 }
 
-/// Writes the lines of an interval, then those of the alerts that it raised or cleared.
+/// Writes the lines of an interval.
 fn report(
     session: &Session,
     writer: &CountWriter,
@@ -386,14 +400,13 @@ fn report(
     elapsed: Duration,
     report: &Report<'_>,
     tally: Option<&Tally>,
-    alerts: Option<&mut Alerts>,
 ) {
     let top = tally
         .filter(|tally| tally.top > 0)
         .map(|tally| (tally.by.name(), tally.busiest()));
     let interval = Interval {
-        iface: report.iface,
-        mode: report.mode,
+        iface: report.place.iface,
+        mode: report.place.mode,
         seconds: elapsed.as_secs_f64(),
         count: report.count,
         by: top
@@ -410,12 +423,23 @@ fn report(
             sink.line(&session.stop, |out| writer.text(out, clock, at, &interval))
         }
     };
-    let (Some(alerts), Some(tally)) = (alerts, tally) else {
-        return;
-    };
-    for change in alerts.update(tally) {
+}
+
+/// Writes the alerts that an interval raised or cleared; see [`Alerts::update`].
+fn report_alerts(
+    session: &Session,
+    writer: &CountWriter,
+    at: UnixNanos,
+    place: Place<'_>,
+    alerts: &mut Alerts,
+    tally: &Tally,
+    cut_short: Option<Duration>,
+) {
+    let mut output = session.output.borrow_mut();
+    let Output { sink, clock } = &mut *output;
+    for change in alerts.update(tally, cut_short) {
         let alert = Alert {
-            iface: report.iface,
+            iface: place.iface,
             raised: change.raised,
             key: &change.key,
             rate: change.rate,
@@ -426,7 +450,7 @@ fn report(
                 writer.json_alert(out, clock, at, &alert)
             }),
             OutputFormat::Text => sink.line(&session.stop, |out| {
-                writer.text_alert(out, clock, at, report.mode, &alert);
+                writer.text_alert(out, clock, at, place.mode, &alert);
             }),
         };
     }
@@ -584,15 +608,13 @@ fn replay_file(args: &SynCountArgs, filter: &Filter, file: &Path) -> Result<Exit
         writer: &writer,
         interval: i64::try_from(args.interval.as_nanos()).unwrap_or(i64::MAX),
         started: None,
-        latest: 0,
+        latest: UnixNanos::MIN,
         last: 0,
         tally: tally(args),
         alerts: args.alert.map(Alerts::new),
     };
     let file_error = replay::run(&mut session, &mut capture, &mut replay)?;
-    if let Some(started) = replay.started {
-        replay.close_interval(&session, replay.latest.saturating_sub(started))?;
-    }
+    replay.close_last_interval(&session)?;
     session.output.borrow_mut().sink.flush(&session.stop);
     let counters = replay.program.counters();
     let summary = summary(&session, session.stop.elapsed(), counters);
@@ -615,10 +637,20 @@ struct Replay<'a> {
 }
 
 impl Replay<'_> {
-    /// Reports an interval of this length, in ns. A file may hold no time at all between its
-    /// first frame and its last; rates are then those of a whole interval.
-    fn close_interval(&mut self, session: &Session, length: i64) -> Result<()> {
-        let length = if length > 0 { length } else { self.interval };
+    /// Where the counts of a file are from.
+    const PLACE: Place<'static> = Place {
+        iface: None,
+        mode: "replay",
+    };
+
+    /// Reports the interval that has begun, of this length in ns; with `cut_short` the file ended
+    /// within it.
+    fn close_interval(
+        &mut self,
+        session: &Session,
+        length: i64,
+        cut_short: Option<Duration>,
+    ) -> Result<()> {
         let elapsed = Duration::from_nanos(length.unsigned_abs());
         let counters = self.program.counters();
         let count = count_since(self.last, counters.matched, elapsed);
@@ -627,22 +659,45 @@ impl Replay<'_> {
             self.program.read_keys(tally, elapsed)?;
         }
         let interval = Report {
-            iface: None,
-            mode: "replay",
+            place: Self::PLACE,
             count,
             untracked: counters.untracked,
         };
         let at = self.started.unwrap_or(self.latest).saturating_add(length);
-        report(
-            session,
-            self.writer,
-            at,
-            elapsed,
-            &interval,
-            self.tally.as_ref(),
-            self.alerts.as_mut(),
-        );
+        let tally = self.tally.as_ref();
+        report(session, self.writer, at, elapsed, &interval, tally);
+        if let (Some(alerts), Some(tally)) = (&mut self.alerts, tally) {
+            let place = Self::PLACE;
+            report_alerts(session, self.writer, at, place, alerts, tally, cut_short);
+        }
         Ok(())
+    }
+
+    /// Reports the last interval. A file may hold no time at all between its first frame and its
+    /// last; rates are then those of a whole interval.
+    fn close_last_interval(&mut self, session: &Session) -> Result<()> {
+        let Some(started) = self.started else {
+            return Ok(());
+        };
+        let length = match self.latest.saturating_sub(started) {
+            length @ 1.. => length,
+            _ => self.interval,
+        };
+        let whole = Duration::from_nanos(self.interval.unsigned_abs());
+        self.close_interval(session, length, Some(whole))
+    }
+
+    /// Passes over intervals in which the file has no frame: no line is written for them, but the
+    /// first one clears what alerts there are.
+    fn pass_over(&mut self, session: &Session, empty_until: UnixNanos) {
+        let (Some(alerts), Some(tally)) = (&mut self.alerts, &mut self.tally) else {
+            return;
+        };
+        if alerts.any_raised() {
+            tally.begin(Duration::from_nanos(self.interval.unsigned_abs()));
+            let (writer, place, at) = (self.writer, Self::PLACE, empty_until);
+            report_alerts(session, writer, at, place, alerts, tally, None);
+        }
     }
 }
 
@@ -657,10 +712,18 @@ impl Replayed for Replay<'_> {
         let started = *self.started.get_or_insert(prepared.at);
         let passed = prepared.at.saturating_sub(started);
         if passed >= self.interval {
-            self.close_interval(session, self.interval)?;
+            self.close_interval(session, self.interval, None)?;
             // Intervals without a frame are left out: a file may skip over years.
-            let whole = passed / self.interval * self.interval;
-            self.started = Some(started.saturating_add(whole));
+            let intervals = passed / self.interval;
+            if intervals > 1 {
+                let second = self.interval.saturating_mul(2);
+                self.pass_over(session, started.saturating_add(second));
+            }
+            self.started = Some(started.saturating_add(intervals * self.interval));
+            // This frame is behind the last line that was asked for.
+            if session.output.borrow().sink.ended().is_some() {
+                return Ok(());
+            }
         }
         self.latest = self.latest.max(prepared.at);
         let bss = self

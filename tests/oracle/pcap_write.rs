@@ -109,6 +109,11 @@ impl<W: Write> Pcap<W> {
         self.out.write_all(frame.bytes)
     }
 
+    /// Flushes `out`.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+
     pub fn finish(self) -> W {
         self.out
     }

@@ -1,0 +1,547 @@
+//! The filters, against a plain one that is written here.
+
+use std::fmt::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::crafted;
+use crate::oracle::frames::{Ipv4, Ipv6, Random, Segment, on_link, vlan};
+use crate::oracle::{Link, Tcp, is_syn, judge};
+use crate::parity::{
+    COUNT_TC, COUNT_XDP, CaptureFile, MONITOR, event, for_each, hex, payload, seed,
+};
+
+const FLAGS: [&str; 8] = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
+
+/// Addresses that prefixes of every length tell apart.
+const ADDRESSES: [&str; 16] = [
+    "0.0.0.0",
+    "10.0.0.1",
+    "10.0.0.2",
+    "10.128.0.1",
+    "192.0.2.1",
+    "192.0.2.129",
+    "32.1.13.184",
+    "255.255.255.255",
+    "::",
+    "::1",
+    "a00:1::",
+    "2001:db8::1",
+    "2001:db8::8000:0:0:1",
+    "2001:db8:8000::1",
+    "::ffff:10.0.0.1",
+    "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+];
+const PORTS: [u16; 9] = [0, 1, 63, 64, 80, 443, 0x1234, 0x3412, 65535];
+
+/// A filter as the command line has it, all parts of which must hold.
+#[derive(Clone, Debug, Default)]
+struct Filter {
+    src: Vec<Prefix>,
+    dst: Vec<Prefix>,
+    sport: Vec<(u16, u16)>,
+    port: Vec<(u16, u16)>,
+    flags: Option<Vec<(usize, bool)>>,
+    payload: Option<(usize, Vec<u8>)>,
+    version: Option<u8>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Prefix {
+    address: IpAddr,
+    length: u8,
+    excluded: bool,
+}
+
+impl Prefix {
+    fn holds(&self, address: IpAddr) -> bool {
+        // The bits of a number, of which the first ones are compared.
+        let (bits, width) = match (self.address, address) {
+            (IpAddr::V4(prefix), IpAddr::V4(address)) => {
+                (u128::from(prefix.to_bits() ^ address.to_bits()), 32)
+            }
+            (IpAddr::V6(prefix), IpAddr::V6(address)) => {
+                (prefix.to_bits() ^ address.to_bits(), 128)
+            }
+            _ => return false,
+        };
+        bits.checked_shr(width - u32::from(self.length))
+            .unwrap_or(0)
+            == 0
+    }
+}
+
+impl Filter {
+    fn random(random: &mut Random) -> Self {
+        let mut filter = Self::default();
+        if random.percent(40) {
+            filter.src = prefixes(random);
+        }
+        if random.percent(40) {
+            filter.dst = prefixes(random);
+        }
+        if random.percent(30) {
+            filter.sport = ports(random);
+        }
+        if random.percent(30) {
+            filter.port = ports(random);
+        }
+        if random.percent(60) {
+            let count = random.below(3);
+            let first = random.below(8);
+            let flags = (0..count).map(|at| ((first + at * 3) % 8, random.percent(50)));
+            filter.flags = Some(flags.collect());
+        }
+        if random.percent(25) {
+            let offset = random.pick(&[0, 0, 1, 2, 7, 15, 1000]);
+            let length = random.pick(&[1, 2, 16]);
+            filter.payload = Some((offset, pattern(offset, length)));
+        }
+        if random.percent(25) {
+            filter.version = Some(random.pick(&[4, 6]));
+        }
+        filter
+    }
+
+    fn options(&self) -> Vec<String> {
+        let mut options = Vec::new();
+        for (name, prefixes) in [("--src", &self.src), ("--dst", &self.dst)] {
+            for prefix in prefixes {
+                let excluded = if prefix.excluded { "!" } else { "" };
+                options.push(name.into());
+                options.push(format!("{excluded}{}/{}", prefix.address, prefix.length));
+            }
+        }
+        for (name, ranges) in [("--sport", &self.sport), ("--port", &self.port)] {
+            let ranges = ranges.iter().map(|(first, last)| match first == last {
+                true => first.to_string(),
+                false => format!("{first}-{last}"),
+            });
+            let list = ranges.collect::<Vec<_>>().join(",");
+            if !list.is_empty() {
+                options.extend([name.into(), list]);
+            }
+        }
+        if let Some(flags) = &self.flags {
+            let names = flags.iter().map(|(bit, set)| match set {
+                true => FLAGS[*bit].to_owned(),
+                false => format!("!{}", FLAGS[*bit]),
+            });
+            let spec = names.collect::<Vec<_>>().join(",");
+            let spec = if spec.is_empty() { "any".into() } else { spec };
+            options.extend(["--flags".into(), spec]);
+        }
+        if let Some((offset, bytes)) = &self.payload {
+            options.extend(["--payload".into(), format!("{offset}:{}", hex(bytes))]);
+        }
+        if let Some(version) = self.version {
+            options.push(format!("-{version}"));
+        }
+        options
+    }
+
+    /// Whether a packet passes; port-monitor asks for SYNs unless it is told which flags.
+    fn takes(&self, tcp: &Tcp, payload: &[u8]) -> bool {
+        let address = |prefixes: &[Prefix], address| {
+            let mut wanted = prefixes.iter().filter(|it| !it.excluded).peekable();
+            let mut excluded = prefixes.iter().filter(|it| it.excluded);
+            (wanted.peek().is_none() || wanted.any(|it| it.holds(address)))
+                && !excluded.any(|it| it.holds(address))
+        };
+        let port = |ranges: &[(u16, u16)], port| {
+            ranges.is_empty()
+                || ranges
+                    .iter()
+                    .any(|(first, last)| (*first..=*last).contains(&port))
+        };
+        let flags = match &self.flags {
+            Some(flags) => flags
+                .iter()
+                .all(|(bit, set)| (tcp.flags & 1 << bit != 0) == *set),
+            None => is_syn(tcp.flags),
+        };
+        flags
+            && address(&self.src, tcp.saddr)
+            && address(&self.dst, tcp.daddr)
+            && port(&self.sport, tcp.sport)
+            && port(&self.port, tcp.dport)
+            && self.version.is_none_or(|version| version == tcp.ip_version)
+            && self.payload.as_ref().is_none_or(|(offset, bytes)| {
+                payload.get(*offset..offset + bytes.len()) == Some(bytes)
+            })
+    }
+
+    /// Whether the flags leave no SYN over, which syn-count refuses.
+    fn excludes_syns(&self) -> bool {
+        let flags = self.flags.iter().flatten();
+        flags
+            .into_iter()
+            .any(|it| *it == (1, false) || *it == (4, true))
+    }
+}
+
+fn address(random: &mut Random) -> IpAddr {
+    random.pick(&ADDRESSES).parse().unwrap()
+}
+
+fn prefixes(random: &mut Random) -> Vec<Prefix> {
+    let count = 1 + random.below(4);
+    (0..count)
+        .map(|_| {
+            let address = address(random);
+            let width = if address.is_ipv4() { 32 } else { 128 };
+            let length = match random.below(4) {
+                0 => width,
+                1 => random.pick(&[0, 1, 8, 31]),
+                _ => u8::try_from(random.below(usize::from(width) + 1)).unwrap(),
+            };
+            Prefix {
+                address,
+                length,
+                excluded: random.percent(35),
+            }
+        })
+        .collect()
+}
+
+fn ports(random: &mut Random) -> Vec<(u16, u16)> {
+    let count = 1 + random.below(3);
+    (0..count)
+        .map(|_| {
+            let (a, b) = (random.pick(&PORTS), random.pick(&PORTS));
+            if random.percent(50) {
+                (a, a)
+            } else {
+                (a.min(b), a.max(b))
+            }
+        })
+        .collect()
+}
+
+/// What a payload of a frame below holds at an offset, if it reaches that far.
+fn pattern(offset: usize, length: usize) -> Vec<u8> {
+    (offset..offset + length)
+        .map(|at| (at % 251) as u8)
+        .collect()
+}
+
+/// Frames with addresses and ports of few values, so that filters tell them apart.
+fn some_frames(random: &mut Random, count: usize) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    while frames.len() < count {
+        let length = random.pick(&[0, 0, 1, 3, 16, 20, 1015, 1016, 1100]);
+        let mut payload = pattern(0, length);
+        if random.percent(20) && length > 0 {
+            payload[random.below(length.min(20))] ^= 0x40;
+        }
+        let segment = Segment {
+            sport: random.pick(&PORTS),
+            dport: random.pick(&PORTS),
+            flags: random.pick(&[0x02, 0x02, 0x02, 0xc2, 0x12, 0x10, 0x18, 0x04, 0xff, 0]),
+            payload,
+            ..Segment::default()
+        };
+        let packet = match (address(random), address(random)) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => Ipv4 {
+                source: source.octets(),
+                destination: destination.octets(),
+                ..Ipv4::default()
+            }
+            .tcp(&segment),
+            (IpAddr::V6(source), IpAddr::V6(destination)) => Ipv6 {
+                source: source.octets(),
+                destination: destination.octets(),
+                ..Ipv6::default()
+            }
+            .tcp(&segment),
+            _ => continue,
+        };
+        let tags = if random.percent(20) {
+            vec![vlan(5)]
+        } else {
+            vec![]
+        };
+        let mut frame = on_link(Link::Ethernet, &tags, &packet);
+        if random.percent(5) {
+            frame.truncate(random.below(frame.len()));
+        }
+        frames.push(frame);
+    }
+    frames
+}
+
+/// Runs a filter through all programs; true if some frames pass and others don't.
+fn check(filter: &Filter, file: &CaptureFile, frames: &[Vec<u8>]) -> bool {
+    let options = filter.options();
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let mut events = Vec::new();
+    let mut syns = 0;
+    let mut packets = 0;
+    for (frame, second) in frames.iter().zip(1..) {
+        let Some(tcp) = judge(frame, Link::Ethernet).packet else {
+            continue;
+        };
+        packets += 1;
+        if filter.takes(&tcp, payload(frame, &tcp)) {
+            syns += u64::from(is_syn(tcp.flags));
+            events.push(event(&tcp, second * 1_000_000_000));
+        }
+    }
+
+    for program in [COUNT_XDP, COUNT_TC] {
+        let output = file.replay(program, &options);
+        if filter.excludes_syns() {
+            assert_eq!(output.code(), 2, "{options:?}: {:?}", output.stderr);
+            continue;
+        }
+        assert_eq!(output.code(), 0, "{options:?}: {:?}", output.stderr);
+        let summary = output.summary();
+        assert_eq!(summary["syn_total"], syns, "{program:?} {options:?}");
+        assert_eq!(summary["packets"], frames.len(), "{options:?}");
+        assert_eq!(summary["verdicts"]["tcp"], packets, "{options:?}");
+    }
+    let output = file.replay(MONITOR, &options);
+    assert_eq!(output.code(), 0, "{options:?}: {:?}", output.stderr);
+    assert_eq!(output.summary()["matched"], events.len(), "{options:?}");
+    for (found, wanted) in output.events("packet").iter().zip(&events) {
+        assert_eq!(found, wanted, "{options:?}");
+    }
+    (1..packets).contains(&events.len())
+}
+
+#[test]
+fn random_filters_pass_what_a_plain_filter_passes() {
+    let seed = seed("random_filters_pass_what_a_plain_filter_passes");
+    let mut random = Random::new(seed);
+    let frames = some_frames(&mut random, 2000);
+    let file = CaptureFile::of(Link::Ethernet, &frames);
+    let filters: Vec<_> = (0..100).map(|_| Filter::random(&mut random)).collect();
+    let telling = AtomicU32::new(0);
+    for_each(&filters, |filter| {
+        telling.fetch_add(check(filter, &file, &frames).into(), Ordering::Relaxed);
+    });
+    let telling = telling.into_inner();
+    assert!(
+        telling >= 25,
+        "only {telling} filters passed some and not others"
+    );
+}
+
+#[test]
+fn each_part_of_a_filter_works_alone() {
+    let mut random = Random::new(1);
+    let frames = some_frames(&mut random, 2000);
+    let file = CaptureFile::of(Link::Ethernet, &frames);
+    let prefix = |text: &str, length, excluded| Prefix {
+        address: text.parse().unwrap(),
+        length,
+        excluded,
+    };
+    let any = || Filter {
+        flags: Some(Vec::new()),
+        ..Filter::default()
+    };
+    let mut filters = Vec::new();
+    for prefixes in [
+        vec![prefix("10.0.0.1", 32, false)],
+        vec![prefix("10.0.0.1", 32, true)],
+        vec![prefix("::", 0, false)],
+        vec![prefix("0.0.0.0", 0, true)],
+        vec![prefix("10.0.0.0", 8, false), prefix("10.128.0.0", 9, true)],
+        vec![prefix("2001:db8::", 65, false)],
+        vec![prefix("2001:db8::8000:0:0:1", 128, false)],
+    ] {
+        filters.push(Filter {
+            src: prefixes.clone(),
+            ..any()
+        });
+        filters.push(Filter {
+            dst: prefixes,
+            ..any()
+        });
+    }
+    for ranges in [
+        vec![(0, 0)],
+        vec![(65535, 65535)],
+        vec![(0x1234, 0x1234)],
+        vec![(63, 64)],
+    ] {
+        filters.push(Filter {
+            sport: ranges.clone(),
+            ..any()
+        });
+        filters.push(Filter {
+            port: ranges,
+            ..any()
+        });
+    }
+    for bit in 0..8 {
+        for set in [false, true] {
+            filters.push(Filter {
+                flags: Some(vec![(bit, set)]),
+                ..Filter::default()
+            });
+        }
+    }
+    for version in [4, 6] {
+        filters.push(Filter {
+            version: Some(version),
+            ..any()
+        });
+    }
+    for (offset, length) in [(0, 1), (0, 16), (19, 1), (19, 2), (1000, 16)] {
+        filters.push(Filter {
+            payload: Some((offset, pattern(offset, length))),
+            ..any()
+        });
+    }
+    for_each(&filters, |filter| {
+        assert!(check(filter, &file, &frames), "{filter:?}");
+    });
+}
+
+#[test]
+fn a_payload_pattern_is_found_wherever_it_is_and_nowhere_else() {
+    let mut frames: Vec<Vec<u8>> = Vec::new();
+    for length in [0, 15, 16, 17, 2000, 2050, 32_700, 40_016, 65_490] {
+        let segment = Segment {
+            payload: pattern(0, length),
+            ..Segment::default()
+        };
+        let ip = Ipv4::default();
+        frames.push(on_link(Link::Ethernet, &[], &ip.tcp(&segment)));
+    }
+    // The IP packet ends within the pattern, and the frame goes on with the right bytes.
+    let segment = Segment {
+        payload: pattern(0, 3000),
+        ..Segment::default()
+    };
+    for total_length in [40 + 16, 40 + 15, 40, 40 + 2015, 40 + 2016] {
+        let ip = Ipv4 {
+            total_length: Some(total_length),
+            ..Ipv4::default()
+        };
+        frames.push(on_link(Link::Ethernet, &[], &ip.tcp(&segment)));
+    }
+    // A length of 0 says nothing: a packet larger than a length field can tell.
+    let segment = Segment {
+        payload: pattern(0, 65_551),
+        ..Segment::default()
+    };
+    for length in [0, 1] {
+        let ip = Ipv4 {
+            total_length: Some(0),
+            ..Ipv4::default()
+        };
+        let mut frame = on_link(Link::Ethernet, &[], &ip.tcp(&segment));
+        frame.truncate(frame.len() - length);
+        frames.push(frame);
+    }
+    frames.extend(crafted::long_frames().into_iter().map(|(frame, _)| frame));
+    let file = CaptureFile::of(Link::Ethernet, &frames);
+    for offset in [
+        0, 1, 1984, 2000, 2034, 32_684, 32_767, 40_000, 65_474, 65_535,
+    ] {
+        for length in [1, 16] {
+            let filter = Filter {
+                payload: Some((offset, pattern(offset, length))),
+                ..Filter::default()
+            };
+            assert!(check(&filter, &file, &frames), "{filter:?}");
+        }
+    }
+    // Text and hex are the same.
+    let text = Segment {
+        payload: b"GET / HTTP".to_vec(),
+        ..Segment::default()
+    };
+    let frame = on_link(Link::Ethernet, &[], &Ipv4::default().tcp(&text));
+    let file = CaptureFile::of(Link::Ethernet, &[frame]);
+    for (pattern, matched) in [
+        ("0:\"GET \"", 1),
+        ("0:474554", 1),
+        ("4:\"/ HTTP\"", 1),
+        ("5:\"/ HTTP\"", 0),
+        ("5:\" HTTP/\"", 0),
+    ] {
+        let output = file.replay(MONITOR, &["--payload", pattern]);
+        assert_eq!(output.summary()["matched"], matched, "{pattern}");
+    }
+}
+
+#[test]
+fn lists_of_thousands_of_prefixes_are_taken() {
+    let seed = seed("lists_of_thousands_of_prefixes_are_taken");
+    let mut random = Random::new(seed);
+    let mut wanted = Vec::new();
+    for _ in 0..3000 {
+        let v4 = random.percent(50);
+        let bits = random.next();
+        let (address, length) = match v4 {
+            true => {
+                // Within 10.0.0.0/12, so that addresses at random meet some of them.
+                let host = 0x0a00_0000 | bits as u32 & 0x000f_ffff;
+                (
+                    IpAddr::from(Ipv4Addr::from_bits(host)),
+                    random.pick(&[20, 24, 32]),
+                )
+            }
+            false => {
+                let host = 0x2001_0db8_u128 << 96 | u128::from(bits as u16) << 64;
+                (
+                    IpAddr::from(Ipv6Addr::from_bits(host)),
+                    random.pick(&[60, 64]),
+                )
+            }
+        };
+        wanted.push(Prefix {
+            address,
+            length,
+            excluded: random.percent(30),
+        });
+    }
+    let frames: Vec<Vec<u8>> = (0..3000)
+        .map(|number| {
+            let bits = random.next();
+            let packet = match number % 2 {
+                0 => Ipv4 {
+                    source: (0x0a00_0000 | bits as u32 & 0x000f_ffff).to_be_bytes(),
+                    ..Ipv4::default()
+                }
+                .tcp(&Segment::default()),
+                _ => Ipv6 {
+                    source: (0x2001_0db8_u128 << 96 | u128::from(bits as u16) << 64).to_be_bytes(),
+                    ..Ipv6::default()
+                }
+                .tcp(&Segment::default()),
+            };
+            on_link(Link::Ethernet, &[], &packet)
+        })
+        .collect();
+    let mut list = String::new();
+    for prefix in &wanted {
+        let comma = if list.is_empty() { "" } else { "," };
+        let excluded = if prefix.excluded { "!" } else { "" };
+        write!(
+            list,
+            "{comma}{excluded}{}/{}",
+            prefix.address, prefix.length
+        )
+        .unwrap();
+    }
+    let filter = Filter {
+        src: wanted,
+        ..Filter::default()
+    };
+    let expected = frames.iter().filter(|frame| {
+        let tcp = judge(frame, Link::Ethernet).packet.unwrap();
+        filter.takes(&tcp, &[])
+    });
+    let expected = expected.count();
+    assert!((100..2900).contains(&expected), "{expected} pass");
+    let file = CaptureFile::of(Link::Ethernet, &frames);
+    for program in [COUNT_XDP, COUNT_TC, MONITOR] {
+        let output = file.replay(program, &["--src", &list]);
+        assert_eq!(output.summary()["matched"], expected, "{program:?}");
+    }
+}

@@ -1,0 +1,335 @@
+//! Runs a capture file through the tool, and says what the oracle expects of it.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::common::{Output, Tool, command};
+use crate::oracle::capture::Record;
+use crate::oracle::{Link, Tcp, Verdict, judge, pcap_write};
+
+/// The commands that replay, as they are compared: one for each of the programs.
+pub const COUNT_XDP: &[&str] = &["syn-count", "--json"];
+pub const COUNT_TC: &[&str] = &["syn-count", "--json", "--mode", "tc"];
+pub const MONITOR: &[&str] = &["port-monitor", "--json"];
+pub const MONITOR_PERF: &[&str] = &["port-monitor", "--json", "--buffer", "perf"];
+pub const PROGRAMS: [&[&str]; 3] = [COUNT_XDP, COUNT_TC, MONITOR];
+
+/// The seed of everything random in a test. It differs from run to run unless the environment says
+/// which, and is told so that a failure can be repeated.
+pub fn seed(test: &str) -> u64 {
+    let seed = match std::env::var("TCPINSPECT_SEED") {
+        Ok(seed) => seed.parse().expect("TCPINSPECT_SEED is a number"),
+        Err(_) => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+            u64::try_from(now.as_micros()).unwrap()
+        }
+    };
+    let _ = writeln!(std::io::stderr(), "{test}: TCPINSPECT_SEED={seed}");
+    seed
+}
+
+/// Does something for each item, some at a time: the tool spends more time waiting for the kernel
+/// to set up and clear away than working.
+pub fn for_each<T: Sync>(items: &[T], work: impl Fn(&T) + Sync) {
+    let next = AtomicUsize::new(0);
+    let take = || items.get(next.fetch_add(1, Ordering::Relaxed));
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while let Some(item) = take() {
+                    work(item);
+                }
+            });
+        }
+    });
+}
+
+/// A capture file for as long as it is needed.
+pub struct CaptureFile {
+    _directory: TempDir,
+    pub path: PathBuf,
+}
+
+impl CaptureFile {
+    pub fn new(bytes: &[u8]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("frames.pcap");
+        fs::write(&path, bytes).unwrap();
+        Self {
+            _directory: directory,
+            path,
+        }
+    }
+
+    /// Frames of one link type, a second apart from second 1 on.
+    pub fn of(link: Link, frames: &[Vec<u8>]) -> Self {
+        Self::new(&pcap_write::pcap(link.to_type(), frames))
+    }
+
+    /// Runs the tool over the file, to its end.
+    pub fn replay(&self, program: &[&str], options: &[&str]) -> Output {
+        replay(&self.path, program, options)
+    }
+}
+
+/// Runs the tool over a file, to its end.
+pub fn replay(file: &Path, program: &[&str], options: &[&str]) -> Output {
+    let mut command = command([program, options].concat());
+    command.arg("-r").arg(file);
+    Tool::spawn(&mut command).finish()
+}
+
+/// What the summary must say under `verdicts`.
+pub fn verdicts(found: impl IntoIterator<Item = Verdict>) -> Value {
+    let mut counts = Verdict::ALL.map(|verdict| (verdict, 0_u64));
+    for verdict in found {
+        counts[verdict as usize].1 += 1;
+    }
+    let counts = counts.map(|(verdict, count)| (verdict.name().to_owned(), count.into()));
+    Value::Object(counts.into_iter().collect())
+}
+
+/// The `packet` event that must come of a frame at this time, which has to be within what 64 bits
+/// of nanoseconds hold: what a file says beyond that (a capture from the year 4139, say) is shown
+/// as the end of that range.
+pub fn event(tcp: &Tcp, ts_ns: i128) -> Value {
+    let ts_ns = ts_ns.clamp(i64::MIN.into(), i64::MAX.into());
+    const FLAGS: [&str; 8] = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
+    let flags = (0..8).filter(|bit| tcp.flags & 1 << bit != 0);
+    let flags: Vec<&str> = flags.map(|bit| FLAGS[bit]).collect();
+    let mac = |mac: Option<[u8; 6]>| mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
+    // In two steps: the macro has a limit to how many pairs it takes at once.
+    let mut event = json!({
+        "ts": rfc3339(ts_ns),
+        "event": "packet",
+        "iface": null,
+        "direction": "ingress",
+        "src_mac": mac(tcp.src_mac),
+        "dst_mac": mac(tcp.dst_mac),
+        "ethertype": tcp.ethertype,
+        "vlan": tcp.vlan,
+        "ip_version": tcp.ip_version,
+        "saddr": tcp.saddr.to_string(),
+        "daddr": tcp.daddr.to_string(),
+        "ttl": tcp.ttl,
+        "tos": tcp.tos,
+        "ip_id": tcp.ip_id,
+        "ip_len": tcp.ip_len,
+        "ip_header_len": tcp.ip_header_len,
+    });
+    let rest = json!({
+        "sport": tcp.sport,
+        "dport": tcp.dport,
+        "seq": tcp.seq,
+        "ack": tcp.ack,
+        "data_offset": tcp.data_offset,
+        "tcp_flags": flags,
+        "tcp_flags_raw": tcp.flags,
+        "window": tcp.window,
+        "checksum": tcp.checksum,
+        "urgent": tcp.urgent,
+        "mss": tcp.options.mss,
+        "wscale": tcp.options.wscale,
+        "sack_permitted": tcp.options.sack_permitted,
+        "ts_val": tcp.options.ts_val,
+        "ts_ecr": tcp.options.ts_ecr,
+        "payload_offset": tcp.payload_offset,
+        "payload_len": tcp.payload_len,
+        "payload": null,
+    });
+    let (Value::Object(all), Value::Object(rest)) = (&mut event, rest) else {
+        unreachable!("both are objects");
+    };
+    all.extend(rest);
+    event
+}
+
+/// The payload bytes of a frame that was judged to be this packet.
+pub fn payload<'a>(frame: &'a [u8], tcp: &Tcp) -> &'a [u8] {
+    match tcp.payload_len {
+        0 => &[],
+        len => &frame[tcp.payload_offset..][..len],
+    }
+}
+
+/// Bytes as the tool prints them.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// RFC 3339 in UTC with nanoseconds.
+pub fn rfc3339(ts_ns: i128) -> String {
+    let second = i64::try_from(ts_ns.div_euclid(1_000_000_000)).unwrap();
+    let second = Timestamp::from_second(second).unwrap();
+    let nanos = ts_ns.rem_euclid(1_000_000_000);
+    format!("{}.{nanos:09}Z", second.strftime("%Y-%m-%dT%H:%M:%S"))
+}
+
+/// Frames as a reader of their file gives them.
+pub fn records(link: Link, frames: &[Vec<u8>]) -> Vec<Record<'_>> {
+    let link_type = u32::from(link.to_type());
+    frames
+        .iter()
+        .zip(1..)
+        .map(|(bytes, second)| Record {
+            link_type,
+            ts_ns: second * 1_000_000_000,
+            bytes,
+            original_len: u32::try_from(bytes.len()).unwrap(),
+        })
+        .collect()
+}
+
+/// Runs frames of one link type through all programs, which must agree with the oracle on the
+/// verdict of each, on each SYN, and on each field of each event.
+pub fn check_frames(what: &str, link: Link, frames: &[Vec<u8>]) {
+    let file = CaptureFile::of(link, frames);
+    let records = records(link, frames);
+    check_records(what, &file.path, &records, frames.len(), Ending::EndOfFile);
+
+    // Only counts are told of verdicts, and two errors could make up for each other: so once more
+    // with the frames of each verdict alone.
+    for verdict in Verdict::ALL {
+        let is_it = |frame: &&Vec<u8>| judge(frame, link).verdict == verdict;
+        let of_it: Vec<Vec<u8>> = frames.iter().filter(is_it).cloned().collect();
+        if of_it.is_empty() {
+            continue;
+        }
+        let file = CaptureFile::of(link, &of_it);
+        for program in PROGRAMS {
+            let output = file.replay(program, &["-c", "1000000000"]);
+            let wanted = verdicts(of_it.iter().map(|_| verdict));
+            let found = &output.summary()["verdicts"];
+            if *found != wanted {
+                let culprit = find_culprit(program, link, verdict, &of_it);
+                panic!(
+                    "{what}: {program:?} on {link:?}: {found} instead of {wanted}, \
+                     for example {verdict:?} {}",
+                    hex(culprit)
+                );
+            }
+        }
+    }
+}
+
+/// A frame that the program does not find to be what the oracle says, by halving.
+fn find_culprit<'a>(
+    program: &[&str],
+    link: Link,
+    verdict: Verdict,
+    frames: &'a [Vec<u8>],
+) -> &'a [u8] {
+    if let [frame] = frames {
+        return frame;
+    }
+    let (first, second) = frames.split_at(frames.len() / 2);
+    let output = CaptureFile::of(link, first).replay(program, &[]);
+    let is_right = output.summary()["verdicts"][verdict.name()] == first.len();
+    find_culprit(
+        program,
+        link,
+        verdict,
+        if is_right { second } else { first },
+    )
+}
+
+/// How a replay must end.
+#[derive(Clone, Copy)]
+pub enum Ending<'a> {
+    EndOfFile,
+    /// With this status, and a complaint that has this in it.
+    Error(i32, &'a str),
+}
+
+impl Ending<'_> {
+    fn check(self, what: &str, output: &Output) {
+        let reason = &output.summary()["exit_reason"];
+        match self {
+            Self::EndOfFile => {
+                assert_eq!(output.code(), 0, "{what}: {:?}", output.stderr);
+                assert_eq!(reason, "end_of_file", "{what}");
+                assert!(output.stderr.is_empty(), "{what}: {:?}", output.stderr);
+            }
+            Self::Error(code, why) => {
+                assert_eq!(output.code(), code, "{what}: {:?}", output.stderr);
+                assert_eq!(reason, "error", "{what}");
+                let (error, _) = output.complaint();
+                assert!(error.contains(why), "{what}: {error}");
+            }
+        }
+    }
+}
+
+/// Runs a file, of which the oracle's reader gives these records, through all programs, which must
+/// agree with the oracle on the number of each verdict, on SYNs, and on each field of each event.
+/// `apart` of the records are, from the first on, each at least a second after the one before: of
+/// them it is checked which are SYNs, of the others how many.
+pub fn check_records(
+    what: &str,
+    file: &Path,
+    records: &[Record],
+    apart: usize,
+    ending: Ending<'_>,
+) {
+    let judgements: Vec<_> = records
+        .iter()
+        .map(|record| {
+            let link = Link::from_type(record.link_type).expect("a supported link type");
+            judge(record.bytes, link)
+        })
+        .collect();
+    let wanted = verdicts(judgements.iter().map(|judgement| judgement.verdict));
+    let syns: Vec<_> = judgements.iter().map(|it| it.is_syn()).collect();
+    let total = syns.iter().filter(|is_syn| **is_syn).count();
+
+    for program in [COUNT_XDP, COUNT_TC] {
+        let output = replay(file, program, &["-i", "0.5"]);
+        ending.check(what, &output);
+        let summary = output.summary();
+        assert_eq!(summary["verdicts"], wanted, "{what}: {program:?}");
+        assert_eq!(summary["packets"], records.len(), "{what}: {program:?}");
+        assert_eq!(summary["syn_total"], total, "{what}: {program:?}");
+        let deltas = output.events("syn_count").into_iter();
+        let deltas: Vec<u64> = deltas
+            .map(|line| line["syn_delta"].as_u64().unwrap())
+            .collect();
+        assert_eq!(deltas.iter().sum::<u64>(), total as u64, "{what}");
+        // Each of these frames has an interval of its own.
+        for (at, delta) in deltas.iter().take(apart).enumerate() {
+            let bytes = hex(records[at].bytes);
+            assert_eq!(*delta == 1, syns[at], "{what}: {program:?}: {bytes}");
+        }
+    }
+
+    // Both kinds of buffer carry the same: for small files one of them will do.
+    let buffers = [MONITOR, MONITOR_PERF];
+    let buffers = if apart > 0 {
+        &buffers[..]
+    } else {
+        &buffers[..1]
+    };
+    for program in buffers {
+        let output = replay(file, program, &["--flags", "any"]);
+        ending.check(what, &output);
+        let summary = output.summary();
+        assert_eq!(summary["verdicts"], wanted, "{what}: {program:?}");
+        assert_eq!(summary["lost"], 0, "{what}: {program:?}");
+        let found = output.events("packet");
+        let packets = judgements.iter().zip(records);
+        let packets = packets.filter_map(|(it, record)| Some((it.packet.as_ref()?, record)));
+        let packets: Vec<_> = packets.collect();
+        for ((tcp, record), found) in packets.iter().zip(&found) {
+            let wanted = event(tcp, record.ts_ns);
+            assert_eq!(*found, wanted, "{what}: {program:?}: {}", hex(record.bytes));
+        }
+        assert_eq!(found.len(), packets.len(), "{what}: {program:?}");
+    }
+}
