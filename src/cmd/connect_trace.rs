@@ -346,11 +346,13 @@ impl<'obj> Tracer<'obj> {
         args.addresses
             .filter()
             .configure(filter_slots!(open, rodata))?;
+        let remembers_passed_over = args.close && rodata.filter.parts.0 != 0;
         let maps = &mut open.maps;
         buffer.configure(&args.buffer, &mut maps.ring, &mut maps.perf)?;
         maps.connections
             .set_max_entries(if args.close { OPEN_MAX } else { WAITING_MAX })?;
         maps.calls.set_autocreate(plan.backend == Backend::Kprobe)?;
+        maps.passed_over.set_autocreate(remembers_passed_over)?;
         select_programs(plan, &mut open.progs);
         let what = format!(
             "failed to load the connect-trace program (backend {})",
