@@ -32,6 +32,8 @@ pub enum Command {
     PortMonitor(PortMonitorArgs),
     /// Print outgoing connection attempts and their fate, with process, error and latency
     ConnectTrace(ConnectTraceArgs),
+    /// Show who talks to whom: one line per finished connection, or a live table on a terminal
+    Flows(FlowsArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -356,6 +358,41 @@ pub struct ConnectTraceArgs {
     /// Addresses and ports.
     #[command(flatten)]
     pub addresses: AddressArgs,
+    /// Event buffer.
+    #[command(flatten)]
+    pub buffer: BufferArgs,
+    /// Output.
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// End.
+    #[command(flatten)]
+    pub stop: StopArgs,
+}
+
+/// Arguments of `flows`.
+#[derive(Clone, Debug, Args)]
+pub struct FlowsArgs {
+    /// What is looked at.
+    #[command(flatten)]
+    pub packets: PacketArgs,
+    /// Seconds between two refreshes of the table on a terminal, or two lines with --by
+    #[arg(short, long, value_name = "SECS", default_value = "1", value_parser = seconds)]
+    pub interval: Duration,
+    /// Show no flows, but how much they carry by this key, in each interval
+    #[arg(long, value_enum, value_name = "KEY")]
+    pub by: Option<CountBy>,
+    /// How many keys to show, busiest first
+    #[arg(long, value_name = "N", default_value_t = 10, requires = "by")]
+    pub top: usize,
+    /// Flows in the table at once; each takes about 400 bytes of kernel memory
+    #[arg(long, value_name = "N", default_value_t = 65536, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    pub max_flows: u32,
+    /// A flow without a packet for so long is over
+    #[arg(long, value_name = "SECS", default_value = "300", value_parser = seconds)]
+    pub idle_timeout: Duration,
+    /// On a terminal too, print one line per finished flow
+    #[arg(long)]
+    pub no_tui: bool,
     /// Event buffer.
     #[command(flatten)]
     pub buffer: BufferArgs,

@@ -1,6 +1,7 @@
 //! The commands, one file each, of the same stem as their program in `src/bpf`.
 
 pub mod connect_trace;
+pub mod flows;
 pub mod generate;
 pub mod port_monitor;
 pub mod replay;
