@@ -28,7 +28,7 @@
 #define TRIES 4
 
 /* Slots that one run of the sweep looks at before it gives up finding one to report. */
-#define SWEEP_STEP 64
+#define SWEEP_STEP 16
 
 /* Position of this interface among those that are watched: they share the table. */
 const volatile __u32 interface = 0;
@@ -440,7 +440,9 @@ __attribute__((noinline)) int track(void)
 	return 0;
 }
 
-static __always_inline int flows(struct __sk_buff *skb)
+/* Both ways: a flow has the same key from either end. */
+SEC("tc")
+int flows_packet(struct __sk_buff *skb)
 {
 	struct frame f = tc_frame(skb);
 	struct packet_counters *c = my_counters();
@@ -470,18 +472,6 @@ static __always_inline int flows(struct __sk_buff *skb)
 	if (t->has_flow || t->is_wanted)
 		track();
 	return TCX_NEXT;
-}
-
-SEC("tc")
-int flows_ingress(struct __sk_buff *skb)
-{
-	return flows(skb);
-}
-
-SEC("tc")
-int flows_egress(struct __sk_buff *skb)
-{
-	return flows(skb);
 }
 
 /* Four classes an octave of milliseconds: what is in one is younger than in the next. */

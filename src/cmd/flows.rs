@@ -97,10 +97,7 @@ pub fn run(args: &FlowsArgs) -> Result<Exit, Failure> {
     let mut links = Vec::new();
     for (interface, skel) in interfaces.iter().zip(&skels) {
         for direction in directions(interface) {
-            let program = match direction {
-                Direction::Ingress => skel.progs.flows_ingress.as_fd(),
-                Direction::Egress => skel.progs.flows_egress.as_fd(),
-            };
+            let program = skel.progs.flows_packet.as_fd();
             let link = tc::attach(program, interface, *direction, session.notices)?;
             links.push((interface, *direction, link));
         }
@@ -263,7 +260,7 @@ impl Table<'_, '_, '_> {
 
     fn sweep_with(&mut self, mut request: Sweep) -> Result<Sweep> {
         // Slots that a run looks at, at least while it finds nothing.
-        const STEP: u32 = 64;
+        const STEP: u32 = 16;
         let bss = self
             .bss
             .as_deref_mut()
@@ -553,7 +550,6 @@ impl Setup<'_> {
             maps.unused_slots
                 .reuse_fd(first.maps.unused_slots.as_fd())?;
         }
-        open.progs.flows_egress.set_autoload(!self.replay);
         open.progs.flows_sweep.set_autoload(first.is_none());
         let skel = open
             .load()
@@ -596,7 +592,7 @@ fn replay_file(args: &FlowsArgs, filter: &Filter, file: &Path) -> Result<Exit, F
         None => PacketCounters::default(),
     };
     let mut replay = Replay {
-        program: &skel.progs.flows_ingress,
+        program: &skel.progs.flows_packet,
         bss: &mut skel.maps.bss_replay_data,
         table: Table {
             sweep: &skel.progs.flows_sweep,
