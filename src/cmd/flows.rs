@@ -12,8 +12,8 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{ErrorKind, OpenObject, ProgramInput, ProgramMut};
 
 use super::replay::{self, Prepared, Replayed};
-use crate::attach::load;
-use crate::attach::tc::{self, Direction, TcLink};
+use crate::attach::tc::{self, TcLink};
+use crate::attach::{Direction, load};
 use crate::capture::Frame;
 use crate::cli::{FlowsArgs, OutputFormat};
 use crate::events::{BufferKind, EventSource};
@@ -97,7 +97,7 @@ pub fn run(args: &FlowsArgs) -> Result<Exit, Failure> {
     let mut links = Vec::new();
     for (interface, skel) in interfaces.iter().zip(&skels) {
         for direction in directions(interface) {
-            let program = skel.progs.flows_packet.as_fd();
+            let program = &skel.progs.flows_packet;
             let link = tc::attach(program, interface, *direction, session.notices)?;
             links.push((interface, *direction, link));
         }
@@ -134,7 +134,9 @@ pub fn run(args: &FlowsArgs) -> Result<Exit, Failure> {
 
     run_sweeps(&mut session, args, &mut table, &counters)?;
     let duration = session.stop.elapsed();
-    drop(links);
+    for (.., link) in links {
+        link.detach(session.notices);
+    }
     crate::attach::synchronize();
     table.sweep(SweepMode::SWEEP_ALL, 0)?;
     let counters = counters();
@@ -214,12 +216,7 @@ fn describe(links: &[Attached<'_>], buffer: BufferKind) -> String {
     let places = links
         .iter()
         .map(|(interface, direction, link)| {
-            format!(
-                "tc {} ({}) on {}",
-                direction.name(),
-                link.kind(),
-                interface.name
-            )
+            format!("tc {} ({}) on {}", direction, link.kind(), interface.name)
         })
         .collect::<Vec<_>>();
     format!("{} (flows, {})", places.join(", "), buffer.name())
