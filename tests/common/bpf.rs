@@ -17,9 +17,9 @@ use super::net::Namespace;
 /// What a program is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
-    /// XDP in the driver.
+    /// XDP in the driver, for frames in one piece.
     XdpNative,
-    /// XDP in the stack.
+    /// XDP in the stack, for frames in several pieces if the kernel has it.
     XdpGeneric,
     /// TC ingress, before all that are there.
     TcxFirst,
@@ -73,8 +73,14 @@ impl Foreign {
                 BPF_F_AFTER,
             ),
         };
+        let in_pieces = hook == Hook::XdpGeneric && has_xdp_frags().is_ok();
         let opts = libbpf_sys::bpf_prog_load_opts {
             sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as libbpf_sys::size_t,
+            prog_flags: if in_pieces {
+                libbpf_sys::BPF_F_XDP_HAS_FRAGS
+            } else {
+                0
+            },
             ..Default::default()
         };
         let program = load(kind, c"foreign", verdict, &opts)
@@ -239,4 +245,16 @@ pub fn has_fentry() -> Result<(), String> {
     owned(link)
         .map(drop)
         .map_err(|error| format!("this kernel attaches no fentry program: {error}"))
+}
+
+/// XDP programs for frames in several pieces, from Linux 5.18 on.
+pub fn has_xdp_frags() -> Result<(), String> {
+    let opts = libbpf_sys::bpf_prog_load_opts {
+        sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as libbpf_sys::size_t,
+        prog_flags: libbpf_sys::BPF_F_XDP_HAS_FRAGS,
+        ..Default::default()
+    };
+    load(libbpf_sys::BPF_PROG_TYPE_XDP, c"probe", XDP_PASS, &opts)
+        .map(drop)
+        .map_err(|error| format!("this kernel has no XDP for frames in pieces: {error}"))
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -170,7 +170,12 @@ impl Tool {
     /// Starts a command and does not wait.
     pub fn spawn(command: &mut Command) -> Self {
         let started = Instant::now();
-        let mut child = command.spawn().unwrap();
+        let mut child = wait_for("the binary can be started", || match command.spawn() {
+            // While a copy was written, another thread started a process, which has the file
+            // open until it executes.
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => None,
+            started => Some(started.unwrap()),
+        });
         let mut readers = Vec::new();
         let mut collect = |stream: Option<Box<dyn Read + Send>>| match stream {
             Some(stream) => {
