@@ -346,7 +346,11 @@ fn record(packets: &[Packet]) -> Record {
     let orig = story.orig;
     Record {
         orig,
-        resp: if first.from == orig { first.to } else { first.from },
+        resp: if first.from == orig {
+            first.to
+        } else {
+            first.from
+        },
         start: first.at,
         last: packets.iter().map(|packet| packet.at).max().unwrap(),
         conn_state: conn_state(&story, orig_bytes + resp_bytes),
