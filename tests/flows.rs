@@ -8,11 +8,14 @@ mod oracle;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 
-use common::{Tool, command, need};
+use common::frames::{RawSocket, syn_frame};
+use common::{CLIENT4, Namespace, Pair, SERVER4, SERVER6, Tool, command, need};
 use flow_model::Record;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Runs a file through flows; `None` if the tool says that it can't read all of it.
 fn replay(path: &Path, args: &[&str]) -> Option<common::Output> {
@@ -288,4 +291,392 @@ fn made_up_conversations_that_reuse_ports_have_the_flows_of_the_model() {
     // The same file gives the same bytes, whatever the buffer.
     let again = replay_bytes(&file, &["--buffer", "perf"]);
     assert_eq!(output.events("flow"), again.events("flow"));
+}
+
+/// Checks some fields of a line.
+fn assert_fields(line: &Value, expected: &[(&str, Value)]) {
+    for (key, value) in expected {
+        assert_eq!(&line[*key], value, "{key} of {line}");
+    }
+}
+
+/// Sends this many bytes to a server that sends others back, and closes; returns the client's
+/// port.
+fn transfer(client: &Namespace, server: &Namespace, addr: SocketAddr, sizes: [usize; 2]) -> u16 {
+    let listener = server.enter(|| TcpListener::bind(addr).unwrap());
+    let addr = listener.local_addr().unwrap();
+    let serving = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut got = vec![0; sizes[0]];
+        stream.read_exact(&mut got).unwrap();
+        stream.write_all(&vec![b'r'; sizes[1]]).unwrap();
+        // The client closes first.
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    });
+    let mut stream = client.enter(|| TcpStream::connect(addr).unwrap());
+    let port = stream.local_addr().unwrap().port();
+    stream.write_all(&vec![b'o'; sizes[0]]).unwrap();
+    let mut got = vec![0; sizes[1]];
+    stream.read_exact(&mut got).unwrap();
+    drop(stream);
+    serving.join().unwrap();
+    port
+}
+
+/// The flow of a client's port, once it has ended.
+fn flow_of(tool: &Tool, port: u16) -> Value {
+    tool.json(&format!("of port {port}"), |line| line["sport"] == port)
+}
+
+#[test]
+fn bytes_are_exact_and_packets_are_segments_with_offloads_and_without() {
+    let pair = need!(Pair::new());
+    for offloads in ["on", "off"] {
+        for (namespace, device) in [(&pair.client, "vc"), (&pair.server, "vs")] {
+            let words = format!("ethtool -K {device} gro {offloads} gso {offloads} tso {offloads}");
+            need!(namespace.try_run(&words));
+        }
+        let sizes = [3_000_000, 1_000_003];
+        let sides = [(&pair.client, "vc"), (&pair.server, "vs")]
+            .map(|(namespace, device)| Tool::start_in(namespace, &["flows", device, "--json"]));
+        for addr in [
+            SocketAddr::from((SERVER4, 0)),
+            SocketAddr::from((SERVER6, 0)),
+        ] {
+            let port = transfer(&pair.client, &pair.server, addr, sizes);
+            let flows = sides.each_ref().map(|tool| flow_of(tool, port));
+            for line in &flows {
+                assert_fields(
+                    line,
+                    &[
+                        ("daddr", json!(addr.ip().to_string())),
+                        ("state", json!("TIME-WAIT")),
+                        ("conn_state", json!("SF")),
+                        ("orig_bytes", json!(sizes[0])),
+                        ("resp_bytes", json!(sizes[1])),
+                        ("syn_retransmits", json!(0)),
+                        ("unexpected", json!(0)),
+                        ("partial", json!(false)),
+                        ("end", json!("closed")),
+                    ],
+                );
+                assert!(
+                    line["history"].as_str().unwrap().starts_with("ShA"),
+                    "{line}"
+                );
+                assert!(line["handshake_us"].as_u64() >= line["syn_ack_us"].as_u64());
+                // As many segments as the bytes take with an MSS of 1500 less the headers.
+                let mss = if addr.is_ipv4() { 1448 } else { 1428 };
+                assert!(
+                    line["orig_pkts"].as_u64().unwrap() >= (sizes[0] / mss) as u64,
+                    "{line}"
+                );
+            }
+            // Both ends of the wire have seen the same.
+            for key in ["orig_pkts", "resp_pkts", "history"] {
+                assert_eq!(flows[0][key], flows[1][key], "{key}, offloads {offloads}");
+            }
+        }
+        for tool in sides {
+            let output = tool.stop();
+            assert_eq!(output.code(), 0, "{output:#?}");
+            check_packets(&output);
+        }
+    }
+}
+
+/// Packets that a device has received and sent, by `ip -s link`.
+fn device_packets(namespace: &Namespace, device: &str) -> u64 {
+    let text = namespace.run(&format!("ip -s -j link show dev {device}"));
+    let stats = &common::tool::parse(text.trim())[0]["stats64"];
+    let way = |name: &str| stats[name]["packets"].as_u64().unwrap();
+    way("rx") + way("tx")
+}
+
+#[test]
+fn segments_are_the_packets_of_the_device_without_offloads() {
+    let pair = need!(Pair::new());
+    for (namespace, device) in [(&pair.client, "vc"), (&pair.server, "vs")] {
+        need!(namespace.try_run(&format!("ethtool -K {device} gro off gso off tso off")));
+    }
+    let tool = Tool::start_in(&pair.server, &["flows", "vs", "--json"]);
+    let before = device_packets(&pair.server, "vs");
+    let port = transfer(
+        &pair.client,
+        &pair.server,
+        (SERVER4, 0).into(),
+        [500_000, 100_000],
+    );
+    flow_of(&tool, port);
+    let passed = device_packets(&pair.server, "vs") - before;
+    let output = tool.stop();
+    let summary = output.summary();
+    let number = |value: &Value| value.as_u64().unwrap();
+    // What is not TCP are the neighbours' words to each other, at any time.
+    let others = number(&summary["packets"]) - number(&summary["verdicts"]["tcp"]);
+    let segments = number(&summary["segments"]);
+    assert!(
+        (segments..=segments + others).contains(&passed),
+        "{passed} {summary}"
+    );
+    check_packets(&output);
+}
+
+#[test]
+fn loopback_counts_each_packet_once() {
+    let namespace = need!(Namespace::new());
+    let tool = Tool::start_in(&namespace, &["flows", "lo", "--json"]);
+    let port = transfer(
+        &namespace,
+        &namespace,
+        ([127, 0, 0, 1], 0).into(),
+        [70_000, 11],
+    );
+    let line = flow_of(&tool, port);
+    assert_fields(
+        &line,
+        &[
+            ("orig_bytes", json!(70_000)),
+            ("resp_bytes", json!(11)),
+            ("conn_state", json!("SF")),
+            ("unexpected", json!(0)),
+        ],
+    );
+    check_packets(&tool.stop());
+}
+
+#[test]
+fn flows_that_go_on_are_reported_at_the_end_and_those_seen_midway_are_partial() {
+    let pair = need!(Pair::new());
+    let listener = pair
+        .server
+        .enter(|| TcpListener::bind((SERVER4, 0)).unwrap());
+    let addr = listener.local_addr().unwrap();
+    let mut before = pair.client.enter(|| TcpStream::connect(addr).unwrap());
+    let tool = Tool::start_in(&pair.server, &["flows", "vs", "--json"]);
+    let during = pair.client.enter(|| TcpStream::connect(addr).unwrap());
+    before.write_all(b"hello").unwrap();
+    let mut accepted = listener.accept().unwrap().0;
+    accepted.read_exact(&mut [0; 5]).unwrap();
+    let output = tool.stop();
+    check_packets(&output);
+    let flows = output.events("flow");
+    for (stream, conn_state, partial) in [(&before, "OTH", true), (&during, "S1", false)] {
+        let port = stream.local_addr().unwrap().port();
+        let line = flows.iter().find(|line| line["sport"] == port).unwrap();
+        assert_fields(
+            line,
+            &[
+                ("conn_state", json!(conn_state)),
+                ("state", json!("ESTABLISHED")),
+                ("partial", json!(partial)),
+                ("end", json!("open")),
+            ],
+        );
+    }
+}
+
+#[test]
+fn refused_and_unanswered_attempts_and_idle_flows_have_their_states() {
+    let pair = need!(Pair::new());
+    let args = ["flows", "vs", "--json", "--idle-timeout", "0.5"];
+    let tool = Tool::start_in(&pair.server, &args);
+    pair.refused_connects((SERVER4, 81).into(), 1);
+    let line = tool.json("refused", |line| line["dport"] == 81);
+    let refused = [
+        ("conn_state", json!("REJ")),
+        ("history", json!("Sr")),
+        ("state", json!("CLOSED")),
+    ];
+    assert_fields(&line, &refused);
+    // Nobody has this address: its SYN is seen leaving, and no answer comes.
+    let socket = pair.client.enter(|| RawSocket::open("vc"));
+    socket.send(&syn_frame(&[], CLIENT4.into(), SERVER4.into(), 82));
+    let line = tool.json("unanswered", |line| line["dport"] == 82);
+    assert_fields(
+        &line,
+        &[
+            ("conn_state", json!("S0")),
+            ("state", json!("SYN-SENT")),
+            ("end", json!("idle")),
+            ("handshake_us", Value::Null),
+        ],
+    );
+    check_packets(&tool.stop());
+}
+
+/// SYNs of that many connections, 64,000 to a client.
+fn syn_flood(socket: &RawSocket, range: std::ops::Range<u32>) {
+    let mut frame = syn_frame(&[], CLIENT4.into(), SERVER4.into(), 9);
+    for i in range {
+        // Source address and port, as they lie in an Ethernet frame with IPv4.
+        frame[26..30].copy_from_slice(&(0x0a4e_0000 + i / 64_000).to_be_bytes());
+        frame[34..36].copy_from_slice(&(1024 + (i % 64_000) as u16).to_be_bytes());
+        socket.send(&frame);
+    }
+}
+
+#[test]
+fn two_hundred_thousand_flows_at_once_are_all_there_in_the_end() {
+    let pair = need!(Pair::new());
+    let args = ["flows", "vs", "--json", "--max-flows", "250000"];
+    let tool = Tool::start_in(&pair.server, &args);
+    let socket = pair.client.enter(|| RawSocket::open("vc"));
+    syn_flood(&socket, 0..200_000);
+    let output = tool.stop();
+    check_packets(&output);
+    let summary = output.summary();
+    let flows = output.events("flow");
+    let flood = flows
+        .iter()
+        .filter(|line| line["dport"] == 9)
+        .collect::<Vec<_>>();
+    assert_eq!(flood.len(), 200_000, "{summary}");
+    assert!(flood.iter().all(|line| line["conn_state"] == "S0"));
+    assert_eq!(summary["untracked"], 0, "{summary}");
+    assert_eq!(summary["evicted"], 0, "{summary}");
+}
+
+#[test]
+fn a_full_table_makes_room_and_no_packet_is_forgotten() {
+    let pair = need!(Pair::new());
+    let args = ["flows", "vs", "--json", "--max-flows", "1000"];
+    let tool = Tool::start_in(&pair.server, &args);
+    let socket = pair.client.enter(|| RawSocket::open("vc"));
+    syn_flood(&socket, 0..20_000);
+    // Once there is room again, a new flow is seen.
+    common::wait_for("room in the table", || {
+        pair.refused_connects((SERVER4, 81).into(), 1);
+        tool.lines()
+            .iter()
+            .any(|line| line.contains(r#""dport":81"#))
+            .then_some(())
+    });
+    let output = tool.stop();
+    check_packets(&output);
+    let summary = output.summary();
+    let number = |name: &str| summary[name].as_u64().unwrap();
+    assert!(
+        number("evicted") > 0 && number("untracked") > 0,
+        "{summary}"
+    );
+    let evicted = output
+        .events("flow")
+        .iter()
+        .filter(|line| line["end"] == "evicted")
+        .count();
+    assert_eq!(number("evicted"), evicted as u64);
+}
+
+#[test]
+fn filters_are_about_the_initiator_and_choose_whole_connections() {
+    let pair = need!(Pair::new());
+    let listener = pair
+        .server
+        .enter(|| TcpListener::bind((SERVER4, 0)).unwrap());
+    let wanted = listener.local_addr().unwrap().port().to_string();
+    drop(listener);
+    let args = [
+        "flows",
+        "vs",
+        "--json",
+        "-p",
+        &wanted,
+        "--src",
+        &CLIENT4.to_string(),
+    ];
+    let tool = Tool::start_in(&pair.server, &args);
+    let addr = SocketAddr::from((SERVER4, wanted.parse().unwrap()));
+    pair.refused_connects((SERVER4, 81).into(), 3);
+    let port = transfer(&pair.client, &pair.server, addr, [1000, 2000]);
+    let line = flow_of(&tool, port);
+    assert_fields(
+        &line,
+        &[("orig_bytes", json!(1000)), ("resp_bytes", json!(2000))],
+    );
+    let output = tool.stop();
+    check_packets(&output);
+    assert_eq!(output.events("flow").len(), 1, "{output:#?}");
+}
+
+#[test]
+fn loads_by_key_add_up_to_what_was_sent() {
+    let pair = need!(Pair::new());
+    let args = ["flows", "vs", "--json", "--by", "dport", "-i", "0.1"];
+    let tool = Tool::start_in(&pair.server, &args);
+    transfer(
+        &pair.client,
+        &pair.server,
+        (SERVER4, 0).into(),
+        [400_000, 100_000],
+    );
+    transfer(
+        &pair.client,
+        &pair.server,
+        (SERVER6, 0).into(),
+        [30_000, 10_000],
+    );
+    let output = tool.stop();
+    let summary = output.summary();
+    let lines = output.events("flow_count");
+    let sum = |key: &str| {
+        lines
+            .iter()
+            .map(|line| line[key].as_u64().unwrap())
+            .sum::<u64>()
+    };
+    assert_eq!(sum("bytes"), 540_000);
+    assert_eq!(sum("packets"), summary["segments"].as_u64().unwrap());
+    for line in &lines {
+        let top = line["top"].as_array().unwrap();
+        let bytes: u64 = top.iter().map(|key| key["bytes"].as_u64().unwrap()).sum();
+        assert_eq!(line["bytes"], bytes, "{line}");
+        assert_eq!(line["iface"], "vs");
+    }
+}
+
+#[test]
+fn packets_that_contradict_what_was_seen_are_counted_and_change_nothing() {
+    let say = |from_client, flags, seq, ack, len| Said {
+        wait: 1000,
+        from_client,
+        flags,
+        seq,
+        ack,
+        len,
+    };
+    let said = vec![
+        say(true, SYN, 100, 0, 0),
+        say(false, SYN | ACK, 500, 101, 0),
+        say(true, ACK, 101, 501, 0),
+        // Far beyond the window: the RST and the FIN of somebody else.
+        say(true, RST, 101 + 10_000_000, 0, 0),
+        say(false, FIN | ACK, 501 + 10_000_000, 101, 0),
+        // Acknowledges what was never sent.
+        say(false, ACK, 501, 9000, 0),
+        // Before the first byte.
+        say(true, ACK, 50, 501, 1),
+        // Flags that nobody sends.
+        say(true, SYN | FIN | RST, 101, 501, 0),
+        say(true, 0, 101, 501, 0),
+        say(true, PSH | ACK, 101, 501, 10),
+        say(true, FIN | ACK, 111, 501, 0),
+        say(false, FIN | ACK, 501, 112, 0),
+        say(true, ACK, 112, 502, 0),
+    ];
+    let output = replay_bytes(&write_capture(&[(4000, said)]), &[]);
+    check_packets(&output);
+    let flows = output.events("flow");
+    assert_eq!(flows.len(), 1);
+    assert_fields(
+        &flows[0],
+        &[
+            ("conn_state", json!("SF")),
+            ("state", json!("TIME-WAIT")),
+            ("unexpected", json!(6)),
+            ("orig_pkts", json!(9)),
+            ("orig_bytes", json!(11)),
+            ("resp_pkts", json!(4)),
+        ],
+    );
 }
