@@ -10,6 +10,7 @@ pub mod events;
 pub mod failure;
 pub mod filter;
 pub mod host;
+pub mod load;
 pub mod notice;
 pub mod output;
 pub mod record;
@@ -37,6 +38,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::PortMonitor(args) => cmd::port_monitor::run(&args),
         Command::ConnectTrace(args) => cmd::connect_trace::run(&args),
         Command::Check(args) => cmd::check::run(&args),
+        Command::Flows(args) => cmd::flows::run(&args),
         Command::Completions { shell } => cmd::generate::completions(shell),
         Command::Man => cmd::generate::man(),
     };

@@ -218,7 +218,8 @@ fn push_flag_letters(out: &mut Vec<u8>, flags: u8) {
     out.push(b']');
 }
 
-fn push_flag_names(out: &mut Vec<u8>, flags: u8) {
+/// Appends a JSON array of the names of TCP flags.
+pub(crate) fn push_flag_names(out: &mut Vec<u8>, flags: u8) {
     out.push(b'[');
     let mut first = true;
     for (bit, name) in FLAG_NAMES.iter().enumerate() {
