@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use nix::fcntl::OFlag;
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::stop::{ExitReason, Stop, poll_timeout};
 
@@ -25,6 +25,8 @@ const GRACE: Duration = Duration::from_millis(500);
 pub struct Sink {
     file: File,
     is_pipe: bool,
+    /// A write may wait for the reader, for `file` is the shell's description of stdout.
+    may_block: bool,
     buffer: Vec<u8>,
     written: u64,
     limit: Option<u64>,
@@ -52,7 +54,7 @@ impl Sink {
             .context("failed to look at stdout")?
             .file_type();
         // A description of our own can be made non-blocking without doing so to the shell's. What
-        // can't be opened anew (a socket, a terminal of another user) stays as it is.
+        // can't be opened anew (a socket, a pipe or terminal of another user) stays as it is.
         let own = (kind.is_fifo() || kind.is_char_device())
             .then(|| {
                 OpenOptions::new()
@@ -63,6 +65,7 @@ impl Sink {
             })
             .flatten();
         Ok(Self {
+            may_block: own.is_none() && !kind.is_file(),
             file: own.unwrap_or(inherited),
             is_pipe: kind.is_fifo(),
             buffer: Vec::with_capacity(2 * BUFFER),
@@ -138,7 +141,7 @@ impl Sink {
         let mut done = 0;
         while done < self.buffer.len() && self.can_write() {
             let piece = self.piece(done);
-            match self.file.write(&self.buffer[done..done + piece]) {
+            match self.write(done, piece) {
                 Ok(0) => self.fail(anyhow!("stdout takes no more data")),
                 Ok(n) => {
                     let lines = self.buffer[done..done + n].iter();
@@ -160,6 +163,19 @@ impl Sink {
         }
         // Whatever is left can't be written any more: it counts as stranded.
         self.buffer.clear();
+    }
+
+    fn write(&mut self, from: usize, len: usize) -> std::io::Result<usize> {
+        if self.may_block && !self.has_room() {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        self.file.write(&self.buffer[from..from + len])
+    }
+
+    fn has_room(&self) -> bool {
+        let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
+        // A file is always ready, and an error is for the write to tell.
+        poll(&mut fds, PollTimeout::ZERO) != Ok(0)
     }
 
     fn fail(&mut self, error: anyhow::Error) {
@@ -191,10 +207,11 @@ impl Sink {
     }
 
     /// How many bytes to write at once. To a pipe it is whole lines that the kernel takes in one
-    /// piece, so that a line is never cut, whoever else writes and whenever the reader stops.
+    /// piece, so that a line is never cut, whoever else writes and whenever the reader stops. What
+    /// has room has room for that much.
     fn piece(&self, done: usize) -> usize {
         let rest = &self.buffer[done..];
-        if !self.is_pipe || rest.len() <= PIPE_PIECE {
+        if !(self.is_pipe || self.may_block) || rest.len() <= PIPE_PIECE {
             return rest.len();
         }
         let last_end = rest[..PIPE_PIECE].iter().rposition(|byte| *byte == b'\n');
