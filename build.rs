@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use libbpf_cargo::SkeletonBuilder;
 
 /// The programs, one per command; each has a `.bpf.c` of the same stem.
-const PROGRAMS: [&str; 3] = ["syn_count", "port_monitor", "connect_trace"];
+const PROGRAMS: [&str; 4] = ["syn_count", "port_monitor", "connect_trace", "flows"];
 
 const CLANG_ARGS: [&str; 5] = [
     // ALU32 and bounded jumps, known to every kernel from 5.1 on.

@@ -42,6 +42,8 @@ pub enum Command {
     ConnectTrace(ConnectTraceArgs),
     /// Tell what this kernel and these privileges allow, and what each command would use
     Check(CheckArgs),
+    /// Show who talks to whom: one line per finished connection, or a live table on a terminal
+    Flows(FlowsArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -394,6 +396,41 @@ pub fn arguments<T: Args>(options: &[&str]) -> anyhow::Result<T> {
     Ok(T::from_arg_matches(
         &command.try_get_matches_from(options)?,
     )?)
+}
+
+/// Arguments of `flows`.
+#[derive(Clone, Debug, Args)]
+pub struct FlowsArgs {
+    /// What is looked at.
+    #[command(flatten)]
+    pub packets: PacketArgs,
+    /// Seconds between two refreshes of the table on a terminal, or two lines with --by
+    #[arg(short, long, value_name = "SECS", default_value = "1", value_parser = seconds)]
+    pub interval: Duration,
+    /// Show no flows, but how much they carry by this key, in each interval
+    #[arg(long, value_enum, value_name = "KEY")]
+    pub by: Option<CountBy>,
+    /// How many keys to show, busiest first
+    #[arg(long, value_name = "N", default_value_t = 10, requires = "by")]
+    pub top: usize,
+    /// Flows in the table at once; each takes about 400 bytes of kernel memory
+    #[arg(long, value_name = "N", default_value_t = 65536, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    pub max_flows: u32,
+    /// A flow without a packet for so long is over
+    #[arg(long, value_name = "SECS", default_value = "300", value_parser = seconds)]
+    pub idle_timeout: Duration,
+    /// On a terminal too, print one line per finished flow
+    #[arg(long)]
+    pub no_tui: bool,
+    /// Event buffer.
+    #[command(flatten)]
+    pub buffer: BufferArgs,
+    /// Output.
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// End.
+    #[command(flatten)]
+    pub stop: StopArgs,
 }
 
 /// The longest time that can be asked for: a century, so that no clock overflows.

@@ -10,6 +10,7 @@ pub mod events;
 pub mod failure;
 pub mod filter;
 pub mod host;
+pub mod load;
 pub mod notice;
 pub mod output;
 pub mod record;
@@ -19,7 +20,6 @@ pub mod stop;
 pub mod tally;
 
 use std::ffi::OsString;
-use std::io::Write;
 
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -38,6 +38,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::PortMonitor(args) => cmd::port_monitor::run(&args),
         Command::ConnectTrace(args) => cmd::connect_trace::run(&args),
         Command::Check(args) => cmd::check::run(&args),
+        Command::Flows(args) => cmd::flows::run(&args),
         Command::Completions { shell } => cmd::generate::completions(shell),
         Command::Man => cmd::generate::man(),
     };
@@ -52,12 +53,10 @@ fn exit(result: Result<Exit, Failure>) -> Exit {
 }
 
 fn print_failure(failure: &Failure) {
-    let mut text = format!("tcpinspect: {:#}\n", failure.error);
+    notice::say(&format!("tcpinspect: {:#}", failure.error));
     if let Some(hint) = &failure.hint {
-        text += &format!("hint: {hint}\n");
+        notice::say(&format!("hint: {hint}"));
     }
-    // There is nobody to tell that stderr is closed.
-    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 /// Help goes to stdout and is no error; a wrong command line is told in two lines.

@@ -3,6 +3,15 @@
 use std::io::Write;
 
 use crate::cli::OutputArgs;
+use crate::output::escape::push_line;
+
+/// Says one line, whatever it holds.
+pub fn say(line: &str) {
+    let mut out = Vec::with_capacity(line.len() + 1);
+    push_line(&mut out, line);
+    // Nobody is left to tell that stderr is closed.
+    let _ = std::io::stderr().write_all(&out);
+}
 
 /// How much is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,10 +34,7 @@ impl Notices {
 
     /// A line that is always said: `attached:`, the summary, errors.
     pub fn say(self, line: &str) {
-        let mut line = line.to_owned();
-        line.push('\n');
-        // Nobody is left to tell that stderr is closed.
-        let _ = std::io::stderr().write_all(line.as_bytes());
+        say(line);
     }
 
     /// Something worth knowing, unless `-q`.

@@ -1,5 +1,7 @@
 //! From the bytes that a program sends to what they say. Pure: no map, no file, no clock.
 
+pub mod flow;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::skel::{

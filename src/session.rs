@@ -393,7 +393,10 @@ impl Session {
         match self.format {
             OutputFormat::Json => {
                 let now = clock.now();
-                sink.extra(&self.stop, |out| summary.json(out, clock, now));
+                let written = sink.extra(&self.stop, |out| summary.json(out, clock, now));
+                if !written && sink.ended() != Some(ExitReason::ClosedPipe) {
+                    self.notices.say(&summary.text());
+                }
             }
             OutputFormat::Text => self.notices.say(text),
         }
@@ -439,16 +442,22 @@ impl Delivery {
         self.io.format
     }
 
-    /// Renders a record at its time, unless it could not be decoded or comes too late.
+    /// Notes a record that could not be decoded.
+    pub fn broken(&self) {
+        self.broken.set(self.broken.get() + 1);
+    }
+
+    /// Renders a record at its time, unless it could not be decoded or comes too late. Whether it
+    /// was taken.
     pub fn deliver<T>(
         &self,
         record: Option<T>,
         time: impl FnOnce(&Clock, &T) -> UnixNanos,
         render: impl FnOnce(&mut Vec<u8>, &mut Clock, UnixNanos, &T),
-    ) {
+    ) -> bool {
         let Some(record) = record else {
-            self.broken.set(self.broken.get() + 1);
-            return;
+            self.broken();
+            return false;
         };
         let mut output = self.io.output.borrow_mut();
         let Output { sink, clock } = &mut *output;
@@ -457,6 +466,7 @@ impl Delivery {
         if !taken {
             self.late.set(self.late.get() + 1);
         }
+        taken
     }
 
     /// The account of a run, from what the kernel counted and what became of it here. The reason
@@ -487,6 +497,7 @@ impl Delivery {
             exit_reason: "",
             packets: None,
             syn_total: None,
+            flows: None,
         }
     }
 }

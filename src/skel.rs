@@ -20,9 +20,12 @@ mod generated {
     pub mod connect_trace {
         include!(concat!(env!("OUT_DIR"), "/connect_trace.skel.rs"));
     }
+    pub mod flows {
+        include!(concat!(env!("OUT_DIR"), "/flows.skel.rs"));
+    }
 }
 
-pub use generated::{connect_trace, port_monitor, syn_count};
+pub use generated::{connect_trace, flows, port_monitor, syn_count};
 
 /// `struct filter_config`, the same in every program: see [`filter_slots`].
 pub type FilterConfig = syn_count::types::filter_config;
@@ -32,6 +35,10 @@ pub type PacketEvent = port_monitor::types::packet_event;
 pub type ConnectEvent = connect_trace::types::connect_event;
 /// `struct connect_counters`.
 pub type ConnectCounters = connect_trace::types::connect_counters;
+/// `struct flow_record`.
+pub type FlowRecord = flows::types::flow_record;
+/// `struct flow_end`.
+pub type FlowEnd = flows::types::flow_end;
 /// `enum connect_closed_by`.
 pub use generated::connect_trace::types::connect_closed_by as ConnectClosedBy;
 /// `enum connect_direction`.
@@ -42,6 +49,16 @@ pub use generated::connect_trace::types::connect_kind as ConnectKind;
 pub use generated::connect_trace::types::connect_known as ConnectKnown;
 /// `enum process_filter`.
 pub use generated::connect_trace::types::process_filter as ProcessFilter;
+/// `enum end_known`.
+pub use generated::flows::types::end_known as EndKnown;
+/// `enum end_state`.
+pub use generated::flows::types::end_state as EndState;
+/// `enum flow_end_reason`.
+pub use generated::flows::types::flow_end_reason as FlowEndReason;
+/// `enum flow_known`.
+pub use generated::flows::types::flow_known as FlowKnown;
+/// `enum sweep_mode`.
+pub use generated::flows::types::sweep_mode as SweepMode;
 /// `enum count_by`.
 pub use generated::syn_count::types::count_by as CountByKey;
 /// `enum filter_part`.
@@ -59,6 +76,9 @@ pub const PACKET_EVENT_HEAD: usize = std::mem::offset_of!(PacketEvent, payload);
 /// Bytes of a replayed frame that the programs can reach.
 pub const REPLAY_BYTES: usize = 128 * 1024;
 
+/// Classes of age in a [`Sweep`].
+pub const AGE_CLASSES: usize = 128;
+
 /// CPUs that have a counter slot of their own.
 pub const COUNTER_SLOTS: usize = 1024;
 
@@ -66,6 +86,8 @@ pub const COUNTER_SLOTS: usize = 1024;
 const _: () = assert!(PACKET_EVENT_HEAD == 152);
 const _: () = assert!(size_of::<PacketEvent>() == 408);
 const _: () = assert!(size_of::<ConnectEvent>() == 136);
+const _: () = assert!(size_of::<FlowEnd>() == 72);
+const _: () = assert!(size_of::<FlowRecord>() == 272);
 const _: () = assert!(size_of::<CountKey>() == 20);
 const _: () = assert!(size_of::<PrefixKey>() == 24);
 
@@ -74,6 +96,8 @@ const _: () = assert!(size_of::<PrefixKey>() == 24);
 unsafe impl plain::Plain for PacketEvent {}
 // SAFETY: as above.
 unsafe impl plain::Plain for ConnectEvent {}
+// SAFETY: as above.
+unsafe impl plain::Plain for FlowRecord {}
 // SAFETY: as above.
 unsafe impl plain::Plain for CountKey {}
 // SAFETY: as above.
@@ -86,6 +110,8 @@ unsafe impl plain::Plain for FilterConfig {}
 unsafe impl plain::Plain for port_monitor::types::filter_config {}
 // SAFETY: as above; the same C struct, generated once more.
 unsafe impl plain::Plain for connect_trace::types::filter_config {}
+// SAFETY: as above; the same C struct, generated once more.
+unsafe impl plain::Plain for flows::types::filter_config {}
 
 /// The bytes of a key, as map operations take them.
 pub fn key_bytes<T: plain::Plain>(key: &T) -> &[u8] {
@@ -113,6 +139,8 @@ pub struct PacketCounters {
     pub suppressed: u64,
     /// Of these, those whose key found no room in the table.
     pub untracked: u64,
+    /// Packets of flows, GSO packets by their segments.
+    pub segments: u64,
 }
 
 /// Names of the verdicts in the order of `enum verdict`.
@@ -136,6 +164,7 @@ impl PacketCounters {
         self.lost += other.lost;
         self.suppressed += other.suppressed;
         self.untracked += other.untracked;
+        self.segments += other.segments;
     }
 
     /// All frames seen.
@@ -160,6 +189,7 @@ macro_rules! read_counters {
                     lost: slot.lost,
                     suppressed: slot.suppressed,
                     untracked: slot.untracked,
+                    segments: slot.segments,
                 });
             }
             sum
@@ -168,6 +198,7 @@ macro_rules! read_counters {
 }
 read_counters!(syn_count_counters, syn_count);
 read_counters!(port_monitor_counters, port_monitor);
+read_counters!(flows_counters, flows);
 
 /// Reads what connect-trace has counted.
 pub fn connect_counters(bss: &connect_trace::types::bss) -> ConnectCounters {
@@ -227,3 +258,20 @@ macro_rules! set_replay {
 }
 set_replay!(set_syn_count_replay, syn_count);
 set_replay!(set_port_monitor_replay, port_monitor, ts_ns);
+set_replay!(set_flows_replay, flows, ts_ns);
+
+/// `struct sweep`: what user space asks of the sweep of flows, and what it tells.
+pub type Sweep = flows::types::sweep;
+
+/// Tells the sweep what to report, from the first slot on.
+pub fn set_sweep(bss: &mut flows::types::bss_sweep, sweep: &Sweep) {
+    // SAFETY: an exclusive reference into the mapping. The kernel uses it only while a sweep
+    // runs, which is not now; volatile, for the compiler can't know of that.
+    unsafe { std::ptr::write_volatile(&mut bss.sweep, *sweep) }
+}
+
+/// Reads what the sweep has left.
+pub fn read_sweep(bss: &flows::types::bss_sweep) -> Sweep {
+    // SAFETY: as above.
+    unsafe { std::ptr::read_volatile(&bss.sweep) }
+}

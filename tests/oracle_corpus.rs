@@ -4,7 +4,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
-    reason = "in a test a broken assumption has to stop it, and numbers are worth seeing"
+    reason = "in a test a broken assumption has to stop the test, and totals are for its reader"
 )]
 
 mod oracle;
@@ -30,8 +30,8 @@ fn every_frame_of_the_corpus_gets_a_verdict() {
         let files = match corpus::captures_of(package) {
             Ok(files) => files,
             Err(err) => {
-                let test = "every_frame_of_the_corpus_gets_a_verdict";
                 // Past the capture of the test harness, which only knows the print macros.
+                let test = "every_frame_of_the_corpus_gets_a_verdict";
                 let _ = writeln!(std::io::stderr(), "SKIP {test}: {package}: {err}");
                 continue;
             }

@@ -3,6 +3,8 @@
 //! `cargo bench` runs all, `cargo bench -- program start` some, `-- --short` few repetitions with
 //! bounds on gross regressions only. It needs root, and works in network namespaces of its own.
 
+#![allow(clippy::print_stdout, reason = "a bench is for who runs it")]
+
 mod events;
 mod program;
 mod rate;
@@ -21,8 +23,11 @@ pub struct Effort {
     pub short: bool,
 }
 
+/// A measurement; false if it found a gross regression.
+type Part = fn(Effort) -> Result<bool>;
+
 /// The measurements by name.
-const PARTS: [(&str, fn(Effort) -> Result<bool>); 4] = [
+const PARTS: [(&str, Part); 4] = [
     ("program", program::run),
     ("rate", rate::run),
     ("events", events::run),

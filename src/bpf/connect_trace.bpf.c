@@ -86,6 +86,17 @@ struct {
 	__type(value, __u64);
 } calls SEC(".maps");
 
+/*
+ * Connections that the filter has passed over, by socket: when they end they must not be taken
+ * for older ones, whose direction is unknown and which are judged by another measure.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, __u8);
+} passed_over SEC(".maps");
+
 struct id_set {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1);
@@ -695,6 +706,19 @@ static __always_inline void on_syn_sent(void *ctx, const struct sock *sk, __u64 
 		kept->announced = true;
 }
 
+static __always_inline bool remembers_passed_over(void)
+{
+	return wanted(CONNECT_CLOSED) && filter.parts;
+}
+
+static __always_inline void pass_over(__u64 key)
+{
+	__u8 yes = 1;
+
+	if (remembers_passed_over())
+		bpf_map_update_elem(&passed_over, &key, &yes, BPF_ANY);
+}
+
 /* Follows a connection to its end; `c` is what is known of it by now. */
 static __always_inline void keep_open(__u64 key, struct connection *c)
 {
@@ -717,6 +741,7 @@ static __always_inline void on_established(void *ctx, const struct sock *sk, __u
 		set_ends(&c.event, &ends);
 		if (!announce(ctx, &c)) {
 			bpf_map_delete_elem(&connections, &key);
+			pass_over(key);
 			return;
 		}
 		set_elapsed(&c);
@@ -728,16 +753,20 @@ static __always_inline void on_established(void *ctx, const struct sock *sk, __u
 		return;
 	}
 	/* SYN_SENT without an entry was filtered out, or is older than the tool. */
-	if (old_state != TCP_SYN_RECV)
+	if (old_state != TCP_SYN_RECV) {
+		pass_over(key);
 		return;
+	}
 	if (kept && kept->event.direction == DIRECTION_IN)
 		return; /* accepted already */
 	c.event.direction = DIRECTION_IN;
 	c.event.ts_ns = bpf_ktime_get_ns();
 	c.event.netns = read_netns(sk);
 	set_ends(&c.event, &ends);
-	if (!destination_matches(&c.event) || !source_matches(&c.event))
+	if (!destination_matches(&c.event) || !source_matches(&c.event)) {
+		pass_over(key);
 		return;
+	}
 	if (!accept_is_hooked && process_matches(&c.event))
 		emit(ctx, &c.event, CONNECT_ACCEPTED);
 	if (wanted(CONNECT_CLOSED))
@@ -850,6 +879,8 @@ static __always_inline void on_close(void *ctx, const struct sock *sk, __u64 key
 	if (!kept) {
 		if (!wanted(CONNECT_CLOSED) || is_handshake(old_state) || old_state == TCP_LISTEN ||
 		    old_state == TCP_CLOSE || process_filter)
+			return;
+		if (remembers_passed_over() && !bpf_map_delete_elem(&passed_over, &key))
 			return;
 		/* Older than the tool: its end is all there is to tell. */
 		read_ends(&ends, sk);

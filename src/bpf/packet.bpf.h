@@ -211,6 +211,30 @@ static __always_inline void *header_at(const struct frame *f, __u64 off, __u32 l
 	return copy_out(f, off, scratch, len) ? NULL : scratch;
 }
 
+/* Copies at most `max` bytes that lie between `from` and `until`; returns how many. */
+static __always_inline __u32 copy_bytes(const struct frame *f, __u64 from, __u64 until, void *to,
+					__u32 max)
+{
+	__u64 len;
+
+	if (from >= until)
+		return 0;
+	len = until - from;
+	if (len > max)
+		len = max;
+	/*
+	 * The compiler may prove bounds by the subtraction above, or fold two checks into one of
+	 * `len - 1`; the verifier follows neither. Until Linux 6.8 it learns nothing from `!len`.
+	 */
+	barrier_var(len);
+	if (len > max)
+		return 0;
+	barrier_var(len);
+	if ((__s64)len < 1)
+		return 0;
+	return copy_out(f, from, to, len) ? 0 : len;
+}
+
 /*
  * Always 0, which the verifier can't know. What it adds to an offset makes it forget the exact
  * range, so that the ways through a chain of headers look alike to it: without this, loading

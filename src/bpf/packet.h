@@ -26,7 +26,8 @@ struct packet_counters {
 	__u64 lost;		       /* matched, but the event buffer or a table had no room */
 	__u64 suppressed;	       /* matched, but held back by --max-rate */
 	__u64 untracked;	       /* matched, but its key found no room in the table */
-	__u64 reserved[5];	       /* up to two cache lines */
+	__u64 segments;		       /* packets of flows, GSO packets by their segments */
+	__u64 reserved[4];	       /* up to two cache lines */
 };
 
 /* CPUs with a slot of their own; user space refuses a machine that could have more. */

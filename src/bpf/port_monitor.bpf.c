@@ -129,30 +129,6 @@ static __always_inline bool fill_tcp(struct packet_event *e, const struct frame 
 	return true;
 }
 
-/* Copies at most `max` bytes that lie between `from` and `until`; returns how many. */
-static __always_inline __u32 copy_bytes(const struct frame *f, __u64 from, __u64 until, void *to,
-					__u32 max)
-{
-	__u64 len;
-
-	if (from >= until)
-		return 0;
-	len = until - from;
-	if (len > max)
-		len = max;
-	/*
-	 * The compiler may prove bounds by the subtraction above, or fold two checks into one of
-	 * `len - 1`; the verifier follows neither. Until Linux 6.8 it learns nothing from `!len`.
-	 */
-	barrier_var(len);
-	if (len > max)
-		return 0;
-	barrier_var(len);
-	if ((__s64)len < 1)
-		return 0;
-	return copy_out(f, from, to, len) ? 0 : len;
-}
-
 static __always_inline bool fill_event(struct packet_event *e, struct frame *f,
 				       const struct packet *p, __u64 now, bool egress)
 {

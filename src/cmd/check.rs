@@ -70,6 +70,7 @@ fn finish(
         exit_reason: session.exit_reason().name(),
         packets: None,
         syn_total: None,
+        flows: None,
     };
     let commands = findings
         .iter()

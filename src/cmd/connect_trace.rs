@@ -266,7 +266,8 @@ fn try_cheaply(backend: Backend, btf: &Btf<'_>) -> Result<(), Failure> {
                 _ => anyhow::Error::new(error).context(what).into(),
             })
         }
-        Backend::Kprobe if !probe::has_kprobes() => {
+        // Without privileges it is these that are missing first.
+        Backend::Kprobe if privileges::missing().is_empty() && !probe::has_kprobes() => {
             let why = anyhow!("this kernel has no kprobes (CONFIG_KPROBES)");
             Err(Failure::from(why.context(what)).hint("--backend auto takes one that works"))
         }
@@ -345,11 +346,13 @@ impl<'obj> Tracer<'obj> {
         args.addresses
             .filter()
             .configure(filter_slots!(open, rodata))?;
+        let remembers_passed_over = args.close && rodata.filter.parts.0 != 0;
         let maps = &mut open.maps;
         buffer.configure(&args.buffer, &mut maps.ring, &mut maps.perf)?;
         maps.connections
             .set_max_entries(if args.close { OPEN_MAX } else { WAITING_MAX })?;
         maps.calls.set_autocreate(plan.backend == Backend::Kprobe)?;
+        maps.passed_over.set_autocreate(remembers_passed_over)?;
         select_programs(plan, &mut open.progs);
         let what = format!(
             "failed to load the connect-trace program (backend {})",

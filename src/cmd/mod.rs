@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod connect_trace;
+pub mod flows;
 pub mod generate;
 pub mod port_monitor;
 pub mod replay;

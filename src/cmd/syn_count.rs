@@ -130,6 +130,7 @@ fn summary(session: &Session, duration: Duration, counters: PacketCounters) -> S
         exit_reason: session.exit_reason().name(),
         packets: Some(counters),
         syn_total: Some(counters.matched),
+        flows: None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! syn-count's lines.
 
 use super::clock::{Clock, UnixNanos};
+use super::escape::push_text;
 use super::json::{Object, push_float, push_int};
 use super::pad_right;
 use crate::key;
@@ -131,7 +132,7 @@ impl CountWriter {
         clock.push_local(out, at);
         out.push(b' ');
         pad_right(out, self.iface_width + 1, |out| {
-            out.extend_from_slice(iface.unwrap_or("-").as_bytes());
+            push_text(out, iface.unwrap_or("-").as_bytes());
         });
         pad_right(out, 8, |out| out.extend_from_slice(mode.as_bytes()));
         if self.with_keys {

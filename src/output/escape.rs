@@ -19,6 +19,21 @@ pub fn push_text(out: &mut Vec<u8>, bytes: &[u8]) {
     }
 }
 
+/// Appends a line for people, which may hold what others chose: its words stay apart, but nothing
+/// in it ends the line or reaches the terminal as a command.
+pub fn push_line(out: &mut Vec<u8>, line: &str) {
+    for c in line.chars() {
+        let mut utf8 = [0; 4];
+        let bytes = c.encode_utf8(&mut utf8).as_bytes();
+        if c.is_control() || is_invisible(c) {
+            push_hex_escapes(out, bytes);
+        } else {
+            out.extend_from_slice(bytes);
+        }
+    }
+    out.push(b'\n');
+}
+
 /// Appends `bytes` as a JSON string with its quotes. Bytes that aren't UTF-8 become `\xNN` in the
 /// string's value, as in text, for JSON has no other way to say them.
 pub fn push_json(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -95,6 +110,14 @@ mod tests {
         assert_eq!(text(b"\xff\xfe\\"), "\\xff\\xfe\\\\");
         assert_eq!(text("\u{202e}x".as_bytes()), "\\xe2\\x80\\xaex");
         assert_eq!(text("\u{9b}31m".as_bytes()), "\\xc2\\x9b31m");
+    }
+
+    #[test]
+    fn a_line_keeps_its_words_and_is_one_line() {
+        let mut out = Vec::new();
+        push_line(&mut out, "interface \x1b[31m\n\u{202e}é is gone\\");
+        let expected = "interface \\x1b[31m\\x0a\\xe2\\x80\\xaeé is gone\\\n";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod clock;
 pub mod connect;
 pub mod count;
 pub mod escape;
+pub mod flow;
 pub mod json;
 pub mod packet;
 pub mod sink;

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::clock::{Clock, UnixNanos};
-use super::escape::push_hex;
+use super::escape::{push_hex, push_text};
 use super::json::{Object, push_addr, push_int};
 use super::{pad_left, pad_right};
 use crate::filter::FLAG_NAMES;
@@ -72,7 +72,7 @@ impl PacketWriter {
         clock.push_local_micros(out, at);
         out.push(b' ');
         pad_right(out, self.iface_width + 1, |out| {
-            out.extend_from_slice(place.iface.unwrap_or("-").as_bytes());
+            push_text(out, place.iface.unwrap_or("-").as_bytes());
         });
         out.extend_from_slice(if raw.egress == 0 {
             b"ingress "
@@ -218,7 +218,8 @@ fn push_flag_letters(out: &mut Vec<u8>, flags: u8) {
     out.push(b']');
 }
 
-fn push_flag_names(out: &mut Vec<u8>, flags: u8) {
+/// Appends a JSON array of the names of TCP flags.
+pub(crate) fn push_flag_names(out: &mut Vec<u8>, flags: u8) {
     out.push(b'[');
     let mut first = true;
     for (bit, name) in FLAG_NAMES.iter().enumerate() {

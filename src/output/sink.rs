@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use nix::fcntl::OFlag;
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::stop::{ExitReason, Stop, poll_timeout};
 
@@ -25,12 +25,17 @@ const GRACE: Duration = Duration::from_millis(500);
 pub struct Sink {
     file: File,
     is_pipe: bool,
+    /// A write may wait for the reader, for `file` is the shell's description of stdout.
+    may_block: bool,
     buffer: Vec<u8>,
     written: u64,
     limit: Option<u64>,
     accepted: u64,
     ended: Option<ExitReason>,
     error: Option<anyhow::Error>,
+    /// When the run has to stop, and the reader has not moved since: the end of its grace. Kept
+    /// from one flush to the next, or a reader that has stopped would get it for each.
+    give_up_at: Option<Instant>,
 }
 
 impl Sink {
@@ -49,7 +54,7 @@ impl Sink {
             .context("failed to look at stdout")?
             .file_type();
         // A description of our own can be made non-blocking without doing so to the shell's. What
-        // can't be opened anew (a socket, a terminal of another user) stays as it is.
+        // can't be opened anew (a socket, a pipe or terminal of another user) stays as it is.
         let own = (kind.is_fifo() || kind.is_char_device())
             .then(|| {
                 OpenOptions::new()
@@ -60,6 +65,7 @@ impl Sink {
             })
             .flatten();
         Ok(Self {
+            may_block: own.is_none() && !kind.is_file(),
             file: own.unwrap_or(inherited),
             is_pipe: kind.is_fifo(),
             buffer: Vec::with_capacity(2 * BUFFER),
@@ -68,6 +74,7 @@ impl Sink {
             accepted: 0,
             ended: None,
             error: None,
+            give_up_at: None,
         })
     }
 
@@ -87,15 +94,16 @@ impl Sink {
         true
     }
 
-    /// Writes a line that is not data: the header, or the summary in JSON.
-    pub fn extra(&mut self, stop: &Stop, render: impl FnOnce(&mut Vec<u8>)) {
+    /// Writes a line that is not data: the header, or the summary in JSON. False if it could not
+    /// be written.
+    pub fn extra(&mut self, stop: &Stop, render: impl FnOnce(&mut Vec<u8>)) -> bool {
         self.flush(stop);
+        let before = self.written;
         if self.can_write() {
             render(&mut self.buffer);
-            let written = self.written;
             self.flush(stop);
-            self.written = written;
         }
+        std::mem::replace(&mut self.written, before) > before
     }
 
     /// Data lines that reached stdout.
@@ -131,19 +139,19 @@ impl Sink {
     /// Writes what was gathered, as far as the reader takes it until the run must stop.
     pub fn flush(&mut self, stop: &Stop) {
         let mut done = 0;
-        let mut give_up_at = None;
         while done < self.buffer.len() && self.can_write() {
             let piece = self.piece(done);
-            match self.file.write(&self.buffer[done..done + piece]) {
+            match self.write(done, piece) {
                 Ok(0) => self.fail(anyhow!("stdout takes no more data")),
                 Ok(n) => {
                     let lines = self.buffer[done..done + n].iter();
                     self.written += lines.filter(|byte| **byte == b'\n').count() as u64;
                     done += n;
+                    self.give_up_at = None;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    if !self.wait(stop, &mut give_up_at) {
+                    if !self.wait(stop) {
                         break;
                     }
                 }
@@ -157,18 +165,34 @@ impl Sink {
         self.buffer.clear();
     }
 
+    fn write(&mut self, from: usize, len: usize) -> std::io::Result<usize> {
+        if self.may_block && !self.has_room() {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        self.file.write(&self.buffer[from..from + len])
+    }
+
+    fn has_room(&self) -> bool {
+        let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
+        // A file is always ready, and an error is for the write to tell.
+        poll(&mut fds, PollTimeout::ZERO) != Ok(0)
+    }
+
     fn fail(&mut self, error: anyhow::Error) {
         self.ended = Some(ExitReason::Error);
         self.error.get_or_insert(error);
     }
 
-    /// Waits until stdout takes more. False if the reader has not moved by the end of the run.
-    fn wait(&self, stop: &Stop, give_up_at: &mut Option<Instant>) -> bool {
+    /// Waits until stdout takes more. False if the run has to stop and the reader has not moved
+    /// for too long.
+    fn wait(&mut self, stop: &Stop) -> bool {
         let stopping = stop.reason().is_some();
-        if stopping && give_up_at.is_none() {
-            *give_up_at = Some(Instant::now() + GRACE);
+        if stopping {
+            self.give_up_at.get_or_insert(Instant::now() + GRACE);
         }
-        let left = give_up_at.map(|at| at.saturating_duration_since(Instant::now()));
+        let left = self
+            .give_up_at
+            .map(|at| at.saturating_duration_since(Instant::now()));
         if left == Some(Duration::ZERO) {
             return false;
         }
@@ -183,10 +207,11 @@ impl Sink {
     }
 
     /// How many bytes to write at once. To a pipe it is whole lines that the kernel takes in one
-    /// piece, so that a line is never cut, whoever else writes and whenever the reader stops.
+    /// piece, so that a line is never cut, whoever else writes and whenever the reader stops. What
+    /// has room has room for that much.
     fn piece(&self, done: usize) -> usize {
         let rest = &self.buffer[done..];
-        if !self.is_pipe || rest.len() <= PIPE_PIECE {
+        if !(self.is_pipe || self.may_block) || rest.len() <= PIPE_PIECE {
             return rest.len();
         }
         let last_end = rest[..PIPE_PIECE].iter().rposition(|byte| *byte == b'\n');

@@ -26,6 +26,22 @@ pub struct Summary {
     pub packets: Option<PacketCounters>,
     /// syn-count's total.
     pub syn_total: Option<u64>,
+    /// Where the packets of `flows` are.
+    pub flows: Option<FlowTotals>,
+}
+
+/// Where the packets of `flows` are: those in the lines that reached stdout, `untracked` and
+/// `unreported` add up to `segments`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowTotals {
+    /// Packets of the flows that were asked for, GSO packets by their segments.
+    pub segments: u64,
+    /// Of these, those whose flow found no room in the table.
+    pub untracked: u64,
+    /// Of these, those in records that were lost or held back.
+    pub unreported: u64,
+    /// Flows that were reported early, to make room in the table.
+    pub evicted: u64,
 }
 
 impl Summary {
@@ -58,6 +74,12 @@ impl Summary {
         if let Some(total) = self.syn_total {
             line.int(key!("syn_total"), total);
         }
+        if let Some(flows) = self.flows {
+            line.int(key!("segments"), flows.segments);
+            line.int(key!("untracked"), flows.untracked);
+            line.int(key!("unreported"), flows.unreported);
+            line.int(key!("evicted"), flows.evicted);
+        }
         line.end();
     }
 
@@ -81,6 +103,20 @@ impl Summary {
                 if count > 0 {
                     text += &format!(", {name} {count}");
                 }
+            }
+        }
+        if let Some(flows) = self.flows {
+            text += &format!("; {} segments", flows.segments);
+            for (name, count) in [
+                ("untracked", flows.untracked),
+                ("unreported", flows.unreported),
+            ] {
+                if count > 0 {
+                    text += &format!(", {name} {count}");
+                }
+            }
+            if flows.evicted > 0 {
+                text += &format!("; {} flows evicted", flows.evicted);
             }
         }
         text

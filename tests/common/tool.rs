@@ -63,6 +63,13 @@ impl PublicBinary {
     }
 }
 
+/// All capabilities that the tool ever needs.
+pub const ENOUGH: [Capability; 3] = [
+    Capability::CAP_BPF,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_PERFMON,
+];
+
 /// Makes the command run as nobody, with these capabilities and no others.
 pub fn as_nobody(command: &mut Command, keep: &[Capability]) {
     let keep: CapsHashSet = keep.iter().copied().collect();

@@ -29,10 +29,10 @@ const TOOLS: &[&str] = &[
     "setpriv",
     "capsh",
     "tcpdump",
-    "tcpaccept",
     "tcpconnect",
     "tcpconnlat",
     "tcplife",
+    "tcptracer",
 ];
 
 /// Directories that the guest's first program expects.

@@ -1,0 +1,196 @@
+//! Every attempt has one fate, or is counted as lost; no table fills up.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use serde_json::Value;
+
+use crate::common::{Namespace, Tool, need, try_run};
+use crate::sockets::reset_on_close;
+use crate::{Trace, backends, is_guest};
+
+const LISTENING: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 4501);
+const REFUSING: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 4502);
+
+/// Accepts and forgets until it is dropped.
+struct Server {
+    stop: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Server {
+    fn new() -> Self {
+        let listener = TcpListener::bind(LISTENING).unwrap();
+        // As long as the kernel allows, so that no SYN is dropped.
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::MAXCONN).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let until = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            for stream in listener.incoming() {
+                drop(stream);
+                if until.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+        });
+        Self {
+            stop,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = TcpStream::connect(LISTENING);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Connects by many threads at once, every other time to where nobody listens.
+fn storm(threads: usize, connects: usize) {
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            let work = || {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= connects {
+                        break;
+                    }
+                    let listens = number % 2 == 0;
+                    let stream = TcpStream::connect(if listens { LISTENING } else { REFUSING });
+                    assert_eq!(stream.is_ok(), listens, "{stream:?}");
+                    if let Ok(stream) = stream {
+                        reset_on_close(&stream);
+                    }
+                }
+            };
+            thread::Builder::new()
+                .stack_size(64 << 10)
+                .spawn_scoped(scope, work)
+                .unwrap();
+        }
+    });
+}
+
+#[test]
+fn ten_thousand_connects_of_256_threads_are_all_told_or_counted() {
+    let namespace = need!(Namespace::new());
+    let server = namespace.enter(Server::new);
+    for backend in backends!() {
+        let trace = Trace::start(&namespace, backend, &["-p", "4501,4502"]);
+        namespace.enter(|| storm(256, 10_000));
+        let events = trace.stop();
+        let attempts = events.count("attempt");
+        let lost = usize::try_from(events.summary["lost"].as_u64().unwrap()).unwrap();
+        assert_eq!(attempts + lost, 10_000, "{}", events.summary);
+        let (established, failed) = (events.count("established"), events.count("failed"));
+        assert_eq!(established + failed, attempts, "{}", events.summary);
+        for event in events.named("failed") {
+            assert_eq!(event["error"], "ECONNREFUSED", "{event}");
+            assert!(event["sport"].is_u64(), "{event}");
+        }
+        for event in events.named("established") {
+            assert_eq!(event["dport"], LISTENING.port(), "{event}");
+        }
+        if lost == 0 {
+            assert_eq!(established, 5_000);
+        }
+    }
+    namespace.enter(|| drop(server));
+}
+
+#[test]
+fn a_storm_with_accepts_and_ends_is_told_whole() {
+    let namespace = need!(Namespace::new());
+    let server = namespace.enter(Server::new);
+    for backend in backends!() {
+        let trace = Trace::start(
+            &namespace,
+            backend,
+            &["-p", "4501,4502", "--accept", "--close"],
+        );
+        namespace.enter(|| storm(32, 1000));
+        // The server's ends come when it has accepted what waits.
+        let mut seen = 0;
+        trace.wait("a thousand ends", |event| {
+            seen += usize::from(event["event"] == "closed");
+            seen == 1000
+        });
+        let events = trace.stop();
+        events.assert_whole();
+        for (name, count) in [
+            ("attempt", 1000),
+            ("established", 500),
+            ("failed", 500),
+            ("accepted", 500),
+            ("closed", 1000),
+        ] {
+            assert_eq!(events.count(name), count, "{name}: {}", events.summary);
+        }
+        for event in events.named("closed") {
+            assert_eq!(event["tx_bytes"], 0, "{event}");
+            assert_eq!(event["rx_bytes"], 0, "{event}");
+        }
+    }
+    namespace.enter(|| drop(server));
+}
+
+/// How many entries there are in the tool's tables of connections and calls.
+fn table_entries(tool: &Tool) -> Result<usize, String> {
+    let mut entries = 0;
+    let mut tables = 0;
+    for fd in fs::read_dir(format!("/proc/{}/fdinfo", tool.pid())).unwrap() {
+        let text = fs::read_to_string(fd.unwrap().path()).unwrap();
+        let Some(id) = text.lines().find_map(|line| line.strip_prefix("map_id:")) else {
+            continue;
+        };
+        let map = try_run(&format!("bpftool -j map show id {id}"))?;
+        let map: Value = serde_json::from_str(&map).unwrap();
+        if map["name"] == "connections" || map["name"] == "calls" {
+            let dump = try_run(&format!("bpftool -j map dump id {id}"))?;
+            let dump: Value = serde_json::from_str(&dump).unwrap();
+            entries += dump.as_array().unwrap().len();
+            tables += 1;
+        }
+    }
+    assert!(tables > 0, "the tool has no table");
+    Ok(entries)
+}
+
+#[test]
+fn no_entry_stays_behind_and_the_tables_never_fill_up() {
+    let namespace = need!(Namespace::new());
+    namespace.run("ip route add unreachable 192.0.2.1");
+    // Ten times what the table holds, which takes too long where the machine is emulated.
+    let connects = if is_guest() { 2_000 } else { 10 * 16_384 };
+    for backend in backends!() {
+        let trace = Trace::start(&namespace, backend, &["-c", "100000000"]);
+        namespace.enter(|| {
+            for _ in 0..connects {
+                TcpStream::connect(REFUSING).expect_err("nobody listens");
+            }
+            for _ in 0..100 {
+                TcpStream::connect("192.0.2.1:1").expect_err("unreachable");
+            }
+            TcpStream::connect("127.0.0.1:4503").expect_err("nobody listens");
+        });
+        trace.wait_for("failed", 4503);
+        match table_entries(&trace.tool) {
+            // Others may be connecting on this machine.
+            Ok(entries) => assert!(entries < 100, "{entries} entries"),
+            Err(why) => eprintln!("the tables were not looked into: {why}"),
+        }
+        let events = trace.stop();
+        assert_eq!(events.at(REFUSING.port()).len(), 2 * connects);
+        events.pair_at(4503, "failed");
+        events.assert_whole();
+    }
+}

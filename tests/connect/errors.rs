@@ -1,0 +1,298 @@
+//! Attempts that fail, each for its reason.
+
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
+use std::thread;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{Shutdown, SockFlag, shutdown};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, fork};
+
+use crate::common::{Namespace, need, wait_for};
+use crate::sockets::{Blackhole, connect_to, connecting, disconnect, listen, set_int, states, tcp};
+use crate::{Events, Trace, assert_one_process, backends};
+
+/// Checks an attempt that failed inside of the kernel's connect function, before it was sent.
+fn assert_early_failure(events: &Events, port: u16, daddr: &str, errno: Errno) {
+    let (attempt, failed) = events.pair_at(port, "failed");
+    assert_one_process(attempt, failed);
+    assert_eq!(failed["daddr"], daddr, "{failed}");
+    assert_eq!(failed["error"], format!("{errno:?}"), "{failed}");
+    assert_eq!(failed["ret"], -(errno as i32), "{failed}");
+    assert_eq!(attempt["ret"], failed["ret"]);
+}
+
+#[test]
+fn failures_before_a_packet_is_sent_keep_the_destination() {
+    let namespace = need!(Namespace::new());
+    for words in [
+        "ip route add unreachable 192.0.2.1",
+        "ip route add prohibit 192.0.2.2",
+        "ip route add blackhole 192.0.2.3",
+    ] {
+        namespace.run(words);
+    }
+    let cases = [
+        (4101, "198.51.100.1", Errno::ENETUNREACH),
+        (4102, "192.0.2.1", Errno::EHOSTUNREACH),
+        (4103, "192.0.2.2", Errno::EACCES),
+        (4104, "192.0.2.3", Errno::EINVAL),
+        (4105, "2001:db8::1", Errno::ENETUNREACH),
+        (4106, "ff02::1", Errno::ENETUNREACH),
+        (4107, "::ffff:198.51.100.2", Errno::ENETUNREACH),
+    ];
+    for backend in backends!() {
+        let trace = Trace::start(&namespace, backend, &[]);
+        namespace.enter(|| {
+            for (port, ip, errno) in cases {
+                let addr = SocketAddr::new(ip.parse().unwrap(), port);
+                let socket = tcp(addr, SockFlag::empty());
+                assert_eq!(connect_to(&socket, addr), Err(errno), "{ip}");
+            }
+        });
+        let sees_calls = trace.sees_calls();
+        let events = trace.stop();
+        for (port, ip, errno) in cases {
+            if sees_calls {
+                assert_early_failure(&events, port, ip.trim_start_matches("::ffff:"), errno);
+            } else {
+                assert!(events.at(port).is_empty(), "{:#?}", events.at(port));
+            }
+        }
+        events.assert_whole();
+    }
+}
+
+#[test]
+fn running_out_of_source_ports_is_a_failure_with_its_destination() {
+    let namespace = need!(Namespace::new());
+    namespace.sysctl("ipv4/ip_local_port_range", "45101 45101");
+    for backend in backends!() {
+        let trace = Trace::start(&namespace, backend, &[]);
+        namespace.enter(|| {
+            let listener = listen("127.0.0.1", 4111);
+            let addr = listener.local_addr().unwrap();
+            let holder = tcp(addr, SockFlag::empty());
+            connect_to(&holder, addr).unwrap();
+            let socket = tcp(addr, SockFlag::empty());
+            assert_eq!(connect_to(&socket, addr), Err(Errno::EADDRNOTAVAIL));
+            // Nothing stays in the way of the next backend.
+            crate::sockets::reset_on_close(&holder);
+        });
+        let sees_calls = trace.sees_calls();
+        let events = trace.stop();
+        let all = events.at(4111);
+        assert_eq!(
+            events.names_at(4111),
+            ["attempt", "established", "attempt", "failed"],
+            "{all:#?}"
+        );
+        let (attempt, failed) = (all[2], all[3]);
+        assert_one_process(attempt, failed);
+        assert_eq!(failed["error"], "EADDRNOTAVAIL");
+        assert!(failed["sport"].is_null(), "{failed}");
+        assert_eq!(failed["daddr"], "127.0.0.1");
+        if sees_calls {
+            assert_eq!(failed["ret"], -libc::EADDRNOTAVAIL);
+        }
+        events.assert_whole();
+    }
+}
+
+#[test]
+fn a_connect_that_nobody_answers_times_out() {
+    let blackhole = need!(Blackhole::new());
+    blackhole.namespace.sysctl("ipv4/tcp_syn_retries", "1");
+    for backend in backends!() {
+        let trace = Trace::start(&blackhole.namespace, backend, &[]);
+        blackhole.namespace.enter(|| {
+            let addr = Blackhole::at(4121);
+            let socket = tcp(addr, SockFlag::empty());
+            set_int(&socket, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 100).unwrap();
+            assert_eq!(connect_to(&socket, addr), Err(Errno::ETIMEDOUT));
+        });
+        let events = trace.stop();
+        let (attempt, failed) = events.pair_at(4121, "failed");
+        assert_one_process(attempt, failed);
+        assert_eq!(failed["error"], "ETIMEDOUT");
+        assert!(failed["latency_us"].as_u64() > Some(100_000), "{failed}");
+        assert!(failed["sport"].is_u64(), "{failed}");
+        events.assert_whole();
+    }
+}
+
+#[test]
+fn giving_up_while_connecting_is_a_failure_however_it_is_done() {
+    let blackhole = need!(Blackhole::new());
+    for backend in backends!() {
+        let trace = Trace::start(&blackhole.namespace, backend, &[]);
+        blackhole.namespace.enter(|| {
+            drop(connecting(Blackhole::at(4131)));
+            let socket = connecting(Blackhole::at(4132));
+            shutdown(socket.as_raw_fd(), Shutdown::Both).unwrap();
+            drop(socket);
+            let socket = connecting(Blackhole::at(4133));
+            disconnect(&socket);
+            drop(socket);
+            let socket = connecting(Blackhole::at(4134));
+            crate::sockets::reset_on_close(&socket);
+            drop(socket);
+            // A second call on a connecting socket is no second attempt.
+            let socket = connecting(Blackhole::at(4135));
+            assert_eq!(
+                connect_to(&socket, Blackhole::at(4135)),
+                Err(Errno::EALREADY)
+            );
+            drop(socket);
+        });
+        let events = trace.stop();
+        for port in 4131..=4135 {
+            let (attempt, failed) = events.pair_at(port, "failed");
+            assert_one_process(attempt, failed);
+            assert_eq!(failed["error"], "ECONNABORTED", "{failed}");
+            assert!(failed["sport"].is_u64(), "{failed}");
+        }
+        events.assert_whole();
+    }
+}
+
+#[test]
+fn a_process_that_is_killed_while_connecting_leaves_one_failure() {
+    let blackhole = need!(Blackhole::new());
+    for backend in backends!() {
+        let trace = Trace::start(&blackhole.namespace, backend, &[]);
+        let child = blackhole.namespace.enter(|| {
+            let addr = Blackhole::at(4141);
+            let socket = tcp(addr, SockFlag::empty());
+            // SAFETY: the child makes system calls and nothing else.
+            match unsafe { fork() }.unwrap() {
+                ForkResult::Child => {
+                    let _ = connect_to(&socket, addr);
+                    // SAFETY: ends the child without touching what it shares with its parent.
+                    unsafe { libc::_exit(0) }
+                }
+                ForkResult::Parent { child } => child,
+            }
+        });
+        blackhole.namespace.enter(|| {
+            wait_for("the child connects", || {
+                states(4141).contains(&"02".to_owned()).then_some(())
+            });
+        });
+        kill(child, Signal::SIGKILL).unwrap();
+        waitpid(child, None).unwrap();
+        let failed = trace.wait_for("failed", 4141);
+        assert_eq!(failed["error"], "ECONNABORTED");
+        assert_eq!(failed["pid"], child.as_raw());
+        let events = trace.stop();
+        let (attempt, _) = events.pair_at(4141, "failed");
+        assert_eq!(attempt["pid"], child.as_raw());
+        events.assert_whole();
+    }
+}
+
+#[test]
+fn an_interrupted_connect_goes_on_and_has_one_fate() {
+    let blackhole = need!(Blackhole::new());
+    for backend in backends!() {
+        let trace = Trace::start(&blackhole.namespace, backend, &[]);
+        blackhole.namespace.enter(|| {
+            let addr = Blackhole::at(4151);
+            let error = TcpStream::connect_timeout(&addr, Duration::from_millis(50));
+            assert_eq!(error.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+        });
+        let events = trace.stop();
+        let (_, failed) = events.pair_at(4151, "failed");
+        assert_eq!(failed["error"], "ECONNABORTED");
+        events.assert_whole();
+    }
+}
+
+#[test]
+fn an_attempt_has_no_fate_before_it_has_one() {
+    let blackhole = need!(Blackhole::new());
+    for backend in backends!() {
+        let trace = Trace::start(&blackhole.namespace, backend, &[]);
+        let socket = blackhole
+            .namespace
+            .enter(|| connecting(Blackhole::at(4161)));
+        let attempt = trace.wait_for("attempt", 4161);
+        assert_eq!(attempt["daddr"], "10.99.0.2");
+        let events = trace.stop();
+        assert_eq!(events.names_at(4161), ["attempt"]);
+        events.assert_whole();
+        drop(socket);
+    }
+}
+
+#[test]
+fn an_icmp_error_is_the_reason_of_the_failure() {
+    let blackhole = need!(Blackhole::new());
+    // The route beyond leads nowhere, which this host itself says by ICMP.
+    blackhole.namespace.sysctl("ipv4/ip_forward", "1");
+    let far = need!(Namespace::new());
+    blackhole.namespace.run(&format!(
+        "ip link add near type veth peer name other netns {}",
+        far.path()
+    ));
+    for words in ["ip addr add 10.98.0.1/24 dev near", "ip link set near up"] {
+        blackhole.namespace.run(words);
+    }
+    for words in [
+        "ip addr add 10.98.0.2/24 dev other",
+        "ip link set other up",
+        "ip route add default via 10.98.0.1",
+    ] {
+        far.run(words);
+    }
+    blackhole
+        .namespace
+        .run("ip route add unreachable 203.0.113.1");
+    for backend in backends!() {
+        let trace = Trace::start(&far, backend, &[]);
+        let reached = far.enter(|| {
+            let addr: SocketAddr = "203.0.113.1:4171".parse().unwrap();
+            let socket = tcp(addr, SockFlag::SOCK_NONBLOCK);
+            assert_eq!(connect_to(&socket, addr), Err(Errno::EINPROGRESS));
+            let mut fds = [nix::poll::PollFd::new(
+                std::os::fd::AsFd::as_fd(&socket),
+                nix::poll::PollFlags::POLLOUT,
+            )];
+            nix::poll::poll(&mut fds, nix::poll::PollTimeout::from(30_000_u16)).unwrap()
+        });
+        assert_eq!(reached, 1);
+        let failed = trace.wait_for("failed", 4171);
+        assert_eq!(failed["error"], "EHOSTUNREACH", "{failed}");
+        let events = trace.stop();
+        events.pair_at(4171, "failed");
+        events.assert_whole();
+    }
+}
+
+#[test]
+fn a_process_name_can_forge_neither_a_line_nor_a_terminal() {
+    let namespace = need!(Namespace::new());
+    for backend in backends!() {
+        let trace = Trace::start(&namespace, backend, &[]);
+        let name = c"\x1b[2J\n\"}\xff\\x";
+        namespace.enter(|| {
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    nix::sys::prctl::set_name(name).unwrap();
+                    TcpStream::connect("127.0.0.1:4181").expect_err("nobody listens");
+                });
+            });
+        });
+        let events = trace.stop();
+        let (attempt, _) = events.pair_at(4181, "failed");
+        let comm = attempt["comm"].as_str().unwrap();
+        assert!(comm.starts_with("\u{1b}[2J\n\"}"), "{attempt}");
+        assert!(comm.ends_with("\\x"), "{attempt}");
+    }
+    assert!(fs::metadata("/proc/self/comm").is_ok());
+}

@@ -1,0 +1,154 @@
+//! Filters, each for itself, on every backend.
+
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
+
+use crate::common::{Namespace, need};
+use crate::sockets::listen;
+use crate::{Trace, backends};
+
+/// Connects to three places: one listens, one refuses, one can't be reached.
+fn connect_everywhere(namespace: &Namespace) {
+    namespace.enter(|| {
+        let _listener = listen("127.0.0.1", 4301);
+        for addr in ["127.0.0.1:4301", "127.0.0.2:4302", "[::1]:4303"] {
+            let addr: SocketAddr = addr.parse().unwrap();
+            assert_eq!(TcpStream::connect(addr).is_ok(), addr.port() == 4301);
+        }
+    });
+}
+
+#[test]
+fn filters_let_through_what_they_name() {
+    let namespace = need!(Namespace::new());
+    let pid = std::process::id().to_string();
+    let cases: &[(&[&str], &[u16])] = &[
+        (&["--pid", &pid], &[4301, 4302, 4303]),
+        (&["--pid", "1"], &[]),
+        (&["--uid", "0"], &[4301, 4302, 4303]),
+        (&["--uid", "12345,12346"], &[]),
+        (&["--comm", "no-such-name"], &[]),
+        (&["-p", "4301,4303"], &[4301, 4303]),
+        (&["--dst", "127.0.0.0/8"], &[4301, 4302]),
+        (&["--dst", "!127.0.0.2"], &[4301, 4303]),
+        (&["--src", "127.0.0.1"], &[4301, 4302]),
+        (&["--src", "!127.0.0.0/8"], &[4303]),
+        (&["-6"], &[4303]),
+        (&["-4"], &[4301, 4302]),
+        (&["--sport", "1"], &[]),
+        (&["--sport", "2-65535", "-p", "4302"], &[4302]),
+        (&["--failed"], &[4302, 4303]),
+    ];
+    for backend in backends!() {
+        for (options, ports) in cases {
+            let trace = Trace::start(&namespace, backend, options);
+            connect_everywhere(&namespace);
+            let events = trace.stop();
+            for port in [4301, 4302, 4303] {
+                let fate = if port == 4301 {
+                    "established"
+                } else {
+                    "failed"
+                };
+                let expected: &[&str] = match (ports.contains(&port), options[0]) {
+                    (false, _) => &[],
+                    (true, "--failed") => &[fate],
+                    (true, _) => &["attempt", fate],
+                };
+                assert_eq!(
+                    events.names_at(port),
+                    expected,
+                    "{options:?} {:#?}",
+                    events.all
+                );
+            }
+            // What was not asked for is not matched either; others may have matched.
+            events.assert_whole();
+        }
+    }
+}
+
+#[test]
+fn the_filter_on_names_takes_whole_names() {
+    let namespace = need!(Namespace::new());
+    for backend in backends!() {
+        let trace = Trace::start(&namespace, backend, &["--comm", "exactly-this,x"]);
+        namespace.enter(|| {
+            for (port, name) in [
+                (4311, c"exactly-this"),
+                (4312, c"exactly-thi"),
+                (4313, c"exactly-this1"),
+            ] {
+                thread::scope(|scope| {
+                    scope.spawn(|| {
+                        nix::sys::prctl::set_name(name).unwrap();
+                        TcpStream::connect(("127.0.0.1", port)).expect_err("nobody listens");
+                    });
+                });
+            }
+        });
+        let events = trace.stop();
+        let names: Vec<usize> = [4311, 4312, 4313]
+            .map(|port| events.at(port).len())
+            .to_vec();
+        assert_eq!(names, [2, 0, 0], "{:#?}", events.all);
+    }
+}
+
+#[test]
+fn filters_hold_for_accepts_and_ends_too() {
+    let namespace = need!(Namespace::new());
+    let pid = std::process::id().to_string();
+    for backend in backends!() {
+        for (options, outgoing, incoming) in [
+            (["-p", "4321"], true, true),
+            (["--pid", "1"], false, false),
+            (["--pid", &pid], true, true),
+            (["--dst", "!127.0.0.1"], false, false),
+            (["--sport", "1"], false, false),
+            // The port of the server, seen from which this would be the source.
+            (["--sport", "4321"], false, false),
+        ] {
+            let mut all = vec!["--accept", "--close"];
+            all.extend(options);
+            let trace = Trace::start(&namespace, backend, &all);
+            namespace.enter(|| {
+                let listener = listen("127.0.0.1", 4321);
+                let (client, server) = crate::sockets::connected(&listener);
+                drop(client);
+                drop(server);
+            });
+            let knows_acceptor = trace.sees_calls() || options[0] != "--pid";
+            let events = trace.stop();
+            let directions = |name: &str| {
+                let mut found: Vec<&str> = events
+                    .named(name)
+                    .iter()
+                    .map(|event| event["direction"].as_str().unwrap())
+                    .collect();
+                found.sort_unstable();
+                found
+            };
+            let (mut closed, mut accepted) = (Vec::new(), Vec::new());
+            if incoming && knows_acceptor {
+                closed.push("in");
+                accepted.push("in");
+            }
+            if outgoing {
+                closed.push("out");
+            }
+            assert_eq!(
+                directions("closed"),
+                closed,
+                "{options:?} {:#?}",
+                events.all
+            );
+            assert_eq!(
+                directions("accepted"),
+                accepted,
+                "{options:?} {:#?}",
+                events.all
+            );
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! What works, and what is said, where privileges or the kernel's lockdown allow less.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+
+use caps::Capability;
+use nix::sys::socket::SockFlag;
+use serde_json::Value;
+
+use crate::common::tool::{PublicBinary, as_nobody, command_of};
+use crate::common::{Namespace, Tool, command, need};
+use crate::sockets::{connect_to, listen, tcp};
+use crate::{backends, say_backend};
+
+const MINIMUM: [Capability; 3] = [
+    Capability::CAP_BPF,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_PERFMON,
+];
+
+/// The mode of the kernel's lockdown, unless there is none.
+fn lockdown() -> Result<String, String> {
+    let text = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
+    let mode = text.split(['[', ']']).nth(1).unwrap_or("none");
+    match mode {
+        "none" => Err("the kernel is not locked down".to_owned()),
+        mode => Ok(mode.to_owned()),
+    }
+}
+
+/// The level of kernel.perf_event_paranoid, if it is above 2.
+fn paranoid() -> Result<i32, String> {
+    let text = fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap_or_default();
+    let level = text.trim().parse().unwrap_or(0);
+    if level < 3 {
+        return Err("kernel.perf_event_paranoid is below 3".to_owned());
+    }
+    Ok(level)
+}
+
+/// Makes connections of each outcome, and checks what is said of them.
+fn assert_traces(tool: Tool, namespace: &Namespace, has_calls: bool) {
+    namespace.enter(|| {
+        let listeners = [listen("127.0.0.1", 4601), listen("::1", 4601)];
+        for listener in &listeners {
+            let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            drop(listener.accept().unwrap());
+            drop(stream);
+        }
+        for addr in [
+            "127.0.0.1:4602",
+            "[::1]:4602",
+            "192.0.2.1:4603",
+            "[2001:db8::1]:4603",
+        ] {
+            let addr: SocketAddr = addr.parse().unwrap();
+            let socket = tcp(addr, SockFlag::empty());
+            connect_to(&socket, addr).expect_err("nobody listens");
+        }
+    });
+    let output = tool.stop();
+    assert_eq!(output.code(), 0, "{output:#?}");
+    let mut events = output.json();
+    events.retain(|event| event["netns"] == namespace.inode());
+    let told = |name: &str, port: u16| -> Vec<(&Value, &Value)> {
+        events
+            .iter()
+            .filter(|event| event["event"] == name && event["dport"] == port)
+            .map(|event| (&event["daddr"], &event["error"]))
+            .collect()
+    };
+    let null = Value::Null;
+    let (here4, here6) = ("127.0.0.1".into(), "::1".into());
+    assert_eq!(
+        told("established", 4601),
+        [(&here4, &null), (&here6, &null)]
+    );
+    let refused = "ECONNREFUSED".into();
+    assert_eq!(
+        told("failed", 4602),
+        [(&here4, &refused), (&here6, &refused)]
+    );
+    assert_eq!(told("accepted", 4601).len(), 2, "{events:#?}");
+    assert_eq!(told("closed", 4601).len(), 4, "{events:#?}");
+    if has_calls {
+        let (far4, far6) = ("192.0.2.1".into(), "2001:db8::1".into());
+        let unreachable = "ENETUNREACH".into();
+        assert_eq!(
+            told("failed", 4603),
+            [(&far4, &unreachable), (&far6, &unreachable)],
+            "{events:#?}"
+        );
+    }
+    assert_eq!(output.summary()["lost"], 0);
+}
+
+/// The backend that the `attached:` line names.
+fn backend_of(tool: &Tool) -> &'static str {
+    let (_, line) = tool.attached_line();
+    let named = crate::BACKENDS
+        .into_iter()
+        .find(|name| line.contains(&format!("backend {name}")));
+    named.unwrap_or_else(|| panic!("no backend: {line}"))
+}
+
+const TRACE: [&str; 4] = ["connect-trace", "--json", "--accept", "--close"];
+
+#[test]
+fn under_lockdown_the_best_backend_still_sees_everything() {
+    let mode = need!(lockdown());
+    let namespace = need!(Namespace::new());
+    let tool = Tool::start(&TRACE);
+    let backend = backend_of(&tool);
+    assert_eq!(backend, "fentry", "{mode}");
+    say_backend(
+        backend,
+        "x::under_lockdown_the_best_backend_still_sees_everything",
+    );
+    assert_traces(tool, &namespace, true);
+}
+
+#[test]
+fn under_lockdown_each_backend_works_or_says_that_it_is_forbidden() {
+    let mode = need!(lockdown());
+    let namespace = need!(Namespace::new());
+    for backend in crate::BACKENDS {
+        let mut args = TRACE.to_vec();
+        args.extend(["--backend", backend]);
+        if backend == "kprobe" && mode == "confidentiality" {
+            let output = Tool::spawn(&mut command(args)).finish();
+            assert_eq!(output.code(), 1, "{output:#?}");
+            let (error, hint) = output.complaint();
+            let said = format!("{error} {}", hint.unwrap_or_default());
+            assert!(said.contains("lockdown"), "{said}");
+        } else {
+            let tool = Tool::start(&args);
+            assert_traces(tool, &namespace, backend != "tracepoint");
+        }
+    }
+}
+
+#[test]
+fn the_paranoid_level_leaves_nobody_with_the_minimum_of_capabilities_a_backend() {
+    need!(paranoid());
+    let namespace = need!(Namespace::new());
+    let binary = PublicBinary::new();
+    for (backend, best) in [
+        ("auto", "fentry"),
+        ("fentry", "fentry"),
+        ("tracepoint", "tracepoint"),
+    ] {
+        let mut args = TRACE.to_vec();
+        args.extend(["--backend", backend]);
+        let mut command = command_of(&binary.path(), &args);
+        as_nobody(&mut command, &MINIMUM);
+        let tool = Tool::spawn(&mut command).attached();
+        assert_eq!(backend_of(&tool), best);
+        assert_traces(tool, &namespace, best != "tracepoint");
+    }
+}
+
+#[test]
+fn the_paranoid_level_is_named_where_it_forbids_the_kprobe_backend() {
+    need!(paranoid());
+    let binary = PublicBinary::new();
+    let args = [
+        "connect-trace",
+        "--json",
+        "--backend",
+        "kprobe",
+        "-d",
+        "0.1",
+    ];
+    let mut command = command_of(&binary.path(), args);
+    as_nobody(&mut command, &MINIMUM);
+    let output = Tool::spawn(&mut command).finish();
+    if output.code() == 1 {
+        let (error, hint) = output.complaint();
+        let said = format!("{error} {}", hint.unwrap_or_default());
+        assert!(said.contains("perf_event_paranoid"), "{said}");
+    } else {
+        assert_eq!(output.code(), 0, "{output:#?}");
+    }
+}
+
+#[test]
+fn nobody_with_the_minimum_of_capabilities_traces_connects() {
+    let namespace = need!(Namespace::new());
+    let binary = PublicBinary::new();
+    for backend in backends!() {
+        if *backend == "kprobe" && paranoid().is_ok() {
+            // Told by another test.
+            continue;
+        }
+        let mut args = TRACE.to_vec();
+        args.extend(["--backend", backend]);
+        let mut command = command_of(&binary.path(), &args);
+        as_nobody(&mut command, &MINIMUM);
+        let tool = Tool::spawn(&mut command).attached();
+        assert_traces(tool, &namespace, *backend != "tracepoint");
+    }
+}
+
+#[test]
+fn nobody_without_capabilities_is_told_which_are_missing() {
+    let binary = PublicBinary::new();
+    let mut command = command_of(&binary.path(), ["connect-trace"]);
+    as_nobody(&mut command, &[]);
+    let output = Tool::spawn(&mut command).finish();
+    assert_eq!(output.code(), 1, "{output:#?}");
+    let (error, hint) = output.complaint();
+    let said = format!("{error} {}", hint.unwrap_or_default());
+    for name in ["CAP_BPF", "CAP_PERFMON"] {
+        assert!(said.contains(name), "{said}");
+    }
+}
+
+#[test]
+fn a_forced_backend_that_the_kernel_lacks_is_an_error_and_auto_takes_another() {
+    let namespace = need!(Namespace::new());
+    let tool = Tool::start(&TRACE);
+    let best = backend_of(&tool);
+    assert_eq!(best, backends!()[0]);
+    assert_traces(tool, &namespace, best != "tracepoint");
+    for backend in crate::BACKENDS {
+        if backends!().contains(&backend) {
+            continue;
+        }
+        let args = ["connect-trace", "--backend", backend, "-d", "0.1"];
+        let output = Tool::spawn(&mut command(args)).finish();
+        assert_eq!(output.code(), 1, "{output:#?}");
+        let (error, _) = output.complaint();
+        assert!(error.contains("failed to"), "{error}");
+    }
+    let listener = TcpListener::bind("127.0.0.1:0");
+    assert!(listener.is_ok());
+}

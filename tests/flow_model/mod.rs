@@ -1,0 +1,431 @@
+//! What flows must say of a capture: a plain, slow model of connections, written from Zeek's manual
+//! and the rules in docs, that shares no code with the product. It keeps all packets of a
+//! connection and works out everything from that list at the end.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crate::oracle::{Link, Tcp, capture, judge};
+
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
+const SECOND: i64 = 1_000_000_000;
+const IDLE: i64 = 300 * SECOND;
+const HALF_OPEN: i64 = 60 * SECOND;
+const LINGER: i64 = SECOND;
+
+/// A packet of a connection.
+#[derive(Clone, Debug)]
+struct Packet {
+    at: i64,
+    from: (IpAddr, u16),
+    to: (IpAddr, u16),
+    flags: u8,
+    seq: u32,
+    ack: u32,
+    window: u16,
+    len: u32,
+}
+
+/// What is said of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub orig: (IpAddr, u16),
+    pub resp: (IpAddr, u16),
+    pub start: i64,
+    pub last: i64,
+    pub conn_state: &'static str,
+    pub history: String,
+    pub orig_pkts: u64,
+    pub orig_bytes: u64,
+    pub resp_pkts: u64,
+    pub resp_bytes: u64,
+    pub syn_retransmits: u64,
+    pub partial: bool,
+}
+
+/// Zeek's states of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Inactive,
+    SynSent,
+    Partial,
+    Established,
+    Closed,
+    Reset,
+}
+
+/// An endpoint while the packets of a connection are gone through.
+#[derive(Clone, Debug)]
+struct End {
+    state: State,
+    isn: Option<u32>,
+    next: Option<u32>,
+    fin: Option<u32>,
+    fin_acked: bool,
+    last_rst: Option<u32>,
+    seen: String,
+    zero_windows: u32,
+    retransmits: u32,
+}
+
+impl End {
+    fn new() -> Self {
+        Self {
+            state: State::Inactive,
+            isn: None,
+            next: None,
+            fin: None,
+            fin_acked: false,
+            last_rst: None,
+            seen: String::new(),
+            zero_windows: 0,
+            retransmits: 0,
+        }
+    }
+}
+
+/// All that a connection's packets say.
+#[derive(Clone, Debug)]
+struct Story {
+    orig: (IpAddr, u16),
+    ends: [End; 2],
+    history: String,
+    finished: Option<i64>,
+    syn_retransmits: u64,
+}
+
+impl Packet {
+    fn end_seq(&self) -> u32 {
+        let payload = if self.flags & RST == 0 { self.len } else { 0 };
+        self.seq
+            .wrapping_add(payload)
+            .wrapping_add(u32::from(self.flags & SYN != 0))
+            .wrapping_add(u32::from(self.flags & FIN != 0))
+    }
+
+    fn is(&self, flags: u8) -> bool {
+        self.flags & (SYN | FIN | RST | ACK) == flags
+    }
+
+    fn seems_from_responder(&self) -> bool {
+        if self.flags & SYN != 0 {
+            self.flags & ACK != 0
+        } else {
+            self.from.1 < 1024 && self.to.1 >= 1024
+        }
+    }
+}
+
+fn after(a: u32, b: u32) -> bool {
+    a.wrapping_sub(b).cast_signed() > 0
+}
+
+/// Zeek's logarithmic letters: the first, tenth, hundredth time.
+fn is_power_of_ten(n: u32) -> bool {
+    n.to_string().trim_end_matches('0') == "1"
+}
+
+fn tell(packets: &[Packet]) -> Story {
+    let first = &packets[0];
+    let flipped = first.seems_from_responder();
+    let mut story = Story {
+        orig: if flipped { first.to } else { first.from },
+        ends: [End::new(), End::new()],
+        history: if flipped { "^".into() } else { String::new() },
+        finished: None,
+        syn_retransmits: 0,
+    };
+    for packet in packets {
+        // Both ends may be the same (a socket connected to itself).
+        let me = usize::from(packet.from != story.orig);
+        letters(&mut story, me, packet);
+        numbers(&mut story, me, packet);
+        states(&mut story, me, packet);
+        let done = story.ends.iter().any(|end| end.state == State::Reset)
+            || story.ends.iter().all(|end| end.fin_acked);
+        if done && story.finished.is_none() {
+            story.finished = Some(packet.at);
+        }
+    }
+    story
+}
+
+fn letters(story: &mut Story, me: usize, packet: &Packet) {
+    let peer_closed = story.ends[1 - me].state == State::Closed;
+    let end = &mut story.ends[me];
+    let mut new = String::new();
+    let once = |letter: char, seen: &mut String, new: &mut String| {
+        if !seen.contains(letter) {
+            seen.push(letter);
+            new.push(letter);
+        }
+    };
+    match (
+        packet.flags & SYN != 0,
+        packet.flags & FIN != 0,
+        packet.flags & RST != 0,
+    ) {
+        (true, false, false) if end.isn != Some(packet.seq) => {
+            new.push(if packet.flags & ACK != 0 { 'H' } else { 'S' });
+        }
+        (false, true, false) if end.fin != Some(packet.end_seq()) => new.push('F'),
+        (false, false, true) if end.last_rst != Some(packet.seq) => new.push('R'),
+        (false, false, false) if packet.len > 0 => once('D', &mut end.seen, &mut new),
+        (false, false, false) if packet.flags & ACK != 0 => once('A', &mut end.seen, &mut new),
+        (_, true, true) => once('I', &mut end.seen, &mut new),
+        (true, true, false) | (true, false, true) => once('Q', &mut end.seen, &mut new),
+        _ => {}
+    }
+    let reset = end.state == State::Reset;
+    if packet.window == 0 && packet.flags & RST == 0 && !peer_closed && !reset {
+        end.zero_windows += 1;
+        if is_power_of_ten(end.zero_windows) {
+            new.push('W');
+        }
+    }
+    if let Some(next) = end.next
+        && packet.len > 0
+        && packet.flags & RST == 0
+        && !reset
+        && !after(packet.end_seq(), next)
+    {
+        end.retransmits += 1;
+        if is_power_of_ten(end.retransmits) {
+            new.push('T');
+        }
+    }
+    story.history += &if me == 0 { new } else { new.to_lowercase() };
+}
+
+fn numbers(story: &mut Story, me: usize, packet: &Packet) {
+    let end = &mut story.ends[me];
+    if packet.flags & RST != 0 {
+        end.last_rst = Some(packet.seq);
+        return;
+    }
+    if me == 0 && packet.is(SYN) && end.isn == Some(packet.seq) {
+        story.syn_retransmits += 1;
+    }
+    let anew = packet.flags & SYN != 0 && end.isn.is_none();
+    match end.next {
+        Some(next) if !anew => {
+            if after(packet.end_seq(), next) {
+                end.next = Some(packet.end_seq());
+            }
+        }
+        _ => end.next = Some(packet.end_seq()),
+    }
+    if packet.flags & SYN != 0 {
+        end.isn = Some(packet.seq);
+    }
+    if packet.flags & FIN != 0 {
+        end.fin = Some(packet.end_seq());
+    }
+    let peer = &mut story.ends[1 - me];
+    if let Some(fin) = peer.fin
+        && packet.flags & ACK != 0
+        && !after(fin, packet.ack)
+    {
+        peer.fin_acked = true;
+    }
+}
+
+fn states(story: &mut Story, me: usize, packet: &Packet) {
+    let flags = packet.flags;
+    let peer = story.ends[1 - me].state;
+    let state = &mut story.ends[me].state;
+    let mut peer_becomes = peer;
+    match *state {
+        State::Reset => return,
+        State::Inactive if flags & SYN != 0 && me == 0 => *state = State::SynSent,
+        State::Inactive if flags & SYN != 0 => {
+            *state = State::Established;
+            if peer == State::SynSent {
+                peer_becomes = State::Established;
+            }
+        }
+        State::Inactive if flags & ACK != 0 && peer == State::Established => {
+            *state = State::Established;
+        }
+        State::Inactive if me == 1 && packet.len == 0 && peer == State::SynSent => {}
+        State::Inactive => *state = State::Partial,
+        _ => {}
+    }
+    if flags & RST != 0 {
+        if !(*state == State::Closed && peer_becomes == State::Closed) {
+            *state = State::Reset;
+        }
+    } else if flags & FIN != 0 {
+        *state = State::Closed;
+        if peer_becomes == State::Reset && story.ends[1 - me].fin.is_some() {
+            peer_becomes = State::Closed;
+        }
+    }
+    story.ends[1 - me].state = peer_becomes;
+}
+
+/// Whether a connection with these packets is over at this time, if nothing more comes.
+fn is_over(packets: &[Packet], story: &Story, now: i64) -> bool {
+    let last = packets.iter().map(|before| before.at).max().unwrap();
+    let states = story.ends.each_ref().map(|end| end.state);
+    let half_open = states.contains(&State::SynSent) || states == [State::Closed; 2];
+    match story.finished {
+        Some(at) => now - at > LINGER,
+        None => now - last > if half_open { HALF_OPEN } else { IDLE },
+    }
+}
+
+/// Whether this packet belongs to another connection than those before it.
+fn begins_anew(packets: &[Packet], packet: &Packet) -> bool {
+    let story = tell(packets);
+    if is_over(packets, &story, packet.at) {
+        return true;
+    }
+    let states = story.ends.each_ref().map(|end| end.state);
+    let me = usize::from(packet.from != story.orig);
+    let other_isn = story.ends[me].isn != Some(packet.seq);
+    if packet.is(SYN | ACK) {
+        story.finished.is_some() && other_isn
+    } else if packet.is(SYN) {
+        let both_open = states[me] == State::Inactive && states[1 - me] == State::SynSent;
+        story.finished.is_some() || (!both_open && other_isn)
+    } else {
+        false
+    }
+}
+
+/// Zeek's `conn_state`.
+fn conn_state(story: &Story, bytes: u64) -> &'static str {
+    use State::*;
+    let [orig, resp] = story.ends.each_ref().map(|end| end.state);
+    let idle = |state| matches!(state, Inactive | Partial);
+    match (orig, resp) {
+        (SynSent, Reset) => "REJ",
+        (Reset, Reset) if bytes == 0 => "REJ",
+        (_, Reset) if idle(orig) => "RSTRH",
+        (_, Reset) => "RSTR",
+        (Reset, _) if !idle(resp) => "RSTO",
+        (Reset, _) => {
+            // /\^?S[^HAFGIQ]*R.*/
+            let history = story.history.trim_start_matches('^');
+            let until = history.find('R').unwrap_or(0);
+            let clean = !history[..until].contains(|letter| "HAFGIQ".contains(letter));
+            if history.starts_with('S') && until > 0 && clean {
+                "RSTOS0"
+            } else {
+                "OTH"
+            }
+        }
+        (Closed, Closed) => "SF",
+        (Closed, _) if idle(resp) => "SH",
+        (Closed, _) => "S2",
+        (_, Closed) if idle(orig) => "SHR",
+        (_, Closed) => "S3",
+        (SynSent, Inactive) => "S0",
+        (Established, Established) => "S1",
+        _ => "OTH",
+    }
+}
+
+fn record(packets: &[Packet]) -> Record {
+    let story = tell(packets);
+    let sum = |mine: bool| {
+        let sent = packets
+            .iter()
+            .filter(|packet| (packet.from == story.orig) == mine);
+        let bytes = sent.clone().map(|packet| u64::from(packet.len)).sum();
+        (sent.count() as u64, bytes)
+    };
+    let (orig_pkts, orig_bytes): (u64, u64) = sum(true);
+    let (resp_pkts, resp_bytes): (u64, u64) = sum(false);
+    let first = &packets[0];
+    let orig = story.orig;
+    Record {
+        orig,
+        resp: if first.from == orig {
+            first.to
+        } else {
+            first.from
+        },
+        start: first.at,
+        last: packets.iter().map(|packet| packet.at).max().unwrap(),
+        conn_state: conn_state(&story, orig_bytes + resp_bytes),
+        history: story.history.chars().take(32).collect(),
+        orig_pkts,
+        orig_bytes,
+        resp_pkts,
+        resp_bytes,
+        syn_retransmits: story.syn_retransmits,
+        partial: !(first.flags & SYN != 0 && first.flags & ACK == 0),
+    }
+}
+
+fn packet(at: i64, tcp: &Tcp) -> Packet {
+    // What the IP header says the packet had, even if the file has less.
+    let headers = tcp.ip_header_len + usize::from(tcp.data_offset) * 4;
+    let len = match tcp.ip_len {
+        Some(len) => (len as usize).saturating_sub(headers),
+        None => tcp.payload_len,
+    };
+    Packet {
+        at,
+        from: (tcp.saddr, tcp.sport),
+        to: (tcp.daddr, tcp.dport),
+        flags: tcp.flags,
+        seq: tcp.seq,
+        ack: tcp.ack,
+        window: tcp.window,
+        len: len.try_into().unwrap(),
+    }
+}
+
+/// All connections of a capture file, in order of their ends, then of their starts. `None` if it
+/// can't be read, or has frames of a link type that is not ours.
+pub fn records(file: &[u8]) -> Option<Vec<Record>> {
+    let capture = capture::read(file);
+    capture.end.as_ref().ok()?;
+    // A connection has ends in order, and an IP version: a mapped address is not the IPv4 one.
+    let mut open: BTreeMap<_, Vec<Packet>> = BTreeMap::new();
+    let mut records = Vec::new();
+    let mut looked: Option<i64> = None;
+    for record_of in &capture.records {
+        // The times of some files jump; connections are looked through each tenth of a second.
+        let at: i64 = record_of.ts_ns.try_into().ok()?;
+        if (at - *looked.get_or_insert(at)).abs() >= SECOND / 10 {
+            looked = Some(at);
+            open.retain(|_, packets| {
+                let over = !packets.is_empty() && is_over(packets, &tell(packets), at);
+                if over {
+                    records.push(record(packets));
+                }
+                !over
+            });
+        }
+        let link = Link::from_type(record_of.link_type)?;
+        let judgement = judge(record_of.bytes, link);
+        let Some(tcp) = judgement.packet else {
+            continue;
+        };
+        let packet = packet(at, &tcp);
+        let mut ends = [packet.from, packet.to];
+        ends.sort_unstable();
+        let packets = open.entry((tcp.ip_version, ends)).or_default();
+        if !packets.is_empty() && begins_anew(packets, &packet) {
+            records.push(record(&std::mem::take(packets)));
+        }
+        packets.push(packet);
+    }
+    let open = open.values().filter(|packets| !packets.is_empty());
+    records.extend(open.map(|packets| record(packets)));
+    sort(&mut records);
+    Some(records)
+}
+
+/// The order in which records are compared.
+pub fn sort(records: &mut [Record]) {
+    records.sort_by_key(|it| (it.start, it.orig, it.resp, it.last, it.orig_pkts));
+}

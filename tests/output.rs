@@ -1,0 +1,488 @@
+//! What reaches stdout and stderr, when, and that it adds up.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::{BufRead, BufReader, ErrorKind, PipeReader, Read, Seek, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::tool::{ENOUGH, PublicBinary, as_nobody, check_account, command_of, parse};
+use common::{Namespace, Output, Pair, SERVER4, Tool, command, need};
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SigHandler, Signal, signal};
+
+/// What the last line of stderr says of matched, emitted, lost and suppressed.
+fn account(output: &Output) -> [u64; 4] {
+    let summary = |line: &&String| line.starts_with("summary: ");
+    let line = output.stderr.iter().find(summary);
+    let line = line.unwrap_or_else(|| panic!("no summary: {output:#?}"));
+    let words: Vec<_> = line.split([' ', ';']).collect();
+    let account = ["matched", "emitted", "lost", "suppressed"].map(|name| {
+        let at = words.iter().position(|word| *word == name);
+        words[at.unwrap_or_else(|| panic!("no {name}: {line}")) + 1]
+            .parse()
+            .unwrap()
+    });
+    let [matched, emitted, lost, suppressed] = account;
+    assert_eq!(matched, emitted + lost + suppressed, "{line}");
+    account
+}
+
+/// The same of a summary in JSON.
+fn json_account(line: &str) -> [u64; 4] {
+    let summary = parse(line);
+    check_account(&summary);
+    ["matched", "emitted", "lost", "suppressed"].map(|name| summary[name].as_u64().unwrap())
+}
+
+/// A tool of which stdout is a pipe that the test reads, or not.
+fn into_pipe(pair: &Pair, mut command: Command) -> (Tool, PipeReader) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    command.stdout(writer);
+    let tool = Tool::spawn_in(&pair.server, &mut command);
+    // The command has a copy of the writing end, and with that the pipe would never close.
+    drop(command);
+    (tool.attached(), reader)
+}
+
+#[test]
+fn text_is_a_header_and_columns_and_says_all_else_on_stderr() {
+    let pair = need!(Pair::new());
+    for (args, columns) in [
+        (
+            &["syn-count", "vs", "-i", "0.05", "-q"][..],
+            &["TIME", "IFACE", "MODE", "SYNS", "TOTAL", "RATE/s"][..],
+        ),
+        (
+            &["port-monitor", "vs"],
+            &[
+                "TIME", "IFACE", "DIR", "SADDR", "SPORT", "DADDR", "DPORT", "FLAGS", "LEN", "WIN",
+                "TTL", "VLAN", "MSS", "SEQ", "ACK",
+            ],
+        ),
+    ] {
+        let tool = Tool::start_in(&pair.server, args);
+        pair.refused_connects((SERVER4, 80).into(), 3);
+        tool.events(3);
+        let output = tool.stop();
+        let header: Vec<_> = output.stdout[0].split_whitespace().collect();
+        assert_eq!(header, columns);
+        for line in &output.stdout[1..] {
+            assert_eq!(line.split_whitespace().count(), columns.len(), "{line}");
+        }
+        assert_eq!(output.stderr.len(), 2, "{output:#?}");
+        assert!(output.stderr[0].starts_with("attached: "));
+        assert!(output.stderr[1].starts_with("summary: "));
+    }
+}
+
+#[test]
+fn every_signal_that_asks_for_an_end_gets_a_good_one() {
+    let pair = need!(Pair::new());
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        for args in [
+            &["syn-count", "vs", "--json"][..],
+            &["port-monitor", "vs", "--json"],
+            &["connect-trace", "--json"],
+        ] {
+            let tool = Tool::start_in(&pair.server, args);
+            let asked = Instant::now();
+            tool.signal(signal);
+            let output = tool.finish();
+            assert!(asked.elapsed() < Duration::from_secs(1), "{args:?}");
+            assert_eq!(output.code(), 0, "{output:#?}");
+            assert_eq!(output.summary()["exit_reason"], "signal");
+            assert_eq!(output.summary()["command"], args[0]);
+        }
+    }
+}
+
+#[test]
+fn a_duration_ends_the_run_in_time() {
+    let pair = need!(Pair::new());
+    for command in ["syn-count", "port-monitor"] {
+        let tool = Tool::start_in(&pair.server, &[command, "vs", "--json", "-d", "0.3"]);
+        let output = tool.finish();
+        assert_eq!(output.code(), 0);
+        let summary = output.summary();
+        assert_eq!(summary["exit_reason"], "duration");
+        let seconds = summary["duration_s"].as_f64().unwrap();
+        assert!((0.3..0.6).contains(&seconds), "{summary}");
+    }
+}
+
+#[test]
+fn a_count_ends_the_run_after_exactly_so_many_lines() {
+    let pair = need!(Pair::new());
+    let args = ["port-monitor", "vs", "--json", "-c", "7"];
+    let tool = Tool::start_in(&pair.server, &args);
+    tool.signal(Signal::SIGSTOP);
+    pair.refused_connects((SERVER4, 80).into(), 20);
+    tool.signal(Signal::SIGCONT);
+    let output = tool.finish();
+    assert_eq!(output.code(), 0);
+    assert_eq!(output.events("packet").len(), 7, "{output:#?}");
+    let summary = output.summary();
+    assert_eq!(summary["exit_reason"], "count", "{summary}");
+    assert_eq!(summary["matched"], 20, "{summary}");
+    assert_eq!(summary["emitted"], 7, "{summary}");
+    assert_eq!(summary["suppressed"], 13, "{summary}");
+
+    let args = ["syn-count", "vs", "--json", "-i", "0.05", "-c", "3"];
+    let output = Tool::start_in(&pair.server, &args).finish();
+    assert_eq!(output.events("syn_count").len(), 3, "{output:#?}");
+    assert_eq!(output.summary()["exit_reason"], "count");
+}
+
+#[test]
+fn a_reader_that_goes_ends_the_run_in_silence() {
+    let pair = need!(Pair::new());
+    for args in [
+        &["syn-count", "vs", "-i", "0.05"][..],
+        &["syn-count", "vs", "-i", "60"],
+        &["port-monitor", "vs"],
+        &["port-monitor", "vs", "--json"],
+        &["connect-trace"],
+    ] {
+        let (tool, reader) = into_pipe(&pair, command(args));
+        pair.refused_connects((SERVER4, 80).into(), 2);
+        let mut reader = BufReader::new(reader);
+        if !args.contains(&"--json") {
+            reader.read_line(&mut String::new()).unwrap();
+        }
+        let gone = Instant::now();
+        drop(reader);
+        let output = tool.finish();
+        assert!(gone.elapsed() < Duration::from_secs(1), "{args:?}");
+        assert_eq!(output.code(), 0, "{output:#?}");
+        let mut lines = output.stderr.iter();
+        assert!(!lines.any(|line| line.contains("panic") || line.starts_with("tcpinspect:")));
+    }
+}
+
+#[test]
+fn an_output_that_takes_nothing_is_an_error() {
+    let pair = need!(Pair::new());
+    for args in [
+        &["syn-count", "vs", "-i", "0.05", "--json"][..],
+        &["port-monitor", "vs"],
+        &["port-monitor", "vs", "--json"],
+        &["connect-trace", "--json"],
+    ] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let tool = Tool::spawn_in(&pair.server, command(args).stdout(full));
+        tool.error("that tells of attaching", |line| {
+            line.starts_with("attached:")
+        });
+        pair.refused_connects((SERVER4, 80).into(), 2);
+        let output = tool.finish();
+        assert_eq!(output.code(), 1, "{output:#?}");
+        let last = output.stderr.last().unwrap();
+        let expected = "tcpinspect: failed to write to stdout: No space left on device";
+        assert!(last.starts_with(expected), "{output:#?}");
+    }
+}
+
+#[test]
+fn a_reader_that_stops_can_not_hold_up_the_end_and_nothing_is_lost_in_silence() {
+    let pair = need!(Pair::new());
+    let binary = PublicBinary::new();
+    for (format, user) in [("text", "root"), ("json", "root"), ("json", "nobody")] {
+        let args = ["port-monitor", "vs", "-o", format];
+        let mut command = command_of(&binary.path(), args);
+        if user == "nobody" {
+            // The pipe belongs to root, and can't be opened anew by others.
+            as_nobody(&mut command, &ENOUGH);
+        }
+        let (tool, mut reader) = into_pipe(&pair, command);
+        pair.refused_connects((SERVER4, 80).into(), 2000);
+        // The tool sits in a full pipe; some events are written, some wait in the ring.
+        let asked = Instant::now();
+        tool.signal(Signal::SIGTERM);
+        let output = tool.finish();
+        let took = asked.elapsed();
+        assert!(took < Duration::from_secs(1), "{format}: {took:?}");
+        assert_eq!(output.code(), 0, "{output:#?}");
+
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert!(text.ends_with('\n'), "a line was cut");
+        let lines: Vec<_> = text.lines().collect();
+        let (extra, [matched, emitted, lost, _]) = match lines.last().map(|line| (*line, format)) {
+            // The summary is short, and may still have found room.
+            Some((last, "json")) if last.contains("\"summary\"") => (1, json_account(last)),
+            Some((_, "text")) => (1, account(&output)),
+            _ => (0, account(&output)),
+        };
+        assert_eq!(matched, 2000);
+        assert_eq!(emitted as usize, lines.len() - extra);
+        assert!(lost > 0);
+        if format == "json" {
+            lines.iter().for_each(|line| drop(parse(line)));
+        }
+    }
+}
+
+#[test]
+fn a_file_that_can_not_grow_is_an_error_and_what_it_lacks_is_counted() {
+    const LIMIT: u64 = 10_000;
+    let pair = need!(Pair::new());
+    let mut file = tempfile::tempfile().unwrap();
+    let mut command = command(["port-monitor", "vs", "--json"]);
+    command.stdout(file.try_clone().unwrap());
+    // SAFETY: two system calls and nothing else happen between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            // Else a write beyond the limit is deadly.
+            signal(Signal::SIGXFSZ, SigHandler::SigIgn)?;
+            Ok(setrlimit(Resource::RLIMIT_FSIZE, LIMIT, LIMIT)?)
+        });
+    }
+    let tool = Tool::spawn_in(&pair.server, &mut command).attached();
+    pair.refused_connects((SERVER4, 80).into(), 100);
+    let output = tool.finish();
+    assert_eq!(output.code(), 1, "{output:#?}");
+    let last = output.stderr.last().unwrap();
+    assert!(last.starts_with("tcpinspect: failed to write to stdout: File too large"));
+
+    let mut text = String::new();
+    file.rewind().unwrap();
+    file.read_to_string(&mut text).unwrap();
+    assert_eq!(text.len() as u64, LIMIT);
+    let [matched, emitted, lost, _] = account(&output);
+    assert_eq!(emitted as usize, text.matches('\n').count());
+    assert!(lost > 0 && matched <= 100, "{output:#?}");
+}
+
+#[test]
+fn a_slow_reader_gets_every_line_even_after_the_end_was_asked_for() {
+    let pair = need!(Pair::new());
+    let (tool, reader) = into_pipe(&pair, command(["port-monitor", "vs", "--json"]));
+    pair.refused_connects((SERVER4, 80).into(), 1000);
+    let reader = thread::spawn(move || {
+        let (mut packets, mut longest) = (0, Duration::ZERO);
+        let mut last = Instant::now();
+        for line in BufReader::new(reader).lines() {
+            longest = longest.max(last.elapsed());
+            last = Instant::now();
+            packets += usize::from(parse(&line.unwrap())["event"] == "packet");
+            if packets % 100 == 0 {
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+        (packets, longest)
+    });
+    // A reader that moves is waited for.
+    tool.signal(Signal::SIGTERM);
+    let output = tool.finish();
+    assert_eq!(output.code(), 0, "{output:#?}");
+    let (packets, longest) = reader.join().unwrap();
+    // On a busy machine this reader may have had to stop for as long as none is waited for.
+    let stopped = longest > Duration::from_millis(400);
+    assert!(packets == 1000 || stopped, "{packets}, {longest:?}");
+}
+
+#[test]
+fn events_that_find_no_room_are_counted_exactly() {
+    let pair = need!(Pair::new());
+    for buffer in ["ring", "perf"] {
+        let args = [
+            "port-monitor",
+            "vs",
+            "--json",
+            "--strict",
+            "--buffer",
+            buffer,
+            "--buffer-size",
+            "8192",
+        ];
+        let tool = Tool::start_in(&pair.server, &args);
+        tool.signal(Signal::SIGSTOP);
+        pair.refused_connects((SERVER4, 80).into(), 500);
+        tool.signal(Signal::SIGCONT);
+        // What there is room for again is not lost.
+        tool.events(1);
+        pair.refused_connects((SERVER4, 80).into(), 1);
+        let output = tool.stop();
+        assert_eq!(output.code(), 3, "{output:#?}");
+        let summary = output.summary();
+        assert_eq!(summary["matched"], 501, "{buffer}: {summary}");
+        let emitted = summary["emitted"].as_u64().unwrap();
+        assert!((10..500).contains(&emitted), "{buffer}: {summary}");
+        assert_eq!(output.events("packet").len() as u64, emitted);
+        let mut notices = output.stderr.iter();
+        let told = format!("notice: {} events were lost", summary["lost"]);
+        assert!(notices.any(|line| line.starts_with(&told)), "{output:#?}");
+    }
+}
+
+#[test]
+fn what_is_above_the_rate_is_counted_as_suppressed() {
+    let pair = need!(Pair::new());
+    let args = ["port-monitor", "vs", "--json", "--max-rate", "10"];
+    let tool = Tool::start_in(&pair.server, &args);
+    pair.refused_connects((SERVER4, 80).into(), 300);
+    let summary = tool.stop().summary();
+    assert_eq!(summary["matched"], 300, "{summary}");
+    assert_eq!(summary["lost"], 0, "{summary}");
+    let seconds = summary["duration_s"].as_f64().unwrap();
+    let emitted = summary["emitted"].as_f64().unwrap();
+    assert!(
+        (10.0..=10.0 * (seconds + 1.0)).contains(&emitted),
+        "{summary}"
+    );
+}
+
+#[test]
+fn an_event_reaches_the_pipe_within_100_ms() {
+    let pair = need!(Pair::new());
+    for buffer in ["ring", "perf"] {
+        let args = ["port-monitor", "vs", "--json", "--buffer", buffer];
+        let tool = Tool::start_in(&pair.server, &args);
+        let mut latencies: Vec<_> = (80..90)
+            .map(|port| {
+                let sent = Instant::now();
+                pair.refused_connects((SERVER4, port).into(), 1);
+                let (came, _) = tool.line("of this packet", |line| parse(line)["dport"] == port);
+                came - sent
+            })
+            .collect();
+        latencies.sort();
+        let (attached, _) = tool.attached_line();
+        let median = latencies[latencies.len() / 2];
+        tell(&format!(
+            "{buffer}: attached {attached:.1?} after the start, latency {median:.2?} (median), {:.2?} (longest)",
+            latencies[latencies.len() - 1]
+        ));
+        assert!(median < Duration::from_millis(100), "{latencies:?}");
+    }
+}
+
+/// A figure for whoever reads the log.
+fn tell(figure: &str) {
+    let _ = writeln!(std::io::stderr(), "{figure}");
+}
+
+/// Names of processes as an enemy would choose them, with how JSON has to say them.
+const HOSTILE_NAMES: [(&CStr, &str); 5] = [
+    (c"\x1b[2J\x07", "\x1b[2J\x07"),
+    (c"a\nb {\"x\":1}", "a\nb {\"x\":1}"),
+    (c"\"quoted\\\"", "\"quoted\\\""),
+    (c"\xff\xfe\xc3", "\\xff\\xfe\\xc3"),
+    (c"\xe2\x80\xaebidi\xc2\x9b", "\u{202e}bidi\u{9b}"),
+];
+
+#[test]
+fn a_hostile_process_name_stays_on_its_line_and_out_of_the_terminal() {
+    let pair = need!(Pair::new());
+    pair.server.run("ip addr add 10.77.66.6/32 dev lo");
+    pair.client.run("ip route add 10.77.66.6 via 10.77.0.2");
+    // No other test connects to this one.
+    let target = SocketAddr::from(([10, 77, 66, 6], 80));
+    let args = ["connect-trace", "--dst", "10.77.66.6"];
+    let text = Tool::start(&args);
+    let json = Tool::spawn(command(args).arg("--json")).attached();
+    for (name, _) in HOSTILE_NAMES {
+        pair.client.enter(|| {
+            nix::sys::prctl::set_name(name).unwrap();
+            let error = TcpStream::connect(target).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        });
+    }
+    let expected = 2 * HOSTILE_NAMES.len();
+    text.events(1 + expected);
+    json.events(expected);
+    let text = text.stop();
+    assert_eq!(text.stdout.len(), 1 + expected, "{text:#?}");
+    for line in &text.stdout {
+        let strange =
+            |c: char| c.is_control() || c == '\u{202e}' || c == char::REPLACEMENT_CHARACTER;
+        assert!(!line.contains(strange), "{line:?}");
+    }
+    let lines = json.stop().json();
+    for (line, (_, name)) in lines
+        .iter()
+        .zip(HOSTILE_NAMES.iter().flat_map(|it| [it, it]))
+    {
+        assert_eq!(line["comm"], *name, "{line}");
+    }
+}
+
+#[test]
+fn a_hostile_interface_name_reaches_no_terminal() {
+    const NAME: &str = "\x1b[31m\x07\u{202e}x";
+    let namespace = need!(Namespace::new());
+    namespace.run(&format!("ip link add {NAME} type veth peer name {NAME}2"));
+    namespace.run(&format!("ip link set {NAME} up"));
+    for args in [
+        &["syn-count", NAME, "-i", "0.05"][..],
+        &["port-monitor", NAME, "--flags", "any"],
+    ] {
+        let tool = Tool::start_in(&namespace, args);
+        if args[0] == "syn-count" {
+            tool.events(2);
+        }
+        namespace.run(&format!("ip link set {NAME} down"));
+        tool.error("about the interface", |line| line.ends_with(" is down"));
+        namespace.run(&format!("ip link set {NAME} up"));
+        let output = tool.stop();
+        assert_eq!(output.code(), 0, "{output:#?}");
+        for line in output.stdout.iter().chain(&output.stderr) {
+            assert!(!line.contains(['\x1b', '\x07', '\u{202e}']), "{line:?}");
+        }
+    }
+    let mut unknown = command(["syn-count", "nosuch"]);
+    let output = Tool::spawn_in(&namespace, &mut unknown).finish();
+    assert!(!output.complaint().1.unwrap().contains('\x1b'));
+    let tool = Tool::start_in(&namespace, &["syn-count", NAME, "-i", "0.05", "--json"]);
+    tool.json("with the name", |line| line["iface"] == NAME);
+}
+
+#[test]
+fn every_line_of_json_has_a_time_and_an_event_and_flat_values() {
+    let pair = need!(Pair::new());
+    let args = [
+        "syn-count",
+        "vs",
+        "--json",
+        "-i",
+        "0.05",
+        "--by",
+        "saddr",
+        "--alert",
+        "5",
+    ];
+    let tool = Tool::start_in(&pair.server, &args);
+    pair.refused_connects((SERVER4, 80).into(), 100);
+    tool.json("that raises", |line| line["state"] == "raised");
+    tool.json("that clears", |line| line["state"] == "cleared");
+    let output = tool.stop();
+    let mut last = String::new();
+    for line in output.json() {
+        let ts = line["ts"].as_str().unwrap();
+        // RFC 3339 in UTC with nanoseconds: such texts sort as the times do.
+        assert_eq!((ts.len(), ts.ends_with('Z')), (30, true), "{line}");
+        assert!(*ts >= *last, "{line} after {last}");
+        ts.clone_into(&mut last);
+        assert!(line["event"].is_string(), "{line}");
+        let members = line.as_object().unwrap();
+        let nested = members.iter().filter(|(_, value)| value.is_object());
+        let nested: Vec<_> = nested.map(|(key, _)| key.as_str()).collect();
+        let allowed: &[&str] = if line["event"] == "summary" {
+            &["verdicts"]
+        } else {
+            &[]
+        };
+        assert_eq!(nested, allowed, "{line}");
+    }
+    let alert = &output.events("alert")[0];
+    assert_eq!(alert["key"], "10.77.0.1", "{alert}");
+    assert_eq!(alert["threshold"], 5, "{alert}");
+}
