@@ -660,6 +660,25 @@ int kretprobe_accept(struct pt_regs *ctx)
 
 /* ---- the state tracepoint ---- */
 
+/*
+ * What is found behind pointers of a socket. It is read once, before anything is decided: for each
+ * place that loads a pointer the verifier searches all of the kernel's types, a millisecond long.
+ */
+struct behind {
+	__u32 netns;
+	bool in_connect; /* the connect function closes the socket when it fails */
+};
+
+static __always_inline struct behind look_behind(const struct sock *sk)
+{
+	const struct socket *socket = sk->sk_socket;
+	struct behind behind = { .netns = read_netns(sk) };
+
+	if (socket && socket->state == SS_UNCONNECTED)
+		behind.in_connect = !sk->sk_err && sk->sk_shutdown != SHUTDOWN_MASK;
+	return behind;
+}
+
 /* The source port; unlike skc_num it is still there when the socket is closed. */
 static __always_inline __be16 read_inet_sport(const struct sock *sk)
 {
@@ -668,7 +687,8 @@ static __always_inline __be16 read_inet_sport(const struct sock *sk)
 	return tp ? tp->inet_conn.icsk_inet.inet_sport : 0;
 }
 
-static __always_inline void on_syn_sent(void *ctx, const struct sock *sk, __u64 key)
+static __always_inline void on_syn_sent(void *ctx, const struct sock *sk,
+					const struct behind *behind, __u64 key)
 {
 	struct connection *kept = bpf_map_lookup_elem(&connections, &key);
 	struct connection c = { .phase = PHASE_WAITING, .sent = true };
@@ -688,7 +708,7 @@ static __always_inline void on_syn_sent(void *ctx, const struct sock *sk, __u64 
 		bpf_map_delete_elem(&connections, &key);
 	}
 	start_connection(&c);
-	c.event.netns = read_netns(sk);
+	c.event.netns = behind->netns;
 	c.old_sport = read_inet_sport(sk);
 	set_ends(&c.event, &ends);
 	if (!process_matches(&c.event) || !destination_matches(&c.event))
@@ -727,8 +747,8 @@ static __always_inline void keep_open(__u64 key, struct connection *c)
 	keep(key, c);
 }
 
-static __always_inline void on_established(void *ctx, const struct sock *sk, __u64 key,
-					   int old_state)
+static __always_inline void on_established(void *ctx, const struct sock *sk,
+					   const struct behind *behind, __u64 key, int old_state)
 {
 	struct connection *kept = bpf_map_lookup_elem(&connections, &key);
 	struct connection c = {};
@@ -761,7 +781,7 @@ static __always_inline void on_established(void *ctx, const struct sock *sk, __u
 		return; /* accepted already */
 	c.event.direction = DIRECTION_IN;
 	c.event.ts_ns = bpf_ktime_get_ns();
-	c.event.netns = read_netns(sk);
+	c.event.netns = behind->netns;
 	set_ends(&c.event, &ends);
 	if (!destination_matches(&c.event) || !source_matches(&c.event)) {
 		pass_over(key);
@@ -773,23 +793,17 @@ static __always_inline void on_established(void *ctx, const struct sock *sk, __u
 		keep_open(key, &c);
 }
 
-/* The connect function closes the socket when it fails. */
-static __always_inline bool is_in_connect(const struct sock *sk)
-{
-	return !sk->sk_err && sk->sk_shutdown != SHUTDOWN_MASK && sk->sk_socket &&
-	       sk->sk_socket->state == SS_UNCONNECTED;
-}
-
 /*
  * Why a connection left SYN_SENT for CLOSE. The kernel sets sk_err for what the network said;
  * without it, the end came from this side.
  */
-static __always_inline void set_error(struct connection *c, const struct sock *sk, __be16 sport)
+static __always_inline void set_error(struct connection *c, const struct sock *sk,
+				      const struct behind *behind, __be16 sport)
 {
 	int error = sk->sk_err;
 
 	if (!error) {
-		if (is_in_connect(sk)) {
+		if (behind->in_connect) {
 			/* Its return value is not seen here, but this is how it runs out of ports.
 			 */
 			if (c->event.sport || sport != c->old_sport)
@@ -869,7 +883,8 @@ static __always_inline bool is_handshake(int state)
 	return state == TCP_SYN_SENT || state == TCP_SYN_RECV;
 }
 
-static __always_inline void on_close(void *ctx, const struct sock *sk, __u64 key, int old_state)
+static __always_inline void on_close(void *ctx, const struct sock *sk, const struct behind *behind,
+				     __u64 key, int old_state)
 {
 	struct connection *kept = bpf_map_lookup_elem(&connections, &key);
 	__be16 sport = read_inet_sport(sk);
@@ -887,13 +902,13 @@ static __always_inline void on_close(void *ctx, const struct sock *sk, __u64 key
 		ends.local_port = bpf_ntohs(sport);
 		set_ends(&c.event, &ends);
 		c.event.ts_ns = bpf_ktime_get_ns();
-		c.event.netns = read_netns(sk);
+		c.event.netns = behind->netns;
 		if (matches(&c.event))
 			on_end(ctx, sk, &c, old_state);
 		return;
 	}
 	/* The connect function failed on its own, and is about to return to its hook. */
-	if (kept->phase == PHASE_CALLING && is_in_connect(sk) &&
+	if (kept->phase == PHASE_CALLING && behind->in_connect &&
 	    kept->event.tid == (__u32)bpf_get_current_pid_tgid()) {
 		kept->sent = false;
 		return;
@@ -907,23 +922,28 @@ static __always_inline void on_close(void *ctx, const struct sock *sk, __u64 key
 			on_end(ctx, sk, &c, old_state);
 		return;
 	}
-	if (!is_in_connect(sk) || sport != c.old_sport)
+	if (!behind->in_connect || sport != c.old_sport)
 		c.event.sport = bpf_ntohs(sport);
 	if (!announce(ctx, &c))
 		return;
 	set_elapsed(&c);
-	set_error(&c, sk, sport);
+	set_error(&c, sk, behind, sport);
 	emit(ctx, &c.event, CONNECT_FAILED);
 }
 
 static __noinline int on_state(void *ctx, const struct sock *sk, int old_state, int new_state)
 {
+	struct behind behind;
+
+	if (new_state != TCP_SYN_SENT && new_state != TCP_ESTABLISHED && new_state != TCP_CLOSE)
+		return 0;
+	behind = look_behind(sk);
 	if (new_state == TCP_SYN_SENT)
-		on_syn_sent(ctx, sk, (__u64)sk);
+		on_syn_sent(ctx, sk, &behind, (__u64)sk);
 	else if (new_state == TCP_ESTABLISHED)
-		on_established(ctx, sk, (__u64)sk, old_state);
+		on_established(ctx, sk, &behind, (__u64)sk, old_state);
 	else if (new_state == TCP_CLOSE)
-		on_close(ctx, sk, (__u64)sk, old_state);
+		on_close(ctx, sk, &behind, (__u64)sk, old_state);
 	return 0;
 }
 
