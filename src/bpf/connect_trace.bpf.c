@@ -802,6 +802,9 @@ static __always_inline void set_error(struct connection *c, const struct sock *s
 {
 	int error = sk->sk_err;
 
+	/* What the network said while a call held the socket, as tcp_write_err() takes it. */
+	if (!error && !behind->in_connect)
+		error = sk->sk_err_soft;
 	if (!error) {
 		if (behind->in_connect) {
 			/* Its return value is not seen here, but this is how it runs out of ports.

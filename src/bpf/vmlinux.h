@@ -194,6 +194,7 @@ struct sock {
 	socket_lock_t sk_lock;
 	__u16 sk_protocol;
 	int sk_err;
+	int sk_err_soft;
 	__u8 sk_shutdown;
 	struct socket *sk_socket;
 };

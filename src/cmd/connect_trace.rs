@@ -253,7 +253,7 @@ fn choose<'obj>(
 
 /// Finds out what would fail anyway, before maps are made and programs verified for it.
 fn try_cheaply(backend: Backend, btf: &Btf<'_>) -> Result<(), Failure> {
-    let what = format!("backend {} can't be used", backend.name());
+    let what = format!("failed to use backend {}", backend.name());
     match backend {
         Backend::Fentry => {
             let Some(function) = btf.type_by_name::<Func<'_>>("tcp_v4_connect") else {
