@@ -67,7 +67,7 @@ fn storm(threads: usize, connects: usize) {
                     if number >= connects {
                         break;
                     }
-                    let listens = number % 2 == 0;
+                    let listens = number.is_multiple_of(2);
                     let stream = TcpStream::connect(if listens { LISTENING } else { REFUSING });
                     assert_eq!(stream.is_ok(), listens, "{stream:?}");
                     if let Ok(stream) = stream {
@@ -188,10 +188,9 @@ fn no_entry_stays_behind_and_the_tables_never_fill_up() {
             TcpStream::connect("127.0.0.1:4503").expect_err("nobody listens");
         });
         trace.wait_for("failed", 4503);
-        match table_entries(&trace.tool) {
-            // Others may be connecting on this machine.
-            Ok(entries) => assert!(entries < 100, "{entries} entries"),
-            Err(why) => eprintln!("the tables were not looked into: {why}"),
+        // Others may be connecting on this machine. Without bpftool the last event has to do.
+        if let Ok(entries) = table_entries(&trace.tool) {
+            assert!(entries < 100, "{entries} entries");
         }
         let events = trace.stop();
         assert_eq!(events.at(REFUSING.port()).len(), 2 * connects);

@@ -69,6 +69,9 @@ const TARGETS: &[&str] = &[
     "output",
     "privileges",
     "host",
+    "check",
+    "flows",
+    "schema",
     "connect",
 ];
 
