@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 
 use crate::common::{Namespace, Tool, need, try_run};
@@ -25,14 +27,16 @@ impl Server {
     fn new() -> Self {
         let listener = TcpListener::bind(LISTENING).unwrap();
         // As long as the kernel allows, so that no SYN is dropped.
-        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::MAXCONN).unwrap();
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::MAXALLOWABLE).unwrap();
+        listener.set_nonblocking(true).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let until = Arc::clone(&stop);
         let thread = thread::spawn(move || {
-            for stream in listener.incoming() {
-                drop(stream);
-                if until.load(Ordering::Relaxed) {
-                    break;
+            while !until.load(Ordering::Relaxed) {
+                let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+                let _ = poll(&mut fds, PollTimeout::from(20_u8));
+                while let Ok(stream) = listener.accept() {
+                    drop(stream);
                 }
             }
         });
@@ -46,7 +50,6 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        let _ = TcpStream::connect(LISTENING);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -64,7 +67,7 @@ fn storm(threads: usize, connects: usize) {
                     if number >= connects {
                         break;
                     }
-                    let listens = number % 2 == 0;
+                    let listens = number.is_multiple_of(2);
                     let stream = TcpStream::connect(if listens { LISTENING } else { REFUSING });
                     assert_eq!(stream.is_ok(), listens, "{stream:?}");
                     if let Ok(stream) = stream {
@@ -104,7 +107,7 @@ fn ten_thousand_connects_of_256_threads_are_all_told_or_counted() {
             assert_eq!(established, 5_000);
         }
     }
-    namespace.enter(|| drop(server));
+    drop(server);
 }
 
 #[test]
@@ -118,12 +121,14 @@ fn a_storm_with_accepts_and_ends_is_told_whole() {
             &["-p", "4501,4502", "--accept", "--close"],
         );
         namespace.enter(|| storm(32, 1000));
-        // The server's ends come when it has accepted what waits.
-        let mut seen = 0;
-        trace.wait("a thousand ends", |event| {
-            seen += usize::from(event["event"] == "closed");
-            seen == 1000
-        });
+        // The server may be slow to accept; its ends come by then, or have come before.
+        for (name, count) in [("closed", 1000), ("accepted", 500)] {
+            let mut seen = 0;
+            trace.wait(&format!("{name}, {count} times"), |event| {
+                seen += usize::from(event["event"] == name);
+                seen == count
+            });
+        }
         let events = trace.stop();
         events.assert_whole();
         for (name, count) in [
@@ -140,7 +145,7 @@ fn a_storm_with_accepts_and_ends_is_told_whole() {
             assert_eq!(event["rx_bytes"], 0, "{event}");
         }
     }
-    namespace.enter(|| drop(server));
+    drop(server);
 }
 
 /// How many entries there are in the tool's tables of connections and calls.
@@ -183,10 +188,9 @@ fn no_entry_stays_behind_and_the_tables_never_fill_up() {
             TcpStream::connect("127.0.0.1:4503").expect_err("nobody listens");
         });
         trace.wait_for("failed", 4503);
-        match table_entries(&trace.tool) {
-            // Others may be connecting on this machine.
-            Ok(entries) => assert!(entries < 100, "{entries} entries"),
-            Err(why) => eprintln!("the tables were not looked into: {why}"),
+        // Others may be connecting on this machine. Without bpftool the last event has to do.
+        if let Ok(entries) = table_entries(&trace.tool) {
+            assert!(entries < 100, "{entries} entries");
         }
         let events = trace.stop();
         assert_eq!(events.at(REFUSING.port()).len(), 2 * connects);

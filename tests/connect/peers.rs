@@ -99,7 +99,7 @@ fn agrees(row: &Row, column: &str, value: &Value) -> bool {
     };
     match value {
         Value::String(text) => address(found) == *text,
-        other => *found == other.to_string(),
+        other => found.parse::<Value>().is_ok_and(|found| found == *other),
     }
 }
 
@@ -276,8 +276,8 @@ fn compare_steps(steps: &[Row], events: &Events) {
     let closed = of("closed");
     let columns = |row: &Row, event: &Value| -> [(&'static str, &'static str); 6] {
         // Accepted connections, and their ends, are shown from this side or from that.
-        let is_turned = event["direction"] == "in" && !agrees(row, "SADDR", &event["saddr"])
-            || event["direction"] == "in" && !agrees(row, "SPORT", &event["sport"]);
+        let is_turned = event["direction"] == "in"
+            && !(agrees(row, "SADDR", &event["saddr"]) && agrees(row, "SPORT", &event["sport"]));
         let (saddr, sport, daddr, dport) = if is_turned {
             ("daddr", "dport", "saddr", "sport")
         } else {

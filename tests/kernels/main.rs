@@ -61,7 +61,19 @@ const EXTRA_RUNS: &[(&str, Mode)] = &[
 ];
 
 /// The test targets that run in guests.
-const TARGETS: &[&str] = &["programs", "network", "connect"];
+const TARGETS: &[&str] = &[
+    "programs",
+    "network",
+    "lifecycle",
+    "clsact",
+    "output",
+    "privileges",
+    "host",
+    "check",
+    "flows",
+    "schema",
+    "connect",
+];
 
 /// The target with the tests of connect-trace, which has several backends.
 const BACKENDS_TARGET: &str = "connect";
@@ -75,6 +87,24 @@ const ALLOWED_SKIPS: &[AllowedSkip] = &[
     AllowedSkip {
         series: "6.1",
         reason: "tcx",
+    },
+    // Built without it.
+    AllowedSkip {
+        series: "5.10",
+        reason: "the kernel has no MPTCP",
+    },
+    // What bcc's tools see is compared on the kernel of the Debian that they come with.
+    AllowedSkip {
+        series: "5.10",
+        reason: "of libbpf-tools",
+    },
+    AllowedSkip {
+        series: "6.12",
+        reason: "of libbpf-tools",
+    },
+    AllowedSkip {
+        series: "7",
+        reason: "of libbpf-tools",
     },
 ];
 
