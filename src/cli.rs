@@ -401,9 +401,6 @@ pub fn arguments<T: Args>(options: &[&str]) -> anyhow::Result<T> {
 /// Arguments of `flows`.
 #[derive(Clone, Debug, Args)]
 pub struct FlowsArgs {
-    /// What is looked at.
-    #[command(flatten)]
-    pub packets: PacketArgs,
     /// Seconds between two refreshes of the table on a terminal, or two lines with --by
     #[arg(short, long, value_name = "SECS", default_value = "1", value_parser = seconds)]
     pub interval: Duration,
@@ -422,6 +419,9 @@ pub struct FlowsArgs {
     /// On a terminal too, print one line per finished flow
     #[arg(long)]
     pub no_tui: bool,
+    /// What is looked at.
+    #[command(flatten)]
+    pub packets: PacketArgs,
     /// Event buffer.
     #[command(flatten)]
     pub buffer: BufferArgs,

@@ -1,6 +1,6 @@
 //! flows: against a model over captures and made-up conversations, and on real connections.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 mod common;
 mod flow_model;

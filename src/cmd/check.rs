@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::utsname::uname;
 
 use super::connect_trace::Backend;
-use super::{connect_trace, port_monitor, syn_count};
+use super::{connect_trace, flows, port_monitor, syn_count};
 use crate::attach::xdp;
 use crate::cli::{BackendChoice, BufferChoice, CheckArgs, OutputFormat, StopArgs, arguments};
 use crate::events::BufferKind;
@@ -159,7 +159,12 @@ fn find_out(notices: Notices) -> Result<Vec<Finding>> {
         report.feature("xdp_native", offer, Some(why));
         offer
     });
-    let Trials { xdp, frags, tc } = try_apart(notices)?;
+    let Trials {
+        xdp,
+        frags,
+        tc,
+        flows,
+    } = try_apart(notices)?;
     report.feature("xdp_generic", xdp.ok(), Some(xdp.detail()));
     report.feature("xdp_frags", frags, None);
     report.feature("tc", tc.ok(), Some(tc.detail()));
@@ -184,13 +189,30 @@ fn find_out(notices: Notices) -> Result<Vec<Finding>> {
     );
     report.command(
         "port-monitor",
-        match (interface, tc) {
+        match (interface.clone(), tc) {
             (_, Trial::Refused(why)) | (Err(why), _) => Err(why),
             (Ok(interface), Trial::Attached(hook)) => {
                 Ok((format!("{hook} on {}, {buffer}", interface.name), None))
             }
             (Ok(interface), Trial::Loaded(why)) => Ok((
                 format!("tc ingress on {}, {buffer}", interface.name),
+                Some(why.to_owned()),
+            )),
+        },
+    );
+    report.command(
+        "flows",
+        match (interface, flows) {
+            (_, Trial::Refused(why)) | (Err(why), _) => Err(why),
+            (Ok(interface), Trial::Attached(kind)) => {
+                let hooks = flows::directions(&interface)
+                    .iter()
+                    .map(|direction| format!("tc {direction} ({kind}) on {}", interface.name))
+                    .collect::<Vec<_>>();
+                Ok((format!("{}, {buffer}", hooks.join(", ")), None))
+            }
+            (Ok(interface), Trial::Loaded(why)) => Ok((
+                format!("tc on {}, {buffer}", interface.name),
                 Some(why.to_owned()),
             )),
         },
@@ -279,6 +301,7 @@ struct Trials {
     /// The program takes frames of several buffers.
     frags: Option<bool>,
     tc: Trial,
+    flows: Trial,
 }
 
 /// Attaches to `lo` of a network namespace that is made for this, in a thread that ends with it.
@@ -300,10 +323,12 @@ fn try_apart(notices: Notices) -> Result<Trials> {
         let xdp = syn_count::probe(&arguments(&["--mode", "generic"])?, lo.as_ref(), notices);
         let frags = xdp.as_ref().ok().map(|probe| probe.has_frags);
         let tc = port_monitor::probe(&arguments(&[])?, lo.as_ref(), notices);
+        let flows = flows::probe(&arguments(&[])?, lo.as_ref(), notices);
         Ok(Trials {
             xdp: Trial::new(xdp.map(|probe| probe.hook), no_interface),
             frags,
             tc: Trial::new(tc, no_interface),
+            flows: Trial::new(flows.map(|kind| kind.map(str::to_owned)), no_interface),
         })
     };
     std::thread::scope(|scope| {

@@ -22,6 +22,7 @@ use crate::filter::{Filter, FlagsRule};
 use crate::host::interfaces::{Interface, LinkLayer};
 use crate::host::privileges;
 use crate::load::Loads;
+use crate::notice::Notices;
 use crate::output::clock::UnixNanos;
 use crate::output::flow::{FlowInterval, FlowWriter};
 use crate::output::packet::iface_width;
@@ -186,7 +187,7 @@ fn run_sweeps(
 }
 
 /// The loopback device shows each packet twice, leaving and coming in: once is enough.
-fn directions(interface: &Interface) -> &'static [Direction] {
+pub fn directions(interface: &Interface) -> &'static [Direction] {
     // The kernel gives this index to the loopback device of each namespace, and to no other.
     const LOOPBACK_IFINDEX: u32 = 1;
     if interface.index == LOOPBACK_IFINDEX {
@@ -200,6 +201,34 @@ type Attached<'a> = (&'a Interface, Direction, TcLink);
 
 /// Keeps what the rest of the run needs: the sweep is run by bpf(2), which before 5.19 asks for
 /// CAP_BPF, and a filter that is no link must be removed.
+/// Loads the programs, attaches them if there is an interface to try them on, and takes them away
+/// again. Returns the kind of attachment.
+///
+/// # Errors
+/// The command would fail in the same way.
+pub fn probe(
+    args: &FlowsArgs,
+    interface: Option<&Interface>,
+    notices: Notices,
+) -> Result<Option<&'static str>, Failure> {
+    let setup = Setup {
+        args,
+        filter: &args.packets.filter(FlagsRule::default()),
+        buffer: BufferKind::choose(args.buffer.buffer)?,
+        raw_ip: false,
+        replay: false,
+        position: 0,
+    };
+    let mut storage = MaybeUninit::uninit();
+    let skel = setup.load(&mut storage, None)?;
+    let Some(interface) = interface else {
+        return Ok(None);
+    };
+    let program = &skel.progs.flows_packet;
+    let link = tc::attach(program, interface, Direction::Ingress, notices)?;
+    Ok(Some(link.kind()))
+}
+
 fn give_up_privileges(links: &[Attached<'_>], table: &mut Table<'_, '_, '_>) -> Result<()> {
     let mut keep = Vec::new();
     if !privileges::without_capabilities(|| table.sweep(SweepMode::SWEEP_ENDED, 0).is_ok())? {

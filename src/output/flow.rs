@@ -1,6 +1,7 @@
 //! flows' lines.
 
 use super::clock::{Clock, UnixNanos};
+use super::count::push_count_key;
 use super::json::{Object, push_addr, push_float, push_int};
 use super::packet::push_flag_names;
 use super::{pad_left, pad_right};
@@ -230,10 +231,9 @@ impl FlowWriter {
                 if i > 0 {
                     out.push(b',');
                 }
-                // An address or a port needs no escaping.
-                out.extend_from_slice(b"{\"key\":\"");
-                out.extend_from_slice(key.as_bytes());
-                out.extend_from_slice(b"\",");
+                out.extend_from_slice(b"{\"key\":");
+                push_count_key(out, key);
+                out.push(b',');
                 push_load(out, *load, interval.seconds);
                 out.push(b'}');
             }
