@@ -113,8 +113,9 @@ fn the_captures_of_tcpdump_and_tcpflow_have_the_flows_of_the_model() {
             }
         }
     }
-    println!("{flows} flows, {states:?}");
     assert!(differences.is_empty(), "{}", differences.join("\n"));
+    // The captures hold flows of most kinds, so an empty run proves nothing.
+    assert!(flows > 100 && states.len() > 5, "{flows} flows, {states:?}");
 }
 
 /// A packet of a conversation that a test makes up.
