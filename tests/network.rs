@@ -436,6 +436,54 @@ fn a_generic_xdp_program_of_others_hides_nothing_from_tc() {
 }
 
 #[test]
+fn packets_pass_unchanged_and_in_order() {
+    let pair = need!(Pair::new());
+    let sender = pair.client.enter(|| RawSocket::open("vc"));
+    let frames: Vec<_> = (0..100_u8)
+        .map(|number| {
+            let payload = vec![number; usize::from(number) * 14];
+            let segment = tcp(number.into(), 80, SYN, &payload);
+            let (from, to) = (CLIENT4.octets(), SERVER4.octets());
+            let packet = ipv4(&[], 0, TCP, from, to, &segment);
+            // Tags that stay in the frame: an outermost one is told apart from it.
+            let tags = [(QINQ, 1), (VLAN, 2)];
+            ethernet(&tags[..usize::from(number % 2) * 2], IPV4, &packet)
+        })
+        .collect();
+    let arrived = || -> Vec<_> {
+        let receiver = pair.server.enter(|| RawSocket::open_to_receive("vs"));
+        let mut arrived = Vec::new();
+        // As many at once as fit into the receiver's buffer.
+        for batch in frames.chunks(20) {
+            batch.iter().for_each(|frame| sender.send(frame));
+            for _ in batch {
+                arrived.push(loop {
+                    let frame = receiver.receive();
+                    // Hosts say other things to each other at any time.
+                    if frame[..12] == frames[0][..12] {
+                        break frame;
+                    }
+                });
+            }
+        }
+        arrived
+    };
+    let without = arrived();
+    for args in [
+        &["syn-count", "vs", "--mode", "native"][..],
+        &["syn-count", "vs", "--mode", "generic"],
+        &["syn-count", "vs", "--mode", "tc"],
+        &["port-monitor", "vs", "--direction", "both"],
+        &["flows", "vs"],
+    ] {
+        let tool = Tool::start_in(&pair.server, &[args, &["--json"]].concat());
+        assert!(arrived() == without, "{args:?}");
+        let packets = tool.stop().summary()["packets"].as_u64();
+        assert!(packets >= Some(100), "{args:?}: {packets:?}");
+    }
+}
+
+#[test]
 fn directions_are_told_apart() {
     let pair = need!(Pair::new());
     let listener = pair
