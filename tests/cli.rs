@@ -67,6 +67,9 @@ fn a_wrong_value_is_refused_in_two_lines_that_name_it() {
         ("syn-count -d -1 lo", "-1"),
         ("syn-count -c 0 lo", "--count"),
         ("syn-count -o xml lo", "xml"),
+        ("flows --max-flows 0 lo", "--max-flows"),
+        ("flows --idle-timeout never lo", "never"),
+        ("check lo", "lo"),
         ("connect-trace --pid none", "none"),
         (
             "connect-trace --comm a-name-of-sixteen",
@@ -155,6 +158,7 @@ fn without_privileges_each_command_names_the_capability_that_is_missing() {
         "syn-count lo",
         "syn-count --mode tc lo",
         "port-monitor lo",
+        "flows lo",
         "connect-trace",
         "connect-trace --backend kprobe",
     ] {
@@ -177,7 +181,10 @@ fn help_is_no_error_and_explains_every_command() {
     assert_eq!(output.code(), 0, "{output:#?}");
     assert!(output.stderr.is_empty(), "{output:#?}");
     let text = output.stdout.join("\n");
-    for command in ["syn-count", "port-monitor", "connect-trace"] {
+    for command in ["check", "completions", "man"] {
+        assert!(text.contains(command), "{text}");
+    }
+    for command in ["syn-count", "port-monitor", "connect-trace", "flows"] {
         assert!(text.contains(command), "{text}");
         let output = run([command, "--help"]);
         assert_eq!(output.code(), 0, "{output:#?}");

@@ -13,8 +13,11 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::frames::{RawSocket, syn_frame};
 use common::tool::{ENOUGH, PublicBinary, as_nobody, check_account, command_of, parse};
-use common::{Namespace, Output, Pair, SERVER4, Tool, command, need};
+use common::{CLIENT4, Namespace, Output, Pair, SERVER4, Tool, command, need};
+use nix::fcntl::OFlag;
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigHandler, Signal, signal};
 
@@ -90,6 +93,7 @@ fn every_signal_that_asks_for_an_end_gets_a_good_one() {
         for args in [
             &["syn-count", "vs", "--json"][..],
             &["port-monitor", "vs", "--json"],
+            &["flows", "vs", "--json"],
             &["connect-trace", "--json"],
         ] {
             let tool = Tool::start_in(&pair.server, args);
@@ -107,7 +111,7 @@ fn every_signal_that_asks_for_an_end_gets_a_good_one() {
 #[test]
 fn a_duration_ends_the_run_in_time() {
     let pair = need!(Pair::new());
-    for command in ["syn-count", "port-monitor"] {
+    for command in ["syn-count", "port-monitor", "flows"] {
         let tool = Tool::start_in(&pair.server, &[command, "vs", "--json", "-d", "0.3"]);
         let output = tool.finish();
         assert_eq!(output.code(), 0);
@@ -149,6 +153,7 @@ fn a_reader_that_goes_ends_the_run_in_silence() {
         &["syn-count", "vs", "-i", "60"],
         &["port-monitor", "vs"],
         &["port-monitor", "vs", "--json"],
+        &["flows", "vs"],
         &["connect-trace"],
     ] {
         let (tool, reader) = into_pipe(&pair, command(args));
@@ -418,22 +423,27 @@ fn a_hostile_process_name_stays_on_its_line_and_out_of_the_terminal() {
 #[test]
 fn a_hostile_interface_name_reaches_no_terminal() {
     const NAME: &str = "\x1b[31m\x07\u{202e}x";
+    const PEER: &str = "other";
     let namespace = need!(Namespace::new());
-    namespace.run(&format!("ip link add {NAME} type veth peer name {NAME}2"));
+    namespace.run(&format!("ip link add {NAME} type veth peer name {PEER}"));
     namespace.run(&format!("ip link set {NAME} up"));
+    namespace.run(&format!("ip link set {PEER} up"));
+    let peer = namespace.enter(|| RawSocket::open(PEER));
+    let syn = syn_frame(&[], CLIENT4.into(), SERVER4.into(), 80);
     for args in [
         &["syn-count", NAME, "-i", "0.05"][..],
-        &["port-monitor", NAME, "--flags", "any"],
+        &["port-monitor", NAME],
+        &["flows", NAME],
     ] {
         let tool = Tool::start_in(&namespace, args);
-        if args[0] == "syn-count" {
-            tool.events(2);
-        }
+        peer.send(&syn);
         namespace.run(&format!("ip link set {NAME} down"));
         tool.error("about the interface", |line| line.ends_with(" is down"));
         namespace.run(&format!("ip link set {NAME} up"));
         let output = tool.stop();
         assert_eq!(output.code(), 0, "{output:#?}");
+        let mut rows = output.stdout.iter();
+        assert!(rows.any(|line| line.contains("\\x1b[31m")), "{output:#?}");
         for line in output.stdout.iter().chain(&output.stderr) {
             assert!(!line.contains(['\x1b', '\x07', '\u{202e}']), "{line:?}");
         }
@@ -443,6 +453,34 @@ fn a_hostile_interface_name_reaches_no_terminal() {
     assert!(!output.complaint().1.unwrap().contains('\x1b'));
     let tool = Tool::start_in(&namespace, &["syn-count", NAME, "-i", "0.05", "--json"]);
     tool.json("with the name", |line| line["iface"] == NAME);
+}
+
+#[test]
+fn a_terminal_gets_lines_and_its_end_is_that_of_the_run() {
+    let pair = need!(Pair::new());
+    for (args, header) in [
+        (&["syn-count", "vs", "-i", "0.05"][..], "TIME "),
+        (&["port-monitor", "vs"], "TIME "),
+        (&["connect-trace"], "TIME "),
+    ] {
+        // Not openpty(), which would let every process that another test starts have it too.
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let master = need!(posix_openpt(flags));
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let path = ptsname_r(&master).unwrap();
+        let mut command = command(args);
+        command.stdout(File::options().read(true).write(true).open(path).unwrap());
+        let tool = Tool::spawn_in(&pair.server, &mut command);
+        drop(command);
+        let tool = tool.attached();
+        let mut lines = BufReader::new(master).lines();
+        let first = lines.next().unwrap().unwrap();
+        assert!(first.starts_with(header), "{first}");
+        drop(lines);
+        let output = tool.finish();
+        assert_eq!(output.code(), 0, "{output:#?}");
+    }
 }
 
 #[test]

@@ -20,11 +20,12 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{Pid, Uid};
 
 /// Every way to attach that is there on a veth device.
-const WAYS: [&str; 5] = [
+const WAYS: [&str; 6] = [
     "syn-count vs -i 0.05 --mode native",
     "syn-count vs -i 0.05 --mode generic",
     "syn-count vs -i 0.05 --mode tc --by saddr",
     "port-monitor vs",
+    "flows vs",
     "connect-trace --dst 10.77.0.0/16",
 ];
 
@@ -192,7 +193,12 @@ fn it_refuses_to_run_set_user_id() {
     });
     let binary = PublicBinary::new();
     fs::set_permissions(binary.path(), fs::Permissions::from_mode(0o4755)).unwrap();
-    for line in ["syn-count lo", "port-monitor lo", "connect-trace"] {
+    for line in [
+        "syn-count lo",
+        "port-monitor lo",
+        "flows lo",
+        "connect-trace",
+    ] {
         let mut command = command_of(&binary.path(), line.split(' '));
         command.uid(Uid::from_raw(65534).as_raw());
         let output = Tool::spawn_in(&namespace, &mut command).finish();

@@ -317,11 +317,24 @@ static __always_inline enum verdict parse_ethernet(struct frame *f, struct packe
 	return VERDICT_TCP;
 }
 
+/*
+ * What TC ingress put back in front of a packet that came in without an Ethernet header. It is
+ * nothing, but on tunnels it may be the headers of the tunnel: before Linux 5.14 on most of them,
+ * later on those of GRE that have no fixed end (__ipgre_rcv()).
+ */
+static __always_inline __u64 tunnel_headers(const struct __sk_buff *skb)
+{
+	return skb->len > skb->wire_len ? skb->len - skb->wire_len : 0;
+}
+
 /* A frame that starts with the IP header: only the version can tell which. */
 static __always_inline enum verdict parse_raw_ip(struct frame *f, struct packet *p)
 {
-	__u8 scratch;
-	__u8 *first = header_at(f, 0, sizeof(*first), &scratch);
+	__u8 scratch, *first;
+
+	if (f->hook == HOOK_TC && f->ingress)
+		p->l3 = forget_range(tunnel_headers(f->ctx));
+	first = header_at(f, p->l3, sizeof(*first), &scratch);
 
 	if (!first)
 		return VERDICT_TRUNCATED;

@@ -100,6 +100,7 @@ pub fn run(args: &FlowsArgs) -> Result<Exit, Failure> {
         for direction in directions(interface) {
             let program = &skel.progs.flows_packet;
             let link = tc::attach(program, interface, *direction, session.notices)?;
+            session.follow(interface, link.state());
             links.push((interface, *direction, link));
         }
     }

@@ -214,6 +214,7 @@ pub fn has_tcx() -> Result<(), String> {
     namespace
         .enter(|| Foreign::attach(Hook::TcxLast, "lo", TCX_NEXT))
         .map(drop)
+        .map_err(|why| format!("this kernel has no tcx links: {why}"))
 }
 
 /// Kprobes, which a kernel can be built without.

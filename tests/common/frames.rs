@@ -3,11 +3,12 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 
 use nix::libc;
 use nix::net::if_::if_nametoindex;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// EtherType of IPv4.
 pub const IPV4: u16 = 0x0800;
@@ -108,15 +109,25 @@ fn checksum(header: &[u8]) -> u16 {
     !u16::try_from(sum).unwrap()
 }
 
-/// A packet socket that sends frames as they are.
+/// A packet socket that sends frames as they are, or receives them.
 pub struct RawSocket {
     fd: OwnedFd,
 }
 
 impl RawSocket {
-    /// For an interface of the namespace that the calling thread is in.
+    /// To send on an interface of the namespace that the calling thread is in.
     pub fn open(interface: &str) -> Self {
-        // SAFETY: no pointers are passed. Protocol 0 receives nothing.
+        // Protocol 0 receives nothing.
+        Self::of_protocol(interface, 0)
+    }
+
+    /// To receive all frames of an interface of the namespace that the calling thread is in.
+    pub fn open_to_receive(interface: &str) -> Self {
+        Self::of_protocol(interface, libc::ETH_P_ALL as u16)
+    }
+
+    fn of_protocol(interface: &str, protocol: u16) -> Self {
+        // SAFETY: no pointers are passed. What it receives is chosen by binding it.
         let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
         check(fd, "socket");
         // SAFETY: the kernel has just made this descriptor.
@@ -124,6 +135,7 @@ impl RawSocket {
         // SAFETY: all zeros is a value of this struct of integers.
         let mut addr: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         addr.sll_family = libc::AF_PACKET as u16;
+        addr.sll_protocol = protocol.to_be();
         addr.sll_ifindex = if_nametoindex(interface).unwrap().cast_signed();
         // SAFETY: the address is valid for the call, and its length is its size.
         let ret = unsafe {
@@ -143,6 +155,29 @@ impl RawSocket {
         let sent =
             unsafe { libc::send(self.fd.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
         check(sent.try_into().unwrap(), "send");
+    }
+
+    /// The next frame.
+    ///
+    /// # Panics
+    /// After [`PATIENCE`](super::PATIENCE) without one.
+    pub fn receive(&self) -> Vec<u8> {
+        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(super::PATIENCE).unwrap();
+        assert_eq!(poll(&mut fds, timeout), Ok(1), "no frame");
+        let mut frame = vec![0; 65536];
+        // SAFETY: the buffer is valid for the call.
+        let received = unsafe {
+            libc::recv(
+                self.fd.as_raw_fd(),
+                frame.as_mut_ptr().cast(),
+                frame.len(),
+                0,
+            )
+        };
+        check(received.try_into().unwrap(), "recv");
+        frame.truncate(received.unsigned_abs());
+        frame
     }
 
     /// Sends frames by PACKET_TX_RING: the kernel makes packets of them of which only the

@@ -26,6 +26,8 @@ pub const OPTIONAL_MODULES: &[&str] = &[
     "cls_matchall",
     "cls_u32",
     "inet_diag",
+    "ip_gre",
+    "ipip",
     "macvlan",
     "sch_fq",
     "sch_netem",
