@@ -1,99 +1,19 @@
-//! Whole files: the captures of Debian's source packages, and files that are broken.
+//! Files that are broken, odd, or no captures at all.
 
-use std::fs;
 use std::io::Write as _;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use crate::common::{Output, need};
+use crate::common::Output;
 use crate::crafted;
+use crate::oracle::Link;
 use crate::oracle::frames::{Ipv4, Segment, on_link};
 use crate::oracle::pcap_write::{Frame, Order, Pcap, PcapNg, Unit, pcap};
-use crate::oracle::{Link, capture, corpus};
-use crate::parity::{CaptureFile, Ending, MONITOR, PROGRAMS, check_records, for_each, replay};
-
-/// How the reading of a capture can end: at its end, at some place in it, or before its first
-/// frame.
-const WHOLE: usize = 0;
-const PARTIAL: usize = 1;
-const REFUSED: usize = 2;
-
-/// The longest frame that the tool takes.
-const LONGEST: usize = 262_144;
-
-fn is_supported(link_type: u32) -> bool {
-    Link::from_type(link_type).is_some()
-}
-
-#[test]
-fn every_capture_of_tcpdump_and_tcpflow_is_judged_as_by_the_oracle() {
-    let files = need!(corpus::captures());
-    assert!(files.len() > 500, "only {} captures", files.len());
-    let ends = [const { AtomicU32::new(0) }; 3];
-    for_each(&files, |path| {
-        let name = path.display().to_string();
-        let bytes = fs::read(path).unwrap();
-        let capture = capture::read(&bytes);
-        // Up to here the tool reads, and no further.
-        let unusable = capture
-            .records
-            .iter()
-            .position(|record| !is_supported(record.link_type) || record.bytes.len() > LONGEST);
-        let is_pcapng = bytes.starts_with(&[0x0a, 0x0d, 0x0d, 0x0a]);
-        let end = match (unusable, &capture.end) {
-            (Some(at), _) if !is_supported(capture.records[at].link_type) => {
-                let complaint = format!("link type {} ", capture.records[at].link_type);
-                if is_pcapng {
-                    let ending = Ending::Error(1, &complaint);
-                    check_records(&name, path, &capture.records[..at], 0, ending);
-                    PARTIAL
-                } else {
-                    check_refused(path, &complaint);
-                    REFUSED
-                }
-            }
-            (Some(at), _) => {
-                let ending = Ending::Error(1, "over the limit of 262144");
-                check_records(&name, path, &capture.records[..at], 0, ending);
-                PARTIAL
-            }
-            (None, Err(_)) => {
-                let ending = Ending::Error(1, " at byte ");
-                check_records(&name, path, &capture.records, 0, ending);
-                PARTIAL
-            }
-            (None, Ok(())) => {
-                check_records(&name, path, &capture.records, 0, Ending::EndOfFile);
-                WHOLE
-            }
-        };
-        ends[end].fetch_add(1, Ordering::Relaxed);
-    });
-    let [whole, partial, refused] = ends.map(AtomicU32::into_inner);
-    eprintln!("{whole} captures read to their end, {partial} up to a place, {refused} refused");
-    assert!(whole > 400 && partial > 2 && refused > 200);
-}
-
-/// The tool must refuse a file as a whole, and say why in one line.
-fn check_refused(path: &Path, why: &str) {
-    for program in PROGRAMS {
-        let output = replay(path, program, &[]);
-        assert_eq!(output.code(), 2, "{path:?}: {output:?}");
-        assert!(output.stdout.is_empty(), "{path:?}: {output:?}");
-        check_complaint(&output, path, why);
-    }
-}
-
-fn check_complaint(output: &Output, path: &Path, why: &str) {
-    let (error, _) = output.complaint();
-    let beginning = format!("failed to read {}: ", path.display());
-    let rest = error.strip_prefix(&beginning);
-    let rest = rest.unwrap_or_else(|| panic!("the error names no file: {error}"));
-    assert!(rest.contains(why), "{error}");
-}
+use crate::parity::{
+    CaptureFile, LONGEST_FRAME, MONITOR, PROGRAMS, check_complaint, check_refused, for_each, replay,
+};
 
 fn syn() -> Vec<u8> {
     on_link(
@@ -346,9 +266,10 @@ fn a_file_compressed_with_gzip_is_read_like_any_other() {
 #[test]
 fn a_frame_of_the_greatest_length_is_read_and_a_longer_one_refused() {
     let mut frame = syn();
-    frame.resize(LONGEST + 1, 0);
+    frame.resize(LONGEST_FRAME + 1, 0);
     let mut file = Pcap::new(Vec::new(), Order::Big, Unit::Microseconds, 1).unwrap();
-    file.frame(Frame::whole(0, &frame[..LONGEST])).unwrap();
+    file.frame(Frame::whole(0, &frame[..LONGEST_FRAME]))
+        .unwrap();
     file.frame(Frame::whole(0, &frame)).unwrap();
     let file = CaptureFile::new(&file.finish());
     for program in PROGRAMS {

@@ -8,7 +8,7 @@ use crate::crafted;
 use crate::oracle::frames::{Ipv4, Ipv6, Random, Segment, on_link, vlan};
 use crate::oracle::{Link, Tcp, is_syn, judge};
 use crate::parity::{
-    COUNT_TC, COUNT_XDP, CaptureFile, MONITOR, event, for_each, hex, payload, seed,
+    COUNT_TC, COUNT_XDP, CaptureFile, MONITOR, event, for_each, hex, payload, seed, times,
 };
 
 const FLAGS: [&str; 8] = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
@@ -315,14 +315,16 @@ fn random_filters_pass_what_a_plain_filter_passes() {
     let mut random = Random::new(seed);
     let frames = some_frames(&mut random, 2000);
     let file = CaptureFile::of(Link::Ethernet, &frames);
-    let filters: Vec<_> = (0..100).map(|_| Filter::random(&mut random)).collect();
+    let filters: Vec<_> = (0..times(60, 8))
+        .map(|_| Filter::random(&mut random))
+        .collect();
     let telling = AtomicU32::new(0);
     for_each(&filters, |filter| {
         telling.fetch_add(check(filter, &file, &frames).into(), Ordering::Relaxed);
     });
     let telling = telling.into_inner();
     assert!(
-        telling >= 25,
+        telling as usize >= times(15, 1),
         "only {telling} filters passed some and not others"
     );
 }
@@ -395,6 +397,8 @@ fn each_part_of_a_filter_works_alone() {
             ..any()
         });
     }
+    // In a guest only some of them.
+    let filters: Vec<_> = filters.into_iter().step_by(times(1, 5)).collect();
     for_each(&filters, |filter| {
         assert!(check(filter, &file, &frames), "{filter:?}");
     });

@@ -1,5 +1,7 @@
 //! What each frame is found to be, and every field of each event.
 
+use std::collections::BTreeSet;
+
 use crate::crafted;
 use crate::oracle::capture;
 use crate::oracle::frames::{Ipv4, Ipv6, Random, Segment, frame_for_link, on_link};
@@ -7,28 +9,31 @@ use crate::oracle::pcap_write::{Order, PcapNg};
 use crate::oracle::{Link, judge};
 use crate::parity::{
     self, COUNT_XDP, CaptureFile, Ending, MONITOR, PROGRAMS, check_frames, check_records, event,
-    hex, payload, seed,
+    hex, payload, seed, times,
 };
+
+/// Frames of every link type.
+fn on_all_links<I: IntoIterator<Item = Vec<u8>>>(
+    frames: impl Fn(Link) -> I,
+) -> Vec<(Link, Vec<u8>)> {
+    let of_link = |link| frames(link).into_iter().map(move |frame| (link, frame));
+    Link::ALL.into_iter().flat_map(of_link).collect()
+}
 
 #[test]
 fn every_crafted_frame_is_judged_as_by_the_oracle_on_every_link_type() {
-    for link in Link::ALL {
-        check_frames("crafted", link, &crafted::frames(link));
-    }
+    check_frames("crafted", &on_all_links(crafted::frames));
 }
 
 #[test]
 fn every_cut_of_every_crafted_frame_is_judged_as_by_the_oracle() {
-    for link in Link::ALL {
-        let mut cuts: Vec<Vec<u8>> = Vec::new();
-        for frame in crafted::frames(link) {
-            cuts.extend((0..frame.len()).map(|length| frame[..length].to_vec()));
-        }
+    let cuts = on_all_links(|link| {
+        let frames = crafted::frames(link).into_iter();
+        let cut = |frame: Vec<u8>| (0..frame.len()).map(move |length| frame[..length].to_vec());
         // Most of the cuts of two frames are equal: they differ behind where they are cut.
-        cuts.sort_unstable();
-        cuts.dedup();
-        check_frames("cut", link, &cuts);
-    }
+        frames.flat_map(cut).collect::<BTreeSet<_>>()
+    });
+    check_frames("cut", &cuts);
 }
 
 #[test]
@@ -37,44 +42,37 @@ fn all_256_flag_bytes_are_told_apart_and_64_of_them_are_syns() {
         flags,
         ..Segment::default()
     });
-    for link in [Link::Ethernet, Link::Raw] {
-        let frames: Vec<_> = segments
-            .clone()
-            .flat_map(|segment| {
-                let packets = [Ipv4::default().tcp(&segment), Ipv6::default().tcp(&segment)];
-                packets.map(|packet| on_link(link, &[], &packet))
-            })
-            .collect();
-        check_frames("flags", link, &frames);
-        let output = CaptureFile::of(link, &frames).replay(COUNT_XDP, &[]);
-        assert_eq!(output.summary()["syn_total"], 128);
-    }
+    let frames: Vec<_> = segments
+        .flat_map(|segment| [Ipv4::default().tcp(&segment), Ipv6::default().tcp(&segment)])
+        .map(|packet| (Link::Ethernet, on_link(Link::Ethernet, &[], &packet)))
+        .collect();
+    check_frames("flags", &frames);
+    let output = CaptureFile::of_links(&frames).replay(COUNT_XDP, &[]);
+    assert_eq!(output.summary()["syn_total"], 128);
 }
 
 #[test]
 fn random_frames_are_judged_as_by_the_oracle() {
     let seed = seed("random_frames_are_judged_as_by_the_oracle");
-    for link in Link::ALL {
+    let frames = on_all_links(|link| {
         let count = if link == Link::Ethernet { 8000 } else { 1500 };
-        let frames: Vec<_> = (0..count)
-            .map(|number| frame_for_link(link, seed.wrapping_add(number)))
-            .collect();
-        check_frames(&format!("seed {seed}"), link, &frames);
-    }
+        let seeds = (0..times(count, 1000) as u64).map(|number| seed.wrapping_add(number));
+        seeds.map(move |seed| frame_for_link(link, seed))
+    });
+    check_frames(&format!("seed {seed}"), &frames);
 }
 
 #[test]
 fn mutated_frames_are_judged_as_by_the_oracle() {
     let seed = seed("mutated_frames_are_judged_as_by_the_oracle");
-    let mut random = Random::new(seed);
-    for link in Link::ALL {
+    let frames = on_all_links(|link| {
+        let mut random = Random::new(seed);
         let originals = crafted::frames(link);
-        let count = if link == Link::Ethernet { 6000 } else { 1000 };
-        let frames: Vec<_> = (0..count)
-            .map(|_| mutate(&mut random, &originals))
-            .collect();
-        check_frames(&format!("seed {seed}"), link, &frames);
-    }
+        let count = if link == Link::Ethernet { 8000 } else { 1500 };
+        let frames = (0..times(count, 1000)).map(move |_| mutate(&mut random, &originals));
+        frames.collect::<Vec<_>>()
+    });
+    check_frames(&format!("seed {seed}"), &frames);
 }
 
 /// Takes one of the frames and spoils some bytes, its length, or its end.
@@ -120,15 +118,16 @@ fn frames_longer_than_a_test_run_takes_are_judged_to_their_end() {
             }
         }
     }
-    frames.sort_unstable();
-    frames.dedup();
-    let (long, huge): (Vec<_>, Vec<_>) = frames.into_iter().partition(|it| it.len() <= 66_000);
-    check_frames("long", Link::Ethernet, &long);
-    check_frames("huge", Link::Ethernet, &huge);
-    // What a short frame leaves behind the end of its own bytes must not be taken for its own.
-    let short = crafted::frames(Link::Ethernet);
+    let frames: BTreeSet<_> = frames.into_iter().collect();
+    let long: Vec<_> = frames
+        .into_iter()
+        .map(|frame| (Link::Ethernet, frame))
+        .collect();
+    check_frames("long", &long);
+    // What a long frame leaves behind must not be taken for the end of a short one.
+    let short = on_all_links(crafted::frames);
     let mixed: Vec<_> = long.into_iter().zip(short).map(|(a, b)| [a, b]).collect();
-    check_frames("mixed", Link::Ethernet, &mixed.concat());
+    check_frames("mixed", &mixed.concat());
 }
 
 #[test]

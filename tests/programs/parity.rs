@@ -1,5 +1,10 @@
 //! Runs a capture file through the tool, and says what the oracle expects of it.
 
+#![allow(
+    dead_code,
+    reason = "two test targets include this module and neither uses all of it"
+)]
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,6 +18,7 @@ use tempfile::TempDir;
 
 use crate::common::{Output, Tool, command};
 use crate::oracle::capture::Record;
+use crate::oracle::pcap_write::{Order, PcapNg};
 use crate::oracle::{Link, Tcp, Verdict, judge, pcap_write};
 
 /// The commands that replay, as they are compared: one for each of the programs.
@@ -21,6 +27,19 @@ pub const COUNT_TC: &[&str] = &["syn-count", "--json", "--mode", "tc"];
 pub const MONITOR: &[&str] = &["port-monitor", "--json"];
 pub const MONITOR_PERF: &[&str] = &["port-monitor", "--json", "--buffer", "perf"];
 pub const PROGRAMS: [&[&str]; 3] = [COUNT_XDP, COUNT_TC, MONITOR];
+
+/// The longest frame that the tool takes from a file.
+pub const LONGEST_FRAME: usize = 262_144;
+
+/// A number of things to do: fewer in a guest, an emulated machine in which a run of the tool takes
+/// seconds. There it is the kernel that is tested, and everything else was tested outside.
+pub fn times(here: usize, in_guest: usize) -> usize {
+    if std::env::var_os("TCPINSPECT_BIN").is_some() {
+        in_guest
+    } else {
+        here
+    }
+}
 
 /// The seed of everything random in a test. It differs from run to run unless the environment says
 /// which, and is told so that a failure can be repeated.
@@ -72,6 +91,23 @@ impl CaptureFile {
     /// Frames of one link type, a second apart from second 1 on.
     pub fn of(link: Link, frames: &[Vec<u8>]) -> Self {
         Self::new(&pcap_write::pcap(link.to_type(), frames))
+    }
+
+    /// Frames of any link types, each from an interface of its type, a second apart from second 1
+    /// on.
+    pub fn of_links(frames: &[(Link, Vec<u8>)]) -> Self {
+        let mut file = PcapNg::new(Vec::new(), Order::Little).unwrap();
+        for link in Link::ALL {
+            file.interface(link.to_type(), 0, None).unwrap();
+        }
+        for ((link, frame), second) in frames.iter().zip(1..) {
+            let interface = Link::ALL.iter().position(|it| it == link).unwrap();
+            let interface = u32::try_from(interface).unwrap();
+            let length = u32::try_from(frame.len()).unwrap();
+            file.enhanced(interface, second * 1_000_000, frame, length)
+                .unwrap();
+        }
+        Self::new(&file.finish())
     }
 
     /// Runs the tool over the file, to its end.
@@ -173,47 +209,39 @@ pub fn rfc3339(ts_ns: i128) -> String {
     format!("{}.{nanos:09}Z", second.strftime("%Y-%m-%dT%H:%M:%S"))
 }
 
-/// Frames as a reader of their file gives them.
-pub fn records(link: Link, frames: &[Vec<u8>]) -> Vec<Record<'_>> {
-    let link_type = u32::from(link.to_type());
-    frames
+/// Runs frames through all programs, which must agree with the oracle on the verdict of each, on
+/// each SYN, and on each field of each event.
+pub fn check_frames(what: &str, frames: &[(Link, Vec<u8>)]) {
+    let file = CaptureFile::of_links(frames);
+    let records: Vec<Record<'_>> = frames
         .iter()
         .zip(1..)
-        .map(|(bytes, second)| Record {
-            link_type,
+        .map(|((link, bytes), second)| Record {
+            link_type: link.to_type().into(),
             ts_ns: second * 1_000_000_000,
             bytes,
             original_len: u32::try_from(bytes.len()).unwrap(),
         })
-        .collect()
-}
-
-/// Runs frames of one link type through all programs, which must agree with the oracle on the
-/// verdict of each, on each SYN, and on each field of each event.
-pub fn check_frames(what: &str, link: Link, frames: &[Vec<u8>]) {
-    let file = CaptureFile::of(link, frames);
-    let records = records(link, frames);
+        .collect();
     check_records(what, &file.path, &records, frames.len(), Ending::EndOfFile);
 
     // Only counts are told of verdicts, and two errors could make up for each other: so once more
     // with the frames of each verdict alone.
     for verdict in Verdict::ALL {
-        let is_it = |frame: &&Vec<u8>| judge(frame, link).verdict == verdict;
-        let of_it: Vec<Vec<u8>> = frames.iter().filter(is_it).cloned().collect();
-        if of_it.is_empty() {
-            continue;
-        }
-        let file = CaptureFile::of(link, &of_it);
+        let of_it: Vec<_> = frames
+            .iter()
+            .filter(|(link, frame)| judge(frame, *link).verdict == verdict)
+            .cloned()
+            .collect();
+        let file = CaptureFile::of_links(&of_it);
+        let wanted = verdicts(of_it.iter().map(|_| verdict));
         for program in PROGRAMS {
-            let output = file.replay(program, &["-c", "1000000000"]);
-            let wanted = verdicts(of_it.iter().map(|_| verdict));
-            let found = &output.summary()["verdicts"];
+            let found = &file.replay(program, &[]).summary()["verdicts"];
             if *found != wanted {
-                let culprit = find_culprit(program, link, verdict, &of_it);
+                let (link, frame) = find_culprit(program, verdict, &of_it);
                 panic!(
-                    "{what}: {program:?} on {link:?}: {found} instead of {wanted}, \
-                     for example {verdict:?} {}",
-                    hex(culprit)
+                    "{what}: {program:?}: {found} instead of {wanted}, for example {link:?} {}",
+                    hex(frame)
                 );
             }
         }
@@ -223,22 +251,16 @@ pub fn check_frames(what: &str, link: Link, frames: &[Vec<u8>]) {
 /// A frame that the program does not find to be what the oracle says, by halving.
 fn find_culprit<'a>(
     program: &[&str],
-    link: Link,
     verdict: Verdict,
-    frames: &'a [Vec<u8>],
-) -> &'a [u8] {
+    frames: &'a [(Link, Vec<u8>)],
+) -> &'a (Link, Vec<u8>) {
     if let [frame] = frames {
         return frame;
     }
     let (first, second) = frames.split_at(frames.len() / 2);
-    let output = CaptureFile::of(link, first).replay(program, &[]);
+    let output = CaptureFile::of_links(first).replay(program, &[]);
     let is_right = output.summary()["verdicts"][verdict.name()] == first.len();
-    find_culprit(
-        program,
-        link,
-        verdict,
-        if is_right { second } else { first },
-    )
+    find_culprit(program, verdict, if is_right { second } else { first })
 }
 
 /// How a replay must end.
@@ -304,8 +326,9 @@ pub fn check_records(
         assert_eq!(deltas.iter().sum::<u64>(), total as u64, "{what}");
         // Each of these frames has an interval of its own.
         for (at, delta) in deltas.iter().take(apart).enumerate() {
-            let bytes = hex(records[at].bytes);
-            assert_eq!(*delta == 1, syns[at], "{what}: {program:?}: {bytes}");
+            let wanted = u64::from(syns[at]);
+            let bytes = records[at].bytes;
+            assert_eq!(*delta, wanted, "{what}: {program:?}: {}", hex(bytes));
         }
     }
 
@@ -332,4 +355,23 @@ pub fn check_records(
         }
         assert_eq!(found.len(), packets.len(), "{what}: {program:?}");
     }
+}
+
+/// The tool must refuse a file as a whole, and say why in one line.
+pub fn check_refused(path: &Path, why: &str) {
+    for program in PROGRAMS {
+        let output = replay(path, program, &[]);
+        assert_eq!(output.code(), 2, "{path:?}: {output:?}");
+        assert!(output.stdout.is_empty(), "{path:?}: {output:?}");
+        check_complaint(&output, path, why);
+    }
+}
+
+/// The error of a run, which has to name the file and say why in one line.
+pub fn check_complaint(output: &Output, path: &Path, why: &str) {
+    let (error, _) = output.complaint();
+    let beginning = format!("failed to read {}: ", path.display());
+    let rest = error.strip_prefix(&beginning);
+    let rest = rest.unwrap_or_else(|| panic!("the error names no file: {error}"));
+    assert!(rest.contains(why), "{error}");
 }

@@ -16,7 +16,7 @@ use crate::common::{Output, PATIENCE, Tool, command, wait_within};
 use crate::oracle::Link;
 use crate::oracle::frames::{Ipv4, Ipv6, Segment, on_link};
 use crate::oracle::pcap_write::{Frame, Order, Pcap, PcapNg, Unit};
-use crate::parity::{COUNT_TC, COUNT_XDP, CaptureFile, MONITOR, MONITOR_PERF, PROGRAMS};
+use crate::parity::{COUNT_TC, COUNT_XDP, CaptureFile, MONITOR, MONITOR_PERF, PROGRAMS, times};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -201,14 +201,9 @@ fn a_capture_can_come_from_stdin() {
     }
 }
 
-/// How many frames a long capture has: in an emulated machine fewer, where each takes as long as
-/// a hundred.
+/// How many frames a long capture has.
 fn many() -> u64 {
-    if std::env::var_os("TCPINSPECT_BIN").is_some() {
-        30_000
-    } else {
-        1_000_000
-    }
+    times(1_000_000, 30_000) as u64
 }
 
 /// The most memory that a process ever had resident, in bytes.
