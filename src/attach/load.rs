@@ -39,6 +39,17 @@ pub fn refused(what: &str, error: anyhow::Error) -> Failure {
     Failure::from(anyhow!(explanation.reason).context(what.to_owned())).hint(explanation.hint)
 }
 
+/// The failure to attach a kprobe, which is made by perf_event_open(2).
+pub fn kprobe_failure(what: &str, error: libbpf_rs::Error) -> Failure {
+    let is_refused = error.kind() == libbpf_rs::ErrorKind::PermissionDenied;
+    let failure = failure(what, error);
+    if !is_refused {
+        return failure;
+    }
+    let explanation = explain_eperm(Operation::Perf);
+    failure.hint(format!("{}: {}", explanation.reason, explanation.hint))
+}
+
 /// How many CPUs can run a program, each with a counter slot of its own.
 ///
 /// # Errors

@@ -194,6 +194,14 @@ static __always_inline void read_ends(struct ends *ends, const struct sock *sk)
 	}
 }
 
+/* The local port; unlike skc_num it is still there when the socket is closed. */
+static __always_inline __be16 read_inet_sport(const struct sock *sk)
+{
+	const struct tcp_sock *tp = bpf_skc_to_tcp_sock((void *)sk);
+
+	return tp ? tp->inet_conn.icsk_inet.inet_sport : 0;
+}
+
 static __always_inline __u32 read_netns(const struct sock *sk)
 {
 	if (!bpf_core_field_exists(sk->__sk_common.skc_net.net))
@@ -613,6 +621,8 @@ static __always_inline int on_accept_directly(void *ctx, const struct sock *sk)
 	if (!sk || sk->sk_protocol != IPPROTO_TCP)
 		return 0;
 	read_ends(&ends, sk);
+	/* It may have been reset before it was accepted. */
+	ends.local_port = bpf_ntohs(read_inet_sport(sk));
 	on_accept(ctx, sk, &ends, read_netns(sk), sk->__sk_common.skc_state);
 	return 0;
 }
@@ -642,7 +652,8 @@ int kretprobe_accept(struct pt_regs *ctx)
 		return 0;
 	if (bpf_core_field_exists(sk->__sk_common.skc_net.net))
 		netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
-	ends.local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	ends.local_port = bpf_ntohs(
+		BPF_CORE_READ((const struct tcp_sock *)sk, inet_conn.icsk_inet.inet_sport));
 	ends.remote_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
 	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET6 &&
 	    bpf_core_field_exists(sk->__sk_common.skc_v6_daddr)) {
@@ -677,14 +688,6 @@ static __always_inline struct behind look_behind(const struct sock *sk)
 	if (socket && socket->state == SS_UNCONNECTED)
 		behind.in_connect = !sk->sk_err && sk->sk_shutdown != SHUTDOWN_MASK;
 	return behind;
-}
-
-/* The source port; unlike skc_num it is still there when the socket is closed. */
-static __always_inline __be16 read_inet_sport(const struct sock *sk)
-{
-	const struct tcp_sock *tp = bpf_skc_to_tcp_sock((void *)sk);
-
-	return tp ? tp->inet_conn.icsk_inet.inet_sport : 0;
 }
 
 static __always_inline void on_syn_sent(void *ctx, const struct sock *sk,

@@ -275,6 +275,15 @@ fn try_cheaply(backend: Backend, btf: &Btf<'_>) -> Result<(), Failure> {
     }
 }
 
+/// What to say of a kprobe program that a lockdown of the kernel refuses as invalid.
+fn forbidden_by_lockdown() -> Option<String> {
+    let limits = privileges::limits();
+    let (_, meaning) = limits.iter().find(|(name, _)| *name == "lockdown")?;
+    Some(format!(
+        "lockdown is {meaning}; the fentry and tracepoint backends do without"
+    ))
+}
+
 fn is_invalid(failure: &Failure) -> bool {
     failure
         .error
@@ -358,7 +367,15 @@ impl<'obj> Tracer<'obj> {
             "failed to load the connect-trace program (backend {})",
             plan.backend.name()
         );
-        let skel = open.load().map_err(|error| load::failure(&what, error))?;
+        let skel = open.load().map_err(|error| {
+            let failure = load::failure(&what, error);
+            match forbidden_by_lockdown() {
+                Some(hint) if plan.backend == Backend::Kprobe && is_invalid(&failure) => {
+                    failure.hint(hint)
+                }
+                _ => failure,
+            }
+        })?;
         fill_sets(args, &skel)?;
         let (links, hooks) = attach_programs(plan, &skel)?;
         Ok(Self {
@@ -460,7 +477,13 @@ fn attach_programs(
             hooks.push(hook);
             Ok(())
         }
-        Err(error) => Err(load::failure(&format!("failed to attach {hook}"), error)),
+        Err(error) => {
+            let what = format!("failed to attach {hook}");
+            Err(match plan.backend {
+                Backend::Kprobe => load::kprobe_failure(&what, error),
+                _ => load::failure(&what, error),
+            })
+        }
     };
     match plan.backend {
         Backend::Fentry => {

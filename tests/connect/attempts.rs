@@ -214,8 +214,9 @@ fn a_socket_that_failed_and_tries_again_is_a_new_attempt() {
 
 #[test]
 fn a_socket_that_connects_to_itself_is_one_attempt_and_established() {
-    let namespace = need!(Namespace::new());
     for backend in backends!() {
+        // A new one for each, in which nothing waits for the ports to be free again.
+        let namespace = need!(Namespace::new());
         let trace = Trace::start(&namespace, backend, &["--accept"]);
         namespace.enter(|| {
             let addr = SocketAddr::from((LOCALHOST, 4012));
@@ -275,7 +276,6 @@ fn receive(listener: &TcpListener) {
 
 #[test]
 fn a_multipath_connection_is_one_attempt() {
-    let namespace = need!(Namespace::new());
     let multipath = || {
         // SAFETY: socket takes three integers and makes a descriptor or fails.
         let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP) };
@@ -284,6 +284,8 @@ fn a_multipath_connection_is_one_attempt() {
     };
     need!(multipath().map_err(|errno| format!("the kernel has no MPTCP ({errno})")));
     for backend in backends!() {
+        // A new one for each, in which nothing waits for the ports to be free again.
+        let namespace = need!(Namespace::new());
         let trace = Trace::start(&namespace, backend, &["--accept"]);
         let sport = namespace.enter(|| {
             let listener = multipath().unwrap();

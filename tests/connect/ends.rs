@@ -263,6 +263,25 @@ fn an_accepted_connection_has_the_process_that_accepted_it() {
 }
 
 #[test]
+fn a_connection_that_was_reset_before_it_is_accepted_still_has_its_port() {
+    let namespace = need!(Namespace::new());
+    for backend in backends!() {
+        let trace = Trace::start(&namespace, backend, &["--accept", "--close"]);
+        namespace.enter(|| {
+            let listener = listen("127.0.0.1", 4229);
+            let client = TcpStream::connect("127.0.0.1:4229").unwrap();
+            reset_on_close(&client);
+            drop(client);
+            wait_closed(&trace, 4229);
+            listener.accept().unwrap();
+        });
+        let accepted = trace.wait_for("accepted", 4229);
+        assert!(accepted["sport"].is_u64(), "{accepted}");
+        trace.stop().assert_whole();
+    }
+}
+
+#[test]
 fn a_connection_that_waits_is_accepted_once_its_process_takes_it() {
     let namespace = need!(Namespace::new());
     for backend in backends!() {

@@ -98,6 +98,8 @@ fn agrees(row: &Row, column: &str, value: &Value) -> bool {
         return true;
     };
     match value {
+        // Some cut the name short.
+        Value::String(name) if column == "COMM" => name.starts_with(found.as_str()),
         Value::String(text) => address(found) == *text,
         other => found.parse::<Value>().is_ok_and(|found| found == *other),
     }
