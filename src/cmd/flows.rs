@@ -31,6 +31,9 @@ use crate::session::{Delivery, Output, Session, Wake};
 use crate::skel::flows::types::{bss_replay, bss_sweep};
 use crate::skel::flows::{FlowsSkel, FlowsSkelBuilder};
 use crate::skel::{self, AGE_CLASSES, FlowRecord, PacketCounters, Sweep, SweepMode};
+use crate::stop::ExitReason;
+use crate::view::terminal::{self, Input, Screen};
+use crate::view::{Reaction, View};
 use crate::{filter_slots, filter_tries};
 
 /// How often flows that are over are looked for. A sweep that takes long comes less often, so that
@@ -92,7 +95,8 @@ pub fn run(args: &FlowsArgs) -> Result<Exit, Failure> {
         .iter()
         .map(|interface| Some(interface.name.as_str()))
         .collect::<Vec<_>>();
-    let book = Book::new(args, &delivery, &names);
+    let has_view = shows_view(args);
+    let book = Book::new(args, &delivery, &names, has_view);
 
     let mut links = Vec::new();
     for (interface, skel) in interfaces.iter().zip(&skels) {
@@ -129,10 +133,18 @@ pub fn run(args: &FlowsArgs) -> Result<Exit, Failure> {
         sum
     };
     give_up_privileges(&links, &mut table)?;
-    session.text_header(|out| book.borrow().header(out));
+    if !has_view {
+        session.text_header(|out| book.borrow().header(out));
+    }
     session.attached(&describe(&links, buffer))?;
 
-    run_sweeps(&mut session, args, &mut table, &counters)?;
+    if has_view {
+        let names = interfaces.iter().map(|interface| interface.name.clone());
+        let view = View::new(names.collect());
+        run_view(&mut session, args, &mut table, &counters, view)?;
+    } else {
+        run_sweeps(&mut session, args, &mut table, &counters)?;
+    }
     let duration = session.stop.elapsed();
     for (.., link) in links {
         link.detach(session.notices);
@@ -182,6 +194,69 @@ fn run_sweeps(
         session.output.borrow_mut().sink.flush(&session.stop);
         let every = if evicted { SWEEP_FULL } else { SWEEP_EVERY };
         sweep_due = Instant::now() + every.max(now.elapsed() * SWEEP_REST);
+    }
+}
+
+/// Whether there is a terminal for the view, and nothing else is asked for.
+fn shows_view(args: &FlowsArgs) -> bool {
+    let is_asked = !args.no_tui && args.by.is_none() && args.stop.count.is_none();
+    is_asked && args.output.format() == OutputFormat::Text && terminal::is_there()
+}
+
+/// Shows the table on the terminal until the run is over. The terminal is given back on return,
+/// whatever the reason.
+fn run_view(
+    session: &mut Session,
+    args: &FlowsArgs,
+    table: &mut Table<'_, '_, '_>,
+    counters: &dyn Fn() -> PacketCounters,
+    mut view: View,
+) -> Result<()> {
+    let mut screen = Screen::open()?;
+    let stdin = std::io::stdin();
+    let mut updated = Instant::now();
+    let mut due = updated;
+    let mut sweep_due = updated;
+    screen.draw(&mut view)?;
+    loop {
+        if session.wait(Some(stdin.as_fd()), Some(due.min(sweep_due)))? == Wake::Stop {
+            return Ok(());
+        }
+        let inputs = screen.input()?;
+        for input in &inputs {
+            let Input::Key(key) = input else {
+                continue;
+            };
+            match view.key(*key) {
+                Reaction::Quit => {
+                    session.end(ExitReason::Signal);
+                    return Ok(());
+                }
+                Reaction::Redraw => screen.clear()?,
+                Reaction::Draw => {}
+            }
+        }
+        let now = Instant::now();
+        if now >= due {
+            table.sweep(SweepMode::SWEEP_LIVE, 0)?;
+            let flows = std::mem::take(&mut table.book.borrow_mut().rows);
+            let length = updated.elapsed().as_secs_f64();
+            view.update(flows, length, counters().untracked);
+            updated = now;
+            due = now + args.interval.max(now.elapsed() * SWEEP_REST);
+        } else if now >= sweep_due {
+            table.sweep(SweepMode::SWEEP_ENDED, 0)?;
+        } else if inputs.is_empty() {
+            continue;
+        }
+        if now >= sweep_due {
+            let full = table.make_room(counters().matched, 0)?;
+            let every = if full { SWEEP_FULL } else { SWEEP_EVERY };
+            sweep_due = Instant::now() + every.max(now.elapsed() * SWEEP_REST);
+        }
+        if updated == now || !inputs.is_empty() {
+            screen.draw(&mut view)?;
+        }
     }
 }
 
@@ -334,6 +409,9 @@ struct Book<'a> {
     interval_started: Instant,
     /// Flows that have ended since they were last written, to be written in order.
     ended: Vec<Flow>,
+    /// For the view: flows of the interval, live and ended.
+    rows: Vec<Flow>,
+    has_view: bool,
     /// Flows that have ended since the start.
     reported: u64,
     totals: FlowTotals,
@@ -344,6 +422,7 @@ impl<'a> Book<'a> {
         args: &FlowsArgs,
         delivery: &'a Delivery,
         names: &'a [Option<&'a str>],
+        has_view: bool,
     ) -> RefCell<Self> {
         RefCell::new(Self {
             delivery,
@@ -354,9 +433,16 @@ impl<'a> Book<'a> {
             loads: args.by.map(|by| Loads::new(by, args.top)),
             interval_started: Instant::now(),
             ended: Vec::new(),
+            rows: Vec::new(),
+            has_view,
             reported: 0,
             totals: FlowTotals::default(),
         })
+    }
+
+    /// Whether each flow that ends gets a line.
+    fn has_lines(&self) -> bool {
+        self.loads.is_none() && !self.has_view
     }
 
     fn header(&self, out: &mut Vec<u8>) {
@@ -376,12 +462,15 @@ impl<'a> Book<'a> {
         if let Some(loads) = &mut self.loads {
             loads.add(&flow);
         }
+        if self.has_view {
+            self.rows.push(flow);
+        }
         if flow.is_live() {
             return;
         }
         self.reported += 1;
         self.totals.evicted += u64::from(flow.is_evicted());
-        if self.loads.is_none() {
+        if self.has_lines() {
             self.ended.push(flow);
         }
     }
@@ -468,7 +557,7 @@ impl<'a> Book<'a> {
         self.interval_started = Instant::now();
     }
 
-    /// The account of the run. With sums instead of lines, all that was counted was shown.
+    /// The account of the run. Where there are no lines, all that was counted was shown.
     fn summary(&self, session: &Session, duration: Duration, counters: PacketCounters) -> Summary {
         let account = self
             .delivery
@@ -483,7 +572,7 @@ impl<'a> Book<'a> {
             }),
             ..account
         };
-        if self.loads.is_none() {
+        if self.has_lines() {
             return summary;
         }
         Summary {
@@ -573,7 +662,7 @@ fn replay_file(args: &FlowsArgs, filter: &Filter, file: &Path) -> Result<Exit, F
     let mut storage = MaybeUninit::uninit();
     let mut skel = setup.load(&mut storage, None)?;
     let delivery = Delivery::new(session.io());
-    let book = Book::new(args, &delivery, &[None]);
+    let book = Book::new(args, &delivery, &[None], false);
     let source = EventSource::open(
         setup.buffer,
         args.buffer.buffer_size,
