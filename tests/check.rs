@@ -26,7 +26,7 @@ fn finding(output: &Output, name: &str) -> Value {
 fn what_check_says_a_command_would_use_is_what_it_uses() {
     let namespace = need!(Namespace::new());
     let check = Tool::spawn_in(&namespace, &mut command(["check", "--json"])).finish();
-    for name in ["syn-count", "port-monitor", "connect-trace"] {
+    for name in ["syn-count", "port-monitor", "connect-trace", "flows"] {
         let command = finding(&check, name);
         let args = [name, "--duration", "0.01"];
         let ran = Tool::spawn_in(&namespace, &mut common::command(args)).finish();
@@ -65,7 +65,7 @@ fn without_privileges_every_command_says_what_is_missing() {
     as_nobody(&mut command, &[]);
     let output = Tool::spawn(&mut command).finish();
     assert_eq!(output.code(), 1, "{output:#?}");
-    for name in ["syn-count", "port-monitor", "connect-trace"] {
+    for name in ["syn-count", "port-monitor", "connect-trace", "flows"] {
         let command = finding(&output, name);
         assert_eq!(command["ok"], false);
         let why = command["detail"].as_str().unwrap();

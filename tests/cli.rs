@@ -177,7 +177,7 @@ fn help_is_no_error_and_explains_every_command() {
     assert_eq!(output.code(), 0, "{output:#?}");
     assert!(output.stderr.is_empty(), "{output:#?}");
     let text = output.stdout.join("\n");
-    for command in ["syn-count", "port-monitor", "connect-trace"] {
+    for command in ["syn-count", "port-monitor", "connect-trace", "flows"] {
         assert!(text.contains(command), "{text}");
         let output = run([command, "--help"]);
         assert_eq!(output.code(), 0, "{output:#?}");
@@ -220,7 +220,13 @@ fn completions_and_the_manual_know_every_command() {
         assert_eq!(output.code(), 0, "{args:?}: {output:#?}");
         assert!(output.stderr.is_empty(), "{args:?}: {output:#?}");
         let text = output.stdout.join("\n").replace('\\', "").to_lowercase();
-        for word in ["syn-count", "port-monitor", "connect-trace", "interval"] {
+        for word in [
+            "syn-count",
+            "port-monitor",
+            "connect-trace",
+            "flows",
+            "idle-timeout",
+        ] {
             assert!(text.contains(word), "{args:?}: no {word}");
         }
     }

@@ -16,11 +16,12 @@ use common::{CLIENT4, Namespace, Output, Pair, SERVER4, Tool, command, need, run
 use nix::sys::signal::Signal;
 
 /// The ways to attach to an interface.
-const WAYS: [&[&str]; 4] = [
+const WAYS: [&[&str]; 5] = [
     &["syn-count", "vs", "--mode", "native"],
     &["syn-count", "vs", "--mode", "generic"],
     &["syn-count", "vs", "--mode", "tc"],
     &["port-monitor", "vs", "--direction", "both"],
+    &["flows", "vs"],
 ];
 
 /// Those of them that are links here, which the kernel removes when the process is gone.
@@ -32,7 +33,7 @@ fn linked() -> Vec<&'static [&'static str]> {
 }
 
 fn is_tc(args: &[&str]) -> bool {
-    args[0] == "port-monitor" || args.contains(&"tc")
+    matches!(args[0], "port-monitor" | "flows") || args.contains(&"tc")
 }
 
 /// Everything about both ends of a pair that attaching could change.

@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::utsname::uname;
 
 use super::connect_trace::Backend;
-use super::{connect_trace, port_monitor, syn_count};
+use super::{connect_trace, flows, port_monitor, syn_count};
 use crate::attach::xdp;
 use crate::cli::{BackendChoice, BufferChoice, CheckArgs, OutputFormat, StopArgs, arguments};
 use crate::events::BufferKind;
@@ -159,7 +159,12 @@ fn find_out(notices: Notices) -> Result<Vec<Finding>> {
         report.feature("xdp_native", offer, Some(why));
         offer
     });
-    let Trials { xdp, frags, tc } = try_apart(notices)?;
+    let Trials {
+        xdp,
+        frags,
+        tc,
+        flows,
+    } = try_apart(notices)?;
     report.feature("xdp_generic", xdp.ok(), Some(xdp.detail()));
     report.feature("xdp_frags", frags, None);
     report.feature("tc", tc.ok(), Some(tc.detail()));
@@ -182,6 +187,7 @@ fn find_out(notices: Notices) -> Result<Vec<Finding>> {
             (Ok(interface), _) => syn_count_answer(interface, native),
         },
     );
+    let flows_answer = flows_answer(&interface, &flows, buffer);
     report.command(
         "port-monitor",
         match (interface, tc) {
@@ -196,6 +202,7 @@ fn find_out(notices: Notices) -> Result<Vec<Finding>> {
         },
     );
     report.command("connect-trace", connect_trace_answer(&backends, buffer));
+    report.command("flows", flows_answer);
     Ok(report.findings)
 }
 
@@ -279,6 +286,7 @@ struct Trials {
     /// The program takes frames of several buffers.
     frags: Option<bool>,
     tc: Trial,
+    flows: Trial,
 }
 
 /// Attaches to `lo` of a network namespace that is made for this, in a thread that ends with it.
@@ -300,10 +308,12 @@ fn try_apart(notices: Notices) -> Result<Trials> {
         let xdp = syn_count::probe(&arguments(&["--mode", "generic"])?, lo.as_ref(), notices);
         let frags = xdp.as_ref().ok().map(|probe| probe.has_frags);
         let tc = port_monitor::probe(&arguments(&[])?, lo.as_ref(), notices);
+        let flows = flows::probe(&arguments(&[])?, lo.as_ref(), notices);
         Ok(Trials {
             xdp: Trial::new(xdp.map(|probe| probe.hook), no_interface),
             frags,
             tc: Trial::new(tc, no_interface),
+            flows: Trial::new(flows, no_interface),
         })
     };
     std::thread::scope(|scope| {
@@ -326,6 +336,29 @@ fn try_backends(notices: Notices) -> Result<Vec<(Backend, Option<String>)>> {
         answers.push((*backend, why));
     }
     Ok(answers)
+}
+
+/// What flows would use: its programs were loaded, and attached to a loopback device, which needs
+/// fewer hooks than others.
+fn flows_answer(
+    interface: &Result<Interface, String>,
+    flows: &Trial,
+    buffer: &str,
+) -> Result<(String, Detail), String> {
+    let interface = interface.as_ref().map_err(Clone::clone)?;
+    let (kind, why) = match flows {
+        Trial::Refused(why) => return Err(why.clone()),
+        Trial::Loaded(why) => (None, Some((*why).to_owned())),
+        Trial::Attached(kind) => (Some(kind), None),
+    };
+    let places = flows::directions(interface)
+        .iter()
+        .map(|direction| match kind {
+            Some(kind) => format!("tc {direction} ({kind}) on {}", interface.name),
+            None => format!("tc {direction} on {}", interface.name),
+        })
+        .collect::<Vec<_>>();
+    Ok((format!("{}, {buffer}", places.join(", ")), why))
 }
 
 /// What syn-count would use where generic XDP is known to work.

@@ -22,6 +22,7 @@ use crate::filter::{Filter, FlagsRule};
 use crate::host::interfaces::{Interface, LinkLayer};
 use crate::host::privileges;
 use crate::load::Loads;
+use crate::notice::Notices;
 use crate::output::clock::UnixNanos;
 use crate::output::flow::{FlowInterval, FlowWriter};
 use crate::output::packet::iface_width;
@@ -261,7 +262,7 @@ fn run_view(
 }
 
 /// The loopback device shows each packet twice, leaving and coming in: once is enough.
-fn directions(interface: &Interface) -> &'static [Direction] {
+pub fn directions(interface: &Interface) -> &'static [Direction] {
     // The kernel gives this index to the loopback device of each namespace, and to no other.
     const LOOPBACK_IFINDEX: u32 = 1;
     if interface.index == LOOPBACK_IFINDEX {
@@ -269,6 +270,38 @@ fn directions(interface: &Interface) -> &'static [Direction] {
     } else {
         &[Direction::Ingress, Direction::Egress]
     }
+}
+
+/// Loads the programs, and attaches to an interface if there is one: whether that can be done, and
+/// if so, as which kind of attachment.
+///
+/// # Errors
+/// The command would fail in the same way.
+pub fn probe(
+    args: &FlowsArgs,
+    interface: Option<&Interface>,
+    notices: Notices,
+) -> Result<Option<String>, Failure> {
+    let setup = Setup {
+        args,
+        filter: &args.packets.filter(FlagsRule::default()),
+        buffer: BufferKind::choose(args.buffer.buffer)?,
+        raw_ip: false,
+        replay: false,
+        position: 0,
+    };
+    let mut storage = MaybeUninit::uninit();
+    let skel = setup.load(&mut storage, None)?;
+    let Some(interface) = interface else {
+        return Ok(None);
+    };
+    let link = tc::attach(
+        &skel.progs.flows_packet,
+        interface,
+        Direction::Ingress,
+        notices,
+    )?;
+    Ok(Some(link.kind().to_owned()))
 }
 
 type Attached<'a> = (&'a Interface, Direction, TcLink);

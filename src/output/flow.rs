@@ -1,6 +1,8 @@
 //! flows' lines.
 
 use super::clock::{Clock, UnixNanos};
+use super::count::push_count_key;
+use super::escape::push_text;
 use super::json::{Object, push_addr, push_float, push_int};
 use super::packet::push_flag_names;
 use super::{pad_left, pad_right};
@@ -46,7 +48,7 @@ const MILLI: f64 = 1e6;
 impl FlowWriter {
     fn iface(&self, out: &mut Vec<u8>, name: &str) {
         pad_right(out, self.iface_width + 1, |out| {
-            out.extend_from_slice(name.as_bytes());
+            push_text(out, name.as_bytes());
         });
     }
 
@@ -230,10 +232,9 @@ impl FlowWriter {
                 if i > 0 {
                     out.push(b',');
                 }
-                // An address or a port needs no escaping.
-                out.extend_from_slice(b"{\"key\":\"");
-                out.extend_from_slice(key.as_bytes());
-                out.extend_from_slice(b"\",");
+                out.extend_from_slice(b"{\"key\":");
+                push_count_key(out, key);
+                out.push(b',');
                 push_load(out, *load, interval.seconds);
                 out.push(b'}');
             }
