@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use caps::Capability;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{ErrorKind, OpenObject, ProgramInput, ProgramMut};
+use nix::time::{ClockId, clock_gettime};
 
 use super::replay::{self, Prepared, Replayed};
 use crate::attach::tc::{self, TcLink};
@@ -242,7 +243,7 @@ fn run_view(
             table.sweep(SweepMode::SWEEP_LIVE, 0)?;
             let flows = std::mem::take(&mut table.book.borrow_mut().rows);
             let length = updated.elapsed().as_secs_f64();
-            view.update(flows, length, counters().untracked);
+            view.update(flows, monotonic_ns()?, length, counters().untracked);
             updated = now;
             due = now + args.interval.max(now.elapsed() * SWEEP_REST);
         } else if now >= sweep_due {
@@ -259,6 +260,12 @@ fn run_view(
             screen.draw(&mut view)?;
         }
     }
+}
+
+/// The clock of the programs.
+fn monotonic_ns() -> Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("failed to read the clock")?;
+    Ok(u64::try_from(Duration::from(now).as_nanos())?)
 }
 
 /// The loopback device shows each packet twice, leaving and coming in: once is enough.

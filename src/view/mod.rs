@@ -53,6 +53,8 @@ struct Entry {
     flow: Flow,
     packet_rate: f64,
     byte_rate: f64,
+    /// Nanoseconds since its first packet; if it has ended, until its last.
+    age: u64,
     iface: usize,
 }
 
@@ -114,9 +116,9 @@ impl View {
         }
     }
 
-    /// Takes the flows of an interval of this length: those that are live, and those that have
-    /// ended in it.
-    pub fn update(&mut self, flows: Vec<Flow>, seconds: f64, untracked: u64) {
+    /// Takes the flows of an interval of this length that ends now, by the clock of their times:
+    /// those that are live, and those that have ended in it.
+    pub fn update(&mut self, flows: Vec<Flow>, now_ns: u64, seconds: f64, untracked: u64) {
         let seconds = seconds.max(1e-3);
         let (mut packets, mut bytes) = (0, 0);
         let mut entries = Vec::with_capacity(flows.len());
@@ -129,6 +131,11 @@ impl View {
             entries.push(Entry {
                 packet_rate: since.0 as f64 / seconds,
                 byte_rate: since.1 as f64 / seconds,
+                age: if flow.is_live() {
+                    now_ns.saturating_sub(flow.raw.start_ns)
+                } else {
+                    flow.duration_ns()
+                },
                 iface: flow.raw.key.interface.into(),
                 flow,
             });
@@ -350,7 +357,7 @@ impl View {
             Cell::from(state).style(Style::new().fg(color(flow))),
             Cell::from(endpoint(flow.saddr(), flow.sport())),
             Cell::from(endpoint(flow.daddr(), flow.dport())),
-            Cell::from(time(flow.duration_ns())),
+            Cell::from(time(entry.age)),
             Cell::from(handshake),
             Cell::from(short(flow.packets() as f64)),
             Cell::from(short(bytes as f64)),
@@ -438,7 +445,7 @@ fn compare(column: Column, a: &Entry, b: &Entry) -> Ordering {
         Column::Destination => {
             (a.flow.daddr(), a.flow.dport()).cmp(&(b.flow.daddr(), b.flow.dport()))
         }
-        Column::Age => a.flow.duration_ns().cmp(&b.flow.duration_ns()),
+        Column::Age => a.age.cmp(&b.age),
         Column::Handshake => a.flow.handshake_ns().cmp(&b.flow.handshake_ns()),
         Column::Packets => a.flow.packets().cmp(&b.flow.packets()),
         Column::Bytes => bytes(a).cmp(&bytes(b)),

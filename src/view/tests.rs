@@ -25,7 +25,7 @@ fn flow(port: u16, bytes: u64) -> Flow {
 
 fn view(flows: Vec<Flow>) -> View {
     let mut view = View::new(vec!["eth0".to_owned()]);
-    view.update(flows, 1.0, 0);
+    view.update(flows, 5_000_000_000, 1.0, 0);
     view
 }
 
@@ -108,11 +108,11 @@ fn a_filter_is_typed_kept_and_cleared() {
 fn a_paused_view_keeps_its_flows() {
     let mut view = view(vec![flow(1, 1)]);
     press(&mut view, &[KeyCode::Char(' ')]);
-    view.update(vec![flow(2, 2), flow(3, 3)], 1.0, 0);
+    view.update(vec![flow(2, 2), flow(3, 3)], 5_000_000_000, 1.0, 0);
     assert_eq!(ports(&mut view), [1]);
     assert!(screen(&mut view, 120, 20)[0].contains("PAUSED"));
     press(&mut view, &[KeyCode::Char(' ')]);
-    view.update(vec![flow(2, 2), flow(3, 3)], 1.0, 0);
+    view.update(vec![flow(2, 2), flow(3, 3)], 5_000_000_000, 1.0, 0);
     assert_eq!(ports(&mut view), [3, 2]);
 }
 
@@ -125,7 +125,12 @@ fn the_selected_flow_stays_selected_when_others_overtake_it() {
             .iter()
             .any(|line| line.contains("10.0.0.1:2 →"))
     );
-    view.update(vec![flow(1, 300), flow(2, 10), flow(3, 100)], 1.0, 0);
+    view.update(
+        vec![flow(1, 300), flow(2, 10), flow(3, 100)],
+        5_000_000_000,
+        1.0,
+        0,
+    );
     assert!(
         screen(&mut view, 120, 20)
             .iter()
@@ -153,8 +158,21 @@ fn any_size_can_be_drawn_and_the_selected_line_is_on_it() {
             "{lines:#?}"
         );
     }
-    view.update(Vec::new(), 1.0, 5);
+    view.update(Vec::new(), 5_000_000_000, 1.0, 5);
     assert!(screen(&mut view, 120, 5)[1].contains("5 packets untracked"));
+}
+
+#[test]
+fn a_live_flow_ages_without_packets_and_an_ended_one_does_not() {
+    let mut ended = flow(2, 0);
+    ended.raw.reason = 1;
+    let mut view = view(vec![flow(1, 5), ended]);
+    let lines = screen(&mut view, 120, 20);
+    assert!(lines[3].contains(" 5.0s "), "{lines:#?}");
+    assert!(
+        lines[4].contains("closed") && lines[4].contains(" 0us "),
+        "{lines:#?}"
+    );
 }
 
 #[test]
