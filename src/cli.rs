@@ -42,7 +42,7 @@ pub enum Command {
     ConnectTrace(ConnectTraceArgs),
     /// Tell what this kernel and these privileges allow, and what each command would use
     Check(CheckArgs),
-    /// Show who talks to whom: one line per finished connection, with state, bytes and times
+    /// Show who talks to whom: one line per finished connection, or a live table on a terminal
     Flows(FlowsArgs),
     /// Print a completion script for a shell
     Completions {
@@ -401,7 +401,7 @@ pub fn arguments<T: Args>(options: &[&str]) -> anyhow::Result<T> {
 /// Arguments of `flows`.
 #[derive(Clone, Debug, Args)]
 pub struct FlowsArgs {
-    /// Seconds between two lines with --by
+    /// Seconds between two refreshes of the table on a terminal, or two lines with --by
     #[arg(short, long, value_name = "SECS", default_value = "1", value_parser = seconds)]
     pub interval: Duration,
     /// Show no flows, but how much they carry by this key, in each interval
@@ -416,6 +416,9 @@ pub struct FlowsArgs {
     /// A flow without a packet for so long is over
     #[arg(long, value_name = "SECS", default_value = "300", value_parser = seconds)]
     pub idle_timeout: Duration,
+    /// On a terminal too, print one line per finished flow
+    #[arg(long)]
+    pub no_tui: bool,
     /// What is looked at.
     #[command(flatten)]
     pub packets: PacketArgs,

@@ -18,6 +18,7 @@ pub mod session;
 pub mod skel;
 pub mod stop;
 pub mod tally;
+pub mod view;
 
 use std::ffi::OsString;
 

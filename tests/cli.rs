@@ -227,7 +227,13 @@ fn completions_and_the_manual_know_every_command() {
         assert_eq!(output.code(), 0, "{args:?}: {output:#?}");
         assert!(output.stderr.is_empty(), "{args:?}: {output:#?}");
         let text = output.stdout.join("\n").replace('\\', "").to_lowercase();
-        for word in ["syn-count", "port-monitor", "connect-trace", "interval"] {
+        for word in [
+            "syn-count",
+            "port-monitor",
+            "connect-trace",
+            "flows",
+            "idle-timeout",
+        ] {
             assert!(text.contains(word), "{args:?}: no {word}");
         }
     }

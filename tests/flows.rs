@@ -10,11 +10,18 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
 use common::frames::{RawSocket, syn_frame};
+use common::tool::{check_account, parse};
 use common::{CLIENT4, Namespace, Pair, SERVER4, SERVER6, Tool, command, need};
 use flow_model::Record;
+use nix::libc;
+use nix::pty::{Winsize, openpty};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 /// Runs a file through flows; `None` if the tool says that it can't read all of it.
@@ -62,21 +69,27 @@ fn record(line: &Value) -> Record {
     }
 }
 
-/// Checks the sums that flows promises: no packet is counted twice or forgotten.
-fn check_packets(output: &common::Output) {
-    let summary = output.summary();
+/// Checks the sums that flows promises: no packet is counted twice or forgotten. Returns the
+/// summary. Lines are looked at one by one: there may be very many.
+fn check_packets(output: &common::Output) -> Value {
+    let mut in_lines = 0;
+    let mut summary = Value::Null;
+    for line in output.stdout.iter().map(|line| parse(line)) {
+        if line["event"] == "summary" {
+            summary = line;
+        } else {
+            in_lines += line["orig_pkts"].as_u64().unwrap() + line["resp_pkts"].as_u64().unwrap();
+        }
+    }
+    check_account(&summary);
     let number = |name: &str| summary[name].as_u64().unwrap();
-    let in_lines: u64 = output
-        .events("flow")
-        .iter()
-        .map(|line| line["orig_pkts"].as_u64().unwrap() + line["resp_pkts"].as_u64().unwrap())
-        .sum();
     assert_eq!(
         number("segments"),
         in_lines + number("untracked") + number("unreported"),
         "{summary}"
     );
     assert_eq!(number("lost"), 0, "{summary}");
+    summary
 }
 
 #[test]
@@ -115,7 +128,7 @@ fn the_captures_of_tcpdump_and_tcpflow_have_the_flows_of_the_model() {
     }
     assert!(differences.is_empty(), "{}", differences.join("\n"));
     // The captures hold flows of most kinds, so an empty run proves nothing.
-    assert!(flows > 100 && states.len() > 5, "{flows} flows, {states:?}");
+    assert!(flows > 200 && states.len() > 5, "{flows} flows, {states:?}");
 }
 
 /// A packet of a conversation that a test makes up.
@@ -344,8 +357,13 @@ fn bytes_are_exact_and_packets_are_segments_with_offloads_and_without() {
             SocketAddr::from((SERVER4, 0)),
             SocketAddr::from((SERVER6, 0)),
         ] {
-            let port = transfer(&pair.client, &pair.server, addr, sizes);
-            let flows = sides.each_ref().map(|tool| flow_of(tool, port));
+            let flows = common::wait_for("a transfer without retransmissions", || {
+                let port = transfer(&pair.client, &pair.server, addr, sizes);
+                let flows = sides.each_ref().map(|tool| flow_of(tool, port));
+                let again = ["orig_retransmits", "resp_retransmits"];
+                let is_clean = |line: &Value| again.iter().all(|key| line[*key] == 0);
+                flows.iter().all(is_clean).then_some(flows)
+            });
             for line in &flows {
                 assert_fields(
                     line,
@@ -530,16 +548,17 @@ fn two_hundred_thousand_flows_at_once_are_all_there_in_the_end() {
     let tool = Tool::start_in(&pair.server, &args);
     let socket = pair.client.enter(|| RawSocket::open("vc"));
     syn_flood(&socket, 0..200_000);
-    let output = tool.stop();
-    check_packets(&output);
-    let summary = output.summary();
-    let flows = output.events("flow");
-    let flood = flows
-        .iter()
-        .filter(|line| line["dport"] == 9)
-        .collect::<Vec<_>>();
-    assert_eq!(flood.len(), 200_000, "{summary}");
-    assert!(flood.iter().all(|line| line["conn_state"] == "S0"));
+    tool.signal(Signal::SIGINT);
+    // An emulated machine takes its time to write 60 MB.
+    let is_summary = |line: &String| line.contains(r#""event":"summary""#);
+    common::wait_within("all flows", Duration::from_secs(180), || {
+        tool.lines().last().is_some_and(is_summary).then_some(())
+    });
+    let output = tool.finish();
+    let summary = check_packets(&output);
+    let lines = output.stdout.iter().map(|line| parse(line));
+    let flood = lines.filter(|line| line["dport"] == 9 && line["conn_state"] == "S0");
+    assert_eq!(flood.count(), 200_000, "{summary}");
     assert_eq!(summary["untracked"], 0, "{summary}");
     assert_eq!(summary["evicted"], 0, "{summary}");
 }
@@ -686,4 +705,116 @@ fn packets_that_contradict_what_was_seen_are_counted_and_change_nothing() {
             ("resp_pkts", json!(4)),
         ],
     );
+}
+
+/// A terminal of 100 columns and 20 lines: the end that its user has, and that of a program.
+fn terminal() -> (fs::File, fs::File) {
+    let size = winsize(100, 20);
+    let pair = openpty(&size, None).unwrap();
+    (pair.master.into(), pair.slave.into())
+}
+
+/// Gives a terminal another size.
+fn resize(terminal: &fs::File, columns: u16, lines: u16) {
+    let size = winsize(columns, lines);
+    // SAFETY: the size is valid for the call.
+    let ret = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+    assert_eq!(ret, 0, "TIOCSWINSZ");
+}
+
+fn winsize(columns: u16, lines: u16) -> Winsize {
+    Winsize {
+        ws_row: lines,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    }
+}
+
+/// Local modes of a terminal: whether it echoes and gathers lines.
+fn is_cooked(terminal: &fs::File) -> bool {
+    use nix::sys::termios::{LocalFlags, tcgetattr};
+    let flags = tcgetattr(terminal).unwrap().local_flags;
+    flags.contains(LocalFlags::ICANON | LocalFlags::ECHO)
+}
+
+/// What the program has written so far, read on a thread of its own.
+fn screen_of(user: &fs::File) -> std::sync::Arc<std::sync::Mutex<String>> {
+    let screen = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
+    let (to, mut user) = (screen.clone(), user.try_clone().unwrap());
+    std::thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while let Ok(len @ 1..) = user.read(&mut bytes) {
+            to.lock()
+                .unwrap()
+                .push_str(&String::from_utf8_lossy(&bytes[..len]));
+        }
+    });
+    screen
+}
+
+const OTHER_SCREEN: &str = "\x1b[?1049h";
+const BACK: &str = "\x1b[?1049l";
+
+#[test]
+fn the_view_shows_flows_and_gives_the_terminal_back_however_it_ends() {
+    let namespace = need!(Namespace::new());
+    for end in ["q", "\x03", "SIGTERM", "SIGINT"] {
+        let (mut user, program) = terminal();
+        let mut command = command(["flows", "lo", "-i", "0.1"]);
+        command
+            .stdin(Stdio::from(program.try_clone().unwrap()))
+            .stdout(Stdio::from(program.try_clone().unwrap()));
+        let tool = Tool::spawn_in(&namespace, &mut command).attached();
+        drop(command);
+        let screen = screen_of(&user);
+        let wait = |text: &str| {
+            common::wait_for(text, || screen.lock().unwrap().contains(text).then_some(()));
+        };
+        wait(OTHER_SCREEN);
+        wait("q quit");
+        transfer(&namespace, &namespace, ([127, 0, 0, 1], 0).into(), [10, 10]);
+        wait("127.0.0.1:");
+        assert!(!is_cooked(&program));
+        // All of it again, as a smaller screen: the line of keys is cut.
+        screen.lock().unwrap().clear();
+        resize(&program, 30, 8);
+        tool.signal(Signal::SIGWINCH);
+        wait("q quit  ↑↓ select  ←→ sort by");
+        match end {
+            "SIGTERM" => tool.signal(Signal::SIGTERM),
+            "SIGINT" => tool.signal(Signal::SIGINT),
+            keys => user.write_all(keys.as_bytes()).unwrap(),
+        }
+        let output = tool.finish();
+        assert_eq!(output.code(), 0, "{end:?}: {output:#?}");
+        wait(BACK);
+        assert!(is_cooked(&program), "{end:?}");
+        assert!(
+            output
+                .stderr
+                .last()
+                .unwrap()
+                .contains("matched 1 = emitted 1")
+        );
+    }
+}
+
+#[test]
+fn a_terminal_gets_lines_if_they_are_asked_for() {
+    let namespace = need!(Namespace::new());
+    let (user, program) = terminal();
+    let mut command = command(["flows", "lo", "--no-tui"]);
+    command
+        .stdin(Stdio::from(program.try_clone().unwrap()))
+        .stdout(Stdio::from(program.try_clone().unwrap()));
+    let tool = Tool::spawn_in(&namespace, &mut command).attached();
+    drop(command);
+    let screen = screen_of(&user);
+    transfer(&namespace, &namespace, ([127, 0, 0, 1], 0).into(), [10, 10]);
+    common::wait_for("a line", || {
+        screen.lock().unwrap().contains(" SF ").then_some(())
+    });
+    assert!(!screen.lock().unwrap().contains(OTHER_SCREEN));
+    assert_eq!(tool.stop().code(), 0);
 }

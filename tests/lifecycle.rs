@@ -33,7 +33,7 @@ fn linked() -> Vec<&'static [&'static str]> {
 }
 
 fn is_tc(args: &[&str]) -> bool {
-    args[0] != "syn-count" || args.contains(&"tc")
+    matches!(args[0], "port-monitor" | "flows") || args.contains(&"tc")
 }
 
 /// Everything about both ends of a pair that attaching could change.

@@ -206,8 +206,9 @@ fn packets_are_as_documented() {
 #[test]
 fn flows_are_as_documented() {
     need!(Namespace::new());
-    replay(&["flows"], &["flow", "summary"]);
-    for by in ["saddr", "dport"] {
+    let lines = replay(&["flows"], &["flow", "summary"]);
+    assert_eq!(lines[0]["orig_flags"], serde_json::json!(["syn"]));
+    for by in ["saddr", "daddr", "dport"] {
         let lines = replay(&["flows", "--by", by], &["flow_count", "summary"]);
         let top = lines[0]["top"].as_array().unwrap();
         assert_eq!(top[0]["key"].is_number(), by == "dport", "{}", lines[0]);

@@ -187,9 +187,10 @@ fn find_out(notices: Notices) -> Result<Vec<Finding>> {
             (Ok(interface), _) => syn_count_answer(interface, native),
         },
     );
+    let flows_answer = flows_answer(&interface, &flows, buffer);
     report.command(
         "port-monitor",
-        match (interface.clone(), tc) {
+        match (interface, tc) {
             (_, Trial::Refused(why)) | (Err(why), _) => Err(why),
             (Ok(interface), Trial::Attached(hook)) => {
                 Ok((format!("{hook} on {}, {buffer}", interface.name), None))
@@ -200,23 +201,7 @@ fn find_out(notices: Notices) -> Result<Vec<Finding>> {
             )),
         },
     );
-    report.command(
-        "flows",
-        match (interface, flows) {
-            (_, Trial::Refused(why)) | (Err(why), _) => Err(why),
-            (Ok(interface), Trial::Attached(kind)) => {
-                let hooks = flows::directions(&interface)
-                    .iter()
-                    .map(|direction| format!("tc {direction} ({kind}) on {}", interface.name))
-                    .collect::<Vec<_>>();
-                Ok((format!("{}, {buffer}", hooks.join(", ")), None))
-            }
-            (Ok(interface), Trial::Loaded(why)) => Ok((
-                format!("tc on {}, {buffer}", interface.name),
-                Some(why.to_owned()),
-            )),
-        },
-    );
+    report.command("flows", flows_answer);
     report.command("connect-trace", connect_trace_answer(&backends, buffer));
     Ok(report.findings)
 }
@@ -328,7 +313,7 @@ fn try_apart(notices: Notices) -> Result<Trials> {
             xdp: Trial::new(xdp.map(|probe| probe.hook), no_interface),
             frags,
             tc: Trial::new(tc, no_interface),
-            flows: Trial::new(flows.map(|kind| kind.map(str::to_owned)), no_interface),
+            flows: Trial::new(flows, no_interface),
         })
     };
     std::thread::scope(|scope| {
@@ -351,6 +336,29 @@ fn try_backends(notices: Notices) -> Result<Vec<(Backend, Option<String>)>> {
         answers.push((*backend, why));
     }
     Ok(answers)
+}
+
+/// What flows would use: its programs were loaded, and attached to a loopback device, which needs
+/// fewer hooks than others.
+fn flows_answer(
+    interface: &Result<Interface, String>,
+    flows: &Trial,
+    buffer: &str,
+) -> Result<(String, Detail), String> {
+    let interface = interface.as_ref().map_err(Clone::clone)?;
+    let (kind, why) = match flows {
+        Trial::Refused(why) => return Err(why.clone()),
+        Trial::Loaded(why) => (None, Some((*why).to_owned())),
+        Trial::Attached(kind) => (Some(kind), None),
+    };
+    let places = flows::directions(interface)
+        .iter()
+        .map(|direction| match kind {
+            Some(kind) => format!("tc {direction} ({kind}) on {}", interface.name),
+            None => format!("tc {direction} on {}", interface.name),
+        })
+        .collect::<Vec<_>>();
+    Ok((format!("{}, {buffer}", places.join(", ")), why))
 }
 
 /// What syn-count would use where generic XDP is known to work.

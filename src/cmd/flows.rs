@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use caps::Capability;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{ErrorKind, OpenObject, ProgramInput, ProgramMut};
+use nix::time::{ClockId, clock_gettime};
 
 use super::replay::{self, Prepared, Replayed};
 use crate::attach::tc::{self, TcLink};
@@ -32,6 +33,9 @@ use crate::session::{Delivery, Output, Session, Wake};
 use crate::skel::flows::types::{bss_replay, bss_sweep};
 use crate::skel::flows::{FlowsSkel, FlowsSkelBuilder};
 use crate::skel::{self, AGE_CLASSES, FlowRecord, PacketCounters, Sweep, SweepMode};
+use crate::stop::ExitReason;
+use crate::view::terminal::{self, Input, Screen};
+use crate::view::{Reaction, View};
 use crate::{filter_slots, filter_tries};
 
 /// How often flows that are over are looked for. A sweep that takes long comes less often, so that
@@ -93,7 +97,8 @@ pub fn run(args: &FlowsArgs) -> Result<Exit, Failure> {
         .iter()
         .map(|interface| Some(interface.name.as_str()))
         .collect::<Vec<_>>();
-    let book = Book::new(args, &delivery, &names);
+    let has_view = shows_view(args);
+    let book = Book::new(args, &delivery, &names, has_view);
 
     let mut links = Vec::new();
     for (interface, skel) in interfaces.iter().zip(&skels) {
@@ -131,10 +136,18 @@ pub fn run(args: &FlowsArgs) -> Result<Exit, Failure> {
         sum
     };
     give_up_privileges(&links, &mut table)?;
-    session.text_header(|out| book.borrow().header(out));
+    if !has_view {
+        session.text_header(|out| book.borrow().header(out));
+    }
     session.attached(&describe(&links, buffer))?;
 
-    run_sweeps(&mut session, args, &mut table, &counters)?;
+    if has_view {
+        let names = interfaces.iter().map(|interface| interface.name.clone());
+        let view = View::new(names.collect());
+        run_view(&mut session, args, &mut table, &counters, view)?;
+    } else {
+        run_sweeps(&mut session, args, &mut table, &counters)?;
+    }
     let duration = session.stop.elapsed();
     for (.., link) in links {
         link.detach(session.notices);
@@ -187,6 +200,75 @@ fn run_sweeps(
     }
 }
 
+/// Whether there is a terminal for the view, and nothing else is asked for.
+fn shows_view(args: &FlowsArgs) -> bool {
+    let is_asked = !args.no_tui && args.by.is_none() && args.stop.count.is_none();
+    is_asked && args.output.format() == OutputFormat::Text && terminal::is_there()
+}
+
+/// Shows the table on the terminal until the run is over. The terminal is given back on return,
+/// whatever the reason.
+fn run_view(
+    session: &mut Session,
+    args: &FlowsArgs,
+    table: &mut Table<'_, '_, '_>,
+    counters: &dyn Fn() -> PacketCounters,
+    mut view: View,
+) -> Result<()> {
+    let mut screen = Screen::open()?;
+    let stdin = std::io::stdin();
+    let mut updated = Instant::now();
+    let mut due = updated;
+    let mut sweep_due = updated;
+    screen.draw(&mut view)?;
+    loop {
+        if session.wait(Some(stdin.as_fd()), Some(due.min(sweep_due)))? == Wake::Stop {
+            return Ok(());
+        }
+        let inputs = screen.input()?;
+        for input in &inputs {
+            let Input::Key(key) = input else {
+                continue;
+            };
+            match view.key(*key) {
+                Reaction::Quit => {
+                    session.end(ExitReason::Signal);
+                    return Ok(());
+                }
+                Reaction::Redraw => screen.clear()?,
+                Reaction::Draw => {}
+            }
+        }
+        let now = Instant::now();
+        if now >= due {
+            table.sweep(SweepMode::SWEEP_LIVE, 0)?;
+            let flows = std::mem::take(&mut table.book.borrow_mut().rows);
+            let length = updated.elapsed().as_secs_f64();
+            view.update(flows, monotonic_ns()?, length, counters().untracked);
+            updated = now;
+            due = now + args.interval.max(now.elapsed() * SWEEP_REST);
+        } else if now >= sweep_due {
+            table.sweep(SweepMode::SWEEP_ENDED, 0)?;
+        } else if inputs.is_empty() {
+            continue;
+        }
+        if now >= sweep_due {
+            let full = table.make_room(counters().matched, 0)?;
+            let every = if full { SWEEP_FULL } else { SWEEP_EVERY };
+            sweep_due = Instant::now() + every.max(now.elapsed() * SWEEP_REST);
+        }
+        if updated == now || !inputs.is_empty() {
+            screen.draw(&mut view)?;
+        }
+    }
+}
+
+/// The clock of the programs.
+fn monotonic_ns() -> Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("failed to read the clock")?;
+    Ok(u64::try_from(Duration::from(now).as_nanos())?)
+}
+
 /// The loopback device shows each packet twice, leaving and coming in: once is enough.
 pub fn directions(interface: &Interface) -> &'static [Direction] {
     // The kernel gives this index to the loopback device of each namespace, and to no other.
@@ -198,12 +280,8 @@ pub fn directions(interface: &Interface) -> &'static [Direction] {
     }
 }
 
-type Attached<'a> = (&'a Interface, Direction, TcLink);
-
-/// Keeps what the rest of the run needs: the sweep is run by bpf(2), which before 5.19 asks for
-/// CAP_BPF, and a filter that is no link must be removed.
-/// Loads the programs, attaches them if there is an interface to try them on, and takes them away
-/// again. Returns the kind of attachment.
+/// Loads the programs, and attaches to an interface if there is one: whether that can be done, and
+/// if so, as which kind of attachment.
 ///
 /// # Errors
 /// The command would fail in the same way.
@@ -211,7 +289,7 @@ pub fn probe(
     args: &FlowsArgs,
     interface: Option<&Interface>,
     notices: Notices,
-) -> Result<Option<&'static str>, Failure> {
+) -> Result<Option<String>, Failure> {
     let setup = Setup {
         args,
         filter: &args.packets.filter(FlagsRule::default()),
@@ -225,11 +303,19 @@ pub fn probe(
     let Some(interface) = interface else {
         return Ok(None);
     };
-    let program = &skel.progs.flows_packet;
-    let link = tc::attach(program, interface, Direction::Ingress, notices)?;
-    Ok(Some(link.kind()))
+    let link = tc::attach(
+        &skel.progs.flows_packet,
+        interface,
+        Direction::Ingress,
+        notices,
+    )?;
+    Ok(Some(link.kind().to_owned()))
 }
 
+type Attached<'a> = (&'a Interface, Direction, TcLink);
+
+/// Keeps what the rest of the run needs: the sweep is run by bpf(2), which before 5.19 asks for
+/// CAP_BPF, and a filter that is no link must be removed.
 fn give_up_privileges(links: &[Attached<'_>], table: &mut Table<'_, '_, '_>) -> Result<()> {
     let mut keep = Vec::new();
     if !privileges::without_capabilities(|| table.sweep(SweepMode::SWEEP_ENDED, 0).is_ok())? {
@@ -364,6 +450,9 @@ struct Book<'a> {
     interval_started: Instant,
     /// Flows that have ended since they were last written, to be written in order.
     ended: Vec<Flow>,
+    /// For the view: flows of the interval, live and ended.
+    rows: Vec<Flow>,
+    has_view: bool,
     /// Flows that have ended since the start.
     reported: u64,
     totals: FlowTotals,
@@ -374,6 +463,7 @@ impl<'a> Book<'a> {
         args: &FlowsArgs,
         delivery: &'a Delivery,
         names: &'a [Option<&'a str>],
+        has_view: bool,
     ) -> RefCell<Self> {
         RefCell::new(Self {
             delivery,
@@ -384,9 +474,16 @@ impl<'a> Book<'a> {
             loads: args.by.map(|by| Loads::new(by, args.top)),
             interval_started: Instant::now(),
             ended: Vec::new(),
+            rows: Vec::new(),
+            has_view,
             reported: 0,
             totals: FlowTotals::default(),
         })
+    }
+
+    /// Whether each flow that ends gets a line.
+    fn has_lines(&self) -> bool {
+        self.loads.is_none() && !self.has_view
     }
 
     fn header(&self, out: &mut Vec<u8>) {
@@ -406,12 +503,15 @@ impl<'a> Book<'a> {
         if let Some(loads) = &mut self.loads {
             loads.add(&flow);
         }
+        if self.has_view {
+            self.rows.push(flow);
+        }
         if flow.is_live() {
             return;
         }
         self.reported += 1;
         self.totals.evicted += u64::from(flow.is_evicted());
-        if self.loads.is_none() {
+        if self.has_lines() {
             self.ended.push(flow);
         }
     }
@@ -498,7 +598,7 @@ impl<'a> Book<'a> {
         self.interval_started = Instant::now();
     }
 
-    /// The account of the run. With sums instead of lines, all that was counted was shown.
+    /// The account of the run. Where there are no lines, all that was counted was shown.
     fn summary(&self, session: &Session, duration: Duration, counters: PacketCounters) -> Summary {
         let account = self
             .delivery
@@ -513,7 +613,7 @@ impl<'a> Book<'a> {
             }),
             ..account
         };
-        if self.loads.is_none() {
+        if self.has_lines() {
             return summary;
         }
         Summary {
@@ -603,7 +703,7 @@ fn replay_file(args: &FlowsArgs, filter: &Filter, file: &Path) -> Result<Exit, F
     let mut storage = MaybeUninit::uninit();
     let mut skel = setup.load(&mut storage, None)?;
     let delivery = Delivery::new(session.io());
-    let book = Book::new(args, &delivery, &[None]);
+    let book = Book::new(args, &delivery, &[None], false);
     let source = EventSource::open(
         setup.buffer,
         args.buffer.buffer_size,

@@ -210,7 +210,7 @@ fn push_iface(line: &mut Object<'_>, iface: Option<&str>) {
 }
 
 /// An address is text, a port a number.
-pub(super) fn push_count_key(out: &mut Vec<u8>, key: &str) {
+pub(crate) fn push_count_key(out: &mut Vec<u8>, key: &str) {
     if key.bytes().all(|byte| byte.is_ascii_digit()) {
         out.extend_from_slice(key.as_bytes());
     } else {

@@ -1,0 +1,204 @@
+//! The view, on a terminal that is only memory.
+
+use ratatui::Terminal;
+use ratatui::backend::TestBackend;
+
+use super::*;
+use crate::skel::{EndState, FlowKnown, FlowRecord};
+
+/// A flow from this port of 10.0.0.1 that has sent that many bytes.
+fn flow(port: u16, bytes: u64) -> Flow {
+    let mut raw = FlowRecord::default();
+    raw.key.ip_version = 4;
+    for (end, last) in [(0, 1), (1, 2)] {
+        raw.key.addr[end][10..].copy_from_slice(&[0xff, 0xff, 10, 0, 0, last]);
+    }
+    raw.key.port = [port, 443];
+    raw.known = (FlowKnown::FLOW_STARTED.0 | FlowKnown::FLOW_ACK.0) as u8;
+    for end in &mut raw.ends {
+        end.state = EndState::END_ESTABLISHED.0 as u8;
+    }
+    raw.ends[0].bytes = bytes;
+    raw.ends[0].packets = 1;
+    Flow { raw }
+}
+
+fn view(flows: Vec<Flow>) -> View {
+    let mut view = View::new(vec!["eth0".to_owned()]);
+    view.update(flows, 5_000_000_000, 1.0, 0);
+    view
+}
+
+fn press(view: &mut View, codes: &[KeyCode]) {
+    for code in codes {
+        view.key(KeyEvent::from(*code));
+    }
+}
+
+fn screen(view: &mut View, width: u16, height: u16) -> Vec<String> {
+    let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+    terminal.draw(|frame| view.draw(frame)).unwrap();
+    let buffer = terminal.backend().buffer();
+    (0..height)
+        .map(|y| {
+            (0..width)
+                .map(|x| buffer[(x, y)].symbol().to_owned())
+                .collect()
+        })
+        .collect()
+}
+
+/// Source ports from the top of the table down.
+fn ports(view: &mut View) -> Vec<u16> {
+    screen(view, 120, 20)[3..19]
+        .iter()
+        .filter_map(|line| {
+            line.split("10.0.0.1:")
+                .nth(1)?
+                .split(' ')
+                .next()?
+                .parse()
+                .ok()
+        })
+        .collect()
+}
+
+#[test]
+fn the_busiest_flow_is_first_and_the_order_can_be_reversed() {
+    let mut view = view(vec![flow(1, 10), flow(2, 3000), flow(3, 200)]);
+    assert_eq!(ports(&mut view), [2, 3, 1]);
+    press(&mut view, &[KeyCode::Char('r')]);
+    assert_eq!(ports(&mut view), [1, 3, 2]);
+}
+
+#[test]
+fn the_columns_to_sort_by_go_round() {
+    let mut view = view(vec![flow(3, 10), flow(1, 20), flow(2, 30)]);
+    let before = ports(&mut view);
+    for _ in 0..COLUMNS.len() {
+        press(&mut view, &[KeyCode::Right]);
+    }
+    assert_eq!(ports(&mut view), before);
+    while COLUMNS[view.sort].0 != Column::Source {
+        press(&mut view, &[KeyCode::Left]);
+    }
+    assert_eq!(ports(&mut view), [3, 2, 1]);
+    assert!(screen(&mut view, 120, 20)[2].contains("SOURCE▼"));
+}
+
+#[test]
+fn a_filter_is_typed_kept_and_cleared() {
+    let mut view = view(vec![flow(1111, 1), flow(2222, 1)]);
+    press(
+        &mut view,
+        &[KeyCode::Char('/'), KeyCode::Char('2'), KeyCode::Char('2')],
+    );
+    assert_eq!(ports(&mut view), [2222]);
+    // While it is typed, letters that are keys elsewhere belong to it.
+    press(
+        &mut view,
+        &[KeyCode::Char('q'), KeyCode::Backspace, KeyCode::Enter],
+    );
+    assert_eq!(ports(&mut view), [2222]);
+    press(&mut view, &[KeyCode::Esc]);
+    assert_eq!(ports(&mut view).len(), 2);
+}
+
+#[test]
+fn a_paused_view_keeps_its_flows() {
+    let mut view = view(vec![flow(1, 1)]);
+    press(&mut view, &[KeyCode::Char(' ')]);
+    view.update(vec![flow(2, 2), flow(3, 3)], 5_000_000_000, 1.0, 0);
+    assert_eq!(ports(&mut view), [1]);
+    assert!(screen(&mut view, 120, 20)[0].contains("PAUSED"));
+    press(&mut view, &[KeyCode::Char(' ')]);
+    view.update(vec![flow(2, 2), flow(3, 3)], 5_000_000_000, 1.0, 0);
+    assert_eq!(ports(&mut view), [3, 2]);
+}
+
+#[test]
+fn the_selected_flow_stays_selected_when_others_overtake_it() {
+    let mut view = view(vec![flow(1, 300), flow(2, 200), flow(3, 100)]);
+    press(&mut view, &[KeyCode::Down, KeyCode::Enter]);
+    assert!(
+        screen(&mut view, 120, 20)
+            .iter()
+            .any(|line| line.contains("10.0.0.1:2 →"))
+    );
+    view.update(
+        vec![flow(1, 300), flow(2, 10), flow(3, 100)],
+        5_000_000_000,
+        1.0,
+        0,
+    );
+    assert!(
+        screen(&mut view, 120, 20)
+            .iter()
+            .any(|line| line.contains("10.0.0.1:2 →"))
+    );
+}
+
+#[test]
+fn any_size_can_be_drawn_and_the_selected_line_is_on_it() {
+    let flows = (1..=300)
+        .map(|port| flow(port, 1000 - u64::from(port)))
+        .collect();
+    let mut view = view(flows);
+    press(&mut view, &[KeyCode::End, KeyCode::Enter]);
+    for width in [0, 1, 2, 7, 40, 80, 200] {
+        for height in [0, 1, 2, 3, 4, 10, 50] {
+            screen(&mut view, width, height);
+        }
+    }
+    press(&mut view, &[KeyCode::Esc]);
+    for height in [10, 50, 5] {
+        let lines = screen(&mut view, 120, height);
+        assert!(
+            lines.iter().any(|line| line.contains("10.0.0.1:300 ")),
+            "{lines:#?}"
+        );
+    }
+    view.update(Vec::new(), 5_000_000_000, 1.0, 5);
+    assert!(screen(&mut view, 120, 5)[1].contains("5 packets untracked"));
+}
+
+#[test]
+fn a_live_flow_ages_without_packets_and_an_ended_one_does_not() {
+    let mut ended = flow(2, 0);
+    ended.raw.reason = 1;
+    let mut view = view(vec![flow(1, 5), ended]);
+    let lines = screen(&mut view, 120, 20);
+    assert!(lines[3].contains(" 5.0s "), "{lines:#?}");
+    assert!(
+        lines[4].contains("closed") && lines[4].contains(" 0us "),
+        "{lines:#?}"
+    );
+}
+
+#[test]
+fn numbers_and_times_stay_short() {
+    for (value, text) in [
+        (0.0, "0"),
+        (99.9, "100"),
+        (999.0, "999"),
+        (1000.0, "1.0k"),
+        (999_499.0, "999k"),
+        (999_900.0, "1.0M"),
+        (1.8e19, "18446P"),
+    ] {
+        assert!(short(value).len() <= 6, "{}", short(value));
+        if value < 1e19 {
+            assert_eq!(short(value), text);
+        }
+    }
+    for (ns, text) in [
+        (0, "0us"),
+        (999_000, "999us"),
+        (1_500_000, "1.5ms"),
+        (2_000_000_000, "2.0s"),
+        (600_000_000_000, "10m"),
+        (36_000_000_000_000, "10.0h"),
+    ] {
+        assert_eq!(time(ns), text);
+    }
+}
