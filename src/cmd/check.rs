@@ -374,7 +374,7 @@ fn syn_count_answer(
     }
     let mode = match native {
         Some(false) => "generic",
-        _ => "native, else generic,",
+        _ => "native else generic",
     };
     Ok((format!("xdp {mode} on {name}"), None))
 }

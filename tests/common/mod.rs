@@ -53,6 +53,12 @@ pub fn wait_for<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
     wait_within(what, PATIENCE, condition)
 }
 
+/// Whether this is a guest, an emulated machine in which a run of the tool takes a second. There it
+/// is the kernel that is tested, and everything else was tested outside.
+pub fn is_guest() -> bool {
+    std::env::var_os("TCPINSPECT_GUEST_MODE").is_some()
+}
+
 /// Waits until `condition` gives a value, and at most `limit`.
 pub fn wait_within<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();

@@ -136,6 +136,15 @@ impl Pair {
             namespace.run(&format!("ip link set {name} up"));
         }
         let pair = Self { client, server };
+        for (namespace, name) in [(&pair.client, "vc"), (&pair.server, "vs")] {
+            // The kernel tells the state of a link a moment after it has changed.
+            super::wait_for("the veth pair is up", || {
+                namespace
+                    .run(&format!("ip link show {name}"))
+                    .contains(" state UP ")
+                    .then_some(())
+            });
+        }
         pair.settle();
         Ok(pair)
     }

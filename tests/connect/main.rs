@@ -22,15 +22,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use common::{Namespace, Output, Tool, command};
+use common::{Namespace, Output, Tool, command, is_guest};
 
 /// All backends, the one that says most first.
 const BACKENDS: [&str; 3] = ["fentry", "kprobe", "tracepoint"];
-
-/// Whether this is a guest of the kernel matrix.
-fn is_guest() -> bool {
-    std::env::var_os("TCPINSPECT_GUEST_MODE").is_some()
-}
 
 /// The backends to test, and says so for each. Debian's kernels, which guests run, have all of
 /// them, so that one which is broken can't be taken for one which is missing.
