@@ -83,7 +83,7 @@ fn killed_at_any_moment_it_leaves_nothing() {
         let args = commands[round % commands.len()];
         let tool = Tool::spawn_in(&pair.server, &mut command(args));
         // From before main to well after attaching.
-        thread::sleep(usual * round as u32 / 66);
+        thread::sleep(usual * round as u32 * 3 / (2 * rounds as u32));
         // Stopped, so that nothing can be added to what is listed.
         tool.signal(Signal::SIGSTOP);
         let objects = objects_of(tool.pid());

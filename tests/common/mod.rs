@@ -19,7 +19,7 @@ pub use net::{CLIENT4, CLIENT6, Namespace, Pair, SERVER4, SERVER6};
 pub use tool::{Output, Tool, command};
 
 /// Longer than anything takes that works, even in an emulated machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What a test needs, or a reason why this machine does not have it: then the test says SKIP and
 /// returns. Not to be used in closures, from which it would return.
