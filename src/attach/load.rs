@@ -22,6 +22,10 @@ pub fn set_log(verbose: bool) {
 pub fn failure(what: &str, error: libbpf_rs::Error) -> Failure {
     match error.kind() {
         libbpf_rs::ErrorKind::PermissionDenied => refused(what, error.into()),
+        // Of a program by somebody who may not do all that it does, some verifiers say EINVAL.
+        libbpf_rs::ErrorKind::InvalidInput if !privileges::missing().is_empty() => {
+            refused(what, error.into())
+        }
         _ => anyhow::Error::new(error).context(what.to_owned()).into(),
     }
 }
