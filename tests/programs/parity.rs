@@ -207,6 +207,10 @@ pub fn rfc3339(ts_ns: i128) -> String {
 /// Runs frames through all programs, which must agree with the oracle on the verdict of each, on
 /// each SYN, and on each field of each event.
 pub fn check_frames(what: &str, frames: &[(Link, Vec<u8>)]) {
+    // In a guest some of them, from all over.
+    let step = frames.len().div_ceil(times(usize::MAX, 1500));
+    let frames: Vec<_> = frames.iter().step_by(step).cloned().collect();
+    let frames = frames.as_slice();
     let file = CaptureFile::of_links(frames);
     let records: Vec<Record<'_>> = frames
         .iter()
