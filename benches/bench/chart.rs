@@ -58,8 +58,8 @@ fn is_ours(label: &str) -> bool {
         "port-monitor",
         "connect-trace",
         "flows",
-        "ring",
-        "perf",
+        "ring,",
+        "perf,",
     ]
     .iter()
     .any(|command| label.contains(command))
