@@ -107,7 +107,7 @@ pub fn run(effort: Effort) -> Result<bool> {
         if !name.contains("XDP") {
             target(&format!("throughput kept, {name}"), kept, 0.98, false);
         }
-        let gross = if name.contains("XDP") { 0.05 } else { 0.5 };
+        let gross = if name.contains("XDP") { 0.02 } else { 0.25 };
         within &= bound(&format!("throughput kept, {name}"), kept, gross, false);
     }
     Ok(within)

@@ -69,7 +69,9 @@ fn report() -> MutexGuard<'static, Report> {
 /// Begins the report of a part: says where and how it is measured.
 pub fn begin(name: &'static str, rounds: usize) {
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
-    let kernel = read("/proc/sys/kernel/osrelease");
+    let release = read("/proc/sys/kernel/osrelease");
+    // What follows a dash names a build, not a kernel.
+    let kernel = release.split('-').next().unwrap_or_default();
     let load = read("/proc/loadavg");
     let load = load.split(' ').next().unwrap_or_default();
     report().parts.push((name, String::new()));
