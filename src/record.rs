@@ -5,8 +5,8 @@ pub mod flow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::skel::{
-    ConnectClosedBy, ConnectDirection, ConnectEvent, ConnectKind, ConnectKnown, PACKET_EVENT_HEAD,
-    PacketEvent,
+    self, ConnectClosedBy, ConnectDirection, ConnectEvent, ConnectKind, ConnectKnown,
+    PACKET_EVENT_HEAD, PacketEvent,
 };
 
 /// One packet that matched.
@@ -27,9 +27,7 @@ impl Packet {
         }
         // The kernel rounds sizes up to 8 bytes, so there may be more than was sent.
         let len = bytes.len().min(size_of::<PacketEvent>());
-        let mut whole = [0; size_of::<PacketEvent>()];
-        whole[..len].copy_from_slice(&bytes[..len]);
-        plain::copy_from_bytes(&mut raw, &whole).ok()?;
+        skel::copy_prefix(&mut raw, &bytes[..len]);
         let captured = usize::from(raw.payload_captured);
         let options = raw.options.get(..usize::from(raw.options_len))?;
         if captured > len - PACKET_EVENT_HEAD || !matches!(raw.ip_version, 4 | 6) {

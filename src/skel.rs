@@ -119,6 +119,14 @@ pub fn key_bytes<T: plain::Plain>(key: &T) -> &[u8] {
     unsafe { plain::as_bytes(key) }
 }
 
+/// Copies the bytes that there are over the first ones of `to`.
+pub fn copy_prefix<T: plain::Plain>(to: &mut T, bytes: &[u8]) {
+    // SAFETY: any bytes are a value of a Plain type, which has no padding here (asserted above).
+    let whole = unsafe { plain::as_mut_bytes(to) };
+    let len = bytes.len().min(whole.len());
+    whole[..len].copy_from_slice(&bytes[..len]);
+}
+
 /// The filter settings of a program, whichever skeleton its type was generated for.
 pub fn filter_config<T: plain::Plain>(config: &mut T) -> Option<&mut FilterConfig> {
     // SAFETY: both are Plain, and from_mut_bytes checks size and alignment.

@@ -1,190 +1,320 @@
-//! Events that reach stdout of those that matched, at saturation, by buffer, format and target.
+//! Events on their way to stdout: how many arrive at saturation and what each costs, by buffer,
+//! format and target; what they cost at a steady rate; and how long one takes.
+//!
+//! port-monitor runs as it is, on an interface without traffic. Its events come from
+//! BPF_PROG_TEST_RUN of the very program that it has loaded: faster than any interface.
 
-use std::io::Read;
-use std::process::{Command, Stdio};
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use libbpf_rs::Program;
 use serde_json::Value;
 
 use crate::Effort;
-use crate::report::{Stat, bound, table};
-use crate::world::{TCPINSPECT, World};
+use crate::plain::test_run;
+use crate::report::{Stat, bars, bound, table, target};
+use crate::world::{Contender, Tool, World, pin, syn};
 
 pub fn run(effort: Effort) -> Result<bool> {
     let world = World::new()?;
-    let count = if effort.short { 200_000 } else { 1_000_000 };
+    world.enter()?;
+    let within = saturation(effort)?;
+    if !effort.short {
+        steady(effort)?;
+        latency(effort)?;
+    }
+    Ok(within)
+}
+
+fn saturation(effort: Effort) -> Result<bool> {
     let mut rows = Vec::new();
-    let mut worst: f64 = 1.0;
+    let mut chart = Vec::new();
+    let mut lines_of_ring = Vec::new();
+    let mut within = true;
     for buffer in ["ring", "perf"] {
-        for json in [false, true] {
+        for format in ["text", "json"] {
             for to_pipe in [false, true] {
-                let mut delivered = Vec::new();
-                let mut rates = Vec::new();
-                let mut cpu = Vec::new();
+                if effort.short && buffer == "perf" && (to_pipe || format == "json") {
+                    continue;
+                }
+                let mut all = Vec::new();
                 for _ in 0..effort.rounds {
-                    let result = measure(&world, buffer, json, to_pipe, count)?;
-                    delivered.push(result.delivered);
-                    rates.push(result.rate / 1e6);
-                    cpu.push(result.cpu_ns);
+                    // Several times what the buffer holds.
+                    let count = match (effort.short, buffer) {
+                        (false, "ring") => 8_000_000,
+                        (true, "ring") => 1_000_000,
+                        (true, _) => 100_000,
+                        _ => 500_000,
+                    };
+                    all.push(saturate(buffer, format, to_pipe, count)?);
                 }
-                let delivered = Stat::of(delivered);
-                if buffer == "ring" {
-                    worst = worst.min(delivered.median);
-                }
+                let stat = |value: fn(&Outcome) -> f64| Stat::of(all.iter().map(value).collect());
+                let delivered = stat(|outcome| outcome.delivered / 1e6);
+                let to = if to_pipe { "pipe" } else { "/dev/null" };
                 rows.push(vec![
-                    buffer.into(),
-                    if json { "JSON" } else { "text" }.into(),
-                    if to_pipe { "pipe" } else { "/dev/null" }.into(),
-                    Stat::of(rates).to_string(),
+                    format!("{buffer}, {format}, {to}"),
+                    stat(|outcome| outcome.produced / 1e6).to_string(),
                     delivered.to_string(),
-                    format!("{:.0}", Stat::of(cpu).median),
+                    format!("{:.1} %", stat(|outcome| outcome.lost * 100.0).median),
+                    stat(Outcome::line_ns).to_string(),
+                    stat(|outcome| outcome.producer_ns).to_string(),
                 ]);
+                chart.push((format!("{buffer}, {format}, {to}"), delivered));
+                if buffer == "ring" {
+                    lines_of_ring.push(delivered.median);
+                    within &= bound(
+                        &format!(
+                            "ring, {format}, {to}: CPU of a line over that of its event, ns / ns"
+                        ),
+                        stat(|outcome| outcome.line_ns() / outcome.producer_ns).median,
+                        30.0,
+                        true,
+                    );
+                }
             }
         }
     }
     table(
-        "port-monitor, every SYN of a flood",
+        "port-monitor at saturation: one core makes events, the other prints them",
         &[
-            "buffer",
-            "format",
-            "to",
-            "M events/s produced",
-            "part delivered",
-            "tool's CPU, ns per event",
+            "buffer, format, to",
+            "M events/s made",
+            "M lines/s delivered",
+            "lost",
+            "tool's CPU, ns for each line",
+            "producer's CPU, ns for each event",
         ],
         &rows,
     );
-    Ok(bound("ring buffer, part delivered", worst, 0.5, false))
+    bars(
+        "events",
+        "port-monitor at saturation: M lines/s delivered",
+        &chart,
+    );
+    if let [text, text_pipe, json, json_pipe] = lines_of_ring[..] {
+        target("M lines/s, text to /dev/null", text, 8.0, false);
+        target("M lines/s, JSON to /dev/null", json, 4.0, false);
+        target(
+            "text to a pipe over /dev/null",
+            text_pipe / text,
+            0.8,
+            false,
+        );
+        target(
+            "JSON to a pipe over /dev/null",
+            json_pipe / json,
+            0.8,
+            false,
+        );
+    }
+    Ok(within)
 }
 
 struct Outcome {
-    /// Lines that were written of the events that matched.
+    /// Events a second that the producer made.
+    produced: f64,
+    /// Lines a second until the last one was written.
     delivered: f64,
-    /// Events a second while the flood lasted.
-    rate: f64,
-    /// User and system time of the tool per event.
+    /// Part of the events.
+    lost: f64,
+    /// CPU time of the tool for each event that was made.
     cpu_ns: f64,
+    /// CPU time of the producer for each event.
+    producer_ns: f64,
 }
 
-fn measure(world: &World, buffer: &str, json: bool, to_pipe: bool, count: u64) -> Result<Outcome> {
-    let mut command: Command = world.command(TCPINSPECT);
-    command.args(["port-monitor", "r0", "--buffer", buffer]);
-    if json {
-        command.arg("--json");
+impl Outcome {
+    /// CPU time of the tool for each line that came out.
+    fn line_ns(&self) -> f64 {
+        self.cpu_ns / (1.0 - self.lost).max(1e-6)
     }
-    command.stdout(if to_pipe {
+}
+
+/// A run of port-monitor, and a hold on its program.
+struct Monitor {
+    tool: Tool,
+    program: OwnedFd,
+}
+
+impl Monitor {
+    fn start(buffer: &str, format: &str, stdout: Stdio) -> Result<Self> {
+        let line = format!("tcpinspect port-monitor r0 --buffer {buffer} --output {format}");
+        let contender = Contender::ours("port-monitor", line.leak());
+        let tool = Tool::start(contender.command()?, stdout, contender.ready)?;
+        let program = program_of(tool.pid())?;
+        Ok(Self { tool, program })
+    }
+}
+
+/// The program that a process has loaded.
+fn program_of(pid: u32) -> Result<OwnedFd> {
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+        let info = std::fs::read_to_string(entry?.path())?;
+        // Links have a prog_id as well, and it is the same.
+        let id = info.lines().find_map(|line| line.strip_prefix("prog_id:"));
+        if let Some(id) = id {
+            return Ok(Program::fd_from_id(id.trim().parse()?)?);
+        }
+    }
+    anyhow::bail!("the tool has no program");
+}
+
+fn saturate(buffer: &str, format: &str, to_pipe: bool, count: u32) -> Result<Outcome> {
+    let target = if to_pipe {
         Stdio::piped()
     } else {
         Stdio::null()
-    });
-    command.stderr(Stdio::piped());
-    let mut child = command.spawn().context("failed to start tcpinspect")?;
-    let mut stderr = std::io::BufReader::new(child.stderr.take().context("no stderr")?);
-    let mut line = String::new();
-    while !line.starts_with("attached:") {
-        line.clear();
-        std::io::BufRead::read_line(&mut stderr, &mut line)?;
-    }
-    let last_line = child.stdout.take().map(|mut stdout| {
+    };
+    let mut monitor = Monitor::start(buffer, format, target)?;
+    let tail = monitor.tool.stdout().map(|mut stdout| {
         std::thread::spawn(move || {
             // A reader that does next to nothing: it keeps the end, where the summary is.
-            let mut buffer = vec![0; 1 << 16];
+            let mut bytes = vec![0; 1 << 16];
             let mut tail = Vec::new();
-            while let Ok(len) = stdout.read(&mut buffer) {
-                if len == 0 {
-                    break;
+            while let Ok(len) = stdout.read(&mut bytes)
+                && len > 0
+            {
+                if len < bytes.len() / 2 {
+                    tail.extend_from_slice(&bytes[..len]);
+                } else {
+                    tail.clear();
+                    tail.extend_from_slice(&bytes[len - 4096..len]);
                 }
-                tail.extend_from_slice(&buffer[..len]);
-                let cut = tail.len().saturating_sub(4096);
-                tail.drain(..cut);
+                let surplus = tail.len().saturating_sub(4096);
+                tail.drain(..surplus);
             }
-            String::from_utf8_lossy(&tail)
-                .lines()
-                .last()
-                .unwrap_or_default()
-                .to_owned()
+            let tail = String::from_utf8_lossy(&tail);
+            tail.lines().last().unwrap_or_default().to_owned()
         })
     });
-    let took = world.flood(count)?;
+    let before = monitor.tool.cpu()?;
+    let program = monitor.program.as_raw_fd();
     let started = Instant::now();
-    let pid = child.id();
-    // It is done when it uses no more CPU.
-    let mut used = cpu(pid)?;
-    while started.elapsed() < Duration::from_secs(5) {
-        std::thread::sleep(Duration::from_millis(50));
-        let now = cpu(pid)?;
-        if now == used {
-            break;
+    let producer = std::thread::spawn(move || -> Result<(Duration, f64)> {
+        pin(0)?;
+        let used = own_cpu()?;
+        test_run(program, &syn(), count, 0)?;
+        Ok((started.elapsed(), own_cpu()? - used))
+    });
+    let (took, used) = producer
+        .join()
+        .map_err(|_| anyhow::anyhow!("the producer panicked"))??;
+    // The rest of the buffer takes a fraction of that time.
+    monitor.tool.settle()?;
+    let cpu = monitor.tool.cpu()? - before;
+    let said = monitor.tool.stop()?;
+    let lost = match tail {
+        Some(tail) if format == "json" => {
+            let line = tail.join().map_err(|_| anyhow::anyhow!("no reader"))?;
+            let summary: Value = serde_json::from_str(&line).context("there is no summary")?;
+            summary["lost"].as_f64().context("no number of losses")?
         }
-        used = now;
-    }
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(i32::try_from(pid)?),
-        nix::sys::signal::Signal::SIGINT,
-    )?;
-    child.wait()?;
-    let mut rest = String::new();
-    stderr.read_to_string(&mut rest)?;
-    let written = match last_line {
-        Some(reader) => {
-            let line = reader
-                .join()
-                .map_err(|_| anyhow::anyhow!("the reader panicked"))?;
-            if json {
-                json_count(&line, "emitted")
-            } else {
-                text_count(&rest, "emitted")
-            }
-        }
-        None => text_count(&rest, "emitted"),
+        _ => lost(&said),
     };
-    let lost = text_count(&rest, "lost").unwrap_or(0.0);
-    // JSON to /dev/null has no summary to read; what was lost is told in a notice.
-    let written = written.unwrap_or(count as f64 - notice_lost(&rest).unwrap_or(lost));
+    let count = f64::from(count);
     Ok(Outcome {
-        delivered: written / count as f64,
-        rate: count as f64 / took.as_secs_f64(),
-        cpu_ns: used * 1e9 / count as f64,
+        produced: count / took.as_secs_f64(),
+        delivered: (count - lost) / took.as_secs_f64(),
+        lost: lost / count,
+        cpu_ns: cpu * 1e9 / count,
+        producer_ns: used * 1e9 / count,
     })
 }
 
-fn json_count(line: &str, key: &str) -> Option<f64> {
-    serde_json::from_str::<Value>(line).ok()?.get(key)?.as_f64()
+/// CPU time of this thread in seconds.
+fn own_cpu() -> Result<f64> {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID)?;
+    Ok(Duration::from(time).as_secs_f64())
 }
 
-/// A number of the text summary: `emitted 12`.
-fn text_count(text: &str, key: &str) -> Option<f64> {
-    let line = text.lines().find(|line| line.starts_with("summary:"))?;
-    let rest = line.split(&format!("{key} ")).nth(1)?;
-    rest.split_whitespace()
-        .next()?
-        .trim_end_matches(';')
-        .parse()
-        .ok()
+/// The losses that the tool tells on stderr: nothing if there were none.
+fn lost(said: &str) -> f64 {
+    let line = said.lines().find(|line| line.contains("events were lost"));
+    let number = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+    number.unwrap_or(0.0)
 }
 
-fn notice_lost(text: &str) -> Option<f64> {
-    let line = text
-        .lines()
-        .find(|line| line.contains("events were lost"))?;
-    line.split_whitespace().nth(1)?.parse().ok()
+/// What the tool uses at a rate that a busy server may have.
+fn steady(effort: Effort) -> Result<()> {
+    const RATE: u32 = 100_000;
+    let mut rows = Vec::new();
+    for buffer in ["ring", "perf"] {
+        let mut used = Vec::new();
+        let mut lost_parts = Vec::new();
+        for _ in 0..effort.rounds {
+            let mut monitor = Monitor::start(buffer, "text", Stdio::piped())?;
+            let mut stdout = monitor.tool.stdout().context("no stdout")?;
+            std::thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
+            let program = monitor.program.as_raw_fd();
+            let before = monitor.tool.cpu()?;
+            let producer = std::thread::spawn(move || -> Result<(u32, Duration)> {
+                pin(0)?;
+                let frame = syn();
+                let started = Instant::now();
+                let mut made = 0;
+                // One by one, as packets come: each is due 10 µs after the one before.
+                while made < RATE {
+                    let due = started.elapsed().as_micros() / 10;
+                    if u128::from(made) < due {
+                        test_run(program, &frame, 1, 0)?;
+                        made += 1;
+                    } else {
+                        std::hint::spin_loop();
+                    }
+                }
+                Ok((made, started.elapsed()))
+            });
+            let (made, took) = producer
+                .join()
+                .map_err(|_| anyhow::anyhow!("the producer panicked"))??;
+            monitor.tool.settle()?;
+            used.push((monitor.tool.cpu()? - before) / took.as_secs_f64());
+            lost_parts.push(lost(&monitor.tool.stop()?) / f64::from(made) * 100.0);
+        }
+        let used = Stat::of(used);
+        rows.push(vec![
+            buffer.to_owned(),
+            used.to_string(),
+            format!("{:.1} %", Stat::of(lost_parts).median),
+        ]);
+        if buffer == "ring" {
+            target("cores used at 100,000 events/s", used.median, 0.05, true);
+        }
+    }
+    table(
+        "port-monitor, text to a pipe, events spaced evenly at 100,000 a second",
+        &["buffer", "tool's CPU, cores", "lost"],
+        &rows,
+    );
+    Ok(())
 }
 
-/// Seconds of CPU that a process has used.
-fn cpu(pid: u32) -> Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields = stat
-        .rsplit(')')
-        .next()
-        .unwrap_or_default()
-        .split_whitespace()
-        .collect::<Vec<_>>();
-    let ticks = |at: usize| {
-        fields
-            .get(at)
-            .and_then(|text| text.parse::<f64>().ok())
-            .unwrap_or(0.0)
-    };
-    Ok((ticks(11) + ticks(12)) / 100.0)
+/// How long one event takes from the kernel to the reader of a pipe, when nothing else happens.
+fn latency(effort: Effort) -> Result<()> {
+    let mut monitor = Monitor::start("ring", "text", Stdio::piped())?;
+    let mut lines = BufReader::new(monitor.tool.stdout().context("no stdout")?).lines();
+    lines.next().context("there is no header")??;
+    let mut times = Vec::new();
+    for _ in 0..effort.rounds * 50 {
+        std::thread::sleep(Duration::from_millis(5));
+        let started = Instant::now();
+        test_run(monitor.program.as_raw_fd(), &syn(), 1, 0)?;
+        lines.next().context("the event did not come")??;
+        times.push(started.elapsed().as_secs_f64() * 1e3);
+    }
+    monitor.tool.stop()?;
+    times.sort_unstable_by(f64::total_cmp);
+    let at = |part: usize| times[(times.len() - 1) * part / 100];
+    table(
+        "One event on a quiet system, from the kernel to the reader of a pipe",
+        &["p50, ms", "p90, ms", "p99, ms", "max, ms"],
+        &[[50, 90, 99, 100]
+            .map(|part| format!("{:.2}", at(part)))
+            .to_vec()],
+    );
+    target("ms at p99", at(99), 2.0, true);
+    Ok(())
 }

@@ -1,177 +1,217 @@
 //! What a program costs per packet, by BPF_PROG_TEST_RUN, over one that does nothing.
 
 use std::mem::MaybeUninit;
-use std::path::Path;
-use std::process::Command;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::{Arc, Barrier};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use libbpf_rs::ProgramMut;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Object, ObjectBuilder, ProgramInput, ProgramMut};
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
+use nix::sys::time::TimeValLike;
+use nix::time::{ClockId, clock_gettime};
+use tcpinspect::attach::xdp::{self, XdpMode};
+use tcpinspect::host::interfaces::resolve;
+use tcpinspect::skel::CountByKey;
+use tcpinspect::skel::flows::FlowsSkelBuilder;
 use tcpinspect::skel::port_monitor::PortMonitorSkelBuilder;
 use tcpinspect::skel::syn_count::SynCountSkelBuilder;
 
 use crate::Effort;
-use crate::report::{Stat, bound, table};
+use crate::plain::{self, find, test_run};
+use crate::report::{Stat, bars, bound, table, target};
+use crate::world::{World, pin};
 
 /// Runs of a program in one measurement.
-const REPEAT: u32 = 1_000_000;
+const REPEAT: u32 = 500_000;
+
+/// The position of the IPv4 SYN in [`frames`].
+const SYN: usize = 3;
+
+/// Opens a skeleton without the tables of filters that are not asked for.
+macro_rules! open {
+    ($builder:ty, $storage:ident) => {{
+        let mut open = <$builder>::default().open(&mut $storage)?;
+        for map in [
+            &mut open.maps.src_only,
+            &mut open.maps.src_not,
+            &mut open.maps.dst_only,
+            &mut open.maps.dst_not,
+        ] {
+            map.set_autocreate(false)?;
+        }
+        open
+    }};
+}
 
 pub fn run(effort: Effort) -> Result<bool> {
-    let plain = plain_programs()?;
+    let plain = plain::load()?;
     let mut storage = MaybeUninit::uninit();
-    let mut open = SynCountSkelBuilder::default().open(&mut storage)?;
+    let mut open = open!(SynCountSkelBuilder, storage);
     open.maps.counts.set_autocreate(false)?;
-    for map in [
-        &mut open.maps.src_only,
-        &mut open.maps.src_not,
-        &mut open.maps.dst_only,
-        &mut open.maps.dst_not,
-    ] {
-        map.set_autocreate(false)?;
-    }
     let ours = open.load()?;
-    let find = |name: &str| {
-        plain
-            .progs_mut()
-            .find(|program| program.name() == name)
-            .with_context(|| format!("there is no program {name}"))
-    };
-    let (empty, plain_xdp) = (find("empty_xdp")?, find("plain_xdp")?);
-    let shipped = &ours.progs.syn_count_xdp_frags;
+    let mut storage = MaybeUninit::uninit();
+    let mut open = open!(SynCountSkelBuilder, storage);
+    let rodata = open.maps.rodata_data.as_deref_mut();
+    rodata.context("no settings")?.count_by = CountByKey::COUNT_BY_SADDR;
+    let by_source = open.load()?;
 
-    let mut rows = Vec::new();
-    let mut syn_ratio = 0.0;
-    for (name, frame) in frames() {
-        let [plain_cost, our_cost] = paired(effort, &empty, [&plain_xdp, shipped], &frame)?;
-        if name == "SYN" {
-            syn_ratio = our_cost.median / plain_cost.median.max(1.0);
-        }
-        rows.push(vec![
-            name.to_owned(),
-            plain_cost.to_string(),
-            our_cost.to_string(),
-        ]);
-    }
-    table(
-        "XDP program, ns per packet over an empty program, one core",
-        &["frame", "plain", "syn-count"],
-        &rows,
-    );
-    let two = two_cores(effort, [&empty, &plain_xdp, shipped])?;
-    let over = |at: usize| (two[at].median - two[0].median).max(0.5);
-    table(
-        "The same SYN on two cores at once, ns per packet",
-        &[
-            "empty",
-            "plain",
-            "syn-count",
-            "ours over plain's difference",
-        ],
-        &[vec![
-            two[0].to_string(),
-            two[1].to_string(),
-            two[2].to_string(),
-            format!("{:.2}", over(2) / over(1)),
-        ]],
-    );
-    tc(effort, &find("empty_tc")?, &find("plain_tc")?)?;
+    let shipped = &ours.progs.syn_count_xdp_frags;
+    let empty = find(&plain, "empty_xdp")?;
+    let programs = [
+        ("plain", &find(&plain, "plain_xdp")?),
+        ("syn-count", shipped),
+        (
+            "syn-count --by saddr, one source",
+            &by_source.progs.syn_count_xdp_frags,
+        ),
+    ];
+    let one = one_core(
+        effort,
+        "XDP, one core: ns per packet over an empty program",
+        &empty,
+        &programs,
+    )?;
     let mut kept = bound(
-        "SYN on one core, ours over plain's difference",
-        syn_ratio,
-        3.0,
-        true,
-    );
-    kept &= bound(
-        "SYN on two cores, ours over plain's difference",
-        over(2) / over(1),
+        "SYN on one core, syn-count over an empty program, ns / ns",
+        one.over[1].median / one.empty.median,
         1.0,
         true,
     );
+    kept &= two_cores(effort, [&empty, programs[0].1, shipped], &one)?;
+    kept &= tc(
+        effort,
+        &find(&plain, "empty_tc")?,
+        &find(&plain, "plain_tc")?,
+    )?;
     Ok(kept)
 }
 
-fn tc(effort: Effort, empty: &ProgramMut<'_>, plain: &ProgramMut<'_>) -> Result<()> {
+fn tc(effort: Effort, empty: &ProgramMut<'_>, plain: &ProgramMut<'_>) -> Result<bool> {
     let mut storage = MaybeUninit::uninit();
-    let mut open = PortMonitorSkelBuilder::default().open(&mut storage)?;
-    let rodata = open
-        .maps
-        .rodata_data
-        .as_deref_mut()
-        .context("no settings")?;
-    // A port that no frame has: what a packet costs that does not match.
+    let mut open = open!(PortMonitorSkelBuilder, storage);
+    let rodata = open.maps.rodata_data.as_deref_mut();
+    let rodata = rodata.context("no settings")?;
+    // SYNs of a port that no frame has: what a packet costs that does not match.
     rodata.filter.parts.0 = 1 << 6 | 1 << 7;
     rodata.filter.flags_mask = 0x12;
     rodata.filter.flags_value = 0x02;
-    for map in [
-        &mut open.maps.src_only,
-        &mut open.maps.src_not,
-        &mut open.maps.dst_only,
-        &mut open.maps.dst_not,
-    ] {
-        map.set_autocreate(false)?;
-    }
-    let ours = open.load()?;
-    let shipped = &ours.progs.port_monitor_ingress;
-    let mut rows = Vec::new();
-    for (name, frame) in frames() {
-        let [plain_cost, our_cost] = paired(effort, empty, [plain, shipped], &frame)?;
-        rows.push(vec![
-            name.to_owned(),
-            plain_cost.to_string(),
-            our_cost.to_string(),
-        ]);
-    }
-    table(
-        "TC program, ns per packet over an empty program; plain emits an event for the IPv4 SYN, port-monitor looks for another port",
-        &["frame", "plain", "port-monitor"],
-        &rows,
-    );
-    Ok(())
+    let monitor = open.load()?;
+    let mut storage = MaybeUninit::uninit();
+    let mut open = open!(FlowsSkelBuilder, storage);
+    let rodata = open.maps.rodata_data.as_deref_mut();
+    let rodata = rodata.context("no settings")?;
+    rodata.max_flows = 65_536;
+    rodata.idle_ns = 300_000_000_000;
+    rodata.half_open_ns = rodata.idle_ns;
+    rodata.linger_ns = 1_000_000_000;
+    let flows = open.load()?;
+    let mut storage = MaybeUninit::uninit();
+    let mut open = open!(SynCountSkelBuilder, storage);
+    open.maps.counts.set_autocreate(false)?;
+    let count = open.load()?;
+    let costs = one_core(
+        effort,
+        "TC, one core: ns per packet over an empty program",
+        empty,
+        &[
+            ("plain, without a reader", plain),
+            ("syn-count --mode tc", &count.progs.syn_count_tc),
+            (
+                "port-monitor, another port",
+                &monitor.progs.port_monitor_ingress,
+            ),
+            ("flows, one flow", &flows.progs.flows_packet),
+        ],
+    )?;
+    Ok(bound(
+        "SYN at TC, port-monitor of another port over an empty program, ns / ns",
+        costs.over[2].median / costs.empty.median,
+        1.5,
+        true,
+    ))
 }
 
-/// Costs over the empty program, measured in turn so that what disturbs one disturbs all.
-fn paired(
+/// What the IPv4 SYN costs on one core.
+struct Costs {
+    /// The empty program, with the harness.
+    empty: Stat,
+    /// The others over it.
+    over: Vec<Stat>,
+}
+
+/// Measures programs over the empty one, in turn so that what disturbs one disturbs all.
+fn one_core(
     effort: Effort,
+    title: &str,
     empty: &ProgramMut<'_>,
-    programs: [&ProgramMut<'_>; 2],
-    frame: &[u8],
-) -> Result<[Stat; 2]> {
-    let mut costs = [Vec::new(), Vec::new()];
-    for _ in 0..effort.rounds {
-        let base = cost(empty, frame)?;
-        for (program, costs) in programs.iter().zip(&mut costs) {
-            costs.push(cost(program, frame)? - base);
+    programs: &[(&str, &ProgramMut<'_>)],
+) -> Result<Costs> {
+    let mut rows = Vec::new();
+    let mut of_syn = None;
+    for (at, (name, frame)) in frames().into_iter().enumerate() {
+        let mut base = Vec::new();
+        let mut over = vec![Vec::new(); programs.len()];
+        for _ in 0..effort.rounds {
+            let nothing = cost(empty, &frame)?;
+            base.push(nothing);
+            for ((_, program), over) in programs.iter().zip(&mut over) {
+                over.push(cost(program, &frame)? - nothing);
+            }
+        }
+        let over: Vec<Stat> = over.into_iter().map(Stat::of).collect();
+        let mut row = vec![name.to_owned()];
+        row.extend(over.iter().map(Stat::to_string));
+        rows.push(row);
+        if at == SYN {
+            of_syn = Some(Costs {
+                empty: Stat::of(base),
+                over,
+            });
         }
     }
-    Ok(costs.map(Stat::of))
+    let mut head = vec!["frame"];
+    head.extend(programs.iter().map(|(name, _)| *name));
+    table(title, &head, &rows);
+    of_syn.context("there is no SYN")
 }
 
 fn cost(program: &ProgramMut<'_>, frame: &[u8]) -> Result<f64> {
-    let output = program.test_run(ProgramInput {
-        data_in: Some(frame),
-        repeat: REPEAT,
-        ..ProgramInput::default()
-    })?;
-    Ok(output.duration.as_nanos() as f64)
+    run_for(program.as_fd().as_raw_fd(), frame, REPEAT)
 }
 
-/// The SYN on two cores at once; ns per packet on each.
-fn two_cores(effort: Effort, programs: [&ProgramMut<'_>; 3]) -> Result<[Stat; 3]> {
-    use std::os::fd::{AsFd, AsRawFd};
-    let (_, frame) = frames().swap_remove(3);
-    let mut costs = [Vec::new(), Vec::new(), Vec::new()];
+/// CPU time of this thread for a run, in ns: the kernel's own figure has no fractions, and a wait
+/// before XDP runs is no part of it.
+fn run_for(fd: i32, frame: &[u8], repeat: u32) -> Result<f64> {
+    let before = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?;
+    test_run(fd, frame, repeat, 0)?;
+    let after = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?;
+    Ok((after - before).num_nanoseconds() as f64 / f64::from(repeat))
+}
+
+/// The SYN on two cores at once. Each program is attached while it is measured, or its runs would
+/// wait for each other to begin.
+fn two_cores(effort: Effort, programs: [&ProgramMut<'_>; 3], one: &Costs) -> Result<bool> {
+    if std::thread::available_parallelism()?.get() < 2 {
+        return Ok(true);
+    }
+    let world = World::new()?;
+    world.enter()?;
+    let interfaces = resolve(&["r0".to_owned()])?;
+    let interface = interfaces.first().context("r0 is missing")?;
+    let (_, frame) = frames().swap_remove(SYN);
+    let mut costs = [const { Vec::new() }; 3];
     for _ in 0..effort.rounds {
         for (program, costs) in programs.iter().zip(&mut costs) {
+            let _link = xdp::attach(program.as_fd(), interface, &[XdpMode::Native])
+                .map_err(|failure| failure.error)?;
             let fd = program.as_fd().as_raw_fd();
+            let start = Arc::new(Barrier::new(2));
             let threads = [0, 1].map(|cpu| {
-                let frame = frame.clone();
+                let (frame, start) = (frame.clone(), Arc::clone(&start));
                 std::thread::spawn(move || -> Result<f64> {
-                    let mut cpus = CpuSet::new();
-                    cpus.set(cpu)?;
-                    sched_setaffinity(Pid::from_raw(0), &cpus)?;
-                    test_run(fd, &frame)
+                    pin(cpu)?;
+                    start.wait();
+                    run_for(fd, &frame, 4 * REPEAT)
                 })
             });
             let mut sum = 0.0;
@@ -183,44 +223,50 @@ fn two_cores(effort: Effort, programs: [&ProgramMut<'_>; 3]) -> Result<[Stat; 3]
             costs.push(sum / 2.0);
         }
     }
-    Ok(costs.map(Stat::of))
-}
-
-/// A test run by descriptor: libbpf-rs's program can't be sent to another thread.
-fn test_run(fd: i32, frame: &[u8]) -> Result<f64> {
-    let mut opts = libbpf_sys::bpf_test_run_opts {
-        sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
-        data_in: frame.as_ptr().cast(),
-        data_size_in: u32::try_from(frame.len())?,
-        repeat: i32::try_from(REPEAT)?,
-        ..Default::default()
+    let [empty, plain, ours] = costs;
+    let over = |costs: &[f64]| {
+        let differences = costs.iter().zip(&empty).map(|(cost, empty)| cost - empty);
+        Stat::of(differences.collect())
     };
-    // SAFETY: the descriptor is open while the caller waits, and the frame outlives the call.
-    let ret = unsafe { libbpf_sys::bpf_prog_test_run_opts(fd, &raw mut opts) };
-    if ret != 0 {
-        bail!(
-            "failed to run the program: {}",
-            std::io::Error::from_raw_os_error(-ret)
-        );
-    }
-    Ok(f64::from(opts.duration))
-}
-
-/// Compiles the plain programs.
-fn plain_programs() -> Result<Object> {
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/bpf/plain.bpf.c");
-    let object = Path::new(env!("CARGO_TARGET_TMPDIR")).join("plain.bpf.o");
-    let status = Command::new("clang")
-        .args([
-            "-g", "-O2", "-target", "bpf", "-mcpu=v3", "-c", source, "-o",
-        ])
-        .arg(&object)
-        .status()
-        .context("failed to run clang")?;
-    if !status.success() {
-        bail!("failed to compile {source}");
-    }
-    Ok(ObjectBuilder::default().open_file(&object)?.load()?)
+    let (plain, ours) = (over(&plain), over(&ours));
+    let rows = [
+        ("plain: one shared atomic counter", one.over[0], plain),
+        ("syn-count: a slot for each CPU", one.over[1], ours),
+    ];
+    table(
+        "XDP, the IPv4 SYN on two cores at once: ns per packet over an empty program",
+        &["program", "one core", "two cores"],
+        &rows.map(|(name, one, two)| vec![name.to_owned(), one.to_string(), two.to_string()]),
+    );
+    target(
+        "syn-count's difference over plain's, one core",
+        one.over[1].median / one.over[0].median,
+        1.3,
+        true,
+    );
+    target(
+        "syn-count's difference over plain's, two cores",
+        ours.median / plain.median,
+        0.4,
+        true,
+    );
+    let chart = rows.map(|(name, one, two)| {
+        [
+            (format!("{name}, 1 core"), one),
+            (format!("{name}, 2 cores"), two),
+        ]
+    });
+    bars(
+        "program",
+        "XDP, IPv4 SYN: ns per packet over an empty program",
+        &chart.concat(),
+    );
+    Ok(bound(
+        "SYN on two cores, syn-count over an empty program, ns / ns",
+        ours.median / Stat::of(empty).median,
+        1.0,
+        true,
+    ))
 }
 
 /// The frames that are measured, 64 bytes and more each.

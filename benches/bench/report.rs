@@ -1,60 +1,181 @@
-//! Medians, and tables in Markdown.
+//! Medians, tables in Markdown, charts, targets, and bounds on gross regressions.
 
-/// The median and the spread of some measurements.
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, Result, bail};
+
+use crate::chart;
+
+/// What the parts have reported, for the document.
+static REPORT: Mutex<Report> = Mutex::new(Report {
+    parts: Vec::new(),
+    charts: Vec::new(),
+});
+
+struct Report {
+    /// The name of a part, and its Markdown.
+    parts: Vec<(&'static str, String)>,
+    /// The name of a file, and the chart.
+    charts: Vec<(String, String)>,
+}
+
+/// The median and the quartiles of some measurements.
 #[derive(Clone, Copy, Debug)]
 pub struct Stat {
     /// The middle one.
     pub median: f64,
-    /// The smallest.
-    pub min: f64,
-    /// The largest.
-    pub max: f64,
+    /// A quarter is below.
+    pub low: f64,
+    /// A quarter is above.
+    pub high: f64,
 }
 
 impl Stat {
     /// Of at least one measurement.
     pub fn of(mut values: Vec<f64>) -> Self {
         values.sort_unstable_by(f64::total_cmp);
+        let last = values.len() - 1;
         Self {
             median: values[values.len() / 2],
-            min: values[0],
-            max: values[values.len() - 1],
+            low: values[last / 4],
+            high: values[last - last / 4],
         }
     }
 }
 
 impl std::fmt::Display for Stat {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let digits = if self.median.abs() < 10.0 { 2 } else { 0 };
+        let digits = match self.median.abs() {
+            size if size < 1.0 => 3,
+            size if size < 10.0 => 2,
+            size if size < 100.0 => 1,
+            _ => 0,
+        };
         write!(
             f,
             "{:.digits$} ({:.digits$} to {:.digits$})",
-            self.median, self.min, self.max
+            self.median, self.low, self.high
         )
+    }
+}
+
+fn report() -> MutexGuard<'static, Report> {
+    // Parts run one after the other; one that panicked has left whole lines.
+    REPORT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Begins the report of a part: says where and how it is measured.
+pub fn begin(name: &'static str, rounds: usize) {
+    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    let release = read("/proc/sys/kernel/osrelease");
+    // What follows a dash names a build, not a kernel.
+    let kernel = release.split('-').next().unwrap_or_default();
+    let load = read("/proc/loadavg");
+    let load = load.split(' ').next().unwrap_or_default();
+    report().parts.push((name, String::new()));
+    say(&format!(
+        "\n_{cpus} CPUs, Linux {kernel}, {}; load average before: {load}; {rounds} rounds; medians, in brackets the quartiles._",
+        std::env::consts::ARCH
+    ));
+}
+
+fn read(path: &str) -> String {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.trim().to_owned()
+}
+
+/// Prints a line or more, which the document gets as well.
+fn say(text: &str) {
+    println!("{text}");
+    if let Some((_, part)) = report().parts.last_mut() {
+        part.push_str(text);
+        part.push('\n');
     }
 }
 
 /// Prints a table.
 pub fn table(title: &str, head: &[&str], rows: &[Vec<String>]) {
-    println!("\n### {title}\n");
-    println!("| {} |", head.join(" | "));
-    println!("|{}", "---|".repeat(head.len()));
+    let mut text = format!("\n### {title}\n\n| {} |\n", head.join(" | "));
+    text += &format!("|{}", "---|".repeat(head.len()));
     for row in rows {
-        println!("| {} |", row.join(" | "));
+        let _ = write!(text, "\n| {} |", row.join(" | "));
+    }
+    say(&text);
+}
+
+/// Draws bars; `file` is the name without its ending.
+pub fn bars(file: &str, title: &str, bars: &[(String, Stat)]) {
+    if bars.is_empty() {
+        return;
+    }
+    let mut report = report();
+    report
+        .charts
+        .push((file.to_owned(), chart::svg(title, bars)));
+    if let Some((_, part)) = report.parts.last_mut() {
+        let _ = write!(part, "\n![{title}](performance/{file}.svg)\n");
     }
 }
 
-/// Prints a bound and whether it is kept.
-pub fn bound(what: &str, value: f64, limit: f64, at_most: bool) -> bool {
-    let kept = if at_most {
-        value <= limit
+/// Prints what was wanted, and whether it is so. It fails nothing: [`bound`] does.
+pub fn target(what: &str, value: f64, limit: f64, at_most: bool) {
+    let met = if within(value, limit, at_most) {
+        "met"
     } else {
-        value >= limit
+        "**missed**"
     };
+    let sign = if at_most { "≤" } else { "≥" };
+    say(&format!(
+        "\nTarget: {what} {sign} {limit}: {met}, it is {value:.3}."
+    ));
+}
+
+/// Prints a bound and whether it is kept. Bounds hold on a busy machine, and only a gross
+/// regression breaks them.
+pub fn bound(what: &str, value: f64, limit: f64, at_most: bool) -> bool {
+    let kept = within(value, limit, at_most);
     let sign = if at_most { "≤" } else { "≥" };
     println!(
         "{} {what}: {value:.2} {sign} {limit:.2}",
         if kept { "ok  " } else { "FAIL" }
     );
     kept
+}
+
+fn within(value: f64, limit: f64, at_most: bool) -> bool {
+    if at_most {
+        value <= limit
+    } else {
+        value >= limit
+    }
+}
+
+/// Puts what was reported into a document, between the marks of each part, and the charts beside
+/// it.
+///
+/// # Errors
+/// A mark is missing, or a file can't be written.
+pub fn update(document: &Path) -> Result<()> {
+    let report = report();
+    let mut text = std::fs::read_to_string(document)
+        .with_context(|| format!("failed to read {}", document.display()))?;
+    for (name, part) in &report.parts {
+        let (begin, end) = (
+            format!("<!-- bench {name} -->\n"),
+            format!("<!-- end {name} -->"),
+        );
+        let (Some(from), Some(to)) = (text.find(&begin), text.find(&end)) else {
+            bail!("{} has no marks for {name}", document.display());
+        };
+        text.replace_range(from + begin.len()..to, &format!("{part}\n"));
+    }
+    std::fs::write(document, text)?;
+    let folder = document.with_extension("");
+    std::fs::create_dir_all(&folder)?;
+    for (file, svg) in &report.charts {
+        std::fs::write(folder.join(file).with_extension("svg"), svg)?;
+    }
+    Ok(())
 }

@@ -2,87 +2,155 @@
 
 use std::process::Stdio;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::Effort;
-use crate::report::{Stat, bound, table};
-use crate::world::{TCPINSPECT, Tool, World, installed};
+use crate::plain;
+use crate::report::{Stat, bars, bound, table, target};
+use crate::world::{Contender, Ready, Tool, World, tcpinspect};
+
+/// Bytes of the event buffer, which are mapped and counted as resident once they were used.
+const EVENT_BUFFER_MIB: f64 = 4.0;
+
+const CONTENDERS: [Contender; 11] = [
+    Contender::ours("syn-count", "tcpinspect syn-count r0"),
+    Contender::ours("syn-count --mode tc", "tcpinspect syn-count r0 --mode tc"),
+    Contender::ours("port-monitor", "tcpinspect port-monitor r0"),
+    Contender::ours("connect-trace", "tcpinspect connect-trace"),
+    Contender::ours("flows", "tcpinspect flows r0"),
+    Contender::peer(
+        "empty XDP program by libbpf-rs",
+        "attach native",
+        Ready::Stderr("attached:"),
+    ),
+    Contender::peer(
+        "xdpdump (C)",
+        "xdpdump -i r0",
+        Ready::Stderr("listening on"),
+    ),
+    Contender::peer(C_PEER, "tcpstates", Ready::Waiting),
+    Contender::peer(
+        "tcpdump",
+        "tcpdump -i r0 -w /dev/null tcp",
+        Ready::Stderr("listening on"),
+    ),
+    Contender::peer(BPFTRACE, "bpftrace scripts", Ready::Stdout("ready")),
+    Contender::peer(BCC, "tcpstates-bpfcc", Ready::Waiting),
+];
+
+/// The tracepoint of our own connect-trace, by others.
+const C_PEER: &str = "tcpstates of libbpf-tools (C)";
+const BPFTRACE: &str = "bpftrace, a line for each state";
+const BCC: &str = "tcpstates of bcc (Python)";
+
+/// Prints what connect-trace prints of a state.
+const SCRIPT: &str = "BEGIN { printf(\"ready\\n\"); } \
+    tracepoint:sock:inet_sock_set_state { printf(\"%d %s %d\\n\", pid, comm, args->newstate); }";
 
 pub fn run(effort: Effort) -> Result<bool> {
     let world = World::new()?;
-    let commands: [(&str, &str, &[&str], &str); 5] = [
-        ("syn-count", TCPINSPECT, &["syn-count", "r0"], "attached:"),
-        (
-            "syn-count --mode tc",
-            TCPINSPECT,
-            &["syn-count", "r0", "--mode", "tc"],
-            "attached:",
-        ),
-        (
-            "port-monitor",
-            TCPINSPECT,
-            &["port-monitor", "r0"],
-            "attached:",
-        ),
-        ("connect-trace", TCPINSPECT, &["connect-trace"], "attached:"),
-        (
-            "bpftrace, the same tracepoint",
-            "bpftrace",
-            &[
-                "-v",
-                "-e",
-                "BEGIN { printf(\"\") } tracepoint:sock:inet_sock_set_state { @[comm] = count(); }",
-            ],
-            "Attaching",
-        ),
-    ];
-    let mut rows = Vec::new();
-    let mut slowest: f64 = 0.0;
-    for (name, program, arguments, ready) in commands {
-        if program != TCPINSPECT && !installed(program) {
-            rows.push(vec![name.into(), "not installed".into(), "-".into()]);
-            continue;
-        }
-        let mut times = Vec::new();
-        let mut memory = 0;
-        for _ in 0..effort.rounds {
-            let mut command = world.command(program);
-            command.args(arguments);
-            match Tool::start(command, Stdio::null(), ready) {
-                Ok((tool, took)) => {
-                    times.push(took.as_secs_f64() * 1e3);
-                    memory = tool.usage()?.1;
+    world.enter()?;
+    // Its object is made once, or the first start of a child would pay for it.
+    plain::load()?;
+    let mut results: Vec<(&Contender, Vec<f64>, Vec<f64>)> = CONTENDERS
+        .iter()
+        .filter(|contender| contender.absent().is_none())
+        .filter(|contender| {
+            !effort.short || contender.is_ours() || contender.line.starts_with("attach")
+        })
+        .map(|contender| (contender, Vec::new(), Vec::new()))
+        .collect();
+    for _ in 0..effort.rounds {
+        for (contender, times, memory) in &mut results {
+            let mut command = contender.command()?;
+            if contender.name == BPFTRACE {
+                command = std::process::Command::new("bpftrace");
+                command.args(["-e", SCRIPT]);
+            }
+            match Tool::start(command, Stdio::null(), contender.ready) {
+                Ok(tool) => {
+                    times.push(tool.took.as_secs_f64() * 1e3);
+                    memory.push(tool.resident()?);
                     tool.stop()?;
                 }
-                Err(_) if program != TCPINSPECT => break,
+                Err(_) if !contender.is_ours() => {}
                 Err(error) => return Err(error),
             }
         }
-        if times.is_empty() {
-            rows.push(vec![name.into(), "does not run here".into(), "-".into()]);
-            continue;
-        }
-        let stat = Stat::of(times);
-        if program == TCPINSPECT {
-            slowest = slowest.max(stat.median);
-        }
-        rows.push(vec![
-            name.into(),
-            stat.to_string(),
-            format!("{:.1}", memory as f64 / 1024.0),
-        ]);
     }
+    let (results, absent): (Vec<_>, Vec<_>) = results
+        .into_iter()
+        .partition(|(_, times, _)| !times.is_empty());
+    let results: Vec<_> = results
+        .into_iter()
+        .map(|(contender, times, memory)| (contender, Stat::of(times), Stat::of(memory)))
+        .collect();
+    let rows = results.iter().map(|(contender, times, memory)| {
+        vec![
+            contender.name.to_owned(),
+            times.to_string(),
+            format!("{:.1}", memory.median),
+        ]
+    });
+    let none = absent.iter().map(|(contender, ..)| {
+        vec![
+            contender.name.to_owned(),
+            "does not run here".to_owned(),
+            "-".to_owned(),
+        ]
+    });
     table(
-        "From exec to attached",
+        "From exec to attached, and memory then",
         &["command", "ms", "resident, MiB"],
-        &rows,
+        &rows.chain(none).collect::<Vec<_>>(),
     );
-    let size = std::fs::metadata(TCPINSPECT)?.len();
-    println!("\nThe binary has {:.2} MB.", size as f64 / 1e6);
-    Ok(bound(
-        "slowest command, exec to attached, ms",
-        slowest,
-        300.0,
+    let chart = results
+        .iter()
+        .map(|(contender, times, _)| (contender.name.to_owned(), *times));
+    bars(
+        "start",
+        "From exec to attached, ms",
+        &chart.collect::<Vec<_>>(),
+    );
+    let size = std::fs::metadata(tcpinspect())?.len() as f64 / 1e6;
+    table("The binary", &["MB"], &[vec![format!("{size:.2}")]]);
+    let ours = results.iter().filter(|(contender, ..)| contender.is_ours());
+    let slowest = ours
+        .clone()
+        .map(|(_, times, _)| times.median)
+        .fold(0.0, f64::max);
+    let largest = ours.map(|(_, _, memory)| memory.median).fold(0.0, f64::max);
+    let of = |name: &str| {
+        let mut found = results.iter().filter(|(peer, ..)| peer.name == name);
+        found.next().map(|(_, times, _)| times.median)
+    };
+    let trace = of("connect-trace").context("connect-trace did not start")?;
+    target("ms, the slowest command", slowest, 60.0, true);
+    for (name, limit) in [(C_PEER, 1.2), (BPFTRACE, 0.2), (BCC, 0.0667)] {
+        if let Some(peer) = of(name) {
+            target(
+                &format!("connect-trace over {name}"),
+                trace / peer,
+                limit,
+                true,
+            );
+        }
+    }
+    target(
+        "MiB resident, the largest command",
+        largest,
+        6.0 + EVENT_BUFFER_MIB,
         true,
-    ))
+    );
+    // What stands for the speed of this machine.
+    let empty = of("empty XDP program by libbpf-rs").context("the reference did not start")?;
+    let mut within = bound(
+        "slowest command over the start of an empty program, ms / ms",
+        slowest / empty,
+        25.0,
+        true,
+    );
+    within &= bound("MiB resident, the largest command", largest, 20.0, true);
+    within &= bound("size of the binary, MB", size, 8.0, true);
+    Ok(within)
 }

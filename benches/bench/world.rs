@@ -1,13 +1,16 @@
 //! Two network namespaces with a veth pair between them, a sender of SYNs, and processes.
 
-use std::io::{BufRead, BufReader};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::sched::{CloneFlags, setns};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns};
+use nix::unistd::Pid;
+
+use crate::plain::{ATTACHED, LIVE_FRAMES, test_run};
 
 /// Two namespaces, deleted when this is dropped.
 pub struct World {
@@ -38,39 +41,62 @@ impl World {
         ] {
             ip(&command)?;
         }
+        // Redirected frames are taken only by an end that has NAPI.
+        let status = Command::new("ip")
+            .args(["netns", "exec", rx, "ethtool", "-K", "r0", "gro", "on"])
+            .status()
+            .context("failed to run ethtool")?;
+        if !status.success() {
+            bail!("failed to turn GRO on");
+        }
         Ok(world)
     }
 
-    /// A command that runs in the receiver.
-    pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/var/run/netns/{}", self.receiver));
-        command.arg(program);
-        command
-    }
-
-    /// Sends `count` SYNs of 60 bytes as fast as one core can; returns how long it took.
-    pub fn flood(&self, count: u64) -> Result<Duration> {
-        let path = format!("/var/run/netns/{}", self.sender);
-        let netns = std::fs::File::open(path)?;
+    /// Sends `count` SYNs of 60 bytes as fast as one core can, or at `rate` a second, by the
+    /// program `sender`. They are received on the same core: what a tool costs there is missing
+    /// from the rate. Returns how long it took.
+    pub fn flood(&self, sender: i32, count: u64, rate: Option<u64>) -> Result<Duration> {
+        let netns = std::fs::File::open(format!("/var/run/netns/{}", self.sender))?;
         std::thread::spawn(move || {
             setns(&netns, CloneFlags::CLONE_NEWNET)?;
-            let (socket, address) = packet_socket("s0")?;
-            let frame = syn();
+            pin(0)?;
+            let mut frame = syn();
+            let index = nix::net::if_::if_nametoindex("s0")?;
+            frame[56..60].copy_from_slice(&index.to_ne_bytes());
             let started = Instant::now();
-            for _ in 0..count {
-                nix::sys::socket::sendto(
-                    socket.as_raw_fd(),
-                    &frame,
-                    &address,
-                    nix::sys::socket::MsgFlags::empty(),
-                )?;
+            let Some(rate) = rate else {
+                test_run(sender, &frame, u32::try_from(count)?, LIVE_FRAMES)?;
+                return Ok(started.elapsed());
+            };
+            // As many as are due, each millisecond.
+            let mut sent = 0;
+            while sent < count {
+                let due = started.elapsed().as_micros() * u128::from(rate) / 1_000_000;
+                let batch = u64::try_from(due)?.min(count).saturating_sub(sent);
+                if batch > 0 {
+                    test_run(sender, &frame, u32::try_from(batch)?, LIVE_FRAMES)?;
+                    sent += batch;
+                }
+                std::thread::sleep(Duration::from_millis(1));
             }
             Ok(started.elapsed())
         })
         .join()
         .map_err(|_| anyhow::anyhow!("the sender panicked"))?
     }
+
+    /// Takes this thread to the receiver.
+    pub fn enter(&self) -> Result<()> {
+        let netns = std::fs::File::open(format!("/var/run/netns/{}", self.receiver))?;
+        Ok(setns(netns, CloneFlags::CLONE_NEWNET)?)
+    }
+}
+
+/// Keeps this thread on a CPU.
+pub fn pin(cpu: usize) -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &cpus)?)
 }
 
 impl Drop for World {
@@ -93,20 +119,6 @@ fn ip(arguments: &str) -> Result<()> {
     Ok(())
 }
 
-fn packet_socket(device: &str) -> Result<(OwnedFd, nix::sys::socket::LinkAddr)> {
-    let socket = socket(
-        AddressFamily::Packet,
-        SockType::Raw,
-        SockFlag::empty(),
-        None,
-    )?;
-    let address = nix::ifaddrs::getifaddrs()?
-        .filter(|address| address.interface_name == device)
-        .find_map(|address| address.address?.as_link_addr().copied())
-        .context("the device has no address")?;
-    Ok((socket, address))
-}
-
 /// A SYN to port 80.
 pub fn syn() -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0];
@@ -120,61 +132,152 @@ pub fn syn() -> Vec<u8> {
     frame
 }
 
+/// Where a tool says that it is ready, and by which words.
+#[derive(Clone, Copy, Debug)]
+pub enum Ready {
+    /// Its data may go anywhere.
+    Stderr(&'static str),
+    /// Its data goes to a pipe, whose reader looks for the words and drops the rest.
+    Stdout(&'static str),
+    /// It says nothing, but waits in epoll, as libbpf's and bcc's readers do.
+    Waiting,
+}
+
 /// A running tool, killed when this is dropped.
 pub struct Tool {
     child: Child,
+    /// What it says from then on.
+    rest: Option<JoinHandle<String>>,
+    /// From exec until it was ready.
+    pub took: Duration,
 }
 
 impl Tool {
-    /// Starts it and waits until `ready` stands in a line of its stderr; returns how long it took.
-    pub fn start(mut command: Command, stdout: Stdio, ready: &str) -> Result<(Self, Duration)> {
+    /// Starts it and waits until it is ready. Its data goes to `stdout`.
+    pub fn start(mut command: Command, stdout: Stdio, ready: Ready) -> Result<Self> {
+        let (words, stdout) = match ready {
+            Ready::Stderr(words) => (words, stdout),
+            Ready::Stdout(words) => (words, Stdio::piped()),
+            Ready::Waiting => ("", stdout),
+        };
         let started = Instant::now();
-        let child = command
+        let mut child = command
+            .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("failed to start {command:?}"))?;
-        let mut tool = Self { child };
-        let stderr = tool.child.stderr.take().context("there is no stderr")?;
-        let mut lines = BufReader::new(stderr).lines();
-        for line in lines.by_ref() {
-            if line?.contains(ready) {
-                let took = started.elapsed();
-                // Nobody may block on a full pipe.
-                std::thread::spawn(move || lines.for_each(drop));
-                return Ok((tool, took));
-            }
+        let mut stderr: Box<dyn BufRead + Send> = Box::new(BufReader::new(
+            child.stderr.take().context("there is no stderr")?,
+        ));
+        let mut data: Box<dyn BufRead + Send> = Box::new(std::io::empty());
+        if let Ready::Stdout(_) = ready {
+            data = Box::new(BufReader::new(
+                child.stdout.take().context("there is no stdout")?,
+            ));
         }
-        bail!("{command:?} ended before it was ready");
+        let mut tool = Self {
+            child,
+            rest: None,
+            took: Duration::ZERO,
+        };
+        let is_ready = match ready {
+            Ready::Stderr(_) => find_words(&mut stderr, words)?,
+            Ready::Stdout(_) => find_words(&mut data, words)?,
+            Ready::Waiting => tool.waits()?,
+        };
+        if !is_ready {
+            // Or it might go on and never close its stderr.
+            let _ = tool.child.kill();
+            let mut why = String::new();
+            stderr.read_to_string(&mut why)?;
+            bail!("{command:?} was not ready: {}", why.trim());
+        }
+        tool.took = started.elapsed();
+        // Nobody may block on a full pipe.
+        std::thread::spawn(move || std::io::copy(&mut data, &mut std::io::sink()));
+        tool.rest = Some(std::thread::spawn(move || {
+            let mut rest = Vec::new();
+            // What could be read is what there is.
+            let _ = stderr.read_to_end(&mut rest);
+            String::from_utf8_lossy(&rest).into_owned()
+        }));
+        Ok(tool)
     }
 
-    /// Seconds of CPU that it has used, and its resident memory in KiB.
-    pub fn usage(&self) -> Result<(f64, u64)> {
-        let pid = self.child.id();
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let fields = stat
-            .rsplit(')')
-            .next()
-            .unwrap_or_default()
-            .split_whitespace()
-            .collect::<Vec<_>>();
-        let ticks = |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok());
-        let cpu = (ticks(11).unwrap_or(0.0) + ticks(12).unwrap_or(0.0)) / 100.0;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let rss = status
+    /// Waits until it waits for events. False if it ends instead, or never does.
+    fn waits(&mut self) -> Result<bool> {
+        let path = format!("/proc/{}/syscall", self.pid());
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < deadline && self.child.try_wait()?.is_none() {
+            let call = std::fs::read_to_string(&path).unwrap_or_default();
+            // epoll_wait and epoll_pwait of x86-64, epoll_pwait of aarch64.
+            if ["232 ", "281 ", "22 "]
+                .iter()
+                .any(|nr| call.starts_with(nr))
+            {
+                return Ok(true);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(false)
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its data, if that goes to a pipe which nobody reads yet.
+    pub fn stdout(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
+    }
+
+    /// Seconds of CPU that all its threads have used.
+    pub fn cpu(&self) -> Result<f64> {
+        let mut sum = 0.0;
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+            // The first number is the time on a CPU in ns; what stat has is in ticks.
+            let times = std::fs::read_to_string(task?.path().join("schedstat"))?;
+            let first = times.split(' ').next().unwrap_or_default();
+            sum += first.parse::<f64>().unwrap_or(0.0);
+        }
+        Ok(sum / 1e9)
+    }
+
+    /// Waits until it has nothing to do any more.
+    pub fn settle(&self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut used = self.cpu()?;
+        while Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(50));
+            let now = self.cpu()?;
+            if now - used < 0.001 {
+                break;
+            }
+            used = now;
+        }
+        Ok(())
+    }
+
+    /// Its resident memory in MiB.
+    pub fn resident(&self) -> Result<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let kib = status
             .lines()
             .find_map(|line| line.strip_prefix("VmRSS:"))
-            .and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())
-            .unwrap_or(0);
-        Ok((cpu, rss))
+            .and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<f64>().ok());
+        Ok(kib.context("there is no VmRSS")? / 1024.0)
     }
 
-    /// Ends it by SIGINT and waits.
-    pub fn stop(mut self) -> Result<()> {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id())?);
+    /// Ends it by SIGINT and waits; returns what it has said on stderr since it was ready.
+    pub fn stop(mut self) -> Result<String> {
+        let pid = Pid::from_raw(i32::try_from(self.pid())?);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
         self.child.wait()?;
-        Ok(())
+        let rest = self.rest.take().context("nobody listened")?;
+        rest.join()
+            .map_err(|_| anyhow::anyhow!("the listener panicked"))
     }
 }
 
@@ -186,11 +289,93 @@ impl Drop for Tool {
     }
 }
 
+/// Reads until a line has these words; false if none has.
+fn find_words(said: &mut impl BufRead, words: &str) -> Result<bool> {
+    loop {
+        let mut line = Vec::new();
+        if said.read_until(b'\n', &mut line)? == 0 {
+            return Ok(false);
+        }
+        if String::from_utf8_lossy(&line).contains(words) {
+            return Ok(true);
+        }
+    }
+}
+
+/// A tool that is measured.
+pub struct Contender {
+    /// As it stands in tables.
+    pub name: &'static str,
+    /// The program and its arguments, by single spaces. `tcpinspect` is the one under test, and
+    /// `attach` a child of the bench.
+    pub line: &'static str,
+    /// How it tells that it is ready.
+    pub ready: Ready,
+}
+
+impl Contender {
+    /// One of our commands.
+    pub const fn ours(name: &'static str, line: &'static str) -> Self {
+        Self {
+            name,
+            line,
+            ready: Ready::Stderr("attached:"),
+        }
+    }
+
+    /// Another tool.
+    pub const fn peer(name: &'static str, line: &'static str, ready: Ready) -> Self {
+        Self { name, line, ready }
+    }
+
+    /// Whether it is one of our commands.
+    pub fn is_ours(&self) -> bool {
+        self.line.starts_with("tcpinspect ")
+    }
+
+    /// The command, in the current network namespace.
+    pub fn command(&self) -> Result<Command> {
+        let mut words = self.line.split(' ');
+        let program = words.next().unwrap_or_default();
+        Ok(match program {
+            "tcpinspect" => {
+                let mut command = Command::new(tcpinspect());
+                command.args(words);
+                command
+            }
+            "attach" => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command.env(ATTACHED, words.next().unwrap_or_default());
+                command
+            }
+            _ => {
+                let mut command = Command::new(program);
+                command.args(words).env("PYTHONUNBUFFERED", "1");
+                command
+            }
+        })
+    }
+
+    /// Why it can't be measured here, if it can't.
+    pub fn absent(&self) -> Option<&'static str> {
+        let program = self.line.split(' ').next().unwrap_or_default();
+        (!["tcpinspect", "attach"].contains(&program) && !installed(program))
+            .then_some("not installed")
+    }
+}
+
 /// The binary that is measured.
-pub const TCPINSPECT: &str = env!("CARGO_BIN_EXE_tcpinspect");
+pub fn tcpinspect() -> PathBuf {
+    std::env::var_os("TCPINSPECT_BIN").map_or_else(
+        || PathBuf::from(env!("CARGO_BIN_EXE_tcpinspect")),
+        PathBuf::from,
+    )
+}
 
 /// Whether a peer is installed.
 pub fn installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+    std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin")])
+        .any(|dir| dir.join(program).is_file())
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
  * What the shipped programs are measured against: programs that do nothing, and the plainest that
- * do the job for untagged IPv4 (one shared atomic counter; one perf event per SYN).
+ * do the job for untagged IPv4 (one shared atomic counter; one perf event per SYN). And the sender.
  */
 typedef unsigned char __u8;
 typedef unsigned short __u16;
@@ -34,6 +34,7 @@ struct frame {
 	__u8 data_offset, flags;
 } __attribute__((packed));
 
+static long (*bpf_redirect)(__u32, __u64) = (void *)23;
 static long (*bpf_perf_event_output)(void *, void *, __u64, void *, __u64) = (void *)25;
 
 __u64 syns;
@@ -64,6 +65,17 @@ int plain_xdp(struct xdp_md *ctx)
 	if (is_syn((void *)(long)ctx->data, (void *)(long)ctx->data_end))
 		__sync_fetch_and_add(&syns, 1);
 	return 2;
+}
+
+/* Sends the frame to the device whose index stands at its end: the flood. */
+SEC("xdp")
+int send_xdp(struct xdp_md *ctx)
+{
+	__u32 *ifindex = (void *)(long)ctx->data + 56;
+
+	if ((void *)(ifindex + 1) > (void *)(long)ctx->data_end)
+		return 1;
+	return bpf_redirect(*ifindex, 0);
 }
 
 SEC("tc")

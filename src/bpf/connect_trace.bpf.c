@@ -206,6 +206,8 @@ static __always_inline __u32 read_netns(const struct sock *sk)
 {
 	if (!bpf_core_field_exists(sk->__sk_common.skc_net.net))
 		return 0;
+	if (may_probe_read)
+		return BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
 	return sk->__sk_common.skc_net.net->ns.inum;
 }
 
@@ -672,20 +674,32 @@ int kretprobe_accept(struct pt_regs *ctx)
 /* ---- the state tracepoint ---- */
 
 /*
- * What is found behind pointers of a socket. It is read once, before anything is decided: for each
- * place that loads a pointer the verifier searches all of the kernel's types, a millisecond long.
+ * What is found behind pointers of a socket. It is read once, before anything is decided, and by a
+ * helper if that is allowed: for each place that loads a pointer the verifier searches all of the
+ * kernel's types, some milliseconds long.
  */
 struct behind {
 	__u32 netns;
 	bool in_connect; /* the connect function closes the socket when it fails */
 };
 
+static __always_inline bool is_unconnected(const struct sock *sk)
+{
+	const struct socket *socket;
+
+	if (may_probe_read) {
+		socket = BPF_CORE_READ(sk, sk_socket);
+		return socket && BPF_CORE_READ(socket, state) == SS_UNCONNECTED;
+	}
+	socket = sk->sk_socket;
+	return socket && socket->state == SS_UNCONNECTED;
+}
+
 static __always_inline struct behind look_behind(const struct sock *sk)
 {
-	const struct socket *socket = sk->sk_socket;
 	struct behind behind = { .netns = read_netns(sk) };
 
-	if (socket && socket->state == SS_UNCONNECTED)
+	if (is_unconnected(sk))
 		behind.in_connect = !sk->sk_err && sk->sk_shutdown != SHUTDOWN_MASK;
 	return behind;
 }

@@ -95,6 +95,7 @@ struct tracked {
 	__u32 number;	/* of its flow's slot */
 	bool has_flow;	/* it had one when it was looked for */
 	bool is_wanted; /* it may begin one */
+	__u8 options_len;
 	__u8 options[72];
 	struct flow_record record; /* on its way from one slot to another */
 };
@@ -175,23 +176,30 @@ static __always_inline __u32 forget_option(__u32 offset)
 	return (offset + (__u32)opaque_zero) & 63;
 }
 
-static __always_inline void read_wscale(struct segment *s, const struct frame *f,
-					const struct packet *p, struct tracked *tmp)
+/*
+ * Finds the window scale among the options of the SYN that is on its way. A function of its own to
+ * the verifier too, which would else walk along the options anew for each way through the headers:
+ * hence no argument.
+ */
+__attribute__((noinline)) int find_wscale(void)
 {
-	__u64 end = f->end < p->payload ? f->end : p->payload;
-	__u32 len = copy_bytes(f, p->l4 + sizeof(struct tcp_header), end, tmp->options,
-			       TCP_OPTIONS_MAX);
-	__u32 at = 0;
+	struct segment *s;
+	struct tracked *t;
+	__u32 zero = 0, at = 0;
 
-	len = forget_option(len);
+	t = bpf_map_lookup_elem(&tracked, &zero);
+	if (!t)
+		return 0;
+	s = &t->segment;
 	for (int i = 0; i < TCP_OPTIONS_MAX; i++) {
-		__u8 kind, option_len;
+		/* Fetched anew, or what one way tells of it would keep the ways apart. */
+		__u8 kind, option_len, len = *(volatile __u8 *)&t->options_len;
 
 		at = forget_option(at);
 		if (at >= len)
 			break;
-		kind = tmp->options[at];
-		option_len = tmp->options[at + 1];
+		kind = t->options[at];
+		option_len = t->options[at + 1];
 		if (kind == TCP_OPT_END)
 			break;
 		if (kind == TCP_OPT_NOP) {
@@ -201,7 +209,7 @@ static __always_inline void read_wscale(struct segment *s, const struct frame *f
 		if (option_len < 2 || at + option_len > len)
 			break;
 		if (kind == TCP_OPT_WSCALE && option_len == 3) {
-			__u8 shift = tmp->options[at + 2];
+			__u8 shift = t->options[at + 2];
 
 			s->has_wscale = true;
 			s->wscale = shift < TCP_WSCALE_MAX ? shift : TCP_WSCALE_MAX;
@@ -209,6 +217,17 @@ static __always_inline void read_wscale(struct segment *s, const struct frame *f
 		}
 		at += option_len;
 	}
+	return 0;
+}
+
+static __always_inline void read_wscale(const struct frame *f, const struct packet *p,
+					struct tracked *tmp)
+{
+	__u64 end = f->end < p->payload ? f->end : p->payload;
+
+	tmp->options_len = copy_bytes(f, p->l4 + sizeof(struct tcp_header), end, tmp->options,
+				      TCP_OPTIONS_MAX);
+	find_wscale();
 }
 
 /* Where the packet ends. In a file that was cut by its snapshot length, its IP header knows. */
@@ -264,7 +283,7 @@ static __always_inline bool read_segment(struct segment *s, struct __sk_buff *sk
 	s->has_wscale = false;
 	s->wscale = 0;
 	if (s->flags & TCP_SYN)
-		read_wscale(s, f, p, tmp);
+		read_wscale(f, p, tmp);
 	return true;
 }
 
@@ -475,6 +494,12 @@ int flows_packet(struct __sk_buff *skb)
 	return TCX_NEXT;
 }
 
+/* Keeps an octave, but makes the verifier forget which, as above: else it follows all of them. */
+static __always_inline __u32 forget_octave(__u32 octave)
+{
+	return (octave + (__u32)opaque_zero) & 31;
+}
+
 /* Four classes an octave of milliseconds: what is in one is younger than in the next. */
 static __always_inline __u32 age_class(__u64 now, __u64 last)
 {
@@ -486,6 +511,7 @@ static __always_inline __u32 age_class(__u64 now, __u64 last)
 	for (__u32 shift = 16; shift; shift >>= 1) {
 		if (ms >> (octave + shift + 2))
 			octave += shift;
+		octave = forget_octave(octave);
 	}
 	return (4 + 4 * octave + ((ms >> octave) & 3)) & (AGE_CLASSES - 1);
 }

@@ -32,6 +32,9 @@ const WAITING_MAX: u32 = 16_384;
 /// Connections that can be followed to their end at once.
 const OPEN_MAX: u32 = 65_536;
 
+/// Loads at most: fentry and the tracepoint are tried once more where memory may not be read freely.
+const ATTEMPTS: usize = 5;
+
 /// Runs the command.
 ///
 /// # Errors
@@ -42,7 +45,7 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
     let buffer = BufferKind::choose(args.buffer.buffer)?;
 
     // One for each attempt: the skeleton that is kept borrows its own.
-    let mut storage = [const { MaybeUninit::uninit() }; 4];
+    let mut storage = [const { MaybeUninit::uninit() }; ATTEMPTS];
     let tracer = choose(args, buffer, &mut storage, session.notices)?;
     let writer = ConnectWriter {
         backend: tracer.backend.name(),
@@ -120,7 +123,7 @@ fn unseen(counters: &ConnectCounters, progs: &ConnectTraceProgs<'_>) -> u64 {
 /// The command would fail in the same way.
 pub fn rehearse(args: &ConnectTraceArgs, notices: Notices) -> Result<Backend, Failure> {
     let buffer = BufferKind::choose(args.buffer.buffer)?;
-    let mut storage = [const { MaybeUninit::uninit() }; 4];
+    let mut storage = [const { MaybeUninit::uninit() }; ATTEMPTS];
     Ok(choose(args, buffer, &mut storage, notices)?.backend)
 }
 
@@ -219,7 +222,7 @@ fn choose<'obj>(
             backend: *backend,
             ipv6,
             accept: accept_hook(*backend, args, &btf),
-            may_probe_read: *backend != Backend::Tracepoint,
+            may_probe_read: true,
         };
         loop {
             let storage = storage.next().context("too many attempts to attach")?;
@@ -237,7 +240,7 @@ fn choose<'obj>(
                         failure.error
                     ));
                     let retry =
-                        *backend == Backend::Fentry && plan.may_probe_read && is_invalid(&failure);
+                        *backend != Backend::Kprobe && plan.may_probe_read && is_invalid(&failure);
                     last = Some(failure);
                     if !retry {
                         break;

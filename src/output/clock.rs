@@ -5,8 +5,6 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use nix::time::{ClockId, clock_gettime};
 
-use super::json::push_int;
-
 const NANOS_PER_SEC: i64 = 1_000_000_000;
 
 /// Nanoseconds since the UNIX epoch.
@@ -125,7 +123,7 @@ fn push_padded(out: &mut Vec<u8>, value: i64, width: usize) {
     for _ in digits.len()..width {
         out.push(b'0');
     }
-    push_int(out, value);
+    out.extend_from_slice(digits.as_bytes());
 }
 
 #[cfg(test)]

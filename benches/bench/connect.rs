@@ -1,0 +1,242 @@
+//! What a pair of connect and close costs with connect-trace and its peers attached, as CPU time.
+//!
+//! Some kernels have no kprobes or no fentry: in the guests of tests/kernels this part runs too,
+//! with `TCPINSPECT_BIN` for the binary. An emulated CPU gives ratios only.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::Effort;
+use crate::report::{Stat, bars, bound, table, target};
+use crate::world::{Contender, Ready, Tool};
+
+const CONTENDERS: [Contender; 9] = [
+    Contender::ours(
+        "connect-trace, tracepoint",
+        "tcpinspect connect-trace --backend tracepoint",
+    ),
+    Contender::ours(
+        "connect-trace, tracepoint, perf buffer",
+        "tcpinspect connect-trace --backend tracepoint --buffer perf",
+    ),
+    Contender::ours(
+        "connect-trace, tracepoint, no match",
+        "tcpinspect connect-trace --backend tracepoint -p 1",
+    ),
+    Contender::ours(
+        "connect-trace, fentry",
+        "tcpinspect connect-trace --backend fentry",
+    ),
+    Contender::ours(
+        "connect-trace, fentry, perf buffer",
+        "tcpinspect connect-trace --backend fentry --buffer perf",
+    ),
+    Contender::ours(
+        "connect-trace, kprobe",
+        "tcpinspect connect-trace --backend kprobe",
+    ),
+    Contender::peer("tcpconnect of libbpf-tools", "tcpconnect", Ready::Waiting),
+    Contender::peer("tcpstates of libbpf-tools", "tcpstates", Ready::Waiting),
+    Contender::peer("bpftrace, tracepoint", "bpftrace", Ready::Stdout("ready")),
+];
+
+/// What our tracepoint backend prints of a connect.
+const SCRIPT: &str = "BEGIN { printf(\"ready\\n\"); } \
+    tracepoint:sock:inet_sock_set_state /args->newstate == 2 || args->oldstate == 2/ \
+    { printf(\"%d %s %d %d\\n\", pid, comm, args->dport, args->newstate); }";
+
+/// Connects in a measurement.
+fn pairs(effort: Effort) -> u32 {
+    if effort.short { 2_000 } else { 10_000 }
+}
+
+/// CPU times of one measurement, per connect.
+#[derive(Clone, Copy)]
+struct Times {
+    /// Of the process that connects, µs.
+    caller: f64,
+    /// Of the tool, µs.
+    tool: f64,
+}
+
+pub fn run(effort: Effort) -> Result<bool> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let open = listener.local_addr()?;
+    // A port that was free a moment ago refuses.
+    let refused = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+    let mut within = true;
+    for (what, addr, listener, file) in [
+        (
+            "connect, accept and close",
+            open,
+            Some(&listener),
+            "connect",
+        ),
+        ("refused connect", refused, None, "connect-refused"),
+    ] {
+        within &= measure(effort, what, addr, listener, file)?;
+    }
+    Ok(within)
+}
+
+fn measure(
+    effort: Effort,
+    what: &str,
+    addr: SocketAddr,
+    listener: Option<&TcpListener>,
+    file: &str,
+) -> Result<bool> {
+    let mut none = Vec::new();
+    let mut results: Vec<(&Contender, Vec<f64>, Vec<Times>)> = CONTENDERS
+        .iter()
+        .filter(|contender| contender.absent().is_none())
+        .filter(|contender| contender.is_ours() || !effort.short)
+        .map(|contender| (contender, Vec::new(), Vec::new()))
+        .collect();
+    connect(effort, addr, listener)?;
+    for round in 0..effort.rounds {
+        let mut missing = Vec::new();
+        for (contender, over, with) in &mut results {
+            let mut command = contender.command()?;
+            if contender.line == "bpftrace" {
+                command.args(["-e", SCRIPT]);
+            }
+            let before = connect(effort, addr, listener)?;
+            // A backend or a tool that this kernel is too small for.
+            let tool = match Tool::start(command, Stdio::null(), contender.ready) {
+                Ok(tool) => tool,
+                Err(_) if round == 0 => {
+                    missing.push(contender.name);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let used = tool.cpu()?;
+            let caller = connect(effort, addr, listener)?;
+            std::thread::sleep(Duration::from_millis(20));
+            tool.settle()?;
+            let tool_us = (tool.cpu()? - used) * 1e6 / f64::from(pairs(effort));
+            tool.stop()?;
+            // Without it once more: a change of the machine's speed meets both.
+            let after = connect(effort, addr, listener)?;
+            let base = before.midpoint(after);
+            none.push(base);
+            over.push(caller / base);
+            with.push(Times {
+                caller: caller - base,
+                tool: tool_us,
+            });
+        }
+        results.retain(|(contender, ..)| !missing.contains(&contender.name));
+    }
+    let none = Stat::of(none);
+    let mut rows = vec![vec![
+        "none".to_owned(),
+        format!("{none} in all"),
+        "1".to_owned(),
+        "-".to_owned(),
+    ]];
+    let mut chart = Vec::new();
+    let mut differences = Vec::new();
+    let mut within = true;
+    for (contender, over, with) in results {
+        let over = Stat::of(over);
+        let difference = Stat::of(with.iter().map(|times| times.caller).collect());
+        let tool = Stat::of(with.iter().map(|times| times.tool).collect());
+        rows.push(vec![
+            contender.name.to_owned(),
+            format!("+{difference}"),
+            over.to_string(),
+            format!("{:.2}", tool.median),
+        ]);
+        chart.push((contender.name.to_owned(), difference));
+        differences.push((contender.name, difference.median));
+        if contender.is_ours() {
+            within &= bound(
+                &format!("{}, {what}, over none", contender.name),
+                over.median,
+                1.6,
+                true,
+            );
+            if !contender.name.contains("perf") && !contender.name.contains("no match") {
+                target(
+                    &format!("{}, {what}, over none", contender.name),
+                    over.median,
+                    1.08,
+                    true,
+                );
+            }
+        }
+    }
+    table(
+        &format!("CPU time of a {what} on loopback, µs"),
+        &["attached", "caller", "over none", "tool itself"],
+        &rows,
+    );
+    bars(file, &format!("CPU time added to a {what}, µs"), &chart);
+    let of = |name: &str| {
+        let mut found = differences.iter().filter(|(known, _)| *known == name);
+        found.next().map(|(_, value)| *value)
+    };
+    for backend in ["tracepoint", "fentry", "kprobe"] {
+        let Some(ours) = of(&format!("connect-trace, {backend}")) else {
+            continue;
+        };
+        if let Some(perf) = of(&format!("connect-trace, {backend}, perf buffer")) {
+            target(
+                &format!("{backend}: ring's difference over that of the perf buffer"),
+                ours / perf,
+                0.3,
+                true,
+            );
+        }
+        if let Some(bcc) = of("tcpconnect of libbpf-tools") {
+            target(
+                &format!("{backend}: difference over that of tcpconnect"),
+                ours / bcc,
+                1.0,
+                true,
+            );
+        }
+    }
+    Ok(within)
+}
+
+/// Connects and closes, and returns the CPU time of each in µs. On loopback the handshake is
+/// handled by the caller as well.
+fn connect(effort: Effort, addr: SocketAddr, listener: Option<&TcpListener>) -> Result<f64> {
+    let count = pairs(effort);
+    let before = own_cpu()?;
+    for _ in 0..count {
+        let client = TcpStream::connect(addr);
+        if let Some(listener) = listener {
+            let client = client.context("failed to connect")?;
+            let (server, _) = listener.accept()?;
+            // The side that closes first keeps a port busy for a minute; a reset keeps none.
+            set_reset_on_close(&client)?;
+            drop(client);
+            drop(server);
+        }
+    }
+    Ok((own_cpu()? - before).as_secs_f64() * 1e6 / f64::from(count))
+}
+
+fn set_reset_on_close(stream: &TcpStream) -> Result<()> {
+    let linger = nix::libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    Ok(nix::sys::socket::setsockopt(
+        stream,
+        nix::sys::socket::sockopt::Linger,
+        &linger,
+    )?)
+}
+
+fn own_cpu() -> Result<Duration> {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID)?;
+    Ok(Duration::from(time))
+}

@@ -1,0 +1,141 @@
+//! Bulk traffic over veth with each command attached and nothing that matches, against none.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::Effort;
+use crate::report::{Stat, bars, bound, table, target};
+use crate::world::{Contender, Ready, Tool, World, installed};
+
+const CONTENDERS: [Contender; 10] = [
+    Contender::peer(
+        "empty program, native XDP",
+        "attach native",
+        Ready::Stderr("attached:"),
+    ),
+    Contender::ours(
+        "syn-count, native XDP",
+        "tcpinspect syn-count r0 --mode native",
+    ),
+    Contender::peer(
+        "empty program, generic XDP",
+        "attach generic",
+        Ready::Stderr("attached:"),
+    ),
+    Contender::ours(
+        "syn-count, generic XDP",
+        "tcpinspect syn-count r0 --mode generic",
+    ),
+    Contender::peer("empty program, TC", "attach tc", Ready::Stderr("attached:")),
+    Contender::ours("syn-count, TC", "tcpinspect syn-count r0 --mode tc"),
+    Contender::ours("port-monitor, no match", "tcpinspect port-monitor r0 -p 1"),
+    Contender::ours("flows, no match", "tcpinspect flows r0 -p 1"),
+    Contender::ours("flows, all", "tcpinspect flows r0"),
+    Contender::ours("connect-trace, no match", "tcpinspect connect-trace -p 1"),
+];
+
+pub fn run(effort: Effort) -> Result<bool> {
+    if !installed("iperf3") {
+        println!("\niperf3 is not installed.");
+        return Ok(true);
+    }
+    let world = World::new()?;
+    world.enter()?;
+    let mut server = Command::new("iperf3");
+    server.args(["--server", "--forceflush"]);
+    let _server = Tool::start(server, Stdio::null(), Ready::Stdout("listening"))?;
+    let client = Client { world: &world };
+    let in_short = [
+        "syn-count, native XDP",
+        "syn-count, TC",
+        "port-monitor, no match",
+    ];
+    let chosen = CONTENDERS
+        .iter()
+        .filter(|contender| !effort.short || in_short.contains(&contender.name));
+    let mut results: Vec<_> = chosen
+        .map(|contender| (contender, Vec::new(), Vec::new()))
+        .collect();
+    let mut none = Vec::new();
+    client.measure()?;
+    for _ in 0..effort.rounds {
+        let mut alone = client.measure()?;
+        for (at, (contender, rates, kept)) in results.iter_mut().enumerate() {
+            // Not too long ago, for the machine's speed drifts.
+            if at % 2 == 1 {
+                alone = client.measure()?;
+            }
+            none.push(alone);
+            let tool = Tool::start(contender.command()?, Stdio::null(), contender.ready)?;
+            let with = client.measure()?;
+            tool.stop()?;
+            rates.push(with);
+            kept.push(with / alone);
+        }
+    }
+    let mut rows = vec![vec![
+        "none".to_owned(),
+        Stat::of(none).to_string(),
+        "1".to_owned(),
+    ]];
+    let mut chart = Vec::new();
+    let mut medians = Vec::new();
+    for (contender, rates, kept) in results {
+        let kept = Stat::of(kept);
+        rows.push(vec![
+            contender.name.to_owned(),
+            Stat::of(rates).to_string(),
+            kept.to_string(),
+        ]);
+        chart.push((contender.name.to_owned(), kept));
+        medians.push((contender.name, kept.median));
+    }
+    table(
+        "One TCP stream over veth by iperf3, nothing that matches",
+        &["attached", "Gbit/s", "kept"],
+        &rows,
+    );
+    bars("iperf", "One TCP stream over veth: throughput kept", &chart);
+    let mut within = true;
+    for (name, kept) in medians {
+        if name.starts_with("empty") {
+            continue;
+        }
+        if !name.contains("XDP") {
+            target(&format!("throughput kept, {name}"), kept, 0.98, false);
+        }
+        let gross = if name.contains("XDP") { 0.02 } else { 0.25 };
+        within &= bound(&format!("throughput kept, {name}"), kept, gross, false);
+    }
+    Ok(within)
+}
+
+struct Client<'a> {
+    world: &'a World,
+}
+
+impl Client<'_> {
+    /// The throughput of one stream in Gbit/s.
+    fn measure(&self) -> Result<f64> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let output = Command::new("ip")
+                .args(["netns", "exec", &self.world.sender, "iperf3", "--json"])
+                .args(["--client", "198.18.0.2", "--time", "1"])
+                .output()
+                .context("failed to run iperf3")?;
+            let report: Value = serde_json::from_slice(&output.stdout)?;
+            if let Some(rate) = report["end"]["sum_received"]["bits_per_second"].as_f64() {
+                return Ok(rate / 1e9);
+            }
+            // The server may not be done with the one before.
+            if Instant::now() > deadline {
+                bail!("iperf3 failed: {}", report["error"]);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The programs of benches/bpf: what the shipped ones are measured against, and the sender.
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use libbpf_rs::{MapCore, Object, ObjectBuilder, PerfBufferBuilder, ProgramMut};
+use tcpinspect::attach::xdp::{self, XdpMode};
+use tcpinspect::attach::{Direction, tc};
+use tcpinspect::cli::{OutputArgs, OutputFormat};
+use tcpinspect::host::interfaces::resolve;
+use tcpinspect::notice::Notices;
+
+/// Frames really go where the program sends them (linux/bpf.h).
+pub const LIVE_FRAMES: u32 = 1 << 1;
+
+/// Compiles and loads the programs.
+pub fn load() -> Result<Object> {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/bpf/plain.bpf.c");
+    let object = Path::new(env!("CARGO_TARGET_TMPDIR")).join("plain.bpf.o");
+    // Processes that measure use what the first one has made.
+    if std::env::var_os(ATTACHED).is_none() {
+        let status = Command::new("clang")
+            .args([
+                "-g", "-O2", "-target", "bpf", "-mcpu=v3", "-c", source, "-o",
+            ])
+            .arg(&object)
+            .status()
+            .context("failed to run clang")?;
+        if !status.success() {
+            bail!("failed to compile {source}");
+        }
+    }
+    Ok(ObjectBuilder::default().open_file(&object)?.load()?)
+}
+
+/// The program with that name.
+pub fn find<'obj>(object: &'obj Object, name: &str) -> Result<ProgramMut<'obj>> {
+    object
+        .progs_mut()
+        .find(|program| program.name() == name)
+        .with_context(|| format!("there is no program {name}"))
+}
+
+/// Runs a program on a frame, by descriptor, for libbpf-rs's program can't be sent to another
+/// thread.
+pub fn test_run(fd: i32, frame: &[u8], repeat: u32, flags: u32) -> Result<()> {
+    let mut opts = libbpf_sys::bpf_test_run_opts {
+        sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
+        data_in: frame.as_ptr().cast(),
+        data_size_in: u32::try_from(frame.len())?,
+        repeat: i32::try_from(repeat)?,
+        flags,
+        ..Default::default()
+    };
+    // SAFETY: the frame outlives the call, and a descriptor that is closed is an error.
+    let ret = unsafe { libbpf_sys::bpf_prog_test_run_opts(fd, &raw mut opts) };
+    if ret != 0 {
+        bail!(
+            "failed to run the program: {}",
+            std::io::Error::from_raw_os_error(-ret)
+        );
+    }
+    Ok(())
+}
+
+/// Names what a child of this process has to attach.
+pub const ATTACHED: &str = "TCPINSPECT_BENCH_ATTACH";
+
+/// The child's part: attaches a program to `r0` as our commands do, reads its events if it has
+/// any, and says how many they were.
+pub fn attach(what: &str) -> Result<()> {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    ctrlc::set_handler(|| STOP.store(true, Ordering::SeqCst))?;
+    let object = load()?;
+    let interfaces = resolve(&["r0".to_owned()])?;
+    let interface = interfaces.first().context("r0 is missing")?;
+    let in_xdp = |mode| -> Result<_> {
+        let program = find(&object, "empty_xdp")?;
+        let attached = xdp::attach(program.as_fd(), interface, &[mode]);
+        Ok(attached.map_err(|failure| failure.error)?.0)
+    };
+    let in_tc = |name| -> Result<_> {
+        let notices = Notices::new(&OutputArgs {
+            output: OutputFormat::Text,
+            json: false,
+            quiet: false,
+            verbose: 0,
+        });
+        let program = find(&object, name)?;
+        let attached = tc::attach(&program, interface, Direction::Ingress, notices);
+        attached.map_err(|failure| failure.error)
+    };
+    let seen = AtomicU64::new(0);
+    let events = object
+        .maps()
+        .find(|map| map.name() == "events")
+        .context("there is no map of events")?;
+    let buffer = PerfBufferBuilder::new(&events)
+        // 4 MiB on two CPUs, as ours.
+        .pages(512)
+        .sample_cb(|_, _: &[u8]| {
+            seen.fetch_add(1, Ordering::Relaxed);
+        })
+        .lost_cb(|_, _: u64| ())
+        .build()?;
+    let (_xdp, _tc);
+    match what {
+        "native" => _xdp = in_xdp(XdpMode::Native)?,
+        "generic" => _xdp = in_xdp(XdpMode::Generic)?,
+        "tc" => _tc = in_tc("empty_tc")?,
+        _ => _tc = in_tc("plain_tc")?,
+    }
+    eprintln!("attached: {what}");
+    while !STOP.load(Ordering::SeqCst) {
+        match buffer.poll(Duration::from_millis(100)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == libbpf_rs::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    eprintln!("{} packets captured", seen.load(Ordering::Relaxed));
+    Ok(())
+}
+
+/// The descriptor of a program of the sender's.
+pub fn sender(object: &Object) -> Result<i32> {
+    Ok(find(object, "send_xdp")?.as_fd().as_raw_fd())
+}
