@@ -22,6 +22,7 @@ use crate::failure::{Exit, Failure};
 use crate::filter::{Filter, FlagsRule};
 use crate::host::interfaces::{Interface, LinkLayer};
 use crate::host::privileges;
+use crate::host::sandbox::Files;
 use crate::load::Loads;
 use crate::notice::Notices;
 use crate::output::clock::UnixNanos;
@@ -69,7 +70,7 @@ pub fn run(args: &FlowsArgs) -> Result<Exit, Failure> {
         return replay_file(args, &filter, file);
     }
 
-    let mut session = Session::new(&args.output, &args.stop)?;
+    let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
     let interfaces = session.interfaces(&args.packets.interfaces)?;
     let cpus = load::possible_cpus()?;
     let buffer = BufferKind::choose(args.buffer.buffer)?;
@@ -139,7 +140,12 @@ pub fn run(args: &FlowsArgs) -> Result<Exit, Failure> {
     if !has_view {
         session.text_header(|out| book.borrow().header(out));
     }
-    session.attached(&describe(&links, buffer))?;
+    if has_view {
+        session.stop.listen()?;
+    } else {
+        session.ready(Files::Opened)?;
+    }
+    session.attached(&describe(&links, buffer));
 
     if has_view {
         let names = interfaces.iter().map(|interface| interface.name.clone());
@@ -216,6 +222,9 @@ fn run_view(
     mut view: View,
 ) -> Result<()> {
     let mut screen = Screen::open()?;
+    // What reads keys is set up when it is first asked for some.
+    screen.input()?;
+    session.confine(Files::Opened);
     let stdin = std::io::stdin();
     let mut updated = Instant::now();
     let mut due = updated;
@@ -690,7 +699,7 @@ impl Setup<'_> {
 fn replay_file(args: &FlowsArgs, filter: &Filter, file: &Path) -> Result<Exit, Failure> {
     // Opened first: while it waits for a FIFO's writer, signals still end the process.
     let mut capture = replay::open(file)?;
-    let mut session = Session::new(&args.output, &args.stop)?;
+    let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
     let cpus = load::possible_cpus()?;
     let setup = Setup {
         args,
@@ -711,7 +720,7 @@ fn replay_file(args: &FlowsArgs, filter: &Filter, file: &Path) -> Result<Exit, F
         &skel.maps.perf,
         |bytes| book.borrow_mut().take(bytes),
     )?;
-    session.stop.listen()?;
+    session.ready(Files::Opened)?;
     session.text_header(|out| book.borrow().header(out));
 
     let counters = || match skel.maps.bss_counters_data.as_deref() {
