@@ -72,6 +72,7 @@ const TARGETS: &[&str] = &[
     "lifecycle",
     "clsact",
     "output",
+    "accounting",
     "privileges",
     "host",
     "check",
