@@ -66,6 +66,7 @@ const ALWAYS: &[i64] = &[
     libc::SYS_sched_getaffinity,
     libc::SYS_sched_yield,
     libc::SYS_getpid,
+    libc::SYS_getpgid,
     libc::SYS_gettid,
     libc::SYS_restart_syscall,
     libc::SYS_rt_sigaction,
@@ -78,7 +79,7 @@ const ALWAYS: &[i64] = &[
 
 /// The older names that newer architectures do without.
 #[cfg(target_arch = "x86_64")]
-const OLD: &[i64] = &[libc::SYS_poll, libc::SYS_epoll_wait];
+const OLD: &[i64] = &[libc::SYS_poll, libc::SYS_epoll_wait, libc::SYS_getpgrp];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: &[i64] = &[];
 
@@ -94,8 +95,8 @@ const BPF: &[u32] = &[
     libbpf_sys::BPF_OBJ_GET_INFO_BY_FD,
 ];
 
-/// Requests of ioctl(2): to look at a terminal, to set it up and to give it back, and to stop a
-/// perf event. The second form of the first four is that of newer C libraries.
+/// Requests of ioctl(2): to look at a terminal and whose it is, to set it up and to give it back,
+/// and to stop a perf event. The second form of the first four is that of newer C libraries.
 const IOCTL: &[u32] = &[
     0x5401,      // TCGETS
     0x5402,      // TCSETS
@@ -105,6 +106,7 @@ const IOCTL: &[u32] = &[
     0x402c_542b, // TCSETS2
     0x402c_542c, // TCSETSW2
     0x402c_542d, // TCSETSF2
+    0x540f,      // TIOCGPGRP
     0x5413,      // TIOCGWINSZ
     0x2401,      // PERF_EVENT_IOC_DISABLE
 ];

@@ -1,4 +1,5 @@
-//! What the tool leaves behind (nothing), whom it lives beside, and what its interfaces go through.
+//! What the tool leaves behind (nothing), whom it lives beside, and what its interfaces and its
+//! machine go through.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -8,6 +9,7 @@ mod common;
 mod company;
 mod ends;
 mod interfaces;
+mod machine;
 
 use std::net::UdpSocket;
 use std::time::Duration;
