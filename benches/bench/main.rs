@@ -9,7 +9,6 @@ mod events;
 mod program;
 mod rate;
 mod report;
-mod soak;
 mod start;
 mod world;
 
@@ -28,16 +27,12 @@ pub struct Effort {
 type Part = fn(Effort) -> Result<bool>;
 
 /// The measurements by name.
-const PARTS: [(&str, Part); 5] = [
+const PARTS: [(&str, Part); 4] = [
     ("program", program::run),
     ("rate", rate::run),
     ("events", events::run),
     ("start", start::run),
-    (SOAK, soak::run),
 ];
-
-/// Takes ten minutes, and is run only if it is asked for.
-const SOAK: &str = "soak";
 
 fn main() -> Result<()> {
     // cargo passes --bench; the rest is ours.
@@ -48,7 +43,7 @@ fn main() -> Result<()> {
         .iter()
         .find(|name| !PARTS.iter().any(|(part, _)| part == name))
     {
-        bail!("there is no part {unknown:?}; parts are program, rate, events, start and soak");
+        bail!("there is no part {unknown:?}; parts are program, rate, events and start");
     }
     let effort = Effort {
         rounds: if short { 3 } else { 9 },
@@ -56,8 +51,7 @@ fn main() -> Result<()> {
     };
     let mut within = true;
     for (name, part) in PARTS {
-        let usual = wanted.is_empty() && name != SOAK;
-        if usual || wanted.iter().any(|wanted| wanted == name) {
+        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
             within &= part(effort)?;
         }
     }
