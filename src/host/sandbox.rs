@@ -86,12 +86,13 @@ const OLD: &[i64] = &[];
 /// What looks at files, besides opening them.
 const LOOKING: &[i64] = &[libc::SYS_statx, libc::SYS_newfstatat, libc::SYS_getdents64];
 
-/// Commands of bpf(2): they read maps, run programs and tell of links, all by descriptors that
-/// this process has already.
+/// Commands of bpf(2): they read maps, run programs and iterators, and tell of links, all by
+/// descriptors that this process has already.
 const BPF: &[u32] = &[
     libbpf_sys::BPF_MAP_LOOKUP_ELEM,
     libbpf_sys::BPF_MAP_GET_NEXT_KEY,
     libbpf_sys::BPF_PROG_TEST_RUN,
+    libbpf_sys::BPF_ITER_CREATE,
     libbpf_sys::BPF_OBJ_GET_INFO_BY_FD,
 ];
 
