@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::bpf::last_in_ring;
 use common::frames::{RawSocket, SYN, TCP, ethernet, ip, syn_frame, tcp};
 use common::tool::{ENOUGH, PublicBinary, account, as_nobody, command_of, json_account, parse};
 use common::{CLIENT4, Namespace, PATIENCE, Pair, SERVER4, Tool, command, need};
@@ -21,6 +22,8 @@ use nix::fcntl::OFlag;
 use nix::libc;
 use nix::pty::{PtyMaster, Winsize, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::Signal;
+use tcpinspect::record::Packet;
+use tcpinspect::skel::PACKET_EVENT_HEAD;
 
 /// A tool of which stdout is a pipe that the test reads, or not.
 fn into_pipe(pair: &Pair, mut command: Command) -> (Tool, PipeReader) {
@@ -314,6 +317,37 @@ fn an_event_reaches_the_pipe_within_100_ms() {
         ));
         assert!(median < Duration::from_millis(100), "{latencies:?}");
     }
+}
+
+#[test]
+fn an_event_carries_nothing_that_was_in_its_memory_before() {
+    const CAPTURED: usize = 24;
+    let pair = need!(Pair::new());
+    let captured = CAPTURED.to_string();
+    let args = ["port-monitor", "vs", "--json", "--payload-bytes", &captured];
+    let mut command = command(args);
+    command.args(["--buffer", "ring", "--buffer-size", "4096"]);
+    let tool = Tool::spawn_in(&pair.server, &mut command).attached();
+    let client = pair.client.enter(|| RawSocket::open("vc"));
+    let send = |segment: &[u8]| {
+        let (ethertype, packet) = ip(CLIENT4.into(), SERVER4.into(), TCP, segment);
+        client.send(&ethernet(&[], ethertype, &packet));
+    };
+    // All of the buffer is written more than once, with options and payload.
+    let mut full = tcp(40000, 80, SYN, &[0xee; 40 + CAPTURED]);
+    full[12] = 15 << 4;
+    for count in 1..100 {
+        send(&full);
+        tool.events(count);
+    }
+    send(&tcp(40000, 81, SYN, &[]));
+    tool.events(100);
+    let bytes = last_in_ring(tool.pid(), PACKET_EVENT_HEAD + CAPTURED);
+    let event = Packet::decode(&bytes).unwrap().raw;
+    assert_eq!((event.dport, event.options_len), (81, 0));
+    assert_eq!(event.options, [0; 40]);
+    assert_eq!(event.pad, [0; 4]);
+    assert_eq!(event.payload_captured, 0);
 }
 
 /// A figure for whoever reads the log.

@@ -223,6 +223,53 @@ impl Object {
     }
 }
 
+/// The last record in the ring buffer of another process, as the kernel wrote it.
+pub fn last_in_ring(pid: Pid, record: usize) -> Vec<u8> {
+    // Before each record, its length and a page offset.
+    const HEADER: usize = 8;
+    let ring = objects_of(pid).into_iter().find_map(|object| {
+        let Object::Map(id) = object else {
+            return None;
+        };
+        // SAFETY: no pointers are passed.
+        let fd = owned(unsafe { libbpf_sys::bpf_map_get_fd_by_id(id) }).unwrap();
+        let mut info = libbpf_sys::bpf_map_info::default();
+        let mut len = size_of_val(&info) as u32;
+        let raw = fd.as_raw_fd();
+        // SAFETY: `info` is valid for `len` bytes.
+        let ret = unsafe { libbpf_sys::bpf_map_get_info_by_fd(raw, &raw mut info, &raw mut len) };
+        assert_eq!(ret, 0);
+        let is_ring = info.type_ == libbpf_sys::BPF_MAP_TYPE_RINGBUF;
+        is_ring.then_some((fd, info.max_entries as usize))
+    });
+    let (fd, size) = ring.unwrap();
+    // SAFETY: it takes a number and returns one.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap();
+    // The producer's position, and after that page the data, twice: a record never wraps around.
+    let len = page + 2 * size;
+    // SAFETY: a new mapping at an address of the kernel's choice touches nothing of ours.
+    let memory = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            len,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            fd.as_raw_fd(),
+            libc::off_t::try_from(page).unwrap(),
+        )
+    };
+    assert_ne!(memory, libc::MAP_FAILED, "{}", io::Error::last_os_error());
+    // SAFETY: all of it is mapped, and nobody writes to it while the test sends nothing.
+    let bytes = unsafe { std::slice::from_raw_parts(memory.cast::<u8>(), len) }.to_vec();
+    // SAFETY: mapped above with this length, and not used any more.
+    unsafe { libc::munmap(memory, len) };
+    let produced = u64::from_ne_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let at = page + (produced - record - HEADER) % size;
+    let header = u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
+    assert_eq!(header as usize, record);
+    bytes[at + HEADER..][..record].to_vec()
+}
+
 /// The programs, maps and links that a process holds.
 pub fn objects_of(pid: Pid) -> BTreeSet<Object> {
     let mut objects = BTreeSet::new();
