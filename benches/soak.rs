@@ -166,11 +166,11 @@ fn main() -> Result<()> {
             last.1,
         );
         if last.0 > early.0 + MAY_GROW || last.1 > early.1 || seen != expected {
-            wrong.push(args[0]);
+            wrong.push(summary);
         }
     }
     if !wrong.is_empty() {
-        bail!("memory or descriptors grew, or counts are wrong: {wrong:?}");
+        bail!("memory or descriptors grew, or counts are wrong: {wrong:#?}");
     }
     Ok(())
 }

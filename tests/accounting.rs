@@ -5,16 +5,19 @@
 mod common;
 
 use std::fs::File;
-use std::io::{PipeReader, Read, Seek, Write};
+use std::io::{BufRead, BufReader, PipeReader, Read, Seek, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use common::tool::{account, json_account};
-use common::{Pair, Tool, command, need};
+use common::{Pair, Tool, command, need, wait_for};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::mount::{MsFlags, mount};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigHandler, Signal, signal};
@@ -80,7 +83,7 @@ fn into_small_pipe(world: &World, mut command: Command) -> (Tool, PipeReader) {
 
 /// A disk of two pages, of which one file is left when all else that knew it is gone.
 fn small_disk() -> Result<File, String> {
-    let made = std::thread::spawn(|| {
+    let made = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNS)?;
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none)?;
@@ -137,6 +140,31 @@ fn a_reader_that_has_stopped_costs_what_is_counted_as_lost() {
             assert_eq!(output.code(), if strict { 3 } else { 0 }, "{output:#?}");
         }
     }
+}
+
+#[test]
+fn a_reader_that_was_slow_once_gets_flows_soon_again() {
+    let world = need!(World::new(108));
+    let command = world.command(&["flows", "vs", "--json"]);
+    let (tool, reader) = into_small_pipe(&world, command);
+    world.connect(100);
+    // The pipe is full, and a line waits for it.
+    wait_for("flows that are over", || {
+        let mut fds = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+        (poll(&mut fds, PollTimeout::ZERO) == Ok(1)).then_some(())
+    });
+    thread::sleep(Duration::from_secs(1));
+    let mut lines = BufReader::new(reader).lines();
+    for _ in 0..100 {
+        lines.next().unwrap().unwrap();
+    }
+    let slow = Instant::now();
+    world.connect(1);
+    let line = lines.next().unwrap().unwrap();
+    // A flow waits for a second, in case that more of it comes.
+    assert!(slow.elapsed() < Duration::from_secs(10), "{line}");
+    drop(lines);
+    assert_eq!(tool.finish().code(), 0);
 }
 
 #[test]

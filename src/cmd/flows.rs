@@ -185,6 +185,7 @@ fn run_sweeps(
         }
         session.output.borrow_mut().clock.sync()?;
         let now = Instant::now();
+        let worked = cpu_time()?;
         let interval_ends = interval_due.is_some_and(|due| now >= due);
         let mode = if interval_ends {
             SweepMode::SWEEP_LIVE
@@ -202,7 +203,7 @@ fn run_sweeps(
         let evicted = table.make_room(counted.matched, 0)?;
         session.output.borrow_mut().sink.flush(&session.stop);
         let every = if evicted { SWEEP_FULL } else { SWEEP_EVERY };
-        sweep_due = Instant::now() + every.max(now.elapsed() * SWEEP_REST);
+        sweep_due = Instant::now() + every.max(rest_since(worked)?);
     }
 }
 
@@ -249,13 +250,14 @@ fn run_view(
             }
         }
         let now = Instant::now();
+        let worked = cpu_time()?;
         if now >= due {
             table.sweep(SweepMode::SWEEP_LIVE, 0)?;
             let flows = std::mem::take(&mut table.book.borrow_mut().rows);
             let length = updated.elapsed().as_secs_f64();
             view.update(flows, monotonic_ns()?, length, counters().untracked);
             updated = now;
-            due = now + args.interval.max(now.elapsed() * SWEEP_REST);
+            due = now + args.interval.max(rest_since(worked)?);
         } else if now >= sweep_due {
             table.sweep(SweepMode::SWEEP_ENDED, 0)?;
         } else if inputs.is_empty() {
@@ -264,12 +266,25 @@ fn run_view(
         if now >= sweep_due {
             let full = table.make_room(counters().matched, 0)?;
             let every = if full { SWEEP_FULL } else { SWEEP_EVERY };
-            sweep_due = Instant::now() + every.max(now.elapsed() * SWEEP_REST);
+            sweep_due = Instant::now() + every.max(rest_since(worked)?);
         }
         if updated == now || !inputs.is_empty() {
             screen.draw(&mut view)?;
         }
     }
+}
+
+/// CPU time of this thread, in which the sweep runs too.
+fn cpu_time() -> Result<Duration> {
+    let time =
+        clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("failed to read the clock")?;
+    Ok(time.into())
+}
+
+/// How long to rest after work that began at this CPU time. Time in which others ran, or a reader
+/// was waited for, is none to rest for: flows go on meanwhile, and the table would fill.
+fn rest_since(worked: Duration) -> Result<Duration> {
+    Ok(cpu_time()?.saturating_sub(worked) * SWEEP_REST)
 }
 
 /// The clock of the programs.
