@@ -363,7 +363,8 @@ fn describe(links: &[Attached<'_>], buffer: BufferKind) -> String {
 }
 
 /// Records that surely fit into the event buffer at once. Only the sweep writes to it, and it is
-/// emptied after each run, so none is ever lost.
+/// emptied after each run, so that none is lost, but on a CPU that has come later than the perf
+/// buffer.
 fn chunk(args: &FlowsArgs, buffer: BufferKind, cpus: usize) -> u32 {
     // Either kind of buffer adds less than this to a record.
     const OVERHEAD: usize = 64;
@@ -423,6 +424,7 @@ impl Table<'_, '_, '_> {
             while self.source.consume() {}
             self.book.borrow_mut().settle();
             let sweep = skel::read_sweep(bss);
+            self.book.borrow_mut().note_lost(&sweep);
             left = sweep.end.saturating_sub(sweep.cursor);
             if left == 0 {
                 return Ok(sweep);
@@ -479,6 +481,9 @@ struct Book<'a> {
     has_view: bool,
     /// Flows that have ended since the start.
     reported: u64,
+    /// Of these, and of their packets, those whose record found no room.
+    lost: u64,
+    lost_packets: u64,
     totals: FlowTotals,
 }
 
@@ -501,6 +506,8 @@ impl<'a> Book<'a> {
             rows: Vec::new(),
             has_view,
             reported: 0,
+            lost: 0,
+            lost_packets: 0,
             totals: FlowTotals::default(),
         })
     }
@@ -538,6 +545,13 @@ impl<'a> Book<'a> {
         if self.has_lines() {
             self.ended.push(flow);
         }
+    }
+
+    /// Notes how many records the sweep could not send, of all since the start.
+    fn note_lost(&mut self, sweep: &Sweep) {
+        self.reported += sweep.lost - self.lost;
+        self.lost = sweep.lost;
+        self.lost_packets = sweep.lost_packets;
     }
 
     /// Writes the flows that have ended, in the order of their last packets.
@@ -622,17 +636,18 @@ impl<'a> Book<'a> {
         self.interval_started = Instant::now();
     }
 
-    /// The account of the run. Where there are no lines, all that was counted was shown.
+    /// The account of the run. Where there are no lines, all that was received was shown.
     fn summary(&self, session: &Session, duration: Duration, counters: PacketCounters) -> Summary {
         let account = self
             .delivery
-            .summary("flows", duration, counters.matched, 0, 0);
+            .summary("flows", duration, counters.matched, self.lost, 0);
         let summary = Summary {
             exit_reason: session.exit_reason().name(),
             packets: Some(counters),
             flows: Some(FlowTotals {
                 segments: counters.segments,
                 untracked: counters.untracked,
+                unreported: self.totals.unreported + self.lost_packets,
                 ..self.totals
             }),
             ..account
@@ -641,8 +656,8 @@ impl<'a> Book<'a> {
             return summary;
         }
         Summary {
-            emitted: counters.matched,
-            lost: 0,
+            emitted: counters.matched - self.lost,
+            lost: self.lost,
             suppressed: 0,
             ..summary
         }

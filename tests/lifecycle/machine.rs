@@ -122,7 +122,8 @@ fn what_a_cpu_sees_that_comes_later_is_shown_or_counted() {
             assert_eq!(output.code(), 0, "{output:#?}");
             let summary = output.summary();
             assert_eq!(summary["matched"], 20 * lines_each, "{args:?}, {buffer}");
-            if buffer == "ring" || args[0] == "flows" {
+            // The perf buffer has a part for each CPU that was there when it was made.
+            if buffer == "ring" {
                 assert_eq!(summary["lost"], 0, "{args:?}, {buffer}: {summary}");
             }
         }
