@@ -50,6 +50,31 @@ fn status(pid: Pid, name: &str) -> Vec<String> {
         .collect()
 }
 
+/// The version of the kernel.
+fn release() -> (u32, u32) {
+    let release = nix::sys::utsname::uname().unwrap();
+    let release = release.release().to_str().unwrap().to_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next().unwrap().parse().unwrap();
+    (number(), number())
+}
+
+/// The capabilities that the rest of a run needs on this kernel.
+fn kept(tool: &Tool, line: &str) -> u64 {
+    let mut kept = 0;
+    // A filter that is no link has to be removed.
+    if tool.attached_line().1.contains("clsact") {
+        kept |= Capability::CAP_NET_ADMIN.bitmask();
+    }
+    // Maps are read and programs run by bpf(2), which before 5.19 asks for a capability.
+    let sysctl = fs::read_to_string("/proc/sys/kernel/unprivileged_bpf_disabled").unwrap();
+    let uses_bpf = line.starts_with("flows") || line.contains("--by");
+    if uses_bpf && release() < (5, 19) && sysctl.trim() != "0" {
+        kept |= Capability::CAP_BPF.bitmask();
+    }
+    kept
+}
+
 /// What it may still ask of the kernel is limited by a seccomp filter.
 const FILTERED: &str = "2";
 /// It may ask everything.
@@ -82,9 +107,7 @@ fn once_attached_no_thread_has_a_capability_or_a_way_to_one() {
     for line in WAYS {
         let args: Vec<_> = line.split(' ').collect();
         let tool = Tool::start_in(&pair.server, &args);
-        // A filter that is no link has to be removed, which takes CAP_NET_ADMIN.
-        let filter = tool.attached_line().1.contains("clsact");
-        let kept = if filter { 1_u64 << 12 } else { 0 };
+        let kept = kept(&tool, line);
         for (name, expected) in [
             ("CapInh", 0),
             ("CapPrm", kept),
@@ -120,13 +143,9 @@ fn without_the_sandbox_capabilities_are_given_up_all_the_same() {
             let values = status(tool.pid(), name);
             assert!(values.iter().all(|value| value == expected), "{line}");
         }
-        let kept = if tool.attached_line().1.contains("clsact") {
-            "0000000000001000"
-        } else {
-            "0000000000000000"
-        };
+        let kept = format!("{:016x}", kept(&tool, line));
         let values = status(tool.pid(), "CapEff");
-        assert!(values.iter().all(|value| value == kept), "{values:?}");
+        assert!(values.iter().all(|value| *value == kept), "{values:?}");
         assert_eq!(tool.stop().code(), 0, "{line}");
     }
 }
@@ -429,14 +448,11 @@ fn a_capability_that_is_missing_is_named() {
 
 #[test]
 fn no_locked_memory_is_needed_since_linux_5_11() {
-    let release = nix::sys::utsname::uname().unwrap();
-    let release = release.release().to_str().unwrap().to_owned();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    let mut number = || numbers.next().unwrap().parse::<u32>().unwrap();
-    need!(if (number(), number()) >= (5, 11) {
-        Ok(())
-    } else {
-        Err(format!("Linux {release} accounts BPF to locked memory"))
+    need!(match release() {
+        (5, 11..) | (6.., _) => Ok(()),
+        (major, minor) => Err(format!(
+            "Linux {major}.{minor} accounts BPF to locked memory"
+        )),
     });
     let pair = need!(Pair::new());
     let binary = PublicBinary::new();
