@@ -99,6 +99,10 @@ const ALLOWED_SKIPS: &[AllowedSkip] = &[
         series: "6.1",
         reason: "tcx",
     },
+    AllowedSkip {
+        series: "5.10",
+        reason: "accounts BPF to locked memory",
+    },
     // Built without it.
     AllowedSkip {
         series: "5.10",
