@@ -107,6 +107,14 @@ pub struct StopArgs {
     pub strict: bool,
 }
 
+/// What the process keeps of its rights once it is attached.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct SandboxArgs {
+    /// Set no seccomp filter once attached; capabilities are given up all the same
+    #[arg(long, help_heading = "Sandbox")]
+    pub no_sandbox: bool,
+}
+
 /// Filters on addresses and ports.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Filters (in the kernel)")]
@@ -274,6 +282,9 @@ pub struct SynCountArgs {
     /// End.
     #[command(flatten)]
     pub stop: StopArgs,
+    /// Sandbox.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
 }
 
 /// Which way packets go.
@@ -315,6 +326,9 @@ pub struct PortMonitorArgs {
     /// End.
     #[command(flatten)]
     pub stop: StopArgs,
+    /// Sandbox.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
 }
 
 /// How connect-trace looks at the kernel.
@@ -377,6 +391,9 @@ pub struct ConnectTraceArgs {
     /// End.
     #[command(flatten)]
     pub stop: StopArgs,
+    /// Sandbox.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
 }
 
 /// Arguments of `check`.
@@ -431,6 +448,9 @@ pub struct FlowsArgs {
     /// End.
     #[command(flatten)]
     pub stop: StopArgs,
+    /// Sandbox.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
 }
 
 /// The longest time that can be asked for: a century, so that no clock overflows.

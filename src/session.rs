@@ -11,12 +11,13 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::attach::{LinkState, load};
-use crate::cli::{OutputArgs, OutputFormat, StopArgs};
+use crate::cli::{OutputArgs, OutputFormat, SandboxArgs, StopArgs};
 use crate::events::EventSource;
 use crate::failure::{Exit, Failure};
 use crate::host::interfaces::{Interface, LinkLayer, ResolveError, resolve};
 use crate::host::link_watch::{LinkChange, LinkEvent, LinkWatch};
 use crate::host::privileges;
+use crate::host::sandbox::{self, Files};
 use crate::notice::Notices;
 use crate::output::clock::{Clock, UnixNanos};
 use crate::output::sink::Sink;
@@ -47,6 +48,7 @@ pub struct Io {
 pub struct Session {
     io: Rc<Io>,
     strict: bool,
+    confined: bool,
     watch: Option<LinkWatch>,
     present: Vec<Interface>,
     /// By index of the interface where it was attached.
@@ -151,7 +153,7 @@ impl Session {
     ///
     /// # Errors
     /// stdout is closed, or the process is set-user-ID.
-    pub fn new(output: &OutputArgs, stop: &StopArgs) -> Result<Self> {
+    pub fn new(output: &OutputArgs, stop: &StopArgs, sandbox: SandboxArgs) -> Result<Self> {
         let notices = Notices::new(output);
         privileges::refuse_setuid()?;
         load::set_log(notices.wants_logs());
@@ -166,6 +168,7 @@ impl Session {
                 format: output.format(),
             }),
             strict: stop.strict,
+            confined: !sandbox.no_sandbox,
             watch: None,
             present: Vec::new(),
             links: Vec::new(),
@@ -209,15 +212,31 @@ impl Session {
         self.links.extend(link.map(|link| (interface.index, link)));
     }
 
-    /// Says that all is attached; from here on nothing may be missed. Privileges are given up
-    /// before, and signals are heard from now on.
+    /// Listens to signals, and takes from this process what it does not need any more. Privileges
+    /// are given up before.
     ///
     /// # Errors
     /// Signals can't be handled.
-    pub fn attached(&self, what: &str) -> Result<()> {
+    pub fn ready(&self, files: Files) -> Result<()> {
         self.stop.listen()?;
-        self.notices.say(&format!("attached: {what}"));
+        self.confine(files);
         Ok(())
+    }
+
+    /// Sets the seccomp filter, unless `--no-sandbox`. A kernel without such filters is said so:
+    /// it is no reason to show nothing.
+    pub fn confine(&self, files: Files) {
+        if self.confined
+            && let Err(error) = sandbox::confine(files)
+        {
+            self.notices
+                .notice(&format!("running without a sandbox: {error:#}"));
+        }
+    }
+
+    /// Says that all is attached; from here on nothing may be missed.
+    pub fn attached(&self, what: &str) {
+        self.notices.say(&format!("attached: {what}"));
     }
 
     /// Waits for events, a time, or the end, whichever is first.

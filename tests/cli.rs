@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Stdio;
 
 use common::tool::{PublicBinary, as_nobody, command_of};
@@ -275,4 +276,37 @@ fn a_stdout_that_takes_nothing_is_an_error_and_a_closed_one_no_panic() {
         let output = Tool::spawn(&mut closed).finish();
         assert!([0, 1].contains(&output.code()), "{args:?}: {output:#?}");
     }
+}
+
+/// The text of all tests: this one does not run where the sources are not.
+fn sources(directory: &Path) -> String {
+    let mut text = String::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            text += &sources(&path);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text += &std::fs::read_to_string(path).unwrap();
+        }
+    }
+    text
+}
+
+#[test]
+fn every_test_that_the_docs_name_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let tests = sources(&root.join("tests"));
+    let docs = std::fs::read_to_string(root.join("docs/trust.md")).unwrap();
+    let (_, promises) = docs.split_once("## Promises").unwrap();
+    let mut named = 0;
+    for word in promises.split('`').skip(1).step_by(2) {
+        let is_name = |text: &str| text.contains('_') && !text.contains(['=', ' ']);
+        if let Some(module) = word.strip_suffix("::") {
+            assert!(tests.contains(&format!("mod {module};")), "{word}");
+        } else if is_name(word) && word == word.to_lowercase() && word != "no_new_privs" {
+            assert!(tests.contains(&format!("fn {word}()")), "{word}");
+            named += 1;
+        }
+    }
+    assert!(named > 20, "{named}");
 }

@@ -6,44 +6,24 @@ mod common;
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::io::{BufRead, BufReader, ErrorKind, PipeReader, Read, Seek, Write};
+use std::io::{BufRead, BufReader, ErrorKind, PipeReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::process::CommandExt;
+use std::os::fd::AsRawFd;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::frames::{RawSocket, syn_frame};
-use common::tool::{ENOUGH, PublicBinary, as_nobody, check_account, command_of, parse};
-use common::{CLIENT4, Namespace, Output, Pair, SERVER4, Tool, command, need};
+use common::bpf::last_in_ring;
+use common::frames::{RawSocket, SYN, TCP, ethernet, ip, syn_frame, tcp};
+use common::tool::{ENOUGH, PublicBinary, account, as_nobody, command_of, json_account, parse};
+use common::{CLIENT4, Namespace, PATIENCE, Pair, SERVER4, Tool, command, need};
 use nix::fcntl::OFlag;
-use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
-use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::{SigHandler, Signal, signal};
-
-/// What the last line of stderr says of matched, emitted, lost and suppressed.
-fn account(output: &Output) -> [u64; 4] {
-    let summary = |line: &&String| line.starts_with("summary: ");
-    let line = output.stderr.iter().find(summary);
-    let line = line.unwrap_or_else(|| panic!("no summary: {output:#?}"));
-    let words: Vec<_> = line.split([' ', ';']).collect();
-    let account = ["matched", "emitted", "lost", "suppressed"].map(|name| {
-        let at = words.iter().position(|word| *word == name);
-        words[at.unwrap_or_else(|| panic!("no {name}: {line}")) + 1]
-            .parse()
-            .unwrap()
-    });
-    let [matched, emitted, lost, suppressed] = account;
-    assert_eq!(matched, emitted + lost + suppressed, "{line}");
-    account
-}
-
-/// The same of a summary in JSON.
-fn json_account(line: &str) -> [u64; 4] {
-    let summary = parse(line);
-    check_account(&summary);
-    ["matched", "emitted", "lost", "suppressed"].map(|name| summary[name].as_u64().unwrap())
-}
+use nix::libc;
+use nix::pty::{PtyMaster, Winsize, grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::signal::Signal;
+use tcpinspect::record::Packet;
+use tcpinspect::skel::PACKET_EVENT_HEAD;
 
 /// A tool of which stdout is a pipe that the test reads, or not.
 fn into_pipe(pair: &Pair, mut command: Command) -> (Tool, PipeReader) {
@@ -236,37 +216,6 @@ fn a_reader_that_stops_can_not_hold_up_the_end_and_nothing_is_lost_in_silence() 
 }
 
 #[test]
-fn a_file_that_can_not_grow_is_an_error_and_what_it_lacks_is_counted() {
-    const LIMIT: u64 = 10_000;
-    let pair = need!(Pair::new());
-    let mut file = tempfile::tempfile().unwrap();
-    let mut command = command(["port-monitor", "vs", "--json"]);
-    command.stdout(file.try_clone().unwrap());
-    // SAFETY: two system calls and nothing else happen between fork and exec.
-    unsafe {
-        command.pre_exec(|| {
-            // Else a write beyond the limit is deadly.
-            signal(Signal::SIGXFSZ, SigHandler::SigIgn)?;
-            Ok(setrlimit(Resource::RLIMIT_FSIZE, LIMIT, LIMIT)?)
-        });
-    }
-    let tool = Tool::spawn_in(&pair.server, &mut command).attached();
-    pair.refused_connects((SERVER4, 80).into(), 100);
-    let output = tool.finish();
-    assert_eq!(output.code(), 1, "{output:#?}");
-    let last = output.stderr.last().unwrap();
-    assert!(last.starts_with("tcpinspect: failed to write to stdout: File too large"));
-
-    let mut text = String::new();
-    file.rewind().unwrap();
-    file.read_to_string(&mut text).unwrap();
-    assert_eq!(text.len() as u64, LIMIT);
-    let [matched, emitted, lost, _] = account(&output);
-    assert_eq!(emitted as usize, text.matches('\n').count());
-    assert!(lost > 0 && matched <= 100, "{output:#?}");
-}
-
-#[test]
 fn a_slow_reader_gets_every_line_even_after_the_end_was_asked_for() {
     let pair = need!(Pair::new());
     let (tool, reader) = into_pipe(&pair, command(["port-monitor", "vs", "--json"]));
@@ -370,6 +319,37 @@ fn an_event_reaches_the_pipe_within_100_ms() {
     }
 }
 
+#[test]
+fn an_event_carries_nothing_that_was_in_its_memory_before() {
+    const CAPTURED: usize = 24;
+    let pair = need!(Pair::new());
+    let captured = CAPTURED.to_string();
+    let args = ["port-monitor", "vs", "--json", "--payload-bytes", &captured];
+    let mut command = command(args);
+    command.args(["--buffer", "ring", "--buffer-size", "4096"]);
+    let tool = Tool::spawn_in(&pair.server, &mut command).attached();
+    let client = pair.client.enter(|| RawSocket::open("vc"));
+    let send = |segment: &[u8]| {
+        let (ethertype, packet) = ip(CLIENT4.into(), SERVER4.into(), TCP, segment);
+        client.send(&ethernet(&[], ethertype, &packet));
+    };
+    // All of the buffer is written more than once, with options and payload.
+    let mut full = tcp(40000, 80, SYN, &[0xee; 40 + CAPTURED]);
+    full[12] = 15 << 4;
+    for count in 1..100 {
+        send(&full);
+        tool.events(count);
+    }
+    send(&tcp(40000, 81, SYN, &[]));
+    tool.events(100);
+    let bytes = last_in_ring(tool.pid(), PACKET_EVENT_HEAD + CAPTURED);
+    let event = Packet::decode(&bytes).unwrap().raw;
+    assert_eq!((event.dport, event.options_len), (81, 0));
+    assert_eq!(event.options, [0; 40]);
+    assert_eq!(event.pad, [0; 4]);
+    assert_eq!(event.payload_captured, 0);
+}
+
 /// A figure for whoever reads the log.
 fn tell(figure: &str) {
     let _ = writeln!(std::io::stderr(), "{figure}");
@@ -455,6 +435,27 @@ fn a_hostile_interface_name_reaches_no_terminal() {
     tool.json("with the name", |line| line["iface"] == NAME);
 }
 
+/// A terminal: the end that its user has, and that of a program.
+fn terminal() -> Result<(PtyMaster, File), String> {
+    // Not openpty(), which would let every process that another test starts have it too.
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let master = posix_openpt(flags).map_err(|errno| format!("there are no terminals: {errno}"))?;
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let path = ptsname_r(&master).unwrap();
+    let program = File::options().read(true).write(true).open(path).unwrap();
+    let size = Winsize {
+        ws_row: 20,
+        ws_col: 120,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: the size is valid for the call.
+    let ret = unsafe { libc::ioctl(program.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+    assert_eq!(ret, 0, "TIOCSWINSZ");
+    Ok((master, program))
+}
+
 #[test]
 fn a_terminal_gets_lines_and_its_end_is_that_of_the_run() {
     let pair = need!(Pair::new());
@@ -463,14 +464,9 @@ fn a_terminal_gets_lines_and_its_end_is_that_of_the_run() {
         (&["port-monitor", "vs"], "TIME "),
         (&["connect-trace"], "TIME "),
     ] {
-        // Not openpty(), which would let every process that another test starts have it too.
-        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-        let master = need!(posix_openpt(flags));
-        grantpt(&master).unwrap();
-        unlockpt(&master).unwrap();
-        let path = ptsname_r(&master).unwrap();
+        let (master, program) = need!(terminal());
         let mut command = command(args);
-        command.stdout(File::options().read(true).write(true).open(path).unwrap());
+        command.stdout(program);
         let tool = Tool::spawn_in(&pair.server, &mut command);
         drop(command);
         let tool = tool.attached();
@@ -480,6 +476,133 @@ fn a_terminal_gets_lines_and_its_end_is_that_of_the_run() {
         drop(lines);
         let output = tool.finish();
         assert_eq!(output.code(), 0, "{output:#?}");
+    }
+}
+
+/// Runs the tool with a terminal for all that it reads and writes until `work` is done, and
+/// returns what came to the terminal.
+fn on_terminal(namespace: &Namespace, args: &[&str], work: impl FnOnce(&Screen)) -> String {
+    let (master, program) = terminal().unwrap();
+    let screen = Screen::of(master);
+    let mut command = command(args);
+    command
+        .stdin(program.try_clone().unwrap())
+        .stdout(program.try_clone().unwrap())
+        .stderr(program);
+    let tool = Tool::spawn_in(namespace, &mut command);
+    drop(command);
+    screen.wait("attached:");
+    work(&screen);
+    let output = tool.stop();
+    assert_eq!(output.code(), 0, "{args:?}: {}", screen.text());
+    screen.rest()
+}
+
+/// What a terminal was told to show.
+struct Screen {
+    text: Arc<Mutex<Vec<u8>>>,
+    reader: thread::JoinHandle<()>,
+}
+
+impl Screen {
+    fn of(mut master: PtyMaster) -> Self {
+        let text = Arc::new(Mutex::new(Vec::new()));
+        let to = Arc::clone(&text);
+        let reader = thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            // A terminal that nobody writes to any more is an error (EIO), not an end.
+            while let Ok(len @ 1..) = master.read(&mut bytes) {
+                to.lock().unwrap().extend_from_slice(&bytes[..len]);
+            }
+        });
+        Self { text, reader }
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.text.lock().unwrap()).into_owned()
+    }
+
+    fn wait(&self, text: &str) {
+        let give_up = Instant::now() + PATIENCE;
+        while !self.text().contains(text) {
+            assert!(Instant::now() < give_up, "no {text:?} in {:?}", self.text());
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn rest(self) -> String {
+        self.reader.join().unwrap();
+        String::from_utf8(Arc::into_inner(self.text).unwrap().into_inner().unwrap()).unwrap()
+    }
+}
+
+#[test]
+fn nothing_that_others_have_named_or_sent_steers_a_terminal() {
+    // Sets the title of a terminal, rings its bell, and writes to the left.
+    const NAME: &str = "\x1b]0;p\x07\u{202e}";
+    const PEER: &str = "peer";
+    let namespace = need!(Namespace::new());
+    drop(need!(terminal()));
+    namespace.run(&format!("ip link add {NAME} type veth peer name {PEER}"));
+    namespace.run(&format!("ip link set {NAME} up"));
+    namespace.run(&format!("ip link set {PEER} up"));
+    let segment = tcp(40000, 80, SYN, b"\x1b]0;p\x07\r\nforged line\r\n");
+    let (ethertype, packet) = ip(CLIENT4.into(), SERVER4.into(), TCP, &segment);
+    let frame = ethernet(&[], ethertype, &packet);
+    let peer = namespace.enter(|| RawSocket::open(PEER));
+    let happen = |screen: &Screen, shown: &str| {
+        peer.send(&frame);
+        screen.wait(shown);
+        namespace.run(&format!("ip link set {NAME} down"));
+        namespace.run(&format!("ip link set {NAME} up"));
+    };
+
+    for (args, shown) in [
+        (&["syn-count", NAME, "-i", "0.05"][..], "\\x1b]0;p\\x07"),
+        (
+            &["syn-count", NAME, "-i", "0.05", "--by", "saddr"],
+            "10.77.0.1",
+        ),
+        (&["port-monitor", NAME, "-x", "-vv"], "1b5d303b"),
+        (&["port-monitor", NAME, "-x", "--json"], "1b5d303b"),
+        (
+            &["flows", NAME, "--no-tui", "--idle-timeout", "0.1"],
+            "10.77.0.1",
+        ),
+        (
+            &["flows", NAME, "--json", "--idle-timeout", "0.1"],
+            "10.77.0.1",
+        ),
+    ] {
+        let text = on_terminal(&namespace, args, |screen| happen(screen, shown));
+        let steers = |c: char| (c.is_control() && !"\r\n".contains(c)) || c == '\u{202e}';
+        assert!(!text.contains(steers), "{args:?}: {text:?}");
+        assert!(!text.contains("\nforged"), "{args:?}: {text:?}");
+    }
+
+    // The view steers it by itself, and else nobody.
+    let text = on_terminal(&namespace, &["flows", NAME, "-i", "0.05"], |screen| {
+        happen(screen, "10.77.0.1");
+    });
+    for foreign in ["\x1b]0;p", "\x07", "\u{202e}", "\nforged"] {
+        assert!(!text.contains(foreign), "{text:?}");
+    }
+
+    for (name, _) in HOSTILE_NAMES {
+        let text = on_terminal(
+            &namespace,
+            &["connect-trace", "--dst", "127.66.66.6"],
+            |screen| {
+                namespace.enter(|| {
+                    nix::sys::prctl::set_name(name).unwrap();
+                    TcpStream::connect("127.66.66.6:80").unwrap_err();
+                });
+                screen.wait("ECONNREFUSED");
+            },
+        );
+        let steers = |c: char| (c.is_control() && !"\r\n".contains(c)) || c == '\u{202e}';
+        assert!(!text.contains(steers), "{name:?}: {text:?}");
+        assert!(!text.contains("\nb {"), "{name:?}: {text:?}");
     }
 }
 

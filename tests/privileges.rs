@@ -5,19 +5,26 @@
 mod common;
 
 use std::ffi::{CStr, CString};
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use caps::Capability;
 use common::bpf::has_tcx;
 use common::tool::{ENOUGH, PublicBinary, as_nobody, command_of};
-use common::{Namespace, Pair, SERVER4, Tool, need};
+use common::{Namespace, Pair, SERVER4, Tool, command, need, wait_for};
+use nix::libc;
+use nix::pty::{Winsize, openpty};
 use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::Signal;
 use nix::unistd::{Pid, Uid};
+use tcpinspect::host::sandbox::{self, Files};
 
 /// Every way to attach that is there on a veth device.
 const WAYS: [&str; 6] = [
@@ -43,6 +50,44 @@ fn status(pid: Pid, name: &str) -> Vec<String> {
         .collect()
 }
 
+/// The version of the kernel.
+fn release() -> (u32, u32) {
+    let release = nix::sys::utsname::uname().unwrap();
+    let release = release.release().to_str().unwrap().to_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next().unwrap().parse().unwrap();
+    (number(), number())
+}
+
+/// The capabilities that the rest of a run needs on this kernel.
+fn kept(tool: &Tool, line: &str) -> u64 {
+    let mut kept = 0;
+    // A filter that is no link has to be removed.
+    if tool.attached_line().1.contains("clsact") {
+        kept |= Capability::CAP_NET_ADMIN.bitmask();
+    }
+    // Maps are read and programs run by bpf(2), which before 5.19 asks for a capability.
+    let sysctl = fs::read_to_string("/proc/sys/kernel/unprivileged_bpf_disabled").unwrap();
+    let uses_bpf = line.starts_with("flows") || line.contains("--by");
+    if uses_bpf && release() < (5, 19) && sysctl.trim() != "0" {
+        kept |= Capability::CAP_BPF.bitmask();
+    }
+    kept
+}
+
+/// What it may still ask of the kernel is limited by a seccomp filter.
+const FILTERED: &str = "2";
+/// It may ask everything.
+const UNFILTERED: &str = "0";
+
+/// Waits until no thread of a tool, of which there are some, is without a filter.
+fn wait_until_filtered(tool: &Tool, line: &str) {
+    wait_for(line, || {
+        let values = status(tool.pid(), "Seccomp");
+        (values.len() > 1 && values.iter().all(|value| value == FILTERED)).then_some(())
+    });
+}
+
 /// Counts three SYNs with a tool that sees `vs`, or three connects, and wants it to end well.
 fn works(pair: &Pair, command: &mut Command) {
     let tool = Tool::spawn_in(&pair.server, command.arg("--json")).attached();
@@ -62,9 +107,7 @@ fn once_attached_no_thread_has_a_capability_or_a_way_to_one() {
     for line in WAYS {
         let args: Vec<_> = line.split(' ').collect();
         let tool = Tool::start_in(&pair.server, &args);
-        // A filter that is no link has to be removed, which takes CAP_NET_ADMIN.
-        let filter = tool.attached_line().1.contains("clsact");
-        let kept = if filter { 1_u64 << 12 } else { 0 };
+        let kept = kept(&tool, line);
         for (name, expected) in [
             ("CapInh", 0),
             ("CapPrm", kept),
@@ -75,14 +118,258 @@ fn once_attached_no_thread_has_a_capability_or_a_way_to_one() {
             let as_expected = |value: &String| u64::from_str_radix(value, 16) == Ok(expected);
             assert!(values.iter().all(as_expected), "{line}: {name} {values:?}");
         }
-        let values = status(tool.pid(), "NoNewPrivs");
-        assert!(values.iter().all(|value| value == "1"), "{line}");
+        for (name, expected) in [("NoNewPrivs", "1"), ("Seccomp", FILTERED)] {
+            let values = status(tool.pid(), name);
+            assert!(values.iter().all(|value| value == expected), "{line}");
+        }
+        let values = status(tool.pid(), "Threads");
         assert!(values.len() > 1, "signals have a thread: {values:?}");
         assert_eq!(tool.stop().code(), 0, "{line}");
     }
     if has_tcx().is_ok() {
         let tool = Tool::start_in(&pair.server, &["port-monitor", "vs"]);
         assert!(tool.attached_line().1.contains("(tcx)"));
+    }
+}
+
+#[test]
+fn without_the_sandbox_capabilities_are_given_up_all_the_same() {
+    let pair = need!(Pair::new());
+    for line in WAYS {
+        let mut args: Vec<_> = line.split(' ').collect();
+        args.push("--no-sandbox");
+        let tool = Tool::start_in(&pair.server, &args);
+        for (name, expected) in [("NoNewPrivs", "1"), ("Seccomp", UNFILTERED)] {
+            let values = status(tool.pid(), name);
+            assert!(values.iter().all(|value| value == expected), "{line}");
+        }
+        let kept = format!("{:016x}", kept(&tool, line));
+        let values = status(tool.pid(), "CapEff");
+        assert!(values.iter().all(|value| *value == kept), "{values:?}");
+        assert_eq!(tool.stop().code(), 0, "{line}");
+    }
+}
+
+#[test]
+fn all_that_a_run_does_in_the_sandbox_works() {
+    let pair = need!(Pair::new());
+    for line in [
+        "syn-count vs -i 0.05 --by saddr --alert 1 --mode generic",
+        "port-monitor vs -x --max-rate 1000 --buffer perf --flags any",
+        "flows vs -i 0.05 --by dport --buffer perf",
+        "flows vs --idle-timeout 0.1 --max-flows 4",
+        "connect-trace --accept --close --buffer perf",
+    ] {
+        for format in ["text", "json"] {
+            let mut args: Vec<_> = line.split(' ').collect();
+            args.extend(["-o", format, "-vv"]);
+            let tool = Tool::start_in(&pair.server, &args);
+            wait_until_filtered(&tool, line);
+            pair.refused_connects((SERVER4, 80).into(), 20);
+            // What happens to an interface is read and told.
+            pair.server.run("ip link set vs down");
+            pair.server.run("ip link set vs up");
+            if !line.starts_with("connect") {
+                tool.error("about the interface", |line| line.ends_with("vs is up"));
+            }
+            let output = tool.stop();
+            assert_eq!(output.code(), 0, "{line}: {output:#?}");
+            // What is refused fails with ENOSYS.
+            let mut lines = output.stderr.iter();
+            let refused = lines.any(|line| line.contains("not implemented"));
+            assert!(!refused, "{line}: {output:#?}");
+            if format == "json" {
+                output.summary();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_replay_and_a_view_are_in_the_sandbox_too() {
+    let namespace = need!(Namespace::new());
+    // The header of a pcap file of Ethernet frames (draft-ietf-opsawg-pcap).
+    let mut header = 0xa1b2_c3d4_u32.to_le_bytes().to_vec();
+    header.extend([2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 1, 0, 0, 0]);
+    for line in ["syn-count", "port-monitor", "flows"] {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let mut command = command([line, "-r", "-", "--json"]);
+        command.stdin(reader);
+        let tool = Tool::spawn(&mut command);
+        writer.write_all(&header).unwrap();
+        wait_until_filtered(&tool, line);
+        drop(writer);
+        drop(command);
+        let output = tool.finish();
+        assert_eq!(output.code(), 0, "{line}: {output:#?}");
+        assert_eq!(output.summary()["exit_reason"], "end_of_file");
+    }
+
+    let size = Winsize {
+        ws_row: 20,
+        ws_col: 100,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    let terminal = openpty(&size, None).unwrap();
+    let mut command = command(["flows", "lo", "-i", "0.05"]);
+    command
+        .stdin(terminal.slave.try_clone().unwrap())
+        .stdout(terminal.slave);
+    let tool = Tool::spawn_in(&namespace, &mut command).attached();
+    drop(command);
+    let mut user = File::from(terminal.master);
+    let mut from_tool = user.try_clone().unwrap();
+    let screen = thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while let Ok(1..) = from_tool.read(&mut bytes) {}
+    });
+    wait_until_filtered(&tool, "view");
+    tool.signal(Signal::SIGWINCH);
+    user.write_all(b"/x\x1b[A\rq").unwrap();
+    let output = tool.finish();
+    assert_eq!(output.code(), 0, "{output:#?}");
+    assert_eq!(output.stderr.len(), 2, "{output:#?}");
+    screen.join().unwrap();
+}
+
+/// Tries what must not be possible and what must be, in a process that confines itself for that,
+/// and tells what was otherwise.
+fn try_confined(files: Files) -> Vec<&'static str> {
+    let mut open = File::open("/proc/self/status").unwrap();
+    let mut own = tempfile::tempfile().unwrap();
+    sandbox::confine(files).unwrap();
+
+    let refused = |error: std::io::Error| error.raw_os_error() == Some(libc::ENOSYS);
+    let call = |number, arguments: [usize; 3]| {
+        let [a, b, c] = arguments;
+        // SAFETY: the calls are such that do no harm if they are made: they have wrong arguments
+        // or ask for something that is undone when this process ends.
+        let ret = unsafe { libc::syscall(number, a, b, c) };
+        ret < 0 && refused(std::io::Error::last_os_error())
+    };
+    let path = std::env::temp_dir().join("must-not-be-made");
+    let reading = File::open("/proc/self/status");
+    let mut wrong = Vec::new();
+    let mut expect = |what, holds: bool| wrong.extend((!holds).then_some(what));
+
+    expect("writes what is open", own.write_all(b"x").is_ok());
+    expect("reads what is open", open.read(&mut [0; 64]).is_ok());
+    expect(
+        "has memory",
+        vec![1_u8; 64 << 20].iter().all(|byte| *byte == 1),
+    );
+    thread::sleep(Duration::from_millis(1));
+    expect(
+        "opens files only where it must",
+        match (files, reading) {
+            (Files::Readable, reading) => reading.is_ok(),
+            (Files::Opened, Err(error)) => refused(error),
+            (Files::Opened, Ok(_)) => false,
+        },
+    );
+    for options in [
+        File::options().write(true).create(true),
+        File::options().append(true).create(true),
+        File::options().read(true).write(true).create_new(true),
+        File::options().write(true).truncate(true),
+    ] {
+        expect(
+            "opens no file for writing",
+            options.open(&path).is_err_and(refused),
+        );
+    }
+    expect(
+        "removes no file",
+        fs::remove_file(&path).is_err_and(refused),
+    );
+    let bind = std::net::TcpListener::bind("127.0.0.1:0");
+    expect("makes no socket", bind.is_err_and(refused));
+    let connect = std::net::UdpSocket::bind("0.0.0.0:0");
+    expect("makes no socket", connect.is_err_and(refused));
+    expect(
+        "starts no program",
+        Command::new("/bin/true").spawn().is_err(),
+    );
+    expect(
+        "starts no thread",
+        thread::Builder::new().spawn(|| ()).is_err(),
+    );
+    expect("executes nothing", call(libc::SYS_execve, [0, 0, 0]));
+    // SAFETY: only numbers are passed.
+    let fork = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+    if fork == 0 {
+        std::process::exit(0);
+    }
+    expect("makes no process", fork < 0);
+    expect("traces nobody", call(libc::SYS_ptrace, [16, 1, 0]));
+    expect("kills nobody", call(libc::SYS_kill, [1, 0, 0]));
+    expect(
+        "signals no other process",
+        call(libc::SYS_tgkill, [1, 1, 0]),
+    );
+    expect("enters no namespace", call(libc::SYS_setns, [0, 0, 0]));
+    expect("makes no namespace", call(libc::SYS_unshare, [0, 0, 0]));
+    expect("mounts nothing", call(libc::SYS_mount, [0, 0, 0]));
+    expect("changes no user", call(libc::SYS_setuid, [0, 0, 0]));
+    expect("has no io_uring", call(libc::SYS_io_uring_setup, [1, 0, 0]));
+    expect(
+        "counts no events",
+        call(libc::SYS_perf_event_open, [0, 0, 0]),
+    );
+    for (what, command) in [
+        ("makes no map", libbpf_sys::BPF_MAP_CREATE),
+        ("changes no map", libbpf_sys::BPF_MAP_UPDATE_ELEM),
+        ("loads no program", libbpf_sys::BPF_PROG_LOAD),
+        ("attaches nothing", libbpf_sys::BPF_LINK_CREATE),
+        ("attaches nothing", libbpf_sys::BPF_PROG_ATTACH),
+        ("detaches nothing of others", libbpf_sys::BPF_PROG_DETACH),
+        (
+            "takes no object of others",
+            libbpf_sys::BPF_PROG_GET_FD_BY_ID,
+        ),
+        ("pins nothing", libbpf_sys::BPF_OBJ_PIN),
+    ] {
+        expect(what, call(libc::SYS_bpf, [command as usize, 0, 0]));
+    }
+    let executable = (libc::PROT_READ | libc::PROT_EXEC) as usize;
+    expect(
+        "has no new code",
+        call(libc::SYS_mmap, [0, 4096, executable]),
+    );
+    expect(
+        "has no new code",
+        call(libc::SYS_mprotect, [0, 4096, executable]),
+    );
+    // TIOCSTI puts characters into the input of a terminal.
+    expect("types nothing", call(libc::SYS_ioctl, [0, 0x5412, 0]));
+    wrong
+}
+
+#[test]
+fn the_sandbox_refuses_what_no_run_needs() {
+    const CHILD: &str = "TCPINSPECT_TEST_CONFINED";
+    // Not what a test harness says that found no such test.
+    const ALL_RIGHT: i32 = 42;
+    let name = "the_sandbox_refuses_what_no_run_needs";
+    if let Some(files) = std::env::var_os(CHILD) {
+        let files = match files.to_str() {
+            Some("readable") => Files::Readable,
+            _ => Files::Opened,
+        };
+        let wrong = try_confined(files);
+        // Past the capture of the test harness.
+        let _ = writeln!(std::io::stderr(), "wrong: {wrong:?}");
+        std::process::exit(if wrong.is_empty() { ALL_RIGHT } else { 1 });
+    }
+    for files in ["opened", "readable"] {
+        // The filter is for all threads of a process, and for good.
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args([name, "--exact", "--test-threads=1"])
+            .env(CHILD, files)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(ALL_RIGHT), "{files}: {output:?}");
     }
 }
 
@@ -118,7 +405,7 @@ fn set_attribute(path: &Path, name: &CStr, value: &[u8]) -> Result<(), String> {
     let path = CString::new(path.as_os_str().as_bytes()).unwrap();
     // SAFETY: both strings and the value are valid for the call.
     let ret = unsafe {
-        nix::libc::setxattr(
+        libc::setxattr(
             path.as_ptr(),
             name.as_ptr(),
             value.as_ptr().cast(),
@@ -161,14 +448,11 @@ fn a_capability_that_is_missing_is_named() {
 
 #[test]
 fn no_locked_memory_is_needed_since_linux_5_11() {
-    let release = nix::sys::utsname::uname().unwrap();
-    let release = release.release().to_str().unwrap().to_owned();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    let mut number = || numbers.next().unwrap().parse::<u32>().unwrap();
-    need!(if (number(), number()) >= (5, 11) {
-        Ok(())
-    } else {
-        Err(format!("Linux {release} accounts BPF to locked memory"))
+    need!(match release() {
+        (5, 11..) | (6.., _) => Ok(()),
+        (major, minor) => Err(format!(
+            "Linux {major}.{minor} accounts BPF to locked memory"
+        )),
     });
     let pair = need!(Pair::new());
     let binary = PublicBinary::new();

@@ -575,7 +575,8 @@ static __always_inline void report(struct __sk_buff *skb, struct flow_slot *slot
 	if (live)
 		r->reason = reason;
 	if (send_event(skb, r, sizeof(*r)) && reason != FLOW_IS_LIVE) {
-		/* User space runs the sweep for no more than fits: this can't be. */
+		/* User space runs the sweep for no more than fits. But a CPU that came online
+		 * later than the perf buffer has none. */
 		sweep.lost++;
 		sweep.lost_packets += r->ends[0].packets + r->ends[1].packets;
 	}

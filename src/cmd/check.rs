@@ -13,7 +13,9 @@ use nix::sys::utsname::uname;
 use super::connect_trace::Backend;
 use super::{connect_trace, flows, port_monitor, syn_count};
 use crate::attach::xdp;
-use crate::cli::{BackendChoice, BufferChoice, CheckArgs, OutputFormat, StopArgs, arguments};
+use crate::cli::{
+    BackendChoice, BufferChoice, CheckArgs, OutputFormat, SandboxArgs, StopArgs, arguments,
+};
 use crate::events::BufferKind;
 use crate::failure::{Exit, Failure};
 use crate::host::features::offers_native_xdp;
@@ -30,7 +32,7 @@ use crate::stop::ExitReason;
 /// # Errors
 /// A command can't run here, or the output can't be written.
 pub fn run(args: &CheckArgs) -> Result<Exit, Failure> {
-    let mut session = Session::new(&args.output, &StopArgs::default())?;
+    let mut session = Session::new(&args.output, &StopArgs::default(), SandboxArgs::default())?;
     let findings = find_out(session.notices)?;
     let duration = session.stop.elapsed();
     privileges::drop_all()?;

@@ -15,6 +15,7 @@ use crate::events::{BufferKind, EventSource};
 use crate::failure::{Exit, Failure};
 use crate::host::containers::Containers;
 use crate::host::privileges;
+use crate::host::sandbox::Files;
 use crate::notice::Notices;
 use crate::output::connect::ConnectWriter;
 use crate::output::summary::Summary;
@@ -40,7 +41,7 @@ const ATTEMPTS: usize = 5;
 /// # Errors
 /// As SPEC's exit codes: wrong options, or something that can't be attached or written.
 pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
-    let mut session = Session::new(&args.output, &args.stop)?;
+    let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
     load::possible_cpus()?;
     let buffer = BufferKind::choose(args.buffer.buffer)?;
 
@@ -79,12 +80,17 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
     )?;
     privileges::drop_all()?;
     session.text_header(|out| writer.text_header(out));
+    // Which container a process is in, files tell.
+    session.ready(match args.output.format() {
+        OutputFormat::Json => Files::Readable,
+        OutputFormat::Text => Files::Opened,
+    })?;
     session.attached(&format!(
         "{} (connect-trace, backend {}, {})",
         tracer.hooks.join(", "),
         tracer.backend.name(),
         buffer.name()
-    ))?;
+    ));
 
     session.run_events(&source)?;
     let duration = session.stop.elapsed();

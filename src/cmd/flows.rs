@@ -22,6 +22,7 @@ use crate::failure::{Exit, Failure};
 use crate::filter::{Filter, FlagsRule};
 use crate::host::interfaces::{Interface, LinkLayer};
 use crate::host::privileges;
+use crate::host::sandbox::Files;
 use crate::load::Loads;
 use crate::notice::Notices;
 use crate::output::clock::UnixNanos;
@@ -69,7 +70,7 @@ pub fn run(args: &FlowsArgs) -> Result<Exit, Failure> {
         return replay_file(args, &filter, file);
     }
 
-    let mut session = Session::new(&args.output, &args.stop)?;
+    let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
     let interfaces = session.interfaces(&args.packets.interfaces)?;
     let cpus = load::possible_cpus()?;
     let buffer = BufferKind::choose(args.buffer.buffer)?;
@@ -139,7 +140,12 @@ pub fn run(args: &FlowsArgs) -> Result<Exit, Failure> {
     if !has_view {
         session.text_header(|out| book.borrow().header(out));
     }
-    session.attached(&describe(&links, buffer))?;
+    if has_view {
+        session.stop.listen()?;
+    } else {
+        session.ready(Files::Opened)?;
+    }
+    session.attached(&describe(&links, buffer));
 
     if has_view {
         let names = interfaces.iter().map(|interface| interface.name.clone());
@@ -179,6 +185,7 @@ fn run_sweeps(
         }
         session.output.borrow_mut().clock.sync()?;
         let now = Instant::now();
+        let worked = cpu_time()?;
         let interval_ends = interval_due.is_some_and(|due| now >= due);
         let mode = if interval_ends {
             SweepMode::SWEEP_LIVE
@@ -196,7 +203,7 @@ fn run_sweeps(
         let evicted = table.make_room(counted.matched, 0)?;
         session.output.borrow_mut().sink.flush(&session.stop);
         let every = if evicted { SWEEP_FULL } else { SWEEP_EVERY };
-        sweep_due = Instant::now() + every.max(now.elapsed() * SWEEP_REST);
+        sweep_due = Instant::now() + every.max(rest_since(worked)?);
     }
 }
 
@@ -216,6 +223,9 @@ fn run_view(
     mut view: View,
 ) -> Result<()> {
     let mut screen = Screen::open()?;
+    // What reads keys is set up when it is first asked for some.
+    screen.input()?;
+    session.confine(Files::Opened);
     let stdin = std::io::stdin();
     let mut updated = Instant::now();
     let mut due = updated;
@@ -240,13 +250,14 @@ fn run_view(
             }
         }
         let now = Instant::now();
+        let worked = cpu_time()?;
         if now >= due {
             table.sweep(SweepMode::SWEEP_LIVE, 0)?;
             let flows = std::mem::take(&mut table.book.borrow_mut().rows);
             let length = updated.elapsed().as_secs_f64();
             view.update(flows, monotonic_ns()?, length, counters().untracked);
             updated = now;
-            due = now + args.interval.max(now.elapsed() * SWEEP_REST);
+            due = now + args.interval.max(rest_since(worked)?);
         } else if now >= sweep_due {
             table.sweep(SweepMode::SWEEP_ENDED, 0)?;
         } else if inputs.is_empty() {
@@ -255,12 +266,25 @@ fn run_view(
         if now >= sweep_due {
             let full = table.make_room(counters().matched, 0)?;
             let every = if full { SWEEP_FULL } else { SWEEP_EVERY };
-            sweep_due = Instant::now() + every.max(now.elapsed() * SWEEP_REST);
+            sweep_due = Instant::now() + every.max(rest_since(worked)?);
         }
         if updated == now || !inputs.is_empty() {
             screen.draw(&mut view)?;
         }
     }
+}
+
+/// CPU time of this thread, in which the sweep runs too.
+fn cpu_time() -> Result<Duration> {
+    let time =
+        clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("failed to read the clock")?;
+    Ok(time.into())
+}
+
+/// How long to rest after work that began at this CPU time. Time in which others ran, or a reader
+/// was waited for, is none to rest for: flows go on meanwhile, and the table would fill.
+fn rest_since(worked: Duration) -> Result<Duration> {
+    Ok(cpu_time()?.saturating_sub(worked) * SWEEP_REST)
 }
 
 /// The clock of the programs.
@@ -339,7 +363,8 @@ fn describe(links: &[Attached<'_>], buffer: BufferKind) -> String {
 }
 
 /// Records that surely fit into the event buffer at once. Only the sweep writes to it, and it is
-/// emptied after each run, so none is ever lost.
+/// emptied after each run, so that none is lost, but on a CPU that has come later than the perf
+/// buffer.
 fn chunk(args: &FlowsArgs, buffer: BufferKind, cpus: usize) -> u32 {
     // Either kind of buffer adds less than this to a record.
     const OVERHEAD: usize = 64;
@@ -399,6 +424,7 @@ impl Table<'_, '_, '_> {
             while self.source.consume() {}
             self.book.borrow_mut().settle();
             let sweep = skel::read_sweep(bss);
+            self.book.borrow_mut().note_lost(&sweep);
             left = sweep.end.saturating_sub(sweep.cursor);
             if left == 0 {
                 return Ok(sweep);
@@ -455,6 +481,9 @@ struct Book<'a> {
     has_view: bool,
     /// Flows that have ended since the start.
     reported: u64,
+    /// Of these, and of their packets, those whose record found no room.
+    lost: u64,
+    lost_packets: u64,
     totals: FlowTotals,
 }
 
@@ -477,6 +506,8 @@ impl<'a> Book<'a> {
             rows: Vec::new(),
             has_view,
             reported: 0,
+            lost: 0,
+            lost_packets: 0,
             totals: FlowTotals::default(),
         })
     }
@@ -514,6 +545,13 @@ impl<'a> Book<'a> {
         if self.has_lines() {
             self.ended.push(flow);
         }
+    }
+
+    /// Notes how many records the sweep could not send, of all since the start.
+    fn note_lost(&mut self, sweep: &Sweep) {
+        self.reported += sweep.lost - self.lost;
+        self.lost = sweep.lost;
+        self.lost_packets = sweep.lost_packets;
     }
 
     /// Writes the flows that have ended, in the order of their last packets.
@@ -598,17 +636,18 @@ impl<'a> Book<'a> {
         self.interval_started = Instant::now();
     }
 
-    /// The account of the run. Where there are no lines, all that was counted was shown.
+    /// The account of the run. Where there are no lines, all that was received was shown.
     fn summary(&self, session: &Session, duration: Duration, counters: PacketCounters) -> Summary {
         let account = self
             .delivery
-            .summary("flows", duration, counters.matched, 0, 0);
+            .summary("flows", duration, counters.matched, self.lost, 0);
         let summary = Summary {
             exit_reason: session.exit_reason().name(),
             packets: Some(counters),
             flows: Some(FlowTotals {
                 segments: counters.segments,
                 untracked: counters.untracked,
+                unreported: self.totals.unreported + self.lost_packets,
                 ..self.totals
             }),
             ..account
@@ -617,8 +656,8 @@ impl<'a> Book<'a> {
             return summary;
         }
         Summary {
-            emitted: counters.matched,
-            lost: 0,
+            emitted: counters.matched - self.lost,
+            lost: self.lost,
             suppressed: 0,
             ..summary
         }
@@ -690,7 +729,7 @@ impl Setup<'_> {
 fn replay_file(args: &FlowsArgs, filter: &Filter, file: &Path) -> Result<Exit, Failure> {
     // Opened first: while it waits for a FIFO's writer, signals still end the process.
     let mut capture = replay::open(file)?;
-    let mut session = Session::new(&args.output, &args.stop)?;
+    let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
     let cpus = load::possible_cpus()?;
     let setup = Setup {
         args,
@@ -711,7 +750,7 @@ fn replay_file(args: &FlowsArgs, filter: &Filter, file: &Path) -> Result<Exit, F
         &skel.maps.perf,
         |bytes| book.borrow_mut().take(bytes),
     )?;
-    session.stop.listen()?;
+    session.ready(Files::Opened)?;
     session.text_header(|out| book.borrow().header(out));
 
     let counters = || match skel.maps.bss_counters_data.as_deref() {

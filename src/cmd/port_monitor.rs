@@ -21,6 +21,7 @@ use crate::failure::{Exit, Failure};
 use crate::filter::{Filter, FlagsRule};
 use crate::host::interfaces::{Interface, LinkLayer};
 use crate::host::privileges;
+use crate::host::sandbox::Files;
 use crate::notice::Notices;
 use crate::output::packet::{PacketWriter, Place, iface_width};
 use crate::output::summary::Summary;
@@ -44,7 +45,7 @@ pub fn run(args: &PortMonitorArgs) -> Result<Exit, Failure> {
         return replay_file(args, &filter, file);
     }
 
-    let mut session = Session::new(&args.output, &args.stop)?;
+    let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
     let interfaces = session.interfaces(&args.packets.interfaces)?;
     let cpus = load::possible_cpus()?;
     let buffer = BufferKind::choose(args.buffer.buffer)?;
@@ -102,7 +103,8 @@ pub fn run(args: &PortMonitorArgs) -> Result<Exit, Failure> {
     }
     give_up_privileges(&links)?;
     session.text_header(|out| writer.text_header(out));
-    session.attached(&describe(&links, buffer))?;
+    session.ready(Files::Opened)?;
+    session.attached(&describe(&links, buffer));
 
     session.run_events(&source)?;
     let duration = session.stop.elapsed();
@@ -324,7 +326,7 @@ impl Setup<'_> {
 fn replay_file(args: &PortMonitorArgs, filter: &Filter, file: &Path) -> Result<Exit, Failure> {
     // Opened first: while it waits for a FIFO's writer, signals still end the process.
     let mut capture = replay::open(file)?;
-    let mut session = Session::new(&args.output, &args.stop)?;
+    let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
     let cpus = load::possible_cpus()?;
     let setup = Setup {
         args,
@@ -354,7 +356,7 @@ fn replay_file(args: &PortMonitorArgs, filter: &Filter, file: &Path) -> Result<E
         &skel.maps.perf,
         |bytes| print(&delivery, &writer, bytes, |_| Some(place.get())),
     )?;
-    session.stop.listen()?;
+    session.ready(Files::Opened)?;
     session.text_header(|out| writer.text_header(out));
 
     let mut replay = Replay {

@@ -22,6 +22,7 @@ use crate::filter::{Filter, FlagsRule};
 use crate::host::features::Snapshot;
 use crate::host::interfaces::{Interface, LinkLayer};
 use crate::host::privileges;
+use crate::host::sandbox::Files;
 use crate::notice::Notices;
 use crate::output::clock::UnixNanos;
 use crate::output::count::{Alert, Count, CountWriter, Interval};
@@ -47,7 +48,7 @@ pub fn run(args: &SynCountArgs) -> Result<Exit, Failure> {
         return replay_file(args, &filter, file);
     }
 
-    let mut session = Session::new(&args.output, &args.stop)?;
+    let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
     let interfaces = session.interfaces(&args.packets.interfaces)?;
     let cpus = load::possible_cpus()?;
 
@@ -62,7 +63,8 @@ pub fn run(args: &SynCountArgs) -> Result<Exit, Failure> {
         counters.push(counter);
     }
     give_up_privileges(&counters)?;
-    session.attached(&describe(&counters))?;
+    session.ready(Files::Opened)?;
+    session.attached(&describe(&counters));
 
     let writer = CountWriter {
         iface_width: iface_width(interfaces.iter().map(|interface| interface.name.as_str())),
@@ -584,7 +586,7 @@ fn decode_key(bytes: &[u8]) -> Option<Key> {
 fn replay_file(args: &SynCountArgs, filter: &Filter, file: &Path) -> Result<Exit, Failure> {
     // Opened first: while it waits for a FIFO's writer, signals still end the process.
     let mut capture = replay::open(file)?;
-    let mut session = Session::new(&args.output, &args.stop)?;
+    let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
     let source = Source::of(args.mode);
     let mut storage = MaybeUninit::uninit();
     let program = Program::load(
@@ -596,7 +598,7 @@ fn replay_file(args: &SynCountArgs, filter: &Filter, file: &Path) -> Result<Exit
         &mut storage,
         load::possible_cpus()?,
     )?;
-    session.stop.listen()?;
+    session.ready(Files::Opened)?;
     let writer = CountWriter {
         iface_width: iface_width([]),
         with_keys: args.by.is_some() || args.alert.is_some(),

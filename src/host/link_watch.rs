@@ -60,6 +60,8 @@ struct Followed {
 /// them, then attach. Poll it for input and call [`events`](Self::events).
 pub struct LinkWatch {
     socket: Socket,
+    /// For questions, if announcements were dropped: by then no socket can be made any more.
+    questions: Socket,
     followed: Vec<Followed>,
 }
 
@@ -78,6 +80,7 @@ impl LinkWatch {
         .context("failed to listen to interface changes")?;
         Ok(Self {
             socket,
+            questions: route_socket()?,
             followed: Vec::new(),
         })
     }
@@ -141,10 +144,9 @@ impl LinkWatch {
     }
 
     fn ask(&mut self, events: &mut Vec<LinkEvent>) -> Result<()> {
-        let mut socket = route_socket()?;
         let indices: Vec<_> = self.followed.iter().map(|known| known.index).collect();
         for index in indices {
-            match link_by_index(&mut socket, index)? {
+            match link_by_index(&mut self.questions, index)? {
                 Some(link) => changed(&mut self.followed, &link, events),
                 None => lost(&mut self.followed, index, &LinkChange::Gone, events),
             }

@@ -10,3 +10,4 @@ pub mod interfaces;
 pub mod link_watch;
 pub(crate) mod netlink;
 pub mod privileges;
+pub mod sandbox;

@@ -111,9 +111,10 @@ impl Sink {
         self.written
     }
 
-    /// Data lines that were taken, but could not be written any more.
+    /// Data lines that were taken, but could not be written any more. Where one call writes several
+    /// (`--by` in text), it is intervals that are shown, and no account is made of lines.
     pub fn stranded(&self) -> u64 {
-        self.accepted - self.written
+        self.accepted.saturating_sub(self.written)
     }
 
     /// Why no more lines are taken.

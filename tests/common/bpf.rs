@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::CStr;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::ptr;
 
@@ -25,6 +25,10 @@ pub enum Hook {
     TcxFirst,
     /// TC ingress, after all that are there.
     TcxLast,
+    /// TC egress, before all that are there.
+    TcxFirstOut,
+    /// TC egress, after all that are there.
+    TcxLastOut,
 }
 
 /// XDP_PASS.
@@ -72,6 +76,16 @@ impl Foreign {
                 libbpf_sys::BPF_TCX_INGRESS,
                 BPF_F_AFTER,
             ),
+            Hook::TcxFirstOut => (
+                libbpf_sys::BPF_PROG_TYPE_SCHED_CLS,
+                libbpf_sys::BPF_TCX_EGRESS,
+                BPF_F_BEFORE,
+            ),
+            Hook::TcxLastOut => (
+                libbpf_sys::BPF_PROG_TYPE_SCHED_CLS,
+                libbpf_sys::BPF_TCX_EGRESS,
+                BPF_F_AFTER,
+            ),
         };
         let in_pieces = hook == Hook::XdpGeneric && has_xdp_frags().is_ok();
         let opts = libbpf_sys::bpf_prog_load_opts {
@@ -96,6 +110,36 @@ impl Foreign {
             libbpf_sys::bpf_link_create(program.as_raw_fd(), ifindex, attach_type, &raw const opts)
         };
         let link = owned(link).map_err(|error| format!("can't attach to {hook:?}: {error}"))?;
+        Ok(Self {
+            program,
+            _link: link,
+        })
+    }
+
+    /// Attaches a program that lets every packet in to a cgroup.
+    ///
+    /// # Errors
+    /// The kernel does not have this hook.
+    pub fn attach_to_cgroup(cgroup: BorrowedFd<'_>) -> Result<Self, String> {
+        const LET_PASS: i32 = 1;
+        let opts = libbpf_sys::bpf_prog_load_opts {
+            sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as libbpf_sys::size_t,
+            expected_attach_type: libbpf_sys::BPF_CGROUP_INET_INGRESS,
+            ..Default::default()
+        };
+        let kind = libbpf_sys::BPF_PROG_TYPE_CGROUP_SKB;
+        let program = load(kind, c"foreign", LET_PASS, &opts)
+            .map_err(|error| format!("can't load a program for a cgroup: {error}"))?;
+        // SAFETY: both descriptors are open, and no options are passed.
+        let link = unsafe {
+            libbpf_sys::bpf_link_create(
+                program.as_raw_fd(),
+                cgroup.as_raw_fd(),
+                libbpf_sys::BPF_CGROUP_INET_INGRESS,
+                ptr::null(),
+            )
+        };
+        let link = owned(link).map_err(|error| format!("can't attach to a cgroup: {error}"))?;
         Ok(Self {
             program,
             _link: link,
@@ -177,6 +221,53 @@ impl Object {
             }
         }
     }
+}
+
+/// The last record in the ring buffer of another process, as the kernel wrote it.
+pub fn last_in_ring(pid: Pid, record: usize) -> Vec<u8> {
+    // Before each record, its length and a page offset.
+    const HEADER: usize = 8;
+    let ring = objects_of(pid).into_iter().find_map(|object| {
+        let Object::Map(id) = object else {
+            return None;
+        };
+        // SAFETY: no pointers are passed.
+        let fd = owned(unsafe { libbpf_sys::bpf_map_get_fd_by_id(id) }).unwrap();
+        let mut info = libbpf_sys::bpf_map_info::default();
+        let mut len = size_of_val(&info) as u32;
+        let raw = fd.as_raw_fd();
+        // SAFETY: `info` is valid for `len` bytes.
+        let ret = unsafe { libbpf_sys::bpf_map_get_info_by_fd(raw, &raw mut info, &raw mut len) };
+        assert_eq!(ret, 0);
+        let is_ring = info.type_ == libbpf_sys::BPF_MAP_TYPE_RINGBUF;
+        is_ring.then_some((fd, info.max_entries as usize))
+    });
+    let (fd, size) = ring.unwrap();
+    // SAFETY: it takes a number and returns one.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap();
+    // The producer's position, and after that page the data, twice: a record never wraps around.
+    let len = page + 2 * size;
+    // SAFETY: a new mapping at an address of the kernel's choice touches nothing of ours.
+    let memory = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            len,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            fd.as_raw_fd(),
+            libc::off_t::try_from(page).unwrap(),
+        )
+    };
+    assert_ne!(memory, libc::MAP_FAILED, "{}", io::Error::last_os_error());
+    // SAFETY: all of it is mapped, and nobody writes to it while the test sends nothing.
+    let bytes = unsafe { std::slice::from_raw_parts(memory.cast::<u8>(), len) }.to_vec();
+    // SAFETY: mapped above with this length, and not used any more.
+    unsafe { libc::munmap(memory, len) };
+    let produced = u64::from_ne_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let at = page + (produced - record - HEADER) % size;
+    let header = u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
+    assert_eq!(header as usize, record);
+    bytes[at + HEADER..][..record].to_vec()
 }
 
 /// The programs, maps and links that a process holds.
@@ -264,8 +355,18 @@ pub fn has_xdp_frags() -> Result<(), String> {
 /// directions. bpftool knows of them only since 7.3.
 pub fn tcx_programs(interface: &str) -> Vec<u32> {
     let ifindex = if_nametoindex(interface).unwrap().cast_signed();
+    let directions = [libbpf_sys::BPF_TCX_INGRESS, libbpf_sys::BPF_TCX_EGRESS];
+    query(ifindex, &directions)
+}
+
+/// The programs that look at the packets that come in to a cgroup.
+pub fn cgroup_programs(cgroup: BorrowedFd<'_>) -> Vec<u32> {
+    query(cgroup.as_raw_fd(), &[libbpf_sys::BPF_CGROUP_INET_INGRESS])
+}
+
+fn query(target: i32, attach_types: &[libbpf_sys::bpf_attach_type]) -> Vec<u32> {
     let mut found = Vec::new();
-    for attach_type in [libbpf_sys::BPF_TCX_INGRESS, libbpf_sys::BPF_TCX_EGRESS] {
+    for attach_type in attach_types {
         let mut ids = [0_u32; 64];
         let mut opts = libbpf_sys::bpf_prog_query_opts {
             sz: size_of::<libbpf_sys::bpf_prog_query_opts>() as libbpf_sys::size_t,
@@ -275,8 +376,8 @@ pub fn tcx_programs(interface: &str) -> Vec<u32> {
         opts.__bindgen_anon_1.count = ids.len() as u32;
         // SAFETY: `opts` is valid for the call, its size is set, and it names as many ids as
         // there is room for.
-        let ret = unsafe { libbpf_sys::bpf_prog_query_opts(ifindex, attach_type, &raw mut opts) };
-        // A kernel without TC links has none.
+        let ret = unsafe { libbpf_sys::bpf_prog_query_opts(target, *attach_type, &raw mut opts) };
+        // A kernel without this hook has none.
         if ret == 0 {
             // SAFETY: both members of the union are the same number.
             let count = unsafe { opts.__bindgen_anon_1.count };

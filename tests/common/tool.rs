@@ -384,6 +384,30 @@ pub fn check_account(summary: &Value) {
     }
 }
 
+/// What the summary on stderr says of matched, emitted, lost and suppressed.
+pub fn account(output: &Output) -> [u64; 4] {
+    let summary = |line: &&String| line.starts_with("summary: ");
+    let line = output.stderr.iter().find(summary);
+    let line = line.unwrap_or_else(|| panic!("no summary: {output:#?}"));
+    let words: Vec<_> = line.split([' ', ';']).collect();
+    let account = ["matched", "emitted", "lost", "suppressed"].map(|name| {
+        let at = words.iter().position(|word| *word == name);
+        words[at.unwrap_or_else(|| panic!("no {name}: {line}")) + 1]
+            .parse()
+            .unwrap()
+    });
+    let [matched, emitted, lost, suppressed] = account;
+    assert_eq!(matched, emitted + lost + suppressed, "{line}");
+    account
+}
+
+/// The same of a summary in JSON.
+pub fn json_account(line: &str) -> [u64; 4] {
+    let summary = parse(line);
+    check_account(&summary);
+    ["matched", "emitted", "lost", "suppressed"].map(|name| summary[name].as_u64().unwrap())
+}
+
 /// A line as JSON.
 pub fn parse(line: &str) -> Value {
     serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line:?}"))

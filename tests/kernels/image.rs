@@ -33,6 +33,14 @@ const TOOLS: &[&str] = &[
     "tcpconnlat",
     "tcplife",
     "tcptracer",
+    "xdp-filter",
+    "xdp-loader",
+];
+
+/// Files that belong to these: what libxdp loads into the kernel.
+const DATA: &[&str] = &[
+    "usr/lib/x86_64-linux-gnu/bpf/xdp-dispatcher.o",
+    "usr/lib/x86_64-linux-gnu/bpf/xdpfilt_alw_tcp.o",
 ];
 
 /// Directories that the guest's first program expects.
@@ -89,6 +97,12 @@ impl Image {
                 if libraries.insert(library.to_owned()) {
                     image.copy(library.trim_start_matches('/'), Path::new(library))?;
                 }
+            }
+        }
+        for name in DATA {
+            let path = Path::new("/").join(name);
+            if path.is_file() {
+                image.copy(name, &path)?;
             }
         }
         Ok(image)

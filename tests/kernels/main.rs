@@ -72,6 +72,7 @@ const TARGETS: &[&str] = &[
     "lifecycle",
     "clsact",
     "output",
+    "accounting",
     "privileges",
     "host",
     "check",
@@ -97,6 +98,10 @@ const ALLOWED_SKIPS: &[AllowedSkip] = &[
     AllowedSkip {
         series: "6.1",
         reason: "tcx",
+    },
+    AllowedSkip {
+        series: "5.10",
+        reason: "accounts BPF to locked memory",
     },
     // Built without it.
     AllowedSkip {

@@ -1,0 +1,135 @@
+//! However it ends, nothing is left.
+
+use std::os::unix::process::ExitStatusExt;
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::common::bpf::{has_tcx, objects_of};
+use crate::common::{Namespace, Output, Pair, Tool, command, is_guest, need, wait_within};
+use crate::{WAYS, is_tc, linked, state};
+
+#[test]
+fn killed_at_any_moment_it_leaves_nothing() {
+    let pair = need!(Pair::new());
+    let before = state(&pair);
+    let mut commands = linked();
+    commands.push(&["connect-trace"]);
+    let (usual, _) = Tool::start_in(&pair.server, &["syn-count", "lo"]).attached_line();
+    let mut with_objects = 0;
+    // Two thirds of them by SIGKILL.
+    let rounds = if is_guest() { 30 } else { 150 };
+    let mut killed = 0;
+    for round in 0..rounds {
+        let args = commands[round as usize % commands.len()];
+        let tool = Tool::spawn_in(&pair.server, &mut command(args));
+        // From before main to well after attaching.
+        thread::sleep(usual * round * 3 / 2 / rounds);
+        // Stopped, so that nothing can be added to what is listed.
+        tool.signal(Signal::SIGSTOP);
+        let objects = objects_of(tool.pid());
+        with_objects += usize::from(!objects.is_empty());
+        let signal = match round % 6 {
+            0 => Signal::SIGTERM,
+            // As a panic in a callback ends.
+            1 => Signal::SIGABRT,
+            _ => Signal::SIGKILL,
+        };
+        killed += usize::from(signal == Signal::SIGKILL);
+        tool.signal(signal);
+        tool.signal(Signal::SIGCONT);
+        if signal != Signal::SIGTERM {
+            assert_eq!(tool.finish().status.signal(), Some(signal as i32));
+        } else {
+            // Before main it may end by the signal itself.
+            let output = tool.finish();
+            assert!(
+                [Some(0), None].contains(&output.status.code()),
+                "{output:#?}"
+            );
+        }
+        let what = format!("{args:?} leaves nothing in round {round}");
+        wait_within(&what, Duration::from_secs(1), || {
+            (!objects.iter().any(|object| object.exists())).then_some(())
+        });
+    }
+    assert_eq!(state(&pair), before);
+    assert_eq!(killed, rounds as usize * 2 / 3);
+    assert!(
+        with_objects > rounds as usize / 10,
+        "{with_objects} of {rounds} times"
+    );
+}
+
+#[test]
+fn what_a_killed_run_leaves_before_linux_6_6_goes_with_the_next_start() {
+    let pair = need!(Pair::new());
+    let before = state(&pair);
+    for killed in WAYS {
+        for next in WAYS {
+            let tool = Tool::start_in(&pair.server, killed);
+            let objects = objects_of(tool.pid());
+            tool.signal(Signal::SIGKILL);
+            tool.finish();
+            let left = is_tc(killed) && has_tcx().is_err();
+            let output = Tool::start_in(&pair.server, next).stop();
+            assert_eq!(output.code(), 0, "{output:#?}");
+            let told = |line: &String| line.contains("had left when it was killed");
+            let mut lines = output.stderr.iter();
+            assert_eq!(lines.any(told), left, "{killed:?}, {next:?}: {output:#?}");
+            wait_within("all is gone", Duration::from_secs(1), || {
+                (!objects.iter().any(|object| object.exists())).then_some(())
+            });
+            assert_eq!(state(&pair), before, "{killed:?}, {next:?}");
+        }
+    }
+}
+
+#[test]
+fn a_normal_end_leaves_nothing_and_restores_what_native_xdp_changed() {
+    let pair = need!(Pair::new());
+    let before = state(&pair);
+    for args in WAYS {
+        let tool = Tool::start_in(&pair.server, args);
+        let objects = objects_of(tool.pid());
+        assert!(!objects.is_empty());
+        assert_ne!(state(&pair), before, "{args:?}");
+        assert_eq!(tool.stop().code(), 0);
+        wait_within("everything is gone", Duration::from_secs(1), || {
+            (!objects.iter().any(|object| object.exists())).then_some(())
+        });
+        assert_eq!(state(&pair), before, "{args:?}");
+    }
+}
+
+#[test]
+fn what_native_xdp_changes_on_the_other_end_is_told() {
+    let namespace = need!(Namespace::new());
+    need!(namespace.try_run("ip link add va type veth peer name vb"));
+    let features = || namespace.run("ethtool -k vb");
+    let before = features();
+    let tool = Tool::start_in(&namespace, &["syn-count", "va", "--mode", "native"]);
+    let during = features();
+    let told = |output: &Output| {
+        let mut lines = output.stderr.iter();
+        lines.any(|line| line.starts_with("notice: native XDP changed vb: "))
+    };
+    assert_eq!(told(&tool.stop()), during != before);
+    assert_eq!(features(), before);
+
+    let elsewhere = Namespace::new().unwrap();
+    namespace.run(&format!("ip link set vb netns {}", elsewhere.path()));
+    let tool = Tool::start_in(&namespace, &["syn-count", "va", "--mode", "native"]);
+    tool.error("about the unseen peer", |line| {
+        line.starts_with("notice: ") && line.contains("another network namespace")
+    });
+    assert_eq!(tool.stop().code(), 0);
+    for quiet in [&["-q"][..], &["--mode", "generic"], &["--mode", "tc"]] {
+        let args = [&["syn-count", "va"], quiet].concat();
+        let output = Tool::start_in(&namespace, &args).stop();
+        assert_eq!(output.code(), 0, "{output:#?}");
+        // Attached, and the summary.
+        assert_eq!(output.stderr.len(), 2, "{output:#?}");
+    }
+}
