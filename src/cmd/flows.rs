@@ -34,7 +34,7 @@ use crate::skel::flows::types::{bss_replay, bss_sweep};
 use crate::skel::flows::{FlowsSkel, FlowsSkelBuilder};
 use crate::skel::{self, AGE_CLASSES, FlowRecord, PacketCounters, Sweep, SweepMode};
 use crate::stop::ExitReason;
-use crate::view::terminal::{self, Input, Screen};
+use crate::view::terminal::{self, Screen};
 use crate::view::{Reaction, View};
 use crate::{filter_slots, filter_tries};
 
@@ -215,28 +215,36 @@ fn run_view(
     counters: &dyn Fn() -> PacketCounters,
     mut view: View,
 ) -> Result<()> {
-    let mut screen = Screen::open()?;
+    let opened = Screen::open(&session.output.borrow().sink)?;
+    let Some(mut screen) = opened else {
+        session.end(ExitReason::ClosedPipe);
+        return Ok(());
+    };
     let stdin = std::io::stdin();
     let mut updated = Instant::now();
     let mut due = updated;
     let mut sweep_due = updated;
-    screen.draw(&mut view)?;
     loop {
-        if session.wait(Some(stdin.as_fd()), Some(due.min(sweep_due)))? == Wake::Stop {
+        screen.show(&mut view, &mut session.output.borrow_mut().sink);
+        let wake = session.wait(Some(stdin.as_fd()), Some(due.min(sweep_due)))?;
+        if wake == Wake::Stop {
             return Ok(());
         }
-        let inputs = screen.input()?;
-        for input in &inputs {
-            let Input::Key(key) = input else {
-                continue;
+        if wake == Wake::Events {
+            let Some(keys) = screen.keys()? else {
+                session.end(ExitReason::ClosedPipe);
+                return Ok(());
             };
-            match view.key(*key) {
-                Reaction::Quit => {
-                    session.end(ExitReason::Signal);
-                    return Ok(());
+            for key in keys {
+                match view.key(key) {
+                    Reaction::Quit => {
+                        session.end(ExitReason::Signal);
+                        return Ok(());
+                    }
+                    Reaction::Redraw => screen.redraw(),
+                    Reaction::Suspend => suspend(session, &mut screen)?,
+                    Reaction::Draw => screen.touch(),
                 }
-                Reaction::Redraw => screen.clear()?,
-                Reaction::Draw => {}
             }
         }
         let now = Instant::now();
@@ -245,20 +253,30 @@ fn run_view(
             let flows = std::mem::take(&mut table.book.borrow_mut().rows);
             let length = updated.elapsed().as_secs_f64();
             view.update(flows, monotonic_ns()?, length, counters().untracked);
+            screen.touch();
             updated = now;
             due = now + args.interval.max(now.elapsed() * SWEEP_REST);
         } else if now >= sweep_due {
             table.sweep(SweepMode::SWEEP_ENDED, 0)?;
-        } else if inputs.is_empty() {
-            continue;
         }
         if now >= sweep_due {
             let full = table.make_room(counters().matched, 0)?;
             let every = if full { SWEEP_FULL } else { SWEEP_EVERY };
             sweep_due = Instant::now() + every.max(now.elapsed() * SWEEP_REST);
         }
-        if updated == now || !inputs.is_empty() {
-            screen.draw(&mut view)?;
+    }
+}
+
+/// Stops the process until it has the terminal again, or is to end.
+fn suspend(session: &mut Session, screen: &mut Screen) -> Result<()> {
+    loop {
+        screen.suspend()?;
+        if screen.resume(&mut session.output.borrow_mut().sink)? {
+            return Ok(());
+        }
+        // Continued in the background, perhaps for the sake of another signal.
+        if session.wait(None, Some(Instant::now() + SWEEP_EVERY))? == Wake::Stop {
+            return Ok(());
         }
     }
 }

@@ -1,19 +1,20 @@
 //! The table of flows on a terminal. It knows no clock, no map and no terminal: flows and keys go
 //! in, a frame comes out.
 
+pub mod keys;
 pub mod terminal;
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 
 use ratatui::Frame;
-use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Cell, Clear, Paragraph, Row, Sparkline, Table};
 
 use crate::record::flow::Flow;
+use keys::Key;
 
 /// Intervals that the sparkline remembers.
 const LOADS_KEPT: usize = 240;
@@ -46,7 +47,7 @@ const COLUMNS: [(Column, &str, Constraint); 10] = [
     (Column::History, "HISTORY", Constraint::Length(12)),
 ];
 
-const KEYS: &str = " q quit  ↑↓ select  ←→ sort by  r reverse  / filter  Enter detail  Space pause";
+const KEYS: &str = " q quit  / filter  ←→ sort by  r reverse  ↑↓ select  Enter detail  Space pause";
 
 /// A flow, and what it has carried in the last interval.
 struct Entry {
@@ -87,6 +88,8 @@ pub enum Reaction {
     Draw,
     /// Draw all, even what should be on the screen already.
     Redraw,
+    /// Stop the process until it is continued.
+    Suspend,
     /// End the run.
     Quit,
 }
@@ -197,41 +200,40 @@ impl View {
     }
 
     /// Reacts to a key.
-    pub fn key(&mut self, key: KeyEvent) -> Reaction {
-        if key.modifiers.contains(KeyModifiers::CONTROL) {
-            match key.code {
-                KeyCode::Char('c') => return Reaction::Quit,
-                KeyCode::Char('l') => return Reaction::Redraw,
-                _ => return Reaction::Draw,
+    pub fn key(&mut self, key: Key) -> Reaction {
+        match key {
+            Key::Ctrl('c') => return Reaction::Quit,
+            Key::Ctrl('l') => return Reaction::Redraw,
+            Key::Ctrl('z') => return Reaction::Suspend,
+            _ if self.typing => {
+                self.type_filter(key);
+                return Reaction::Draw;
             }
-        }
-        if self.typing {
-            self.type_filter(key.code);
-            return Reaction::Draw;
+            _ => {}
         }
         let last = self.shown.len().saturating_sub(1);
-        match key.code {
-            KeyCode::Char('q') => return Reaction::Quit,
-            KeyCode::Esc if self.detail => self.detail = false,
-            KeyCode::Esc => {
+        match key {
+            Key::Char('q') => return Reaction::Quit,
+            Key::Esc if self.detail => self.detail = false,
+            Key::Esc => {
                 self.filter.clear();
                 self.arrange();
             }
-            KeyCode::Char('/') => self.typing = true,
-            KeyCode::Char(' ' | 'p') => self.paused = !self.paused,
-            KeyCode::Char('r') => {
+            Key::Char('/') => self.typing = true,
+            Key::Char(' ' | 'p') => self.paused = !self.paused,
+            Key::Char('r') => {
                 self.descending = !self.descending;
                 self.arrange();
             }
-            KeyCode::Left | KeyCode::Char('<') => self.sort_by(self.sort + COLUMNS.len() - 1),
-            KeyCode::Right | KeyCode::Char('>') => self.sort_by(self.sort + 1),
-            KeyCode::Up | KeyCode::Char('k') => self.selected = self.selected.saturating_sub(1),
-            KeyCode::Down | KeyCode::Char('j') => self.selected = (self.selected + 1).min(last),
-            KeyCode::PageUp => self.selected = self.selected.saturating_sub(20),
-            KeyCode::PageDown => self.selected = (self.selected + 20).min(last),
-            KeyCode::Home => self.selected = 0,
-            KeyCode::End => self.selected = last,
-            KeyCode::Enter => self.detail = !self.detail,
+            Key::Left | Key::Char('<') => self.sort_by(self.sort + COLUMNS.len() - 1),
+            Key::Right | Key::Char('>') => self.sort_by(self.sort + 1),
+            Key::Up | Key::Char('k') => self.selected = self.selected.saturating_sub(1),
+            Key::Down | Key::Char('j') => self.selected = (self.selected + 1).min(last),
+            Key::PageUp => self.selected = self.selected.saturating_sub(20),
+            Key::PageDown => self.selected = (self.selected + 20).min(last),
+            Key::Home => self.selected = 0,
+            Key::End => self.selected = last,
+            Key::Enter => self.detail = !self.detail,
             _ => {}
         }
         Reaction::Draw
@@ -242,17 +244,17 @@ impl View {
         self.arrange();
     }
 
-    fn type_filter(&mut self, code: KeyCode) {
-        match code {
-            KeyCode::Enter => self.typing = false,
-            KeyCode::Esc => {
+    fn type_filter(&mut self, key: Key) {
+        match key {
+            Key::Enter => self.typing = false,
+            Key::Esc => {
                 self.typing = false;
                 self.filter.clear();
             }
-            KeyCode::Backspace => {
+            Key::Backspace => {
                 self.filter.pop();
             }
-            KeyCode::Char(letter) => self.filter.push(letter),
+            Key::Char(letter) => self.filter.push(letter),
             _ => {}
         }
         self.arrange();

@@ -29,9 +29,9 @@ fn view(flows: Vec<Flow>) -> View {
     view
 }
 
-fn press(view: &mut View, codes: &[KeyCode]) {
-    for code in codes {
-        view.key(KeyEvent::from(*code));
+fn press(view: &mut View, keys: &[Key]) {
+    for key in keys {
+        view.key(*key);
     }
 }
 
@@ -67,7 +67,7 @@ fn ports(view: &mut View) -> Vec<u16> {
 fn the_busiest_flow_is_first_and_the_order_can_be_reversed() {
     let mut view = view(vec![flow(1, 10), flow(2, 3000), flow(3, 200)]);
     assert_eq!(ports(&mut view), [2, 3, 1]);
-    press(&mut view, &[KeyCode::Char('r')]);
+    press(&mut view, &[Key::Char('r')]);
     assert_eq!(ports(&mut view), [1, 3, 2]);
 }
 
@@ -76,11 +76,11 @@ fn the_columns_to_sort_by_go_round() {
     let mut view = view(vec![flow(3, 10), flow(1, 20), flow(2, 30)]);
     let before = ports(&mut view);
     for _ in 0..COLUMNS.len() {
-        press(&mut view, &[KeyCode::Right]);
+        press(&mut view, &[Key::Right]);
     }
     assert_eq!(ports(&mut view), before);
     while COLUMNS[view.sort].0 != Column::Source {
-        press(&mut view, &[KeyCode::Left]);
+        press(&mut view, &[Key::Left]);
     }
     assert_eq!(ports(&mut view), [3, 2, 1]);
     assert!(screen(&mut view, 120, 20)[2].contains("SOURCE▼"));
@@ -89,29 +89,23 @@ fn the_columns_to_sort_by_go_round() {
 #[test]
 fn a_filter_is_typed_kept_and_cleared() {
     let mut view = view(vec![flow(1111, 1), flow(2222, 1)]);
-    press(
-        &mut view,
-        &[KeyCode::Char('/'), KeyCode::Char('2'), KeyCode::Char('2')],
-    );
+    press(&mut view, &[Key::Char('/'), Key::Char('2'), Key::Char('2')]);
     assert_eq!(ports(&mut view), [2222]);
     // While it is typed, letters that are keys elsewhere belong to it.
-    press(
-        &mut view,
-        &[KeyCode::Char('q'), KeyCode::Backspace, KeyCode::Enter],
-    );
+    press(&mut view, &[Key::Char('q'), Key::Backspace, Key::Enter]);
     assert_eq!(ports(&mut view), [2222]);
-    press(&mut view, &[KeyCode::Esc]);
+    press(&mut view, &[Key::Esc]);
     assert_eq!(ports(&mut view).len(), 2);
 }
 
 #[test]
 fn a_paused_view_keeps_its_flows() {
     let mut view = view(vec![flow(1, 1)]);
-    press(&mut view, &[KeyCode::Char(' ')]);
+    press(&mut view, &[Key::Char(' ')]);
     view.update(vec![flow(2, 2), flow(3, 3)], 5_000_000_000, 1.0, 0);
     assert_eq!(ports(&mut view), [1]);
     assert!(screen(&mut view, 120, 20)[0].contains("PAUSED"));
-    press(&mut view, &[KeyCode::Char(' ')]);
+    press(&mut view, &[Key::Char(' ')]);
     view.update(vec![flow(2, 2), flow(3, 3)], 5_000_000_000, 1.0, 0);
     assert_eq!(ports(&mut view), [3, 2]);
 }
@@ -119,7 +113,7 @@ fn a_paused_view_keeps_its_flows() {
 #[test]
 fn the_selected_flow_stays_selected_when_others_overtake_it() {
     let mut view = view(vec![flow(1, 300), flow(2, 200), flow(3, 100)]);
-    press(&mut view, &[KeyCode::Down, KeyCode::Enter]);
+    press(&mut view, &[Key::Down, Key::Enter]);
     assert!(
         screen(&mut view, 120, 20)
             .iter()
@@ -144,13 +138,13 @@ fn any_size_can_be_drawn_and_the_selected_line_is_on_it() {
         .map(|port| flow(port, 1000 - u64::from(port)))
         .collect();
     let mut view = view(flows);
-    press(&mut view, &[KeyCode::End, KeyCode::Enter]);
+    press(&mut view, &[Key::End, Key::Enter]);
     for width in [0, 1, 2, 7, 40, 80, 200] {
         for height in [0, 1, 2, 3, 4, 10, 50] {
             screen(&mut view, width, height);
         }
     }
-    press(&mut view, &[KeyCode::Esc]);
+    press(&mut view, &[Key::Esc]);
     for height in [10, 50, 5] {
         let lines = screen(&mut view, 120, height);
         assert!(
