@@ -18,14 +18,17 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use common::frames::{RawSocket, syn_frame};
-use common::tool::{check_account, parse};
+use common::net::Reaped;
+use common::tool::{ENOUGH, PublicBinary, as_nobody, check_account, command_of, parse};
 use common::{CLIENT4, Namespace, Pair, SERVER4, SERVER6, Tool, command, is_guest, need};
 use flow_model::Record;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::pty::{Winsize, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, socket};
 use nix::sys::termios::{LocalFlags, tcgetattr};
+use nix::sys::utsname::uname;
 use serde_json::{Value, json};
 
 /// Runs a file through flows; `None` if the tool says that it can't read all of it.
@@ -664,6 +667,64 @@ fn loads_by_key_add_up_to_what_was_sent() {
         assert_eq!(line["bytes"], bytes, "{line}");
         assert_eq!(line["iface"], "vs");
     }
+}
+
+/// Since Linux 5.11 a program can tell which socket a file is (bpf_sock_from_file).
+fn has_socket_files() -> Result<(), String> {
+    let name = uname().unwrap();
+    let release = name.release().to_str().unwrap();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next().unwrap().parse::<u32>().unwrap();
+    let version = (number(), number());
+    (version >= (5, 11))
+        .then_some(())
+        .ok_or(format!("Linux {release} can't tell the sockets of files"))
+}
+
+#[test]
+fn the_process_that_holds_a_socket_is_named_if_it_is_only_one() {
+    need!(has_socket_files());
+    let namespace = need!(Namespace::new());
+    let binary = PublicBinary::new();
+    let mut command = command_of(&binary.path(), ["flows", "lo", "--json", "-v"]);
+    as_nobody(&mut command, &ENOUGH);
+    let tool = Tool::spawn_in(&namespace, &mut command).attached();
+    let listener = namespace.enter(|| TcpListener::bind(("127.0.0.1", 0)).unwrap());
+    let addr = listener.local_addr().unwrap();
+    for is_shared in [false, true] {
+        // The tool looks within a time that depends on how long that takes.
+        let line = common::wait_for("a process", || {
+            let flags = SockFlag::SOCK_CLOEXEC;
+            let socket = namespace
+                .enter(|| socket(AddressFamily::Inet, SockType::Stream, flags, None).unwrap());
+            let heir = is_shared.then(|| {
+                let mut heir = std::process::Command::new("sleep");
+                heir.arg("60")
+                    .stdin(Stdio::from(socket.try_clone().unwrap()));
+                Reaped(heir.spawn().unwrap())
+            });
+            let to = SockaddrIn::from(match addr {
+                SocketAddr::V4(addr) => addr,
+                SocketAddr::V6(_) => unreachable!(),
+            });
+            connect(socket.as_raw_fd(), &to).unwrap();
+            let stream = TcpStream::from(socket);
+            let port = stream.local_addr().unwrap().port();
+            let accepted = listener.accept().unwrap();
+            std::thread::sleep(Duration::from_millis(300));
+            drop((heir, stream, accepted));
+            let line = flow_of(&tool, port);
+            (!line["uid"].is_null()).then_some(line)
+        });
+        let own = fs::read_to_string("/proc/self/comm").unwrap();
+        let (pid, comm) = if is_shared {
+            (Value::Null, Value::Null)
+        } else {
+            (json!(std::process::id()), json!(own.trim_end()))
+        };
+        assert_fields(&line, &[("pid", pid), ("comm", comm), ("uid", json!(0))]);
+    }
+    assert_eq!(tool.stop().code(), 0);
 }
 
 #[test]

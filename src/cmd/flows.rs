@@ -12,6 +12,7 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{ErrorKind, OpenObject, ProgramInput, ProgramMut};
 use nix::time::{ClockId, clock_gettime};
 
+use super::flow_owner::Owners;
 use super::replay::{self, Prepared, Replayed};
 use crate::attach::tc::{self, TcLink};
 use crate::attach::{Direction, load};
@@ -92,6 +93,15 @@ pub fn run(args: &FlowsArgs) -> Result<Exit, Failure> {
         skels.push(skel);
     }
 
+    let mut storage = MaybeUninit::uninit();
+    let owners = match skels.first() {
+        // Sums by key have no process.
+        Some(first) if args.by.is_none() => Owners::new(&mut storage, first, interfaces.len())
+            .inspect_err(|error| without_owners(session.notices, error))
+            .ok(),
+        _ => None,
+    };
+
     let delivery = Delivery::new(session.io());
     let names = interfaces
         .iter()
@@ -122,6 +132,7 @@ pub fn run(args: &FlowsArgs) -> Result<Exit, Failure> {
         sweep: &first.progs.flows_sweep,
         bss: &mut first.maps.bss_sweep_data,
         source: &source,
+        owners,
         book: &book,
         chunk: chunk(args, buffer, cpus),
         max_flows: args.max_flows.into(),
@@ -178,6 +189,7 @@ fn run_sweeps(
             return Ok(());
         }
         session.output.borrow_mut().clock.sync()?;
+        table.find_owners(counters().matched, session.notices);
         let now = Instant::now();
         let interval_ends = interval_due.is_some_and(|due| now >= due);
         let mode = if interval_ends {
@@ -247,6 +259,7 @@ fn run_view(
                 }
             }
         }
+        table.find_owners(counters().matched, session.notices);
         let now = Instant::now();
         if now >= due {
             table.sweep(SweepMode::SWEEP_LIVE, 0)?;
@@ -332,6 +345,10 @@ pub fn probe(
 
 type Attached<'a> = (&'a Interface, Direction, TcLink);
 
+fn without_owners(notices: Notices, error: &anyhow::Error) {
+    notices.detail(&format!("no process is named: {error:#}"));
+}
+
 /// Keeps what the rest of the run needs: the sweep is run by bpf(2), which before 5.19 asks for
 /// CAP_BPF, and a filter that is no link must be removed.
 fn give_up_privileges(links: &[Attached<'_>], table: &mut Table<'_, '_, '_>) -> Result<()> {
@@ -374,12 +391,24 @@ struct Table<'a, 'obj, 'b> {
     sweep: &'a ProgramMut<'obj>,
     bss: &'a mut Option<&'obj mut bss_sweep>,
     source: &'a EventSource<'b>,
+    /// `None` where processes can't be looked at, or need not.
+    owners: Option<Owners<'a>>,
     book: &'a RefCell<Book<'b>>,
     chunk: u32,
     max_flows: u64,
 }
 
 impl Table<'_, '_, '_> {
+    /// Looks for the processes of new flows, of all that ever were in the table.
+    fn find_owners(&mut self, ever: u64, notices: Notices) {
+        if let Some(owners) = &mut self.owners
+            && let Err(error) = owners.look(ever)
+        {
+            without_owners(notices, &error);
+            self.owners = None;
+        }
+    }
+
     /// Takes the records that are asked for. In a replay, `now_ns` is the time.
     fn sweep(&mut self, mode: SweepMode, now_ns: u64) -> Result<Sweep> {
         self.sweep_with(Sweep {
@@ -743,6 +772,7 @@ fn replay_file(args: &FlowsArgs, filter: &Filter, file: &Path) -> Result<Exit, F
             sweep: &skel.progs.flows_sweep,
             bss: &mut skel.maps.bss_sweep_data,
             source: &source,
+            owners: None,
             book: &book,
             chunk: chunk(args, setup.buffer, cpus),
             max_flows: args.max_flows.into(),
