@@ -9,7 +9,7 @@ mod oracle;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
@@ -324,6 +324,17 @@ fn assert_fields(line: &Value, expected: &[(&str, Value)]) {
 /// Sends this many bytes to a server that sends others back, and closes; returns the client's
 /// port.
 fn transfer(client: &Namespace, server: &Namespace, addr: SocketAddr, sizes: [usize; 2]) -> u16 {
+    let stream = transferred(client, server, addr, sizes);
+    stream.local_addr().unwrap().port()
+}
+
+/// The same; returns the client's end, closed both ways.
+fn transferred(
+    client: &Namespace,
+    server: &Namespace,
+    addr: SocketAddr,
+    sizes: [usize; 2],
+) -> TcpStream {
     let listener = server.enter(|| TcpListener::bind(addr).unwrap());
     let addr = listener.local_addr().unwrap();
     let serving = std::thread::spawn(move || {
@@ -335,13 +346,35 @@ fn transfer(client: &Namespace, server: &Namespace, addr: SocketAddr, sizes: [us
         assert_eq!(stream.read(&mut [0]).unwrap(), 0);
     });
     let mut stream = client.enter(|| TcpStream::connect(addr).unwrap());
-    let port = stream.local_addr().unwrap().port();
     stream.write_all(&vec![b'o'; sizes[0]]).unwrap();
     let mut got = vec![0; sizes[1]];
     stream.read_exact(&mut got).unwrap();
-    drop(stream);
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
     serving.join().unwrap();
-    port
+    stream
+}
+
+/// What the kernel has counted for a socket, as `ss -ti` shows it: segments out and in, payload
+/// bytes sent, retransmissions included, and received.
+fn socket_counts(stream: &TcpStream) -> [u64; 4] {
+    let mut info = [0u8; 256];
+    let mut len = info.len() as libc::socklen_t;
+    // SAFETY: the buffer and its length are valid for the call.
+    let ret = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    assert!(ret == 0 && len >= 208, "TCP_INFO: {ret}, {len} bytes");
+    // struct tcp_info (linux/tcp.h).
+    let four = |at: usize| u32::from_ne_bytes(info[at..at + 4].try_into().unwrap()).into();
+    let eight = |at: usize| u64::from_ne_bytes(info[at..at + 8].try_into().unwrap());
+    [four(136), four(140), eight(200), eight(128)]
 }
 
 /// The flow of a client's port, once it has ended.
@@ -414,6 +447,44 @@ fn bytes_are_exact_and_packets_are_segments_with_offloads_and_without() {
             assert_eq!(output.code(), 0, "{output:#?}");
             check_packets(&output);
         }
+    }
+}
+
+#[test]
+fn packets_and_bytes_are_those_that_the_kernel_has_counted_for_the_socket() {
+    let pair = need!(Pair::new());
+    for offloads in ["on", "off"] {
+        for (namespace, device) in [(&pair.client, "vc"), (&pair.server, "vs")] {
+            let words = format!("ethtool -K {device} gro {offloads} gso {offloads} tso {offloads}");
+            need!(namespace.try_run(&words));
+        }
+        let tool = Tool::start_in(&pair.client, &["flows", "vc", "--json"]);
+        for addr in [
+            SocketAddr::from((SERVER4, 0)),
+            SocketAddr::from((SERVER6, 0)),
+        ] {
+            let sizes = [5_000_003, 2_000_001];
+            let stream = transferred(&pair.client, &pair.server, addr, sizes);
+            let [segments_out, segments_in, sent, received] = socket_counts(&stream);
+            let line = flow_of(&tool, stream.local_addr().unwrap().port());
+            // The socket has counted what it sent again as well. What was sent to it again it
+            // counts once, and the flow twice.
+            assert_fields(
+                &line,
+                &[
+                    ("orig_pkts", json!(segments_out)),
+                    ("orig_bytes", json!(sent)),
+                    ("resp_pkts", json!(segments_in)),
+                ],
+            );
+            assert!(sent >= sizes[0] as u64, "{line}");
+            // It takes the FIN for a byte.
+            assert_eq!(received, sizes[1] as u64 + 1, "{line}");
+            if line["resp_retransmits"] == 0 {
+                assert_eq!(line["resp_bytes"], sizes[1], "{line}");
+            }
+        }
+        check_packets(&tool.stop());
     }
 }
 
