@@ -1016,7 +1016,7 @@ fn the_keys_of_the_view_do_what_it_says() {
         ("\x1b", "q quit"),
         ("/syn-sent", "filter: syn-sent_"),
         ("\r", "0 shown"),
-        ("\x1b", "1 shown"),
+        ("\x1b", "1 flows, 0 ended"),
     ] {
         screen.lock().unwrap().clear();
         user.write_all(keys.as_bytes()).unwrap();

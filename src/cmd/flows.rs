@@ -110,6 +110,7 @@ pub fn run(args: &FlowsArgs) -> Result<Exit, Failure> {
     let has_view = shows_view(args);
     let book = Book::new(args, &delivery, &names, has_view);
 
+    let counted_from = Instant::now();
     let mut links = Vec::new();
     for (interface, skel) in interfaces.iter().zip(&skels) {
         for direction in directions(interface) {
@@ -155,7 +156,13 @@ pub fn run(args: &FlowsArgs) -> Result<Exit, Failure> {
     if has_view {
         let names = interfaces.iter().map(|interface| interface.name.clone());
         let view = View::new(names.collect());
-        run_view(&mut session, args, &mut table, &counters, view)?;
+        run_view(
+            &mut session,
+            args,
+            &mut table,
+            &counters,
+            (view, counted_from),
+        )?;
     } else {
         run_sweeps(&mut session, args, &mut table, &counters)?;
     }
@@ -218,14 +225,17 @@ fn shows_view(args: &FlowsArgs) -> bool {
     is_asked && args.output.format() == OutputFormat::Text && terminal::is_there()
 }
 
-/// Shows the table on the terminal until the run is over. The terminal is given back on return,
+/// When the first flows are shown: soon, but not before there are rates worth the name.
+const FIRST_VIEW: Duration = Duration::from_millis(250);
+
+/// Shows the table on the terminal until the run is over; it shows what came since a time. The terminal is given back on return,
 /// whatever the reason.
 fn run_view(
     session: &mut Session,
     args: &FlowsArgs,
     table: &mut Table<'_, '_, '_>,
     counters: &dyn Fn() -> PacketCounters,
-    mut view: View,
+    (mut view, mut updated): (View, Instant),
 ) -> Result<()> {
     let opened = Screen::open(&session.output.borrow().sink)?;
     let Some(mut screen) = opened else {
@@ -233,9 +243,8 @@ fn run_view(
         return Ok(());
     };
     let stdin = std::io::stdin();
-    let mut updated = Instant::now();
-    let mut due = updated;
-    let mut sweep_due = updated;
+    let mut due = Instant::now() + args.interval.min(FIRST_VIEW);
+    let mut sweep_due = due;
     loop {
         screen.show(&mut view, &mut session.output.borrow_mut().sink);
         let wake = session.wait(Some(stdin.as_fd()), Some(due.min(sweep_due)))?;

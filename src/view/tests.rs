@@ -132,6 +132,62 @@ fn the_selected_flow_stays_selected_when_others_overtake_it() {
     );
 }
 
+/// A flow between the longest addresses that there are.
+fn long_flow() -> Flow {
+    let mut flow = flow(50000, 1);
+    flow.raw.key.ip_version = 6;
+    flow.raw.key.addr = [[0xab; 16]; 2];
+    flow.raw.owner.pass = 1;
+    flow.raw.owner.pid = 77;
+    flow.raw.owner.comm[..5].copy_from_slice(b"a\x1b[2J");
+    flow
+}
+
+#[test]
+fn a_narrow_terminal_shows_both_ports_and_the_column_that_is_sorted_by() {
+    let mut view = view(vec![long_flow()]);
+    for (width, columns) in [
+        (80, "STATE SOURCE DESTINATION BYTES BYTE/s▼"),
+        (
+            110,
+            "STATE SOURCE DESTINATION PROCESS PACKETS BYTES BYTE/s▼",
+        ),
+        (
+            190,
+            "STATE SOURCE DESTINATION PROCESS AGE HANDSHK PACKETS BYTES PKT/s BYTE/s▼ HISTORY",
+        ),
+    ] {
+        let lines = screen(&mut view, width, 20);
+        let shown = lines[2].split_whitespace().collect::<Vec<_>>();
+        assert_eq!(shown.join(" "), columns);
+        let ports = [":50000", ":443"].map(|port| lines[3].contains(port));
+        assert_eq!(ports, [true; 2], "{lines:#?}");
+        // What a process calls itself is not for the terminal to obey.
+        assert_eq!(lines[3].contains("a\\x1b[2J"), width > 80, "{lines:#?}");
+    }
+    press(&mut view, &[Key::Right]);
+    assert!(screen(&mut view, 80, 20)[2].contains("HISTORY▼"));
+}
+
+#[test]
+fn the_flow_that_is_shown_in_detail_stays_when_it_is_over() {
+    let mut view = view(vec![flow(1, 300), long_flow()]);
+    press(&mut view, &[Key::Enter]);
+    let mut ended = flow(1, 300);
+    ended.raw.reason = 1;
+    view.update(vec![long_flow(), ended], 6_000_000_000, 1.0, 0);
+    view.update(vec![long_flow()], 7_000_000_000, 1.0, 0);
+    let text = screen(&mut view, 120, 20).join("\n");
+    assert!(text.contains("10.0.0.1:1 → 10.0.0.2:443 on eth0"), "{text}");
+    assert!(text.contains("closed, Zeek"), "{text}");
+    press(&mut view, &[Key::Down, Key::Enter, Key::Enter]);
+    let text = screen(&mut view, 120, 20).join("\n");
+    assert!(
+        text.contains(":443 on eth0") && text.contains("process 77"),
+        "{text}"
+    );
+}
+
 #[test]
 fn any_size_can_be_drawn_and_the_selected_line_is_on_it() {
     let flows = (1..=300)
