@@ -113,7 +113,10 @@ impl FlowWriter {
             Some((pid, _)) => push_int(out, pid),
             None => out.push(b'-'),
         });
-        push_text(out, process.map_or(b"-".as_slice(), |(_, comm)| comm));
+        match process {
+            Some((_, comm)) if !comm.is_empty() => push_text(out, comm),
+            _ => out.push(b'-'),
+        }
         out.push(b'\n');
     }
 
