@@ -86,11 +86,7 @@ impl<'obj> Owners<'obj> {
         Ok(())
     }
 
-    /// Looks in any case.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn look_now(&mut self) -> Result<()> {
+    fn look_now(&mut self) -> Result<()> {
         let bss = self.skel.maps.bss_data.as_deref_mut();
         let bss = bss.context("the program has no place for the number of the look")?;
         // Zero is what a flow has before any.
