@@ -6,8 +6,14 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use libbpf_cargo::SkeletonBuilder;
 
-/// The programs, one per command; each has a `.bpf.c` of the same stem.
-const PROGRAMS: [&str; 4] = ["syn_count", "port_monitor", "connect_trace", "flows"];
+/// The programs, one per command, and one more for flows; each has a `.bpf.c` of the same stem.
+const PROGRAMS: [&str; 5] = [
+    "syn_count",
+    "port_monitor",
+    "connect_trace",
+    "flows",
+    "flow_owner",
+];
 
 const CLANG_ARGS: [&str; 5] = [
     // ALU32 and bounded jumps, known to every kernel from 5.1 on.

@@ -427,7 +427,8 @@ pub struct FlowsArgs {
     /// How many keys to show, busiest first
     #[arg(long, value_name = "N", default_value_t = 10, requires = "by")]
     pub top: usize,
-    /// Flows in the table at once; each takes about 400 bytes of kernel memory
+    /// Flows in the table at once; each takes about 430 bytes of kernel memory,
+    /// from the start on
     #[arg(long, value_name = "N", default_value_t = 65536, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     pub max_flows: u32,
     /// A flow without a packet for so long is over

@@ -23,9 +23,12 @@ mod generated {
     pub mod flows {
         include!(concat!(env!("OUT_DIR"), "/flows.skel.rs"));
     }
+    pub mod flow_owner {
+        include!(concat!(env!("OUT_DIR"), "/flow_owner.skel.rs"));
+    }
 }
 
-pub use generated::{connect_trace, flows, port_monitor, syn_count};
+pub use generated::{connect_trace, flow_owner, flows, port_monitor, syn_count};
 
 /// `struct filter_config`, the same in every program: see [`filter_slots`].
 pub type FilterConfig = syn_count::types::filter_config;
@@ -87,7 +90,7 @@ const _: () = assert!(PACKET_EVENT_HEAD == 152);
 const _: () = assert!(size_of::<PacketEvent>() == 408);
 const _: () = assert!(size_of::<ConnectEvent>() == 136);
 const _: () = assert!(size_of::<FlowEnd>() == 72);
-const _: () = assert!(size_of::<FlowRecord>() == 272);
+const _: () = assert!(size_of::<FlowRecord>() == 304);
 const _: () = assert!(size_of::<CountKey>() == 20);
 const _: () = assert!(size_of::<PrefixKey>() == 24);
 
@@ -282,4 +285,10 @@ pub fn set_sweep(bss: &mut flows::types::bss_sweep, sweep: &Sweep) {
 pub fn read_sweep(bss: &flows::types::bss_sweep) -> Sweep {
     // SAFETY: as above.
     unsafe { std::ptr::read_volatile(&bss.sweep) }
+}
+
+/// Tells the program that finds owners which look this is.
+pub fn set_owner_pass(bss: &mut flow_owner::types::bss, pass: u32) {
+    // SAFETY: as above: the program runs only while an iterator is read.
+    unsafe { std::ptr::write_volatile(&mut bss.pass, pass) }
 }

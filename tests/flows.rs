@@ -8,20 +8,27 @@ mod oracle;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
 use common::frames::{RawSocket, syn_frame};
-use common::tool::{check_account, parse};
+use common::net::Reaped;
+use common::tool::{ENOUGH, PublicBinary, as_nobody, check_account, command_of, parse};
 use common::{CLIENT4, Namespace, Pair, SERVER4, SERVER6, Tool, command, is_guest, need};
 use flow_model::Record;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
-use nix::pty::{Winsize, openpty};
+use nix::pty::{Winsize, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, socket};
+use nix::sys::termios::{LocalFlags, tcgetattr};
+use nix::sys::utsname::uname;
 use serde_json::{Value, json};
 
 /// Runs a file through flows; `None` if the tool says that it can't read all of it.
@@ -317,6 +324,17 @@ fn assert_fields(line: &Value, expected: &[(&str, Value)]) {
 /// Sends this many bytes to a server that sends others back, and closes; returns the client's
 /// port.
 fn transfer(client: &Namespace, server: &Namespace, addr: SocketAddr, sizes: [usize; 2]) -> u16 {
+    let stream = transferred(client, server, addr, sizes);
+    stream.local_addr().unwrap().port()
+}
+
+/// The same; returns the client's end, closed both ways.
+fn transferred(
+    client: &Namespace,
+    server: &Namespace,
+    addr: SocketAddr,
+    sizes: [usize; 2],
+) -> TcpStream {
     let listener = server.enter(|| TcpListener::bind(addr).unwrap());
     let addr = listener.local_addr().unwrap();
     let serving = std::thread::spawn(move || {
@@ -328,13 +346,35 @@ fn transfer(client: &Namespace, server: &Namespace, addr: SocketAddr, sizes: [us
         assert_eq!(stream.read(&mut [0]).unwrap(), 0);
     });
     let mut stream = client.enter(|| TcpStream::connect(addr).unwrap());
-    let port = stream.local_addr().unwrap().port();
     stream.write_all(&vec![b'o'; sizes[0]]).unwrap();
     let mut got = vec![0; sizes[1]];
     stream.read_exact(&mut got).unwrap();
-    drop(stream);
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
     serving.join().unwrap();
-    port
+    stream
+}
+
+/// What the kernel has counted for a socket, as `ss -ti` shows it: segments out and in, payload
+/// bytes sent, retransmissions included, and received.
+fn socket_counts(stream: &TcpStream) -> [u64; 4] {
+    let mut info = [0u8; 256];
+    let mut len = info.len() as libc::socklen_t;
+    // SAFETY: the buffer and its length are valid for the call.
+    let ret = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    assert!(ret == 0 && len >= 208, "TCP_INFO: {ret}, {len} bytes");
+    // struct tcp_info (linux/tcp.h).
+    let four = |at: usize| u32::from_ne_bytes(info[at..at + 4].try_into().unwrap()).into();
+    let eight = |at: usize| u64::from_ne_bytes(info[at..at + 8].try_into().unwrap());
+    [four(136), four(140), eight(200), eight(128)]
 }
 
 /// The flow of a client's port, once it has ended.
@@ -407,6 +447,44 @@ fn bytes_are_exact_and_packets_are_segments_with_offloads_and_without() {
             assert_eq!(output.code(), 0, "{output:#?}");
             check_packets(&output);
         }
+    }
+}
+
+#[test]
+fn packets_and_bytes_are_those_that_the_kernel_has_counted_for_the_socket() {
+    let pair = need!(Pair::new());
+    for offloads in ["on", "off"] {
+        for (namespace, device) in [(&pair.client, "vc"), (&pair.server, "vs")] {
+            let words = format!("ethtool -K {device} gro {offloads} gso {offloads} tso {offloads}");
+            need!(namespace.try_run(&words));
+        }
+        let tool = Tool::start_in(&pair.client, &["flows", "vc", "--json"]);
+        for addr in [
+            SocketAddr::from((SERVER4, 0)),
+            SocketAddr::from((SERVER6, 0)),
+        ] {
+            let sizes = [5_000_003, 2_000_001];
+            let stream = transferred(&pair.client, &pair.server, addr, sizes);
+            let [segments_out, segments_in, sent, received] = socket_counts(&stream);
+            let line = flow_of(&tool, stream.local_addr().unwrap().port());
+            // The socket has counted what it sent again as well. What was sent to it again it
+            // counts once, and the flow twice.
+            assert_fields(
+                &line,
+                &[
+                    ("orig_pkts", json!(segments_out)),
+                    ("orig_bytes", json!(sent)),
+                    ("resp_pkts", json!(segments_in)),
+                ],
+            );
+            assert!(sent >= sizes[0] as u64, "{line}");
+            // It takes the FIN for a byte.
+            assert_eq!(received, sizes[1] as u64 + 1, "{line}");
+            if line["resp_retransmits"] == 0 {
+                assert_eq!(line["resp_bytes"], sizes[1], "{line}");
+            }
+        }
+        check_packets(&tool.stop());
     }
 }
 
@@ -541,24 +619,54 @@ fn syn_flood(socket: &RawSocket, range: std::ops::Range<u32>) {
     }
 }
 
+/// Bytes of kernel memory that the maps of a process take, as the kernel tells.
+fn map_bytes(tool: &Tool) -> u64 {
+    let mut maps = BTreeMap::new();
+    for file in fs::read_dir(format!("/proc/{}/fdinfo", tool.pid())).unwrap() {
+        let text = fs::read_to_string(file.unwrap().path()).unwrap();
+        let number = |name: &str| -> Option<u64> {
+            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim().parse().ok()
+        };
+        if let (Some(id), Some(bytes)) = (number("map_id:"), number("memlock:")) {
+            maps.insert(id, bytes);
+        }
+    }
+    maps.values().sum()
+}
+
 #[test]
 fn two_hundred_thousand_flows_at_once_are_all_there_in_the_end() {
     let pair = need!(Pair::new());
-    let args = ["flows", "vs", "--json", "--max-flows", "250000"];
-    let tool = Tool::start_in(&pair.server, &args);
+    // To a file, which is never too slow for the end of the run.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut command = command(["flows", "vs", "--json", "--max-flows", "262144"]);
+    command.stdout(file.reopen().unwrap());
+    let tool = Tool::spawn_in(&pair.server, &mut command).attached();
     let socket = pair.client.enter(|| RawSocket::open("vc"));
+    let bytes = map_bytes(&tool);
     let count = if is_guest() { 20_000 } else { 200_000 };
     syn_flood(&socket, 0..count);
+    // What there is room for is taken at the start, and no more than the help says: 430 bytes a
+    // flow, beside the event buffer and some maps that have a fixed size.
+    assert_eq!(map_bytes(&tool), bytes);
+    assert!(bytes < 262_144 * 430 + (16 << 20), "{bytes}");
     tool.signal(Signal::SIGINT);
-    // An emulated machine takes its time to write 60 MB.
-    let is_summary = |line: &String| line.contains(r#""event":"summary""#);
+    // An emulated machine takes its time to write 100 MB.
+    let mut reader = file.reopen().unwrap();
     common::wait_within("all flows", Duration::from_secs(180), || {
-        tool.lines().last().is_some_and(is_summary).then_some(())
+        reader.seek(SeekFrom::End(-1000)).ok()?;
+        let mut end = String::new();
+        reader.read_to_string(&mut end).unwrap();
+        end.contains(r#""event":"summary""#).then_some(())
     });
-    let output = tool.finish();
+    let mut output = tool.finish();
+    let text = fs::read_to_string(file.path()).unwrap();
+    output.stdout = text.lines().map(str::to_owned).collect();
     let summary = check_packets(&output);
     let lines = output.stdout.iter().map(|line| parse(line));
-    let flood = lines.filter(|line| line["dport"] == 9 && line["conn_state"] == "S0");
+    let flood = lines
+        .filter(|line| line["dport"] == 9 && line["conn_state"] == "S0" && line["orig_pkts"] == 1);
     assert_eq!(flood.count(), count as usize, "{summary}");
     assert_eq!(summary["untracked"], 0, "{summary}");
     assert_eq!(summary["evicted"], 0, "{summary}");
@@ -584,7 +692,7 @@ fn a_full_table_makes_room_and_no_packet_is_forgotten() {
     let summary = output.summary();
     let number = |name: &str| summary[name].as_u64().unwrap();
     assert!(
-        number("evicted") > 0 && number("untracked") > 0,
+        number("evicted") > 0 && number("untracked") > 0 && number("segments") > 20_000,
         "{summary}"
     );
     let evicted = output
@@ -662,6 +770,64 @@ fn loads_by_key_add_up_to_what_was_sent() {
     }
 }
 
+/// Since Linux 5.11 a program can tell which socket a file is (bpf_sock_from_file).
+fn has_socket_files() -> Result<(), String> {
+    let name = uname().unwrap();
+    let release = name.release().to_str().unwrap();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next().unwrap().parse::<u32>().unwrap();
+    let version = (number(), number());
+    (version >= (5, 11))
+        .then_some(())
+        .ok_or(format!("Linux {release} can't tell the sockets of files"))
+}
+
+#[test]
+fn the_process_that_holds_a_socket_is_named_if_it_is_only_one() {
+    need!(has_socket_files());
+    let namespace = need!(Namespace::new());
+    let binary = PublicBinary::new();
+    let mut command = command_of(&binary.path(), ["flows", "lo", "--json", "-v"]);
+    as_nobody(&mut command, &ENOUGH);
+    let tool = Tool::spawn_in(&namespace, &mut command).attached();
+    let listener = namespace.enter(|| TcpListener::bind(("127.0.0.1", 0)).unwrap());
+    let addr = listener.local_addr().unwrap();
+    for is_shared in [false, true] {
+        // The tool looks within a time that depends on how long that takes.
+        let line = common::wait_for("a process", || {
+            let flags = SockFlag::SOCK_CLOEXEC;
+            let socket = namespace
+                .enter(|| socket(AddressFamily::Inet, SockType::Stream, flags, None).unwrap());
+            let heir = is_shared.then(|| {
+                let mut heir = std::process::Command::new("sleep");
+                heir.arg("60")
+                    .stdin(Stdio::from(socket.try_clone().unwrap()));
+                Reaped(heir.spawn().unwrap())
+            });
+            let to = SockaddrIn::from(match addr {
+                SocketAddr::V4(addr) => addr,
+                SocketAddr::V6(_) => unreachable!(),
+            });
+            connect(socket.as_raw_fd(), &to).unwrap();
+            let stream = TcpStream::from(socket);
+            let port = stream.local_addr().unwrap().port();
+            let accepted = listener.accept().unwrap();
+            std::thread::sleep(Duration::from_millis(300));
+            drop((heir, stream, accepted));
+            let line = flow_of(&tool, port);
+            (!line["uid"].is_null()).then_some(line)
+        });
+        let own = fs::read_to_string("/proc/self/comm").unwrap();
+        let (pid, comm) = if is_shared {
+            (Value::Null, Value::Null)
+        } else {
+            (json!(std::process::id()), json!(own.trim_end()))
+        };
+        assert_fields(&line, &[("pid", pid), ("comm", comm), ("uid", json!(0))]);
+    }
+    assert_eq!(tool.stop().code(), 0);
+}
+
 #[test]
 fn packets_that_contradict_what_was_seen_are_counted_and_change_nothing() {
     let say = |from_client, flags, seq, ack, len| Said {
@@ -710,33 +876,30 @@ fn packets_that_contradict_what_was_seen_are_counted_and_change_nothing() {
 
 /// A terminal of 100 columns and 20 lines: the end that its user has, and that of a program.
 fn terminal() -> (fs::File, fs::File) {
-    let size = winsize(100, 20);
-    let pair = openpty(&size, None).unwrap();
-    (pair.master.into(), pair.slave.into())
+    // Not openpty(), whose descriptors a process of another test would inherit.
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let user = posix_openpt(flags).unwrap();
+    grantpt(&user).unwrap();
+    unlockpt(&user).unwrap();
+    let mut open = fs::OpenOptions::new();
+    open.read(true).write(true);
+    open.custom_flags(OFlag::O_NOCTTY.bits());
+    let program = open.open(ptsname_r(&user).unwrap()).unwrap();
+    resize(&program, 100, 20);
+    (OwnedFd::from(user).into(), program)
 }
 
 /// Gives a terminal another size.
 fn resize(terminal: &fs::File, columns: u16, lines: u16) {
-    let size = winsize(columns, lines);
-    // SAFETY: the size is valid for the call.
-    let ret = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
-    assert_eq!(ret, 0, "TIOCSWINSZ");
-}
-
-fn winsize(columns: u16, lines: u16) -> Winsize {
-    Winsize {
+    let size = Winsize {
         ws_row: lines,
         ws_col: columns,
         ws_xpixel: 0,
         ws_ypixel: 0,
-    }
-}
-
-/// Local modes of a terminal: whether it echoes and gathers lines.
-fn is_cooked(terminal: &fs::File) -> bool {
-    use nix::sys::termios::{LocalFlags, tcgetattr};
-    let flags = tcgetattr(terminal).unwrap().local_flags;
-    flags.contains(LocalFlags::ICANON | LocalFlags::ECHO)
+    };
+    // SAFETY: the size is valid for the call.
+    let ret = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+    assert_eq!(ret, 0, "TIOCSWINSZ");
 }
 
 /// What the program has written so far, read on a thread of its own.
@@ -754,20 +917,51 @@ fn screen_of(user: &fs::File) -> std::sync::Arc<std::sync::Mutex<String>> {
     screen
 }
 
+/// What was written, without the terminal's control sequences. Blanks that are there already are
+/// stepped over, not written: each such step is one blank here.
+fn plain(written: &str) -> String {
+    let mut text = String::new();
+    let mut rest = written.chars();
+    while let Some(letter) = rest.next() {
+        if letter != '\x1b' {
+            text.push(letter);
+        } else if rest.by_ref().skip(1).find(char::is_ascii_alphabetic) == Some('H') {
+            text.push(' ');
+        }
+    }
+    text
+}
+
+/// flows with a view on this terminal.
+fn view_command(program: &fs::File) -> std::process::Command {
+    let mut command = command(["flows", "lo", "-i", "0.1"]);
+    command
+        .stdin(Stdio::from(program.try_clone().unwrap()))
+        .stdout(Stdio::from(program.try_clone().unwrap()));
+    command
+}
+
 const OTHER_SCREEN: &str = "\x1b[?1049h";
 const BACK: &str = "\x1b[?1049l";
+
+/// Longer than the view takes to end, and much shorter than somebody waits who has sent a signal.
+const SOON: Duration = Duration::from_secs(2);
+
+fn ends_soon(tool: Tool) -> common::Output {
+    let asked = std::time::Instant::now();
+    let output = tool.finish();
+    assert!(asked.elapsed() < SOON, "{:?} {output:#?}", asked.elapsed());
+    assert_eq!(output.code(), 0, "{output:#?}");
+    output
+}
 
 #[test]
 fn the_view_shows_flows_and_gives_the_terminal_back_however_it_ends() {
     let namespace = need!(Namespace::new());
     for end in ["q", "\x03", "SIGTERM", "SIGINT"] {
         let (mut user, program) = terminal();
-        let mut command = command(["flows", "lo", "-i", "0.1"]);
-        command
-            .stdin(Stdio::from(program.try_clone().unwrap()))
-            .stdout(Stdio::from(program.try_clone().unwrap()));
-        let tool = Tool::spawn_in(&namespace, &mut command).attached();
-        drop(command);
+        let before = tcgetattr(&program).unwrap();
+        let tool = Tool::spawn_in(&namespace, &mut view_command(&program)).attached();
         let screen = screen_of(&user);
         let wait = |text: &str| {
             common::wait_for(text, || screen.lock().unwrap().contains(text).then_some(()));
@@ -776,21 +970,20 @@ fn the_view_shows_flows_and_gives_the_terminal_back_however_it_ends() {
         wait("q quit");
         transfer(&namespace, &namespace, ([127, 0, 0, 1], 0).into(), [10, 10]);
         wait("127.0.0.1:");
-        assert!(!is_cooked(&program));
-        // All of it again, as a smaller screen: the line of keys is cut.
+        let taken = tcgetattr(&program).unwrap().local_flags;
+        assert!(!taken.intersects(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG));
+        // All of it again, as a smaller screen: the line of keys is cut. Nobody tells it.
         screen.lock().unwrap().clear();
         resize(&program, 30, 8);
-        tool.signal(Signal::SIGWINCH);
-        wait("q quit  ↑↓ select  ←→ sort by");
+        wait("q quit  / filter");
         match end {
             "SIGTERM" => tool.signal(Signal::SIGTERM),
             "SIGINT" => tool.signal(Signal::SIGINT),
             keys => user.write_all(keys.as_bytes()).unwrap(),
         }
-        let output = tool.finish();
-        assert_eq!(output.code(), 0, "{end:?}: {output:#?}");
+        let output = ends_soon(tool);
         wait(BACK);
-        assert!(is_cooked(&program), "{end:?}");
+        assert_eq!(tcgetattr(&program).unwrap(), before, "{end:?}");
         assert!(
             output
                 .stderr
@@ -799,6 +992,113 @@ fn the_view_shows_flows_and_gives_the_terminal_back_however_it_ends() {
                 .contains("matched 1 = emitted 1")
         );
     }
+}
+
+#[test]
+fn the_keys_of_the_view_do_what_it_says() {
+    let namespace = need!(Namespace::new());
+    let (mut user, program) = terminal();
+    resize(&program, 160, 20);
+    let _tool = Tool::spawn_in(&namespace, &mut view_command(&program)).attached();
+    let screen = screen_of(&user);
+    let listener = namespace.enter(|| TcpListener::bind(("127.0.0.1", 0)).unwrap());
+    let addr = listener.local_addr().unwrap();
+    let stream = namespace.enter(|| TcpStream::connect(addr).unwrap());
+    let own = stream.local_addr().unwrap();
+    // Each is followed by Ctrl-L, after which all is drawn again.
+    for (keys, shows) in [
+        ("", own.to_string().as_str()),
+        ("\x1b[C", "HISTORY▼"),
+        ("\x1b[D\x1b[D", "PKT/s▼"),
+        ("r", "PKT/s▲"),
+        (" ", "PAUSED"),
+        (" \r", &format!("{own} → {addr} on lo")),
+        ("\x1b", "q quit"),
+        ("/syn-sent", "filter: syn-sent_"),
+        ("\r", "0 shown"),
+        ("\x1b", "1 flows, 0 ended"),
+    ] {
+        screen.lock().unwrap().clear();
+        user.write_all(keys.as_bytes()).unwrap();
+        common::wait_for(&format!("{shows:?} after {keys:?}"), || {
+            user.write_all(b"\x0c").unwrap();
+            let text = plain(&screen.lock().unwrap());
+            text.contains(shows).then_some(())
+        });
+    }
+}
+
+#[test]
+fn ctrl_z_stops_the_view_which_gives_the_terminal_back_and_takes_it_again() {
+    let namespace = need!(Namespace::new());
+    let (mut user, program) = terminal();
+    let before = tcgetattr(&program).unwrap();
+    // In a process group that a shell, here this process, could continue: others aren't stopped.
+    let mut command = view_command(&program);
+    command.process_group(0);
+    let tool = Tool::spawn_in(&namespace, &mut command).attached();
+    let screen = screen_of(&user);
+    let wait = |text: &str| {
+        common::wait_for(text, || screen.lock().unwrap().contains(text).then_some(()));
+    };
+    wait("q quit");
+    user.write_all(b"\x1a").unwrap();
+    common::wait_for("stopped", || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", tool.pid())).unwrap();
+        stat.contains(") T ").then_some(())
+    });
+    wait(BACK);
+    assert_eq!(tcgetattr(&program).unwrap(), before);
+    screen.lock().unwrap().clear();
+    tool.signal(Signal::SIGCONT);
+    wait(OTHER_SCREEN);
+    wait("q quit");
+    assert!(tcgetattr(&program).unwrap() != before);
+    user.write_all(b"q").unwrap();
+    ends_soon(tool);
+    assert_eq!(tcgetattr(&program).unwrap(), before);
+}
+
+#[test]
+fn a_terminal_that_is_hung_up_ends_the_view() {
+    let namespace = need!(Namespace::new());
+    let (user, program) = terminal();
+    let tool = Tool::spawn_in(&namespace, &mut view_command(&program)).attached();
+    // Whether the view is there already, or about to be.
+    drop(program);
+    drop(user);
+    let output = ends_soon(tool);
+    assert!(
+        output.stderr.last().unwrap().contains("(closed_pipe)"),
+        "{output:#?}"
+    );
+}
+
+#[test]
+fn a_signal_ends_the_view_when_nobody_reads_the_terminal_and_half_a_key_was_pressed() {
+    let namespace = need!(Namespace::new());
+    let (mut user, program) = terminal();
+    let before = tcgetattr(&program).unwrap();
+    // No room is left for the view.
+    let nonblocking = |on: bool| {
+        let flags = if on {
+            OFlag::O_NONBLOCK
+        } else {
+            OFlag::empty()
+        };
+        fcntl(&program, FcntlArg::F_SETFL(OFlag::O_RDWR | flags)).unwrap();
+    };
+    nonblocking(true);
+    while (&program).write(&[b'x'; 512]).is_ok() {}
+    nonblocking(false);
+    let tool = Tool::spawn_in(&namespace, &mut view_command(&program)).attached();
+    user.write_all(b"\x1b[").unwrap();
+    common::wait_for("raw mode", || {
+        (tcgetattr(&program).unwrap() != before).then_some(())
+    });
+    tool.signal(Signal::SIGTERM);
+    ends_soon(tool);
+    assert_eq!(tcgetattr(&program).unwrap(), before);
 }
 
 #[test]

@@ -16,6 +16,7 @@
 #include "packet_filter.bpf.h"
 #include "events.bpf.h"
 #include "flow_state.bpf.h"
+#include "flow_table.bpf.h"
 
 #define WELL_KNOWN_PORTS 1024
 #define TCP_OPTIONS_MAX	 40
@@ -40,33 +41,6 @@ const volatile __u32 max_flows = 0;
 __u64 replay_ts_ns SEC(".bss.replay");
 
 struct sweep sweep SEC(".bss.sweep");
-
-enum slot_state {
-	SLOT_FREE,
-	SLOT_LIVE, /* the hash map leads here */
-	SLOT_OVER, /* it does not any more: only the sweep looks at it */
-};
-
-struct flow_slot {
-	struct bpf_spin_lock lock;
-	__u32 state;
-	struct flow_record record;
-};
-
-/* All sized by user space. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__type(key, struct flow_key);
-	__type(value, __u32);
-} flow_slots SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 65536);
-	__type(key, __u32);
-	__type(value, struct flow_slot);
-} slots SEC(".maps");
 
 /* Slots that were used before and are free again. */
 struct {
@@ -122,13 +96,6 @@ const enum flow_end_reason *unused_flow_end_reason __attribute__((unused));
 const enum flow_known *unused_flow_known __attribute__((unused));
 const enum end_state *unused_end_state __attribute__((unused));
 const enum end_known *unused_end_known __attribute__((unused));
-
-static __always_inline bool same_key(const struct flow_key *a, const struct flow_key *b)
-{
-	const __u64 *x = (const __u64 *)a, *y = (const __u64 *)b;
-
-	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2] && x[3] == y[3] && x[4] == y[4];
-}
 
 static __always_inline void put_address(__u8 *to, __u8 ip_version, const __be32 *addr)
 {

@@ -85,6 +85,18 @@ enum flow_end_reason {
 	FLOW_OPEN,     /* the run has ended */
 };
 
+#define FLOW_COMM_LEN 16
+
+/* A process that holds a flow's socket. */
+struct flow_owner {
+	__u32 pass; /* which look at all processes has found it; 0: none has */
+	__u32 pid;  /* 0 if several processes hold the socket */
+	__u32 uid;  /* of the socket */
+	__u8 comm[FLOW_COMM_LEN];
+	__u8 end; /* whose socket it is: 0 or 1 */
+	__u8 pad[3];
+};
+
 struct flow_record {
 	struct flow_key key;
 	__u64 start_ns; /* times are CLOCK_MONOTONIC, in a replay those of the file */
@@ -100,6 +112,7 @@ struct flow_record {
 	__u8 reason;	       /* enum flow_end_reason */
 	__u8 history_len;
 	__u8 history[FLOW_HISTORY_MAX]; /* Zeek's letters; not ended by NUL */
+	struct flow_owner owner;
 	__u8 pad[4];
 };
 
@@ -130,7 +143,9 @@ struct sweep {
 
 _Static_assert(sizeof(struct flow_key) == 40, "no hidden padding");
 _Static_assert(sizeof(struct flow_end) == 72, "no hidden padding");
-_Static_assert(sizeof(struct flow_record) == 40 + 5 * 8 + 2 * 72 + 8 + 4 + 32 + 4, "no padding");
+_Static_assert(sizeof(struct flow_owner) == 32, "no hidden padding");
+_Static_assert(sizeof(struct flow_record) == 40 + 5 * 8 + 2 * 72 + 8 + 4 + 32 + 32 + 4,
+	       "no padding");
 _Static_assert(sizeof(struct sweep) == 48 + 4 * AGE_CLASSES, "no hidden padding");
 
 #endif /* TCPINSPECT_FLOWS_H */

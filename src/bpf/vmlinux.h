@@ -179,7 +179,12 @@ typedef enum {
 
 struct socket {
 	socket_state state;
+	struct sock *sk;
 };
+
+typedef struct {
+	__u32 val;
+} kuid_t;
 
 typedef struct {
 	int owned; /* by a system call, not by the softirq */
@@ -193,6 +198,7 @@ struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
 	__u16 sk_protocol;
+	kuid_t sk_uid;
 	int sk_err;
 	int sk_err_soft;
 	__u8 sk_shutdown;
@@ -221,6 +227,30 @@ struct tcp_sock {
 	__u32 snd_una;
 	__u32 snd_nxt;
 	__u32 write_seq;
+};
+
+struct task_struct {
+	int tgid; /* pid_t */
+	char comm[16];
+};
+
+struct file;
+
+struct bpf_iter_meta {
+	__u64 session_id;
+};
+
+struct bpf_iter__task_file {
+	union {
+		struct bpf_iter_meta *meta;
+	};
+	union {
+		struct task_struct *task;
+	};
+	__u32 fd;
+	union {
+		struct file *file;
+	};
 };
 
 #pragma clang attribute pop

@@ -12,6 +12,7 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{ErrorKind, OpenObject, ProgramInput, ProgramMut};
 use nix::time::{ClockId, clock_gettime};
 
+use super::flow_owner::Owners;
 use super::replay::{self, Prepared, Replayed};
 use crate::attach::tc::{self, TcLink};
 use crate::attach::{Direction, load};
@@ -35,7 +36,7 @@ use crate::skel::flows::types::{bss_replay, bss_sweep};
 use crate::skel::flows::{FlowsSkel, FlowsSkelBuilder};
 use crate::skel::{self, AGE_CLASSES, FlowRecord, PacketCounters, Sweep, SweepMode};
 use crate::stop::ExitReason;
-use crate::view::terminal::{self, Input, Screen};
+use crate::view::terminal::{self, Screen};
 use crate::view::{Reaction, View};
 use crate::{filter_slots, filter_tries};
 
@@ -93,6 +94,15 @@ pub fn run(args: &FlowsArgs) -> Result<Exit, Failure> {
         skels.push(skel);
     }
 
+    let mut storage = MaybeUninit::uninit();
+    let owners = match skels.first() {
+        // Sums by key have no process.
+        Some(first) if args.by.is_none() => Owners::new(&mut storage, first, interfaces.len())
+            .inspect_err(|error| without_owners(session.notices, error))
+            .ok(),
+        _ => None,
+    };
+
     let delivery = Delivery::new(session.io());
     let names = interfaces
         .iter()
@@ -101,6 +111,7 @@ pub fn run(args: &FlowsArgs) -> Result<Exit, Failure> {
     let has_view = shows_view(args);
     let book = Book::new(args, &delivery, &names, has_view);
 
+    let counted_from = Instant::now();
     let mut links = Vec::new();
     for (interface, skel) in interfaces.iter().zip(&skels) {
         for direction in directions(interface) {
@@ -123,6 +134,7 @@ pub fn run(args: &FlowsArgs) -> Result<Exit, Failure> {
         sweep: &first.progs.flows_sweep,
         bss: &mut first.maps.bss_sweep_data,
         source: &source,
+        owners,
         book: &book,
         chunk: chunk(args, buffer, cpus),
         max_flows: args.max_flows.into(),
@@ -150,7 +162,13 @@ pub fn run(args: &FlowsArgs) -> Result<Exit, Failure> {
     if has_view {
         let names = interfaces.iter().map(|interface| interface.name.clone());
         let view = View::new(names.collect());
-        run_view(&mut session, args, &mut table, &counters, view)?;
+        run_view(
+            &mut session,
+            args,
+            &mut table,
+            &counters,
+            (view, counted_from),
+        )?;
     } else {
         run_sweeps(&mut session, args, &mut table, &counters)?;
     }
@@ -184,6 +202,7 @@ fn run_sweeps(
             return Ok(());
         }
         session.output.borrow_mut().clock.sync()?;
+        table.find_owners(counters().matched, session.notices);
         let now = Instant::now();
         let worked = cpu_time()?;
         let interval_ends = interval_due.is_some_and(|due| now >= due);
@@ -213,42 +232,51 @@ fn shows_view(args: &FlowsArgs) -> bool {
     is_asked && args.output.format() == OutputFormat::Text && terminal::is_there()
 }
 
-/// Shows the table on the terminal until the run is over. The terminal is given back on return,
+/// When the first flows are shown: soon, but not before there are rates worth the name.
+const FIRST_VIEW: Duration = Duration::from_millis(250);
+
+/// Shows the table on the terminal until the run is over; it shows what came since a time. The terminal is given back on return,
 /// whatever the reason.
 fn run_view(
     session: &mut Session,
     args: &FlowsArgs,
     table: &mut Table<'_, '_, '_>,
     counters: &dyn Fn() -> PacketCounters,
-    mut view: View,
+    (mut view, mut updated): (View, Instant),
 ) -> Result<()> {
-    let mut screen = Screen::open()?;
-    // What reads keys is set up when it is first asked for some.
-    screen.input()?;
+    let opened = Screen::open(&session.output.borrow().sink)?;
+    let Some(mut screen) = opened else {
+        session.end(ExitReason::ClosedPipe);
+        return Ok(());
+    };
     session.confine(Files::Opened);
     let stdin = std::io::stdin();
-    let mut updated = Instant::now();
-    let mut due = updated;
-    let mut sweep_due = updated;
-    screen.draw(&mut view)?;
+    let mut due = Instant::now() + args.interval.min(FIRST_VIEW);
+    let mut sweep_due = due;
     loop {
-        if session.wait(Some(stdin.as_fd()), Some(due.min(sweep_due)))? == Wake::Stop {
+        screen.show(&mut view, &mut session.output.borrow_mut().sink);
+        let wake = session.wait(Some(stdin.as_fd()), Some(due.min(sweep_due)))?;
+        if wake == Wake::Stop {
             return Ok(());
         }
-        let inputs = screen.input()?;
-        for input in &inputs {
-            let Input::Key(key) = input else {
-                continue;
+        if wake == Wake::Events {
+            let Some(keys) = screen.keys()? else {
+                session.end(ExitReason::ClosedPipe);
+                return Ok(());
             };
-            match view.key(*key) {
-                Reaction::Quit => {
-                    session.end(ExitReason::Signal);
-                    return Ok(());
+            for key in keys {
+                match view.key(key) {
+                    Reaction::Quit => {
+                        session.end(ExitReason::Signal);
+                        return Ok(());
+                    }
+                    Reaction::Redraw => screen.redraw(),
+                    Reaction::Suspend => suspend(session, &mut screen)?,
+                    Reaction::Draw => screen.touch(),
                 }
-                Reaction::Redraw => screen.clear()?,
-                Reaction::Draw => {}
             }
         }
+        table.find_owners(counters().matched, session.notices);
         let now = Instant::now();
         let worked = cpu_time()?;
         if now >= due {
@@ -256,20 +284,30 @@ fn run_view(
             let flows = std::mem::take(&mut table.book.borrow_mut().rows);
             let length = updated.elapsed().as_secs_f64();
             view.update(flows, monotonic_ns()?, length, counters().untracked);
+            screen.touch();
             updated = now;
             due = now + args.interval.max(rest_since(worked)?);
         } else if now >= sweep_due {
             table.sweep(SweepMode::SWEEP_ENDED, 0)?;
-        } else if inputs.is_empty() {
-            continue;
         }
         if now >= sweep_due {
             let full = table.make_room(counters().matched, 0)?;
             let every = if full { SWEEP_FULL } else { SWEEP_EVERY };
             sweep_due = Instant::now() + every.max(rest_since(worked)?);
         }
-        if updated == now || !inputs.is_empty() {
-            screen.draw(&mut view)?;
+    }
+}
+
+/// Stops the process until it has the terminal again, or is to end.
+fn suspend(session: &mut Session, screen: &mut Screen) -> Result<()> {
+    loop {
+        screen.suspend()?;
+        if screen.resume(&mut session.output.borrow_mut().sink)? {
+            return Ok(());
+        }
+        // Continued in the background, perhaps for the sake of another signal.
+        if session.wait(None, Some(Instant::now() + SWEEP_EVERY))? == Wake::Stop {
+            return Ok(());
         }
     }
 }
@@ -338,6 +376,10 @@ pub fn probe(
 
 type Attached<'a> = (&'a Interface, Direction, TcLink);
 
+fn without_owners(notices: Notices, error: &anyhow::Error) {
+    notices.detail(&format!("no process is named: {error:#}"));
+}
+
 /// Keeps what the rest of the run needs: the sweep is run by bpf(2), which before 5.19 asks for
 /// CAP_BPF, and a filter that is no link must be removed.
 fn give_up_privileges(links: &[Attached<'_>], table: &mut Table<'_, '_, '_>) -> Result<()> {
@@ -381,12 +423,24 @@ struct Table<'a, 'obj, 'b> {
     sweep: &'a ProgramMut<'obj>,
     bss: &'a mut Option<&'obj mut bss_sweep>,
     source: &'a EventSource<'b>,
+    /// `None` where processes can't be looked at, or need not.
+    owners: Option<Owners<'a>>,
     book: &'a RefCell<Book<'b>>,
     chunk: u32,
     max_flows: u64,
 }
 
 impl Table<'_, '_, '_> {
+    /// Looks for the processes of new flows, of all that ever were in the table.
+    fn find_owners(&mut self, ever: u64, notices: Notices) {
+        if let Some(owners) = &mut self.owners
+            && let Err(error) = owners.look(ever)
+        {
+            without_owners(notices, &error);
+            self.owners = None;
+        }
+    }
+
     /// Takes the records that are asked for. In a replay, `now_ns` is the time.
     fn sweep(&mut self, mode: SweepMode, now_ns: u64) -> Result<Sweep> {
         self.sweep_with(Sweep {
@@ -764,6 +818,7 @@ fn replay_file(args: &FlowsArgs, filter: &Filter, file: &Path) -> Result<Exit, F
             sweep: &skel.progs.flows_sweep,
             bss: &mut skel.maps.bss_sweep_data,
             source: &source,
+            owners: None,
             book: &book,
             chunk: chunk(args, setup.buffer, cpus),
             max_flows: args.max_flows.into(),

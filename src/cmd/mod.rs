@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod connect_trace;
+pub mod flow_owner;
 pub mod flows;
 pub mod generate;
 pub mod port_monitor;

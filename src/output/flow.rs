@@ -57,7 +57,7 @@ impl FlowWriter {
         out.extend_from_slice(b"TIME            ");
         self.iface(out, "IFACE");
         out.extend_from_slice(
-            b"SADDR                                   SPORT DADDR                                   DPORT STATE        CONN   HISTORY          DURATION_MS  HANDSHAKE_MS OPKTS     OBYTES       RPKTS     RBYTES       RETRANS UNEXP  END      PARTIAL\n",
+            b"SADDR                                   SPORT DADDR                                   DPORT STATE        CONN   HISTORY          DURATION_MS  HANDSHAKE_MS OPKTS     OBYTES       RPKTS     RBYTES       RETRANS UNEXP  END      PARTIAL PID     COMM\n",
         );
     }
 
@@ -105,7 +105,18 @@ impl FlowWriter {
         });
         pad_right(out, 7, |out| push_int(out, flow.raw.unexpected));
         pad_right(out, 9, |out| out.extend_from_slice(flow.end().as_bytes()));
-        out.extend_from_slice(if flow.is_partial() { b"partial" } else { b"-" });
+        pad_right(out, 8, |out| {
+            out.extend_from_slice(if flow.is_partial() { b"partial" } else { b"-" });
+        });
+        let process = flow.process();
+        pad_right(out, 8, |out| match process {
+            Some((pid, _)) => push_int(out, pid),
+            None => out.push(b'-'),
+        });
+        match process {
+            Some((_, comm)) if !comm.is_empty() => push_text(out, comm),
+            _ => out.push(b'-'),
+        }
         out.push(b'\n');
     }
 
@@ -151,6 +162,13 @@ impl FlowWriter {
         line.int(key!("unexpected"), flow.raw.unexpected);
         line.bool(key!("partial"), flow.is_partial());
         line.name(key!("end"), flow.end());
+        let process = flow.process();
+        line.opt_int(key!("pid"), process.map(|(pid, _)| pid));
+        match process {
+            Some((_, comm)) => line.string(key!("comm"), comm),
+            None => line.null(key!("comm")),
+        };
+        line.opt_int(key!("uid"), flow.uid());
         line.end();
     }
 

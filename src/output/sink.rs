@@ -1,12 +1,13 @@
 //! The way to stdout: whole lines, soon, never blocking for longer than the run may last.
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -17,6 +18,9 @@ const BUFFER: usize = 64 * 1024;
 
 /// What the kernel writes to a pipe in one piece, never in part (PIPE_BUF).
 const PIPE_PIECE: usize = 4096;
+
+/// What a terminal takes without waiting if it takes anything.
+const SMALL_PIECE: usize = 256;
 
 /// How long a reader that has stopped may hold up the end of a run.
 const GRACE: Duration = Duration::from_millis(500);
@@ -156,14 +160,43 @@ impl Sink {
                         break;
                     }
                 }
-                Err(error) if error.kind() == ErrorKind::BrokenPipe => self.close(),
-                Err(error) => {
-                    self.fail(anyhow::Error::new(error).context("failed to write to stdout"));
-                }
+                Err(error) => self.refused(error),
             }
         }
         // Whatever is left can't be written any more: it counts as stranded.
         self.buffer.clear();
+    }
+
+    /// Writes as much of this, which is no line, as a terminal takes at once. Returns how much.
+    pub fn write_now(&mut self, bytes: &[u8]) -> usize {
+        let mut done = 0;
+        while done < bytes.len() && self.can_write() {
+            let rest = &bytes[done..];
+            let piece = if self.may_block {
+                &rest[..rest.len().min(SMALL_PIECE)]
+            } else {
+                rest
+            };
+            if self.may_block && !self.has_room() {
+                break;
+            }
+            match self.file.write(piece) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => self.refused(error),
+            }
+        }
+        done
+    }
+
+    /// Another descriptor of the same description.
+    ///
+    /// # Errors
+    /// No file descriptor is left.
+    pub fn try_clone(&self) -> std::io::Result<File> {
+        self.file.try_clone()
     }
 
     fn write(&mut self, from: usize, len: usize) -> std::io::Result<usize> {
@@ -177,6 +210,16 @@ impl Sink {
         let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
         // A file is always ready, and an error is for the write to tell.
         poll(&mut fds, PollTimeout::ZERO) != Ok(0)
+    }
+
+    fn refused(&mut self, error: std::io::Error) {
+        // A terminal that was hung up answers EIO.
+        let is_hung_up = self.file.is_terminal() && error.raw_os_error() == Some(Errno::EIO as i32);
+        if is_hung_up || error.kind() == ErrorKind::BrokenPipe {
+            self.close();
+        } else {
+            self.fail(anyhow::Error::new(error).context("failed to write to stdout"));
+        }
     }
 
     fn fail(&mut self, error: anyhow::Error) {

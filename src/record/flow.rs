@@ -128,6 +128,19 @@ impl Flow {
         (self.knows(part) && !self.is_partial()).then_some(passed.cast_unsigned())
     }
 
+    /// The user who owns the socket of this machine's end; `None` if it was not found.
+    pub fn uid(&self) -> Option<u32> {
+        let owner = &self.raw.owner;
+        (owner.pass != 0).then_some(owner.uid)
+    }
+
+    /// The process that holds that socket, its id and name; `None` if none was found, or several.
+    pub fn process(&self) -> Option<(u32, &[u8])> {
+        let owner = &self.raw.owner;
+        let name = owner.comm.split(|byte| *byte == 0).next();
+        (owner.pass != 0 && owner.pid != 0).then(|| (owner.pid, name.unwrap_or_default()))
+    }
+
     /// What happened, in Zeek's letters, oldest first.
     pub fn history(&self) -> &[u8] {
         &self.raw.history[..usize::from(self.raw.history_len)]

@@ -1,19 +1,21 @@
 //! The table of flows on a terminal. It knows no clock, no map and no terminal: flows and keys go
 //! in, a frame comes out.
 
+pub mod keys;
 pub mod terminal;
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 
 use ratatui::Frame;
-use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Cell, Clear, Paragraph, Row, Sparkline, Table};
 
+use crate::output::escape::push_text;
 use crate::record::flow::Flow;
+use keys::Key;
 
 /// Intervals that the sparkline remembers.
 const LOADS_KEPT: usize = 240;
@@ -24,6 +26,7 @@ enum Column {
     State,
     Source,
     Destination,
+    Process,
     Age,
     Handshake,
     Packets,
@@ -33,22 +36,33 @@ enum Column {
     History,
 }
 
-const COLUMNS: [(Column, &str, Constraint); 10] = [
-    (Column::State, "STATE", Constraint::Length(12)),
-    (Column::Source, "SOURCE", Constraint::Fill(1)),
-    (Column::Destination, "DESTINATION", Constraint::Fill(1)),
-    (Column::Age, "AGE", Constraint::Length(8)),
-    (Column::Handshake, "HANDSHK", Constraint::Length(8)),
-    (Column::Packets, "PACKETS", Constraint::Length(8)),
-    (Column::Bytes, "BYTES", Constraint::Length(8)),
-    (Column::PacketRate, "PKT/s", Constraint::Length(7)),
-    (Column::ByteRate, "BYTE/s", Constraint::Length(7)),
-    (Column::History, "HISTORY", Constraint::Length(12)),
+/// Each with its width, and its place among those that go where there is no room; the ends of a flow
+/// share what the others leave, and like its state and rate they always stay.
+const COLUMNS: [(Column, &str, u16, u8); 11] = [
+    (Column::State, "STATE", 12, STAYS),
+    (Column::Source, "SOURCE", 0, STAYS),
+    (Column::Destination, "DESTINATION", 0, STAYS),
+    (Column::Process, "PROCESS", 15, 4),
+    (Column::Age, "AGE", 7, 3),
+    (Column::Handshake, "HANDSHK", 8, 1),
+    (Column::Packets, "PACKETS", 8, 5),
+    (Column::Bytes, "BYTES", 7, 6),
+    (Column::PacketRate, "PKT/s", 7, 2),
+    (Column::ByteRate, "BYTE/s", 7, STAYS),
+    (Column::History, "HISTORY", 10, 0),
 ];
+const STAYS: u8 = 7;
 
-const KEYS: &str = " q quit  ↑↓ select  ←→ sort by  r reverse  / filter  Enter detail  Space pause";
+/// Letters of an address and port that tell it from others: for more no other column goes.
+const ENOUGH_OF_AN_END: usize = 24;
+
+/// Columns of the box with a flow's details, unless they need more or there is less.
+const DETAIL_WIDTH: u16 = 76;
+
+const KEYS: &str = " q quit  / filter  ←→ sort by  r reverse  ↑↓ select  Enter detail  Space pause";
 
 /// A flow, and what it has carried in the last interval.
+#[derive(Clone, Copy)]
 struct Entry {
     flow: Flow,
     packet_rate: f64,
@@ -56,6 +70,16 @@ struct Entry {
     /// Nanoseconds since its first packet; if it has ended, until its last.
     age: u64,
     iface: usize,
+}
+
+/// Ends, ports and interface.
+type FlowKey = ([[u8; 16]; 2], [u16; 2], u16);
+
+impl Entry {
+    fn key(&self) -> FlowKey {
+        let key = &self.flow.raw.key;
+        (key.addr, key.port, key.interface)
+    }
 }
 
 /// What the user sees.
@@ -69,13 +93,20 @@ pub struct View {
     filter: String,
     typing: bool,
     paused: bool,
-    detail: bool,
+    /// The flow that is shown in detail, as it was last seen: it may be over.
+    detail: Option<Entry>,
     selected: usize,
+    /// Lines of the table on the screen.
+    height: usize,
+    /// Letters of the longest end of a flow.
+    longest: usize,
     /// First line of the table that is on the screen.
     offset: usize,
     /// Bytes a second, newest last.
     loads: VecDeque<u64>,
     live: usize,
+    /// In the last interval.
+    ended: usize,
     packet_rate: f64,
     untracked: u64,
 }
@@ -87,6 +118,8 @@ pub enum Reaction {
     Draw,
     /// Draw all, even what should be on the screen already.
     Redraw,
+    /// Stop the process until it is continued.
+    Suspend,
     /// End the run.
     Quit,
 }
@@ -106,11 +139,14 @@ impl View {
             filter: String::new(),
             typing: false,
             paused: false,
-            detail: false,
+            detail: None,
             selected: 0,
+            height: 1,
+            longest: 0,
             offset: 0,
             loads: VecDeque::new(),
             live: 0,
+            ended: 0,
             packet_rate: 0.0,
             untracked: 0,
         }
@@ -140,6 +176,7 @@ impl View {
                 flow,
             });
         }
+        self.ended = entries.len() - self.live;
         self.packet_rate = packets as f64 / seconds;
         self.loads.push_back((bytes as f64 / seconds) as u64);
         if self.loads.len() > LOADS_KEPT {
@@ -147,25 +184,24 @@ impl View {
         }
         self.untracked = untracked;
         if !self.paused {
-            let selected = self.selected_key();
+            let selected = self.selected().map(Entry::key);
             self.entries = entries;
             self.arrange();
             self.follow(selected);
+            self.update_detail();
         }
     }
 
-    fn selected_key(&self) -> Option<([[u8; 16]; 2], [u16; 2], u16)> {
-        let entry = &self.entries[*self.shown.get(self.selected)?];
-        let key = &entry.flow.raw.key;
-        Some((key.addr, key.port, key.interface))
+    fn selected(&self) -> Option<&Entry> {
+        Some(&self.entries[*self.shown.get(self.selected)?])
     }
 
     /// Keeps the same flow selected, wherever it is now.
-    fn follow(&mut self, key: Option<([[u8; 16]; 2], [u16; 2], u16)>) {
-        let found = self.shown.iter().position(|at| {
-            let other = &self.entries[*at].flow.raw.key;
-            key == Some((other.addr, other.port, other.interface))
-        });
+    fn follow(&mut self, key: Option<FlowKey>) {
+        let found = self
+            .shown
+            .iter()
+            .position(|at| key == Some(self.entries[*at].key()));
         // The top stays the top: there is what the table is sorted for.
         if let Some(found) = found
             && self.selected > 0
@@ -173,6 +209,14 @@ impl View {
             self.selected = found;
         }
         self.selected = self.selected.min(self.shown.len().saturating_sub(1));
+    }
+
+    fn update_detail(&mut self) {
+        if let Some(detail) = &mut self.detail
+            && let Some(now) = self.entries.iter().find(|it| it.key() == detail.key())
+        {
+            *detail = *now;
+        }
     }
 
     /// Chooses and sorts what is shown.
@@ -192,49 +236,64 @@ impl View {
             };
             order.then_with(|| a.flow.raw.start_ns.cmp(&b.flow.raw.start_ns))
         });
+        // So that columns stay where they are while the user moves, not only what is on the screen
+        // counts; but of very many flows the first are enough.
+        let longest = shown.iter().take(1000).map(|at| {
+            let flow = &self.entries[*at].flow;
+            let source = endpoint(flow.saddr(), flow.sport());
+            let destination = endpoint(flow.daddr(), flow.dport());
+            source.len().max(destination.len())
+        });
+        self.longest = longest.max().unwrap_or(0);
         self.shown = shown;
         self.selected = self.selected.min(self.shown.len().saturating_sub(1));
     }
 
     /// Reacts to a key.
-    pub fn key(&mut self, key: KeyEvent) -> Reaction {
-        if key.modifiers.contains(KeyModifiers::CONTROL) {
-            match key.code {
-                KeyCode::Char('c') => return Reaction::Quit,
-                KeyCode::Char('l') => return Reaction::Redraw,
-                _ => return Reaction::Draw,
+    pub fn key(&mut self, key: Key) -> Reaction {
+        match key {
+            Key::Ctrl('c') => return Reaction::Quit,
+            Key::Ctrl('l') => return Reaction::Redraw,
+            Key::Ctrl('z') => return Reaction::Suspend,
+            _ if self.typing => {
+                self.type_filter(key);
+                return Reaction::Draw;
             }
+            _ => {}
         }
-        if self.typing {
-            self.type_filter(key.code);
-            return Reaction::Draw;
-        }
-        let last = self.shown.len().saturating_sub(1);
-        match key.code {
-            KeyCode::Char('q') => return Reaction::Quit,
-            KeyCode::Esc if self.detail => self.detail = false,
-            KeyCode::Esc => {
+        match key {
+            Key::Char('q') => return Reaction::Quit,
+            Key::Esc if self.detail.is_some() => self.detail = None,
+            Key::Esc => {
                 self.filter.clear();
                 self.arrange();
             }
-            KeyCode::Char('/') => self.typing = true,
-            KeyCode::Char(' ' | 'p') => self.paused = !self.paused,
-            KeyCode::Char('r') => {
+            Key::Char('/') => self.typing = true,
+            Key::Char(' ' | 'p') => self.paused = !self.paused,
+            Key::Char('r') => {
                 self.descending = !self.descending;
                 self.arrange();
             }
-            KeyCode::Left | KeyCode::Char('<') => self.sort_by(self.sort + COLUMNS.len() - 1),
-            KeyCode::Right | KeyCode::Char('>') => self.sort_by(self.sort + 1),
-            KeyCode::Up | KeyCode::Char('k') => self.selected = self.selected.saturating_sub(1),
-            KeyCode::Down | KeyCode::Char('j') => self.selected = (self.selected + 1).min(last),
-            KeyCode::PageUp => self.selected = self.selected.saturating_sub(20),
-            KeyCode::PageDown => self.selected = (self.selected + 20).min(last),
-            KeyCode::Home => self.selected = 0,
-            KeyCode::End => self.selected = last,
-            KeyCode::Enter => self.detail = !self.detail,
+            Key::Left | Key::Char('<') => self.sort_by(self.sort + COLUMNS.len() - 1),
+            Key::Right | Key::Char('>') => self.sort_by(self.sort + 1),
+            Key::Up | Key::Char('k') => self.select(self.selected.saturating_sub(1)),
+            Key::Down | Key::Char('j') => self.select(self.selected + 1),
+            Key::PageUp => self.select(self.selected.saturating_sub(self.height)),
+            Key::PageDown => self.select(self.selected + self.height),
+            Key::Home => self.select(0),
+            Key::End => self.select(usize::MAX),
+            Key::Enter if self.detail.is_some() => self.detail = None,
+            Key::Enter => self.detail = self.selected().copied(),
             _ => {}
         }
         Reaction::Draw
+    }
+
+    fn select(&mut self, line: usize) {
+        self.selected = line.min(self.shown.len().saturating_sub(1));
+        if self.detail.is_some() {
+            self.detail = self.selected().copied();
+        }
     }
 
     fn sort_by(&mut self, column: usize) {
@@ -242,17 +301,17 @@ impl View {
         self.arrange();
     }
 
-    fn type_filter(&mut self, code: KeyCode) {
-        match code {
-            KeyCode::Enter => self.typing = false,
-            KeyCode::Esc => {
+    fn type_filter(&mut self, key: Key) {
+        match key {
+            Key::Enter => self.typing = false,
+            Key::Esc => {
                 self.typing = false;
                 self.filter.clear();
             }
-            KeyCode::Backspace => {
+            Key::Backspace => {
                 self.filter.pop();
             }
-            KeyCode::Char(letter) => self.filter.push(letter),
+            Key::Char(letter) => self.filter.push(letter),
             _ => {}
         }
         self.arrange();
@@ -269,14 +328,12 @@ impl View {
         self.draw_head(frame, head);
         self.draw_table(frame, table);
         self.draw_foot(frame, foot);
-        if self.detail {
-            self.draw_detail(frame, table);
+        if let Some(entry) = &self.detail {
+            self.draw_detail(frame, table, entry);
         }
     }
 
     fn draw_head(&self, frame: &mut Frame<'_>, area: Rect) {
-        let [text, chart] =
-            Layout::horizontal([Constraint::Fill(2), Constraint::Fill(1)]).areas(area);
         let load = self.loads.back().copied().unwrap_or(0);
         let mut first = vec![
             Span::styled(
@@ -289,16 +346,24 @@ impl View {
             first.push(Span::styled("  PAUSED", Style::new().fg(Color::Yellow)));
         }
         let mut second = format!(
-            "{} flows, {} shown, {} packets/s, {} bytes/s",
+            "{} flows, {} ended, {} packets/s, {} bytes/s",
             self.live,
-            self.shown.len(),
+            self.ended,
             short(self.packet_rate),
             short(load as f64),
         );
+        if !self.filter.is_empty() {
+            second += &format!(", {} shown", self.shown.len());
+        }
         if self.untracked > 0 {
             second += &format!(", {} packets untracked", self.untracked);
         }
         let lines = vec![Line::from(first), Line::raw(second)];
+        // The chart has a third, or what the text leaves of it.
+        let widest = lines.iter().map(Line::width).max().unwrap_or(0) as u16;
+        let width = (widest + 2).max(area.width / 3 * 2);
+        let [text, chart] =
+            Layout::horizontal([Constraint::Length(width), Constraint::Fill(1)]).areas(area);
         frame.render_widget(Paragraph::new(lines), text);
         // As many of the newest as there is room for.
         let skip = self.loads.len().saturating_sub(chart.width.into());
@@ -310,61 +375,63 @@ impl View {
     }
 
     fn draw_table(&mut self, frame: &mut Frame<'_>, area: Rect) {
-        let height = usize::from(area.height.saturating_sub(1)).max(1);
+        self.height = usize::from(area.height.saturating_sub(1)).max(1);
         // The selected line is always on the screen.
-        self.offset = self
-            .offset
-            .clamp((self.selected + 1).saturating_sub(height), self.selected);
-        let rows = self
-            .shown
-            .iter()
-            .enumerate()
-            .skip(self.offset)
-            .take(height)
-            .map(|(at, entry)| {
-                let row = self.row(&self.entries[*entry]);
-                if at == self.selected {
-                    row.style(Style::new().add_modifier(Modifier::REVERSED))
-                } else {
-                    row
-                }
-            });
-        let header = COLUMNS.iter().enumerate().map(|(at, (_, name, _))| {
-            if at == self.sort {
-                let arrow = if self.descending { '▼' } else { '▲' };
-                Cell::from(format!("{name}{arrow}"))
+        self.offset = self.offset.clamp(
+            (self.selected + 1).saturating_sub(self.height),
+            self.selected,
+        );
+        let (columns, end_width) = self.columns(area.width);
+        let lines = self.shown.iter().skip(self.offset).take(self.height);
+        let rows = (self.offset..).zip(lines).map(|(at, entry)| {
+            let entry = &self.entries[*entry];
+            let cells = columns
+                .iter()
+                .map(|at| cell(COLUMNS[*at].0, entry, end_width));
+            let row = Row::new(cells);
+            if at == self.selected {
+                row.style(Style::new().add_modifier(Modifier::REVERSED))
             } else {
-                Cell::from(*name)
+                row
             }
         });
-        let widths = COLUMNS.iter().map(|(.., width)| *width);
+        let header = columns.iter().map(|at| {
+            let (column, name, ..) = COLUMNS[*at];
+            let arrow = match (*at == self.sort, self.descending) {
+                (false, _) => "",
+                (true, true) => "▼",
+                (true, false) => "▲",
+            };
+            aligned(column, format!("{name}{arrow}"))
+        });
+        let widths = columns.iter().map(|at| match COLUMNS[*at].2 {
+            0 => Constraint::Length(end_width as u16),
+            width => Constraint::Length(width),
+        });
         let table = Table::new(rows, widths)
             .header(Row::new(header).style(Style::new().add_modifier(Modifier::BOLD)));
         frame.render_widget(table, area);
     }
 
-    fn row(&self, entry: &Entry) -> Row<'static> {
-        let flow = &entry.flow;
-        let bytes = flow.orig().bytes + flow.resp().bytes;
-        let handshake = flow.handshake_ns().map_or("-".to_owned(), time);
-        let state = if flow.is_live() {
-            flow.state()
-        } else {
-            flow.end()
+    /// The columns that there is room for, and the width of each end of a flow. The column that is
+    /// sorted by is always there.
+    fn columns(&self, width: u16) -> (Vec<usize>, usize) {
+        let room = |columns: &[usize]| {
+            let others: usize = columns.iter().map(|at| usize::from(COLUMNS[*at].2)).sum();
+            let gaps = columns.len().saturating_sub(1);
+            usize::from(width).saturating_sub(others + gaps) / 2
         };
-        let history = String::from_utf8_lossy(flow.history()).into_owned();
-        Row::new([
-            Cell::from(state).style(Style::new().fg(color(flow))),
-            Cell::from(endpoint(flow.saddr(), flow.sport())),
-            Cell::from(endpoint(flow.daddr(), flow.dport())),
-            Cell::from(time(entry.age)),
-            Cell::from(handshake),
-            Cell::from(short(flow.packets() as f64)),
-            Cell::from(short(bytes as f64)),
-            Cell::from(short(entry.packet_rate)),
-            Cell::from(short(entry.byte_rate)),
-            Cell::from(history),
-        ])
+        let longest = self.longest.max("DESTINATION▼".chars().count());
+        let mut columns = (0..COLUMNS.len()).collect::<Vec<_>>();
+        for rank in 0..STAYS {
+            if room(&columns) >= longest.min(ENOUGH_OF_AN_END) {
+                break;
+            }
+            columns.retain(|at| COLUMNS[*at].3 != rank || *at == self.sort);
+        }
+        // As much as is needed, so that what belongs together is close together.
+        let end_width = room(&columns).min(longest);
+        (columns, end_width)
     }
 
     fn draw_foot(&self, frame: &mut Frame<'_>, area: Rect) {
@@ -382,21 +449,21 @@ impl View {
         frame.render_widget(Paragraph::new(line).style(style), area);
     }
 
-    fn draw_detail(&self, frame: &mut Frame<'_>, area: Rect) {
-        let Some(entry) = self.shown.get(self.selected).map(|at| &self.entries[*at]) else {
-            return;
-        };
+    fn draw_detail(&self, frame: &mut Frame<'_>, area: Rect, entry: &Entry) {
         let flow = &entry.flow;
         let iface = self.ifaces.get(entry.iface).map_or("-", String::as_str);
-        let mut lines = vec![
-            Line::raw(format!(
-                "{} → {} on {iface}",
-                endpoint(flow.saddr(), flow.sport()),
-                endpoint(flow.daddr(), flow.dport())
-            )),
+        let source = endpoint(flow.saddr(), flow.sport());
+        let destination = format!("→ {} on {iface}", endpoint(flow.daddr(), flow.dport()));
+        let both = Line::raw(format!("{source} {destination}"));
+        let mut lines = if both.width() + 2 <= usize::from(area.width) {
+            vec![both]
+        } else {
+            vec![Line::raw(source), Line::raw(destination)]
+        };
+        lines.extend([
             Line::raw(format!(
                 "{}, Zeek {} {}{}",
-                flow.state(),
+                state(flow),
                 flow.conn_state(),
                 String::from_utf8_lossy(flow.history()),
                 if flow.is_partial() {
@@ -406,13 +473,18 @@ impl View {
                 }
             )),
             Line::raw(format!(
-                "SYN-ACK after {}, handshake {}, {} SYNs repeated, lasts {}",
+                "SYN-ACK after {}, handshake {}, lasts {}, SYNs repeated: {}",
                 flow.syn_ack_ns().map_or("-".to_owned(), time),
                 flow.handshake_ns().map_or("-".to_owned(), time),
-                flow.raw.syn_retransmits,
-                time(flow.duration_ns())
+                time(flow.duration_ns()),
+                flow.raw.syn_retransmits
             )),
-        ];
+        ]);
+        lines.push(Line::raw(match (flow.process(), flow.uid()) {
+            (Some((pid, comm)), Some(uid)) => format!("{}, process {pid}, user {uid}", name(comm)),
+            (_, Some(uid)) => format!("several processes of user {uid}"),
+            _ => "process unknown".to_owned(),
+        }));
         for (name, end) in [("initiator", flow.orig()), ("responder", flow.resp())] {
             lines.push(Line::raw(format!(
                 "{name}: {} packets, {} bytes, {} retransmitted, {} zero windows",
@@ -420,11 +492,12 @@ impl View {
             )));
         }
         lines.push(Line::raw(format!(
-            "{} unexpected packets",
+            "unexpected packets: {}",
             flow.raw.unexpected
         )));
         let height = (lines.len() as u16 + 2).min(area.height);
-        let width = 76.min(area.width);
+        let widest = lines.iter().map(Line::width).max().unwrap_or(0) as u16;
+        let width = (widest + 2).max(DETAIL_WIDTH).min(area.width);
         let place = Rect {
             x: area.x + (area.width - width) / 2,
             y: area.y + (area.height - height) / 2,
@@ -437,6 +510,70 @@ impl View {
     }
 }
 
+/// The text of a flow in a column.
+fn cell(column: Column, entry: &Entry, end_width: usize) -> Cell<'static> {
+    let flow = &entry.flow;
+    let bytes = flow.orig().bytes + flow.resp().bytes;
+    let text = match column {
+        Column::State => {
+            return Cell::from(state(flow)).style(Style::new().fg(color(flow)));
+        }
+        Column::Source => shortened(&endpoint(flow.saddr(), flow.sport()), end_width),
+        Column::Destination => shortened(&endpoint(flow.daddr(), flow.dport()), end_width),
+        Column::Process => flow
+            .process()
+            .map_or("-".to_owned(), |(_, comm)| name(comm)),
+        Column::Age => time(entry.age),
+        Column::Handshake => flow.handshake_ns().map_or("-".to_owned(), time),
+        Column::Packets => short(flow.packets() as f64),
+        Column::Bytes => short(bytes as f64),
+        Column::PacketRate => short(entry.packet_rate),
+        Column::ByteRate => short(entry.byte_rate),
+        Column::History => String::from_utf8_lossy(flow.history()).into_owned(),
+    };
+    aligned(column, text)
+}
+
+/// Numbers to the right.
+fn aligned(column: Column, text: String) -> Cell<'static> {
+    let line = Line::from(text);
+    Cell::from(match column {
+        Column::Age
+        | Column::Handshake
+        | Column::Packets
+        | Column::Bytes
+        | Column::PacketRate
+        | Column::ByteRate => line.right_aligned(),
+        _ => line,
+    })
+}
+
+/// Where the flow is, or how it came to be over.
+fn state(flow: &Flow) -> &'static str {
+    if flow.is_live() {
+        flow.state()
+    } else {
+        flow.end()
+    }
+}
+
+/// A process's name, of which it may have made anything.
+fn name(comm: &[u8]) -> String {
+    let mut text = Vec::new();
+    push_text(&mut text, comm);
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// Leaves out the middle of what is too long: the port is at the end.
+fn shortened(text: &str, width: usize) -> String {
+    if text.len() <= width || width < 3 {
+        return text.to_owned();
+    }
+    let head = (width - 1) / 2;
+    let tail = text.len() - (width - 1 - head);
+    format!("{}…{}", &text[..head], &text[tail..])
+}
+
 fn compare(column: Column, a: &Entry, b: &Entry) -> Ordering {
     let bytes = |entry: &Entry| entry.flow.orig().bytes + entry.flow.resp().bytes;
     match column {
@@ -445,6 +582,11 @@ fn compare(column: Column, a: &Entry, b: &Entry) -> Ordering {
         Column::Destination => {
             (a.flow.daddr(), a.flow.dport()).cmp(&(b.flow.daddr(), b.flow.dport()))
         }
+        Column::Process => a
+            .flow
+            .process()
+            .map(by_name)
+            .cmp(&b.flow.process().map(by_name)),
         Column::Age => a.age.cmp(&b.age),
         Column::Handshake => a.flow.handshake_ns().cmp(&b.flow.handshake_ns()),
         Column::Packets => a.flow.packets().cmp(&b.flow.packets()),
@@ -455,14 +597,21 @@ fn compare(column: Column, a: &Entry, b: &Entry) -> Ordering {
     }
 }
 
+fn by_name((pid, comm): (u32, &[u8])) -> (&[u8], u32) {
+    (comm, pid)
+}
+
 /// What a filter is looked for in.
 fn text_of(flow: &Flow) -> String {
     let text = format!(
-        "{} {} {} {}",
+        "{} {} {} {} {}",
         endpoint(flow.saddr(), flow.sport()),
         endpoint(flow.daddr(), flow.dport()),
         flow.state(),
-        flow.conn_state()
+        flow.conn_state(),
+        flow.process()
+            .map(|(_, comm)| name(comm))
+            .unwrap_or_default()
     );
     text.to_lowercase()
 }

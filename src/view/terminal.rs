@@ -1,34 +1,70 @@
 //! The terminal while the view has it: raw, on its other screen, and given back however we end.
+//!
+//! Nothing here waits for the terminal: it may hang up, or nobody may read it, and signals must be
+//! heard all the same.
 
-use std::io::{IsTerminal, Stdout, stdin, stdout};
-use std::sync::Once;
-use std::time::Duration;
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, IsTerminal, Write, stdin, stdout};
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::sync::{Mutex, Once};
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, raise};
+use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use nix::unistd::{getpgrp, read, tcgetpgrp};
 use ratatui::Terminal;
-use ratatui::backend::CrosstermBackend;
-use ratatui::crossterm::cursor::Show;
-use ratatui::crossterm::event::{self, Event, KeyEvent, KeyEventKind};
-use ratatui::crossterm::execute;
-use ratatui::crossterm::terminal::{
-    Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
-};
-use ratatui::layout::{Position, Rect};
+use ratatui::backend::TermionBackend;
+use ratatui::layout::{Position, Rect, Size};
+use ratatui::style::Color;
+use ratatui::termion::terminal_size;
 
 use super::View;
+use super::keys::{Key, Keys};
+use crate::output::sink::Sink;
+
+/// To the other screen, cleared and without a cursor; and back.
+const ENTER: &[u8] = b"\x1b[?1049h\x1b[2J\x1b[?25l";
+const LEAVE: &[u8] = b"\x1b[0m\x1b[?25h\x1b[?1049l";
+
+/// How long a terminal that nobody reads may hold up the end of a run, in ms.
+const GRACE: u8 = 200;
+
+const SET_UP: &str = "failed to set up the terminal";
+
+/// What has to be given back. A panic must find it.
+static TAKEN: Mutex<Option<Taken>> = Mutex::new(None);
+
+struct Taken {
+    modes: Termios,
+    out: File,
+}
 
 /// A terminal that shows a view. Dropping it gives the terminal back.
 pub struct Screen {
-    terminal: Terminal<CrosstermBackend<Stdout>>,
+    terminal: Terminal<TermionBackend<Frames>>,
+    frames: Frames,
+    /// What is on the screen is not what the view has to show.
+    is_stale: bool,
+    has_colors: bool,
+    keys: Keys,
 }
 
-/// What came from the terminal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Input {
-    /// A key.
-    Key(KeyEvent),
-    /// It has another size, and all must be drawn.
-    Resized,
+/// Memory that frames are drawn into.
+#[derive(Clone, Default)]
+struct Frames(Rc<RefCell<Vec<u8>>>);
+
+impl Write for Frames {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.borrow_mut().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Whether there is a terminal that shows what is written and sends keys.
@@ -37,60 +73,140 @@ pub fn is_there() -> bool {
 }
 
 impl Screen {
-    /// Takes the terminal.
+    /// Takes the terminal, which is where `sink` writes to; `None` if it is gone.
     ///
     /// # Errors
     /// It can't be set up.
-    pub fn open() -> Result<Self> {
+    pub fn open(sink: &Sink) -> Result<Option<Self>> {
         give_back_on_panic();
-        enable_raw_mode().context("failed to set up the terminal")?;
-        // From here on dropping it undoes all that was done, even halfway.
-        let terminal = Terminal::new(CrosstermBackend::new(stdout()))
-            .inspect_err(|_| give_back())
-            .context("failed to set up the terminal")?;
-        let mut screen = Self { terminal };
-        let backend = screen.terminal.backend_mut();
-        execute!(backend, EnterAlternateScreen, Clear(ClearType::All))
-            .context("failed to set up the terminal")?;
+        match Self::try_open(sink) {
+            Ok(screen) => Ok(Some(screen)),
+            Err(error) if is_hung_up(&error) => Ok(None),
+            Err(error) => Err(error).context(SET_UP),
+        }
+    }
+
+    fn try_open(sink: &Sink) -> io::Result<Self> {
+        let frames = Frames::default();
+        let mut screen = Self {
+            terminal: Terminal::new(TermionBackend::new(frames.clone()))?,
+            frames,
+            is_stale: true,
+            // https://no-color.org
+            has_colors: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+            keys: Keys::default(),
+        };
+        screen.take(sink)?;
         Ok(screen)
     }
 
-    /// Draws the view, whatever the size of the terminal is now.
-    ///
-    /// # Errors
-    /// The terminal is gone.
-    pub fn draw(&mut self, view: &mut View) -> Result<()> {
-        self.terminal
-            .draw(|frame| view.draw(frame))
-            .context("failed to draw")?;
+    fn take(&mut self, sink: &Sink) -> io::Result<()> {
+        let out = sink.try_clone()?;
+        let modes = tcgetattr(stdin())?;
+        let mut raw = modes.clone();
+        cfmakeraw(&mut raw);
+        if let Ok(mut taken) = TAKEN.lock() {
+            *taken = Some(Taken { modes, out });
+        }
+        tcsetattr(stdin(), SetArg::TCSANOW, &raw)?;
+        self.frames.0.borrow_mut().extend_from_slice(ENTER);
+        self.redraw();
         Ok(())
     }
 
-    /// Forgets what is on the screen, so that all of it is drawn anew.
-    ///
-    /// # Errors
-    /// The terminal is gone.
-    pub fn clear(&mut self) -> Result<()> {
-        // Not clear(), which asks the terminal where its cursor is, and waits for the answer.
-        let size = self.terminal.size().context("failed to draw")?;
-        let area = Rect::from((Position::ORIGIN, size));
-        self.terminal.resize(area).context("failed to draw")
+    /// Has the view drawn the next time that it is shown.
+    pub fn touch(&mut self) {
+        self.is_stale = true;
     }
 
-    /// What has come since the last time, without waiting.
+    /// Forgets what is on the screen, so that all of it is drawn anew.
+    pub fn redraw(&mut self) {
+        self.is_stale = true;
+        // Not clear(), which asks the terminal where its cursor is, and waits for the answer.
+        let area = Rect::from((Position::ORIGIN, self.drawn_size()));
+        // It writes to memory only, which takes all.
+        let _ = self.terminal.resize(area);
+    }
+
+    fn drawn_size(&mut self) -> Size {
+        self.terminal.get_frame().area().as_size()
+    }
+
+    /// Draws the view if need be, whatever the size of the terminal is now, and writes as much as
+    /// the terminal takes. The rest is written the next time, and until then nothing is drawn.
+    pub fn show(&mut self, view: &mut View, sink: &mut Sink) {
+        self.send(sink);
+        if !self.frames.0.borrow().is_empty() {
+            return;
+        }
+        // A terminal that does not tell its size is gone, or about to go.
+        let Ok((width, height)) = terminal_size() else {
+            return sink.close();
+        };
+        if !self.is_stale && self.drawn_size() == Size::new(width, height) {
+            return;
+        }
+        let has_colors = self.has_colors;
+        let drawn = self.terminal.draw(|frame| {
+            view.draw(frame);
+            if !has_colors {
+                for cell in &mut frame.buffer_mut().content {
+                    cell.set_fg(Color::Reset).set_bg(Color::Reset);
+                }
+            }
+        });
+        if drawn.is_err() {
+            return sink.close();
+        }
+        self.is_stale = false;
+        self.send(sink);
+    }
+
+    fn send(&mut self, sink: &mut Sink) {
+        let mut frames = self.frames.0.borrow_mut();
+        let done = sink.write_now(&frames);
+        frames.drain(..done);
+    }
+
+    /// The keys that were pressed; `None` if none will ever be, for the terminal is gone. To be
+    /// called when there is something to read.
     ///
     /// # Errors
-    /// The terminal is gone.
-    pub fn input(&self) -> Result<Vec<Input>> {
-        let mut all = Vec::new();
-        while event::poll(Duration::ZERO).context("failed to read the terminal")? {
-            match event::read().context("failed to read the terminal")? {
-                Event::Key(key) if key.kind != KeyEventKind::Release => all.push(Input::Key(key)),
-                Event::Resize(..) => all.push(Input::Resized),
-                _ => {}
-            }
+    /// The terminal can't be read.
+    pub fn keys(&mut self) -> Result<Option<Vec<Key>>> {
+        let mut bytes = [0; 1024];
+        match read(stdin(), &mut bytes) {
+            Ok(0) | Err(Errno::EIO) => Ok(None),
+            Ok(len) => Ok(Some(self.keys.take(&bytes[..len]))),
+            Err(Errno::EINTR | Errno::EAGAIN) => Ok(Some(Vec::new())),
+            Err(error) => Err(error).context("failed to read the terminal"),
         }
-        Ok(all)
+    }
+
+    /// Stops the process, as Ctrl-Z does elsewhere, until it is continued.
+    ///
+    /// # Errors
+    /// The process can't be stopped.
+    pub fn suspend(&mut self) -> Result<()> {
+        give_back();
+        self.frames.0.borrow_mut().clear();
+        raise(Signal::SIGTSTP).context("failed to stop")
+    }
+
+    /// Takes the terminal again after [`Screen::suspend`]. False if the process is in the
+    /// background, where it may not have it.
+    ///
+    /// # Errors
+    /// It can't be set up.
+    pub fn resume(&mut self, sink: &mut Sink) -> Result<bool> {
+        if !is_in_foreground() {
+            return Ok(false);
+        }
+        match self.take(sink) {
+            Err(error) if is_hung_up(&error) => sink.close(),
+            done => done.context(SET_UP)?,
+        }
+        Ok(true)
     }
 }
 
@@ -100,10 +216,29 @@ impl Drop for Screen {
     }
 }
 
+/// Whether the terminal is for this process to use. One that has no job control always is.
+fn is_in_foreground() -> bool {
+    tcgetpgrp(stdin()).map_or(true, |group| group == getpgrp())
+}
+
+fn is_hung_up(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::EIO as i32)
+}
+
+/// What fails here has no remedy: a terminal that is gone needs nothing back.
 fn give_back() {
-    // A terminal that is gone needs nothing back.
-    let _ = execute!(stdout(), LeaveAlternateScreen, Show);
-    let _ = disable_raw_mode();
+    let taken = TAKEN.try_lock().ok().and_then(|mut taken| taken.take());
+    let Some(Taken { modes, mut out }) = taken else {
+        return;
+    };
+    if is_in_foreground() {
+        // At once, for what was written may never be read.
+        let _ = tcsetattr(stdin(), SetArg::TCSANOW, &modes);
+    }
+    let mut fds = [PollFd::new(out.as_fd(), PollFlags::POLLOUT)];
+    if poll(&mut fds, PollTimeout::from(GRACE)).is_ok_and(|ready| ready > 0) {
+        let _ = out.write(LEAVE);
+    }
 }
 
 /// What a panic says must be readable.

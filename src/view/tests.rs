@@ -29,9 +29,9 @@ fn view(flows: Vec<Flow>) -> View {
     view
 }
 
-fn press(view: &mut View, codes: &[KeyCode]) {
-    for code in codes {
-        view.key(KeyEvent::from(*code));
+fn press(view: &mut View, keys: &[Key]) {
+    for key in keys {
+        view.key(*key);
     }
 }
 
@@ -67,7 +67,7 @@ fn ports(view: &mut View) -> Vec<u16> {
 fn the_busiest_flow_is_first_and_the_order_can_be_reversed() {
     let mut view = view(vec![flow(1, 10), flow(2, 3000), flow(3, 200)]);
     assert_eq!(ports(&mut view), [2, 3, 1]);
-    press(&mut view, &[KeyCode::Char('r')]);
+    press(&mut view, &[Key::Char('r')]);
     assert_eq!(ports(&mut view), [1, 3, 2]);
 }
 
@@ -76,11 +76,11 @@ fn the_columns_to_sort_by_go_round() {
     let mut view = view(vec![flow(3, 10), flow(1, 20), flow(2, 30)]);
     let before = ports(&mut view);
     for _ in 0..COLUMNS.len() {
-        press(&mut view, &[KeyCode::Right]);
+        press(&mut view, &[Key::Right]);
     }
     assert_eq!(ports(&mut view), before);
     while COLUMNS[view.sort].0 != Column::Source {
-        press(&mut view, &[KeyCode::Left]);
+        press(&mut view, &[Key::Left]);
     }
     assert_eq!(ports(&mut view), [3, 2, 1]);
     assert!(screen(&mut view, 120, 20)[2].contains("SOURCE▼"));
@@ -89,29 +89,23 @@ fn the_columns_to_sort_by_go_round() {
 #[test]
 fn a_filter_is_typed_kept_and_cleared() {
     let mut view = view(vec![flow(1111, 1), flow(2222, 1)]);
-    press(
-        &mut view,
-        &[KeyCode::Char('/'), KeyCode::Char('2'), KeyCode::Char('2')],
-    );
+    press(&mut view, &[Key::Char('/'), Key::Char('2'), Key::Char('2')]);
     assert_eq!(ports(&mut view), [2222]);
     // While it is typed, letters that are keys elsewhere belong to it.
-    press(
-        &mut view,
-        &[KeyCode::Char('q'), KeyCode::Backspace, KeyCode::Enter],
-    );
+    press(&mut view, &[Key::Char('q'), Key::Backspace, Key::Enter]);
     assert_eq!(ports(&mut view), [2222]);
-    press(&mut view, &[KeyCode::Esc]);
+    press(&mut view, &[Key::Esc]);
     assert_eq!(ports(&mut view).len(), 2);
 }
 
 #[test]
 fn a_paused_view_keeps_its_flows() {
     let mut view = view(vec![flow(1, 1)]);
-    press(&mut view, &[KeyCode::Char(' ')]);
+    press(&mut view, &[Key::Char(' ')]);
     view.update(vec![flow(2, 2), flow(3, 3)], 5_000_000_000, 1.0, 0);
     assert_eq!(ports(&mut view), [1]);
     assert!(screen(&mut view, 120, 20)[0].contains("PAUSED"));
-    press(&mut view, &[KeyCode::Char(' ')]);
+    press(&mut view, &[Key::Char(' ')]);
     view.update(vec![flow(2, 2), flow(3, 3)], 5_000_000_000, 1.0, 0);
     assert_eq!(ports(&mut view), [3, 2]);
 }
@@ -119,7 +113,7 @@ fn a_paused_view_keeps_its_flows() {
 #[test]
 fn the_selected_flow_stays_selected_when_others_overtake_it() {
     let mut view = view(vec![flow(1, 300), flow(2, 200), flow(3, 100)]);
-    press(&mut view, &[KeyCode::Down, KeyCode::Enter]);
+    press(&mut view, &[Key::Down, Key::Enter]);
     assert!(
         screen(&mut view, 120, 20)
             .iter()
@@ -138,19 +132,75 @@ fn the_selected_flow_stays_selected_when_others_overtake_it() {
     );
 }
 
+/// A flow between the longest addresses that there are.
+fn long_flow() -> Flow {
+    let mut flow = flow(50000, 1);
+    flow.raw.key.ip_version = 6;
+    flow.raw.key.addr = [[0xab; 16]; 2];
+    flow.raw.owner.pass = 1;
+    flow.raw.owner.pid = 77;
+    flow.raw.owner.comm[..5].copy_from_slice(b"a\x1b[2J");
+    flow
+}
+
+#[test]
+fn a_narrow_terminal_shows_both_ports_and_the_column_that_is_sorted_by() {
+    let mut view = view(vec![long_flow()]);
+    for (width, columns) in [
+        (80, "STATE SOURCE DESTINATION BYTES BYTE/s▼"),
+        (
+            110,
+            "STATE SOURCE DESTINATION PROCESS PACKETS BYTES BYTE/s▼",
+        ),
+        (
+            190,
+            "STATE SOURCE DESTINATION PROCESS AGE HANDSHK PACKETS BYTES PKT/s BYTE/s▼ HISTORY",
+        ),
+    ] {
+        let lines = screen(&mut view, width, 20);
+        let shown = lines[2].split_whitespace().collect::<Vec<_>>();
+        assert_eq!(shown.join(" "), columns);
+        let ports = [":50000", ":443"].map(|port| lines[3].contains(port));
+        assert_eq!(ports, [true; 2], "{lines:#?}");
+        // What a process calls itself is not for the terminal to obey.
+        assert_eq!(lines[3].contains("a\\x1b[2J"), width > 80, "{lines:#?}");
+    }
+    press(&mut view, &[Key::Right]);
+    assert!(screen(&mut view, 80, 20)[2].contains("HISTORY▼"));
+}
+
+#[test]
+fn the_flow_that_is_shown_in_detail_stays_when_it_is_over() {
+    let mut view = view(vec![flow(1, 300), long_flow()]);
+    press(&mut view, &[Key::Enter]);
+    let mut ended = flow(1, 300);
+    ended.raw.reason = 1;
+    view.update(vec![long_flow(), ended], 6_000_000_000, 1.0, 0);
+    view.update(vec![long_flow()], 7_000_000_000, 1.0, 0);
+    let text = screen(&mut view, 120, 20).join("\n");
+    assert!(text.contains("10.0.0.1:1 → 10.0.0.2:443 on eth0"), "{text}");
+    assert!(text.contains("closed, Zeek"), "{text}");
+    press(&mut view, &[Key::Down, Key::Enter, Key::Enter]);
+    let text = screen(&mut view, 120, 20).join("\n");
+    assert!(
+        text.contains(":443 on eth0") && text.contains("process 77"),
+        "{text}"
+    );
+}
+
 #[test]
 fn any_size_can_be_drawn_and_the_selected_line_is_on_it() {
     let flows = (1..=300)
         .map(|port| flow(port, 1000 - u64::from(port)))
         .collect();
     let mut view = view(flows);
-    press(&mut view, &[KeyCode::End, KeyCode::Enter]);
+    press(&mut view, &[Key::End, Key::Enter]);
     for width in [0, 1, 2, 7, 40, 80, 200] {
         for height in [0, 1, 2, 3, 4, 10, 50] {
             screen(&mut view, width, height);
         }
     }
-    press(&mut view, &[KeyCode::Esc]);
+    press(&mut view, &[Key::Esc]);
     for height in [10, 50, 5] {
         let lines = screen(&mut view, 120, height);
         assert!(

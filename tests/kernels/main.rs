@@ -108,6 +108,11 @@ const ALLOWED_SKIPS: &[AllowedSkip] = &[
         series: "5.10",
         reason: "the kernel has no MPTCP",
     },
+    // bpf_sock_from_file came with 5.11.
+    AllowedSkip {
+        series: "5.10",
+        reason: "can't tell the sockets of files",
+    },
     // What bcc's tools see is compared on the kernel of the Debian that they come with.
     AllowedSkip {
         series: "5.10",
