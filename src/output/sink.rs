@@ -29,6 +29,8 @@ const GRACE: Duration = Duration::from_millis(500);
 pub struct Sink {
     file: File,
     is_pipe: bool,
+    /// Asked at once: one that was hung up does not say any more that it is one.
+    is_terminal: bool,
     /// A write may wait for the reader, for `file` is the shell's description of stdout.
     may_block: bool,
     buffer: Vec<u8>,
@@ -72,6 +74,7 @@ impl Sink {
             may_block: own.is_none() && !kind.is_file(),
             file: own.unwrap_or(inherited),
             is_pipe: kind.is_fifo(),
+            is_terminal: std::io::stdout().is_terminal(),
             buffer: Vec::with_capacity(2 * BUFFER),
             written: 0,
             limit,
@@ -214,7 +217,7 @@ impl Sink {
 
     fn refused(&mut self, error: std::io::Error) {
         // A terminal that was hung up answers EIO.
-        let is_hung_up = self.file.is_terminal() && error.raw_os_error() == Some(Errno::EIO as i32);
+        let is_hung_up = self.is_terminal && error.raw_os_error() == Some(Errno::EIO as i32);
         if is_hung_up || error.kind() == ErrorKind::BrokenPipe {
             self.close();
         } else {
