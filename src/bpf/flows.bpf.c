@@ -461,10 +461,13 @@ int flows_packet(struct __sk_buff *skb)
 	return TCX_NEXT;
 }
 
-/* Keeps an octave, but makes the verifier forget which, as above: else it follows all of them. */
-static __always_inline __u32 forget_octave(__u32 octave)
+/*
+ * Keeps a number below a power of two, but makes the verifier forget which, as above: else it
+ * follows all of them. The mask is what is done last, so that old verifiers see the bound.
+ */
+static __always_inline __u32 forget_number(__u32 number, __u32 limit)
 {
-	return (octave + (__u32)opaque_zero) & 31;
+	return (number + (__u32)opaque_zero) & (limit - 1);
 }
 
 /* Four classes an octave of milliseconds: what is in one is younger than in the next. */
@@ -478,9 +481,9 @@ static __always_inline __u32 age_class(__u64 now, __u64 last)
 	for (__u32 shift = 16; shift; shift >>= 1) {
 		if (ms >> (octave + shift + 2))
 			octave += shift;
-		octave = forget_octave(octave);
+		octave = forget_number(octave, 32);
 	}
-	return (4 + 4 * octave + ((ms >> octave) & 3)) & (AGE_CLASSES - 1);
+	return forget_number(4 + 4 * octave + ((ms >> octave) & 3), AGE_CLASSES);
 }
 
 /* Why this slot is to be reported, or -1. Without the lock: what it says is looked at again. */
