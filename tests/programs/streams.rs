@@ -158,14 +158,21 @@ fn the_end_of_a_pipe_is_the_end_of_the_file_and_a_cut_frame_an_error() {
     }
 }
 
-/// Waits until a descriptor of the tool is a FIFO: its stdin and outputs are not named.
+/// Waits until a descriptor of the tool is a FIFO: its stdin and outputs are not named. One that is
+/// for writing too was inherited from here, and goes when the tool is executed.
 fn tool_has_opened(tool: &Tool) {
-    let descriptors = format!("/proc/{}/fd", tool.pid());
+    let of_tool = |what: &str| format!("/proc/{}/{what}", tool.pid());
     let is_open = || {
-        let mut all = std::fs::read_dir(&descriptors).ok()?;
+        let mut all = std::fs::read_dir(of_tool("fd")).ok()?;
         all.find_map(|entry| {
-            let target = std::fs::read_link(entry.ok()?.path()).ok()?;
-            target.ends_with("fifo").then_some(())
+            let entry = entry.ok()?;
+            let target = std::fs::read_link(entry.path()).ok()?;
+            let number = entry.file_name();
+            let info = of_tool("fdinfo") + "/" + number.to_str()?;
+            let info = std::fs::read_to_string(info).ok()?;
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+            let for_reading_only = flags.ends_with(['0', '4']);
+            (target.ends_with("fifo") && for_reading_only).then_some(())
         })
     };
     wait_within("the tool opens the FIFO", PATIENCE, is_open);
