@@ -50,6 +50,8 @@ report kernel "$(uname -r)"
 # The limits that systemd gives to a service.
 ulimit -Hn 524288
 ulimit -Sn 1024
+# Before Linux 5.11 BPF memory counts as locked, and only root can raise the limit.
+ulimit -l unlimited
 [ -z "$PERF_EVENT_PARANOID" ] || echo "$PERF_EVENT_PARANOID" >/proc/sys/kernel/perf_event_paranoid
 hostname guest
 ip link set lo up
