@@ -8,9 +8,10 @@ pub mod tc;
 pub mod xdp;
 
 use std::fmt;
+use std::fs::File;
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::rc::{Rc, Weak};
 
 /// The side of an interface that a TC program sees.
@@ -62,30 +63,37 @@ impl Link {
 
     /// A way to ask about it that does not keep it attached.
     pub fn state(&self) -> LinkState {
-        LinkState(Rc::downgrade(&self.0))
+        let info = format!("/proc/self/fdinfo/{}", self.0.as_raw_fd());
+        LinkState {
+            link: Rc::downgrade(&self.0),
+            info: File::open(info).ok(),
+        }
     }
 }
 
 /// Tells whether a link still has its interface.
-pub struct LinkState(Weak<OwnedFd>);
+pub struct LinkState {
+    link: Weak<OwnedFd>,
+    /// What the kernel says of it. Before Linux 5.19 bpf(2) says so only to processes with CAP_BPF,
+    /// and later no file can be opened.
+    info: Option<File>,
+}
 
 impl LinkState {
     /// False once the link is dropped or its interface deleted, in whatever network namespace that
-    /// was. Kernels before 5.19 tell only processes with CAP_BPF; without an answer it is true.
+    /// was. Where there is no /proc to tell it, it is true.
     pub fn is_attached(&self) -> bool {
-        let Some(link) = self.0.upgrade() else {
+        let Some(_link) = self.link.upgrade() else {
             return false;
         };
-        let mut info = MaybeUninit::<libbpf_sys::bpf_link_info>::zeroed();
-        let mut len = size_of::<libbpf_sys::bpf_link_info>() as u32;
-        // SAFETY: the descriptor is open, and the kernel writes no more than `len` bytes.
-        let ret = unsafe {
-            libbpf_sys::bpf_link_get_info_by_fd(link.as_raw_fd(), info.as_mut_ptr(), &raw mut len)
+        let mut text = [0; 1024];
+        let read = self.info.as_ref().map(|info| info.read_at(&mut text, 0));
+        let Some(Ok(len)) = read else {
+            return true;
         };
-        // SAFETY: all of it is zeros or written by the kernel, and it is made of integers. Of XDP
-        // and of tcx links alike the index of the interface comes first.
-        let ifindex = unsafe { info.assume_init().__bindgen_anon_1.xdp.ifindex };
-        ret != 0 || ifindex != 0
+        // Of XDP and of tcx links alike this is the interface; 0 once it is deleted.
+        let mut lines = text[..len].split(|byte| *byte == b'\n');
+        !lines.any(|line| line == b"ifindex:\t0")
     }
 }
 
