@@ -235,8 +235,8 @@ fn shows_view(args: &FlowsArgs) -> bool {
 /// When the first flows are shown: soon, but not before there are rates worth the name.
 const FIRST_VIEW: Duration = Duration::from_millis(250);
 
-/// Shows the table on the terminal until the run is over; it shows what came since a time. The terminal is given back on return,
-/// whatever the reason.
+/// Shows on the terminal what came since a time, until the run is over. The terminal is given back
+/// on return, whatever the reason.
 fn run_view(
     session: &mut Session,
     args: &FlowsArgs,
