@@ -5,36 +5,38 @@ pub mod flow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::skel::{
-    self, ConnectClosedBy, ConnectDirection, ConnectEvent, ConnectKind, ConnectKnown,
-    PACKET_EVENT_HEAD, PacketEvent,
+    ConnectClosedBy, ConnectDirection, ConnectEvent, ConnectKind, ConnectKnown, PacketEvent,
 };
 
 /// One packet that matched.
 #[derive(Clone, Copy)]
-pub struct Packet {
+pub struct Packet<'a> {
     /// The event as the program filled it.
     pub raw: PacketEvent,
     /// Its TCP options.
     pub options: TcpOptions,
+    /// The first bytes of the payload, as many as were asked for and are there.
+    pub payload: &'a [u8],
 }
 
-impl Packet {
+impl<'a> Packet<'a> {
     /// Decodes an event; `None` if it is too short or contradicts itself.
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
+    pub fn decode(bytes: &'a [u8]) -> Option<Self> {
         let mut raw = PacketEvent::default();
-        if bytes.len() < PACKET_EVENT_HEAD {
-            return None;
-        }
+        plain::copy_from_bytes(&mut raw, bytes).ok()?;
         // The kernel rounds sizes up to 8 bytes, so there may be more than was sent.
-        let len = bytes.len().min(size_of::<PacketEvent>());
-        skel::copy_prefix(&mut raw, &bytes[..len]);
-        let captured = usize::from(raw.payload_captured);
+        let payload = bytes.get(size_of::<PacketEvent>()..)?;
+        let payload = payload.get(..usize::from(raw.payload_captured))?;
         let options = raw.options.get(..usize::from(raw.options_len))?;
-        if captured > len - PACKET_EVENT_HEAD || !matches!(raw.ip_version, 4 | 6) {
+        if !matches!(raw.ip_version, 4 | 6) {
             return None;
         }
         let options = TcpOptions::decode(options);
-        Some(Self { raw, options })
+        Some(Self {
+            raw,
+            options,
+            payload,
+        })
     }
 
     /// Source address.
@@ -50,12 +52,6 @@ impl Packet {
     /// VLAN ids, outermost first.
     pub fn vlans(&self) -> &[u16] {
         &self.raw.vlan[..usize::from(self.raw.vlan_count).min(2)]
-    }
-
-    /// The first bytes of the payload, as many as were asked for and are there.
-    pub fn payload(&self) -> &[u8] {
-        let captured = usize::from(self.raw.payload_captured);
-        &self.raw.payload[..captured.min(self.raw.payload.len())]
     }
 }
 
@@ -243,6 +239,7 @@ impl Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::skel;
 
     #[test]
     fn options_are_decoded_until_one_cannot_be() {
@@ -273,7 +270,6 @@ mod tests {
             for fill in [0, 1, 4, 6, 41, 0x7f, 0xff] {
                 let bytes = vec![fill; len];
                 if let Some(packet) = Packet::decode(&bytes) {
-                    packet.payload();
                     packet.vlans();
                 }
                 if let Some(connection) = Connection::decode(&bytes) {
@@ -284,8 +280,37 @@ mod tests {
     }
 
     #[test]
+    fn the_payload_is_what_was_captured_and_not_what_is_put_behind_it() {
+        let mut event = PacketEvent {
+            ip_version: 4,
+            vlan_count: 3,
+            ..PacketEvent::default()
+        };
+        for (captured, follow, expected) in [
+            (0, 0, Some(0)),
+            (3, 3, Some(3)),
+            (3, 8, Some(3)),
+            (4, 3, None),
+            (1, 0, None),
+        ] {
+            event.payload_captured = captured;
+            let mut bytes = skel::key_bytes(&event).to_vec();
+            bytes.extend(1..=follow);
+            let packet = Packet::decode(&bytes);
+            let payload = packet.map(|packet| (packet.payload.len(), packet.vlans().len()));
+            assert_eq!(
+                payload,
+                expected.map(|len| (len, 2)),
+                "{captured} of {follow}"
+            );
+            let starts = packet.is_none_or(|packet| [1, 2, 3].starts_with(packet.payload));
+            assert!(starts);
+        }
+    }
+
+    #[test]
     fn an_event_cut_short_is_refused() {
-        assert!(Packet::decode(&[4; PACKET_EVENT_HEAD - 1]).is_none());
+        assert!(Packet::decode(&[4; size_of::<PacketEvent>() - 1]).is_none());
         assert!(Connection::decode(&[0; size_of::<ConnectEvent>() - 1]).is_none());
     }
 }

@@ -32,7 +32,7 @@ pub use generated::{connect_trace, flow_owner, flows, port_monitor, syn_count};
 
 /// `struct filter_config`, the same in every program: see [`filter_slots`].
 pub type FilterConfig = syn_count::types::filter_config;
-/// `struct packet_event`.
+/// `struct packet_event`, which the bytes of the payload follow.
 pub type PacketEvent = port_monitor::types::packet_event;
 /// `struct connect_event`.
 pub type ConnectEvent = connect_trace::types::connect_event;
@@ -73,9 +73,6 @@ pub type CommKey = connect_trace::types::comm_key;
 /// `struct prefix_key`.
 pub type PrefixKey = syn_count::types::prefix_key;
 
-/// Bytes of a [`PacketEvent`] before its payload, all of which are always sent.
-pub const PACKET_EVENT_HEAD: usize = std::mem::offset_of!(PacketEvent, payload);
-
 /// Bytes of a replayed frame that the programs can reach.
 pub const REPLAY_BYTES: usize = 128 * 1024;
 
@@ -86,8 +83,7 @@ pub const AGE_CLASSES: usize = 128;
 pub const COUNTER_SLOTS: usize = 1024;
 
 // What the C side asserts too: a difference would shift every field after it.
-const _: () = assert!(PACKET_EVENT_HEAD == 152);
-const _: () = assert!(size_of::<PacketEvent>() == 408);
+const _: () = assert!(size_of::<PacketEvent>() == 152);
 const _: () = assert!(size_of::<ConnectEvent>() == 136);
 const _: () = assert!(size_of::<FlowEnd>() == 72);
 const _: () = assert!(size_of::<FlowRecord>() == 304);
@@ -120,14 +116,6 @@ unsafe impl plain::Plain for flows::types::filter_config {}
 pub fn key_bytes<T: plain::Plain>(key: &T) -> &[u8] {
     // SAFETY: Plain types have no padding here (asserted above), so every byte is initialised.
     unsafe { plain::as_bytes(key) }
-}
-
-/// Copies the bytes that there are over the first ones of `to`.
-pub fn copy_prefix<T: plain::Plain>(to: &mut T, bytes: &[u8]) {
-    // SAFETY: any bytes are a value of a Plain type, which has no padding here (asserted above).
-    let whole = unsafe { plain::as_mut_bytes(to) };
-    let len = bytes.len().min(whole.len());
-    whole[..len].copy_from_slice(&bytes[..len]);
 }
 
 /// The filter settings of a program, whichever skeleton its type was generated for.

@@ -23,7 +23,7 @@ use nix::libc;
 use nix::pty::{PtyMaster, Winsize, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::Signal;
 use tcpinspect::record::Packet;
-use tcpinspect::skel::PACKET_EVENT_HEAD;
+use tcpinspect::skel::PacketEvent;
 
 /// A tool of which stdout is a pipe that the test reads, or not.
 fn into_pipe(pair: &Pair, mut command: Command) -> (Tool, PipeReader) {
@@ -342,7 +342,7 @@ fn an_event_carries_nothing_that_was_in_its_memory_before() {
     }
     send(&tcp(40000, 81, SYN, &[]));
     tool.events(100);
-    let bytes = last_in_ring(tool.pid(), PACKET_EVENT_HEAD + CAPTURED);
+    let bytes = last_in_ring(tool.pid(), size_of::<PacketEvent>() + CAPTURED);
     let event = Packet::decode(&bytes).unwrap().raw;
     assert_eq!((event.dport, event.options_len), (81, 0));
     assert_eq!(event.options, [0; 40]);

@@ -32,7 +32,7 @@ fn check_json(line: &[u8]) -> Map<String, Value> {
     serde_json::from_slice(line).expect("a line is an object")
 }
 
-fn check_packet(packet: &Packet, clock: &mut Clock) {
+fn check_packet(packet: &Packet<'_>, clock: &mut Clock) {
     let at = packet.raw.ts_ns.cast_signed();
     for is_ethernet in [false, true] {
         let writer = PacketWriter {

@@ -25,8 +25,8 @@ __u64 replay_ts_ns SEC(".bss.replay");
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct packet_event);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct packet_event) + PAYLOAD_CAPTURE_MAX);
 } scratch SEC(".maps");
 
 /* How much of --max-rate is used in the second that runs. */
@@ -132,7 +132,7 @@ static __always_inline bool fill_tcp(struct packet_event *e, const struct frame 
 static __always_inline bool fill_event(struct packet_event *e, struct frame *f,
 				       const struct packet *p, __u64 now, bool egress)
 {
-	__builtin_memset(e, 0, __builtin_offsetof(struct packet_event, payload));
+	__builtin_memset(e, 0, sizeof(*e));
 	e->ts_ns = now;
 	e->interface = interface;
 	e->egress = egress;
@@ -166,7 +166,7 @@ static __always_inline bool fill_event(struct packet_event *e, struct frame *f,
 /* Whether the event is on its way; if not, it is lost. */
 static __always_inline bool emit(struct frame *f, const struct packet *p, __u64 now, bool egress)
 {
-	__u64 size = __builtin_offsetof(struct packet_event, payload) + payload_capture;
+	__u64 size = sizeof(struct packet_event) + payload_capture;
 	/* In a replay the reader looks after each frame, and needs no waking. */
 	__u64 wake_up = replay ? BPF_RB_NO_WAKEUP : 0;
 	struct packet_event *e;

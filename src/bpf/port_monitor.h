@@ -41,10 +41,10 @@ struct packet_event {
 	__u8 options_len; /* bytes in options: those that are in the frame */
 	__u8 options[TCP_OPTIONS_MAX];
 	__u8 pad[4];
-	__u8 payload[PAYLOAD_CAPTURE_MAX]; /* last: as much of it is sent as was asked for */
+	__u8 payload[]; /* as much of it as was asked for, PAYLOAD_CAPTURE_MAX at most */
 };
 
 _Static_assert(__builtin_offsetof(struct packet_event, payload) == 152, "no hidden padding");
-_Static_assert(sizeof(struct packet_event) == 152 + PAYLOAD_CAPTURE_MAX, "no hidden padding");
+_Static_assert(sizeof(struct packet_event) == 152, "no hidden padding");
 
 #endif /* TCPINSPECT_PORT_MONITOR_H */

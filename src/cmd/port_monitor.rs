@@ -223,7 +223,7 @@ fn print<'p>(
     delivery: &Delivery,
     writer: &PacketWriter,
     bytes: &[u8],
-    place: impl FnOnce(&Packet) -> Option<Place<'p>>,
+    place: impl FnOnce(&Packet<'_>) -> Option<Place<'p>>,
 ) {
     let record = Packet::decode(bytes).and_then(|packet| Some((place(&packet)?, packet)));
     delivery.deliver(

@@ -79,7 +79,7 @@ impl Clock {
         });
         out.extend_from_slice(text.as_bytes());
         out.push(b'.');
-        push_padded(out, nanos, 9);
+        push_padded::<9>(out, nanos);
         out.push(b'Z');
     }
 
@@ -87,11 +87,11 @@ impl Clock {
     pub fn push_local_micros(&mut self, out: &mut Vec<u8>, at: UnixNanos) {
         let nanos = self.push_local(out, at);
         out.push(b'.');
-        push_padded(out, nanos / 1000, 6);
+        push_padded::<6>(out, nanos / 1000);
     }
 
     /// Appends local time of day to the second, and returns the nanoseconds that are left.
-    pub fn push_local(&mut self, out: &mut Vec<u8>, at: UnixNanos) -> i64 {
+    pub fn push_local(&mut self, out: &mut Vec<u8>, at: UnixNanos) -> u32 {
         let (second, nanos) = split(at);
         let zone = &self.zone;
         let text = self.local.get(second, |time| {
@@ -113,17 +113,20 @@ impl Cached {
     }
 }
 
-fn split(at: UnixNanos) -> (i64, i64) {
-    (at.div_euclid(NANOS_PER_SEC), at.rem_euclid(NANOS_PER_SEC))
+/// Whole seconds, and the nanoseconds that are left.
+fn split(at: UnixNanos) -> (i64, u32) {
+    let nanos = at.rem_euclid(NANOS_PER_SEC);
+    (at.div_euclid(NANOS_PER_SEC), nanos as u32)
 }
 
-fn push_padded(out: &mut Vec<u8>, value: i64, width: usize) {
-    let mut buffer = itoa::Buffer::new();
-    let digits = buffer.format(value);
-    for _ in digits.len()..width {
-        out.push(b'0');
+/// Appends the last `N` digits of a number.
+fn push_padded<const N: usize>(out: &mut Vec<u8>, mut value: u32) {
+    let mut digits = [b'0'; N];
+    for digit in digits.iter_mut().rev() {
+        *digit += (value % 10) as u8;
+        value /= 10;
     }
-    out.extend_from_slice(digits.as_bytes());
+    out.extend_from_slice(&digits);
 }
 
 #[cfg(test)]

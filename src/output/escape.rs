@@ -3,6 +3,13 @@
 /// Appends `bytes` for a text column: printable ASCII and valid UTF-8 as they are, anything else
 /// as `\xNN`, so that a value is one word on one line.
 pub fn push_text(out: &mut Vec<u8>, bytes: &[u8]) {
+    if bytes
+        .iter()
+        .all(|byte| byte.is_ascii_graphic() && *byte != b'\\')
+    {
+        out.extend_from_slice(bytes);
+        return;
+    }
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
             if c == '\\' {
@@ -38,6 +45,14 @@ pub fn push_line(out: &mut Vec<u8>, line: &str) {
 /// string's value, as in text, for JSON has no other way to say them.
 pub fn push_json(out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'"');
+    if bytes
+        .iter()
+        .all(|byte| byte.is_ascii_graphic() && !b"\"\\".contains(byte))
+    {
+        out.extend_from_slice(bytes);
+        out.push(b'"');
+        return;
+    }
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
             match c {
@@ -66,11 +81,15 @@ pub fn push_json(out: &mut Vec<u8>, bytes: &[u8]) {
 
 /// Appends lower-case hex digits.
 pub fn push_hex(out: &mut Vec<u8>, bytes: &[u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     for byte in bytes {
-        out.push(DIGITS[usize::from(byte >> 4)]);
-        out.push(DIGITS[usize::from(byte & 15)]);
+        out.extend_from_slice(&hex_digits(*byte));
     }
+}
+
+/// The two lower-case hex digits of a byte.
+pub fn hex_digits(byte: u8) -> [u8; 2] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    [byte >> 4, byte & 15].map(|digit| DIGITS[usize::from(digit)])
 }
 
 fn push_hex_escapes(out: &mut Vec<u8>, bytes: &[u8]) {

@@ -33,18 +33,21 @@ impl<'a> Object<'a> {
         self.out.extend_from_slice(b"}\n");
     }
 
+    #[inline(always)]
     fn key(&mut self, key: &str) -> &mut Vec<u8> {
         self.out.extend_from_slice(key.as_bytes());
         self.out
     }
 
     /// An integer.
+    #[inline(always)]
     pub fn int(&mut self, key: &str, value: impl itoa::Integer) -> &mut Self {
         push_int(self.key(key), value);
         self
     }
 
     /// An integer, or `null` if it is unknown.
+    #[inline(always)]
     pub fn opt_int(&mut self, key: &str, value: Option<impl itoa::Integer>) -> &mut Self {
         match value {
             Some(value) => self.int(key, value),
@@ -59,6 +62,7 @@ impl<'a> Object<'a> {
     }
 
     /// `true` or `false`.
+    #[inline(always)]
     pub fn bool(&mut self, key: &str, value: bool) -> &mut Self {
         self.key(key)
             .extend_from_slice(if value { b"true" } else { b"false" });
@@ -66,6 +70,7 @@ impl<'a> Object<'a> {
     }
 
     /// `null`: unknown.
+    #[inline(always)]
     pub fn null(&mut self, key: &str) -> &mut Self {
         self.key(key).extend_from_slice(b"null");
         self
@@ -78,6 +83,7 @@ impl<'a> Object<'a> {
     }
 
     /// A string that needs no escaping because this program chose it.
+    #[inline(always)]
     pub fn name(&mut self, key: &str, value: &str) -> &mut Self {
         let out = self.key(key);
         out.push(b'"');
@@ -95,6 +101,7 @@ impl<'a> Object<'a> {
     }
 
     /// A string that `push` writes, without characters that need escaping.
+    #[inline(always)]
     pub fn with(&mut self, key: &str, push: impl FnOnce(&mut Vec<u8>)) -> &mut Self {
         let out = self.key(key);
         out.push(b'"');
@@ -104,10 +111,28 @@ impl<'a> Object<'a> {
     }
 
     /// A member of which `push` writes the whole value, brackets and quotes included.
+    #[inline(always)]
     pub fn raw(&mut self, key: &str, push: impl FnOnce(&mut Vec<u8>)) -> &mut Self {
         push(self.key(key));
         self
     }
+}
+
+/// The text of an octet with a dot after it, and how long that is.
+fn octet_and_dot(octet: u8) -> ([u8; 4], usize) {
+    let [hundreds, tens, ones] = [octet / 100, octet / 10 % 10, octet % 10].map(|d| b'0' + d);
+    match octet {
+        0..=9 => ([ones, b'.', 0, 0], 2),
+        10..=99 => ([tens, ones, b'.', 0], 3),
+        _ => ([hundreds, tens, ones, b'.'], 4),
+    }
+}
+
+/// Appends the first `len` bytes: a copy of constant size is no call.
+pub(crate) fn push_start<const N: usize>(out: &mut Vec<u8>, bytes: [u8; N], len: usize) {
+    let end = out.len() + len;
+    out.extend_from_slice(&bytes);
+    out.truncate(end);
 }
 
 /// Appends an integer in decimal.
@@ -130,12 +155,11 @@ pub fn push_float(out: &mut Vec<u8>, value: f64) {
 pub fn push_addr(out: &mut Vec<u8>, addr: IpAddr) {
     match addr {
         IpAddr::V4(v4) => {
-            for (i, octet) in v4.octets().into_iter().enumerate() {
-                if i > 0 {
-                    out.push(b'.');
-                }
-                push_int(out, octet);
+            for octet in v4.octets() {
+                let (text, len) = octet_and_dot(octet);
+                push_start(out, text, len);
             }
+            out.pop();
         }
         IpAddr::V6(v6) => {
             use std::io::Write;
@@ -162,6 +186,16 @@ mod tests {
             let mut out = Vec::new();
             push_float(&mut out, value);
             assert_eq!(String::from_utf8(out).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn every_octet_is_as_the_standard_library_writes_it() {
+        for octet in 0..=255 {
+            let addr = IpAddr::from([octet, 0, 255 - octet, octet]);
+            let mut out = Vec::new();
+            push_addr(&mut out, addr);
+            assert_eq!(String::from_utf8(out).unwrap(), addr.to_string());
         }
     }
 

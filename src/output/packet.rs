@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use super::clock::{Clock, UnixNanos};
-use super::escape::{push_hex, push_text};
-use super::json::{Object, push_addr, push_int};
+use super::escape::{hex_digits, push_hex, push_text};
+use super::json::{Object, push_addr, push_int, push_start};
 use super::{pad_left, pad_right};
 use crate::filter::FLAG_NAMES;
 use crate::key;
@@ -66,7 +66,7 @@ impl PacketWriter {
         clock: &mut Clock,
         at: UnixNanos,
         place: Place<'_>,
-        packet: &Packet,
+        packet: &Packet<'_>,
     ) {
         let raw = &packet.raw;
         clock.push_local_micros(out, at);
@@ -97,7 +97,7 @@ impl PacketWriter {
         pad_right(out, 11, |out| push_int(out, raw.seq));
         if self.with_payload {
             pad_right(out, 11, |out| push_int(out, raw.ack));
-            match packet.payload() {
+            match packet.payload {
                 [] => out.push(b'-'),
                 bytes => push_hex(out, bytes),
             }
@@ -114,7 +114,7 @@ impl PacketWriter {
         clock: &mut Clock,
         at: UnixNanos,
         place: Place<'_>,
-        packet: &Packet,
+        packet: &Packet<'_>,
     ) {
         let raw = &packet.raw;
         let options = &packet.options;
@@ -176,7 +176,7 @@ impl PacketWriter {
         );
         line.int(key!("payload_len"), raw.payload_len);
         if self.with_payload {
-            line.with(key!("payload"), |out| push_hex(out, packet.payload()));
+            line.with(key!("payload"), |out| push_hex(out, packet.payload));
         } else {
             line.null(key!("payload"));
         }
@@ -185,12 +185,11 @@ impl PacketWriter {
 }
 
 fn push_mac(out: &mut Vec<u8>, mac: [u8; 6]) {
-    for (i, byte) in mac.into_iter().enumerate() {
-        if i > 0 {
-            out.push(b':');
-        }
-        push_hex(out, &[byte]);
+    let mut text = [b':'; 18];
+    for (pair, byte) in text.chunks_exact_mut(3).zip(mac) {
+        pair[..2].copy_from_slice(&hex_digits(byte));
     }
+    push_start(out, text, 17);
 }
 
 fn push_vlans(out: &mut Vec<u8>, ids: &[u16]) {
