@@ -141,9 +141,11 @@ fn a_file_that_is_no_capture_is_an_error_that_names_it() {
     let path = empty.path().to_str().unwrap().to_owned();
     let tell = |path: &str| {
         let output = run(["syn-count", "--json", "-r", path]);
-        assert!([1, 2].contains(&output.code()), "{output:#?}");
-        let (error, _) = output.complaint();
+        let (error, hint) = output.complaint();
+        assert_eq!(output.code(), 2, "{output:#?}");
         assert!(error.contains(path), "{error}");
+        let hint = hint.unwrap();
+        assert!(hint.contains("pcapng"), "{hint}");
     };
     tell(&path);
     empty.write_all(b"this is no capture of packets").unwrap();

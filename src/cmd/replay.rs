@@ -37,15 +37,14 @@ pub fn open(path: &Path) -> Result<Capture, Failure> {
 }
 
 fn failure(error: CaptureError) -> Failure {
-    let exit = if error.is_usage() {
-        Exit::Usage
+    if error.is_usage() {
+        Failure {
+            exit: Exit::Usage,
+            ..error.into()
+        }
+        .hint("-r takes a pcap or pcapng file, compressed by gzip or not, or - for stdin")
     } else {
-        Exit::Failure
-    };
-    Failure {
-        exit,
-        error: error.into(),
-        hint: None,
+        error.into()
     }
 }
 

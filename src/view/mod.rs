@@ -346,7 +346,7 @@ impl View {
             first.push(Span::styled("  PAUSED", Style::new().fg(Color::Yellow)));
         }
         let mut second = format!(
-            "{} flows, {} ended, {} packets/s, {} bytes/s",
+            "{} open, {} ended, {} packets/s, {} bytes/s",
             self.live,
             self.ended,
             short(self.packet_rate),
