@@ -41,7 +41,16 @@ pub const TCX_DROP: i32 = 2;
 /// A foreign program that is attached until this is dropped.
 pub struct Foreign {
     program: OwnedFd,
-    _link: OwnedFd,
+    link: OwnedFd,
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        // A process that another test is just starting may hold the descriptor a moment longer. Where
+        // the kernel can't detach a link, closing it has to do.
+        // SAFETY: the descriptor is open.
+        let _ = unsafe { libbpf_sys::bpf_link_detach(self.link.as_raw_fd()) };
+    }
 }
 
 impl Foreign {
@@ -110,10 +119,7 @@ impl Foreign {
             libbpf_sys::bpf_link_create(program.as_raw_fd(), ifindex, attach_type, &raw const opts)
         };
         let link = owned(link).map_err(|error| format!("can't attach to {hook:?}: {error}"))?;
-        Ok(Self {
-            program,
-            _link: link,
-        })
+        Ok(Self { program, link })
     }
 
     /// Attaches a program that lets every packet in to a cgroup.
@@ -140,10 +146,7 @@ impl Foreign {
             )
         };
         let link = owned(link).map_err(|error| format!("can't attach to a cgroup: {error}"))?;
-        Ok(Self {
-            program,
-            _link: link,
-        })
+        Ok(Self { program, link })
     }
 
     /// The id of the program.

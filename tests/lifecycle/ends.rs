@@ -66,7 +66,10 @@ fn killed_at_any_moment_it_leaves_nothing() {
 fn what_a_killed_run_leaves_before_linux_6_6_goes_with_the_next_start() {
     let pair = need!(Pair::new());
     let before = state(&pair);
-    for killed in WAYS {
+    // In a guest that takes long: what is a link there was killed by other tests.
+    let mut killed = WAYS.to_vec();
+    killed.retain(|args| !is_guest() || is_tc(args));
+    for killed in killed {
         for next in WAYS {
             let tool = Tool::start_in(&pair.server, killed);
             let objects = objects_of(tool.pid());
