@@ -324,17 +324,17 @@ fn assert_fields(line: &Value, expected: &[(&str, Value)]) {
 /// Sends this many bytes to a server that sends others back, and closes; returns the client's
 /// port.
 fn transfer(client: &Namespace, server: &Namespace, addr: SocketAddr, sizes: [usize; 2]) -> u16 {
-    let stream = transferred(client, server, addr, sizes);
+    let [stream, _] = transferred(client, server, addr, sizes);
     stream.local_addr().unwrap().port()
 }
 
-/// The same; returns the client's end, closed both ways.
+/// The same; returns the client's and the server's end, closed both ways.
 fn transferred(
     client: &Namespace,
     server: &Namespace,
     addr: SocketAddr,
     sizes: [usize; 2],
-) -> TcpStream {
+) -> [TcpStream; 2] {
     let listener = server.enter(|| TcpListener::bind(addr).unwrap());
     let addr = listener.local_addr().unwrap();
     let serving = std::thread::spawn(move || {
@@ -344,6 +344,8 @@ fn transferred(
         stream.write_all(&vec![b'r'; sizes[1]]).unwrap();
         // The client closes first.
         assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+        stream.shutdown(Shutdown::Write).unwrap();
+        stream
     });
     let mut stream = client.enter(|| TcpStream::connect(addr).unwrap());
     stream.write_all(&vec![b'o'; sizes[0]]).unwrap();
@@ -351,8 +353,7 @@ fn transferred(
     stream.read_exact(&mut got).unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
     assert_eq!(stream.read(&mut [0]).unwrap(), 0);
-    serving.join().unwrap();
-    stream
+    [stream, serving.join().unwrap()]
 }
 
 /// What the kernel has counted for a socket, as `ss -ti` shows it: segments out and in, payload
@@ -450,6 +451,16 @@ fn bytes_are_exact_and_packets_are_segments_with_offloads_and_without() {
     }
 }
 
+/// The resets that a namespace has sent, as `nstat` shows them.
+fn resets_sent(namespace: &Namespace) -> u64 {
+    let text = namespace.enter(|| fs::read_to_string("/proc/thread-self/net/snmp").unwrap());
+    let mut lines = text.lines().filter(|line| line.starts_with("Tcp:"));
+    let names = lines.next().unwrap().split_whitespace();
+    let mut values = names.zip(lines.next().unwrap().split_whitespace());
+    let (_, value) = values.find(|(name, _)| *name == "OutRsts").unwrap();
+    value.parse().unwrap()
+}
+
 #[test]
 fn packets_and_bytes_are_those_that_the_kernel_has_counted_for_the_socket() {
     let pair = need!(Pair::new());
@@ -464,9 +475,14 @@ fn packets_and_bytes_are_those_that_the_kernel_has_counted_for_the_socket() {
             SocketAddr::from((SERVER6, 0)),
         ] {
             let sizes = [5_000_003, 2_000_001];
-            let stream = transferred(&pair.client, &pair.server, addr, sizes);
+            let resets_before = resets_sent(&pair.server);
+            let [stream, _] = transferred(&pair.client, &pair.server, addr, sizes);
             let [segments_out, segments_in, sent, received] = socket_counts(&stream);
             let line = flow_of(&tool, stream.local_addr().unwrap().port());
+            // Acknowledgements that another processor delivers after the last one find the
+            // server's socket gone, and their answers the client's in TIME-WAIT, where nothing is
+            // counted any more.
+            let late = resets_sent(&pair.server) - resets_before;
             // The socket has counted what it sent again as well. What was sent to it again it
             // counts once, and the flow twice.
             assert_fields(
@@ -474,7 +490,7 @@ fn packets_and_bytes_are_those_that_the_kernel_has_counted_for_the_socket() {
                 &[
                     ("orig_pkts", json!(segments_out)),
                     ("orig_bytes", json!(sent)),
-                    ("resp_pkts", json!(segments_in)),
+                    ("resp_pkts", json!(segments_in + late)),
                 ],
             );
             assert!(sent >= sizes[0] as u64, "{line}");
@@ -739,18 +755,11 @@ fn loads_by_key_add_up_to_what_was_sent() {
     let pair = need!(Pair::new());
     let args = ["flows", "vs", "--json", "--by", "dport", "-i", "0.1"];
     let tool = Tool::start_in(&pair.server, &args);
-    transfer(
-        &pair.client,
-        &pair.server,
-        (SERVER4, 0).into(),
-        [400_000, 100_000],
-    );
-    transfer(
-        &pair.client,
-        &pair.server,
-        (SERVER6, 0).into(),
-        [30_000, 10_000],
-    );
+    let transfers = [
+        (SocketAddr::from((SERVER4, 0)), [400_000, 100_000]),
+        (SocketAddr::from((SERVER6, 0)), [30_000, 10_000]),
+    ];
+    let ends = transfers.map(|(addr, sizes)| transferred(&pair.client, &pair.server, addr, sizes));
     let output = tool.stop();
     let summary = output.summary();
     let lines = output.events("flow_count");
@@ -760,7 +769,14 @@ fn loads_by_key_add_up_to_what_was_sent() {
             .map(|line| line[key].as_u64().unwrap())
             .sum::<u64>()
     };
-    assert_eq!(sum("bytes"), 540_000);
+    // A busy machine makes TCP send again what was not lost.
+    let sent: u64 = ends
+        .iter()
+        .flatten()
+        .map(|stream| socket_counts(stream)[2])
+        .sum();
+    assert!(sent >= 540_000);
+    assert_eq!(sum("bytes"), sent);
     assert_eq!(sum("packets"), summary["segments"].as_u64().unwrap());
     for line in &lines {
         let top = line["top"].as_array().unwrap();
@@ -1016,7 +1032,7 @@ fn the_keys_of_the_view_do_what_it_says() {
         ("\x1b", "q quit"),
         ("/syn-sent", "filter: syn-sent_"),
         ("\r", "0 shown"),
-        ("\x1b", "1 flows, 0 ended"),
+        ("\x1b", "1 open, 0 ended"),
     ] {
         screen.lock().unwrap().clear();
         user.write_all(keys.as_bytes()).unwrap();
