@@ -8,7 +8,7 @@ mod output;
 mod report;
 
 use output::{Outcome, Results, excerpt, parse};
-use report::{AllowedSkip, Run, render};
+use report::{AllowedSkip, Run, merge, render};
 
 const GOOD: &str = "\
 @@ kernel 6.1.0-1-amd64
@@ -171,4 +171,27 @@ skipped:
         reason: "",
     }];
     assert_eq!(render(&[run(GOOD)], &allowed), expected);
+}
+
+#[test]
+fn the_parts_of_a_kernel_are_one_run_with_the_faults_of_each() {
+    let text = "@@ kernel 6.1\n@@ start flows\ntest five ... FAILED\n@@ exit flows 101\n@@ end\n";
+    let part = Run {
+        needs_backends: true,
+        ..run(text)
+    };
+    let other_mode = Run {
+        mode: "paranoid3",
+        ..run(GOOD)
+    };
+    let runs = merge(vec![run(GOOD), part, other_mode]);
+    let [whole, other] = &runs[..] else {
+        panic!("{} runs", runs.len());
+    };
+    assert_eq!(other.mode, "paranoid3");
+    assert_eq!((other.results.tests.len(), other.seconds), (4, 9));
+    assert_eq!((whole.results.tests.len(), whole.seconds), (5, 18));
+    let faults = whole.faults(&[]).join("\n");
+    assert!(faults.contains("flows::five failed"), "{faults}");
+    assert!(faults.contains("the tracepoint backend"), "{faults}");
 }

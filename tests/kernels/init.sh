@@ -69,9 +69,7 @@ own=$(echo /proc/[0-9]*)
 while read -r program; do
 	report start "$program"
 	# shellcheck disable=SC2086
-	timeout -s KILL "$PROGRAM_SECONDS" "/programs/$program" \
-		--test-threads=1 --color=never --include-ignored $ARGUMENTS \
-		</dev/null >&3 2>&3 3>&-
+	timeout -s KILL "$PROGRAM_SECONDS" "/programs/$program" $ARGUMENTS </dev/null >&3 2>&3 3>&-
 	report exit "$program" $?
 	# What a test has left running must not disturb the next program. Kernel
 	# threads, which have no executable, come and go by themselves.

@@ -2,8 +2,11 @@
 //!
 //! `cargo test --test kernels` is all there is to it; words after `--` choose
 //! tests by name, as for any test program. `TCPINSPECT_KERNELS` is a list of
-//! kernel series (`5.10,6.1`) or `all`. Kernels, images and logs are kept under
-//! `target/kernels`.
+//! kernel series (`5.10,6.1`), `all`, or `none`. Kernels, images and logs are kept under
+//! `target/kernels`. After `-- --bench` the words are the bench's, which then
+//! runs instead.
+
+#![allow(clippy::print_stderr, reason = "there is no libtest to do it")]
 
 mod guest;
 mod image;
@@ -28,7 +31,7 @@ use std::thread;
 
 use anyhow::{Context, Result, bail};
 
-use guest::Mode;
+use guest::{Job, Mode};
 use modules::Kernel;
 use packages::{Archives, Flavour, Series};
 use programs::Programs;
@@ -65,20 +68,20 @@ const EXTRA_RUNS: &[(&str, Mode)] = &[
     ("6.1", Mode::Paranoid),
 ];
 
-/// The test targets that run in guests.
-const TARGETS: &[&str] = &[
-    "programs",
-    "network",
-    "lifecycle",
-    "clsact",
-    "output",
-    "accounting",
-    "privileges",
-    "host",
-    "check",
-    "flows",
-    "schema",
-    "connect",
+/// The test targets that run in guests, in parts that take about as long as each other: a kernel
+/// that runs all tests does so in a guest for each part, so that no processor is idle in the end.
+const PARTS: &[&[&str]] = &[
+    &[BACKENDS_TARGET],
+    &["programs", "network", "flows", "schema"],
+    &[
+        "lifecycle",
+        "clsact",
+        "output",
+        "accounting",
+        "privileges",
+        "host",
+        "check",
+    ],
 ];
 
 /// The target with the tests of connect-trace, which has several backends.
@@ -134,14 +137,16 @@ fn main() -> ExitCode {
     if arguments.iter().any(|argument| argument == "--list") {
         return ExitCode::SUCCESS;
     }
-    let filters: Vec<String> = arguments
-        .into_iter()
-        .filter(|argument| !argument.starts_with('-'))
-        .collect();
-
     let outcome = match tools::missing() {
         Some(why) => Ok(skip(&why)),
-        None => run(&filters),
+        None => match arguments.iter().position(|argument| argument == "--bench") {
+            Some(at) => bench(&arguments[at + 1..]),
+            None => {
+                let mut filters = arguments;
+                filters.retain(|argument| !argument.starts_with('-'));
+                run(&filters)
+            }
+        },
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -160,19 +165,60 @@ fn skip(why: &str) -> bool {
     !env::var("CI").is_ok_and(|ci| ci == "true")
 }
 
+/// Where programs are built, and kernels, images and logs are kept.
+fn directory(name: &str) -> Result<PathBuf> {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent();
+    Ok(target.context("no target directory")?.join(name))
+}
+
+const NO_ARCHIVE: &str = "apt's sources name no Debian archive; TCPINSPECT_DEBIAN_MIRROR can";
+
+/// Runs the bench with these arguments on one kernel after the other, and prints what it says.
+fn bench(arguments: &[String]) -> Result<bool> {
+    const NAME: &str = "bench";
+    let kernels = chosen_kernels()?;
+    let cache = directory("kernels")?;
+    let Some(archives) = Archives::find(&cache)? else {
+        return Ok(skip(NO_ARCHIVE));
+    };
+    let programs = Programs::build_bench(NAME, &directory("guest")?)?;
+    let job = Job {
+        binary: &programs.binary,
+        programs: programs.of(&[NAME]),
+        arguments: arguments.join(" "),
+    };
+    let mut all_well = true;
+    for series in kernels {
+        let (kernel, name) = kernel(&archives, series)?;
+        eprintln!("{name}: running");
+        let logs = cache.join(series.name).join(NAME);
+        let finished = guest::run(&kernel, Mode::Default, &job, &logs)?;
+        writeln!(io::stdout(), "\n{name}:\n{}", finished.results)?;
+        if !finished.results.contains(&format!("@@ exit {NAME} 0")) {
+            all_well = false;
+            tell_messages(&finished.console);
+        }
+    }
+    Ok(all_well)
+}
+
+/// Shows the end of what a guest's kernel said.
+fn tell_messages(console: &Path) {
+    eprintln!("last messages of the kernel ({}):", console.display());
+    eprintln!("{}", last_lines(console, 20));
+}
+
 /// Runs all guests and says whether all went well.
 fn run(filters: &[String]) -> Result<bool> {
     let kernels = chosen_kernels()?;
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .parent()
-        .context("no target directory")?;
-    let cache = target.join("kernels");
+    if kernels.is_empty() {
+        return Ok(skip("TCPINSPECT_KERNELS is none"));
+    }
+    let cache = directory("kernels")?;
     let Some(archives) = Archives::find(&cache)? else {
-        return Ok(skip(
-            "apt's sources name no Debian archive; TCPINSPECT_DEBIAN_MIRROR can",
-        ));
+        return Ok(skip(NO_ARCHIVE));
     };
-    let programs = Programs::build(TARGETS, &target.join("guest"))?;
+    let programs = Programs::build(&PARTS.concat(), &directory("guest")?)?;
 
     let mut runs = Vec::new();
     let mut guests = Vec::new();
@@ -180,18 +226,25 @@ fn run(filters: &[String]) -> Result<bool> {
         match kernel(&archives, series) {
             Ok((kernel, name)) => {
                 let kernel = Arc::new(kernel);
-                guests.extend(modes(series, filters).into_iter().map(|mode| Guest {
-                    series,
-                    kernel: Arc::clone(&kernel),
-                    name: name.clone(),
-                    mode,
-                }));
+                for mode in modes(series, filters) {
+                    guests.extend(parts(mode, filters).into_iter().map(|targets| Guest {
+                        series,
+                        kernel: Arc::clone(&kernel),
+                        name: name.clone(),
+                        mode,
+                        targets,
+                    }));
+                }
             }
             // The other kernels are still worth running.
             Err(error) => runs.push(failed_run(series, series.name, "-", &error)),
         }
     }
-    runs.extend(run_guests(&guests, &programs, filters, &cache));
+    // Those with few tests come last, to fill what time is left.
+    guests.sort_by_key(|guest| guest.mode != Mode::Default);
+    runs.extend(report::merge(run_guests(
+        &guests, &programs, filters, &cache,
+    )));
 
     writeln!(io::stdout(), "\n{}", report::render(&runs, ALLOWED_SKIPS))?;
     Ok(!runs.is_empty() && runs.iter().all(|run| run.faults(ALLOWED_SKIPS).is_empty()))
@@ -199,25 +252,20 @@ fn run(filters: &[String]) -> Result<bool> {
 
 fn chosen_kernels() -> Result<Vec<&'static Series>> {
     let wanted = env::var("TCPINSPECT_KERNELS").unwrap_or_else(|_| DEFAULT_KERNELS.to_owned());
-    let wanted: Vec<&str> = wanted
-        .split(',')
-        .map(str::trim)
-        .filter(|name| !name.is_empty())
-        .collect();
-    let known = |name: &str| name == "all" || KERNELS.iter().any(|series| series.name == name);
-    if let Some(unknown) = wanted.iter().find(|name| !known(name)) {
-        let names: Vec<&str> = KERNELS.iter().map(|series| series.name).collect();
-        bail!(
-            "TCPINSPECT_KERNELS: {unknown} is not one of {}, all",
-            names.join(", ")
-        );
+    match wanted.as_str() {
+        "all" => return Ok(KERNELS.iter().collect()),
+        "none" => return Ok(Vec::new()),
+        _ => {}
     }
-    let chosen = KERNELS.iter().filter(|series| {
-        wanted
-            .iter()
-            .any(|name| *name == "all" || *name == series.name)
-    });
-    Ok(chosen.collect())
+    let known = |name: &str| {
+        let found = KERNELS.iter().find(|series| series.name == name);
+        found.with_context(|| {
+            let names: Vec<&str> = KERNELS.iter().map(|series| series.name).collect();
+            let names = names.join(", ");
+            format!("TCPINSPECT_KERNELS: {name:?} is none of {names}, and not all or none alone")
+        })
+    };
+    wanted.split(',').map(str::trim).map(known).collect()
 }
 
 /// The modes a kernel is run in. Where tests are chosen by name, the modes whose
@@ -235,6 +283,15 @@ fn modes(series: &Series, filters: &[String]) -> Vec<Mode> {
         .chain(extra)
         .filter(asked)
         .collect()
+}
+
+/// The targets of each guest that a kernel gets in a mode. Few tests are worth one guest only.
+fn parts(mode: Mode, filters: &[String]) -> Vec<Vec<&'static str>> {
+    if mode == Mode::Default && filters.is_empty() {
+        PARTS.iter().map(|part| part.to_vec()).collect()
+    } else {
+        vec![PARTS.concat()]
+    }
 }
 
 /// The kernel of a series and its full version: the small build, or the
@@ -266,12 +323,13 @@ fn kernel(archives: &Archives, series: &Series) -> Result<(Kernel, String)> {
     }
 }
 
-/// A kernel in a mode.
+/// A kernel in a mode, and what it runs.
 struct Guest {
     series: &'static Series,
     kernel: Arc<Kernel>,
     name: String,
     mode: Mode,
+    targets: Vec<&'static str>,
 }
 
 /// Runs as many guests at once as there are processors: a test waits more than it works, and what
@@ -308,19 +366,25 @@ fn run_guest(guest: &Guest, programs: &Programs, filters: &[String], cache: &Pat
         kernel,
         name,
         mode,
+        targets,
     } = guest;
     let mode = *mode;
-    eprintln!("{name}, {}: running", mode.name());
-    let directory: PathBuf = cache.join(series.name).join(mode.name());
-    let finished = match guest::run(kernel, mode, programs, filters, &directory) {
+    let what = format!("{name}, {}: {}", mode.name(), targets.join(", "));
+    eprintln!("{what}: running");
+    let directory: PathBuf = cache
+        .join(series.name)
+        .join(mode.name())
+        .join(targets.first().copied().unwrap_or_default());
+    let job = Job {
+        binary: &programs.binary,
+        programs: programs.of(targets),
+        arguments: mode.test_arguments(filters),
+    };
+    let finished = match guest::run(kernel, mode, &job, &directory) {
         Ok(finished) => finished,
         Err(error) => return failed_run(series, name, mode.name(), &error),
     };
-    eprintln!(
-        "{name}, {}: took {} s",
-        mode.name(),
-        finished.took.as_secs()
-    );
+    eprintln!("{what}: took {} s", finished.took.as_secs());
     let mut results = output::parse(&finished.results);
     if finished.timed_out {
         results
@@ -336,10 +400,7 @@ fn run_guest(guest: &Guest, programs: &Programs, filters: &[String], cache: &Pat
             .problems
             .push(format!("another kernel was booted: {:?}", results.release));
     }
-    let has_backends = programs
-        .tests
-        .iter()
-        .any(|(target, _)| target == BACKENDS_TARGET);
+    let has_backends = targets.contains(&BACKENDS_TARGET);
     let run = Run {
         series: series.name.to_owned(),
         kernel: name.clone(),
@@ -353,11 +414,7 @@ fn run_guest(guest: &Guest, programs: &Programs, filters: &[String], cache: &Pat
     };
     if !run.faults(ALLOWED_SKIPS).is_empty() {
         eprintln!("{}", output::excerpt(&finished.results));
-        eprintln!(
-            "last messages of the kernel ({}):",
-            finished.console.display()
-        );
-        eprintln!("{}", last_lines(&finished.console, 20));
+        tell_messages(&finished.console);
         eprintln!("all results: {}", directory.join("results.log").display());
     }
     run

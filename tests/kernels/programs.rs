@@ -12,33 +12,54 @@ use crate::tools;
 /// Guests share no libraries with the machine, so all is linked statically.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// The executables for a guest.
+/// The executables for guests.
 pub struct Programs {
     pub binary: PathBuf,
-    /// Test target and its executable, in the order in which they run.
-    pub tests: Vec<(String, PathBuf)>,
+    programs: Vec<Program>,
+}
+
+/// A test target, or the bench.
+pub struct Program {
+    pub name: String,
+    pub executable: PathBuf,
 }
 
 impl Programs {
-    /// Builds the product and those of the named test targets that exist.
+    /// Builds the product and these test targets.
     ///
     /// # Errors
-    /// When none exists, or when the build fails.
-    pub fn build(wanted: &[&str], target_dir: &Path) -> Result<Self> {
-        let existing = test_targets()?;
-        let targets: Vec<&str> = wanted
-            .iter()
-            .copied()
-            .filter(|name| existing.iter().any(|have| have == name))
-            .collect();
-        if targets.is_empty() {
-            bail!(
-                "the package has none of the test targets {}",
-                wanted.join(", ")
-            );
-        }
-
+    /// When the build fails.
+    pub fn build(targets: &[&str], target_dir: &Path) -> Result<Self> {
         let mut command = cargo("test");
+        command
+            .args(targets.iter().flat_map(|name| ["--test", name]))
+            // The image is held in the guest's memory twice while it boots,
+            // and emulated code is slow: small and quick matter here.
+            .env("CARGO_PROFILE_DEV_DEBUG", "false")
+            .env("CARGO_PROFILE_DEV_STRIP", "debuginfo")
+            .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
+            .env("CARGO_PROFILE_TEST_DEBUG", "false")
+            .env("CARGO_PROFILE_TEST_STRIP", "debuginfo")
+            .env("CARGO_PROFILE_TEST_OPT_LEVEL", "1");
+        Self::build_with(command, "test", targets, target_dir)
+    }
+
+    /// Builds the product as it is shipped, and the bench.
+    ///
+    /// # Errors
+    /// When the build fails.
+    pub fn build_bench(name: &str, target_dir: &Path) -> Result<Self> {
+        let mut command = cargo("bench");
+        command.args(["--bench", name]);
+        Self::build_with(command, "bench", &[name], target_dir)
+    }
+
+    fn build_with(
+        mut command: Command,
+        kind: &str,
+        targets: &[&str],
+        target_dir: &Path,
+    ) -> Result<Self> {
         command
             .args([
                 "--no-run",
@@ -49,19 +70,10 @@ impl Programs {
             ])
             .arg("--target-dir")
             .arg(target_dir)
-            .args(targets.iter().flat_map(|name| ["--test", name]))
             // Flags meant for the machine's own build would replace the next.
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
             .env("RUSTFLAGS", "-C target-feature=+crt-static")
-            .env("LIBBPF_SYS_LIBRARY_PATH", static_libraries()?)
-            // The image is held in the guest's memory twice while it boots,
-            // and emulated code is slow: small and quick matter here.
-            .env("CARGO_PROFILE_DEV_DEBUG", "false")
-            .env("CARGO_PROFILE_DEV_STRIP", "debuginfo")
-            .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
-            .env("CARGO_PROFILE_TEST_DEBUG", "false")
-            .env("CARGO_PROFILE_TEST_STRIP", "debuginfo")
-            .env("CARGO_PROFILE_TEST_OPT_LEVEL", "1");
+            .env("LIBBPF_SYS_LIBRARY_PATH", static_libraries()?);
         let built = command
             .stdin(Stdio::null())
             .stderr(Stdio::inherit())
@@ -86,13 +98,22 @@ impl Programs {
                 .map(PathBuf::from)
                 .with_context(|| format!("cargo built no {kind} {name}"))
         };
-        let tests = targets
-            .iter()
-            .map(|name| Ok(((*name).to_owned(), find("test", name)?)));
+        let programs = targets.iter().map(|name| {
+            Ok(Program {
+                name: (*name).to_owned(),
+                executable: find(kind, name)?,
+            })
+        });
         Ok(Self {
             binary: find("bin", env!("CARGO_PKG_NAME"))?,
-            tests: tests.collect::<Result<_>>()?,
+            programs: programs.collect::<Result<_>>()?,
         })
+    }
+
+    /// The programs of these names, in their order.
+    pub fn of(&self, names: &[&str]) -> Vec<&Program> {
+        let find = |name: &&str| self.programs.iter().find(|program| program.name == **name);
+        names.iter().filter_map(find).collect()
     }
 }
 
@@ -103,19 +124,6 @@ fn cargo(subcommand: &str) -> Command {
         concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"),
     ]);
     command
-}
-
-fn test_targets() -> Result<Vec<String>> {
-    let mut command = cargo("metadata");
-    let output = tools::output(command.args(["--no-deps", "--format-version=1"]))?;
-    let metadata: Value = serde_json::from_slice(&output)?;
-    let packages = metadata["packages"].as_array().into_iter().flatten();
-    let targets = packages
-        .filter(|package| package["name"] == env!("CARGO_PKG_NAME"))
-        .flat_map(|package| package["targets"].as_array().into_iter().flatten())
-        .filter(|target| target["kind"][0] == "test")
-        .filter_map(|target| target["name"].as_str());
-    Ok(targets.map(str::to_owned).collect())
 }
 
 /// The directory in which the linker finds the static libelf.

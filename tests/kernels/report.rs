@@ -70,6 +70,29 @@ impl Run {
     }
 }
 
+/// Makes one run of those of the same kernel in the same mode, each of which had a part of the
+/// tests.
+pub fn merge(parts: Vec<Run>) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for mut part in parts {
+        if part.needs_tests && part.results.tests.is_empty() {
+            let problem = "a guest ran no test".to_owned();
+            part.results.problems.push(problem);
+        }
+        let same = |run: &&mut Run| run.series == part.series && run.mode == part.mode;
+        match runs.iter_mut().find(same) {
+            Some(run) => {
+                run.needs_backends |= part.needs_backends;
+                run.seconds += part.seconds;
+                run.results.tests.extend(part.results.tests);
+                run.results.problems.extend(part.results.problems);
+            }
+            None => runs.push(part),
+        }
+    }
+    runs
+}
+
 /// Draws the table, and below it why tests were skipped and what is wrong.
 pub fn render(runs: &[Run], allowed: &[AllowedSkip]) -> String {
     let mut rows = vec![
