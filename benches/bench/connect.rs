@@ -1,13 +1,13 @@
 //! What a pair of connect and close costs with connect-trace and its peers attached, as CPU time.
 //!
-//! Some kernels have no kprobes or no fentry: in the guests of tests/kernels this part runs too,
-//! with `TCPINSPECT_BIN` for the binary. An emulated CPU gives ratios only.
+//! Some kernels have no kprobes or no fentry: `cargo test --test kernels -- --bench connect` runs
+//! this part in guests. An emulated CPU gives ratios only.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::Effort;
 use crate::report::{Stat, bars, bound, table, target};
@@ -48,9 +48,15 @@ const SCRIPT: &str = "BEGIN { printf(\"ready\\n\"); } \
     tracepoint:sock:inet_sock_set_state /args->newstate == 2 || args->oldstate == 2/ \
     { printf(\"%d %s %d %d\\n\", pid, comm, args->dport, args->newstate); }";
 
-/// Connects in a measurement.
+/// Connects in a measurement: fewer in a guest, which takes a millisecond for each.
 fn pairs(effort: Effort) -> u32 {
-    if effort.short { 2_000 } else { 10_000 }
+    if std::env::var_os("TCPINSPECT_GUEST_MODE").is_some() {
+        500
+    } else if effort.short {
+        2_000
+    } else {
+        10_000
+    }
 }
 
 /// CPU times of one measurement, per connect.
@@ -108,7 +114,8 @@ fn measure(
             // A backend or a tool that this kernel is too small for.
             let tool = match Tool::start(command, Stdio::null(), contender.ready) {
                 Ok(tool) => tool,
-                Err(_) if round == 0 => {
+                Err(error) if round == 0 => {
+                    println!("\n{}: {error:#}", contender.name);
                     missing.push(contender.name);
                     continue;
                 }
@@ -132,6 +139,14 @@ fn measure(
         }
         results.retain(|(contender, ..)| !missing.contains(&contender.name));
     }
+    // Every kernel has that one.
+    ensure!(
+        results
+            .iter()
+            .any(|(contender, ..)| contender.name == CONTENDERS[0].name),
+        "{} could not be measured",
+        CONTENDERS[0].name
+    );
     let none = Stat::of(none);
     let mut rows = vec![vec![
         "none".to_owned(),
@@ -155,13 +170,15 @@ fn measure(
         chart.push((contender.name.to_owned(), difference));
         differences.push((contender.name, difference.median));
         if contender.is_ours() {
+            // Each event wakes the reader of a perf buffer.
+            let is_perf = contender.name.contains("perf");
             within &= bound(
                 &format!("{}, {what}, over none", contender.name),
                 over.median,
-                1.6,
+                if is_perf { 5.0 } else { 1.8 },
                 true,
             );
-            if !contender.name.contains("perf") && !contender.name.contains("no match") {
+            if !is_perf && !contender.name.contains("no match") {
                 target(
                     &format!("{}, {what}, over none", contender.name),
                     over.median,

@@ -40,7 +40,8 @@ const CONTENDERS: [Contender; 10] = [
 pub fn run(effort: Effort) -> Result<bool> {
     if !installed("iperf3") {
         println!("\niperf3 is not installed.");
-        return Ok(true);
+        // A continuous integration service must not pass by doing nothing.
+        return Ok(std::env::var_os("CI").is_none());
     }
     let world = World::new()?;
     world.enter()?;

@@ -1,8 +1,9 @@
 //! Measures tcpinspect and its peers side by side, in one run: see docs/performance.md.
 //!
 //! `cargo bench --bench bench` runs all, `-- program start` some; `--short` takes few repetitions
-//! and no peers, and fails on gross regressions; `--update docs/performance.md` puts what was
-//! measured into that document. It needs root, and works in network namespaces of its own.
+//! and no peers, and fails on gross regressions; `--rounds N` chooses the repetitions; `--update
+//! docs/performance.md` puts what was measured into that document. It needs root, and works in
+//! network namespaces of its own.
 
 #![allow(clippy::print_stdout, reason = "a bench is for who runs it")]
 #![allow(clippy::print_stderr, reason = "as above")]
@@ -18,6 +19,7 @@ mod report;
 mod start;
 mod world;
 
+use std::num::NonZero;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -51,6 +53,7 @@ fn main() -> Result<()> {
         return plain::attach(&what.to_string_lossy());
     }
     let mut short = false;
+    let mut rounds = None;
     let mut document = None;
     let mut wanted = Vec::new();
     let mut args = std::env::args().skip(1);
@@ -59,6 +62,11 @@ fn main() -> Result<()> {
             // From cargo.
             "--bench" => {}
             "--short" => short = true,
+            "--rounds" => {
+                let number = args.next().context("--rounds takes a number")?;
+                let number: NonZero<usize> = number.parse().context("--rounds")?;
+                rounds = Some(number.get());
+            }
             "--update" => {
                 let path = args.next().context("--update takes a document")?;
                 document = Some(PathBuf::from(path));
@@ -73,7 +81,7 @@ fn main() -> Result<()> {
     }
     mount_tracefs()?;
     let effort = Effort {
-        rounds: if short { 3 } else { 9 },
+        rounds: rounds.unwrap_or(if short { 3 } else { 9 }),
         short,
     };
     let mut within = true;
