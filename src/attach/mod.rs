@@ -1,6 +1,7 @@
 //! The only place that attaches programs. What is returned detaches when it is dropped.
 
 pub mod clsact;
+pub mod event;
 pub mod load;
 pub mod probe;
 pub mod ring;

@@ -44,6 +44,12 @@ const volatile enum process_filter process_filter = 0; /* any of them, or-ed */
 /* accept is seen by a hook of its own; if not, at establishment and without a process. */
 const volatile bool accept_is_hooked = false;
 
+/* The connect functions are hooked. */
+const volatile bool connect_is_hooked = false;
+
+/* State changes are handled at the perf event of the tracepoint. */
+const volatile bool by_perf_event = false;
+
 /* The kernel forbids bpf_probe_read_kernel under lockdown=confidentiality. */
 const volatile bool may_probe_read = true;
 
@@ -194,10 +200,19 @@ static __always_inline void read_ends(struct ends *ends, const struct sock *sk)
 	}
 }
 
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
+
+static __always_inline const struct tcp_sock *to_tcp_sock(const struct sock *sk)
+{
+	if (by_perf_event)
+		return bpf_rdonly_cast(sk, bpf_core_type_id_kernel(struct tcp_sock));
+	return bpf_skc_to_tcp_sock((void *)sk);
+}
+
 /* The local port; unlike skc_num it is still there when the socket is closed. */
 static __always_inline __be16 read_inet_sport(const struct sock *sk)
 {
-	const struct tcp_sock *tp = bpf_skc_to_tcp_sock((void *)sk);
+	const struct tcp_sock *tp = to_tcp_sock(sk);
 
 	return tp ? tp->inet_conn.icsk_inet.inet_sport : 0;
 }
@@ -730,6 +745,8 @@ static __always_inline void on_syn_sent(void *ctx, const struct sock *sk,
 	set_ends(&c.event, &ends);
 	if (!process_matches(&c.event) || !destination_matches(&c.event))
 		return;
+	if (connect_is_hooked)
+		__sync_fetch_and_add(&totals.unhooked, 1);
 	/* The source port is chosen after this; a filter on it has to wait for the fate. */
 	if ((!(filter.parts & FILTER_SPORT) || c.event.sport) && !source_matches(&c.event))
 		return;
@@ -890,7 +907,7 @@ static __always_inline void set_bytes(struct connect_event *e, const struct sock
 static __always_inline void on_end(void *ctx, const struct sock *sk, struct connection *c,
 				   int old_state)
 {
-	const struct tcp_sock *tp = bpf_skc_to_tcp_sock((void *)sk);
+	const struct tcp_sock *tp = to_tcp_sock(sk);
 
 	if (tp)
 		set_bytes(&c->event, sk, tp, old_state);
@@ -970,8 +987,10 @@ static __noinline int on_state(void *ctx, const struct sock *sk, int old_state, 
 /*
  * Since Linux 6.2 a program at a tracepoint is skipped while it runs on the same CPU already: a
  * system call that is interrupted in here by incoming packets would hide what they change. So
- * there are two programs. The second one does the work of the first where that one was skipped,
- * which is where the first is running and was never seen to interrupt itself.
+ * there are two programs, of which one does the work where the other was skipped.
+ *
+ * Before Linux 7.0 the second one finds out that the first is running, and was never seen to
+ * interrupt itself.
  */
 struct running {
 	__u8 first;
@@ -1009,6 +1028,38 @@ SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(on_nested_state_change, const struct sock *sk, int old_state, int new_state)
 {
 	if (!my_running()->first || can_interrupt_itself)
+		return 0;
+	__sync_fetch_and_add(&totals.nested, 1);
+	if (sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	return on_state(ctx, sk, old_state, new_state);
+}
+
+/*
+ * Since Linux 7.0 a task can be preempted in such a program, which is skipped on that CPU for all
+ * others until the task runs again. Programs of perf events can't be preempted, and so one of these
+ * does the work. It is skipped while another of its kind runs, which the kernel counts: that is
+ * where the other program has to do it, and what it does otherwise is too short to be caught at.
+ */
+extern const int bpf_prog_active __ksym __weak;
+
+SEC("tracepoint/sock/inet_sock_set_state")
+int on_state_event(struct trace_event_raw_inet_sock_set_state *e)
+{
+	const struct sock *sk;
+
+	if (e->protocol != IPPROTO_TCP)
+		return 0;
+	sk = bpf_rdonly_cast(e->skaddr, bpf_core_type_id_kernel(struct sock));
+	return on_state(e, sk, e->oldstate, e->newstate);
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(on_skipped_state_event, const struct sock *sk, int old_state, int new_state)
+{
+	const int *active = bpf_this_cpu_ptr(&bpf_prog_active);
+
+	if (!*active)
 		return 0;
 	__sync_fetch_and_add(&totals.nested, 1);
 	if (sk->sk_protocol != IPPROTO_TCP)

@@ -68,10 +68,11 @@ struct connect_event {
 _Static_assert(sizeof(struct connect_event) == 136, "no hidden padding");
 
 struct connect_counters {
-	__u64 matched; /* events that were asked for */
-	__u64 lost;    /* of these, those that found no room in the buffer or the table */
-	__u64 calling; /* attempts not yet announced, because their call has yet to return */
-	__u64 nested; /* state changes that interrupted the handling of another, and were handled */
+	__u64 matched;	/* events that were asked for */
+	__u64 lost;	/* of these, those that found no room in the buffer or the table */
+	__u64 calling;	/* attempts not yet announced, because their call has yet to return */
+	__u64 nested;	/* state changes that one program was skipped for, and another handled */
+	__u64 unhooked; /* attempts that the hook on the connect function was skipped for */
 };
 
 /* Which of the filters on the process were asked for. */

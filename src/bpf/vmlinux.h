@@ -234,6 +234,14 @@ struct task_struct {
 	char comm[16];
 };
 
+/* What a program of the perf event of this tracepoint is given. */
+struct trace_event_raw_inet_sock_set_state {
+	const void *skaddr;
+	int oldstate;
+	int newstate;
+	__u16 protocol;
+};
+
 struct file;
 
 struct bpf_iter_meta {

@@ -7,9 +7,9 @@ use anyhow::{Context, Result, anyhow};
 use libbpf_rs::btf::types::{Func, FuncProto};
 use libbpf_rs::btf::{Btf, ReferencesType};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{ErrorKind, Link, MapCore, MapFlags, MapMut, OpenMapMut, OpenObject};
+use libbpf_rs::{ErrorKind, Link, MapCore, MapFlags, MapMut, OpenMapMut, OpenObject, ProgramMut};
 
-use crate::attach::{self, load, probe};
+use crate::attach::{self, event, load, probe};
 use crate::cli::{BackendChoice, ConnectTraceArgs, OutputFormat};
 use crate::events::{BufferKind, EventSource};
 use crate::failure::{Exit, Failure};
@@ -33,8 +33,9 @@ const WAITING_MAX: u32 = 16_384;
 /// Connections that can be followed to their end at once.
 const OPEN_MAX: u32 = 65_536;
 
-/// Loads at most: fentry and the tracepoint are tried once more where memory may not be read freely.
-const ATTEMPTS: usize = 5;
+/// Loads at most: each backend is tried once more without the perf event of the tracepoint, and
+/// fentry and the tracepoint where memory may not be read freely.
+const ATTEMPTS: usize = 8;
 
 /// Runs the command.
 ///
@@ -117,10 +118,30 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
 }
 
 /// What the programs know or the kernel says that they did not see: attempts whose call has not
-/// returned to them, and state changes for which they were skipped.
+/// returned to them, and calls, accepts and state changes for which they were skipped.
 fn unseen(counters: &ConnectCounters, progs: &ConnectTraceProgs<'_>) -> u64 {
-    let skipped = attach::skipped_runs(progs.on_state_change.as_fd());
-    counters.calling + skipped.saturating_sub(counters.nested)
+    let skipped = |programs: &[&ProgramMut<'_>]| {
+        let programs = programs.iter().filter(|program| program.autoload());
+        programs
+            .map(|program| attach::skipped_runs(program.as_fd()))
+            .sum::<u64>()
+    };
+    let changes = skipped(&[&progs.on_state_change, &progs.on_state_event]);
+    let calls = skipped(&[
+        &progs.enter_tcp_v4_connect,
+        &progs.enter_tcp_v6_connect,
+        &progs.kprobe_tcp_v4_connect,
+        &progs.kprobe_tcp_v6_connect,
+    ]);
+    let accepts = skipped(&[
+        &progs.exit_accept_2,
+        &progs.exit_accept_4,
+        &progs.kretprobe_accept,
+    ]);
+    counters.calling
+        + accepts
+        + changes.saturating_sub(counters.nested)
+        + calls.saturating_sub(counters.unhooked)
 }
 
 /// Loads and attaches what the options ask for, and takes it away again. Returns the backend.
@@ -183,6 +204,9 @@ struct Plan {
     accept: Accept,
     /// bpf_probe_read_kernel is allowed.
     may_probe_read: bool,
+    /// State changes are handled at the perf event of the tracepoint, where tasks can be preempted
+    /// at the tracepoint itself.
+    by_perf_event: bool,
 }
 
 /// How accepts are seen.
@@ -216,6 +240,7 @@ fn choose<'obj>(
             "this kernel has no tcp_v6_connect: IPv6 is seen by the state tracepoint alone",
         );
     }
+    let by_perf_event = privileges::kernel_version().is_some_and(|kernel| kernel >= (7, 0));
     let mut storage = storage.iter_mut();
     let mut last = None;
     for backend in candidates(args.backend) {
@@ -229,6 +254,7 @@ fn choose<'obj>(
             ipv6,
             accept: accept_hook(*backend, args, &btf),
             may_probe_read: true,
+            by_perf_event,
         };
         loop {
             let storage = storage.next().context("too many attempts to attach")?;
@@ -245,14 +271,17 @@ fn choose<'obj>(
                         backend.name(),
                         failure.error
                     ));
-                    let retry =
-                        *backend != Backend::Kprobe && plan.may_probe_read && is_invalid(&failure);
+                    let invalid = is_invalid(&failure);
                     last = Some(failure);
-                    if !retry {
+                    if plan.by_perf_event {
+                        // It needs tracefs, which may be missing, or for root alone.
+                        plan.by_perf_event = false;
+                    } else if *backend != Backend::Kprobe && plan.may_probe_read && invalid {
+                        // Under lockdown=confidentiality only what BTF pointers reach may be read.
+                        plan.may_probe_read = false;
+                    } else {
                         break;
                     }
-                    // Under lockdown=confidentiality only what BTF pointers reach may be read.
-                    plan.may_probe_read = false;
                 }
             }
         }
@@ -336,6 +365,8 @@ impl<'obj> Tracer<'obj> {
         rodata.wanted_kinds = wanted_kinds(args);
         rodata.accept_is_hooked = plan.accept != Accept::Unhooked;
         rodata.may_probe_read = plan.may_probe_read;
+        rodata.connect_is_hooked = plan.backend != Backend::Tracepoint;
+        rodata.by_perf_event = plan.by_perf_event;
         rodata.use_perf_buffer = buffer == BufferKind::Perf;
         let mut process_filter = 0;
         let sets = [
@@ -455,6 +486,10 @@ fn select_programs(plan: Plan, progs: &mut OpenConnectTraceProgs<'_>) {
         (&mut progs.kretprobe_tcp_v4_connect, kprobe),
         (&mut progs.kprobe_tcp_v6_connect, kprobe && plan.ipv6),
         (&mut progs.kretprobe_tcp_v6_connect, kprobe && plan.ipv6),
+        (&mut progs.on_state_change, !plan.by_perf_event),
+        (&mut progs.on_nested_state_change, !plan.by_perf_event),
+        (&mut progs.on_state_event, plan.by_perf_event),
+        (&mut progs.on_skipped_state_event, plan.by_perf_event),
         (
             &mut progs.exit_accept_4,
             plan.accept == Accept::FourArguments,
@@ -550,8 +585,14 @@ fn attach_programs(
         Accept::Unhooked => {}
     }
     let tracepoint = "tracepoint inet_sock_set_state";
-    keep(tracepoint, progs.on_state_change.attach_trace())?;
-    keep(tracepoint, progs.on_nested_state_change.attach_trace())?;
+    if plan.by_perf_event {
+        keep(tracepoint, progs.on_skipped_state_event.attach_trace())?;
+        let link = event::attach(&progs.on_state_event, "sock/inet_sock_set_state");
+        keep(tracepoint, link)?;
+    } else {
+        keep(tracepoint, progs.on_state_change.attach_trace())?;
+        keep(tracepoint, progs.on_nested_state_change.attach_trace())?;
+    }
     hooks.dedup();
     Ok((links, hooks))
 }

@@ -206,9 +206,7 @@ impl Facts {
             missing: missing(),
             sys_admin: has(Capability::CAP_SYS_ADMIN),
             in_user_namespace: user_namespace.is_ok_and(|inode| inode != INITIAL_USER_NAMESPACE),
-            kernel: uname()
-                .ok()
-                .and_then(|name| kernel_version(name.release().to_str()?)),
+            kernel: kernel_version(),
             memlock: getrlimit(Resource::RLIMIT_MEMLOCK)
                 .ok()
                 .map(|(soft, _)| soft)
@@ -360,7 +358,14 @@ fn lockdown_mode(text: &str) -> Option<String> {
     (mode != "none").then(|| mode.to_owned())
 }
 
-fn kernel_version(release: &str) -> Option<(u32, u32)> {
+/// Major and minor version of the running kernel.
+pub fn kernel_version() -> Option<(u32, u32)> {
+    uname()
+        .ok()
+        .and_then(|name| parse_version(name.release().to_str()?))
+}
+
+fn parse_version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
@@ -475,9 +480,9 @@ mod tests {
 
     #[test]
     fn kernel_releases_of_distributions_are_understood() {
-        assert_eq!(kernel_version("6.1.0-13-cloud-amd64"), Some((6, 1)));
-        assert_eq!(kernel_version("5.10"), Some((5, 10)));
-        assert_eq!(kernel_version("7.0-rc1"), Some((7, 0)));
-        assert_eq!(kernel_version("strange"), None);
+        assert_eq!(parse_version("6.1.0-13-cloud-amd64"), Some((6, 1)));
+        assert_eq!(parse_version("5.10"), Some((5, 10)));
+        assert_eq!(parse_version("7.0-rc1"), Some((7, 0)));
+        assert_eq!(parse_version("strange"), None);
     }
 }

@@ -1,0 +1,54 @@
+//! Programs at the perf event of a tracepoint.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+
+use libbpf_rs::{ErrorExt, Link, ProgramMut};
+use nix::libc;
+
+/// Attaches a program to the perf event of a tracepoint, such as `sock/inet_sock_set_state`.
+///
+/// libbpf does the same by the name alone, but on its way looks for debugfs, where a look is enough
+/// to mount something.
+///
+/// # Errors
+/// tracefs is not where it belongs or can't be read, or the kernel refuses.
+pub fn attach(program: &ProgramMut<'_>, tracepoint: &str) -> libbpf_rs::Result<Link> {
+    let event = open(tracepoint)?;
+    let link = program.attach_perf_event(event.as_raw_fd())?;
+    // It belongs to the link now.
+    let _ = event.into_raw_fd();
+    Ok(link)
+}
+
+fn open(tracepoint: &str) -> libbpf_rs::Result<OwnedFd> {
+    let path = format!("/sys/kernel/tracing/events/{tracepoint}/id");
+    let id = fs::read_to_string(&path).and_then(|id| id.trim().parse().map_err(io::Error::other));
+    let attr = libbpf_sys::perf_event_attr {
+        type_: libbpf_sys::PERF_TYPE_TRACEPOINT,
+        size: size_of::<libbpf_sys::perf_event_attr>() as u32,
+        config: id
+            .map_err(libbpf_rs::Error::from)
+            .with_context(|| path.clone())?,
+        ..Default::default()
+    };
+    let (every_process, cpu, no_group) = (-1, 0, -1);
+    // SAFETY: the attributes outlive the call and say their size.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_perf_event_open,
+            &raw const attr,
+            every_process,
+            cpu,
+            no_group,
+            libc::c_ulong::from(libbpf_sys::PERF_FLAG_FD_CLOEXEC),
+        )
+    };
+    if fd < 0 {
+        let error = libbpf_rs::Error::from(io::Error::last_os_error());
+        return Err(error.context(format!("failed to open the perf event of {tracepoint}")));
+    }
+    // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
