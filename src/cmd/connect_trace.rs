@@ -240,7 +240,7 @@ fn choose<'obj>(
             "this kernel has no tcp_v6_connect: IPv6 is seen by the state tracepoint alone",
         );
     }
-    let by_perf_event = privileges::kernel_version().is_some_and(|kernel| kernel >= (7, 0));
+    let by_perf_event = privileges::kernel_version().is_some_and(|kernel| kernel >= (6, 7));
     let mut storage = storage.iter_mut();
     let mut last = None;
     for backend in candidates(args.backend) {
