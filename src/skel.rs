@@ -208,12 +208,14 @@ pub fn connect_counters(bss: &connect_trace::types::bss) -> ConnectCounters {
 /// Makes the [`FilterSlots`](crate::filter::FilterSlots) of an opened skeleton.
 #[macro_export]
 macro_rules! filter_slots {
-    ($open:expr, $rodata:expr) => {
+    ($open:expr, $rodata:expr) => {{
+        let ports = $open.maps.bss_ports_data.as_deref_mut();
+        let ports = ports.context("the programs have no room for ports")?;
         $crate::filter::FilterSlots {
             config: $crate::skel::filter_config(&mut $rodata.filter)
                 .context("the filter settings have another layout")?,
-            sport_bits: &mut $rodata.sport_bits,
-            dport_bits: &mut $rodata.dport_bits,
+            sport_bits: &mut ports.sport_bits,
+            dport_bits: &mut ports.dport_bits,
             tries: [
                 &mut $open.maps.src_only,
                 &mut $open.maps.src_not,
@@ -221,7 +223,7 @@ macro_rules! filter_slots {
                 &mut $open.maps.dst_not,
             ],
         }
-    };
+    }};
 }
 
 /// The tries of a loaded skeleton, in the order that [`Filter::fill`](crate::filter::Filter::fill) takes.

@@ -117,6 +117,11 @@ struct XdpFilter<'a>(&'a Pair);
 
 impl<'a> XdpFilter<'a> {
     fn load(pair: &'a Pair, mode: &str) -> Result<Self, String> {
+        // libxdp pins what it loads, where systemd has mounted the file system for it.
+        let mounts = std::fs::read_to_string("/proc/self/mounts").map_err(|e| e.to_string())?;
+        if !mounts.contains(" /sys/fs/bpf bpf ") {
+            try_run("mount -t bpf bpf /sys/fs/bpf")?;
+        }
         let load = format!("xdp-filter load vs -m {mode} -f tcp -p allow");
         pair.server.try_run(&load)?;
         Ok(Self(pair))
