@@ -7,13 +7,10 @@ use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use libbpf_rs::{ErrorExt, Link, ProgramMut};
 use nix::libc;
 
-/// Attaches a program to the perf event of a tracepoint, such as `sock/inet_sock_set_state`.
-///
-/// libbpf does the same by the name alone, but on its way looks for debugfs, where a look is enough
-/// to mount something.
+/// Attaches a program to the perf event of a tracepoint.
 ///
 /// # Errors
-/// tracefs is not where it belongs or can't be read, or the kernel refuses.
+/// As [`open`], and what the kernel says to the program.
 pub fn attach(program: &ProgramMut<'_>, tracepoint: &str) -> libbpf_rs::Result<Link> {
     let event = open(tracepoint)?;
     let link = program.attach_perf_event(event.as_raw_fd())?;
@@ -22,7 +19,14 @@ pub fn attach(program: &ProgramMut<'_>, tracepoint: &str) -> libbpf_rs::Result<L
     Ok(link)
 }
 
-fn open(tracepoint: &str) -> libbpf_rs::Result<OwnedFd> {
+/// Opens the perf event of a tracepoint, such as `sock/inet_sock_set_state`.
+///
+/// libbpf does the same by the name alone, but on its way looks for debugfs, where a look is enough
+/// to mount something.
+///
+/// # Errors
+/// tracefs is not where it belongs or can't be read, or the kernel refuses.
+pub fn open(tracepoint: &str) -> libbpf_rs::Result<OwnedFd> {
     let path = format!("/sys/kernel/tracing/events/{tracepoint}/id");
     let id = fs::read_to_string(&path).and_then(|id| id.trim().parse().map_err(io::Error::other));
     let attr = libbpf_sys::perf_event_attr {

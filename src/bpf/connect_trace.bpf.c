@@ -989,8 +989,8 @@ static __noinline int on_state(void *ctx, const struct sock *sk, int old_state, 
  * system call that is interrupted in here by incoming packets would hide what they change. So
  * there are two programs, of which one does the work where the other was skipped.
  *
- * Before Linux 7.0 the second one finds out that the first is running, and was never seen to
- * interrupt itself.
+ * Where there is nothing better the second one finds out that the first is running, and was never
+ * seen to interrupt itself.
  */
 struct running {
 	__u8 first;
@@ -1036,10 +1036,10 @@ int BPF_PROG(on_nested_state_change, const struct sock *sk, int old_state, int n
 }
 
 /*
- * Since Linux 7.0 a task can be preempted in such a program, which is skipped on that CPU for all
- * others until the task runs again. Programs of perf events can't be preempted, and so one of these
- * does the work. It is skipped while another of its kind runs, which the kernel counts: that is
- * where the other program has to do it, and what it does otherwise is too short to be caught at.
+ * Better is a program of the tracepoint's perf event. Since Linux 7.0 a task can be preempted in a
+ * program of the tracepoint itself, which is skipped on that CPU for all others until the task runs
+ * again; at a perf event preemption is off. What a program there is skipped for, the kernel's own
+ * flag tells beforehand, and the other program does it.
  */
 extern const int bpf_prog_active __ksym __weak;
 

@@ -33,6 +33,9 @@ const WAITING_MAX: u32 = 16_384;
 /// Connections that can be followed to their end at once.
 const OPEN_MAX: u32 = 65_536;
 
+/// The tracepoint of what happens to connections.
+const STATE_EVENT: &str = "sock/inet_sock_set_state";
+
 /// Loads at most: each backend is tried once more without the perf event of the tracepoint, and
 /// fentry and the tracepoint where memory may not be read freely.
 const ATTEMPTS: usize = 8;
@@ -240,7 +243,7 @@ fn choose<'obj>(
             "this kernel has no tcp_v6_connect: IPv6 is seen by the state tracepoint alone",
         );
     }
-    let by_perf_event = privileges::kernel_version().is_some_and(|kernel| kernel >= (6, 7));
+    let by_perf_event = has_state_event(notices);
     let mut storage = storage.iter_mut();
     let mut last = None;
     for backend in candidates(args.backend) {
@@ -274,7 +277,7 @@ fn choose<'obj>(
                     let invalid = is_invalid(&failure);
                     last = Some(failure);
                     if plan.by_perf_event {
-                        // It needs tracefs, which may be missing, or for root alone.
+                        // It needs the kernel's own flag, which is not everywhere.
                         plan.by_perf_event = false;
                     } else if *backend != Backend::Kprobe && plan.may_probe_read && invalid {
                         // Under lockdown=confidentiality only what BTF pointers reach may be read.
@@ -287,6 +290,23 @@ fn choose<'obj>(
         }
     }
     Err(last.context("there is no backend to try")?)
+}
+
+/// Whether state changes can be taken from the perf event of the tracepoint: Linux counts what its
+/// programs are skipped for since 6.7, and tracefs may be missing or for root alone.
+fn has_state_event(notices: Notices) -> bool {
+    if privileges::kernel_version().is_none_or(|kernel| kernel < (6, 7)) {
+        return false;
+    }
+    match event::open(STATE_EVENT) {
+        Ok(_) => true,
+        Err(error) => {
+            notices.detail(&format!(
+                "state changes come from the tracepoint: {error:#}"
+            ));
+            false
+        }
+    }
 }
 
 /// Finds out what would fail anyway, before maps are made and programs verified for it.
@@ -587,7 +607,7 @@ fn attach_programs(
     let tracepoint = "tracepoint inet_sock_set_state";
     if plan.by_perf_event {
         keep(tracepoint, progs.on_skipped_state_event.attach_trace())?;
-        let link = event::attach(&progs.on_state_event, "sock/inet_sock_set_state");
+        let link = event::attach(&progs.on_state_event, STATE_EVENT);
         keep(tracepoint, link)?;
     } else {
         keep(tracepoint, progs.on_state_change.attach_trace())?;
