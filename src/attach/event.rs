@@ -10,7 +10,7 @@ use nix::libc;
 /// Attaches a program to the perf event of a tracepoint.
 ///
 /// # Errors
-/// As [`open`], and what the kernel says to the program.
+/// As [`id`], and what the kernel says to the event or the program.
 pub fn attach(program: &ProgramMut<'_>, tracepoint: &str) -> libbpf_rs::Result<Link> {
     let event = open(tracepoint)?;
     let link = program.attach_perf_event(event.as_raw_fd())?;
@@ -19,22 +19,25 @@ pub fn attach(program: &ProgramMut<'_>, tracepoint: &str) -> libbpf_rs::Result<L
     Ok(link)
 }
 
-/// Opens the perf event of a tracepoint, such as `sock/inet_sock_set_state`.
-///
-/// libbpf does the same by the name alone, but on its way looks for debugfs, where a look is enough
-/// to mount something.
+/// The number of a tracepoint, such as `sock/inet_sock_set_state`.
 ///
 /// # Errors
-/// tracefs is not where it belongs or can't be read, or the kernel refuses.
-pub fn open(tracepoint: &str) -> libbpf_rs::Result<OwnedFd> {
+/// tracefs is not where it belongs, or can't be read.
+pub fn id(tracepoint: &str) -> io::Result<u64> {
     let path = format!("/sys/kernel/tracing/events/{tracepoint}/id");
-    let id = fs::read_to_string(&path).and_then(|id| id.trim().parse().map_err(io::Error::other));
+    fs::read_to_string(&path)
+        .and_then(|id| id.trim().parse().map_err(io::Error::other))
+        .map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))
+}
+
+/// Opens the perf event of a tracepoint.
+///
+/// libbpf does the same, but on its way looks for debugfs, where a look is enough to mount something.
+fn open(tracepoint: &str) -> libbpf_rs::Result<OwnedFd> {
     let attr = libbpf_sys::perf_event_attr {
         type_: libbpf_sys::PERF_TYPE_TRACEPOINT,
         size: size_of::<libbpf_sys::perf_event_attr>() as u32,
-        config: id
-            .map_err(libbpf_rs::Error::from)
-            .with_context(|| path.clone())?,
+        config: id(tracepoint)?,
         ..Default::default()
     };
     let (every_process, cpu, no_group) = (-1, 0, -1);

@@ -44,11 +44,9 @@ const volatile enum process_filter process_filter = 0; /* any of them, or-ed */
 /* accept is seen by a hook of its own; if not, at establishment and without a process. */
 const volatile bool accept_is_hooked = false;
 
-/* The connect functions are hooked. */
-const volatile bool connect_is_hooked = false;
-
-/* State changes are handled at the perf event of the tracepoint. */
-const volatile bool by_perf_event = false;
+/* The connect functions of the address families that are hooked. */
+const volatile bool ipv4_is_hooked = false;
+const volatile bool ipv6_is_hooked = false;
 
 /* The kernel forbids bpf_probe_read_kernel under lockdown=confidentiality. */
 const volatile bool may_probe_read = true;
@@ -200,21 +198,10 @@ static __always_inline void read_ends(struct ends *ends, const struct sock *sk)
 	}
 }
 
-extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
-
-static __always_inline const struct tcp_sock *to_tcp_sock(const struct sock *sk)
-{
-	if (by_perf_event)
-		return bpf_rdonly_cast(sk, bpf_core_type_id_kernel(struct tcp_sock));
-	return bpf_skc_to_tcp_sock((void *)sk);
-}
-
 /* The local port; unlike skc_num it is still there when the socket is closed. */
-static __always_inline __be16 read_inet_sport(const struct sock *sk)
+static __always_inline __be16 read_inet_sport(const struct tcp_sock *tp)
 {
-	const struct tcp_sock *tp = to_tcp_sock(sk);
-
-	return tp ? tp->inet_conn.icsk_inet.inet_sport : 0;
+	return tp->inet_conn.icsk_inet.inet_sport;
 }
 
 static __always_inline __u32 read_netns(const struct sock *sk)
@@ -633,13 +620,17 @@ static __always_inline void on_accept(void *ctx, const struct sock *sk, const st
 
 static __always_inline int on_accept_directly(void *ctx, const struct sock *sk)
 {
+	const struct tcp_sock *tp;
 	struct ends ends;
 
 	if (!sk || sk->sk_protocol != IPPROTO_TCP)
 		return 0;
+	tp = bpf_skc_to_tcp_sock((void *)sk);
+	if (!tp)
+		return 0;
 	read_ends(&ends, sk);
 	/* It may have been reset before it was accepted. */
-	ends.local_port = bpf_ntohs(read_inet_sport(sk));
+	ends.local_port = bpf_ntohs(read_inet_sport(tp));
 	on_accept(ctx, sk, &ends, read_netns(sk), sk->__sk_common.skc_state);
 	return 0;
 }
@@ -719,7 +710,7 @@ static __always_inline struct behind look_behind(const struct sock *sk)
 	return behind;
 }
 
-static __always_inline void on_syn_sent(void *ctx, const struct sock *sk,
+static __always_inline void on_syn_sent(void *ctx, const struct sock *sk, const struct tcp_sock *tp,
 					const struct behind *behind, __u64 key)
 {
 	struct connection *kept = bpf_map_lookup_elem(&connections, &key);
@@ -732,7 +723,7 @@ static __always_inline void on_syn_sent(void *ctx, const struct sock *sk,
 		if (kept->phase == PHASE_CALLING &&
 		    kept->event.tid == (__u32)bpf_get_current_pid_tgid()) {
 			set_ends(&kept->event, &ends);
-			kept->old_sport = read_inet_sport(sk);
+			kept->old_sport = read_inet_sport(tp);
 			kept->sent = true;
 			return;
 		}
@@ -741,11 +732,11 @@ static __always_inline void on_syn_sent(void *ctx, const struct sock *sk,
 	}
 	start_connection(&c);
 	c.event.netns = behind->netns;
-	c.old_sport = read_inet_sport(sk);
+	c.old_sport = read_inet_sport(tp);
 	set_ends(&c.event, &ends);
 	if (!process_matches(&c.event) || !destination_matches(&c.event))
 		return;
-	if (connect_is_hooked)
+	if (sk->__sk_common.skc_family == AF_INET6 ? ipv6_is_hooked : ipv4_is_hooked)
 		__sync_fetch_and_add(&totals.unhooked, 1);
 	/* The source port is chosen after this; a filter on it has to wait for the fate. */
 	if ((!(filter.parts & FILTER_SPORT) || c.event.sport) && !source_matches(&c.event))
@@ -904,13 +895,10 @@ static __always_inline void set_bytes(struct connect_event *e, const struct sock
 	e->rx_bytes = rx;
 }
 
-static __always_inline void on_end(void *ctx, const struct sock *sk, struct connection *c,
-				   int old_state)
+static __always_inline void on_end(void *ctx, const struct sock *sk, const struct tcp_sock *tp,
+				   struct connection *c, int old_state)
 {
-	const struct tcp_sock *tp = to_tcp_sock(sk);
-
-	if (tp)
-		set_bytes(&c->event, sk, tp, old_state);
+	set_bytes(&c->event, sk, tp, old_state);
 	c->event.closed_by = closed_by(sk, old_state);
 	emit(ctx, &c->event, CONNECT_CLOSED);
 }
@@ -920,11 +908,11 @@ static __always_inline bool is_handshake(int state)
 	return state == TCP_SYN_SENT || state == TCP_SYN_RECV;
 }
 
-static __always_inline void on_close(void *ctx, const struct sock *sk, const struct behind *behind,
-				     __u64 key, int old_state)
+static __always_inline void on_close(void *ctx, const struct sock *sk, const struct tcp_sock *tp,
+				     const struct behind *behind, __u64 key, int old_state)
 {
 	struct connection *kept = bpf_map_lookup_elem(&connections, &key);
-	__be16 sport = read_inet_sport(sk);
+	__be16 sport = read_inet_sport(tp);
 	struct connection c = {};
 	struct ends ends;
 
@@ -941,7 +929,7 @@ static __always_inline void on_close(void *ctx, const struct sock *sk, const str
 		c.event.ts_ns = bpf_ktime_get_ns();
 		c.event.netns = behind->netns;
 		if (matches(&c.event))
-			on_end(ctx, sk, &c, old_state);
+			on_end(ctx, sk, tp, &c, old_state);
 		return;
 	}
 	/* The connect function failed on its own, and is about to return to its hook. */
@@ -956,7 +944,7 @@ static __always_inline void on_close(void *ctx, const struct sock *sk, const str
 	set_elapsed(&c);
 	if (c.phase == PHASE_OPEN) {
 		if (process_matches(&c.event))
-			on_end(ctx, sk, &c, old_state);
+			on_end(ctx, sk, tp, &c, old_state);
 		return;
 	}
 	if (!behind->in_connect || sport != c.old_sport)
@@ -968,7 +956,8 @@ static __always_inline void on_close(void *ctx, const struct sock *sk, const str
 	emit(ctx, &c.event, CONNECT_FAILED);
 }
 
-static __noinline int on_state(void *ctx, const struct sock *sk, int old_state, int new_state)
+static __noinline int on_state(void *ctx, const struct sock *sk, const struct tcp_sock *tp,
+			       int old_state, int new_state)
 {
 	struct behind behind;
 
@@ -976,12 +965,20 @@ static __noinline int on_state(void *ctx, const struct sock *sk, int old_state, 
 		return 0;
 	behind = look_behind(sk);
 	if (new_state == TCP_SYN_SENT)
-		on_syn_sent(ctx, sk, &behind, (__u64)sk);
+		on_syn_sent(ctx, sk, tp, &behind, (__u64)sk);
 	else if (new_state == TCP_ESTABLISHED)
 		on_established(ctx, sk, &behind, (__u64)sk, old_state);
 	else if (new_state == TCP_CLOSE)
-		on_close(ctx, sk, &behind, (__u64)sk, old_state);
+		on_close(ctx, sk, tp, &behind, (__u64)sk, old_state);
 	return 0;
+}
+
+static __always_inline int on_tracepoint(void *ctx, const struct sock *sk, int old_state,
+					 int new_state)
+{
+	const struct tcp_sock *tp = bpf_skc_to_tcp_sock((void *)sk);
+
+	return tp ? on_state(ctx, sk, tp, old_state, new_state) : 0;
 }
 
 /*
@@ -1014,11 +1011,11 @@ int BPF_PROG(on_state_change, const struct sock *sk, int old_state, int new_stat
 	mine = my_running();
 	if (mine->first) {
 		can_interrupt_itself = true;
-		return on_state(ctx, sk, old_state, new_state);
+		return on_tracepoint(ctx, sk, old_state, new_state);
 	}
 	mine->first = true;
 	barrier();
-	on_state(ctx, sk, old_state, new_state);
+	on_tracepoint(ctx, sk, old_state, new_state);
 	barrier();
 	mine->first = false;
 	return 0;
@@ -1032,26 +1029,32 @@ int BPF_PROG(on_nested_state_change, const struct sock *sk, int old_state, int n
 	__sync_fetch_and_add(&totals.nested, 1);
 	if (sk->sk_protocol != IPPROTO_TCP)
 		return 0;
-	return on_state(ctx, sk, old_state, new_state);
+	return on_tracepoint(ctx, sk, old_state, new_state);
 }
 
 /*
  * Better is a program of the tracepoint's perf event. Since Linux 7.0 a task can be preempted in a
  * program of the tracepoint itself, which is skipped on that CPU for all others until the task runs
- * again; at a perf event preemption is off. What a program there is skipped for, the kernel's own
- * flag tells beforehand, and the other program does it.
+ * again; at a perf event preemption is off. Where a program is skipped there, the kernel's own flag
+ * says so, and the other program does the work. Only where a task is preempted between the two,
+ * and another one in a system call on a BPF map, can they find the flag different.
  */
 extern const int bpf_prog_active __ksym __weak;
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 
 SEC("tracepoint/sock/inet_sock_set_state")
 int on_state_event(struct trace_event_raw_inet_sock_set_state *e)
 {
+	const struct tcp_sock *tp;
 	const struct sock *sk;
 
-	if (e->protocol != IPPROTO_TCP)
-		return 0;
-	sk = bpf_rdonly_cast(e->skaddr, bpf_core_type_id_kernel(struct sock));
-	return on_state(e, sk, e->oldstate, e->newstate);
+	if (e->protocol == IPPROTO_TCP) {
+		sk = bpf_rdonly_cast(e->skaddr, bpf_core_type_id_kernel(struct sock));
+		tp = bpf_rdonly_cast(e->skaddr, bpf_core_type_id_kernel(struct tcp_sock));
+		on_state(e, sk, tp, e->oldstate, e->newstate);
+	}
+	/* With 0 the perf events of others would not be told. */
+	return 1;
 }
 
 SEC("tp_btf/inet_sock_set_state")
@@ -1064,7 +1067,7 @@ int BPF_PROG(on_skipped_state_event, const struct sock *sk, int old_state, int n
 	__sync_fetch_and_add(&totals.nested, 1);
 	if (sk->sk_protocol != IPPROTO_TCP)
 		return 0;
-	return on_state(ctx, sk, old_state, new_state);
+	return on_tracepoint(ctx, sk, old_state, new_state);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

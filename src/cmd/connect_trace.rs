@@ -3,8 +3,8 @@
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 
-use anyhow::{Context, Result, anyhow};
-use libbpf_rs::btf::types::{Func, FuncProto};
+use anyhow::{Context, Result, anyhow, ensure};
+use libbpf_rs::btf::types::{Func, FuncProto, Var};
 use libbpf_rs::btf::{Btf, ReferencesType};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{ErrorKind, Link, MapCore, MapFlags, MapMut, OpenMapMut, OpenObject, ProgramMut};
@@ -98,6 +98,11 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
 
     session.run_events(&source)?;
     let duration = session.stop.elapsed();
+    // Once the hooks are gone, each attempt is without one.
+    let unhooked = maps
+        .bss_data
+        .as_deref()
+        .map_or(0, |bss| skel::connect_counters(bss).unhooked);
     drop(tracer.links);
     attach::synchronize();
     session.drain_rest(&source)?;
@@ -106,7 +111,7 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
         .as_deref()
         .map(skel::connect_counters)
         .context("the programs have no counters")?;
-    let unseen = unseen(&counters, &tracer.skel.progs);
+    let unseen = unseen(&counters, unhooked, &tracer.skel.progs);
     let summary = Summary {
         exit_reason: session.exit_reason().name(),
         ..delivery.summary(
@@ -121,8 +126,9 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
 }
 
 /// What the programs know or the kernel says that they did not see: attempts whose call has not
-/// returned to them, and calls, accepts and state changes for which they were skipped.
-fn unseen(counters: &ConnectCounters, progs: &ConnectTraceProgs<'_>) -> u64 {
+/// returned to them, and calls, accepts and state changes for which they were skipped, of which
+/// nobody knows whether they match.
+fn unseen(counters: &ConnectCounters, unhooked: u64, progs: &ConnectTraceProgs<'_>) -> u64 {
     let skipped = |programs: &[&ProgramMut<'_>]| {
         let programs = programs.iter().filter(|program| program.autoload());
         programs
@@ -144,7 +150,7 @@ fn unseen(counters: &ConnectCounters, progs: &ConnectTraceProgs<'_>) -> u64 {
     counters.calling
         + accepts
         + changes.saturating_sub(counters.nested)
-        + calls.saturating_sub(counters.unhooked)
+        + calls.saturating_sub(unhooked)
 }
 
 /// Loads and attaches what the options ask for, and takes it away again. Returns the backend.
@@ -207,8 +213,7 @@ struct Plan {
     accept: Accept,
     /// bpf_probe_read_kernel is allowed.
     may_probe_read: bool,
-    /// State changes are handled at the perf event of the tracepoint, where tasks can be preempted
-    /// at the tracepoint itself.
+    /// State changes are handled at the perf event of the tracepoint.
     by_perf_event: bool,
 }
 
@@ -243,7 +248,13 @@ fn choose<'obj>(
             "this kernel has no tcp_v6_connect: IPv6 is seen by the state tracepoint alone",
         );
     }
-    let by_perf_event = has_state_event(notices);
+    let kernel = privileges::kernel_version().unwrap_or_default();
+    let state_event = find_state_event(kernel, &btf);
+    if let Err(error) = &state_event {
+        notices.detail(&format!(
+            "no use of the perf event of {STATE_EVENT}: {error:#}"
+        ));
+    }
     let mut storage = storage.iter_mut();
     let mut last = None;
     for backend in candidates(args.backend) {
@@ -257,12 +268,15 @@ fn choose<'obj>(
             ipv6,
             accept: accept_hook(*backend, args, &btf),
             may_probe_read: true,
-            by_perf_event,
+            by_perf_event: state_event.is_ok(),
         };
         loop {
             let storage = storage.next().context("too many attempts to attach")?;
             match Tracer::attach(plan, args, buffer, storage) {
                 Ok(tracer) => {
+                    if kernel >= (7, 0) && !plan.by_perf_event {
+                        notices.notice("tasks can be preempted in programs at the tracepoint, and what others do meanwhile is counted as lost; -v says why its perf event is not used");
+                    }
                     if args.accept && plan.accept == Accept::Unhooked {
                         notices.notice("this backend sees incoming connections as they are established, without the process that will accept them");
                     }
@@ -277,7 +291,7 @@ fn choose<'obj>(
                     let invalid = is_invalid(&failure);
                     last = Some(failure);
                     if plan.by_perf_event {
-                        // It needs the kernel's own flag, which is not everywhere.
+                        // It is there, but opening it may be refused.
                         plan.by_perf_event = false;
                     } else if *backend != Backend::Kprobe && plan.may_probe_read && invalid {
                         // Under lockdown=confidentiality only what BTF pointers reach may be read.
@@ -292,21 +306,14 @@ fn choose<'obj>(
     Err(last.context("there is no backend to try")?)
 }
 
-/// Whether state changes can be taken from the perf event of the tracepoint: Linux counts what its
-/// programs are skipped for since 6.7, and tracefs may be missing or for root alone.
-fn has_state_event(notices: Notices) -> bool {
-    if privileges::kernel_version().is_none_or(|kernel| kernel < (6, 7)) {
-        return false;
-    }
-    match event::open(STATE_EVENT) {
-        Ok(_) => true,
-        Err(error) => {
-            notices.detail(&format!(
-                "state changes come from the tracepoint: {error:#}"
-            ));
-            false
-        }
-    }
+/// Whether state changes can be taken from the perf event of the tracepoint. tracefs may be missing
+/// or for root alone, and the kernel may hide the flag that says when its programs are skipped.
+fn find_state_event(kernel: (u32, u32), btf: &Btf<'_>) -> Result<()> {
+    ensure!(kernel >= (6, 7), "Linux counts what is skipped since 6.7");
+    event::id(STATE_EVENT)?;
+    let flag = btf.type_by_name::<Var<'_>>("bpf_prog_active");
+    let flag = flag.context("the kernel doesn't tell of bpf_prog_active")?;
+    probe::variable(flag.type_id()).context("the kernel hides bpf_prog_active")
 }
 
 /// Finds out what would fail anyway, before maps are made and programs verified for it.
@@ -385,8 +392,8 @@ impl<'obj> Tracer<'obj> {
         rodata.wanted_kinds = wanted_kinds(args);
         rodata.accept_is_hooked = plan.accept != Accept::Unhooked;
         rodata.may_probe_read = plan.may_probe_read;
-        rodata.connect_is_hooked = plan.backend != Backend::Tracepoint;
-        rodata.by_perf_event = plan.by_perf_event;
+        rodata.ipv4_is_hooked = plan.backend != Backend::Tracepoint;
+        rodata.ipv6_is_hooked = plan.backend != Backend::Tracepoint && plan.ipv6;
         rodata.use_perf_buffer = buffer == BufferKind::Perf;
         let mut process_filter = 0;
         let sets = [

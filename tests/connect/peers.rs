@@ -7,10 +7,12 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::FromRawFd;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::SockFlag;
 use nix::unistd::Pid;
@@ -366,4 +368,52 @@ fn everything_that_bccs_tools_see_is_seen_with_the_same_values() {
         compare(&rows[0], &rows[1], &rows[2], &rows[3], &events);
     }
     let _ = Namespace::inode(&pair.client);
+}
+
+/// Counts state changes in this thread, as `perf stat -e sock:inet_sock_set_state` does.
+fn count_state_changes() -> Result<fs::File, String> {
+    let path = "/sys/kernel/tracing/events/sock/inet_sock_set_state/id";
+    let id = fs::read_to_string(path).map_err(|error| format!("no tracefs ({path}: {error})"))?;
+    let attr = libbpf_sys::perf_event_attr {
+        type_: libbpf_sys::PERF_TYPE_TRACEPOINT,
+        size: size_of::<libbpf_sys::perf_event_attr>() as u32,
+        config: id.trim().parse().unwrap(),
+        ..Default::default()
+    };
+    let (this_thread, every_cpu, no_group) = (0, -1, -1);
+    // SAFETY: the attributes outlive the call and say their size.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_perf_event_open,
+            &raw const attr,
+            this_thread,
+            every_cpu,
+            no_group,
+            libc::c_ulong::from(libbpf_sys::PERF_FLAG_FD_CLOEXEC),
+        )
+    };
+    assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
+    Ok(unsafe { fs::File::from_raw_fd(fd as i32) })
+}
+
+#[test]
+fn perf_events_of_others_are_told_as_without_it() {
+    let namespace = need!(Namespace::new());
+    let connects = || {
+        let mut counter = count_state_changes()?;
+        for _ in 0..10 {
+            TcpStream::connect("127.0.0.1:4509").expect_err("nobody listens");
+        }
+        let mut count = [0; 8];
+        counter.read_exact(&mut count).unwrap();
+        Ok::<_, String>(u64::from_ne_bytes(count))
+    };
+    // To SYN_SENT and back.
+    assert!(need!(namespace.enter(connects)) >= 20);
+    for backend in backends!() {
+        let trace = Trace::start(&namespace, backend, &[]);
+        assert!(namespace.enter(connects).unwrap() >= 20);
+        trace.stop().assert_whole();
+    }
 }
