@@ -163,7 +163,7 @@ fn measure(
         let tool = Stat::of(with.iter().map(|times| times.tool).collect());
         rows.push(vec![
             contender.name.to_owned(),
-            format!("+{difference}"),
+            difference.to_string(),
             over.to_string(),
             format!("{:.2}", tool.median),
         ]);
@@ -190,7 +190,7 @@ fn measure(
     }
     table(
         &format!("CPU time of a {what} on loopback, µs"),
-        &["attached", "caller", "over none", "tool itself"],
+        &["attached", "caller, less none", "over none", "tool itself"],
         &rows,
     );
     bars(file, &format!("CPU time added to a {what}, µs"), &chart);

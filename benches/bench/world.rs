@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns};
 use nix::unistd::Pid;
 
@@ -273,8 +273,17 @@ impl Tool {
     /// Ends it by SIGINT and waits; returns what it has said on stderr since it was ready.
     pub fn stop(mut self) -> Result<String> {
         let pid = Pid::from_raw(i32::try_from(self.pid())?);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
-        self.child.wait()?;
+        // bpftrace forgets a signal that comes while it attaches.
+        for attempt in 0.. {
+            if attempt % 100 == 0 {
+                nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
+            }
+            if self.child.try_wait()?.is_some() {
+                break;
+            }
+            ensure!(attempt < 1000, "a tool did not end by SIGINT");
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let rest = self.rest.take().context("nobody listened")?;
         rest.join()
             .map_err(|_| anyhow::anyhow!("the listener panicked"))
