@@ -55,7 +55,7 @@ pub fn run(effort: Effort) -> Result<bool> {
     rodata.context("no settings")?.count_by = CountByKey::COUNT_BY_SADDR;
     let by_source = open.load()?;
 
-    let shipped = &ours.progs.syn_count_xdp_frags;
+    let shipped = &ours.progs.syn_count_all_xdp_frags;
     let empty = find(&plain, "empty_xdp")?;
     let programs = [
         ("plain", &find(&plain, "plain_xdp")?),
@@ -115,7 +115,7 @@ fn tc(effort: Effort, empty: &ProgramMut<'_>, plain: &ProgramMut<'_>) -> Result<
         empty,
         &[
             ("plain, without a reader", plain),
-            ("syn-count --mode tc", &count.progs.syn_count_tc),
+            ("syn-count --mode tc", &count.progs.syn_count_all_tc),
             (
                 "port-monitor, another port",
                 &monitor.progs.port_monitor_ingress,

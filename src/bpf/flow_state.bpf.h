@@ -319,7 +319,7 @@ static __always_inline void count_segment(struct flow_record *r, const struct se
 
 	if (!(r->known & FLOW_STARTED))
 		start_flow(r, s);
-	is_orig = r->initiator == s->from;
+	is_orig = forget_why(r->initiator == s->from);
 	if ((__s64)(s->now - r->last_ns) > 0)
 		r->last_ns = s->now;
 
@@ -331,7 +331,7 @@ static __always_inline void count_segment(struct flow_record *r, const struct se
 	    !seq_after(seq_end(s), e->next_seq) && is_noteworthy(++e->retransmits))
 		note(r, is_orig, 'T');
 
-	if (contradicts(e, peer, s)) {
+	if (forget_why(contradicts(e, peer, s))) {
 		r->unexpected++;
 	} else {
 		if (has_odd_flags(s) || (s->len && e->state == END_SYN_SENT))

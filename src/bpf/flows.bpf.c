@@ -29,7 +29,7 @@
 #define TRIES 4
 
 /* Slots that one run of the sweep looks at before it gives up finding one to report. */
-#define SWEEP_STEP 16
+#define SWEEP_STEP 8
 
 /* Position of this interface among those that are watched: they share the table. */
 const volatile __u32 interface = 0;
@@ -97,6 +97,13 @@ const enum flow_known *unused_flow_known __attribute__((unused));
 const enum end_state *unused_end_state __attribute__((unused));
 const enum end_known *unused_end_known __attribute__((unused));
 
+/* The two ends of a packet; ports in host order. */
+struct packet_ends {
+	struct addresses addresses;
+	__u16 sport;
+	__u16 dport;
+};
+
 static __always_inline void put_address(__u8 *to, __u8 ip_version, const __be32 *addr)
 {
 	__be32 *words = (__be32 *)to;
@@ -112,26 +119,30 @@ static __always_inline void put_address(__u8 *to, __u8 ip_version, const __be32 
 }
 
 /* Any order of ends will do, as long as it is the same both ways. */
-static __always_inline bool is_lower(const struct packet *p)
+static __always_inline bool is_lower(const struct packet_ends *e)
 {
+	const struct addresses *a = &e->addresses;
+
 	for (int i = 0; i < 4; i++) {
-		if (p->saddr[i] != p->daddr[i])
-			return p->saddr[i] < p->daddr[i];
+		if (a->saddr[i] != a->daddr[i])
+			return a->saddr[i] < a->daddr[i];
 	}
-	return p->sport <= p->dport;
+	return e->sport <= e->dport;
 }
 
 /* The key of a packet's flow; returns which of its ends has sent it. */
-static __always_inline __u8 make_key(struct flow_key *key, const struct packet *p)
+static __always_inline __u8 make_key(struct flow_key *key, __u8 ip_version,
+				     const struct packet_ends *e)
 {
-	bool lower = is_lower(p);
+	const struct addresses *a = &e->addresses;
+	bool lower = is_lower(e);
 
-	put_address(key->addr[0], p->ip_version, lower ? p->saddr : p->daddr);
-	put_address(key->addr[1], p->ip_version, lower ? p->daddr : p->saddr);
-	key->port[0] = lower ? p->sport : p->dport;
-	key->port[1] = lower ? p->dport : p->sport;
+	put_address(key->addr[0], ip_version, lower ? a->saddr : a->daddr);
+	put_address(key->addr[1], ip_version, lower ? a->daddr : a->saddr);
+	key->port[0] = lower ? e->sport : e->dport;
+	key->port[1] = lower ? e->dport : e->sport;
 	key->interface = interface;
-	key->ip_version = p->ip_version;
+	key->ip_version = ip_version;
 	key->pad = 0;
 	return lower ? 0 : 1;
 }
@@ -160,37 +171,34 @@ __attribute__((noinline)) int find_wscale(void)
 	s = &t->segment;
 	for (int i = 0; i < TCP_OPTIONS_MAX; i++) {
 		/* Fetched anew, or what one way tells of it would keep the ways apart. */
-		__u8 kind, option_len, len = *(volatile __u8 *)&t->options_len;
+		__u8 kind, option_len = 1, len = *(volatile __u8 *)&t->options_len;
 
-		at = forget_option(at);
 		if (at >= len)
 			break;
 		kind = t->options[at];
-		option_len = t->options[at + 1];
 		if (kind == TCP_OPT_END)
 			break;
-		if (kind == TCP_OPT_NOP) {
-			at++;
-			continue;
-		}
-		if (option_len < 2 || at + option_len > len)
-			break;
-		if (kind == TCP_OPT_WSCALE && option_len == 3) {
-			__u8 shift = t->options[at + 2];
+		if (kind != TCP_OPT_NOP) {
+			option_len = t->options[at + 1];
+			if (option_len < 2 || at + option_len > len)
+				break;
+			if (kind == TCP_OPT_WSCALE && option_len == 3) {
+				__u8 shift = t->options[at + 2];
 
-			s->has_wscale = true;
-			s->wscale = shift < TCP_WSCALE_MAX ? shift : TCP_WSCALE_MAX;
-			break;
+				s->has_wscale = true;
+				s->wscale = shift < TCP_WSCALE_MAX ? shift : TCP_WSCALE_MAX;
+				break;
+			}
 		}
-		at += option_len;
+		at = forget_option(at + option_len);
 	}
 	return 0;
 }
 
 static __always_inline void read_wscale(const struct frame *f, const struct packet *p,
-					struct tracked *tmp)
+					__u64 payload, struct tracked *tmp)
 {
-	__u64 end = f->end < p->payload ? f->end : p->payload;
+	__u64 end = f->end < payload ? f->end : payload;
 
 	tmp->options_len = copy_bytes(f, p->l4 + sizeof(struct tcp_header), end, tmp->options,
 				      TCP_OPTIONS_MAX);
@@ -214,28 +222,19 @@ static __always_inline __u64 packet_end(const struct frame *f, const struct pack
 		       : f->end;
 }
 
-static __always_inline __u32 payload_len(const struct frame *f, const struct packet *p)
-{
-	__u64 end = packet_end(f, p);
-
-	return end > p->payload ? end - p->payload : 0;
-}
-
-static __always_inline bool read_segment(struct segment *s, struct __sk_buff *skb,
+static __always_inline void read_segment(struct segment *s, struct __sk_buff *skb,
 					 const struct frame *f, const struct packet *p,
-					 struct tracked *tmp)
+					 const struct tcp_header *tcp, struct tracked *tmp)
 {
-	struct tcp_header copy;
-	struct tcp_header *tcp = header_at(f, p->l4, sizeof(*tcp), &copy);
+	__u16 sport = bpf_ntohs(tcp->sport), dport = bpf_ntohs(tcp->dport);
+	__u64 payload = payload_at(p, tcp), end = packet_end(f, p);
 
-	if (!tcp)
-		return false;
 	s->seq = bpf_ntohl(tcp->seq);
 	s->ack = bpf_ntohl(tcp->ack);
 	s->window = bpf_ntohs(tcp->window);
 	s->flags = p->flags;
 	s->now = replay ? replay_ts_ns : bpf_ktime_get_ns();
-	s->len = payload_len(f, p);
+	s->len = end > payload ? end - payload : 0;
 	s->packets = skb->gso_segs;
 	if (!s->packets) {
 		/* A GSO packet from a guest: its number of segments is not to be trusted. */
@@ -246,30 +245,46 @@ static __always_inline bool read_segment(struct segment *s, struct __sk_buff *sk
 	if (s->flags & TCP_SYN)
 		s->from_responder = s->flags & TCP_ACK;
 	else
-		s->from_responder = p->sport < WELL_KNOWN_PORTS && p->dport >= WELL_KNOWN_PORTS;
+		s->from_responder = sport < WELL_KNOWN_PORTS && dport >= WELL_KNOWN_PORTS;
 	s->has_wscale = false;
 	s->wscale = 0;
 	if (s->flags & TCP_SYN)
-		read_wscale(f, p, tmp);
-	return true;
+		read_wscale(f, p, payload, tmp);
+}
+
+static __always_inline void swap_ends(struct packet_ends *e)
+{
+	struct addresses *a = &e->addresses;
+	__u16 port = e->sport;
+
+	e->sport = e->dport;
+	e->dport = port;
+	for (int i = 0; i < 4; i++) {
+		__be32 addr = a->saddr[i];
+
+		a->saddr[i] = a->daddr[i];
+		a->daddr[i] = addr;
+	}
 }
 
 /* Whether a flow that begins with this packet is asked for. The filter is about its initiator. */
-static __always_inline bool is_wanted(const struct frame *f, struct packet *p,
-				      const struct segment *s)
+static __always_inline bool is_wanted(struct frame *f, const struct packet *p,
+				      struct packet_ends *e, const struct segment *s)
 {
-	if (s->from_responder) {
-		for (int i = 0; i < 4; i++) {
-			__be32 addr = p->saddr[i];
+	struct tcp_header scratch, *tcp;
 
-			p->saddr[i] = p->daddr[i];
-			p->daddr[i] = addr;
-		}
-		p->sport ^= p->dport;
-		p->dport ^= p->sport;
-		p->sport ^= p->dport;
-	}
-	return packet_matches(f, p);
+	if (!filter.parts)
+		return true;
+	if (!kind_matches(p))
+		return false;
+	if (s->from_responder)
+		swap_ends(e);
+	if (!ends_match(p->ip_version, &e->addresses, e->sport, e->dport))
+		return false;
+	if (!(filter.parts & FILTER_PAYLOAD))
+		return true;
+	tcp = tcp_at(f, p, &scratch);
+	return tcp && payload_matches(f, payload_at(p, tcp));
 }
 
 /* A slot that is nobody's, and its number; NULL if there is none. */
@@ -344,7 +359,7 @@ static __always_inline bool replace_flow(struct flow_slot *slot, const struct fl
 		return false;
 	bpf_spin_lock(&slot->lock);
 	if (slot->state == SLOT_LIVE && same_key(&slot->record.key, key) &&
-	    is_new_connection(&slot->record, s)) {
+	    forget_why(is_new_connection(&slot->record, s))) {
 		tmp->record = slot->record;
 		__builtin_memset(&slot->record, 0, sizeof(slot->record));
 		slot->record.key = *key;
@@ -407,7 +422,7 @@ __attribute__((noinline)) int track(void)
 			continue;
 		}
 		/* Where there is no room for a new record, the old one goes on. */
-		if (full || !is_new_connection(&slot->record, s)) {
+		if (full || !forget_why(is_new_connection(&slot->record, s))) {
 			locked = true;
 			break;
 		}
@@ -431,31 +446,38 @@ SEC("tc")
 int flows_packet(struct __sk_buff *skb)
 {
 	/* Taken for one that comes in, for which more is looked at; it holds for both ways. */
-	struct frame f = tc_frame(skb, true);
+	struct frame f = tc_frame(skb, true, false);
 	struct packet_counters *c = my_counters();
+	struct tcp_header scratch, *tcp;
+	struct packet_ends ends;
 	struct tracked *t;
 	struct packet p;
-	enum verdict v = parse_packet(&f, &p, true);
+	enum verdict v = parse_packet(&f, &p);
 	__u32 zero = 0, *number;
 
 	c->verdicts[v]++;
 	if (v != VERDICT_TCP)
 		return TCX_NEXT;
+	forget_packet(&p);
 	t = bpf_map_lookup_elem(&tracked, &zero);
-	if (!t || !read_segment(&t->segment, skb, &f, &p, t)) {
-		/* Can't be: the parser has seen the header. */
+	tcp = tcp_at(&f, &p, &scratch);
+	if (!t || !tcp || !read_addresses(&f, &p, &ends.addresses)) {
+		/* Can't be: the parser has seen the headers. */
 		c->untracked++;
 		c->segments++;
 		return TCX_NEXT;
 	}
-	t->segment.from = make_key(&t->key, &p);
+	ends.sport = bpf_ntohs(tcp->sport);
+	ends.dport = bpf_ntohs(tcp->dport);
+	read_segment(&t->segment, skb, &f, &p, tcp, t);
+	t->segment.from = make_key(&t->key, p.ip_version, &ends);
 	number = bpf_map_lookup_elem(&flow_slots, &t->key);
 	t->has_flow = number;
 	t->number = number ? *number : 0;
 	/* What was asked for once is followed, whatever comes; but for a SYN, which begins anew. */
 	t->is_wanted = number && !(t->segment.flags & TCP_SYN);
 	if (!t->is_wanted)
-		t->is_wanted = is_wanted(&f, &p, &t->segment);
+		t->is_wanted = is_wanted(&f, &p, &ends, &t->segment);
 	if (t->has_flow || t->is_wanted)
 		track();
 	return TCX_NEXT;
@@ -496,7 +518,7 @@ static __always_inline int why_report(const struct flow_slot *slot, __u64 now)
 		return -1;
 	if (slot->state == SLOT_OVER)
 		return r->reason;
-	if (is_due(r, now))
+	if (forget_why(is_due(r, now)))
 		return r->known & FLOW_FINISHED ? FLOW_CLOSED : FLOW_IDLE;
 	if (sweep.mode == SWEEP_ALL)
 		return r->known & FLOW_FINISHED ? FLOW_CLOSED : FLOW_OPEN;

@@ -11,7 +11,6 @@
 #define ETHERTYPE_VLAN	   0x8100 /* 802.1Q */
 #define ETHERTYPE_QINQ	   0x88a8 /* 802.1ad */
 #define ETHERTYPE_QINQ_OLD 0x9100 /* QinQ before 802.1ad */
-#define VLAN_ID_MASK	   0x0fff
 #define MAX_VLAN_TAGS	   2
 #define MAX_EXT_HEADERS	   8
 
@@ -96,21 +95,24 @@ struct frame {
 	enum hook hook;
 	bool ingress;  /* at TC: it is coming in */
 	bool headless; /* it starts after its Ethernet header: see lacks_ethernet() */
+	bool is_plain; /* neither of the two settings below is looked at */
 };
 
-/* What the parser found. Ports are in host order, addresses as on the wire. */
+/*
+ * What the parser found. For more see tcp_at() and read_addresses(): most packets need no more. All
+ * members have 64 bits, for the verifier never takes a stack slot for unused that was written in
+ * part, and follows the ways that differ in it each on its own.
+ */
 struct packet {
-	__u64 l3;	/* offset of the IP header */
-	__u64 l4;	/* offset of the TCP header */
-	__u64 payload;	/* offset of the TCP payload */
-	__u32 vlan_ids; /* 16 bits each, the innermost lowest */
-	__u32 vlan_count;
-	__u16 ethertype; /* innermost; 0 without an Ethernet header */
-	__u16 sport;
-	__u16 dport;
-	__u8 ip_version;
-	__u8 flags;	 /* the TCP flags byte */
-	__be32 saddr[4]; /* IPv4: the first word, the others 0; unset unless asked for */
+	__u64 l3; /* offset of the IP header */
+	__u64 l4; /* offset of the TCP header */
+	__u64 ip_version;
+	__u64 flags; /* the TCP flags byte */
+};
+
+/* As on the wire. IPv4: the first word, the others 0. */
+struct addresses {
+	__be32 saddr[4];
 	__be32 daddr[4];
 };
 
@@ -129,18 +131,44 @@ struct packet_counters counters[COUNTER_SLOTS] SEC(".bss.counters") __attribute_
 __u32 replay_len SEC(".bss.replay");
 __u8 replay_bytes[REPLAY_BYTES] SEC(".bss.replay");
 
+static __always_inline bool is_raw_ip(const struct frame *f)
+{
+	return !f->is_plain && link_is_raw_ip;
+}
+
+static __always_inline bool is_replayed(const struct frame *f)
+{
+	return !f->is_plain && replay;
+}
+
+/* Where the linear part is. Better fetched anew than kept in registers, of which there are few. */
+static __always_inline void fetch_pointers(struct frame *f)
+{
+	if (f->hook == HOOK_TC) {
+		struct __sk_buff *skb = f->ctx;
+
+		f->data = (void *)(long)skb->data;
+		f->data_end = (void *)(long)skb->data_end;
+	} else {
+		struct xdp_md *xdp = f->ctx;
+
+		f->data = (void *)(long)xdp->data;
+		f->data_end = (void *)(long)xdp->data_end;
+	}
+}
+
 /* A frame at XDP. Its length matters only where the packet ends, which every load checks. */
-static __always_inline struct frame xdp_frame(struct xdp_md *ctx, enum hook hook)
+static __always_inline struct frame xdp_frame(struct xdp_md *ctx, enum hook hook, bool is_plain)
 {
 	struct frame f = {
 		.ctx = ctx,
-		.data = (void *)(long)ctx->data,
-		.data_end = (void *)(long)ctx->data_end,
 		.end = ~0U,
 		.hook = hook,
+		.is_plain = is_plain,
 	};
 
-	if (replay) {
+	fetch_pointers(&f);
+	if (is_replayed(&f)) {
 		/* A branch, not a choice of two values: then the verifier can remove it. */
 		asm volatile("");
 		f.end = replay_len;
@@ -148,18 +176,18 @@ static __always_inline struct frame xdp_frame(struct xdp_md *ctx, enum hook hook
 	return f;
 }
 
-static __always_inline struct frame tc_frame(struct __sk_buff *skb, bool ingress)
+static __always_inline struct frame tc_frame(struct __sk_buff *skb, bool ingress, bool is_plain)
 {
 	struct frame f = {
 		.ctx = skb,
-		.data = (void *)(long)skb->data,
-		.data_end = (void *)(long)skb->data_end,
 		.end = skb->len,
 		.hook = HOOK_TC,
 		.ingress = ingress,
+		.is_plain = is_plain,
 	};
 
-	if (replay) {
+	fetch_pointers(&f);
+	if (is_replayed(&f)) {
 		asm volatile("");
 		f.end = replay_len;
 	}
@@ -248,32 +276,35 @@ static __always_inline __u64 forget_range(__u64 offset)
 	return (offset + opaque_zero) & 0x7fff;
 }
 
+/* The same for the answer to a question, which the verifier then need not follow for each reason.
+ */
+static __always_inline bool forget_why(bool answer)
+{
+	return (answer + opaque_zero) & 1;
+}
+
 static __always_inline bool is_vlan(__u16 ethertype)
 {
 	return ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ ||
 	       ethertype == ETHERTYPE_QINQ_OLD;
 }
 
-static __always_inline void push_vlan(struct packet *p, __u16 tci)
+/* Tags that are not in the frame: at TC the kernel may have moved the outermost into the skb. */
+static __always_inline __u32 tags_outside(const struct frame *f)
 {
-	p->vlan_ids = p->vlan_ids << 16 | (tci & VLAN_ID_MASK);
-	p->vlan_count++;
+	const struct __sk_buff *skb = f->ctx;
+
+	return f->hook == HOOK_TC && skb->vlan_present;
 }
 
-/* At TC the kernel may have moved the outermost tag from the frame into the skb. */
-static __always_inline void push_skb_vlan(const struct __sk_buff *skb, struct packet *p)
-{
-	if (skb->vlan_present)
-		push_vlan(p, skb->vlan_tci);
-}
-
-/* Ethernet and its tags: sets ethertype, vlan, l3. VERDICT_TCP means "go on". */
+/* Ethernet and its tags: sets l3 and the version. VERDICT_TCP means "go on". */
 static __always_inline enum verdict parse_ethernet(struct frame *f, struct packet *p)
 {
 	union {
 		struct eth_header eth;
 		struct vlan_tag tag;
 	} scratch;
+	__u32 tags = tags_outside(f);
 	__u16 ethertype;
 
 	if (f->headless) {
@@ -301,13 +332,11 @@ static __always_inline enum verdict parse_ethernet(struct frame *f, struct packe
 		tag = header_at(f, p->l3, sizeof(*tag), &scratch);
 		if (!tag)
 			return VERDICT_TRUNCATED;
-		if (p->vlan_count >= MAX_VLAN_TAGS)
+		if (tags++ >= MAX_VLAN_TAGS)
 			return VERDICT_TOO_DEEP;
-		push_vlan(p, bpf_ntohs(tag->tci));
 		p->l3 = forget_range(p->l3 + sizeof(*tag));
 		ethertype = bpf_ntohs(tag->ethertype);
 	}
-	p->ethertype = ethertype;
 	if (ethertype == ETHERTYPE_IPV4)
 		p->ip_version = 4;
 	else if (ethertype == ETHERTYPE_IPV6)
@@ -359,10 +388,6 @@ static __always_inline enum verdict parse_ipv4(struct frame *f, struct packet *p
 		return VERDICT_NOT_TCP;
 	if (ip->fragment & bpf_htons(0x1fff))
 		return VERDICT_FRAGMENT;
-	p->saddr[0] = ip->saddr;
-	p->daddr[0] = ip->daddr;
-	p->saddr[1] = p->saddr[2] = p->saddr[3] = 0;
-	p->daddr[1] = p->daddr[2] = p->daddr[3] = 0;
 	if (total_len && p->l3 + total_len < f->end)
 		f->end = p->l3 + total_len;
 	p->l4 = p->l3 + header_len;
@@ -403,8 +428,6 @@ static __always_inline enum verdict parse_ipv6(struct frame *f, struct packet *p
 		return VERDICT_MALFORMED;
 	next = ip->next_header;
 	payload_len = bpf_ntohs(ip->payload_len);
-	__builtin_memcpy(p->saddr, ip->saddr, sizeof(p->saddr));
-	__builtin_memcpy(p->daddr, ip->daddr, sizeof(p->daddr));
 	p->l4 = p->l3 + sizeof(*ip);
 	if (payload_len && p->l4 + payload_len < f->end)
 		f->end = p->l4 + payload_len;
@@ -441,17 +464,12 @@ static __always_inline enum verdict parse_tcp(struct frame *f, struct packet *p)
 {
 	struct tcp_header scratch;
 	struct tcp_header *tcp = header_at(f, p->l4, sizeof(*tcp), &scratch);
-	__u32 header_len;
 
 	if (!tcp)
 		return VERDICT_TRUNCATED;
-	header_len = (tcp->data_offset >> 4) * 4;
-	if (header_len < sizeof(*tcp))
+	if (tcp->data_offset >> 4 < sizeof(*tcp) / 4)
 		return VERDICT_MALFORMED;
-	p->sport = bpf_ntohs(tcp->sport);
-	p->dport = bpf_ntohs(tcp->dport);
 	p->flags = tcp->flags;
-	p->payload = p->l4 + header_len;
 	return VERDICT_TCP;
 }
 
@@ -461,11 +479,6 @@ static __always_inline enum verdict parse_headers(struct frame *f, struct packet
 	enum verdict v;
 
 	p->l3 = 0;
-	p->ethertype = 0;
-	p->vlan_ids = 0;
-	p->vlan_count = 0;
-	if (f->hook == HOOK_TC && !link_is_raw_ip)
-		push_skb_vlan(f->ctx, p);
 	v = link_is_raw_ip ? parse_raw_ip(f, p) : parse_ethernet(f, p);
 	if (v != VERDICT_TCP)
 		return v;
@@ -506,7 +519,7 @@ static __always_inline bool lacks_ethernet(struct __sk_buff *skb)
  */
 static __noinline int parse_headers_xdp(struct frame *f, struct packet *p)
 {
-	struct frame frame = xdp_frame(f->ctx, HOOK_XDP);
+	struct frame frame = xdp_frame(f->ctx, HOOK_XDP, false);
 	enum verdict v = parse_headers(&frame, p);
 
 	*f = frame;
@@ -515,7 +528,7 @@ static __noinline int parse_headers_xdp(struct frame *f, struct packet *p)
 
 static __noinline int parse_headers_xdp_frags(struct frame *f, struct packet *p)
 {
-	struct frame frame = xdp_frame(f->ctx, HOOK_XDP_FRAGS);
+	struct frame frame = xdp_frame(f->ctx, HOOK_XDP_FRAGS, false);
 	enum verdict v = parse_headers(&frame, p);
 
 	*f = frame;
@@ -524,7 +537,7 @@ static __noinline int parse_headers_xdp_frags(struct frame *f, struct packet *p)
 
 static __noinline int parse_headers_tc(struct frame *f, struct packet *p)
 {
-	struct frame frame = tc_frame(f->ctx, f->ingress);
+	struct frame frame = tc_frame(f->ctx, f->ingress, false);
 	enum verdict v;
 
 	if (!link_is_raw_ip && !replay && f->ingress)
@@ -535,100 +548,108 @@ static __noinline int parse_headers_tc(struct frame *f, struct packet *p)
 	return v;
 }
 
+/* What is found behind one or two tags. False: let parse_headers() have a look. */
+static __always_inline bool pass_tags(const struct frame *f, struct packet *p, __be16 *ethertype)
+{
+	__u32 tags = tags_outside(f);
+
+#pragma unroll
+	for (int i = 0; i < MAX_VLAN_TAGS; i++) {
+		struct vlan_tag *tag = f->data + p->l3;
+
+		if (i && !is_vlan(bpf_ntohs(*ethertype)))
+			break;
+		if ((void *)(tag + 1) > f->data_end || tags++ >= MAX_VLAN_TAGS)
+			return false;
+		p->l3 += sizeof(*tag);
+		*ethertype = tag->ethertype;
+	}
+	/* Less than 32 in any case; the verifier need not follow each number of tags. */
+	p->l3 = (p->l3 + opaque_zero) & 31;
+	return !is_vlan(bpf_ntohs(*ethertype));
+}
+
 /*
- * A shortcut for the frames that nearly all traffic is made of: linear, without a tag in the frame,
- * IPv4 without options or IPv6 without extension headers. What it says is what parse_headers()
- * would say; with the slightest doubt it says nothing. It needs no call and no loop, so that
- * nothing is spilled.
+ * A shortcut for the frames that nearly all traffic is made of: linear, IPv4 without options or
+ * IPv6 without extension headers, with or without tags. What it says is what parse_headers() would
+ * say; with the slightest doubt it says nothing. It needs no call and no loop, so that nothing is
+ * spilled.
  */
-static __always_inline bool parse_common(struct frame *f, struct packet *p, bool addresses,
-					 enum verdict *v)
+static __always_inline bool parse_common(struct frame *f, struct packet *p, enum verdict *v)
 {
 	struct eth_header *eth = f->data;
 	struct tcp_header *tcp;
+	__be16 ethertype;
 	__u32 len;
 
-	if (link_is_raw_ip || (void *)(eth + 1) > f->data_end)
+	if (is_raw_ip(f) || (void *)(eth + 1) > f->data_end)
 		return false;
 	/* A short frame is padded for a test run; the padding is not part of it. */
-	if (replay && f->data + replay_len < f->data_end)
+	if (is_replayed(f) && f->data + replay_len < f->data_end)
 		return false;
 	if (f->hook == HOOK_TC && f->ingress && nothing_pushed(f->ctx))
 		return false;
-	p->vlan_ids = 0;
-	p->vlan_count = 0;
-	if (f->hook == HOOK_TC)
-		push_skb_vlan(f->ctx, p);
-	if (eth->ethertype == bpf_htons(ETHERTYPE_IPV4)) {
-		struct ipv4_header *ip = (void *)(eth + 1);
+	p->l3 = sizeof(*eth);
+	ethertype = eth->ethertype;
+	if (is_vlan(bpf_ntohs(ethertype)) && !pass_tags(f, p, &ethertype))
+		return false;
+	if (ethertype == bpf_htons(ETHERTYPE_IPV4)) {
+		struct ipv4_header *ip = f->data + p->l3;
 
 		tcp = (void *)(ip + 1);
 		if ((void *)tcp > f->data_end || ip->version_ihl != 0x45)
 			return false;
 		len = bpf_ntohs(ip->total_len);
-		if (len < sizeof(*ip) + sizeof(*tcp))
+		if (len < sizeof(*ip))
 			return false;
 		if (ip->protocol != IPPROTO_TCP) {
 			*v = VERDICT_NOT_TCP;
 			return true;
 		}
-		if (ip->fragment & bpf_htons(0x1fff))
+		if (len < sizeof(*ip) + sizeof(*tcp) || (ip->fragment & bpf_htons(0x1fff)))
 			return false;
 		p->ip_version = 4;
-		if (addresses) {
-			p->saddr[0] = ip->saddr;
-			p->daddr[0] = ip->daddr;
-			p->saddr[1] = p->saddr[2] = p->saddr[3] = 0;
-			p->daddr[1] = p->daddr[2] = p->daddr[3] = 0;
-		}
-		p->l4 = sizeof(*eth) + sizeof(*ip);
-	} else if (eth->ethertype == bpf_htons(ETHERTYPE_IPV6)) {
-		struct ipv6_header *ip = (void *)(eth + 1);
+		p->l4 = p->l3 + sizeof(*ip);
+	} else if (ethertype == bpf_htons(ETHERTYPE_IPV6)) {
+		struct ipv6_header *ip = f->data + p->l3;
 
 		tcp = (void *)(ip + 1);
-		if ((void *)tcp > f->data_end || ip->next_header != IPPROTO_TCP ||
+		if ((void *)tcp > f->data_end || is_ext_header(ip->next_header) ||
 		    (ip->version_class_flow & bpf_htonl(0xf0000000)) != bpf_htonl(0x60000000))
 			return false;
+		if (ip->next_header != IPPROTO_TCP) {
+			*v = VERDICT_NOT_TCP;
+			return true;
+		}
 		len = bpf_ntohs(ip->payload_len) + sizeof(*ip);
 		if (len < sizeof(*ip) + sizeof(*tcp))
 			return false;
 		p->ip_version = 6;
-		if (addresses) {
-			__builtin_memcpy(p->saddr, ip->saddr, sizeof(p->saddr));
-			__builtin_memcpy(p->daddr, ip->daddr, sizeof(p->daddr));
-		}
-		p->l4 = sizeof(*eth) + sizeof(*ip);
+		p->l4 = p->l3 + sizeof(*ip);
 	} else {
 		*v = VERDICT_NOT_IP;
-		return !is_vlan(bpf_ntohs(eth->ethertype));
+		return true;
 	}
 	if ((void *)(tcp + 1) > f->data_end || tcp->data_offset >> 4 < sizeof(*tcp) / 4)
 		return false;
-	p->l3 = sizeof(*eth);
-	p->ethertype = bpf_ntohs(eth->ethertype);
-	p->sport = bpf_ntohs(tcp->sport);
-	p->dport = bpf_ntohs(tcp->dport);
 	p->flags = tcp->flags;
-	p->payload = p->l4 + (tcp->data_offset >> 4) * 4;
-	if (sizeof(*eth) + len < f->end)
-		f->end = sizeof(*eth) + len;
+	if (p->l3 + len < f->end)
+		f->end = p->l3 + len;
 	*v = VERDICT_TCP;
 	return true;
 }
 
-/* The verdict on a frame. `addresses` says whether p->saddr and p->daddr are wanted. */
-static __always_inline enum verdict parse_packet(struct frame *f, struct packet *p, bool addresses)
+/* The verdict on a frame. */
+static __always_inline enum verdict parse_packet(struct frame *f, struct packet *p)
 {
+	struct packet found = {};
 	struct frame whole;
-	struct packet found;
 	enum verdict v;
 
-	/*
-	 * Unset unless asked for. The compiler is told otherwise: it would else fetch undefined
-	 * values early, on ways that the verifier still has to follow.
+	/* Or the compiler fetches what is undefined early, on ways that the verifier has to follow.
 	 */
-	asm volatile("" : "=m"(p->saddr), "=m"(p->daddr));
-	if (parse_common(f, p, addresses, &v))
+	*p = (struct packet){};
+	if (parse_common(f, p, &v))
 		return v;
 	whole.ctx = f->ctx;
 	whole.ingress = f->ingress;
@@ -638,14 +659,63 @@ static __always_inline enum verdict parse_packet(struct frame *f, struct packet 
 		v = parse_headers_xdp_frags(&whole, &found);
 	else
 		v = parse_headers_xdp(&whole, &found);
-	f->data = whole.data;
-	f->data_end = whole.data_end;
 	f->end = whole.end;
 	f->headless = whole.headless;
-	if (v == VERDICT_TCP)
-		*p = found;
+	*p = found;
 	/* What a subprogram returns is any number to a verifier before Linux 5.12. */
 	return v < VERDICT_COUNT ? v : VERDICT_MALFORMED;
+}
+
+/*
+ * Makes the verifier forget what it knows of a packet whose verdict is tcp, so that it follows what
+ * comes now once, and not once for each way through the headers.
+ */
+static __always_inline void forget_packet(struct packet *p)
+{
+	p->l3 = forget_range(p->l3);
+	p->l4 = forget_range(p->l4);
+	p->ip_version = (p->ip_version + opaque_zero) & 7;
+}
+
+/*
+ * The TCP header of a packet that the verifier has forgotten. NULL can't be, for the parser has
+ * seen it.
+ */
+static __always_inline struct tcp_header *tcp_at(struct frame *f, const struct packet *p,
+						 struct tcp_header *scratch)
+{
+	fetch_pointers(f);
+	return header_at(f, p->l4, sizeof(*scratch), scratch);
+}
+
+/* The offset of the TCP payload. */
+static __always_inline __u64 payload_at(const struct packet *p, const struct tcp_header *tcp)
+{
+	return p->l4 + (tcp->data_offset >> 4) * 4;
+}
+
+/* The addresses of such a packet. False can't be either. */
+static __always_inline bool read_addresses(struct frame *f, const struct packet *p,
+					   struct addresses *a)
+{
+	fetch_pointers(f);
+	if (p->ip_version == 4) {
+		struct ipv4_header scratch, *ip = header_at(f, p->l3, sizeof(*ip), &scratch);
+
+		if (!ip)
+			return false;
+		__builtin_memset(a, 0, sizeof(*a));
+		a->saddr[0] = ip->saddr;
+		a->daddr[0] = ip->daddr;
+	} else {
+		struct ipv6_header scratch, *ip = header_at(f, p->l3, sizeof(*ip), &scratch);
+
+		if (!ip)
+			return false;
+		__builtin_memcpy(a->saddr, ip->saddr, sizeof(a->saddr));
+		__builtin_memcpy(a->daddr, ip->daddr, sizeof(a->daddr));
+	}
+	return true;
 }
 
 #endif /* TCPINSPECT_PACKET_BPF_H */

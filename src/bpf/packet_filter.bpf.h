@@ -9,10 +9,10 @@
 /* The verifier takes no pointer into the packet that may be further from its start. */
 #define MAX_PACKET_OFFSET 0xffff
 
-static __always_inline bool payload_matches(const struct frame *f, const struct packet *p)
+static __always_inline bool payload_matches(const struct frame *f, __u64 payload)
 {
 	for (__u32 i = 0; i < PAYLOAD_PATTERN_MAX; i++) {
-		__u64 at = p->payload + filter.payload_offset + i;
+		__u64 at = payload + filter.payload_offset + i;
 		__u8 scratch = 0;
 		__u8 *byte = &scratch;
 
@@ -29,18 +29,38 @@ static __always_inline bool payload_matches(const struct frame *f, const struct 
 	return true;
 }
 
-/* Whether a packet whose verdict is tcp passes everything that was asked for. Cheapest first. */
-static __always_inline bool packet_matches(const struct frame *f, const struct packet *p)
+/* Whether the two ends pass what was asked for. Ports are in host order. */
+static __always_inline bool ends_match(__u8 ip_version, const struct addresses *a, __u16 sport,
+				       __u16 dport)
 {
-	if (!filter.parts)
-		return true;
+	return ports_match(sport, dport) && saddr_matches(ip_version, a->saddr) &&
+	       daddr_matches(ip_version, a->daddr);
+}
+
+/* Whether a packet whose verdict is tcp has flags that were asked for, and the IP version. */
+static __always_inline bool kind_matches(const struct packet *p)
+{
 	if ((filter.parts & FILTER_FLAGS) && (p->flags & filter.flags_mask) != filter.flags_value)
 		return false;
-	if (!version_matches(p->ip_version) || !ports_match(p->sport, p->dport))
+	return version_matches(p->ip_version);
+}
+
+/* Whether it passes everything that was asked for. Cheapest first; then the verifier forgets it. */
+static __always_inline bool packet_matches(struct frame *f, struct packet *p)
+{
+	struct tcp_header scratch, *tcp;
+	struct addresses a = {};
+
+	if (filter.parts && !kind_matches(p))
 		return false;
-	if (!saddr_matches(p->ip_version, p->saddr) || !daddr_matches(p->ip_version, p->daddr))
+	forget_packet(p);
+	if (!(filter.parts & ~(FILTER_FLAGS | FILTER_FAMILY)))
+		return true;
+	tcp = tcp_at(f, p, &scratch);
+	if (!tcp || (filter_wants_addresses() && !read_addresses(f, p, &a)) ||
+	    !ends_match(p->ip_version, &a, bpf_ntohs(tcp->sport), bpf_ntohs(tcp->dport)))
 		return false;
-	return !(filter.parts & FILTER_PAYLOAD) || payload_matches(f, p);
+	return !(filter.parts & FILTER_PAYLOAD) || payload_matches(f, payload_at(p, tcp));
 }
 
 #endif /* TCPINSPECT_PACKET_FILTER_BPF_H */

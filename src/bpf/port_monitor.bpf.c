@@ -8,6 +8,7 @@
 #include "port_monitor.h"
 
 #define NSEC_PER_SEC 1000000000ULL
+#define VLAN_ID_MASK 0x0fff
 
 /* Payload bytes to copy into each event, 0 to PAYLOAD_CAPTURE_MAX. */
 const volatile __u32 payload_capture = 0;
@@ -71,6 +72,42 @@ static __always_inline bool over_rate(__u64 now)
 	return over;
 }
 
+static __always_inline void push_vlan(struct packet_event *e, __u16 tci)
+{
+	e->vlan[e->vlan_count & 1] = tci & VLAN_ID_MASK;
+	e->vlan_count++;
+}
+
+/* The Ethernet header, and the tags between it and the IP header. */
+static __always_inline bool fill_ethernet(struct packet_event *e, const struct frame *f,
+					  const struct packet *p)
+{
+	__u64 at = f->headless ? 0 : ETH_HEADER_LEN;
+	struct __sk_buff *skb = f->ctx;
+	struct eth_header eth;
+
+	if (f->headless ? bpf_skb_load_bytes_relative(skb, 0, &eth, sizeof(eth), BPF_HDR_START_MAC)
+			: copy_out(f, 0, &eth, sizeof(eth)))
+		return false;
+	__builtin_memcpy(e->dst_mac, eth.dst, sizeof(e->dst_mac));
+	__builtin_memcpy(e->src_mac, eth.src, sizeof(e->src_mac));
+	e->ethertype = bpf_ntohs(f->headless ? skb->protocol : eth.ethertype);
+	if (skb->vlan_present)
+		push_vlan(e, skb->vlan_tci);
+	for (int i = 0; i < MAX_VLAN_TAGS; i++) {
+		struct vlan_tag tag;
+
+		if (at >= p->l3)
+			break;
+		if (copy_out(f, at, &tag, sizeof(tag)))
+			return false;
+		push_vlan(e, bpf_ntohs(tag.tci));
+		e->ethertype = bpf_ntohs(tag.ethertype);
+		at += sizeof(tag);
+	}
+	return true;
+}
+
 static __always_inline void fill_mapped(__u8 *to, __be32 addr)
 {
 	to[10] = 0xff;
@@ -110,15 +147,17 @@ static __always_inline bool fill_ip(struct packet_event *e, const struct frame *
 	return true;
 }
 
+/* The payload is behind this header, and the options are in between. */
 static __always_inline bool fill_tcp(struct packet_event *e, const struct frame *f,
 				     const struct packet *p)
 {
 	struct tcp_header tcp;
+	__u64 payload;
 
 	if (copy_out(f, p->l4, &tcp, sizeof(tcp)))
 		return false;
-	e->sport = p->sport;
-	e->dport = p->dport;
+	e->sport = bpf_ntohs(tcp.sport);
+	e->dport = bpf_ntohs(tcp.dport);
 	e->seq = bpf_ntohl(tcp.seq);
 	e->ack = bpf_ntohl(tcp.ack);
 	e->data_offset = tcp.data_offset >> 4;
@@ -126,6 +165,13 @@ static __always_inline bool fill_tcp(struct packet_event *e, const struct frame 
 	e->window = bpf_ntohs(tcp.window);
 	e->checksum = bpf_ntohs(tcp.checksum);
 	e->urgent = bpf_ntohs(tcp.urgent);
+	payload = payload_at(p, &tcp);
+	e->payload_offset = payload + (f->headless ? ETH_HEADER_LEN : 0);
+	e->payload_len = f->end > payload ? f->end - payload : 0;
+	e->options_len = copy_bytes(f, p->l4 + sizeof(tcp), f->end < payload ? f->end : payload,
+				    e->options, TCP_OPTIONS_MAX);
+	if (payload_capture)
+		e->payload_captured = copy_bytes(f, payload, f->end, e->payload, payload_capture);
 	return true;
 }
 
@@ -136,31 +182,9 @@ static __always_inline bool fill_event(struct packet_event *e, struct frame *f,
 	e->ts_ns = now;
 	e->interface = interface;
 	e->egress = egress;
-	if (!link_is_raw_ip) {
-		struct eth_header eth;
-
-		if (f->headless ? bpf_skb_load_bytes_relative(f->ctx, 0, &eth, sizeof(eth),
-							      BPF_HDR_START_MAC)
-				: copy_out(f, 0, &eth, sizeof(eth)))
-			return false;
-		__builtin_memcpy(e->dst_mac, eth.dst, sizeof(e->dst_mac));
-		__builtin_memcpy(e->src_mac, eth.src, sizeof(e->src_mac));
-		e->ethertype = p->ethertype;
-		e->vlan_count = p->vlan_count;
-		e->vlan[0] = p->vlan_count == 2 ? p->vlan_ids >> 16 : p->vlan_ids;
-		e->vlan[1] = p->vlan_count == 2 ? p->vlan_ids : 0;
-	}
-	if (!fill_ip(e, f, p) || !fill_tcp(e, f, p))
+	if (!link_is_raw_ip && !fill_ethernet(e, f, p))
 		return false;
-	e->payload_offset = p->payload + (f->headless ? ETH_HEADER_LEN : 0);
-	e->payload_len = f->end > p->payload ? f->end - p->payload : 0;
-	e->options_len =
-		copy_bytes(f, p->l4 + sizeof(struct tcp_header),
-			   f->end < p->payload ? f->end : p->payload, e->options, TCP_OPTIONS_MAX);
-	if (payload_capture)
-		e->payload_captured =
-			copy_bytes(f, p->payload, f->end, e->payload, payload_capture);
-	return true;
+	return fill_ip(e, f, p) && fill_tcp(e, f, p);
 }
 
 /* Whether the event is on its way; if not, it is lost. */
@@ -191,10 +215,10 @@ static __always_inline bool emit(struct frame *f, const struct packet *p, __u64 
 
 static __always_inline int monitor(struct __sk_buff *skb, bool egress)
 {
-	struct frame f = tc_frame(skb, !egress);
+	struct frame f = tc_frame(skb, !egress, false);
 	struct packet_counters *c = my_counters();
 	struct packet p;
-	enum verdict v = parse_packet(&f, &p, filter_wants_addresses());
+	enum verdict v = parse_packet(&f, &p);
 	__u64 now;
 
 	c->verdicts[v]++;

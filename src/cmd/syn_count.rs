@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use caps::Capability;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{MapCore, MapFlags, OpenObject, ProgramInput};
+use libbpf_rs::{MapCore, MapFlags, OpenObject, ProgramInput, ProgramMut};
 
 use super::replay::{self, Prepared, Replayed};
 use crate::attach::tc::{self, TcLink};
@@ -109,14 +109,14 @@ pub fn probe(
         let counter = Counter::attach(args, &filter, interface, &mut storage, cpus, notices)?;
         return Ok(Probe {
             hook: Some(counter.hook()),
-            has_frags: counter.program.has_frags,
+            has_frags: counter.program.which.has_frags(),
         });
     }
     let source = Source::of(args.mode);
     let program = Program::load(args, &filter, source, false, false, &mut storage, cpus)?;
     Ok(Probe {
         hook: None,
-        has_frags: program.has_frags,
+        has_frags: program.which.has_frags(),
     })
 }
 
@@ -242,10 +242,9 @@ impl<'a> Counter<'a> {
             CountMode::Tc => &[],
         };
         let (link, mode) = if modes.is_empty() {
-            let tc_program = &program.skel.progs.syn_count_tc;
             (
                 Link::Tc(tc::attach(
-                    tc_program,
+                    program.program(),
                     interface,
                     Direction::Ingress,
                     notices,
@@ -258,11 +257,7 @@ impl<'a> Counter<'a> {
                 notices.notice(&format!("{}: {text}", interface.name));
             }
             let before = Snapshot::take(interface);
-            let fd = if program.has_frags {
-                program.skel.progs.syn_count_xdp_frags.as_fd()
-            } else {
-                program.skel.progs.syn_count_xdp.as_fd()
-            };
+            let fd = program.program().as_fd();
             let (link, mode, refused) = xdp::attach(fd, interface, modes)?;
             if let Some(why) = refused {
                 notices.detail(&format!(
@@ -459,7 +454,7 @@ fn report_alerts(
     }
 }
 
-/// Which of the programs is loaded.
+/// Where frames come from.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
     Xdp,
@@ -476,10 +471,42 @@ impl Source {
     }
 }
 
+/// Which of the programs is loaded: each hook has one that counts all SYNs of an Ethernet interface
+/// and one for whatever else is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    AllXdpFrags,
+    XdpFrags,
+    AllXdp,
+    Xdp,
+    AllTc,
+    Tc,
+}
+
+impl Which {
+    fn of(source: Source, all: bool) -> Self {
+        match source {
+            Source::Tc if all => Self::AllTc,
+            Source::Tc => Self::Tc,
+            // Multi-buffer XDP is found by trying: before 5.18 the kernel refuses its flag.
+            Source::Xdp => match (knows_xdp_frags(), all) {
+                (true, true) => Self::AllXdpFrags,
+                (true, false) => Self::XdpFrags,
+                (false, true) => Self::AllXdp,
+                (false, false) => Self::Xdp,
+            },
+        }
+    }
+
+    fn has_frags(self) -> bool {
+        matches!(self, Self::AllXdpFrags | Self::XdpFrags)
+    }
+}
+
 /// The loaded programs of one interface, or of a replay.
 struct Program<'a> {
     skel: SynCountSkel<'a>,
-    has_frags: bool,
+    which: Which,
     cpus: usize,
 }
 
@@ -493,8 +520,6 @@ impl<'a> Program<'a> {
         storage: &'a mut MaybeUninit<OpenObject>,
         cpus: usize,
     ) -> Result<Self, Failure> {
-        // Multi-buffer XDP is found by trying: before 5.18 the kernel refuses its flag.
-        let has_frags = source == Source::Xdp && knows_xdp_frags();
         let mut open = SynCountSkelBuilder::default()
             .open(storage)
             .context("failed to open the programs")?;
@@ -514,22 +539,40 @@ impl<'a> Program<'a> {
         };
         filter.configure(filter_slots!(open, rodata))?;
         open.maps.counts.set_autocreate(tally.is_some())?;
-        open.progs
-            .syn_count_xdp_frags
-            .set_autoload(source == Source::Xdp && has_frags);
-        open.progs
-            .syn_count_xdp
-            .set_autoload(source == Source::Xdp && !has_frags);
-        open.progs.syn_count_tc.set_autoload(source == Source::Tc);
+        let is_filtered = rodata.filter.parts.0 != 0;
+        let which = Which::of(
+            source,
+            tally.is_none() && !(is_filtered || raw_ip || replay),
+        );
+        let progs = &mut open.progs;
+        for (program, its) in [
+            (&mut progs.syn_count_all_xdp_frags, Which::AllXdpFrags),
+            (&mut progs.syn_count_xdp_frags, Which::XdpFrags),
+            (&mut progs.syn_count_all_xdp, Which::AllXdp),
+            (&mut progs.syn_count_xdp, Which::Xdp),
+            (&mut progs.syn_count_all_tc, Which::AllTc),
+            (&mut progs.syn_count_tc, Which::Tc),
+        ] {
+            program.set_autoload(its == which);
+        }
         let skel = open
             .load()
             .map_err(|error| load::failure("failed to load the syn-count program", error))?;
         filter.fill(filter_tries!(skel))?;
-        Ok(Self {
-            skel,
-            has_frags,
-            cpus,
-        })
+        Ok(Self { skel, which, cpus })
+    }
+
+    /// The one that is loaded.
+    fn program(&self) -> &ProgramMut<'a> {
+        let progs = &self.skel.progs;
+        match self.which {
+            Which::AllXdpFrags => &progs.syn_count_all_xdp_frags,
+            Which::XdpFrags => &progs.syn_count_xdp_frags,
+            Which::AllXdp => &progs.syn_count_all_xdp,
+            Which::Xdp => &progs.syn_count_xdp,
+            Which::AllTc => &progs.syn_count_all_tc,
+            Which::Tc => &progs.syn_count_tc,
+        }
     }
 
     fn counters(&self) -> PacketCounters {
@@ -587,12 +630,11 @@ fn replay_file(args: &SynCountArgs, filter: &Filter, file: &Path) -> Result<Exit
     // Opened first: while it waits for a FIFO's writer, signals still end the process.
     let mut capture = replay::open(file)?;
     let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
-    let source = Source::of(args.mode);
     let mut storage = MaybeUninit::uninit();
     let program = Program::load(
         args,
         filter,
-        source,
+        Source::of(args.mode),
         false,
         true,
         &mut storage,
@@ -607,7 +649,6 @@ fn replay_file(args: &SynCountArgs, filter: &Filter, file: &Path) -> Result<Exit
 
     let mut replay = Replay {
         program,
-        source,
         writer: &writer,
         interval: i64::try_from(args.interval.as_nanos()).unwrap_or(i64::MAX),
         started: None,
@@ -628,7 +669,6 @@ fn replay_file(args: &SynCountArgs, filter: &Filter, file: &Path) -> Result<Exit
 /// A replay in progress. Times are UNIX times in ns, lengths ns.
 struct Replay<'a> {
     program: Program<'a>,
-    source: Source,
     writer: &'a CountWriter,
     interval: i64,
     /// When the interval began that runs; `None` before the first frame.
@@ -737,12 +777,7 @@ impl Replayed for Replay<'_> {
             .as_deref_mut()
             .context("the program has no place for the frame's length")?;
         skel::set_syn_count_replay(bss, prepared.len, prepared.beyond);
-        let progs = &self.program.skel.progs;
-        match (self.source, self.program.has_frags) {
-            (Source::Tc, _) => progs.syn_count_tc.test_run(input)?,
-            (Source::Xdp, true) => progs.syn_count_xdp_frags.test_run(input)?,
-            (Source::Xdp, false) => progs.syn_count_xdp.test_run(input)?,
-        };
+        self.program.program().test_run(input)?;
         Ok(())
     }
 }

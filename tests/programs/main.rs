@@ -13,6 +13,7 @@ mod common;
 #[path = "../oracle/mod.rs"]
 mod oracle;
 
+mod all_syns;
 mod counts;
 mod crafted;
 mod files;

@@ -1,0 +1,84 @@
+//! The programs that count all SYNs look at no setting, hence not at the one that says that frames
+//! come from a file: they are run on frames directly, as if these had come in.
+
+use std::mem::MaybeUninit;
+
+use libbpf_rs::ProgramInput;
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use tcpinspect::skel::syn_count::SynCountSkelBuilder;
+use tcpinspect::skel::syn_count_counters;
+
+use crate::oracle::frames::frame_for;
+use crate::oracle::{Link, Verdict, judge};
+use crate::parity::{seed, times};
+
+/// What a test run takes on all kernels without padding: see src/cmd/replay.rs.
+const LENGTHS: std::ops::Range<usize> = 64..2049;
+
+#[test]
+fn the_programs_that_count_all_syns_judge_as_the_oracle_does() {
+    let mut storage = MaybeUninit::uninit();
+    let mut open = SynCountSkelBuilder::default().open(&mut storage).unwrap();
+    for map in [
+        &mut open.maps.src_only,
+        &mut open.maps.src_not,
+        &mut open.maps.dst_only,
+        &mut open.maps.dst_not,
+        &mut open.maps.counts,
+    ] {
+        map.set_autocreate(false).unwrap();
+    }
+    let progs = &mut open.progs;
+    // Multi-buffer XDP is not known everywhere; here each frame is in one.
+    for program in [
+        &mut progs.syn_count_all_xdp_frags,
+        &mut progs.syn_count_xdp_frags,
+        &mut progs.syn_count_xdp,
+        &mut progs.syn_count_tc,
+    ] {
+        program.set_autoload(false);
+    }
+    let skel = open.load().unwrap();
+    let cpus = libbpf_rs::num_possible_cpus().unwrap();
+    let counters = || syn_count_counters(skel.maps.bss_counters_data.as_deref().unwrap(), cpus);
+
+    let first = seed("the_programs_that_count_all_syns_judge_as_the_oracle_does");
+    let mut seen = [0; Verdict::ALL.len()];
+    for seed in (0..times(30_000, 1_000)).map(|step| first.wrapping_add(step as u64)) {
+        let frame = frame_for(seed);
+        if !LENGTHS.contains(&frame.len()) {
+            continue;
+        }
+        let judgement = judge(&frame, Link::Ethernet);
+        seen[judgement.verdict as usize] += 1;
+        for (name, program) in [
+            ("xdp", &skel.progs.syn_count_all_xdp),
+            ("tc", &skel.progs.syn_count_all_tc),
+        ] {
+            let before = counters();
+            let input = ProgramInput {
+                data_in: Some(&frame),
+                ..ProgramInput::default()
+            };
+            if let Err(error) = program.test_run(input) {
+                // Newer kernels want a whole IP header at TC where the EtherType announces one.
+                assert_eq!(judgement.verdict, Verdict::Truncated, "{name}: {error}");
+                continue;
+            }
+            let after = counters();
+            let mut expected = before;
+            expected.verdicts[judgement.verdict as usize] += 1;
+            expected.matched += u64::from(judgement.is_syn());
+            assert_eq!(
+                (after.verdicts, after.matched),
+                (expected.verdicts, expected.matched),
+                "{name}, seed {seed}: {frame:02x?} is {judgement:?}"
+            );
+        }
+    }
+    // A frame of 64 bytes is seldom cut within its headers.
+    for verdict in Verdict::ALL {
+        let enough = seen[verdict as usize] > 0;
+        assert!(enough, "no frame was {}: {seen:?}", verdict.name());
+    }
+}
