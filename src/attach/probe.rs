@@ -4,29 +4,29 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
 
-use libbpf_rs::btf::TypeId;
 use libbpf_sys::{bpf_insn, bpf_prog_load_opts};
 
-/// Tries to load a program of two instructions for the entry of a kernel function.
+/// Tries to load a program of two instructions for the entry of a kernel function, by its number
+/// among the kernel's types.
 ///
 /// # Errors
 /// What the kernel says to fentry programs.
-pub fn fentry(function: TypeId) -> io::Result<()> {
+pub fn fentry(function: u32) -> io::Result<()> {
     let opts = bpf_prog_load_opts {
         expected_attach_type: libbpf_sys::BPF_TRACE_FENTRY,
-        attach_btf_id: function.into(),
+        attach_btf_id: function,
         ..Default::default()
     };
     load(libbpf_sys::BPF_PROG_TYPE_TRACING, &return_0(), opts)
 }
 
-/// Tries to load a program that has the address of a variable of the kernel.
+/// Tries to load a program that has the address of a variable of the kernel, by its number as well.
 ///
 /// # Errors
 /// What the kernel says to it; without CONFIG_KALLSYMS_ALL it does not know the address.
-pub fn variable(variable: TypeId) -> io::Result<()> {
+pub fn variable(variable: u32) -> io::Result<()> {
     // r0 = &variable (BPF_LD | BPF_DW | BPF_IMM, in two halves)
-    let mut address = instruction(0x18, u32::from(variable).cast_signed());
+    let mut address = instruction(0x18, variable.cast_signed());
     address.set_src_reg(libbpf_sys::BPF_PSEUDO_BTF_ID as u8);
     let [zero, exit] = return_0();
     let instructions = [address, bpf_insn::default(), zero, exit];

@@ -711,9 +711,9 @@ static __always_inline struct behind look_behind(const struct sock *sk)
 }
 
 static __always_inline void on_syn_sent(void *ctx, const struct sock *sk, const struct tcp_sock *tp,
-					const struct behind *behind, __u64 key)
+					const struct behind *behind, __u64 key,
+					struct connection *kept)
 {
-	struct connection *kept = bpf_map_lookup_elem(&connections, &key);
 	struct connection c = { .phase = PHASE_WAITING, .sent = true };
 	struct ends ends;
 
@@ -739,16 +739,11 @@ static __always_inline void on_syn_sent(void *ctx, const struct sock *sk, const 
 	if (sk->__sk_common.skc_family == AF_INET6 ? ipv6_is_hooked : ipv4_is_hooked)
 		__sync_fetch_and_add(&totals.unhooked, 1);
 	/* The source port is chosen after this; a filter on it has to wait for the fate. */
-	if ((!(filter.parts & FILTER_SPORT) || c.event.sport) && !source_matches(&c.event))
+	c.announced = !(filter.parts & FILTER_SPORT) || c.event.sport;
+	if (c.announced && !source_matches(&c.event))
 		return;
-	if (!keep(key, &c))
-		return;
-	if ((filter.parts & FILTER_SPORT) && !c.event.sport)
-		return;
-	announce(ctx, &c);
-	kept = bpf_map_lookup_elem(&connections, &key);
-	if (kept)
-		kept->announced = true;
+	if (keep(key, &c) && c.announced)
+		emit(ctx, &c.event, CONNECT_ATTEMPT);
 }
 
 static __always_inline bool remembers_passed_over(void)
@@ -773,9 +768,9 @@ static __always_inline void keep_open(__u64 key, struct connection *c)
 }
 
 static __always_inline void on_established(void *ctx, const struct sock *sk,
-					   const struct behind *behind, __u64 key, int old_state)
+					   const struct behind *behind, __u64 key,
+					   struct connection *kept, int old_state)
 {
-	struct connection *kept = bpf_map_lookup_elem(&connections, &key);
 	struct connection c = {};
 	struct ends ends;
 
@@ -909,17 +904,14 @@ static __always_inline bool is_handshake(int state)
 }
 
 static __always_inline void on_close(void *ctx, const struct sock *sk, const struct tcp_sock *tp,
-				     const struct behind *behind, __u64 key, int old_state)
+				     const struct behind *behind, __u64 key,
+				     struct connection *kept, int old_state)
 {
-	struct connection *kept = bpf_map_lookup_elem(&connections, &key);
 	__be16 sport = read_inet_sport(tp);
 	struct connection c = {};
 	struct ends ends;
 
 	if (!kept) {
-		if (!wanted(CONNECT_CLOSED) || is_handshake(old_state) || old_state == TCP_LISTEN ||
-		    old_state == TCP_CLOSE || process_filter)
-			return;
 		if (remembers_passed_over() && !bpf_map_delete_elem(&passed_over, &key))
 			return;
 		/* Older than the tool: its end is all there is to tell. */
@@ -956,20 +948,48 @@ static __always_inline void on_close(void *ctx, const struct sock *sk, const str
 	emit(ctx, &c.event, CONNECT_FAILED);
 }
 
+/* Whether a change is of interest though nothing is kept of its connection. */
+static __always_inline bool is_news(int old_state, int new_state)
+{
+	switch (new_state) {
+	case TCP_SYN_SENT:
+		return true;
+	case TCP_ESTABLISHED:
+		return old_state == TCP_SYN_RECV
+			       ? wanted(CONNECT_ACCEPTED) || wanted(CONNECT_CLOSED)
+			       : remembers_passed_over();
+	case TCP_CLOSE:
+		return wanted(CONNECT_CLOSED) && !process_filter && !is_handshake(old_state) &&
+		       old_state != TCP_LISTEN && old_state != TCP_CLOSE;
+	}
+	return false;
+}
+
+static __always_inline bool is_followed(int new_state)
+{
+	return new_state == TCP_SYN_SENT || new_state == TCP_ESTABLISHED || new_state == TCP_CLOSE;
+}
+
 static __noinline int on_state(void *ctx, const struct sock *sk, const struct tcp_sock *tp,
 			       int old_state, int new_state)
 {
+	struct connection *kept;
+	__u64 key = (__u64)sk;
 	struct behind behind;
 
-	if (new_state != TCP_SYN_SENT && new_state != TCP_ESTABLISHED && new_state != TCP_CLOSE)
+	if (!is_followed(new_state))
+		return 0;
+	/* First of all: most changes are of connections that nobody asked for. */
+	kept = bpf_map_lookup_elem(&connections, &key);
+	if (!kept && !is_news(old_state, new_state))
 		return 0;
 	behind = look_behind(sk);
 	if (new_state == TCP_SYN_SENT)
-		on_syn_sent(ctx, sk, tp, &behind, (__u64)sk);
+		on_syn_sent(ctx, sk, tp, &behind, key, kept);
 	else if (new_state == TCP_ESTABLISHED)
-		on_established(ctx, sk, &behind, (__u64)sk, old_state);
-	else if (new_state == TCP_CLOSE)
-		on_close(ctx, sk, tp, &behind, (__u64)sk, old_state);
+		on_established(ctx, sk, &behind, key, kept, old_state);
+	else
+		on_close(ctx, sk, tp, &behind, key, kept, old_state);
 	return 0;
 }
 
@@ -1005,19 +1025,20 @@ SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(on_state_change, const struct sock *sk, int old_state, int new_state)
 {
 	struct running *mine;
+	bool interrupts;
 
-	if (sk->sk_protocol != IPPROTO_TCP)
+	if (!is_followed(new_state) || sk->sk_protocol != IPPROTO_TCP)
 		return 0;
 	mine = my_running();
-	if (mine->first) {
+	interrupts = mine->first;
+	if (interrupts)
 		can_interrupt_itself = true;
-		return on_tracepoint(ctx, sk, old_state, new_state);
-	}
 	mine->first = true;
 	barrier();
+	/* In one place, for the verifier follows it anew from each. */
 	on_tracepoint(ctx, sk, old_state, new_state);
 	barrier();
-	mine->first = false;
+	mine->first = interrupts;
 	return 0;
 }
 

@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use libbpf_rs::btf::Btf;
 use libbpf_rs::{ErrorKind, MapType};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
@@ -20,6 +19,7 @@ use crate::events::BufferKind;
 use crate::failure::{Exit, Failure};
 use crate::host::features::offers_native_xdp;
 use crate::host::interfaces::{Interface, LinkLayer, resolve};
+use crate::host::kernel_types::KernelTypes;
 use crate::host::privileges;
 use crate::notice::Notices;
 use crate::output::check::{self, CheckKind, Finding};
@@ -216,9 +216,9 @@ fn look_at_kernel(report: &mut Report) -> Result<()> {
         kernel.machine().to_string_lossy()
     );
     report.feature("kernel", Some(true), Some(release));
-    let btf = Btf::from_vmlinux();
-    let why = btf.as_ref().err().map(ToString::to_string);
-    report.feature("btf", Some(btf.is_ok()), why);
+    let types = KernelTypes::load();
+    let why = types.as_ref().err().map(|error| format!("{error:#}"));
+    report.feature("btf", Some(types.is_ok()), why);
     let (has_ring, why) = match MapType::RingBuf.is_supported() {
         Ok(true) => (Some(true), None),
         Ok(false) if privileges::missing().contains(&"CAP_BPF") => {

@@ -4,8 +4,6 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use libbpf_rs::btf::types::{Func, FuncProto, Var};
-use libbpf_rs::btf::{Btf, ReferencesType};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{ErrorKind, Link, MapCore, MapFlags, MapMut, OpenMapMut, OpenObject, ProgramMut};
 
@@ -14,6 +12,7 @@ use crate::cli::{BackendChoice, ConnectTraceArgs, OutputFormat};
 use crate::events::{BufferKind, EventSource};
 use crate::failure::{Exit, Failure};
 use crate::host::containers::Containers;
+use crate::host::kernel_types::KernelTypes;
 use crate::host::privileges;
 use crate::host::sandbox::Files;
 use crate::notice::Notices;
@@ -237,19 +236,19 @@ fn choose<'obj>(
     storage: &'obj mut [MaybeUninit<OpenObject>],
     notices: Notices,
 ) -> Result<Tracer<'obj>, Failure> {
-    let btf = Btf::from_vmlinux().map_err(|error| {
-        Failure::from(anyhow::Error::new(error).context("failed to read the kernel's types")).hint(
+    let types = KernelTypes::load().map_err(|error| {
+        Failure::from(error).hint(
             "connect-trace needs a kernel with CONFIG_DEBUG_INFO_BTF; packet commands work without",
         )
     })?;
-    let ipv6 = btf.type_by_name::<Func<'_>>("tcp_v6_connect").is_some();
+    let ipv6 = types.function("tcp_v6_connect").is_some();
     if !ipv6 {
         notices.notice(
             "this kernel has no tcp_v6_connect: IPv6 is seen by the state tracepoint alone",
         );
     }
     let kernel = privileges::kernel_version().unwrap_or_default();
-    let state_event = find_state_event(kernel, &btf);
+    let state_event = find_state_event(kernel, &types);
     if let Err(error) = &state_event {
         notices.detail(&format!(
             "no use of the perf event of {STATE_EVENT}: {error:#}"
@@ -258,7 +257,7 @@ fn choose<'obj>(
     let mut storage = storage.iter_mut();
     let mut last = None;
     for backend in candidates(args.backend) {
-        if let Err(failure) = try_cheaply(*backend, &btf) {
+        if let Err(failure) = try_cheaply(*backend, &types) {
             notices.detail(&format!("{:#}", failure.error));
             last = Some(failure);
             continue;
@@ -266,7 +265,7 @@ fn choose<'obj>(
         let mut plan = Plan {
             backend: *backend,
             ipv6,
-            accept: accept_hook(*backend, args, &btf),
+            accept: accept_hook(*backend, args, &types),
             may_probe_read: true,
             by_perf_event: state_event.is_ok(),
         };
@@ -308,25 +307,26 @@ fn choose<'obj>(
 
 /// Whether state changes can be taken from the perf event of the tracepoint. tracefs may be missing
 /// or for root alone, and the kernel may hide the flag that says when its programs are skipped.
-fn find_state_event(kernel: (u32, u32), btf: &Btf<'_>) -> Result<()> {
+fn find_state_event(kernel: (u32, u32), types: &KernelTypes) -> Result<()> {
     ensure!(kernel >= (6, 7), "Linux counts what is skipped since 6.7");
     event::id(STATE_EVENT)?;
-    let flag = btf.type_by_name::<Var<'_>>("bpf_prog_active");
-    let flag = flag.context("the kernel doesn't tell of bpf_prog_active")?;
-    probe::variable(flag.type_id()).context("the kernel hides bpf_prog_active")
+    let flag = types
+        .variable("bpf_prog_active")
+        .context("the kernel doesn't tell of bpf_prog_active")?;
+    probe::variable(flag).context("the kernel hides bpf_prog_active")
 }
 
 /// Finds out what would fail anyway, before maps are made and programs verified for it.
-fn try_cheaply(backend: Backend, btf: &Btf<'_>) -> Result<(), Failure> {
+fn try_cheaply(backend: Backend, types: &KernelTypes) -> Result<(), Failure> {
     let what = format!("failed to use backend {}", backend.name());
     match backend {
         Backend::Fentry => {
-            let Some(function) = btf.type_by_name::<Func<'_>>("tcp_v4_connect") else {
+            let Some(function) = types.function("tcp_v4_connect") else {
                 return Err(anyhow!("this kernel has no tcp_v4_connect")
                     .context(what)
                     .into());
             };
-            probe::fentry(function.type_id()).map_err(|error| match error.kind() {
+            probe::fentry(function).map_err(|error| match error.kind() {
                 std::io::ErrorKind::PermissionDenied => load::refused(&what, error.into()),
                 _ => anyhow::Error::new(error).context(what).into(),
             })
@@ -357,15 +357,10 @@ fn is_invalid(failure: &Failure) -> bool {
 }
 
 /// The hook for `--accept`. How many arguments inet_csk_accept has, its BTF tells.
-fn accept_hook(backend: Backend, args: &ConnectTraceArgs, btf: &Btf<'_>) -> Accept {
-    let arguments = || {
-        let function = btf.type_by_name::<Func<'_>>("inet_csk_accept")?;
-        let prototype = FuncProto::try_from(function.referenced_type()).ok()?;
-        Some(prototype.iter().count())
-    };
+fn accept_hook(backend: Backend, args: &ConnectTraceArgs, types: &KernelTypes) -> Accept {
     match (args.accept, backend) {
         (true, Backend::Kprobe) => Accept::Kretprobe,
-        (true, Backend::Fentry) => match arguments() {
+        (true, Backend::Fentry) => match types.arguments("inet_csk_accept") {
             Some(4) => Accept::FourArguments,
             Some(2) => Accept::TwoArguments,
             _ => Accept::Unhooked,

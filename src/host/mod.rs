@@ -7,6 +7,7 @@
 pub mod containers;
 pub mod features;
 pub mod interfaces;
+pub mod kernel_types;
 pub mod link_watch;
 pub(crate) mod netlink;
 pub mod privileges;
