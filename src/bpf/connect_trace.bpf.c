@@ -173,28 +173,28 @@ struct ends {
 	__u8 ip_version;
 };
 
-/* The members are read through the BTF pointer itself, which works under any lockdown. */
+/* The members are read through the BTF pointer itself, which works under any lockdown. Always from
+ * the sock itself: for each type that members are named of, libbpf searches all of the kernel's. */
 static __always_inline void read_ends(struct ends *ends, const struct sock *sk)
 {
-	const struct sock_common *c = &sk->__sk_common;
-
-	ends->local_port = c->skc_num;
-	ends->remote_port = bpf_ntohs(c->skc_dport);
+	ends->local_port = sk->__sk_common.skc_num;
+	ends->remote_port = bpf_ntohs(sk->__sk_common.skc_dport);
 	ends->ip_version = 4;
-	if (c->skc_family == AF_INET6 && bpf_core_field_exists(c->skc_v6_daddr)) {
-		ends->local[0] = c->skc_v6_rcv_saddr.in6_u.u6_addr32[0];
-		ends->local[1] = c->skc_v6_rcv_saddr.in6_u.u6_addr32[1];
-		ends->local[2] = c->skc_v6_rcv_saddr.in6_u.u6_addr32[2];
-		ends->local[3] = c->skc_v6_rcv_saddr.in6_u.u6_addr32[3];
-		ends->remote[0] = c->skc_v6_daddr.in6_u.u6_addr32[0];
-		ends->remote[1] = c->skc_v6_daddr.in6_u.u6_addr32[1];
-		ends->remote[2] = c->skc_v6_daddr.in6_u.u6_addr32[2];
-		ends->remote[3] = c->skc_v6_daddr.in6_u.u6_addr32[3];
+	if (sk->__sk_common.skc_family == AF_INET6 &&
+	    bpf_core_field_exists(sk->__sk_common.skc_v6_daddr)) {
+		ends->local[0] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[0];
+		ends->local[1] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[1];
+		ends->local[2] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[2];
+		ends->local[3] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[3];
+		ends->remote[0] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[0];
+		ends->remote[1] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[1];
+		ends->remote[2] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[2];
+		ends->remote[3] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[3];
 		if (!is_mapped(ends->remote))
 			ends->ip_version = 6;
 	} else {
-		set_mapped(ends->local, c->skc_rcv_saddr);
-		set_mapped(ends->remote, c->skc_daddr);
+		set_mapped(ends->local, sk->__sk_common.skc_rcv_saddr);
+		set_mapped(ends->remote, sk->__sk_common.skc_daddr);
 	}
 }
 
