@@ -46,20 +46,21 @@ static __always_inline bool is_lower(const __be32 *a, __u16 aport, const __be32 
  * none. */
 static __always_inline bool socket_key(struct flow_key *key, __u8 *end, struct sock *sk)
 {
-	struct sock_common *c = &sk->__sk_common;
-	__u16 family = c->skc_family, lport = c->skc_num, rport = bpf_ntohs(c->skc_dport);
+	/* From the sock itself: libbpf searches the kernel for each type that is named. */
+	__u16 family = sk->__sk_common.skc_family, lport = sk->__sk_common.skc_num,
+	      rport = bpf_ntohs(sk->__sk_common.skc_dport);
 	__be32 local[4], remote[4];
 	bool lower;
 
 	if (!rport)
 		return false;
 	if (family == AF_INET) {
-		put_address4(local, c->skc_rcv_saddr);
-		put_address4(remote, c->skc_daddr);
+		put_address4(local, sk->__sk_common.skc_rcv_saddr);
+		put_address4(remote, sk->__sk_common.skc_daddr);
 	} else if (family == AF_INET6) {
 		for (int i = 0; i < 4; i++) {
-			local[i] = c->skc_v6_rcv_saddr.in6_u.u6_addr32[i];
-			remote[i] = c->skc_v6_daddr.in6_u.u6_addr32[i];
+			local[i] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[i];
+			remote[i] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[i];
 		}
 	} else {
 		return false;
