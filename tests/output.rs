@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, PipeReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -214,6 +214,38 @@ fn a_reader_that_stops_can_not_hold_up_the_end_and_nothing_is_lost_in_silence() 
             lines.iter().for_each(|line| drop(parse(line)));
         }
     }
+}
+
+#[test]
+fn a_signal_ends_a_busy_run_at_once() {
+    let pair = need!(Pair::new());
+    let syn = syn_frame(&[], CLIENT4.into(), SERVER4.into(), 80);
+    let client = pair.client.enter(|| RawSocket::open("vc"));
+    let over = AtomicBool::new(false);
+    let deadline = Instant::now() + PATIENCE;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::SeqCst) && Instant::now() < deadline {
+                client.send(&syn);
+            }
+        });
+        for args in [&[][..], &["--buffer", "perf"], &["--buffer-size", "4096"]] {
+            let mut command = command(["port-monitor", "vs", "--json"]);
+            command.args(args).stdout(Stdio::null());
+            let tool = Tool::spawn_in(&pair.server, &mut command);
+            tool.error("that tells of attaching", |line| {
+                line.starts_with("attached:")
+            });
+            thread::sleep(Duration::from_millis(50));
+            let asked = Instant::now();
+            tool.signal(Signal::SIGTERM);
+            let output = tool.finish();
+            let took = asked.elapsed();
+            assert!(took < Duration::from_millis(500), "{args:?}: {took:?}");
+            assert_eq!(output.code(), 0, "{output:#?}");
+        }
+        over.store(true, Ordering::SeqCst);
+    });
 }
 
 #[test]
