@@ -70,16 +70,27 @@ impl BufferKind {
 /// Where events come from.
 pub enum EventSource<'a> {
     /// A ring buffer, and what gets its events.
-    Ring(RefCell<Ring<'a>>, BorrowedFd<'a>, OnEvent<'a>),
+    Ring(RingSource<'a>),
     /// A perf buffer, which calls by itself.
     Perf(PerfBuffer<'a>),
+}
+
+/// A ring buffer, and what gets its events.
+pub struct RingSource<'a> {
+    ring: RefCell<Ring<'a>>,
+    fd: BorrowedFd<'a>,
+    size: u32,
+    on_event: OnEvent<'a>,
 }
 
 /// Gets each event's bytes.
 type OnEvent<'a> = RefCell<Box<dyn FnMut(&[u8]) + 'a>>;
 
 /// Events taken from the ring before the caller looks at its other duties.
-const BATCH: usize = 65_536;
+pub const BATCH: usize = 65_536;
+
+/// The longest nap: one event on a quiet system waits for so long.
+const NAP: Duration = Duration::from_millis(1);
 
 impl<'a> EventSource<'a> {
     /// Opens the buffer; `on_event` gets each event's bytes.
@@ -94,11 +105,12 @@ impl<'a> EventSource<'a> {
         mut on_event: impl FnMut(&[u8]) + 'a,
     ) -> Result<Self> {
         match kind {
-            BufferKind::Ring => Ok(Self::Ring(
-                RefCell::new(Ring::open(ring.as_fd(), buffer_size)?),
-                ring.as_fd(),
-                RefCell::new(Box::new(on_event)),
-            )),
+            BufferKind::Ring => Ok(Self::Ring(RingSource {
+                ring: RefCell::new(Ring::open(ring.as_fd(), buffer_size)?),
+                fd: ring.as_fd(),
+                size: buffer_size,
+                on_event: RefCell::new(Box::new(on_event)),
+            })),
             BufferKind::Perf => {
                 let cpus = libbpf_rs::num_possible_cpus()?;
                 let pages = (buffer_size as usize / page_size()? / cpus).max(1);
@@ -119,36 +131,57 @@ impl<'a> EventSource<'a> {
         }
     }
 
-    /// Takes what is there now. True if there may be more.
-    pub fn consume(&self) -> bool {
+    /// Takes what is there now, [`BATCH`] events of a ring buffer at most. Returns how many those
+    /// were; the events of a perf buffer are not counted.
+    pub fn consume(&self) -> usize {
         match self {
-            Self::Ring(ring, _, on_event) => {
-                let mut on_event = on_event.borrow_mut();
-                ring.borrow_mut().consume(BATCH, &mut **on_event) == BATCH
+            Self::Ring(source) => {
+                let mut on_event = source.on_event.borrow_mut();
+                source.ring.borrow_mut().consume(BATCH, &mut **on_event)
             }
             Self::Perf(perf) => {
                 // It fails only where a callback does, and ours don't.
                 let _ = perf.consume();
-                false
+                0
             }
         }
     }
 
-    /// How long to wait after a wake-up before taking events, so that a busy producer need not
-    /// ring for each: while events are pending, the ring buffer rings no bell.
+    /// How long events may be left alone, so that not each of them costs a wake-up.
     pub fn nap(&self) -> Duration {
         match self {
-            Self::Ring(..) => Duration::from_millis(1),
+            Self::Ring(source) => nap(source.size),
             Self::Perf(_) => Duration::ZERO,
         }
     }
 }
 
+/// A millisecond, or what it takes to fill half of a smaller ring buffer, at 12 million events a
+/// second of 160 bytes each.
+fn nap(ring_size: u32) -> Duration {
+    const BYTES_A_MICRO: u64 = 2 * 12 * 160;
+    NAP.min(Duration::from_micros(u64::from(ring_size) / BYTES_A_MICRO))
+}
+
 impl AsFd for EventSource<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Ring(_, fd, _) => *fd,
+            Self::Ring(source) => source.fd,
             Self::Perf(perf) => crate::attach::borrow_fd(self, perf.epoll_fd()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nap_never_lasts_until_the_ring_is_full() {
+        let micros = |ring_size| nap(ring_size).as_micros();
+        assert_eq!(micros(4 << 20), 1000);
+        assert_eq!(micros(1 << 30), 1000);
+        assert_eq!(micros(1 << 20), 273);
+        assert_eq!(micros(4096), 1);
     }
 }

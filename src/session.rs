@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::poll::{PollFd, PollFlags, poll, ppoll};
+use nix::sys::time::TimeSpec;
 
 use crate::attach::{LinkState, load};
 use crate::cli::{OutputArgs, OutputFormat, SandboxArgs, StopArgs};
-use crate::events::EventSource;
+use crate::events::{BATCH, EventSource};
 use crate::failure::{Exit, Failure};
 use crate::host::interfaces::{Interface, LinkLayer, ResolveError, resolve};
 use crate::host::link_watch::{LinkChange, LinkEvent, LinkWatch};
@@ -58,6 +59,9 @@ pub struct Session {
     ended: Option<ExitReason>,
 }
 
+/// Events after a nap that promise as many after the next one.
+const BUSY: usize = 4;
+
 /// How often it is asked whether interfaces in other network namespaces are still there: nobody
 /// tells.
 const MOVED_INTERVAL: Duration = Duration::from_millis(500);
@@ -70,20 +74,27 @@ impl Io {
         }
     }
 
-    /// Takes the events that are there and writes them out.
+    /// Takes the events that are there and writes them out. Returns how many came through the
+    /// ring buffer.
     ///
     /// # Errors
     /// A clock can't be read.
-    pub fn drain(&self, source: &EventSource<'_>) -> Result<()> {
+    pub fn drain(&self, source: &EventSource<'_>) -> Result<usize> {
         self.output.borrow_mut().clock.sync()?;
-        while source.consume() {
+        let mut taken = 0;
+        loop {
+            let batch = source.consume();
+            taken += batch;
+            if batch < BATCH {
+                break;
+            }
             let output_ended = self.output.borrow().sink.ended().is_some();
             if output_ended || self.stop.reason().is_some() {
                 break;
             }
         }
         self.output.borrow_mut().sink.flush(&self.stop);
-        Ok(())
+        Ok(taken)
     }
 
     /// Writes out what there is and waits until `input` can be read.
@@ -118,7 +129,7 @@ impl Io {
     /// Takes what is left after everything is detached: no event can follow.
     pub fn drain_rest(&self, source: &EventSource<'_>) -> Result<()> {
         self.output.borrow_mut().clock.sync()?;
-        while source.consume() {}
+        while source.consume() == BATCH {}
         self.output.borrow_mut().sink.flush(&self.stop);
         Ok(())
     }
@@ -286,10 +297,10 @@ impl Session {
             fds.len() - 1
         });
         let moved = (!self.moved.is_empty()).then_some(MOVED_INTERVAL);
-        match poll(
-            &mut fds,
-            poll_timeout([timer, self.stop.remaining(), moved]),
-        ) {
+        // A nap may be shorter than a millisecond.
+        let times = [timer, self.stop.remaining(), moved];
+        let timeout = times.into_iter().flatten().min().map(TimeSpec::from);
+        match ppoll(&mut fds, timeout, None) {
             Ok(_) => {}
             Err(Errno::EINTR) => return Ok((false, false, false)),
             Err(error) => return Err(error).context("failed to wait for events"),
@@ -373,18 +384,23 @@ impl Session {
 
     /// Takes events until the run is over.
     ///
+    /// After a wake-up it naps, so that a busy producer need not ring for each event: as long as
+    /// events are pending, the ring buffer rings no bell. While there are many, it does not go back
+    /// to wait for the bell between naps either, which would ring at once.
+    ///
     /// # Errors
     /// Waiting fails, or a clock can't be read.
     pub fn run_events(&mut self, source: &EventSource<'_>) -> Result<()> {
+        let mut taken = 0;
         loop {
-            match self.wait(Some(source.as_fd()), None)? {
-                Wake::Stop => return Ok(()),
-                Wake::Timer => {}
-                Wake::Events => {
-                    std::thread::sleep(source.nap());
-                    self.drain(source)?;
-                }
+            if taken < BUSY && self.wait(Some(source.as_fd()), None)? == Wake::Stop {
+                return Ok(());
             }
+            let rested = Instant::now() + source.nap();
+            if self.wait(None, Some(rested))? == Wake::Stop {
+                return Ok(());
+            }
+            taken = self.drain(source)?;
         }
     }
 

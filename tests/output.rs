@@ -9,7 +9,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, PipeReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -212,6 +213,107 @@ fn a_reader_that_stops_can_not_hold_up_the_end_and_nothing_is_lost_in_silence() 
         if format == "json" {
             lines.iter().for_each(|line| drop(parse(line)));
         }
+    }
+}
+
+#[test]
+fn a_signal_ends_a_busy_run_at_once() {
+    let pair = need!(Pair::new());
+    let syn = syn_frame(&[], CLIENT4.into(), SERVER4.into(), 80);
+    let client = pair.client.enter(|| RawSocket::open("vc"));
+    let over = AtomicBool::new(false);
+    let deadline = Instant::now() + PATIENCE;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::SeqCst) && Instant::now() < deadline {
+                client.send(&syn);
+            }
+        });
+        for args in [&[][..], &["--buffer", "perf"], &["--buffer-size", "4096"]] {
+            let mut command = command(["port-monitor", "vs", "--json"]);
+            command.args(args).stdout(Stdio::null());
+            let tool = Tool::spawn_in(&pair.server, &mut command);
+            tool.error("that tells of attaching", |line| {
+                line.starts_with("attached:")
+            });
+            thread::sleep(Duration::from_millis(50));
+            let asked = Instant::now();
+            tool.signal(Signal::SIGTERM);
+            let output = tool.finish();
+            let took = asked.elapsed();
+            assert!(took < Duration::from_millis(500), "{args:?}: {took:?}");
+            assert_eq!(output.code(), 0, "{output:#?}");
+        }
+        over.store(true, Ordering::SeqCst);
+    });
+}
+
+#[test]
+fn lines_are_whole_beside_another_writer_and_after_the_reader_stopped() {
+    const OTHER: &str = "a line of somebody else\n";
+    const SENT: usize = 20_000;
+    let pair = need!(Pair::new());
+    let syn = syn_frame(&[], CLIENT4.into(), SERVER4.into(), 80);
+    for format in ["text", "json"] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let mut other = writer.try_clone().unwrap();
+        let mut command = command(["port-monitor", "vs", "-o", format]);
+        command.stdout(writer);
+        let tool = Tool::spawn_in(&pair.server, &mut command);
+        // The command has a copy of the writing end, and with that the pipe would never close.
+        drop(command);
+        let tool = tool.attached();
+        let over = Arc::new(AtomicBool::new(false));
+        let other = thread::spawn({
+            let over = Arc::clone(&over);
+            move || {
+                while !over.load(Ordering::SeqCst) {
+                    other.write_all(OTHER.as_bytes()).unwrap();
+                    thread::sleep(Duration::from_micros(50));
+                }
+            }
+        });
+        let client = pair.client.enter(|| RawSocket::open("vc"));
+        let sender = thread::spawn({
+            let syn = syn.clone();
+            move || (0..SENT).for_each(|_| client.send(&syn))
+        });
+        // It reads half of what comes, and no more until the tool has gone.
+        let mut reader = BufReader::new(reader);
+        let mut lines = Vec::new();
+        for _ in 0..SENT / 2 {
+            let mut line = String::new();
+            reader.read_line(&mut line).unwrap();
+            lines.push(line);
+        }
+        sender.join().unwrap();
+        tool.signal(Signal::SIGTERM);
+        let output = tool.finish();
+        over.store(true, Ordering::SeqCst);
+        let mut rest = String::new();
+        reader.read_to_string(&mut rest).unwrap();
+        other.join().unwrap();
+
+        lines.extend(rest.split_inclusive('\n').map(str::to_owned));
+        assert!(lines.iter().all(|line| line.ends_with('\n')));
+        lines.retain(|line| line != OTHER);
+        let is_summary = |line: &String| line.contains("\"summary\"");
+        let sums = match lines.pop_if(|line| is_summary(line)) {
+            Some(summary) => json_account(&summary),
+            None => account(&output),
+        };
+        let [matched, emitted, lost, _] = sums;
+        if format == "text" {
+            assert!(lines.remove(0).starts_with("TIME"));
+            for line in &lines {
+                assert_eq!(line.split_whitespace().count(), 15, "{line}");
+            }
+        } else {
+            lines.iter().for_each(|line| drop(parse(line)));
+        }
+        assert_eq!(matched as usize, SENT, "{format}");
+        assert_eq!(emitted as usize, lines.len(), "{format}");
+        assert!(lost > 0, "{format}");
     }
 }
 

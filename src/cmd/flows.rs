@@ -18,7 +18,7 @@ use crate::attach::tc::{self, TcLink};
 use crate::attach::{Direction, load};
 use crate::capture::Frame;
 use crate::cli::{FlowsArgs, OutputFormat};
-use crate::events::{BufferKind, EventSource};
+use crate::events::{BATCH, BufferKind, EventSource};
 use crate::failure::{Exit, Failure};
 use crate::filter::{Filter, FlagsRule};
 use crate::host::interfaces::{Interface, LinkLayer};
@@ -475,7 +475,7 @@ impl Table<'_, '_, '_> {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error).context("failed to read the table of flows"),
             }
-            while self.source.consume() {}
+            while self.source.consume() == BATCH {}
             self.book.borrow_mut().settle();
             let sweep = skel::read_sweep(bss);
             self.book.borrow_mut().note_lost(&sweep);

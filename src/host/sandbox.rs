@@ -39,6 +39,7 @@ const ALWAYS: &[i64] = &[
     libc::SYS_recvmsg,
     libc::SYS_write,
     libc::SYS_writev,
+    libc::SYS_splice,
     libc::SYS_lseek,
     libc::SYS_fstat,
     libc::SYS_fcntl,

@@ -2,19 +2,21 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, IsTerminal, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, SpliceFFlags, splice};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::{pipe2, write};
 
 use crate::stop::{ExitReason, Stop, poll_timeout};
 
-/// Bytes gathered before they are written, where nothing waits for them sooner.
-const BUFFER: usize = 64 * 1024;
+/// Bytes gathered before they are written, where nothing waits for them sooner: as many lines as
+/// fit into the 16 pages of a pipe, with what is left at the end of each page.
+const BUFFER: usize = 56 * 1024;
 
 /// What the kernel writes to a pipe in one piece, never in part (PIPE_BUF).
 const PIPE_PIECE: usize = 4096;
@@ -29,6 +31,8 @@ const GRACE: Duration = Duration::from_millis(500);
 pub struct Sink {
     file: File,
     is_pipe: bool,
+    /// For more than a piece at once, where stdout is a pipe.
+    stage: Option<Stage>,
     /// Asked at once: one that was hung up does not say any more that it is one.
     is_terminal: bool,
     /// A write may wait for the reader, for `file` is the shell's description of stdout.
@@ -74,6 +78,8 @@ impl Sink {
             may_block: own.is_none() && !kind.is_file(),
             file: own.unwrap_or(inherited),
             is_pipe: kind.is_fifo(),
+            // Without one, a piece at a time is written.
+            stage: kind.is_fifo().then(|| Stage::new().ok()).flatten(),
             is_terminal: std::io::stdout().is_terminal(),
             buffer: Vec::with_capacity(2 * BUFFER),
             written: 0,
@@ -148,8 +154,7 @@ impl Sink {
     pub fn flush(&mut self, stop: &Stop) {
         let mut done = 0;
         while done < self.buffer.len() && self.can_write() {
-            let piece = self.piece(done);
-            match self.write(done, piece) {
+            match self.pass_on(done) {
                 Ok(0) => self.fail(anyhow!("stdout takes no more data")),
                 Ok(n) => {
                     self.written += newlines(&self.buffer[done..done + n]);
@@ -166,7 +171,30 @@ impl Sink {
             }
         }
         // Whatever is left can't be written any more: it counts as stranded.
+        if self.stage.as_ref().is_some_and(|stage| stage.held > 0) {
+            self.stage = None;
+        }
         self.buffer.clear();
+    }
+
+    /// Gives stdout what it takes now of what was gathered. Returns how much that was.
+    fn pass_on(&mut self, done: usize) -> std::io::Result<usize> {
+        let rest = &self.buffer[done..];
+        if let Some(stage) = &mut self.stage
+            && (stage.held > 0 || rest.len() > PIPE_PIECE || self.may_block)
+        {
+            match stage.pass_on(rest, self.file.as_fd()) {
+                // Not a pipe as others are, or a kernel that has no such call.
+                Err(Errno::EINVAL | Errno::ENOSYS | Errno::EPERM) => self.stage = None,
+                passed => return passed.map_err(Into::into),
+            }
+        }
+        let piece = if self.is_pipe || self.may_block {
+            whole_lines(rest)
+        } else {
+            rest.len()
+        };
+        self.write(done, piece)
     }
 
     /// Writes as much of this, which is no line, as a terminal takes at once. Returns how much.
@@ -251,20 +279,61 @@ impl Sink {
         let _ = poll(&mut fds, timeout);
         true
     }
+}
 
-    /// How many bytes to write at once. To a pipe it is whole lines that the kernel takes in one
-    /// piece, so that a line is never cut, whoever else writes and whenever the reader stops. What
-    /// has room has room for that much.
-    fn piece(&self, done: usize) -> usize {
-        let rest = &self.buffer[done..];
-        if !(self.is_pipe || self.may_block) || rest.len() <= PIPE_PIECE {
-            return rest.len();
+/// How many bytes to write at once: whole lines that the kernel takes in one piece, so that a line
+/// is never cut, whoever else writes and whenever the reader stops. What has room has room for that
+/// much.
+fn whole_lines(bytes: &[u8]) -> usize {
+    if bytes.len() <= PIPE_PIECE {
+        return bytes.len();
+    }
+    let last_end = bytes[..PIPE_PIECE].iter().rposition(|byte| *byte == b'\n');
+    match last_end.or_else(|| bytes.iter().position(|byte| *byte == b'\n')) {
+        Some(end) => end + 1,
+        None => bytes.len(),
+    }
+}
+
+/// A pipe of our own on the way to the pipe at stdout.
+///
+/// The kernel writes no more than [`PIPE_PIECE`] to a pipe in one piece, and each write wakes the
+/// reader. But splice(2) moves whole buffers from one pipe to another, as many as there is room
+/// for. So lines are written here, where no reader waits, in pieces that each are in one buffer,
+/// and then go on all at once: no line is cut, and the reader wakes once. It does not block either.
+struct Stage {
+    reader: OwnedFd,
+    writer: OwnedFd,
+    /// Bytes that are in it.
+    held: usize,
+}
+
+impl Stage {
+    fn new() -> nix::Result<Self> {
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        let held = 0;
+        Ok(Self {
+            reader,
+            writer,
+            held,
+        })
+    }
+
+    /// Moves on what there is room for at `to`. It holds the start of `lines` already. Returns
+    /// how many bytes `to` has got.
+    fn pass_on(&mut self, lines: &[u8], to: BorrowedFd<'_>) -> nix::Result<usize> {
+        while self.held < lines.len() {
+            let rest = &lines[self.held..];
+            match write(&self.writer, &rest[..whole_lines(rest)]) {
+                Ok(len) => self.held += len,
+                Err(Errno::EAGAIN) => break,
+                Err(error) => return Err(error),
+            }
         }
-        let last_end = rest[..PIPE_PIECE].iter().rposition(|byte| *byte == b'\n');
-        match last_end.or_else(|| rest.iter().position(|byte| *byte == b'\n')) {
-            Some(end) => end + 1,
-            None => rest.len(),
-        }
+        let now = SpliceFFlags::SPLICE_F_NONBLOCK;
+        let passed = splice(&self.reader, None, to, None, self.held, now)?;
+        self.held -= passed;
+        Ok(passed)
     }
 }
 
