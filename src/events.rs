@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use libbpf_rs::{MapMut, OpenMapMut, PerfBuffer, PerfBufferBuilder};
 
-use crate::attach::ring::{Ring, page_size};
+use crate::attach::ring::{Bell, Ring, page_size};
 use crate::cli::{BufferArgs, BufferChoice};
 
 /// The kind of buffer in use.
@@ -133,11 +133,14 @@ impl<'a> EventSource<'a> {
 
     /// Takes what is there now, [`BATCH`] events of a ring buffer at most. Returns how many those
     /// were; the events of a perf buffer are not counted.
-    pub fn consume(&self) -> usize {
+    pub fn consume(&self, bell: Bell) -> usize {
         match self {
             Self::Ring(source) => {
                 let mut on_event = source.on_event.borrow_mut();
-                source.ring.borrow_mut().consume(BATCH, &mut **on_event)
+                source
+                    .ring
+                    .borrow_mut()
+                    .consume(BATCH, bell, &mut **on_event)
             }
             Self::Perf(perf) => {
                 // It fails only where a callback does, and ours don't.

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll, ppoll};
 use nix::sys::time::TimeSpec;
 
+use crate::attach::ring::Bell;
 use crate::attach::{LinkState, load};
 use crate::cli::{OutputArgs, OutputFormat, SandboxArgs, StopArgs};
 use crate::events::{BATCH, EventSource};
@@ -79,11 +80,11 @@ impl Io {
     ///
     /// # Errors
     /// A clock can't be read.
-    pub fn drain(&self, source: &EventSource<'_>) -> Result<usize> {
+    pub fn drain(&self, source: &EventSource<'_>, bell: Bell) -> Result<usize> {
         self.output.borrow_mut().clock.sync()?;
         let mut taken = 0;
         loop {
-            let batch = source.consume();
+            let batch = source.consume(bell);
             taken += batch;
             if batch < BATCH {
                 break;
@@ -129,7 +130,7 @@ impl Io {
     /// Takes what is left after everything is detached: no event can follow.
     pub fn drain_rest(&self, source: &EventSource<'_>) -> Result<()> {
         self.output.borrow_mut().clock.sync()?;
-        while source.consume() == BATCH {}
+        while source.consume(Bell::Wanted) == BATCH {}
         self.output.borrow_mut().sink.flush(&self.stop);
         Ok(())
     }
@@ -386,21 +387,24 @@ impl Session {
     ///
     /// After a wake-up it naps, so that a busy producer need not ring for each event: as long as
     /// events are pending, the ring buffer rings no bell. While there are many, it does not go back
-    /// to wait for the bell between naps either, which would ring at once.
+    /// to wait for the bell between naps either, and has it silent.
     ///
     /// # Errors
     /// Waiting fails, or a clock can't be read.
     pub fn run_events(&mut self, source: &EventSource<'_>) -> Result<()> {
-        let mut taken = 0;
         loop {
-            if taken < BUSY && self.wait(Some(source.as_fd()), None)? == Wake::Stop {
+            self.drain(source, Bell::Wanted)?;
+            if self.wait(Some(source.as_fd()), None)? == Wake::Stop {
                 return Ok(());
             }
-            let rested = Instant::now() + source.nap();
-            if self.wait(None, Some(rested))? == Wake::Stop {
-                return Ok(());
+            let mut taken = BUSY;
+            while taken >= BUSY {
+                let rested = Instant::now() + source.nap();
+                if self.wait(None, Some(rested))? == Wake::Stop {
+                    return Ok(());
+                }
+                taken = self.drain(source, Bell::Unwanted)?;
             }
-            taken = self.drain(source)?;
         }
     }
 

@@ -32,7 +32,19 @@ pub struct Ring<'a> {
     producer: Mapping,
     page: usize,
     size: usize,
+    /// What was read: beyond what the kernel was told, if a bell is unwanted.
+    read: u64,
     wrapped: Vec<u8>,
+}
+
+/// What the kernel is to do when the next record is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bell {
+    /// Make the descriptor readable, and wake who waits for that.
+    Wanted,
+    /// Nothing: the reader looks again by itself, soon. That saves the producer an interrupt, which
+    /// a virtual machine's host may have to deliver.
+    Unwanted,
 }
 
 /// Memory that is unmapped when this is dropped.
@@ -69,14 +81,17 @@ impl<'a> Ring<'a> {
         let page = page_size()?;
         let size = usize::try_from(size)?;
         let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        Ok(Self {
+        let mut ring = Self {
             fd,
             consumer: Mapping::new(fd, 0, page, both)?,
             producer: Mapping::new(fd, page, page + size, ProtFlags::PROT_READ)?,
             page,
             size,
+            read: 0,
             wrapped: Vec::new(),
-        })
+        };
+        ring.read = ring.consumer_position().load(Ordering::Relaxed);
+        Ok(ring)
     }
 
     fn consumer_position(&self) -> &AtomicU64 {
@@ -114,9 +129,12 @@ impl<'a> Ring<'a> {
     }
 
     /// Hands over the records that are ready, `max` at most. Returns how many.
-    pub fn consume(&mut self, max: usize, mut on_record: impl FnMut(&[u8])) -> usize {
-        let mut position = self.consumer_position().load(Ordering::Relaxed);
+    pub fn consume(&mut self, max: usize, bell: Bell, mut on_record: impl FnMut(&[u8])) -> usize {
+        let mut position = self.read;
         let mut released = position;
+        // Where the last record begins. The kernel rings for a record when all before it were read,
+        // so for as long as it is told of one that was not, it is still.
+        let mut last = self.consumer_position().load(Ordering::Relaxed);
         let mut taken = 0;
         'records: while taken < max {
             let produced = self.producer_position().load(Ordering::Acquire);
@@ -133,18 +151,24 @@ impl<'a> Ring<'a> {
                     self.hand_over(position + HEADER as u64, len, &mut on_record);
                     taken += 1;
                 }
+                last = position;
                 position += (len + HEADER).next_multiple_of(8) as u64;
                 if position - released >= RELEASE_EVERY {
-                    self.consumer_position().store(position, Ordering::Release);
+                    self.consumer_position().store(last, Ordering::Release);
                     released = position;
                 }
             }
-            // The kernel wakes nobody as long as we lag behind: it has to see where we are before
-            // we look whether more has come.
-            self.consumer_position().store(position, Ordering::SeqCst);
-            released = position;
+            if bell == Bell::Wanted {
+                // It has to see where we are before we look whether more has come.
+                self.consumer_position().store(position, Ordering::SeqCst);
+            }
         }
-        self.consumer_position().store(position, Ordering::SeqCst);
+        self.read = position;
+        let told = match bell {
+            Bell::Wanted => position,
+            Bell::Unwanted => last,
+        };
+        self.consumer_position().store(told, Ordering::SeqCst);
         taken
     }
 

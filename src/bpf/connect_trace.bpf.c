@@ -680,9 +680,9 @@ int kretprobe_accept(struct pt_regs *ctx)
 /* ---- the state tracepoint ---- */
 
 /*
- * What is found behind pointers of a socket. It is read once, before anything is decided, and by a
- * helper if that is allowed: for each place that loads a pointer the verifier searches all of the
- * kernel's types, some milliseconds long.
+ * What is found behind pointers of a socket. It is read in one place, and by a helper if that is
+ * allowed: for each place that loads a pointer the verifier searches all of the kernel's types,
+ * some milliseconds long.
  */
 struct behind {
 	__u32 netns;
@@ -701,11 +701,15 @@ static __always_inline bool is_unconnected(const struct sock *sk)
 	return socket && socket->state == SS_UNCONNECTED;
 }
 
-static __always_inline struct behind look_behind(const struct sock *sk)
+static __always_inline struct behind look_behind(const struct sock *sk,
+						 const struct connection *kept, int new_state)
 {
-	struct behind behind = { .netns = read_netns(sk) };
+	struct behind behind = {};
 
-	if (is_unconnected(sk))
+	/* Where it is not known from before. */
+	if (!kept || kept->phase == PHASE_OPEN || new_state == TCP_SYN_SENT)
+		behind.netns = read_netns(sk);
+	if (kept && new_state == TCP_CLOSE && is_unconnected(sk))
 		behind.in_connect = !sk->sk_err && sk->sk_shutdown != SHUTDOWN_MASK;
 	return behind;
 }
@@ -970,20 +974,28 @@ static __always_inline bool is_followed(int new_state)
 	return new_state == TCP_SYN_SENT || new_state == TCP_ESTABLISHED || new_state == TCP_CLOSE;
 }
 
-static __noinline int on_state(void *ctx, const struct sock *sk, const struct tcp_sock *tp,
-			       int old_state, int new_state)
+/*
+ * What is kept of a connection; the answer is whether the change is of interest at all. This comes
+ * first, for most changes are of connections that nobody asked for.
+ */
+static __always_inline bool find_connection(const struct sock *sk, int old_state, int new_state,
+					    struct connection **kept)
 {
-	struct connection *kept;
 	__u64 key = (__u64)sk;
-	struct behind behind;
 
 	if (!is_followed(new_state))
-		return 0;
-	/* First of all: most changes are of connections that nobody asked for. */
-	kept = bpf_map_lookup_elem(&connections, &key);
-	if (!kept && !is_news(old_state, new_state))
-		return 0;
-	behind = look_behind(sk);
+		return false;
+	*kept = bpf_map_lookup_elem(&connections, &key);
+	return *kept || is_news(old_state, new_state);
+}
+
+static __noinline int on_state(void *ctx, const struct sock *sk, const struct tcp_sock *tp,
+			       struct connection *kept, int states)
+{
+	int old_state = states >> 8, new_state = states & 0xff;
+	struct behind behind = look_behind(sk, kept, new_state);
+	__u64 key = (__u64)sk;
+
 	if (new_state == TCP_SYN_SENT)
 		on_syn_sent(ctx, sk, tp, &behind, key, kept);
 	else if (new_state == TCP_ESTABLISHED)
@@ -996,9 +1008,13 @@ static __noinline int on_state(void *ctx, const struct sock *sk, const struct tc
 static __always_inline int on_tracepoint(void *ctx, const struct sock *sk, int old_state,
 					 int new_state)
 {
-	const struct tcp_sock *tp = bpf_skc_to_tcp_sock((void *)sk);
+	const struct tcp_sock *tp;
+	struct connection *kept;
 
-	return tp ? on_state(ctx, sk, tp, old_state, new_state) : 0;
+	if (!find_connection(sk, old_state, new_state, &kept))
+		return 0;
+	tp = bpf_skc_to_tcp_sock((void *)sk);
+	return tp ? on_state(ctx, sk, tp, kept, old_state << 8 | new_state) : 0;
 }
 
 /*
@@ -1067,12 +1083,14 @@ SEC("tracepoint/sock/inet_sock_set_state")
 int on_state_event(struct trace_event_raw_inet_sock_set_state *e)
 {
 	const struct tcp_sock *tp;
+	struct connection *kept;
 	const struct sock *sk;
 
-	if (e->protocol == IPPROTO_TCP) {
+	if (e->protocol == IPPROTO_TCP &&
+	    find_connection(e->skaddr, e->oldstate, e->newstate, &kept)) {
 		sk = bpf_rdonly_cast(e->skaddr, bpf_core_type_id_kernel(struct sock));
 		tp = bpf_rdonly_cast(e->skaddr, bpf_core_type_id_kernel(struct tcp_sock));
-		on_state(e, sk, tp, e->oldstate, e->newstate);
+		on_state(e, sk, tp, kept, e->oldstate << 8 | e->newstate);
 	}
 	/* With 0 the perf events of others would not be told. */
 	return 1;

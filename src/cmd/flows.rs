@@ -14,6 +14,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::flow_owner::Owners;
 use super::replay::{self, Prepared, Replayed};
+use crate::attach::ring::Bell;
 use crate::attach::tc::{self, TcLink};
 use crate::attach::{Direction, load};
 use crate::capture::Frame;
@@ -475,7 +476,7 @@ impl Table<'_, '_, '_> {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error).context("failed to read the table of flows"),
             }
-            while self.source.consume() == BATCH {}
+            while self.source.consume(Bell::Wanted) == BATCH {}
             self.book.borrow_mut().settle();
             let sweep = skel::read_sweep(bss);
             self.book.borrow_mut().note_lost(&sweep);

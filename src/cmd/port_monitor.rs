@@ -12,6 +12,7 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{OpenObject, ProgramInput, ProgramMut};
 
 use super::replay::{self, Prepared, Replayed};
+use crate::attach::ring::Bell;
 use crate::attach::tc::{self, TcLink};
 use crate::attach::{Direction, load};
 use crate::capture::{Frame, LinkKind};
@@ -403,7 +404,7 @@ impl Replayed for Replay<'_, '_, '_> {
         skel::set_port_monitor_replay(bss, prepared.len, prepared.beyond, at);
         self.program.test_run(input)?;
         // The event of this frame, before the next one has another place.
-        self.source.consume();
+        self.source.consume(Bell::Wanted);
         Ok(())
     }
 }
