@@ -20,7 +20,7 @@ mod start;
 mod world;
 
 use std::num::NonZero;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
@@ -79,7 +79,7 @@ fn main() -> Result<()> {
             ),
         }
     }
-    mount_tracefs()?;
+    provide_for_peers()?;
     let effort = Effort {
         rounds: rounds.unwrap_or(if short { 3 } else { 9 }),
         short,
@@ -100,17 +100,47 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Some peers look for tracepoints there. It is mounted for this process and its children only.
-fn mount_tracefs() -> Result<()> {
-    const TRACEFS: &str = "/sys/kernel/tracing";
-    let nothing = None::<&str>;
-    if std::path::Path::new(TRACEFS).join("events").exists() {
+const TRACEFS: &str = "/sys/kernel/tracing";
+const MODULES: &str = "/lib/modules";
+
+/// Some peers look for tracepoints in tracefs, and bcc compiles against the headers of the running
+/// kernel. What of that is missing is mounted for this process and its children only: in place of
+/// the headers those of another kernel, which take as long to compile.
+fn provide_for_peers() -> Result<()> {
+    let release = nix::sys::utsname::uname()?.release().to_owned();
+    let tracefs = !Path::new(TRACEFS).join("events").exists();
+    let headers = if Path::new(MODULES).join(&release).join("build").exists() {
+        None
+    } else {
+        other_headers()
+    };
+    if !tracefs && headers.is_none() {
         return Ok(());
     }
     unshare(CloneFlags::CLONE_NEWNS).context("failed to make a mount namespace")?;
+    let nothing = None::<&str>;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(nothing, "/", nothing, private, nothing)?;
-    // Without it these peers don't run, which is told.
-    let _ = mount(nothing, TRACEFS, Some("tracefs"), MsFlags::empty(), nothing);
+    // Without either there are peers that don't run, which is told.
+    if tracefs {
+        let _ = mount(nothing, TRACEFS, Some("tracefs"), MsFlags::empty(), nothing);
+    }
+    if let Some((build, source)) = headers {
+        mount(nothing, MODULES, Some("tmpfs"), MsFlags::empty(), nothing)?;
+        let ours = Path::new(MODULES).join(&release);
+        std::fs::create_dir(&ours)?;
+        std::os::unix::fs::symlink(build, ours.join("build"))?;
+        std::os::unix::fs::symlink(source, ours.join("source"))?;
+    }
     Ok(())
+}
+
+/// The headers of any kernel that has some installed: what was built, and the source.
+fn other_headers() -> Option<(PathBuf, PathBuf)> {
+    let kernels = std::fs::read_dir(MODULES).ok()?;
+    kernels.flatten().find_map(|kernel| {
+        let build = kernel.path().join("build").canonicalize().ok()?;
+        let source = kernel.path().join("source").canonicalize();
+        Some((build.clone(), source.unwrap_or(build)))
+    })
 }

@@ -1,5 +1,6 @@
 //! The programs of benches/bpf: what the shipped ones are measured against, and the sender.
 
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::process::Command;
@@ -7,12 +8,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, Object, ObjectBuilder, PerfBufferBuilder, ProgramMut};
 use tcpinspect::attach::xdp::{self, XdpMode};
 use tcpinspect::attach::{Direction, tc};
 use tcpinspect::cli::{OutputArgs, OutputFormat};
 use tcpinspect::host::interfaces::resolve;
 use tcpinspect::notice::Notices;
+use tcpinspect::skel::connect_trace::ConnectTraceSkelBuilder;
 
 /// Frames really go where the program sends them (linux/bpf.h).
 pub const LIVE_FRAMES: u32 = 1 << 1;
@@ -67,6 +70,39 @@ pub fn test_run(fd: i32, frame: &[u8], repeat: u32, flags: u32) -> Result<()> {
     Ok(())
 }
 
+/// Attaches the programs of connect-trace's tracepoint backend, without all that the command does.
+fn attach_bare() -> Result<Vec<libbpf_rs::Link>> {
+    let storage = Box::leak(Box::new(MaybeUninit::uninit()));
+    let mut open = ConnectTraceSkelBuilder::default().open(storage)?;
+    let rodata = open.maps.rodata_data.as_deref_mut();
+    rodata.context("no settings")?.wanted_kinds = 0b111;
+    for map in [
+        &mut open.maps.src_only,
+        &mut open.maps.src_not,
+        &mut open.maps.dst_only,
+        &mut open.maps.dst_not,
+        &mut open.maps.pids,
+        &mut open.maps.uids,
+        &mut open.maps.comms,
+        &mut open.maps.calls,
+        &mut open.maps.passed_over,
+        &mut open.maps.perf,
+    ] {
+        map.set_autocreate(false)?;
+    }
+    let wanted = ["on_state_change", "on_nested_state_change"];
+    for mut program in open.open_object_mut().progs_mut() {
+        let is_wanted = wanted.iter().any(|name| program.name() == *name);
+        program.set_autoload(is_wanted);
+    }
+    let skel = Box::leak(Box::new(open.load()?));
+    let progs = &skel.progs;
+    Ok(vec![
+        progs.on_state_change.attach()?,
+        progs.on_nested_state_change.attach()?,
+    ])
+}
+
 /// Names what a child of this process has to attach.
 pub const ATTACHED: &str = "TCPINSPECT_BENCH_ATTACH";
 
@@ -75,6 +111,14 @@ pub const ATTACHED: &str = "TCPINSPECT_BENCH_ATTACH";
 pub fn attach(what: &str) -> Result<()> {
     static STOP: AtomicBool = AtomicBool::new(false);
     ctrlc::set_handler(|| STOP.store(true, Ordering::SeqCst))?;
+    if what == "bare" {
+        let _links = attach_bare()?;
+        eprintln!("attached: {what}");
+        while !STOP.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        return Ok(());
+    }
     let object = load()?;
     let interfaces = resolve(&["r0".to_owned()])?;
     let interface = interfaces.first().context("r0 is missing")?;

@@ -12,7 +12,7 @@ use crate::world::{Contender, Ready, Tool, World, tcpinspect};
 /// Bytes of the event buffer, which are mapped and counted as resident once they were used.
 const EVENT_BUFFER_MIB: f64 = 4.0;
 
-const CONTENDERS: [Contender; 11] = [
+const CONTENDERS: [Contender; 12] = [
     Contender::ours("syn-count", "tcpinspect syn-count r0"),
     Contender::ours("syn-count --mode tc", "tcpinspect syn-count r0 --mode tc"),
     Contender::ours("port-monitor", "tcpinspect port-monitor r0"),
@@ -23,6 +23,7 @@ const CONTENDERS: [Contender; 11] = [
         "attach native",
         Ready::Stderr("attached:"),
     ),
+    Contender::peer(BARE, "attach bare", Ready::Stderr("attached:")),
     Contender::peer(
         "xdpdump (C)",
         "xdpdump -i r0",
@@ -37,6 +38,9 @@ const CONTENDERS: [Contender; 11] = [
     Contender::peer(BPFTRACE, "bpftrace scripts", Ready::Stdout("ready")),
     Contender::peer(BCC, "tcpstates-bpfcc", Ready::Waiting),
 ];
+
+/// connect-trace's programs of the tracepoint backend, loaded and attached by the library alone.
+const BARE: &str = "connect-trace's programs, by libbpf-rs alone";
 
 /// The tracepoint of our own connect-trace, by others.
 const C_PEER: &str = "tcpstates of libbpf-tools (C)";
@@ -126,7 +130,7 @@ pub fn run(effort: Effort) -> Result<bool> {
     };
     let trace = of("connect-trace").context("connect-trace did not start")?;
     target("ms, the slowest command", slowest, 60.0, true);
-    for (name, limit) in [(C_PEER, 1.2), (BPFTRACE, 0.2), (BCC, 0.0667)] {
+    for (name, limit) in [(BARE, 1.2), (C_PEER, 1.2), (BPFTRACE, 0.2), (BCC, 0.0667)] {
         if let Some(peer) = of(name) {
             target(
                 &format!("connect-trace over {name}"),

@@ -714,6 +714,25 @@ static __always_inline struct behind look_behind(const struct sock *sk,
 	return behind;
 }
 
+/* Whether the connect function is hooked, and the caller in it. */
+static __always_inline bool is_in_call(const struct connection *kept)
+{
+	return kept && kept->phase == PHASE_CALLING &&
+	       kept->event.tid == (__u32)bpf_get_current_pid_tgid();
+}
+
+/* The call will return to a hook that knows more. */
+static __always_inline void on_syn_sent_in_call(const struct sock *sk, const struct tcp_sock *tp,
+						struct connection *kept)
+{
+	struct ends ends;
+
+	read_ends(&ends, sk);
+	set_ends(&kept->event, &ends);
+	kept->old_sport = read_inet_sport(tp);
+	kept->sent = true;
+}
+
 static __always_inline void on_syn_sent(void *ctx, const struct sock *sk, const struct tcp_sock *tp,
 					const struct behind *behind, __u64 key,
 					struct connection *kept)
@@ -721,19 +740,11 @@ static __always_inline void on_syn_sent(void *ctx, const struct sock *sk, const 
 	struct connection c = { .phase = PHASE_WAITING, .sent = true };
 	struct ends ends;
 
-	read_ends(&ends, sk);
 	if (kept) {
-		/* The connect function is hooked: it returns to a hook that knows more. */
-		if (kept->phase == PHASE_CALLING &&
-		    kept->event.tid == (__u32)bpf_get_current_pid_tgid()) {
-			set_ends(&kept->event, &ends);
-			kept->old_sport = read_inet_sport(tp);
-			kept->sent = true;
-			return;
-		}
 		give_up(kept);
 		bpf_map_delete_elem(&connections, &key);
 	}
+	read_ends(&ends, sk);
 	start_connection(&c);
 	c.event.netns = behind->netns;
 	c.old_sport = read_inet_sport(tp);
@@ -929,8 +940,7 @@ static __always_inline void on_close(void *ctx, const struct sock *sk, const str
 		return;
 	}
 	/* The connect function failed on its own, and is about to return to its hook. */
-	if (kept->phase == PHASE_CALLING && behind->in_connect &&
-	    kept->event.tid == (__u32)bpf_get_current_pid_tgid()) {
+	if (behind->in_connect && is_in_call(kept)) {
 		kept->sent = false;
 		return;
 	}
@@ -993,9 +1003,14 @@ static __noinline int on_state(void *ctx, const struct sock *sk, const struct tc
 			       struct connection *kept, int states)
 {
 	int old_state = states >> 8, new_state = states & 0xff;
-	struct behind behind = look_behind(sk, kept, new_state);
+	struct behind behind;
 	__u64 key = (__u64)sk;
 
+	if (new_state == TCP_SYN_SENT && is_in_call(kept)) {
+		on_syn_sent_in_call(sk, tp, kept);
+		return 0;
+	}
+	behind = look_behind(sk, kept, new_state);
 	if (new_state == TCP_SYN_SENT)
 		on_syn_sent(ctx, sk, tp, &behind, key, kept);
 	else if (new_state == TCP_ESTABLISHED)

@@ -249,11 +249,16 @@ mod tests {
 
     #[test]
     fn the_running_kernel_is_read_as_libbpf_reads_it() {
+        use std::io::Write;
+
         use libbpf_rs::btf::Btf;
         use libbpf_rs::btf::types::{Func, Var};
 
+        const NAME: &str = "the_running_kernel_is_read_as_libbpf_reads_it";
+
         let Ok(theirs) = Btf::from_vmlinux() else {
-            eprintln!("SKIP the_running_kernel_is_read_as_libbpf_reads_it: this kernel has no BTF");
+            let why = "this kernel has no BTF";
+            let _ = writeln!(std::io::stderr(), "SKIP {NAME}: {why}");
             return;
         };
         let ours = KernelTypes::load().unwrap();
