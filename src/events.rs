@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use libbpf_rs::{MapMut, OpenMapMut, PerfBuffer, PerfBufferBuilder};
 
-use crate::attach::ring::{Bell, Ring, page_size};
+use crate::attach::ring::{Aligned, Bell, Ring, page_size};
 use crate::cli::{BufferArgs, BufferChoice};
 
 /// The kind of buffer in use.
@@ -93,7 +93,8 @@ pub const BATCH: usize = 65_536;
 const NAP: Duration = Duration::from_millis(1);
 
 impl<'a> EventSource<'a> {
-    /// Opens the buffer; `on_event` gets each event's bytes.
+    /// Opens the buffer; `on_event` gets each event's bytes, which begin at a multiple of 8 in
+    /// memory.
     ///
     /// # Errors
     /// The buffer can't be mapped.
@@ -119,11 +120,12 @@ impl<'a> EventSource<'a> {
                 } else {
                     pages.next_power_of_two() / 2
                 };
+                let mut aligned = Aligned::default();
                 let buffer = PerfBufferBuilder::new(perf)
                     .pages(pages)
                     // What is lost is counted where it is lost, in the program.
                     .lost_cb(|_, _: u64| ())
-                    .sample_cb(move |_, bytes: &[u8]| on_event(bytes))
+                    .sample_cb(move |_, bytes: &[u8]| on_event(aligned.copy(bytes, &[])))
                     .build()
                     .context("failed to map the perf buffer")?;
                 Ok(Self::Perf(buffer))

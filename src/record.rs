@@ -12,7 +12,7 @@ use crate::skel::{
 #[derive(Clone, Copy)]
 pub struct Packet<'a> {
     /// The event as the program filled it.
-    pub raw: PacketEvent,
+    pub raw: &'a PacketEvent,
     /// Its TCP options.
     pub options: TcpOptions,
     /// The first bytes of the payload, as many as were asked for and are there.
@@ -20,10 +20,11 @@ pub struct Packet<'a> {
 }
 
 impl<'a> Packet<'a> {
-    /// Decodes an event; `None` if it is too short or contradicts itself.
+    /// Decodes an event, which begins at a multiple of 8 in memory; `None` if it is too short or
+    /// contradicts itself.
+    #[inline]
     pub fn decode(bytes: &'a [u8]) -> Option<Self> {
-        let mut raw = PacketEvent::default();
-        plain::copy_from_bytes(&mut raw, bytes).ok()?;
+        let raw: &PacketEvent = plain::from_bytes(bytes).ok()?;
         // The kernel rounds sizes up to 8 bytes, so there may be more than was sent.
         let payload = bytes.get(size_of::<PacketEvent>()..)?;
         let payload = payload.get(..usize::from(raw.payload_captured))?;

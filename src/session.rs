@@ -22,6 +22,7 @@ use crate::host::privileges;
 use crate::host::sandbox::{self, Files};
 use crate::notice::Notices;
 use crate::output::clock::{Clock, UnixNanos};
+use crate::output::line::Line;
 use crate::output::sink::Sink;
 use crate::output::summary::Summary;
 use crate::stop::{ExitReason, Stop, poll_timeout};
@@ -69,7 +70,7 @@ const MOVED_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Io {
     /// Writes the header line of the text format.
-    pub fn text_header(&self, render: impl FnOnce(&mut Vec<u8>)) {
+    pub fn text_header(&self, render: impl FnOnce(&mut Line<'_>)) {
         if self.format == OutputFormat::Text {
             self.output.borrow_mut().sink.extra(&self.stop, render);
         }
@@ -492,7 +493,7 @@ impl Delivery {
         &self,
         record: Option<T>,
         time: impl FnOnce(&Clock, &T) -> UnixNanos,
-        render: impl FnOnce(&mut Vec<u8>, &mut Clock, UnixNanos, &T),
+        render: impl FnOnce(&mut Line<'_>, &mut Clock, UnixNanos, &T),
     ) -> bool {
         let Some(record) = record else {
             self.broken();

@@ -34,7 +34,24 @@ pub struct Ring<'a> {
     size: usize,
     /// What was read: beyond what the kernel was told, if a bell is unwanted.
     read: u64,
-    wrapped: Vec<u8>,
+    wrapped: Aligned,
+}
+
+/// A copy of a record that begins at a multiple of 8 in memory, as those in a ring do.
+#[derive(Default)]
+pub struct Aligned(Vec<u64>);
+
+impl Aligned {
+    /// Copies a record that is in two parts.
+    pub fn copy(&mut self, first: &[u8], second: &[u8]) -> &[u8] {
+        let len = first.len() + second.len();
+        self.0.resize(len.div_ceil(8), 0);
+        // SAFETY: any 8 bytes are an integer, and any integer is 8 bytes; they are ours alone.
+        let (_, bytes, _) = unsafe { self.0.align_to_mut::<u8>() };
+        bytes[..first.len()].copy_from_slice(first);
+        bytes[first.len()..len].copy_from_slice(second);
+        &bytes[..len]
+    }
 }
 
 /// What the kernel is to do when the next record is ready.
@@ -88,7 +105,7 @@ impl<'a> Ring<'a> {
             page,
             size,
             read: 0,
-            wrapped: Vec::new(),
+            wrapped: Aligned::default(),
         };
         ring.read = ring.consumer_position().load(Ordering::Relaxed);
         Ok(ring)
@@ -128,7 +145,8 @@ impl<'a> Ring<'a> {
         header.load(Ordering::Acquire)
     }
 
-    /// Hands over the records that are ready, `max` at most. Returns how many.
+    /// Hands over the records that are ready, `max` at most; each begins at a multiple of 8 in
+    /// memory. Returns how many.
     pub fn consume(&mut self, max: usize, bell: Bell, mut on_record: impl FnMut(&[u8])) -> usize {
         let mut position = self.read;
         let mut released = position;
@@ -178,10 +196,8 @@ impl<'a> Ring<'a> {
         if first.len() == len {
             on_record(first);
         } else {
-            whole.clear();
-            whole.extend_from_slice(first);
-            whole.extend_from_slice(self.data(position + first.len() as u64, len - first.len()));
-            on_record(&whole);
+            let second = self.data(position + first.len() as u64, len - first.len());
+            on_record(whole.copy(first, second));
         }
         self.wrapped = whole;
     }

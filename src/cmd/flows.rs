@@ -29,6 +29,7 @@ use crate::load::Loads;
 use crate::notice::Notices;
 use crate::output::clock::UnixNanos;
 use crate::output::flow::{FlowInterval, FlowWriter};
+use crate::output::line::Line;
 use crate::output::packet::iface_width;
 use crate::output::summary::{FlowTotals, Summary};
 use crate::record::flow::Flow;
@@ -572,7 +573,7 @@ impl<'a> Book<'a> {
         self.loads.is_none() && !self.has_view
     }
 
-    fn header(&self, out: &mut Vec<u8>) {
+    fn header(&self, out: &mut Line<'_>) {
         match &self.loads {
             Some(_) => self.writer.text_interval_header(out),
             None => self.writer.text_header(out),

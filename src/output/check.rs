@@ -1,9 +1,8 @@
 //! check's lines.
 
 use super::clock::{Clock, UnixNanos};
-use super::escape::push_text;
 use super::json::Object;
-use super::pad_right;
+use super::line::Line;
 use crate::key;
 
 /// What a finding is about.
@@ -47,21 +46,21 @@ pub struct Finding {
 }
 
 /// The header line of the text format.
-pub fn text_header(out: &mut Vec<u8>) {
+pub fn text_header(out: &mut Line<'_>) {
     out.extend_from_slice(b"TIME     KIND      NAME                      OK  DETAIL\n");
 }
 
 /// A finding as one line of text.
-pub fn text(out: &mut Vec<u8>, clock: &mut Clock, at: UnixNanos, finding: &Finding) {
+pub fn text(out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos, finding: &Finding) {
     clock.push_local(out, at);
     out.push(b' ');
-    pad_right(out, 10, |out| {
+    out.pad_right(10, |out| {
         out.extend_from_slice(finding.kind.name().as_bytes());
     });
-    pad_right(out, 26, |out| {
+    out.pad_right(26, |out| {
         out.extend_from_slice(finding.name.as_bytes());
     });
-    pad_right(out, 4, |out| {
+    out.pad_right(4, |out| {
         out.extend_from_slice(match finding.ok {
             Some(true) => b"yes",
             Some(false) => b"no",
@@ -77,17 +76,17 @@ pub fn text(out: &mut Vec<u8>, clock: &mut Clock, at: UnixNanos, finding: &Findi
 }
 
 /// The last column may have spaces.
-fn push_words(out: &mut Vec<u8>, text: &str) {
+fn push_words(out: &mut Line<'_>, text: &str) {
     for (i, word) in text.split(' ').enumerate() {
         if i > 0 {
             out.push(b' ');
         }
-        push_text(out, word.as_bytes());
+        out.push_text(word.as_bytes());
     }
 }
 
 /// A finding as one line of JSON.
-pub fn json(out: &mut Vec<u8>, clock: &mut Clock, at: UnixNanos, finding: &Finding) {
+pub fn json(out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos, finding: &Finding) {
     let mut line = Object::new(out, |out| clock.push_rfc3339(out, at), "check");
     line.name(key!("kind"), finding.kind.name());
     line.name(key!("name"), finding.name);
@@ -109,6 +108,7 @@ pub fn json(out: &mut Vec<u8>, clock: &mut Clock, at: UnixNanos, finding: &Findi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::line::rendered;
 
     fn finding() -> Finding {
         Finding {
@@ -120,10 +120,9 @@ mod tests {
         }
     }
 
-    fn render(push: impl FnOnce(&mut Vec<u8>, &mut Clock)) -> String {
-        let mut out = Vec::new();
-        push(&mut out, &mut Clock::with_zone(jiff::tz::TimeZone::UTC));
-        String::from_utf8(out).unwrap()
+    fn render(push: impl FnOnce(&mut Line<'_>, &mut Clock)) -> String {
+        let mut clock = Clock::with_zone(jiff::tz::TimeZone::UTC);
+        rendered(|out| push(out, &mut clock))
     }
 
     #[test]

@@ -5,6 +5,9 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use nix::time::{ClockId, clock_gettime};
 
+use super::line::Line;
+use super::number::eight_digits;
+
 const NANOS_PER_SEC: i64 = 1_000_000_000;
 
 /// Nanoseconds since the UNIX epoch.
@@ -15,14 +18,15 @@ pub struct Clock {
     zone: TimeZone,
     /// What must be added to CLOCK_MONOTONIC to get UNIX time, in ns.
     offset: i64,
-    utc: Cached,
-    local: Cached,
+    utc: Cached<19>,
+    local: Cached<8>,
 }
 
-#[derive(Default)]
-struct Cached {
-    second: Option<i64>,
-    text: String,
+/// The text of a second.
+struct Cached<const N: usize> {
+    /// When it began.
+    start: Option<UnixNanos>,
+    text: [u8; N],
 }
 
 impl Clock {
@@ -41,8 +45,8 @@ impl Clock {
         Self {
             zone,
             offset: 0,
-            utc: Cached::default(),
-            local: Cached::default(),
+            utc: Cached::new(),
+            local: Cached::new(),
         }
     }
 
@@ -72,71 +76,82 @@ impl Clock {
     }
 
     /// Appends RFC 3339 in UTC with nanoseconds, as JSON has it.
-    pub fn push_rfc3339(&mut self, out: &mut Vec<u8>, at: UnixNanos) {
-        let (second, nanos) = split(at);
-        let text = self.utc.get(second, |time| {
-            time.strftime("%Y-%m-%dT%H:%M:%S").to_string()
-        });
-        out.extend_from_slice(text.as_bytes());
-        out.push(b'.');
-        push_padded::<9>(out, nanos);
+    #[inline(always)]
+    pub fn push_rfc3339(&mut self, out: &mut Line<'_>, at: UnixNanos) {
+        let nanos = self
+            .utc
+            .nanos(at, |time| time.strftime("%Y-%m-%dT%H:%M:%S").to_string());
+        out.put(self.utc.text, 19);
+        let (first, rest) = (nanos / 100_000_000, nanos % 100_000_000);
+        out.put([b'.', b'0' + first as u8], 2);
+        out.put(eight_digits(rest).to_le_bytes(), 8);
         out.push(b'Z');
     }
 
     /// Appends local time of day with microseconds, as events have it in text.
-    pub fn push_local_micros(&mut self, out: &mut Vec<u8>, at: UnixNanos) {
+    #[inline(always)]
+    pub fn push_local_micros(&mut self, out: &mut Line<'_>, at: UnixNanos) {
         let nanos = self.push_local(out, at);
         out.push(b'.');
-        push_padded::<6>(out, nanos / 1000);
+        // The first two of eight digits are 0.
+        out.put((eight_digits(nanos / 1000) >> 16).to_le_bytes(), 6);
     }
 
     /// Appends local time of day to the second, and returns the nanoseconds that are left.
-    pub fn push_local(&mut self, out: &mut Vec<u8>, at: UnixNanos) -> u32 {
-        let (second, nanos) = split(at);
+    #[inline(always)]
+    pub fn push_local(&mut self, out: &mut Line<'_>, at: UnixNanos) -> u32 {
         let zone = &self.zone;
-        let text = self.local.get(second, |time| {
+        let nanos = self.local.nanos(at, |time| {
             time.to_zoned(zone.clone()).strftime("%H:%M:%S").to_string()
         });
-        out.extend_from_slice(text.as_bytes());
+        out.put(self.local.text, 8);
         nanos
     }
 }
 
-impl Cached {
-    fn get(&mut self, second: i64, format: impl FnOnce(Timestamp) -> String) -> &str {
-        if self.second != Some(second) {
-            self.second = Some(second);
-            // An i64 of nanoseconds is always within a Timestamp's range.
-            self.text = format(Timestamp::from_second(second).unwrap_or(Timestamp::UNIX_EPOCH));
+impl<const N: usize> Cached<N> {
+    fn new() -> Self {
+        Self {
+            start: None,
+            text: [b' '; N],
         }
-        &self.text
     }
-}
 
-/// Whole seconds, and the nanoseconds that are left.
-fn split(at: UnixNanos) -> (i64, u32) {
-    let nanos = at.rem_euclid(NANOS_PER_SEC);
-    (at.div_euclid(NANOS_PER_SEC), nanos as u32)
-}
-
-/// Appends the last `N` digits of a number.
-fn push_padded<const N: usize>(out: &mut Vec<u8>, mut value: u32) {
-    let mut digits = [b'0'; N];
-    for digit in digits.iter_mut().rev() {
-        *digit += (value % 10) as u8;
-        value /= 10;
+    /// Nanoseconds since the beginning of the second, of which `text` then has the text.
+    #[inline(always)]
+    fn nanos(&mut self, at: UnixNanos, format: impl FnOnce(Timestamp) -> String) -> u32 {
+        let nanos = self.start.map(|start| at.wrapping_sub(start));
+        match nanos {
+            Some(nanos @ 0..NANOS_PER_SEC) => nanos as u32,
+            _ => self.renew(at, format),
+        }
     }
-    out.extend_from_slice(&digits);
+
+    #[cold]
+    #[inline(never)]
+    fn renew(&mut self, at: UnixNanos, format: impl FnOnce(Timestamp) -> String) -> u32 {
+        let nanos = at.rem_euclid(NANOS_PER_SEC);
+        // Of the first second there may be, the beginning is before all times; but what is within
+        // it is as far from there as it is.
+        self.start = Some(at.wrapping_sub(nanos));
+        // An i64 of nanoseconds is always within a Timestamp's range, and its year has four digits.
+        let second = Timestamp::from_second(at.div_euclid(NANOS_PER_SEC));
+        let text = format(second.unwrap_or(Timestamp::UNIX_EPOCH));
+        for (to, from) in self.text.iter_mut().zip(text.bytes()) {
+            *to = from;
+        }
+        nanos as u32
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::line::rendered;
 
     fn rfc3339(at: UnixNanos) -> String {
-        let mut out = Vec::new();
-        Clock::with_zone(TimeZone::UTC).push_rfc3339(&mut out, at);
-        String::from_utf8(out).unwrap()
+        let mut clock = Clock::with_zone(TimeZone::UTC);
+        rendered(|out| clock.push_rfc3339(out, at))
     }
 
     #[test]
@@ -147,25 +162,29 @@ mod tests {
             "2025-11-24T16:00:00.000000007Z"
         );
         assert_eq!(rfc3339(-1), "1969-12-31T23:59:59.999999999Z");
-        rfc3339(i64::MAX);
-        rfc3339(i64::MIN);
+        assert_eq!(rfc3339(i64::MAX), "2262-04-11T23:47:16.854775807Z");
+        assert_eq!(rfc3339(i64::MIN), "1677-09-21T00:12:43.145224192Z");
     }
 
     #[test]
     fn text_times_are_local_with_microseconds() {
         let mut clock = Clock::with_zone(TimeZone::fixed(jiff::tz::offset(2)));
-        let mut out = Vec::new();
-        clock.push_local_micros(&mut out, 1_764_000_000_000_042_999);
-        assert_eq!(out, b"18:00:00.000042");
+        let out = rendered(|out| clock.push_local_micros(out, 1_764_000_000_000_042_999));
+        assert_eq!(out, "18:00:00.000042");
     }
 
     #[test]
     fn a_new_second_is_not_the_cached_one() {
         let mut clock = Clock::with_zone(TimeZone::UTC);
-        let mut out = Vec::new();
-        clock.push_rfc3339(&mut out, 0);
-        out.clear();
-        clock.push_rfc3339(&mut out, 61 * NANOS_PER_SEC);
-        assert_eq!(out, b"1970-01-01T00:01:01.000000000Z");
+        for (at, text) in [
+            (0, "1970-01-01T00:00:00.000000000Z"),
+            (61 * NANOS_PER_SEC, "1970-01-01T00:01:01.000000000Z"),
+            (61 * NANOS_PER_SEC - 1, "1970-01-01T00:01:00.999999999Z"),
+            (62 * NANOS_PER_SEC - 1, "1970-01-01T00:01:01.999999999Z"),
+            (i64::MIN, "1677-09-21T00:12:43.145224192Z"),
+            (i64::MIN + 1, "1677-09-21T00:12:43.145224193Z"),
+        ] {
+            assert_eq!(rendered(|out| clock.push_rfc3339(out, at)), text);
+        }
     }
 }

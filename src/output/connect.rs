@@ -5,10 +5,10 @@ use std::borrow::Cow;
 use nix::errno::Errno;
 
 use super::clock::{Clock, UnixNanos};
-use super::escape::push_text;
-use super::json::{Object, push_addr, push_int};
+use super::json::{Object, push_addr, push_int, push_port};
+use super::line::Line;
+use super::number::Integer;
 use super::packet::push_opt_addr;
-use super::{pad_left, pad_right};
 use crate::key;
 use crate::record::Connection;
 
@@ -22,7 +22,7 @@ pub struct ConnectWriter {
 
 impl ConnectWriter {
     /// The header line of the text format.
-    pub fn text_header(&self, out: &mut Vec<u8>) {
+    pub fn text_header(&self, out: &mut Line<'_>) {
         out.extend_from_slice(
             b"TIME            EVENT       PID     COMM             IP SADDR                                   SPORT DADDR                                   DPORT LAT(us)    ERROR",
         );
@@ -35,7 +35,7 @@ impl ConnectWriter {
     /// One line of text.
     pub fn text(
         &self,
-        out: &mut Vec<u8>,
+        out: &mut Line<'_>,
         clock: &mut Clock,
         at: UnixNanos,
         connection: &Connection,
@@ -44,35 +44,31 @@ impl ConnectWriter {
         let has_process = connection.has_process();
         clock.push_local_micros(out, at);
         out.push(b' ');
-        pad_right(out, 12, |out| {
+        out.pad_right(12, |out| {
             out.extend_from_slice(connection.name().as_bytes())
         });
-        pad_right(out, 8, |out| push_opt(out, has_process.then_some(raw.pid)));
-        pad_right(out, 17, |out| match connection.comm() {
+        out.pad_right(8, |out| push_opt(out, has_process.then_some(raw.pid)));
+        out.pad_right(17, |out| match connection.comm() {
             [] => out.push(b'-'),
-            comm => push_text(out, comm),
+            comm => out.push_text(comm),
         });
         push_int(out, raw.ip_version);
         out.extend_from_slice(b"  ");
-        pad_right(out, 40, |out| push_opt_addr(out, connection.saddr()));
-        pad_left(out, 5, |out| push_opt(out, connection.sport()));
+        out.pad_right(40, |out| push_opt_addr(out, connection.saddr()));
+        push_port(out, connection.sport());
         out.push(b' ');
-        pad_right(out, 40, |out| push_opt_addr(out, connection.daddr()));
-        pad_left(out, 5, |out| push_int(out, raw.dport));
+        out.pad_right(40, |out| push_opt_addr(out, connection.daddr()));
+        push_port(out, Some(raw.dport));
         out.push(b' ');
-        pad_right(out, 11, |out| {
-            push_opt(out, micros(connection.latency_ns()))
-        });
+        out.pad_right(11, |out| push_opt(out, micros(connection.latency_ns())));
         let error = connection.error().map(errno_name);
         let error = error.as_deref().unwrap_or("-").as_bytes();
         if self.with_close {
-            pad_right(out, 13, |out| out.extend_from_slice(error));
+            out.pad_right(13, |out| out.extend_from_slice(error));
             let closed = connection.is_closed();
-            pad_right(out, 13, |out| {
-                push_opt(out, micros(connection.duration_ns()))
-            });
-            pad_right(out, 11, |out| push_opt(out, closed.then_some(raw.tx_bytes)));
-            pad_right(out, 11, |out| push_opt(out, closed.then_some(raw.rx_bytes)));
+            out.pad_right(13, |out| push_opt(out, micros(connection.duration_ns())));
+            out.pad_right(11, |out| push_opt(out, closed.then_some(raw.tx_bytes)));
+            out.pad_right(11, |out| push_opt(out, closed.then_some(raw.rx_bytes)));
             out.extend_from_slice(connection.closed_by().unwrap_or("-").as_bytes());
         } else {
             out.extend_from_slice(error);
@@ -83,7 +79,7 @@ impl ConnectWriter {
     /// One line of JSON; `container` is where the process is.
     pub fn json(
         &self,
-        out: &mut Vec<u8>,
+        out: &mut Line<'_>,
         clock: &mut Clock,
         at: UnixNanos,
         connection: &Connection,
@@ -136,7 +132,7 @@ fn micros(nanos: Option<u64>) -> Option<u64> {
     nanos.map(|nanos| nanos / 1000)
 }
 
-fn push_opt(out: &mut Vec<u8>, value: Option<impl itoa::Integer>) {
+fn push_opt(out: &mut Line<'_>, value: Option<impl Integer>) {
     match value {
         Some(value) => push_int(out, value),
         None => out.push(b'-'),

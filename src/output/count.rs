@@ -1,9 +1,8 @@
 //! syn-count's lines.
 
 use super::clock::{Clock, UnixNanos};
-use super::escape::push_text;
 use super::json::{Object, push_float, push_int};
-use super::pad_right;
+use super::line::Line;
 use crate::key;
 
 /// SYNs of an interval.
@@ -66,11 +65,9 @@ pub struct CountWriter {
 
 impl CountWriter {
     /// The header line of the text format.
-    pub fn text_header(&self, out: &mut Vec<u8>) {
+    pub fn text_header(&self, out: &mut Line<'_>) {
         out.extend_from_slice(b"TIME     ");
-        pad_right(out, self.iface_width + 1, |out| {
-            out.extend_from_slice(b"IFACE")
-        });
+        out.pad_right(self.iface_width + 1, |out| out.extend_from_slice(b"IFACE"));
         out.extend_from_slice(b"MODE    ");
         if self.with_keys {
             out.extend_from_slice(b"EVENT   KEY                                     ");
@@ -81,7 +78,7 @@ impl CountWriter {
     /// The lines of an interval: the total, then the busiest keys.
     pub fn text(
         &self,
-        out: &mut Vec<u8>,
+        out: &mut Line<'_>,
         clock: &mut Clock,
         at: UnixNanos,
         interval: &Interval<'_>,
@@ -105,15 +102,15 @@ impl CountWriter {
 
     fn text_row(
         &self,
-        out: &mut Vec<u8>,
+        out: &mut Line<'_>,
         clock: &mut Clock,
         at: UnixNanos,
         (iface, mode, event, key): (Option<&str>, &str, &str, &str),
         count: Count,
     ) {
         self.text_start(out, clock, at, iface, mode, event, key);
-        pad_right(out, 13, |out| push_int(out, count.delta));
-        pad_right(out, 15, |out| push_int(out, count.total));
+        out.pad_right(13, |out| push_int(out, count.delta));
+        out.pad_right(15, |out| push_int(out, count.total));
         push_float(out, count.rate);
         out.push(b'\n');
     }
@@ -121,7 +118,7 @@ impl CountWriter {
     #[allow(clippy::too_many_arguments)]
     fn text_start(
         &self,
-        out: &mut Vec<u8>,
+        out: &mut Line<'_>,
         clock: &mut Clock,
         at: UnixNanos,
         iface: Option<&str>,
@@ -131,20 +128,20 @@ impl CountWriter {
     ) {
         clock.push_local(out, at);
         out.push(b' ');
-        pad_right(out, self.iface_width + 1, |out| {
-            push_text(out, iface.unwrap_or("-").as_bytes());
+        out.pad_right(self.iface_width + 1, |out| {
+            out.push_text(iface.unwrap_or("-").as_bytes());
         });
-        pad_right(out, 8, |out| out.extend_from_slice(mode.as_bytes()));
+        out.pad_right(8, |out| out.extend_from_slice(mode.as_bytes()));
         if self.with_keys {
-            pad_right(out, 8, |out| out.extend_from_slice(event.as_bytes()));
-            pad_right(out, 40, |out| out.extend_from_slice(key.as_bytes()));
+            out.pad_right(8, |out| out.extend_from_slice(event.as_bytes()));
+            out.pad_right(40, |out| out.extend_from_slice(key.as_bytes()));
         }
     }
 
     /// An alert as a line of text.
     pub fn text_alert(
         &self,
-        out: &mut Vec<u8>,
+        out: &mut Line<'_>,
         clock: &mut Clock,
         at: UnixNanos,
         mode: &str,
@@ -152,8 +149,8 @@ impl CountWriter {
     ) {
         let event = if alert.raised { "ALERT" } else { "cleared" };
         self.text_start(out, clock, at, alert.iface, mode, event, alert.key);
-        pad_right(out, 13, |out| out.push(b'-'));
-        pad_right(out, 15, |out| out.push(b'-'));
+        out.pad_right(13, |out| out.push(b'-'));
+        out.pad_right(15, |out| out.push(b'-'));
         push_float(out, alert.rate);
         out.push(b'\n');
     }
@@ -161,7 +158,7 @@ impl CountWriter {
     /// An interval as a line of JSON.
     pub fn json(
         &self,
-        out: &mut Vec<u8>,
+        out: &mut Line<'_>,
         clock: &mut Clock,
         at: UnixNanos,
         interval: &Interval<'_>,
@@ -184,7 +181,7 @@ impl CountWriter {
     /// An alert as a line of JSON.
     pub fn json_alert(
         &self,
-        out: &mut Vec<u8>,
+        out: &mut Line<'_>,
         clock: &mut Clock,
         at: UnixNanos,
         alert: &Alert<'_>,
@@ -202,7 +199,7 @@ impl CountWriter {
     }
 }
 
-fn push_iface(line: &mut Object<'_>, iface: Option<&str>) {
+fn push_iface(line: &mut Object<'_, '_>, iface: Option<&str>) {
     match iface {
         Some(name) => line.string(key!("iface"), name.as_bytes()),
         None => line.null(key!("iface")),
@@ -210,7 +207,7 @@ fn push_iface(line: &mut Object<'_>, iface: Option<&str>) {
 }
 
 /// An address is text, a port a number.
-pub(crate) fn push_count_key(out: &mut Vec<u8>, key: &str) {
+pub(crate) fn push_count_key(out: &mut Line<'_>, key: &str) {
     if key.bytes().all(|byte| byte.is_ascii_digit()) {
         out.extend_from_slice(key.as_bytes());
     } else {
@@ -220,7 +217,7 @@ pub(crate) fn push_count_key(out: &mut Vec<u8>, key: &str) {
     }
 }
 
-fn push_top(out: &mut Vec<u8>, top: &[KeyCount]) {
+fn push_top(out: &mut Line<'_>, top: &[KeyCount]) {
     out.push(b'[');
     for (i, key) in top.iter().enumerate() {
         out.extend_from_slice(if i == 0 { b"{\"key\":" } else { b",{\"key\":" });

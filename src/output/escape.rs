@@ -3,10 +3,7 @@
 /// Appends `bytes` for a text column: printable ASCII and valid UTF-8 as they are, anything else
 /// as `\xNN`, so that a value is one word on one line.
 pub fn push_text(out: &mut Vec<u8>, bytes: &[u8]) {
-    if bytes
-        .iter()
-        .all(|byte| byte.is_ascii_graphic() && *byte != b'\\')
-    {
+    if is_plain_text(bytes) {
         out.extend_from_slice(bytes);
         return;
     }
@@ -45,10 +42,7 @@ pub fn push_line(out: &mut Vec<u8>, line: &str) {
 /// string's value, as in text, for JSON has no other way to say them.
 pub fn push_json(out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'"');
-    if bytes
-        .iter()
-        .all(|byte| byte.is_ascii_graphic() && !b"\"\\".contains(byte))
-    {
+    if is_plain_json(bytes) {
         out.extend_from_slice(bytes);
         out.push(b'"');
         return;
@@ -79,14 +73,27 @@ pub fn push_json(out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'"');
 }
 
+/// Nothing in it needs an escape in text.
+pub(crate) fn is_plain_text(bytes: &[u8]) -> bool {
+    let is_plain = |byte: &u8| byte.is_ascii_graphic() && *byte != b'\\';
+    bytes.iter().all(is_plain)
+}
+
+/// Nothing in it needs an escape in JSON.
+pub(crate) fn is_plain_json(bytes: &[u8]) -> bool {
+    let is_plain = |byte: &u8| byte.is_ascii_graphic() && !b"\"\\".contains(byte);
+    bytes.iter().all(is_plain)
+}
+
 /// Appends lower-case hex digits.
-pub fn push_hex(out: &mut Vec<u8>, bytes: &[u8]) {
+fn push_hex(out: &mut Vec<u8>, bytes: &[u8]) {
     for byte in bytes {
         out.extend_from_slice(&hex_digits(*byte));
     }
 }
 
 /// The two lower-case hex digits of a byte.
+#[inline]
 pub fn hex_digits(byte: u8) -> [u8; 2] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     [byte >> 4, byte & 15].map(|digit| DIGITS[usize::from(digit)])

@@ -2,10 +2,9 @@
 
 use super::clock::{Clock, UnixNanos};
 use super::count::push_count_key;
-use super::escape::push_text;
-use super::json::{Object, push_addr, push_float, push_int};
+use super::json::{Object, push_addr, push_float, push_int, push_port};
+use super::line::Line;
 use super::packet::push_flag_names;
-use super::{pad_left, pad_right};
 use crate::key;
 use crate::record::flow::Flow;
 
@@ -46,14 +45,14 @@ pub struct FlowWriter {
 const MILLI: f64 = 1e6;
 
 impl FlowWriter {
-    fn iface(&self, out: &mut Vec<u8>, name: &str) {
-        pad_right(out, self.iface_width + 1, |out| {
-            push_text(out, name.as_bytes());
+    fn iface(&self, out: &mut Line<'_>, name: &str) {
+        out.pad_right(self.iface_width + 1, |out| {
+            out.push_text(name.as_bytes());
         });
     }
 
     /// The header line of the text format.
-    pub fn text_header(&self, out: &mut Vec<u8>) {
+    pub fn text_header(&self, out: &mut Line<'_>) {
         out.extend_from_slice(b"TIME            ");
         self.iface(out, "IFACE");
         out.extend_from_slice(
@@ -64,7 +63,7 @@ impl FlowWriter {
     /// One line of text.
     pub fn text(
         &self,
-        out: &mut Vec<u8>,
+        out: &mut Line<'_>,
         clock: &mut Clock,
         at: UnixNanos,
         iface: Option<&str>,
@@ -75,46 +74,44 @@ impl FlowWriter {
         out.push(b' ');
         self.iface(out, iface.unwrap_or("-"));
         for (addr, port) in [(flow.saddr(), flow.sport()), (flow.daddr(), flow.dport())] {
-            pad_right(out, 40, |out| push_addr(out, addr));
-            pad_left(out, 5, |out| push_int(out, port));
+            out.pad_right(40, |out| push_addr(out, addr));
+            push_port(out, Some(port));
             out.push(b' ');
         }
-        pad_right(out, 13, |out| {
-            out.extend_from_slice(flow.state().as_bytes())
-        });
-        pad_right(out, 7, |out| {
+        out.pad_right(13, |out| out.extend_from_slice(flow.state().as_bytes()));
+        out.pad_right(7, |out| {
             out.extend_from_slice(flow.conn_state().as_bytes());
         });
-        pad_right(out, 17, |out| out.extend_from_slice(flow.history()));
-        pad_right(out, 13, |out| {
+        out.pad_right(17, |out| out.extend_from_slice(flow.history()));
+        out.pad_right(13, |out| {
             push_float(out, flow.duration_ns() as f64 / MILLI);
         });
-        pad_right(out, 13, |out| match flow.handshake_ns() {
+        out.pad_right(13, |out| match flow.handshake_ns() {
             Some(time) => push_float(out, time as f64 / MILLI),
             None => out.push(b'-'),
         });
         for end in [orig, resp] {
-            pad_right(out, 10, |out| push_int(out, end.packets));
-            pad_right(out, 13, |out| push_int(out, end.bytes));
+            out.pad_right(10, |out| push_int(out, end.packets));
+            out.pad_right(13, |out| push_int(out, end.bytes));
         }
-        pad_right(out, 8, |out| {
+        out.pad_right(8, |out| {
             push_int(
                 out,
                 u64::from(orig.retransmits) + u64::from(resp.retransmits),
             );
         });
-        pad_right(out, 7, |out| push_int(out, flow.raw.unexpected));
-        pad_right(out, 9, |out| out.extend_from_slice(flow.end().as_bytes()));
-        pad_right(out, 8, |out| {
+        out.pad_right(7, |out| push_int(out, flow.raw.unexpected));
+        out.pad_right(9, |out| out.extend_from_slice(flow.end().as_bytes()));
+        out.pad_right(8, |out| {
             out.extend_from_slice(if flow.is_partial() { b"partial" } else { b"-" });
         });
         let process = flow.process();
-        pad_right(out, 8, |out| match process {
+        out.pad_right(8, |out| match process {
             Some((pid, _)) => push_int(out, pid),
             None => out.push(b'-'),
         });
         match process {
-            Some((_, comm)) if !comm.is_empty() => push_text(out, comm),
+            Some((_, comm)) if !comm.is_empty() => out.push_text(comm),
             _ => out.push(b'-'),
         }
         out.push(b'\n');
@@ -123,7 +120,7 @@ impl FlowWriter {
     /// One line of JSON; `start` is the time of the first packet, `at` that of the last.
     pub fn json(
         &self,
-        out: &mut Vec<u8>,
+        out: &mut Line<'_>,
         clock: &mut Clock,
         (start, at): (UnixNanos, UnixNanos),
         iface: Option<&str>,
@@ -173,7 +170,7 @@ impl FlowWriter {
     }
 
     /// The header line of the text format with `--by`.
-    pub fn text_interval_header(&self, out: &mut Vec<u8>) {
+    pub fn text_interval_header(&self, out: &mut Line<'_>) {
         out.extend_from_slice(b"TIME     ");
         self.iface(out, "IFACE");
         out.extend_from_slice(
@@ -184,7 +181,7 @@ impl FlowWriter {
     /// The lines of an interval: the total, then the busiest keys.
     pub fn text_interval(
         &self,
-        out: &mut Vec<u8>,
+        out: &mut Line<'_>,
         clock: &mut Clock,
         at: UnixNanos,
         interval: &FlowInterval<'_>,
@@ -204,7 +201,7 @@ impl FlowWriter {
 
     fn text_load(
         &self,
-        out: &mut Vec<u8>,
+        out: &mut Line<'_>,
         clock: &mut Clock,
         at: UnixNanos,
         interval: &FlowInterval<'_>,
@@ -214,12 +211,12 @@ impl FlowWriter {
         clock.push_local(out, at);
         out.push(b' ');
         self.iface(out, interval.iface.unwrap_or("-"));
-        pad_right(out, 8, |out| out.extend_from_slice(event.as_bytes()));
-        pad_right(out, 40, |out| out.extend_from_slice(key.as_bytes()));
-        pad_right(out, 10, |out| push_int(out, load.flows));
-        pad_right(out, 13, |out| push_int(out, load.packets));
-        pad_right(out, 15, |out| push_int(out, load.bytes));
-        pad_right(out, 13, |out| {
+        out.pad_right(8, |out| out.extend_from_slice(event.as_bytes()));
+        out.pad_right(40, |out| out.extend_from_slice(key.as_bytes()));
+        out.pad_right(10, |out| push_int(out, load.flows));
+        out.pad_right(13, |out| push_int(out, load.packets));
+        out.pad_right(15, |out| push_int(out, load.bytes));
+        out.pad_right(13, |out| {
             push_float(out, rate(load.packets, interval.seconds));
         });
         push_float(out, rate(load.bytes, interval.seconds));
@@ -229,7 +226,7 @@ impl FlowWriter {
     /// The line of an interval in JSON.
     pub fn json_interval(
         &self,
-        out: &mut Vec<u8>,
+        out: &mut Line<'_>,
         clock: &mut Clock,
         at: UnixNanos,
         interval: &FlowInterval<'_>,
@@ -263,7 +260,7 @@ impl FlowWriter {
     }
 }
 
-fn push_load(out: &mut Vec<u8>, load: Load, seconds: f64) {
+fn push_load(out: &mut Line<'_>, load: Load, seconds: f64) {
     for (i, (key, value)) in [
         (r#""flows":"#, load.flows),
         (r#""packets":"#, load.packets),

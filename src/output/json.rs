@@ -1,8 +1,9 @@
-//! A flat JSON object, written straight into a byte buffer: no allocation per line.
+//! A flat JSON object, written straight into its line: no allocation.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
-use super::escape;
+use super::line::Line;
+use super::number::{self, Integer};
 
 /// The bytes of a member's key with the comma before it, made at compile time.
 #[macro_export]
@@ -13,13 +14,14 @@ macro_rules! key {
 }
 
 /// One line of JSON. Keys come from [`key!`](crate::key).
-pub struct Object<'a> {
-    out: &'a mut Vec<u8>,
+pub struct Object<'a, 'l> {
+    out: &'a mut Line<'l>,
 }
 
-impl<'a> Object<'a> {
+impl<'a, 'l> Object<'a, 'l> {
     /// Begins the line with `ts` and `event`, which every line has.
-    pub fn new(out: &'a mut Vec<u8>, push_ts: impl FnOnce(&mut Vec<u8>), event: &str) -> Self {
+    #[inline(always)]
+    pub fn new(out: &'a mut Line<'l>, push_ts: impl FnOnce(&mut Line<'l>), event: &str) -> Self {
         out.extend_from_slice(b"{\"ts\":\"");
         push_ts(out);
         out.extend_from_slice(b"\",\"event\":\"");
@@ -29,26 +31,27 @@ impl<'a> Object<'a> {
     }
 
     /// Ends the line.
+    #[inline(always)]
     pub fn end(self) {
         self.out.extend_from_slice(b"}\n");
     }
 
     #[inline(always)]
-    fn key(&mut self, key: &str) -> &mut Vec<u8> {
+    fn key(&mut self, key: &str) -> &mut Line<'l> {
         self.out.extend_from_slice(key.as_bytes());
         self.out
     }
 
     /// An integer.
     #[inline(always)]
-    pub fn int(&mut self, key: &str, value: impl itoa::Integer) -> &mut Self {
+    pub fn int(&mut self, key: &str, value: impl Integer) -> &mut Self {
         push_int(self.key(key), value);
         self
     }
 
     /// An integer, or `null` if it is unknown.
     #[inline(always)]
-    pub fn opt_int(&mut self, key: &str, value: Option<impl itoa::Integer>) -> &mut Self {
+    pub fn opt_int(&mut self, key: &str, value: Option<impl Integer>) -> &mut Self {
         match value {
             Some(value) => self.int(key, value),
             None => self.null(key),
@@ -77,8 +80,9 @@ impl<'a> Object<'a> {
     }
 
     /// A string of any bytes.
+    #[inline(always)]
     pub fn string(&mut self, key: &str, value: &[u8]) -> &mut Self {
-        escape::push_json(self.key(key), value);
+        self.key(key).push_json(value);
         self
     }
 
@@ -102,7 +106,7 @@ impl<'a> Object<'a> {
 
     /// A string that `push` writes, without characters that need escaping.
     #[inline(always)]
-    pub fn with(&mut self, key: &str, push: impl FnOnce(&mut Vec<u8>)) -> &mut Self {
+    pub fn with(&mut self, key: &str, push: impl FnOnce(&mut Line<'l>)) -> &mut Self {
         let out = self.key(key);
         out.push(b'"');
         push(out);
@@ -112,36 +116,26 @@ impl<'a> Object<'a> {
 
     /// A member of which `push` writes the whole value, brackets and quotes included.
     #[inline(always)]
-    pub fn raw(&mut self, key: &str, push: impl FnOnce(&mut Vec<u8>)) -> &mut Self {
+    pub fn raw(&mut self, key: &str, push: impl FnOnce(&mut Line<'l>)) -> &mut Self {
         push(self.key(key));
         self
     }
 }
 
-/// The text of an octet with a dot after it, and how long that is.
-fn octet_and_dot(octet: u8) -> ([u8; 4], usize) {
-    let [hundreds, tens, ones] = [octet / 100, octet / 10 % 10, octet % 10].map(|d| b'0' + d);
-    match octet {
-        0..=9 => ([ones, b'.', 0, 0], 2),
-        10..=99 => ([tens, ones, b'.', 0], 3),
-        _ => ([hundreds, tens, ones, b'.'], 4),
-    }
-}
-
-/// Appends the first `len` bytes: a copy of constant size is no call.
-pub(crate) fn push_start<const N: usize>(out: &mut Vec<u8>, bytes: [u8; N], len: usize) {
-    let end = out.len() + len;
-    out.extend_from_slice(&bytes);
-    out.truncate(end);
-}
-
 /// Appends an integer in decimal.
-pub fn push_int(out: &mut Vec<u8>, value: impl itoa::Integer) {
-    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+#[inline(always)]
+pub fn push_int(out: &mut Line<'_>, value: impl Integer) {
+    value.push(out);
+}
+
+/// Appends a port in a column of 5, on its right, or `-` where there is none.
+#[inline(always)]
+pub fn push_port(out: &mut Line<'_>, port: Option<u16>) {
+    out.put(port.map_or(*b"    -   ", number::port), 5);
 }
 
 /// Appends a number with three decimals at most.
-pub fn push_float(out: &mut Vec<u8>, value: f64) {
+pub fn push_float(out: &mut Line<'_>, value: f64) {
     if !value.is_finite() {
         out.extend_from_slice(b"null");
         return;
@@ -151,27 +145,41 @@ pub fn push_float(out: &mut Vec<u8>, value: f64) {
     out.extend_from_slice(text.as_bytes());
 }
 
+#[inline(never)]
+fn v6_text(addr: Ipv6Addr) -> String {
+    addr.to_string()
+}
+
 /// Appends an address as text (RFC 5952 for IPv6).
-pub fn push_addr(out: &mut Vec<u8>, addr: IpAddr) {
+#[inline(always)]
+pub fn push_addr(out: &mut Line<'_>, addr: IpAddr) {
     match addr {
         IpAddr::V4(v4) => {
-            for octet in v4.octets() {
-                let (text, len) = octet_and_dot(octet);
-                push_start(out, text, len);
+            for (i, octet) in v4.octets().into_iter().enumerate() {
+                let (text, len) = number::OCTETS[usize::from(octet)];
+                // The last one goes without its dot.
+                out.put(text, usize::from(len) - usize::from(i == 3));
             }
-            out.pop();
         }
-        IpAddr::V6(v6) => {
-            use std::io::Write;
-            // A Vec takes every byte.
-            let _ = write!(out, "{v6}");
-        }
+        IpAddr::V6(v6) => out.extend_from_slice(v6_text(v6).as_bytes()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::line::rendered;
+
+    #[test]
+    fn a_port_is_on_the_right_of_its_column() {
+        for port in 0..=u16::MAX {
+            assert_eq!(
+                rendered(|out| push_port(out, Some(port))),
+                format!("{port:>5}")
+            );
+        }
+        assert_eq!(rendered(|out| push_port(out, None)), "    -");
+    }
 
     #[test]
     fn floats_are_short_and_never_infinite() {
@@ -183,9 +191,7 @@ mod tests {
             (f64::INFINITY, "null"),
             (f64::NAN, "null"),
         ] {
-            let mut out = Vec::new();
-            push_float(&mut out, value);
-            assert_eq!(String::from_utf8(out).unwrap(), text);
+            assert_eq!(rendered(|out| push_float(out, value)), text);
         }
     }
 
@@ -193,9 +199,7 @@ mod tests {
     fn every_octet_is_as_the_standard_library_writes_it() {
         for octet in 0..=255 {
             let addr = IpAddr::from([octet, 0, 255 - octet, octet]);
-            let mut out = Vec::new();
-            push_addr(&mut out, addr);
-            assert_eq!(String::from_utf8(out).unwrap(), addr.to_string());
+            assert_eq!(rendered(|out| push_addr(out, addr)), addr.to_string());
         }
     }
 
@@ -208,9 +212,8 @@ mod tests {
             "2001:db8::1:0:0:1",
             "::ffff:1.2.3.4",
         ] {
-            let mut out = Vec::new();
-            push_addr(&mut out, text.parse().unwrap());
-            assert_eq!(String::from_utf8(out).unwrap(), text);
+            let addr = text.parse().unwrap();
+            assert_eq!(rendered(|out| push_addr(out, addr)), text);
         }
     }
 }

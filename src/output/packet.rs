@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use super::clock::{Clock, UnixNanos};
-use super::escape::{hex_digits, push_hex, push_text};
-use super::json::{Object, push_addr, push_int, push_start};
-use super::{pad_left, pad_right};
+use super::escape::hex_digits;
+use super::json::{Object, push_addr, push_int, push_port};
+use super::line::Line;
 use crate::filter::FLAG_NAMES;
 use crate::key;
 use crate::record::Packet;
@@ -23,17 +23,8 @@ pub struct Place<'a> {
     pub offset_shift: i32,
 }
 
-/// Bits of the flags byte and the letters of tcpdump, in its order: `[S.]`, `[P.]`, `[SEW]`.
-const FLAG_LETTERS: [(u8, u8); 8] = [
-    (0x01, b'F'),
-    (0x02, b'S'),
-    (0x04, b'R'),
-    (0x08, b'P'),
-    (0x10, b'.'),
-    (0x20, b'U'),
-    (0x40, b'E'),
-    (0x80, b'W'),
-];
+/// The letters of tcpdump for the bits of the flags byte, in its order: `[S.]`, `[P.]`, `[SEW]`.
+const FLAG_LETTERS: &[u8; 8] = b"FSRP.UEW";
 
 /// Writes packets as text or JSON.
 pub struct PacketWriter {
@@ -45,11 +36,9 @@ pub struct PacketWriter {
 
 impl PacketWriter {
     /// The header line of the text format.
-    pub fn text_header(&self, out: &mut Vec<u8>) {
-        pad_right(out, 16, |out| out.extend_from_slice(b"TIME"));
-        pad_right(out, self.iface_width + 1, |out| {
-            out.extend_from_slice(b"IFACE")
-        });
+    pub fn text_header(&self, out: &mut Line<'_>) {
+        out.pad_right(16, |out| out.extend_from_slice(b"TIME"));
+        out.pad_right(self.iface_width + 1, |out| out.extend_from_slice(b"IFACE"));
         out.extend_from_slice(
             b"DIR     SADDR                                   SPORT DADDR                                   DPORT FLAGS    LEN    WIN   TTL VLAN      MSS   SEQ        ACK",
         );
@@ -62,44 +51,47 @@ impl PacketWriter {
     /// One line of text.
     pub fn text(
         &self,
-        out: &mut Vec<u8>,
+        out: &mut Line<'_>,
         clock: &mut Clock,
         at: UnixNanos,
         place: Place<'_>,
         packet: &Packet<'_>,
     ) {
-        let raw = &packet.raw;
+        let raw = packet.raw;
         clock.push_local_micros(out, at);
         out.push(b' ');
-        pad_right(out, self.iface_width + 1, |out| {
-            push_text(out, place.iface.unwrap_or("-").as_bytes());
+        out.pad_right(self.iface_width + 1, |out| {
+            out.push_text(place.iface.unwrap_or("-").as_bytes());
         });
         out.extend_from_slice(if raw.egress == 0 {
             b"ingress "
         } else {
             b"egress  "
         });
-        pad_right(out, 40, |out| push_addr(out, packet.saddr()));
-        pad_left(out, 5, |out| push_int(out, raw.sport));
+        out.pad_right(40, |out| push_addr(out, packet.saddr()));
+        push_port(out, Some(raw.sport));
         out.push(b' ');
-        pad_right(out, 40, |out| push_addr(out, packet.daddr()));
-        pad_left(out, 5, |out| push_int(out, raw.dport));
+        out.pad_right(40, |out| push_addr(out, packet.daddr()));
+        push_port(out, Some(raw.dport));
         out.push(b' ');
-        pad_right(out, 9, |out| push_flag_letters(out, raw.tcp_flags));
-        pad_right(out, 7, |out| push_int(out, raw.payload_len));
-        pad_right(out, 6, |out| push_int(out, raw.window));
-        pad_right(out, 4, |out| push_int(out, raw.ttl));
-        pad_right(out, 10, |out| push_vlans(out, packet.vlans()));
-        pad_right(out, 6, |out| match packet.options.mss {
-            Some(mss) => push_int(out, mss),
-            None => out.push(b'-'),
-        });
-        pad_right(out, 11, |out| push_int(out, raw.seq));
+        out.pad_right(9, |out| push_flag_letters(out, raw.tcp_flags));
+        out.column(7, raw.payload_len);
+        out.column(6, raw.window.into());
+        out.column(4, raw.ttl.into());
+        match packet.vlans() {
+            [] => out.extend_from_slice(b"-         "),
+            ids => out.pad_right(10, |out| push_vlans(out, ids)),
+        }
+        match packet.options.mss {
+            Some(mss) => out.column(6, mss.into()),
+            None => out.extend_from_slice(b"-     "),
+        }
+        out.column(11, raw.seq);
         if self.with_payload {
-            pad_right(out, 11, |out| push_int(out, raw.ack));
+            out.column(11, raw.ack);
             match packet.payload {
                 [] => out.push(b'-'),
-                bytes => push_hex(out, bytes),
+                bytes => out.push_hex(bytes),
             }
         } else {
             push_int(out, raw.ack);
@@ -110,13 +102,13 @@ impl PacketWriter {
     /// One line of JSON.
     pub fn json(
         &self,
-        out: &mut Vec<u8>,
+        out: &mut Line<'_>,
         clock: &mut Clock,
         at: UnixNanos,
         place: Place<'_>,
         packet: &Packet<'_>,
     ) {
-        let raw = &packet.raw;
+        let raw = packet.raw;
         let options = &packet.options;
         let mut line = Object::new(out, |out| clock.push_rfc3339(out, at), "packet");
         match place.iface {
@@ -172,11 +164,11 @@ impl PacketWriter {
         line.opt_int(key!("ts_ecr"), options.timestamps.map(|(_, echo)| echo));
         line.int(
             key!("payload_offset"),
-            i64::from(raw.payload_offset) + i64::from(place.offset_shift),
+            raw.payload_offset.saturating_add_signed(place.offset_shift),
         );
         line.int(key!("payload_len"), raw.payload_len);
         if self.with_payload {
-            line.with(key!("payload"), |out| push_hex(out, packet.payload));
+            line.with(key!("payload"), |out| out.push_hex(packet.payload));
         } else {
             line.null(key!("payload"));
         }
@@ -184,18 +176,17 @@ impl PacketWriter {
     }
 }
 
-fn push_mac(out: &mut Vec<u8>, mac: [u8; 6]) {
-    let mut text = [b':'; 18];
-    for (pair, byte) in text.chunks_exact_mut(3).zip(mac) {
-        pair[..2].copy_from_slice(&hex_digits(byte));
+#[inline(always)]
+fn push_mac(out: &mut Line<'_>, mac: [u8; 6]) {
+    for (i, byte) in mac.into_iter().enumerate() {
+        let [high, low] = hex_digits(byte);
+        // The last one goes without its colon.
+        out.put([high, low, b':'], if i == 5 { 2 } else { 3 });
     }
-    push_start(out, text, 17);
 }
 
-fn push_vlans(out: &mut Vec<u8>, ids: &[u16]) {
-    if ids.is_empty() {
-        out.push(b'-');
-    }
+#[inline(always)]
+fn push_vlans(out: &mut Line<'_>, ids: &[u16]) {
     for (i, id) in ids.iter().enumerate() {
         if i > 0 {
             out.push(b'.');
@@ -204,33 +195,37 @@ fn push_vlans(out: &mut Vec<u8>, ids: &[u16]) {
     }
 }
 
-fn push_flag_letters(out: &mut Vec<u8>, flags: u8) {
+/// The bits that are set, by their numbers.
+fn bits(flags: u8) -> impl Iterator<Item = usize> {
+    let lowest = |flags: u8| (flags != 0).then_some(flags);
+    std::iter::successors(lowest(flags), move |flags| lowest(flags & (flags - 1)))
+        .map(|flags| flags.trailing_zeros() as usize)
+}
+
+#[inline(always)]
+fn push_flag_letters(out: &mut Line<'_>, flags: u8) {
     out.push(b'[');
     if flags == 0 {
         out.extend_from_slice(b"none");
     }
-    for (bit, letter) in FLAG_LETTERS {
-        if flags & bit != 0 {
-            out.push(letter);
-        }
+    for bit in bits(flags) {
+        out.push(FLAG_LETTERS[bit]);
     }
     out.push(b']');
 }
 
 /// Appends a JSON array of the names of TCP flags.
-pub(crate) fn push_flag_names(out: &mut Vec<u8>, flags: u8) {
+#[inline(always)]
+pub(crate) fn push_flag_names(out: &mut Line<'_>, flags: u8) {
     out.push(b'[');
-    let mut first = true;
-    for (bit, name) in FLAG_NAMES.iter().enumerate() {
-        if flags & (1 << bit) != 0 {
-            if !first {
-                out.push(b',');
-            }
-            first = false;
-            out.push(b'"');
-            out.extend_from_slice(name.as_bytes());
-            out.push(b'"');
+    for (i, bit) in bits(flags).enumerate() {
+        if i > 0 {
+            out.push(b',');
         }
+        out.push(b'"');
+        // For three letters a call to copy is more.
+        FLAG_NAMES[bit].bytes().for_each(|byte| out.push(byte));
+        out.push(b'"');
     }
     out.push(b']');
 }
@@ -244,7 +239,7 @@ pub fn iface_width<'a>(names: impl IntoIterator<Item = &'a str>) -> usize {
 }
 
 /// Appends an address, or `-` where it is unknown.
-pub fn push_opt_addr(out: &mut Vec<u8>, addr: Option<IpAddr>) {
+pub fn push_opt_addr(out: &mut Line<'_>, addr: Option<IpAddr>) {
     match addr {
         Some(addr) => push_addr(out, addr),
         None => out.push(b'-'),

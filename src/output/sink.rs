@@ -12,6 +12,7 @@ use nix::fcntl::{OFlag, SpliceFFlags, splice};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{pipe2, write};
 
+use super::line::{Line, Room};
 use crate::stop::{ExitReason, Stop, poll_timeout};
 
 /// Bytes gathered before they are written, where nothing waits for them sooner: as many lines as
@@ -37,6 +38,7 @@ pub struct Sink {
     is_terminal: bool,
     /// A write may wait for the reader, for `file` is the shell's description of stdout.
     may_block: bool,
+    room: Room,
     buffer: Vec<u8>,
     written: u64,
     limit: Option<u64>,
@@ -81,6 +83,7 @@ impl Sink {
             // Without one, a piece at a time is written.
             stage: kind.is_fifo().then(|| Stage::new().ok()).flatten(),
             is_terminal: std::io::stdout().is_terminal(),
+            room: Room::default(),
             buffer: Vec::with_capacity(2 * BUFFER),
             written: 0,
             limit,
@@ -92,11 +95,11 @@ impl Sink {
     }
 
     /// Renders one data line. False if it was not taken, because the run has ended.
-    pub fn line(&mut self, stop: &Stop, render: impl FnOnce(&mut Vec<u8>)) -> bool {
+    pub fn line(&mut self, stop: &Stop, render: impl FnOnce(&mut Line<'_>)) -> bool {
         if self.ended.is_some() {
             return false;
         }
-        render(&mut self.buffer);
+        Line::render(&mut self.room, &mut self.buffer, render);
         self.accepted += 1;
         if self.limit == Some(self.accepted) {
             self.flush(stop);
@@ -109,11 +112,11 @@ impl Sink {
 
     /// Writes a line that is not data: the header, or the summary in JSON. False if it could not
     /// be written.
-    pub fn extra(&mut self, stop: &Stop, render: impl FnOnce(&mut Vec<u8>)) -> bool {
+    pub fn extra(&mut self, stop: &Stop, render: impl FnOnce(&mut Line<'_>)) -> bool {
         self.flush(stop);
         let before = self.written;
         if self.can_write() {
-            render(&mut self.buffer);
+            Line::render(&mut self.room, &mut self.buffer, render);
             self.flush(stop);
         }
         std::mem::replace(&mut self.written, before) > before
@@ -339,14 +342,15 @@ impl Stage {
 
 /// How many lines end in these bytes.
 fn newlines(bytes: &[u8]) -> u64 {
-    // Sums of single bytes, which processors add up many at once, cannot overflow in such chunks.
+    // Sums of single bytes, which processors add up many at once, cannot overflow in such chunks;
+    // and these have no odd bytes.
     let count = |chunk: &[u8]| {
         chunk
             .iter()
             .map(|byte| u8::from(*byte == b'\n'))
             .sum::<u8>()
     };
-    bytes.chunks(255).map(|chunk| u64::from(count(chunk))).sum()
+    bytes.chunks(224).map(|chunk| u64::from(count(chunk))).sum()
 }
 
 impl AsFd for Sink {

@@ -2,6 +2,7 @@
 
 use super::clock::{Clock, UnixNanos};
 use super::json::{Object, push_int};
+use super::line::Line;
 use crate::key;
 use crate::skel::{PacketCounters, VERDICTS};
 
@@ -46,7 +47,7 @@ pub struct FlowTotals {
 
 impl Summary {
     /// The summary as a line of JSON.
-    pub fn json(&self, out: &mut Vec<u8>, clock: &mut Clock, at: UnixNanos) {
+    pub fn json(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         let mut line = Object::new(out, |out| clock.push_rfc3339(out, at), "summary");
         line.name(key!("command"), self.command);
         line.float(key!("duration_s"), self.duration_s);

@@ -1,0 +1,212 @@
+//! One line while it is rendered.
+//!
+//! It grows in an array, by copies of constant size: what was written of more than asked for is
+//! overwritten by what follows. So a field costs a few instructions, and no call.
+
+use super::escape;
+use super::number::decimal;
+
+/// Most lines are shorter; what is longer goes on in steps of this.
+const ROOM: usize = 1024;
+
+/// Memory for a line, kept from one to the next.
+pub struct Room([u8; ROOM]);
+
+impl Default for Room {
+    fn default() -> Self {
+        Self([0; ROOM])
+    }
+}
+
+/// A line on its way to the end of a buffer. What renders one is inlined, and what is not does not
+/// get the line, so that `len` stays in a register.
+pub struct Line<'a> {
+    room: &'a mut [u8; ROOM],
+    len: usize,
+    out: &'a mut Vec<u8>,
+}
+
+impl Line<'_> {
+    /// Appends to `out` what `render` writes.
+    #[inline]
+    pub fn render(room: &mut Room, out: &mut Vec<u8>, render: impl FnOnce(&mut Line<'_>)) {
+        let mut line = Line {
+            room: &mut room.0,
+            len: 0,
+            out,
+        };
+        render(&mut line);
+        line.out.extend_from_slice(&line.room[..line.len]);
+    }
+
+    /// Appends the first `len` of some bytes.
+    #[inline(always)]
+    pub fn put<const N: usize>(&mut self, bytes: [u8; N], len: usize) {
+        const { assert!(N <= ROOM) };
+        if self.len > ROOM - N {
+            spill(self.out, &self.room[..self.len]);
+            self.len = 0;
+        }
+        self.room[self.len..self.len + N].copy_from_slice(&bytes);
+        self.len += len.min(N);
+    }
+
+    /// Appends a byte.
+    #[inline(always)]
+    pub fn push(&mut self, byte: u8) {
+        self.put([byte], 1);
+    }
+
+    /// Appends bytes, best of a length that the compiler knows.
+    #[inline(always)]
+    pub fn extend_from_slice(&mut self, bytes: &[u8]) {
+        if bytes.len() > ROOM - self.len {
+            spill(self.out, &self.room[..self.len]);
+            self.len = 0;
+            if bytes.len() > ROOM {
+                spill(self.out, bytes);
+                return;
+            }
+        }
+        self.room[self.len..self.len + bytes.len()].copy_from_slice(bytes);
+        self.len += bytes.len();
+    }
+
+    /// Bytes before the end of the line, of this line and of what the buffer held before.
+    #[inline(always)]
+    fn position(&self) -> usize {
+        self.out.len() + self.len
+    }
+
+    /// Appends what `push` writes, padded on the right to `width` bytes. A value that is wider
+    /// moves the rest of its line, but a space always follows it.
+    #[inline(always)]
+    pub fn pad_right(&mut self, width: usize, push: impl FnOnce(&mut Self)) {
+        let end = self.position() + width;
+        push(self);
+        let mut missing = end.saturating_sub(self.position()).max(1);
+        while missing > 40 {
+            self.put([b' '; 40], 40);
+            missing -= 40;
+        }
+        self.put([b' '; 40], missing);
+    }
+
+    /// Appends an integer, padded on the right like [`Line::pad_right`] does, to 16 bytes at most.
+    #[inline(always)]
+    pub fn column(&mut self, width: usize, value: u32) {
+        let (text, len) = decimal(value);
+        self.put(text, width.max(len + 1));
+    }
+
+    /// Appends a text as [`escape::push_text`] does.
+    #[inline(always)]
+    pub fn push_text(&mut self, bytes: &[u8]) {
+        if escape::is_plain_text(bytes) {
+            // Names are short: for them a call to copy is more.
+            bytes.iter().for_each(|byte| self.push(*byte));
+        } else {
+            self.extend_from_slice(&escaped(escape::push_text, bytes));
+        }
+    }
+
+    /// Appends a JSON string as [`escape::push_json`] does.
+    #[inline(always)]
+    pub fn push_json(&mut self, bytes: &[u8]) {
+        if escape::is_plain_json(bytes) {
+            self.push(b'"');
+            bytes.iter().for_each(|byte| self.push(*byte));
+            self.push(b'"');
+        } else {
+            self.extend_from_slice(&escaped(escape::push_json, bytes));
+        }
+    }
+
+    /// Appends lower-case hex digits.
+    #[inline(always)]
+    pub fn push_hex(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.put(escape::hex_digits(*byte), 2);
+        }
+    }
+}
+
+/// Makes room for more.
+#[cold]
+#[inline(never)]
+fn spill(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(bytes);
+}
+
+/// What has to be escaped, which names seldom have.
+#[cold]
+#[inline(never)]
+fn escaped(push: fn(&mut Vec<u8>, &[u8]), bytes: &[u8]) -> Vec<u8> {
+    let mut text = Vec::new();
+    push(&mut text, bytes);
+    text
+}
+
+/// What `render` writes.
+#[cfg(test)]
+pub fn rendered(render: impl FnOnce(&mut Line<'_>)) -> String {
+    let mut out = Vec::new();
+    Line::render(&mut Room::default(), &mut out, render);
+    String::from_utf8(out).unwrap()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::number::Integer;
+
+    #[test]
+    fn columns_have_their_width_and_a_space_after_what_is_wider() {
+        for width in [1, 5, 39, 40, 41, 42, 100] {
+            for len in [0, 1, 4, 5, 6, 39, 40, 41, 100, 200] {
+                let value = "x".repeat(len);
+                let out = rendered(|out| {
+                    out.extend_from_slice(b"before");
+                    out.pad_right(width, |out| out.extend_from_slice(value.as_bytes()));
+                });
+                let spaces = " ".repeat(width.saturating_sub(len).max(1));
+                assert_eq!(out, format!("before{value}{spaces}"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_column_is_as_wide_for_an_integer() {
+        for value in [0, 9, 10, 12345, 123456, 99_999_999, 100_000_000, u32::MAX] {
+            for width in [1, 4, 6, 7, 11, 16] {
+                let expected = rendered(|out| out.pad_right(width, |out| value.push(out)));
+                assert_eq!(rendered(|out| out.column(width, value)), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_may_be_longer_than_its_room() {
+        for before in [
+            0,
+            1,
+            ROOM - 41,
+            ROOM - 40,
+            ROOM - 1,
+            ROOM,
+            ROOM + 1,
+            3 * ROOM,
+        ] {
+            for len in [0, 1, ROOM - 1, ROOM, ROOM + 1, 3 * ROOM] {
+                let (first, second) = ("a".repeat(before), "b".repeat(len));
+                let out = rendered(|out| {
+                    out.extend_from_slice(first.as_bytes());
+                    out.pad_right(20, |out| out.put(*b"12345", 3));
+                    out.extend_from_slice(second.as_bytes());
+                    out.push(b'\n');
+                });
+                assert_eq!(out, format!("{first}{:<20}{second}\n", 123));
+            }
+        }
+    }
+}
