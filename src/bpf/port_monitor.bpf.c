@@ -78,20 +78,29 @@ static __always_inline void push_vlan(struct packet_event *e, __u16 tci)
 	e->vlan_count++;
 }
 
-/* The Ethernet header, and the tags between it and the IP header. */
-static __always_inline bool fill_ethernet(struct packet_event *e, const struct frame *f,
+/*
+ * In what follows a header that is not linear is copied to where the options will be. On the stack
+ * the copy would be one more thing that the verifier tells ways apart by.
+ *
+ * First the Ethernet header, and the tags between it and the IP header.
+ */
+static __always_inline bool fill_ethernet(struct packet_event *e, struct frame *f,
 					  const struct packet *p)
 {
 	__u64 at = f->headless ? 0 : ETH_HEADER_LEN;
 	struct __sk_buff *skb = f->ctx;
-	struct eth_header eth;
+	struct eth_header *eth = (void *)e->options;
 
-	if (f->headless ? bpf_skb_load_bytes_relative(skb, 0, &eth, sizeof(eth), BPF_HDR_START_MAC)
-			: copy_out(f, 0, &eth, sizeof(eth)))
+	fetch_pointers(f);
+	if (!f->headless)
+		eth = header_at(f, 0, sizeof(*eth), e->options);
+	else if (bpf_skb_load_bytes_relative(skb, 0, eth, sizeof(*eth), BPF_HDR_START_MAC))
 		return false;
-	__builtin_memcpy(e->dst_mac, eth.dst, sizeof(e->dst_mac));
-	__builtin_memcpy(e->src_mac, eth.src, sizeof(e->src_mac));
-	e->ethertype = bpf_ntohs(f->headless ? skb->protocol : eth.ethertype);
+	if (!eth)
+		return false;
+	__builtin_memcpy(e->dst_mac, eth->dst, sizeof(e->dst_mac));
+	__builtin_memcpy(e->src_mac, eth->src, sizeof(e->src_mac));
+	e->ethertype = bpf_ntohs(f->headless ? skb->protocol : eth->ethertype);
 	if (skb->vlan_present)
 		push_vlan(e, skb->vlan_tci);
 	for (int i = 0; i < MAX_VLAN_TAGS; i++) {
@@ -115,32 +124,32 @@ static __always_inline void fill_mapped(__u8 *to, __be32 addr)
 	__builtin_memcpy(to + 12, &addr, sizeof(addr));
 }
 
-static __always_inline bool fill_ip(struct packet_event *e, const struct frame *f,
-				    const struct packet *p)
+static __always_inline bool fill_ip(struct packet_event *e, struct frame *f, const struct packet *p)
 {
+	fetch_pointers(f);
 	if (p->ip_version == 4) {
-		struct ipv4_header ip;
+		struct ipv4_header *ip = header_at(f, p->l3, sizeof(*ip), e->options);
 
-		if (copy_out(f, p->l3, &ip, sizeof(ip)))
+		if (!ip)
 			return false;
-		e->ip_len = bpf_ntohs(ip.total_len);
-		e->ip_id = bpf_ntohs(ip.id);
-		e->ttl = ip.ttl;
-		e->tos = ip.tos;
-		fill_mapped(e->saddr, ip.saddr);
-		fill_mapped(e->daddr, ip.daddr);
+		e->ip_len = bpf_ntohs(ip->total_len);
+		e->ip_id = bpf_ntohs(ip->id);
+		e->ttl = ip->ttl;
+		e->tos = ip->tos;
+		fill_mapped(e->saddr, ip->saddr);
+		fill_mapped(e->daddr, ip->daddr);
 	} else {
-		struct ipv6_header ip;
+		struct ipv6_header *ip = header_at(f, p->l3, sizeof(*ip), e->options);
 
-		if (copy_out(f, p->l3, &ip, sizeof(ip)))
+		if (!ip)
 			return false;
-		e->ip_len = bpf_ntohs(ip.payload_len);
+		e->ip_len = bpf_ntohs(ip->payload_len);
 		if (e->ip_len)
-			e->ip_len += sizeof(ip);
-		e->ttl = ip.hop_limit;
-		e->tos = bpf_ntohl(ip.version_class_flow) >> 20;
-		__builtin_memcpy(e->saddr, ip.saddr, sizeof(e->saddr));
-		__builtin_memcpy(e->daddr, ip.daddr, sizeof(e->daddr));
+			e->ip_len += sizeof(*ip);
+		e->ttl = ip->hop_limit;
+		e->tos = bpf_ntohl(ip->version_class_flow) >> 20;
+		__builtin_memcpy(e->saddr, ip->saddr, sizeof(e->saddr));
+		__builtin_memcpy(e->daddr, ip->daddr, sizeof(e->daddr));
 	}
 	e->ip_version = p->ip_version;
 	e->ip_header_len = p->l4 - p->l3;
@@ -148,27 +157,28 @@ static __always_inline bool fill_ip(struct packet_event *e, const struct frame *
 }
 
 /* The payload is behind this header, and the options are in between. */
-static __always_inline bool fill_tcp(struct packet_event *e, const struct frame *f,
+static __always_inline bool fill_tcp(struct packet_event *e, struct frame *f,
 				     const struct packet *p)
 {
-	struct tcp_header tcp;
+	struct tcp_header *tcp = tcp_at(f, p, (void *)e->options);
 	__u64 payload;
 
-	if (copy_out(f, p->l4, &tcp, sizeof(tcp)))
+	if (!tcp)
 		return false;
-	e->sport = bpf_ntohs(tcp.sport);
-	e->dport = bpf_ntohs(tcp.dport);
-	e->seq = bpf_ntohl(tcp.seq);
-	e->ack = bpf_ntohl(tcp.ack);
-	e->data_offset = tcp.data_offset >> 4;
-	e->tcp_flags = tcp.flags;
-	e->window = bpf_ntohs(tcp.window);
-	e->checksum = bpf_ntohs(tcp.checksum);
-	e->urgent = bpf_ntohs(tcp.urgent);
-	payload = payload_at(p, &tcp);
+	e->sport = bpf_ntohs(tcp->sport);
+	e->dport = bpf_ntohs(tcp->dport);
+	e->seq = bpf_ntohl(tcp->seq);
+	e->ack = bpf_ntohl(tcp->ack);
+	e->data_offset = tcp->data_offset >> 4;
+	e->tcp_flags = tcp->flags;
+	e->window = bpf_ntohs(tcp->window);
+	e->checksum = bpf_ntohs(tcp->checksum);
+	e->urgent = bpf_ntohs(tcp->urgent);
+	payload = payload_at(p, tcp);
+	__builtin_memset(e->options, 0, sizeof(e->options));
 	e->payload_offset = payload + (f->headless ? ETH_HEADER_LEN : 0);
 	e->payload_len = f->end > payload ? f->end - payload : 0;
-	e->options_len = copy_bytes(f, p->l4 + sizeof(tcp), f->end < payload ? f->end : payload,
+	e->options_len = copy_bytes(f, p->l4 + sizeof(*tcp), f->end < payload ? f->end : payload,
 				    e->options, TCP_OPTIONS_MAX);
 	if (payload_capture)
 		e->payload_captured = copy_bytes(f, payload, f->end, e->payload, payload_capture);
