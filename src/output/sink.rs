@@ -359,3 +359,30 @@ impl AsFd for Sink {
         self.file.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_piece_is_whole_lines_and_fits_a_pipe_unless_a_line_does_not() {
+        for len in [1, 2, 63, 64, 65, 170, 4095, 4096] {
+            let lines = format!("{}\n", "x".repeat(len - 1)).repeat(20_000 / len);
+            let piece = whole_lines(lines.as_bytes());
+            let expected = lines.len().min(PIPE_PIECE / len * len);
+            assert_eq!(piece, expected, "{len}");
+        }
+        let long = format!("{}\nshort\n", "x".repeat(5000));
+        assert_eq!(whole_lines(long.as_bytes()), 5001);
+        assert_eq!(whole_lines(&long.as_bytes()[..5000]), 5000);
+        assert_eq!(whole_lines(b"the end of a line\nand more"), 26);
+    }
+
+    #[test]
+    fn all_ends_of_lines_are_counted() {
+        for len in [0, 1, 223, 224, 225, 1000, 10_000] {
+            assert_eq!(newlines(&vec![b'\n'; len]), len as u64);
+            assert_eq!(newlines(&vec![b'x'; len]), 0);
+        }
+    }
+}
