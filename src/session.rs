@@ -399,12 +399,15 @@ impl Session {
                 return Ok(());
             }
             let mut taken = BUSY;
+            let mut nap = source.nap();
             while taken >= BUSY {
-                let rested = Instant::now() + source.nap();
+                let rested = Instant::now() + nap;
                 if self.wait(None, Some(rested))? == Wake::Stop {
                     return Ok(());
                 }
                 taken = self.drain(source, Bell::Unwanted)?;
+                // Whoever sends many waits for none of them.
+                nap = 2 * source.nap();
             }
         }
     }
