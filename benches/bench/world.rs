@@ -139,7 +139,7 @@ pub enum Ready {
     Stderr(&'static str),
     /// Its data goes to a pipe, whose reader looks for the words and drops the rest.
     Stdout(&'static str),
-    /// It says nothing, but waits in epoll, as libbpf's and bcc's readers do.
+    /// It says nothing, but waits in epoll or poll, as libbpf's and bcc's readers do.
     Waiting,
 }
 
@@ -211,8 +211,8 @@ impl Tool {
         let deadline = Instant::now() + Duration::from_secs(60);
         while Instant::now() < deadline && self.child.try_wait()?.is_none() {
             let call = std::fs::read_to_string(&path).unwrap_or_default();
-            // epoll_wait and epoll_pwait of x86-64, epoll_pwait of aarch64.
-            if ["232 ", "281 ", "22 "]
+            // epoll_wait, epoll_pwait and, of bcc, poll of x86-64; epoll_pwait and ppoll of aarch64.
+            if ["232 ", "281 ", "7 ", "22 ", "73 "]
                 .iter()
                 .any(|nr| call.starts_with(nr))
             {

@@ -3,6 +3,7 @@
 pub mod clsact;
 pub mod event;
 pub mod load;
+pub mod mapping;
 pub mod probe;
 pub mod ring;
 pub mod tc;

@@ -5,15 +5,14 @@
 //! few records that wrap are copied. The layout is the kernel's (Documentation/bpf/ringbuf.rst,
 //! kernel/bpf/ringbuf.c): a page with the consumer's position, one with the producer's, the data.
 
-use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
-use nix::libc::off_t;
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::mman::ProtFlags;
 use nix::unistd::{SysconfVar, sysconf};
+
+use super::mapping::Mapping;
 
 /// Bits of a record's length (linux/bpf.h).
 const BUSY: u32 = 1 << 31;
@@ -24,6 +23,8 @@ const HEADER: usize = 8;
 
 /// How many bytes are taken before the kernel is told that they are free.
 const RELEASE_EVERY: u64 = 64 * 1024;
+
+const FAILED: &str = "failed to map the ring buffer";
 
 /// The reader of a ring buffer: there is one, and nobody else moves the consumer's position.
 pub struct Ring<'a> {
@@ -64,31 +65,6 @@ pub enum Bell {
     Unwanted,
 }
 
-/// Memory that is unmapped when this is dropped.
-struct Mapping {
-    start: NonNull<nix::libc::c_void>,
-    len: NonZeroUsize,
-}
-
-impl Mapping {
-    fn new(fd: BorrowedFd<'_>, offset: usize, len: usize, access: ProtFlags) -> Result<Self> {
-        let len = NonZeroUsize::new(len).context("the mapping is empty")?;
-        let offset = off_t::try_from(offset)?;
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing of ours.
-        let start = unsafe { mmap(None, len, access, MapFlags::MAP_SHARED, fd, offset) }
-            .context("failed to map the ring buffer")?;
-        Ok(Self { start, len })
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: made by mmap with this length, and no reference into it outlives its owner. It
-        // can only fail for an address or length that mmap did not return.
-        let _ = unsafe { munmap(self.start, self.len.get()) };
-    }
-}
-
 impl<'a> Ring<'a> {
     /// Maps the ring buffer with this descriptor, of `size` bytes.
     ///
@@ -100,8 +76,8 @@ impl<'a> Ring<'a> {
         let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let mut ring = Self {
             fd,
-            consumer: Mapping::new(fd, 0, page, both)?,
-            producer: Mapping::new(fd, page, page + size, ProtFlags::PROT_READ)?,
+            consumer: Mapping::new(fd, 0, page, both).context(FAILED)?,
+            producer: Mapping::new(fd, page, page + size, ProtFlags::PROT_READ).context(FAILED)?,
             page,
             size,
             read: 0,
@@ -113,12 +89,12 @@ impl<'a> Ring<'a> {
 
     fn consumer_position(&self) -> &AtomicU64 {
         // SAFETY: the start of a page that is mapped as long as self, and only accessed atomically.
-        unsafe { self.consumer.start.cast::<AtomicU64>().as_ref() }
+        unsafe { self.consumer.start().cast::<AtomicU64>().as_ref() }
     }
 
     fn producer_position(&self) -> &AtomicU64 {
         // SAFETY: the start of a mapped page that only the kernel writes, atomically.
-        unsafe { self.producer.start.cast::<AtomicU64>().as_ref() }
+        unsafe { self.producer.start().cast::<AtomicU64>().as_ref() }
     }
 
     /// The data at a position, at most `len` bytes of it: fewer where the buffer wraps around.
@@ -128,7 +104,7 @@ impl<'a> Ring<'a> {
         // SAFETY: within the mapping, which has `size` bytes after the first page. The kernel does
         // not write to a record between the producer's release and the consumer's.
         unsafe {
-            let start = self.producer.start.cast::<u8>().add(self.page + at);
+            let start = self.producer.start().cast::<u8>().add(self.page + at);
             std::slice::from_raw_parts(start.as_ptr(), len)
         }
     }
@@ -139,7 +115,7 @@ impl<'a> Ring<'a> {
         // SAFETY: positions are multiples of 8, so the header is aligned and does not wrap. The
         // kernel sets it atomically when the record is ready.
         let header = unsafe {
-            let start = self.producer.start.cast::<u8>().add(self.page + at);
+            let start = self.producer.start().cast::<u8>().add(self.page + at);
             start.cast::<AtomicU32>().as_ref()
         };
         header.load(Ordering::Acquire)

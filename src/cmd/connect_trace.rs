@@ -241,7 +241,7 @@ fn choose<'obj>(
             "connect-trace needs a kernel with CONFIG_DEBUG_INFO_BTF; packet commands work without",
         )
     })?;
-    let ipv6 = types.function("tcp_v6_connect").is_some();
+    let ipv6 = types.function("tcp_v6_connect")?.is_some();
     if !ipv6 {
         notices.notice(
             "this kernel has no tcp_v6_connect: IPv6 is seen by the state tracepoint alone",
@@ -265,7 +265,7 @@ fn choose<'obj>(
         let mut plan = Plan {
             backend: *backend,
             ipv6,
-            accept: accept_hook(*backend, args, &types),
+            accept: accept_hook(*backend, args, &types)?,
             may_probe_read: true,
             by_perf_event: state_event.is_ok(),
         };
@@ -311,7 +311,7 @@ fn find_state_event(kernel: (u32, u32), types: &KernelTypes) -> Result<()> {
     ensure!(kernel >= (6, 7), "Linux counts what is skipped since 6.7");
     event::id(STATE_EVENT)?;
     let flag = types
-        .variable("bpf_prog_active")
+        .variable("bpf_prog_active")?
         .context("the kernel doesn't tell of bpf_prog_active")?;
     probe::variable(flag).context("the kernel hides bpf_prog_active")
 }
@@ -321,7 +321,7 @@ fn try_cheaply(backend: Backend, types: &KernelTypes) -> Result<(), Failure> {
     let what = format!("failed to use backend {}", backend.name());
     match backend {
         Backend::Fentry => {
-            let Some(function) = types.function("tcp_v4_connect") else {
+            let Some(function) = types.function("tcp_v4_connect")? else {
                 return Err(anyhow!("this kernel has no tcp_v4_connect")
                     .context(what)
                     .into());
@@ -357,16 +357,16 @@ fn is_invalid(failure: &Failure) -> bool {
 }
 
 /// The hook for `--accept`. How many arguments inet_csk_accept has, its BTF tells.
-fn accept_hook(backend: Backend, args: &ConnectTraceArgs, types: &KernelTypes) -> Accept {
-    match (args.accept, backend) {
+fn accept_hook(backend: Backend, args: &ConnectTraceArgs, types: &KernelTypes) -> Result<Accept> {
+    Ok(match (args.accept, backend) {
         (true, Backend::Kprobe) => Accept::Kretprobe,
-        (true, Backend::Fentry) => match types.arguments("inet_csk_accept") {
+        (true, Backend::Fentry) => match types.arguments("inet_csk_accept")? {
             Some(4) => Accept::FourArguments,
             Some(2) => Accept::TwoArguments,
             _ => Accept::Unhooked,
         },
         _ => Accept::Unhooked,
-    }
+    })
 }
 
 impl<'obj> Tracer<'obj> {

@@ -5,12 +5,11 @@
 //! is the kernel's (Documentation/bpf/btf.rst, linux/btf.h).
 
 use std::fs;
-use std::path::Path;
+use std::ops::Range;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
-/// Where the kernel has it.
-const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+use crate::attach::mapping::{KERNEL_BTF, KernelBtf};
 
 const MAGIC: u16 = 0xeb9f;
 
@@ -24,9 +23,24 @@ const KIND_VAR: u8 = 14;
 
 /// The kernel's type information.
 pub struct KernelTypes {
-    bytes: Vec<u8>,
-    types: std::ops::Range<usize>,
-    strings: std::ops::Range<usize>,
+    bytes: Bytes,
+    types: Range<usize>,
+    strings: Range<usize>,
+}
+
+/// Where it is in our memory.
+enum Bytes {
+    Mapped(KernelBtf),
+    Read(Vec<u8>),
+}
+
+impl Bytes {
+    fn all(&self) -> &[u8] {
+        match self {
+            Self::Mapped(mapping) => mapping.bytes(),
+            Self::Read(bytes) => bytes,
+        }
+    }
 }
 
 /// What all types have.
@@ -43,69 +57,76 @@ struct Type {
 }
 
 impl KernelTypes {
-    /// Reads what the running kernel tells.
+    /// Looks at what the running kernel tells.
     ///
     /// # Errors
     /// It tells nothing (CONFIG_DEBUG_INFO_BTF), or in another format.
     pub fn load() -> Result<Self> {
-        let read = fs::read(Path::new(VMLINUX)).map_err(anyhow::Error::from);
-        read.and_then(Self::new)
-            .with_context(|| format!("failed to read {VMLINUX}"))
+        let bytes = KernelBtf::map()
+            .map(Bytes::Mapped)
+            .or_else(|_| fs::read(KERNEL_BTF).map(Bytes::Read));
+        bytes
+            .map_err(anyhow::Error::from)
+            .and_then(Self::new)
+            .with_context(|| format!("failed to read {KERNEL_BTF}"))
     }
 
-    fn new(bytes: Vec<u8>) -> Result<Self> {
-        let magic = bytes.first_chunk().map(|magic| u16::from_ne_bytes(*magic));
+    fn new(bytes: Bytes) -> Result<Self> {
+        let all = bytes.all();
+        let magic = all.first_chunk().map(|magic| u16::from_ne_bytes(*magic));
         ensure!(magic == Some(MAGIC), "it is no BTF");
-        let number = |at| word(&bytes, at).context("it is cut short");
+        let number = |at| word(all, at).context("it is cut short");
         let header = number(4)?;
-        let section = |at| -> Result<std::ops::Range<usize>> {
+        let section = |at| -> Result<Range<usize>> {
             let (from, len) = (number(at)?, number(at + 4)?);
             let start = header.checked_add(from).context("it is too long")?;
             let end = start.checked_add(len).context("it is too long")?;
-            ensure!(end <= bytes.len(), "it is cut short");
+            ensure!(end <= all.len(), "it is cut short");
             Ok(start..end)
         };
         let (types, strings) = (section(8)?, section(16)?);
-        let found = Self {
+        Ok(Self {
             bytes,
             types,
             strings,
-        };
-        // One of a kind that is not known hides all that follow.
-        match found.walk(|_| false) {
-            Walk::End => Ok(found),
-            Walk::Found(_) | Walk::Broken => bail!("its format is not known"),
-        }
+        })
     }
 
     /// The number of the function with that name.
-    pub fn function(&self, name: &str) -> Option<u32> {
-        Some(self.find(KIND_FUNC, name)?.id)
+    ///
+    /// # Errors
+    /// On the way to it is a type that is not known.
+    pub fn function(&self, name: &str) -> Result<Option<u32>> {
+        Ok(self.find(KIND_FUNC, name)?.map(|known| known.id))
     }
 
     /// The number of the variable with that name.
-    pub fn variable(&self, name: &str) -> Option<u32> {
-        Some(self.find(KIND_VAR, name)?.id)
+    ///
+    /// # Errors
+    /// As [`KernelTypes::function`].
+    pub fn variable(&self, name: &str) -> Result<Option<u32>> {
+        Ok(self.find(KIND_VAR, name)?.map(|known| known.id))
     }
 
     /// How many arguments the function with that name has.
-    pub fn arguments(&self, name: &str) -> Option<usize> {
-        let prototype = self.find(KIND_FUNC, name)?.refers_to;
-        match self.walk(|known| known.id == prototype) {
-            Walk::Found(known) if known.kind == KIND_FUNC_PROTO => Some(known.len),
-            _ => None,
-        }
+    ///
+    /// # Errors
+    /// As [`KernelTypes::function`].
+    pub fn arguments(&self, name: &str) -> Result<Option<usize>> {
+        let Some(function) = self.find(KIND_FUNC, name)? else {
+            return Ok(None);
+        };
+        let prototype = self.walk(|known| known.id == function.refers_to)?;
+        let prototype = prototype.filter(|known| known.kind == KIND_FUNC_PROTO);
+        Ok(prototype.map(|known| known.len))
     }
 
-    fn find(&self, kind: u8, name: &str) -> Option<Type> {
-        match self.walk(|known| known.kind == kind && self.is_called(known, name)) {
-            Walk::Found(known) => Some(known),
-            Walk::End | Walk::Broken => None,
-        }
+    fn find(&self, kind: u8, name: &str) -> Result<Option<Type>> {
+        self.walk(|known| known.kind == kind && self.is_called(known, name))
     }
 
     fn is_called(&self, known: Type, name: &str) -> bool {
-        let strings = &self.bytes[self.strings.clone()];
+        let strings = &self.bytes.all()[self.strings.clone()];
         strings
             .get(known.name..)
             .and_then(|rest| rest.strip_prefix(name.as_bytes()))
@@ -113,46 +134,29 @@ impl KernelTypes {
     }
 
     /// Looks at all types until one is the wanted one.
-    fn walk(&self, mut is_wanted: impl FnMut(Type) -> bool) -> Walk {
-        let mut types = &self.bytes[self.types.clone()];
+    fn walk(&self, mut is_wanted: impl FnMut(Type) -> bool) -> Result<Option<Type>> {
+        const UNKNOWN: &str = "the format of the kernel's types is not known";
+        let mut types = &self.bytes.all()[self.types.clone()];
         let mut id = 0;
         while !types.is_empty() {
             id += 1;
-            let (Some(name), Some(info), Some(refers_to)) =
-                (word(types, 0), word(types, 4), word(types, 8))
-            else {
-                return Walk::Broken;
-            };
-            let kind = (info >> 24 & 0x1f) as u8;
-            let len = info & 0xffff;
-            let Some(more) = more_bytes(kind, len) else {
-                return Walk::Broken;
-            };
+            let number = |at| word(types, at).context(UNKNOWN);
+            let info = number(4)?;
             let known = Type {
                 id,
-                name,
-                kind,
-                len,
-                refers_to: refers_to as u32,
+                name: number(0)?,
+                kind: (info >> 24 & 0x1f) as u8,
+                len: info & 0xffff,
+                refers_to: number(8)? as u32,
             };
+            let more = more_bytes(known.kind, known.len).context(UNKNOWN)?;
             if is_wanted(known) {
-                return Walk::Found(known);
+                return Ok(Some(known));
             }
-            match types.get(TYPE_LEN + more..) {
-                Some(rest) => types = rest,
-                None => return Walk::Broken,
-            }
+            types = types.get(TYPE_LEN + more..).context(UNKNOWN)?;
         }
-        Walk::End
+        Ok(None)
     }
-}
-
-/// How a walk along the types has ended.
-enum Walk {
-    Found(Type),
-    End,
-    /// At a type that can't be or is not known.
-    Broken,
 }
 
 /// The number of 32 bits at an offset.
@@ -224,27 +228,30 @@ mod tests {
 
     #[test]
     fn functions_and_variables_are_found_by_their_whole_name() {
-        let types = KernelTypes::new(btf(&TYPES)).unwrap();
-        assert_eq!(types.function("fg"), Some(3));
-        assert_eq!(types.function("f"), Some(4));
-        assert_eq!(types.variable("v"), Some(5));
-        assert_eq!(types.arguments("fg"), Some(2));
+        let types = KernelTypes::new(Bytes::Read(btf(&TYPES))).unwrap();
+        assert_eq!(types.function("fg").unwrap(), Some(3));
+        assert_eq!(types.function("f").unwrap(), Some(4));
+        assert_eq!(types.variable("v").unwrap(), Some(5));
+        assert_eq!(types.arguments("fg").unwrap(), Some(2));
         // It refers to what is no prototype.
-        assert_eq!(types.arguments("f"), None);
+        assert_eq!(types.arguments("f").unwrap(), None);
         for absent in ["", "g", "fgh", "v"] {
-            assert_eq!(types.function(absent), None, "{absent}");
+            assert_eq!(types.function(absent).unwrap(), None, "{absent}");
         }
     }
 
     #[test]
     fn what_is_cut_or_unknown_is_an_error() {
+        let new = |bytes: &[u8]| KernelTypes::new(Bytes::Read(bytes.to_vec()));
         let whole = btf(&TYPES);
         for len in 0..whole.len() {
-            assert!(KernelTypes::new(whole[..len].to_vec()).is_err(), "{len}");
+            assert!(new(&whole[..len]).is_err(), "{len}");
         }
-        assert!(KernelTypes::new(btf(&[0, 20 << 24, 0])).is_err());
-        assert!(KernelTypes::new(btf(&[0, 4 << 24 | 1, 0])).is_err());
-        assert!(KernelTypes::new(b"what is no BTF at all, of any kind".to_vec()).is_err());
+        assert!(new(b"what is no BTF at all, of any kind").is_err());
+        for types in [[0, 20 << 24, 0], [0, 4 << 24 | 1, 0]] {
+            assert!(new(&btf(&types)).unwrap().function("f").is_err());
+        }
+        assert!(new(&btf(&TYPES[..20])).unwrap().variable("x").is_err());
     }
 
     #[test]
@@ -271,11 +278,11 @@ mod tests {
             let id = theirs
                 .type_by_name::<Func<'_>>(name)
                 .map(|known| known.type_id());
-            assert_eq!(ours.function(name), id.map(u32::from), "{name}");
+            assert_eq!(ours.function(name).unwrap(), id.map(u32::from), "{name}");
         }
         let id = theirs
             .type_by_name::<Var<'_>>("bpf_prog_active")
             .map(|known| known.type_id());
-        assert_eq!(ours.variable("bpf_prog_active"), id.map(u32::from));
+        assert_eq!(ours.variable("bpf_prog_active").unwrap(), id.map(u32::from));
     }
 }
