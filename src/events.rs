@@ -162,7 +162,7 @@ impl<'a> EventSource<'a> {
 }
 
 /// A millisecond, or what it takes to fill half of a smaller ring buffer, at 12 million events a
-/// second of 160 bytes each, which is more than a core can make. So twice as long is no loss yet.
+/// second of 160 bytes each, which is more than a core can make: twice as long is seldom a loss yet.
 fn nap(ring_size: u32) -> Duration {
     const BYTES_A_MICRO: u64 = 2 * 12 * 160;
     NAP.min(Duration::from_micros(u64::from(ring_size) / BYTES_A_MICRO))

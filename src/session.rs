@@ -62,7 +62,7 @@ pub struct Session {
 }
 
 /// Events after a nap that promise as many after the next one.
-const BUSY: usize = 4;
+const BUSY_EVENTS: usize = 4;
 
 /// How often it is asked whether interfaces in other network namespaces are still there: nobody
 /// tells.
@@ -398,9 +398,9 @@ impl Session {
             if self.wait(Some(source.as_fd()), None)? == Wake::Stop {
                 return Ok(());
             }
-            let mut taken = BUSY;
             let mut nap = source.nap();
-            while taken >= BUSY {
+            let mut taken = if nap.is_zero() { 0 } else { BUSY_EVENTS };
+            while taken >= BUSY_EVENTS {
                 let rested = Instant::now() + nap;
                 if self.wait(None, Some(rested))? == Wake::Stop {
                     return Ok(());

@@ -60,6 +60,8 @@ pub use generated::flows::types::end_state as EndState;
 pub use generated::flows::types::flow_end_reason as FlowEndReason;
 /// `enum flow_known`.
 pub use generated::flows::types::flow_known as FlowKnown;
+/// `enum sweep_limit`.
+pub use generated::flows::types::sweep_limit as SweepLimit;
 /// `enum sweep_mode`.
 pub use generated::flows::types::sweep_mode as SweepMode;
 /// `enum count_by`.

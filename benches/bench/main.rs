@@ -20,6 +20,7 @@ mod start;
 mod world;
 
 use std::num::NonZero;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -125,12 +126,13 @@ fn provide_for_peers() -> Result<()> {
     if tracefs {
         let _ = mount(nothing, TRACEFS, Some("tracefs"), MsFlags::empty(), nothing);
     }
-    if let Some((build, source)) = headers {
-        mount(nothing, MODULES, Some("tmpfs"), MsFlags::empty(), nothing)?;
+    if let Some((build, source)) = headers
+        && mount(nothing, MODULES, Some("tmpfs"), MsFlags::empty(), nothing).is_ok()
+    {
         let ours = Path::new(MODULES).join(&release);
         std::fs::create_dir(&ours)?;
-        std::os::unix::fs::symlink(build, ours.join("build"))?;
-        std::os::unix::fs::symlink(source, ours.join("source"))?;
+        symlink(build, ours.join("build"))?;
+        symlink(source, ours.join("source"))?;
     }
     Ok(())
 }
@@ -141,6 +143,7 @@ fn other_headers() -> Option<(PathBuf, PathBuf)> {
     kernels.flatten().find_map(|kernel| {
         let build = kernel.path().join("build").canonicalize().ok()?;
         let source = kernel.path().join("source").canonicalize();
-        Some((build.clone(), source.unwrap_or(build)))
+        // What lies there itself would be hidden.
+        (!build.starts_with(MODULES)).then(|| (build.clone(), source.unwrap_or(build)))
     })
 }

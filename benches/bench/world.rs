@@ -132,6 +132,14 @@ pub fn syn() -> Vec<u8> {
     frame
 }
 
+/// The numbers of epoll_wait, epoll_pwait and, of bcc, poll.
+#[cfg(target_arch = "x86_64")]
+const WAITING: [&str; 3] = ["232 ", "281 ", "7 "];
+
+/// The numbers of epoll_pwait and ppoll.
+#[cfg(not(target_arch = "x86_64"))]
+const WAITING: [&str; 2] = ["22 ", "73 "];
+
 /// Where a tool says that it is ready, and by which words.
 #[derive(Clone, Copy, Debug)]
 pub enum Ready {
@@ -211,11 +219,7 @@ impl Tool {
         let deadline = Instant::now() + Duration::from_secs(60);
         while Instant::now() < deadline && self.child.try_wait()?.is_none() {
             let call = std::fs::read_to_string(&path).unwrap_or_default();
-            // epoll_wait, epoll_pwait and, of bcc, poll of x86-64; epoll_pwait and ppoll of aarch64.
-            if ["232 ", "281 ", "7 ", "22 ", "73 "]
-                .iter()
-                .any(|nr| call.starts_with(nr))
-            {
+            if WAITING.iter().any(|nr| call.starts_with(nr)) {
                 return Ok(true);
             }
             std::thread::sleep(Duration::from_millis(1));

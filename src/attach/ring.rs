@@ -21,8 +21,8 @@ const DISCARDED: u32 = 1 << 30;
 /// Bytes of the header before each record: its length, and the page offset that the kernel needs.
 const HEADER: usize = 8;
 
-/// How many bytes are taken before the kernel is told that they are free.
-const RELEASE_EVERY: u64 = 64 * 1024;
+/// How many bytes are taken, at most, before the kernel is told that they are free.
+const RELEASE_EVERY: usize = 64 * 1024;
 
 const FAILED: &str = "failed to map the ring buffer";
 
@@ -124,6 +124,7 @@ impl<'a> Ring<'a> {
     /// Hands over the records that are ready, `max` at most; each begins at a multiple of 8 in
     /// memory. Returns how many.
     pub fn consume(&mut self, max: usize, bell: Bell, mut on_record: impl FnMut(&[u8])) -> usize {
+        let release_every = RELEASE_EVERY.min(self.size / 4) as u64;
         let mut position = self.read;
         let mut released = position;
         // Where the last record begins. The kernel rings for a record when all before it were read,
@@ -147,13 +148,14 @@ impl<'a> Ring<'a> {
                 }
                 last = position;
                 position += (len + HEADER).next_multiple_of(8) as u64;
-                if position - released >= RELEASE_EVERY {
+                if position - released >= release_every {
                     self.consumer_position().store(last, Ordering::Release);
                     released = position;
                 }
             }
             if bell == Bell::Wanted {
-                // It has to see where we are before we look whether more has come.
+                // It has to see where we are before we look whether more has come. Of what comes
+                // between the last look and the last word, poll(2) tells, which looks as well.
                 self.consumer_position().store(position, Ordering::SeqCst);
             }
         }
@@ -180,7 +182,7 @@ impl<'a> Ring<'a> {
 }
 
 impl AsFd for Ring<'_> {
-    /// Readable while there are records.
+    /// Readable while there are records, and as well since the bell was unwanted last.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd
     }

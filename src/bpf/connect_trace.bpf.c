@@ -737,7 +737,11 @@ static __always_inline void on_syn_sent(void *ctx, const struct sock *sk, const 
 					const struct behind *behind, __u64 key,
 					struct connection *kept)
 {
-	struct connection c = { .phase = PHASE_WAITING, .sent = true };
+	struct connection c = {
+		.phase = PHASE_WAITING,
+		.sent = true,
+		.event.direction = DIRECTION_OUT,
+	};
 	struct ends ends;
 
 	if (kept) {
@@ -745,11 +749,14 @@ static __always_inline void on_syn_sent(void *ctx, const struct sock *sk, const 
 		bpf_map_delete_elem(&connections, &key);
 	}
 	read_ends(&ends, sk);
+	set_ends(&c.event, &ends);
+	/* First, for it takes least. */
+	if (!destination_matches(&c.event))
+		return;
 	start_connection(&c);
 	c.event.netns = behind->netns;
 	c.old_sport = read_inet_sport(tp);
-	set_ends(&c.event, &ends);
-	if (!process_matches(&c.event) || !destination_matches(&c.event))
+	if (!process_matches(&c.event))
 		return;
 	if (sk->__sk_common.skc_family == AF_INET6 ? ipv6_is_hooked : ipv4_is_hooked)
 		__sync_fetch_and_add(&totals.unhooked, 1);

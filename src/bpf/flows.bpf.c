@@ -28,9 +28,6 @@
 /* How often a packet looks for its flow before it is counted as untracked. */
 #define TRIES 4
 
-/* Slots that one run of the sweep looks at before it gives up finding one to report. */
-#define SWEEP_STEP 8
-
 /* Position of this interface among those that are watched: they share the table. */
 const volatile __u32 interface = 0;
 
@@ -92,6 +89,7 @@ struct {
 /* BTF has the types only if something refers to them. */
 const struct flow_record *unused_flow_record __attribute__((unused));
 const enum sweep_mode *unused_sweep_mode __attribute__((unused));
+const enum sweep_limit *unused_sweep_limit __attribute__((unused));
 const enum flow_end_reason *unused_flow_end_reason __attribute__((unused));
 const enum flow_known *unused_flow_known __attribute__((unused));
 const enum end_state *unused_end_state __attribute__((unused));

@@ -124,6 +124,11 @@ enum sweep_mode {
 	SWEEP_ALL,    /* everything: the run has ended */
 };
 
+/* How far a run of the sweep goes. */
+enum sweep_limit {
+	SWEEP_STEP = 8, /* slots that it looks at before it gives up finding one to report */
+};
+
 /* Ages are sorted into four classes an octave of milliseconds: see age_class(). */
 #define AGE_CLASSES 128
 

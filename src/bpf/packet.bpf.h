@@ -276,8 +276,7 @@ static __always_inline __u64 forget_range(__u64 offset)
 	return (offset + opaque_zero) & 0x7fff;
 }
 
-/* The same for the answer to a question, which the verifier then need not follow for each reason.
- */
+/* The same for the answer to a question, so that the verifier does not follow each reason. */
 static __always_inline bool forget_why(bool answer)
 {
 	return (answer + opaque_zero) & 1;
@@ -548,7 +547,10 @@ static __noinline int parse_headers_tc(struct frame *f, struct packet *p)
 	return v;
 }
 
-/* What is found behind one or two tags. False: let parse_headers() have a look. */
+/*
+ * What is found behind one or two tags, as parse_ethernet() says; the third one that walks along
+ * them is port-monitor's fill_ethernet(). False: let parse_headers() have a look.
+ */
 static __always_inline bool pass_tags(const struct frame *f, struct packet *p, __be16 *ethertype)
 {
 	__u32 tags = tags_outside(f);
@@ -646,8 +648,7 @@ static __always_inline enum verdict parse_packet(struct frame *f, struct packet 
 	struct frame whole;
 	enum verdict v;
 
-	/* Or the compiler fetches what is undefined early, on ways that the verifier has to follow.
-	 */
+	/* Or the compiler fetches what is undefined early, where the verifier has to follow. */
 	*p = (struct packet){};
 	if (parse_common(f, p, &v))
 		return v;

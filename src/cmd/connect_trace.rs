@@ -238,7 +238,7 @@ fn choose<'obj>(
 ) -> Result<Tracer<'obj>, Failure> {
     let types = KernelTypes::load().map_err(|error| {
         Failure::from(error).hint(
-            "connect-trace needs a kernel with CONFIG_DEBUG_INFO_BTF; packet commands work without",
+            "connect-trace needs /sys and a kernel with CONFIG_DEBUG_INFO_BTF; packet commands work without",
         )
     })?;
     let ipv6 = types.function("tcp_v6_connect")?.is_some();

@@ -36,7 +36,7 @@ use crate::record::flow::Flow;
 use crate::session::{Delivery, Output, Session, Wake};
 use crate::skel::flows::types::{bss_replay, bss_sweep};
 use crate::skel::flows::{FlowsSkel, FlowsSkelBuilder};
-use crate::skel::{self, AGE_CLASSES, FlowRecord, PacketCounters, Sweep, SweepMode};
+use crate::skel::{self, AGE_CLASSES, FlowRecord, PacketCounters, Sweep, SweepLimit, SweepMode};
 use crate::stop::ExitReason;
 use crate::view::terminal::{self, Screen};
 use crate::view::{Reaction, View};
@@ -453,8 +453,6 @@ impl Table<'_, '_, '_> {
     }
 
     fn sweep_with(&mut self, mut request: Sweep) -> Result<Sweep> {
-        // Slots that a run looks at, at least while it finds nothing.
-        const STEP: u32 = 16;
         let bss = self
             .bss
             .as_deref_mut()
@@ -468,7 +466,7 @@ impl Table<'_, '_, '_> {
         loop {
             let input = ProgramInput {
                 data_in: Some(&frame),
-                repeat: (left / STEP + 2).min(self.chunk),
+                repeat: (left / SweepLimit::SWEEP_STEP.0 + 2).min(self.chunk),
                 ..ProgramInput::default()
             };
             match self.sweep.test_run(input) {

@@ -120,7 +120,7 @@ impl<const N: usize> Cached<N> {
     /// Nanoseconds since the beginning of the second, of which `text` then has the text.
     #[inline(always)]
     fn nanos(&mut self, at: UnixNanos, format: impl FnOnce(Timestamp) -> String) -> u32 {
-        let nanos = self.start.map(|start| at.wrapping_sub(start));
+        let nanos = self.start.and_then(|start| at.checked_sub(start));
         match nanos {
             Some(nanos @ 0..NANOS_PER_SEC) => nanos as u32,
             _ => self.renew(at, format),
@@ -131,9 +131,8 @@ impl<const N: usize> Cached<N> {
     #[inline(never)]
     fn renew(&mut self, at: UnixNanos, format: impl FnOnce(Timestamp) -> String) -> u32 {
         let nanos = at.rem_euclid(NANOS_PER_SEC);
-        // Of the first second there may be, the beginning is before all times; but what is within
-        // it is as far from there as it is.
-        self.start = Some(at.wrapping_sub(nanos));
+        // The first second that there may be begins before all times: it is not kept.
+        self.start = at.checked_sub(nanos);
         // An i64 of nanoseconds is always within a Timestamp's range, and its year has four digits.
         let second = Timestamp::from_second(at.div_euclid(NANOS_PER_SEC));
         let text = format(second.unwrap_or(Timestamp::UNIX_EPOCH));
@@ -152,6 +151,19 @@ mod tests {
     fn rfc3339(at: UnixNanos) -> String {
         let mut clock = Clock::with_zone(TimeZone::UTC);
         rendered(|out| clock.push_rfc3339(out, at))
+    }
+
+    #[test]
+    fn no_time_is_taken_for_one_of_the_second_before() {
+        let times = [i64::MIN, i64::MAX, i64::MIN + 1, -1, 0, i64::MAX - 1];
+        for first in times {
+            for second in times {
+                let mut clock = Clock::with_zone(TimeZone::UTC);
+                rendered(|out| clock.push_rfc3339(out, first));
+                let text = rendered(|out| clock.push_rfc3339(out, second));
+                assert_eq!(text, rfc3339(second), "{second} after {first}");
+            }
+        }
     }
 
     #[test]

@@ -41,7 +41,7 @@ macro_rules! long {
 }
 
 short!(u16 u32);
-long!(u64 usize i32 i64);
+long!(u64 i32 i64);
 
 /// Each octet in decimal with a dot after it, and how long both are.
 pub static OCTETS: [([u8; 4], u8); 256] = {
