@@ -63,18 +63,18 @@ pub fn run(effort: Effort) -> Result<bool> {
     let mut none = Vec::new();
     client.measure()?;
     for _ in 0..effort.rounds {
-        let mut alone = client.measure()?;
-        for (at, (contender, rates, kept)) in results.iter_mut().enumerate() {
-            // Not too long ago, for the machine's speed drifts.
-            if at % 2 == 1 {
-                alone = client.measure()?;
-            }
-            none.push(alone);
+        let mut before = client.measure()?;
+        for (contender, rates, kept) in &mut results {
             let tool = Tool::start(contender.command()?, Stdio::null(), contender.ready)?;
             let with = client.measure()?;
             tool.stop()?;
+            // The machine's speed drifts: what is before and what is after count alike.
+            let after = client.measure()?;
+            let alone = before.midpoint(after);
+            none.push(alone);
             rates.push(with);
             kept.push(with / alone);
+            before = after;
         }
     }
     let mut rows = vec![vec![
