@@ -3,10 +3,6 @@
 /// Appends `bytes` for a text column: printable ASCII and valid UTF-8 as they are, anything else
 /// as `\xNN`, so that a value is one word on one line.
 pub fn push_text(out: &mut Vec<u8>, bytes: &[u8]) {
-    if is_plain_text(bytes) {
-        out.extend_from_slice(bytes);
-        return;
-    }
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
             if c == '\\' {
@@ -42,11 +38,6 @@ pub fn push_line(out: &mut Vec<u8>, line: &str) {
 /// string's value, as in text, for JSON has no other way to say them.
 pub fn push_json(out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'"');
-    if is_plain_json(bytes) {
-        out.extend_from_slice(bytes);
-        out.push(b'"');
-        return;
-    }
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
             match c {
