@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_nap_never_lasts_until_the_ring_is_full() {
+    fn a_nap_is_over_when_half_of_the_ring_could_be_full() {
         let micros = |ring_size| nap(ring_size).as_micros();
         assert_eq!(micros(4 << 20), 1000);
         assert_eq!(micros(1 << 30), 1000);
