@@ -1,19 +1,13 @@
 //! Compiles each `src/bpf/*.bpf.c` and generates its skeleton into `OUT_DIR`.
 
+use std::collections::BTreeSet;
 use std::env;
-use std::path::PathBuf;
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use libbpf_cargo::SkeletonBuilder;
-
-/// The programs, one per command, and one more for flows; each has a `.bpf.c` of the same stem.
-const PROGRAMS: [&str; 5] = [
-    "syn_count",
-    "port_monitor",
-    "connect_trace",
-    "flows",
-    "flow_owner",
-];
 
 const CLANG_ARGS: [&str; 6] = [
     // The verifier's log names lines; columns as well would make the binary 40 KB larger.
@@ -33,19 +27,37 @@ fn main() -> Result<()> {
     // The whole folder: every program includes headers from it.
     println!("cargo:rerun-if-changed={}", sources.display());
 
-    for program in PROGRAMS {
+    let mut modules = String::new();
+    for program in programs(&sources)? {
         let source = sources.join(format!("{program}.bpf.c"));
+        let skeleton = out.join(format!("{program}.skel.rs"));
         SkeletonBuilder::new()
             .source(&source)
             .clang_args(CLANG_ARGS)
             .reference_obj(true)
-            .build_and_generate(out.join(format!("{program}.skel.rs")))
+            .build_and_generate(&skeleton)
             .with_context(|| {
                 format!(
                     "failed to compile {} (are clang and libelf-dev installed?)",
                     source.display()
                 )
             })?;
+        writeln!(
+            modules,
+            "pub mod {program} {{ include!({:?}); }}",
+            skeleton.display().to_string()
+        )?;
     }
-    Ok(())
+    fs::write(out.join("skeletons.rs"), modules).context("failed to write skeletons.rs")
+}
+
+/// The stems of the programs: one per command, and one more for flows and for listeners.
+fn programs(sources: &Path) -> Result<BTreeSet<String>> {
+    let mut programs = BTreeSet::new();
+    for entry in fs::read_dir(sources).context("failed to read src/bpf")? {
+        let name = entry?.file_name();
+        let stem = name.to_str().and_then(|name| name.strip_suffix(".bpf.c"));
+        programs.extend(stem.map(str::to_owned));
+    }
+    Ok(programs)
 }

@@ -1,4 +1,4 @@
-//! How a run ends: exit codes, and errors that say what to do.
+//! Exit statuses, and errors that say what to do.
 
 use std::process::ExitCode;
 
@@ -26,13 +26,15 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// An error on its way to the user: `tcpinspect: what failed: why`, and perhaps a hint.
+/// An error as it is shown to the user: `tcpinspect: what failed: why`, and perhaps a hint.
 #[derive(Debug)]
 pub struct Failure {
     /// Status the process ends with.
     pub exit: Exit,
     /// What failed, and why, as a chain of contexts.
     pub error: anyhow::Error,
+    /// What it is about, and a line below that points at the place.
+    pub excerpt: Vec<String>,
     /// What the user can do about it.
     pub hint: Option<String>,
 }
@@ -43,6 +45,7 @@ impl Failure {
         Self {
             exit: Exit::Usage,
             error: anyhow::Error::msg(message.into()),
+            excerpt: Vec::new(),
             hint: None,
         }
     }
@@ -60,6 +63,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
         Self {
             exit: Exit::Failure,
             error: error.into(),
+            excerpt: Vec::new(),
             hint: None,
         }
     }

@@ -1,57 +1,77 @@
-//! What is said on stderr: whole lines, each in one write.
+//! Messages on stderr: whole lines, each in one write.
 
 use std::io::Write;
 
 use crate::cli::OutputArgs;
 use crate::output::escape::push_line;
 
-/// Says one line, whatever it holds.
+/// Prints one line; control characters in it are escaped.
 pub fn say(line: &str) {
     let mut out = Vec::with_capacity(line.len() + 1);
     push_line(&mut out, line);
-    // Nobody is left to tell that stderr is closed.
+    // If stderr is closed, there is nowhere to report it.
     let _ = std::io::stderr().write_all(&out);
 }
 
-/// How much is said.
+/// A message for the user, returned by code that has no access to [`Notices`].
+pub enum Note {
+    /// A notice, unless `-q`.
+    Notice(String),
+    /// A detail, with `-v`.
+    Detail(String),
+}
+
+/// Prints messages, as far as `-q` and `-v` allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Notices {
-    /// From -1 (`-q`) to 2 (`-vv`).
+    /// From -2 (`-qq`) to 2 (`-vv`).
     level: i8,
 }
 
 impl Notices {
     /// As the command line asks.
     pub fn new(args: &OutputArgs) -> Self {
+        let level = |count| i8::try_from(count).unwrap_or(i8::MAX);
         Self {
-            level: if args.quiet {
-                -1
-            } else {
-                i8::try_from(args.verbose).unwrap_or(i8::MAX)
-            },
+            level: level(args.verbose).saturating_sub(level(args.quiet)),
         }
     }
 
-    /// A line that is always said: `attached:`, the summary, errors.
-    pub fn say(self, line: &str) {
-        say(line);
-    }
-
-    /// Something worth knowing, unless `-q`.
-    pub fn notice(self, text: &str) {
+    /// `attached:` or the summary, unless `-q`.
+    pub fn status(self, line: &str) {
         if self.level >= 0 {
-            self.say(&format!("notice: {text}"));
+            say(line);
         }
     }
 
-    /// Something for the curious (`-v`).
+    /// A notice, unless `-q`.
+    pub fn notice(self, text: &str) {
+        self.status(&format!("notice: {text}"));
+    }
+
+    /// A warning that the result is incomplete, unless `-qq`.
+    pub fn warning(self, text: &str) {
+        if self.level >= -1 {
+            say(&format!("warning: {text}"));
+        }
+    }
+
+    /// A detail, with `-v`.
     pub fn detail(self, text: &str) {
         if self.level >= 1 {
-            self.say(&format!("notice: {text}"));
+            say(&format!("notice: {text}"));
         }
     }
 
-    /// Whether it is told how far a long run is, unless `-q`.
+    /// Prints a note.
+    pub fn note(self, note: &Note) {
+        match note {
+            Note::Notice(text) => self.notice(text),
+            Note::Detail(text) => self.detail(text),
+        }
+    }
+
+    /// Whether to show the progress of a long run.
     pub fn wants_progress(self) -> bool {
         self.level >= 0
     }

@@ -1,4 +1,5 @@
-//! The compiled programs: the skeletons that build.rs generates, and their types by plain names.
+//! The compiled programs: the skeletons that build.rs generates, one for each `src/bpf/*.bpf.c`, and
+//! their types by plain names.
 
 /// Generated code, kept away from this project's lints.
 #[allow(
@@ -11,37 +12,91 @@
     clippy::restriction
 )]
 mod generated {
-    pub mod syn_count {
-        include!(concat!(env!("OUT_DIR"), "/syn_count.skel.rs"));
-    }
-    pub mod port_monitor {
-        include!(concat!(env!("OUT_DIR"), "/port_monitor.skel.rs"));
-    }
-    pub mod connect_trace {
-        include!(concat!(env!("OUT_DIR"), "/connect_trace.skel.rs"));
-    }
-    pub mod flows {
-        include!(concat!(env!("OUT_DIR"), "/flows.skel.rs"));
-    }
-    pub mod flow_owner {
-        include!(concat!(env!("OUT_DIR"), "/flow_owner.skel.rs"));
-    }
+    include!(concat!(env!("OUT_DIR"), "/skeletons.rs"));
 }
 
-pub use generated::{connect_trace, flow_owner, flows, port_monitor, syn_count};
+use anyhow::{Context, Result};
+use libbpf_rs::skel::{OpenSkel, Skel};
+use libbpf_rs::{MapMut, OpenMapMut};
 
-/// `struct filter_config`, the same in every program: see [`filter_slots`].
+pub use generated::*;
+
+/// `struct filter_config`, the same in every program.
 pub type FilterConfig = syn_count::types::filter_config;
+/// The ports of a filter, one bit each.
+pub type PortBits = syn_count::types::bss_ports;
+/// `struct packet_counters`: those of one CPU.
+pub type CounterSlot = syn_count::types::packet_counters;
+/// What a packet program is told about a frame of a file.
+pub type ReplayedFrames = syn_count::types::bss_replay;
 /// `struct packet_event`, which the bytes of the payload follow.
 pub type PacketEvent = port_monitor::types::packet_event;
+/// `struct frame_event`, which the bytes of the frame follow.
+pub type FrameEvent = port_monitor::types::frame_event;
+/// `struct loss_event`.
+pub type LossEvent = loss_trace::types::loss_event;
+/// `struct loss_packet`.
+pub type LossPacket = loss_trace::types::loss_packet;
+/// `struct loss_counters`, summed over all CPUs.
+pub type LossCounters = loss_trace::types::loss_counters;
+/// `enum loss_by`.
+pub use generated::loss_trace::types::loss_by as LossBy;
+/// `enum loss_detail`.
+pub use generated::loss_trace::types::loss_detail as LossDetail;
+/// `enum loss_kind`.
+pub use generated::loss_trace::types::loss_kind as LossKind;
+/// `enum loss_known`.
+pub use generated::loss_trace::types::loss_known as LossKnown;
 /// `struct connect_event`.
 pub type ConnectEvent = connect_trace::types::connect_event;
 /// `struct connect_counters`.
 pub type ConnectCounters = connect_trace::types::connect_counters;
+/// `struct accept_event`.
+pub type AcceptEvent = accept_trace::types::accept_event;
+/// `struct attempt`.
+pub type RawAttempt = accept_trace::types::attempt;
+/// `struct attempt_key`.
+pub type AttemptKey = accept_trace::types::attempt_key;
+/// `struct accept_counters`, summed over all CPUs.
+pub type AcceptCounters = accept_trace::types::accept_counters;
+/// `struct accept_verdict`.
+pub type AcceptVerdict = accept_trace::types::accept_verdict;
+/// `struct accept_count_key`.
+pub type AcceptCountKey = accept_trace::types::accept_count_key;
+/// `struct histogram`.
+pub type RawHistogram = accept_trace::types::histogram;
+/// `struct histogram_key`.
+pub type RawHistogramKey = accept_trace::types::histogram_key;
+/// `enum accept_by`.
+pub use generated::accept_trace::types::accept_by as AcceptByKey;
+/// `struct export_key`: events that are counted together.
+pub type ExportKey = accept_trace::types::export_key;
+/// `struct export_histogram`.
+pub type ExportHistogram = accept_trace::types::export_histogram;
+/// `enum accept_fate`.
+pub use generated::accept_trace::types::accept_fate as AcceptFate;
+/// `enum accept_flag`.
+pub use generated::accept_trace::types::accept_flag as AcceptFlag;
+/// `enum accept_output`.
+pub use generated::accept_trace::types::accept_output as AcceptOutput;
+/// `enum accept_phase`.
+pub use generated::accept_trace::types::accept_phase as AcceptPhase;
+/// `enum accept_reason`.
+pub use generated::accept_trace::types::accept_reason as AcceptReason;
+/// `enum export_kind`.
+pub use generated::accept_trace::types::export_kind as ExportKind;
+/// `enum export_time_of`.
+pub use generated::accept_trace::types::export_time_of as ExportTimeOf;
+/// `enum connect_export`.
+pub use generated::connect_trace::types::connect_export as ConnectExport;
 /// `struct flow_record`.
 pub type FlowRecord = flows::types::flow_record;
+/// `struct name_chunk`, which the bytes that it tells of follow.
+pub type NameChunk = flows::types::name_chunk;
 /// `struct flow_end`.
 pub type FlowEnd = flows::types::flow_end;
+/// `struct socket_holder`.
+pub type SocketHolder = socket_owner::types::socket_holder;
 /// `enum connect_closed_by`.
 pub use generated::connect_trace::types::connect_closed_by as ConnectClosedBy;
 /// `enum connect_direction`.
@@ -60,6 +115,8 @@ pub use generated::flows::types::end_state as EndState;
 pub use generated::flows::types::flow_end_reason as FlowEndReason;
 /// `enum flow_known`.
 pub use generated::flows::types::flow_known as FlowKnown;
+/// `struct flow_numbers`.
+pub type FlowNumbers = flows::types::flow_numbers;
 /// `enum sweep_limit`.
 pub use generated::flows::types::sweep_limit as SweepLimit;
 /// `enum sweep_mode`.
@@ -70,49 +127,135 @@ pub use generated::syn_count::types::count_by as CountByKey;
 pub use generated::syn_count::types::filter_part as FilterPart;
 /// `struct count_key`.
 pub type CountKey = syn_count::types::count_key;
+/// `struct count_set`.
+pub type CountSet = syn_count::types::count_set;
+/// `struct source_sketch`.
+pub type SourceSketch = syn_count::types::source_sketch;
 /// `struct comm_key`.
 pub type CommKey = connect_trace::types::comm_key;
 /// `struct prefix_key`.
 pub type PrefixKey = syn_count::types::prefix_key;
 
-/// Bytes of a replayed frame that the programs can reach.
+/// Bytes of replayed frames that the programs can reach in one test run.
 pub const REPLAY_BYTES: usize = 128 * 1024;
 
-/// Classes of age in a [`Sweep`].
-pub const AGE_CLASSES: usize = 128;
+/// Frames in one test run.
+pub const REPLAY_FRAMES: usize = 1024;
+
+/// Ranks of flows in a [`Sweep`]: 128 classes of age for each worth.
+pub const FLOW_RANKS: usize = 3 * 128;
+
+/// Established flows of this rank have had no packet for a minute.
+pub const FLOW_RANK_OLD: u32 = 60;
+
+/// Buckets of a histogram.
+pub const EXPORT_BUCKETS: usize = 28;
 
 /// CPUs that have a counter slot of their own.
 pub const COUNTER_SLOTS: usize = 1024;
 
 // What the C side asserts too: a difference would shift every field after it.
 const _: () = assert!(size_of::<PacketEvent>() == 152);
-const _: () = assert!(size_of::<ConnectEvent>() == 136);
-const _: () = assert!(size_of::<FlowEnd>() == 72);
-const _: () = assert!(size_of::<FlowRecord>() == 304);
+const _: () = assert!(size_of::<FrameEvent>() == 48);
+const _: () = assert!(size_of::<ConnectEvent>() == 152);
+const _: () = assert!(size_of::<AcceptEvent>() == 200);
+const _: () = assert!(size_of::<RawAttempt>() == 128);
+const _: () = assert!(size_of::<AttemptKey>() == 24);
+const _: () = assert!(size_of::<AcceptCountKey>() == 32);
+const _: () = assert!(size_of::<RawHistogram>() == 8 * 33);
+const _: () = assert!(size_of::<RawHistogramKey>() == 16);
+const _: () = assert!(size_of::<FlowEnd>() == 80);
+const _: () = assert!(size_of::<FlowRecord>() == 440);
+const _: () = assert!(size_of::<NameChunk>() == 64);
 const _: () = assert!(size_of::<CountKey>() == 20);
+const _: () = assert!(size_of::<CountSet>() == 320);
+const _: () = assert!(size_of::<SourceSketch>() == 4096);
 const _: () = assert!(size_of::<PrefixKey>() == 24);
+const _: () = assert!(size_of::<expr::ExprNode>() == 40);
+const _: () = assert!(size_of::<expr::expression>() == 8 + 40 * expr::EXPR_NODES);
+
+const _: () = assert!(size_of::<SocketHolder>() == 40);
+const _: () = assert!(size_of::<LossEvent>() == 120);
+const _: () = assert!(size_of::<ExportKey>() == 16);
+const _: () = assert!(size_of::<ExportHistogram>() == 8 + 8 * EXPORT_BUCKETS);
 
 // SAFETY: these are repr(C), made of integers and arrays of integers without hidden padding
 // (asserted above and in C), so every pattern of bytes is a value of the type.
 unsafe impl plain::Plain for PacketEvent {}
 // SAFETY: as above.
+unsafe impl plain::Plain for FrameEvent {}
+// SAFETY: as above.
 unsafe impl plain::Plain for ConnectEvent {}
 // SAFETY: as above.
+unsafe impl plain::Plain for AcceptEvent {}
+// SAFETY: as above.
+unsafe impl plain::Plain for RawAttempt {}
+// SAFETY: as above.
+unsafe impl plain::Plain for AttemptKey {}
+// SAFETY: as above.
+unsafe impl plain::Plain for AcceptCountKey {}
+// SAFETY: as above.
+unsafe impl plain::Plain for RawHistogram {}
+// SAFETY: as above.
+unsafe impl plain::Plain for RawHistogramKey {}
+// SAFETY: as above.
 unsafe impl plain::Plain for FlowRecord {}
+// SAFETY: as above.
+unsafe impl plain::Plain for NameChunk {}
+// SAFETY: as above.
+unsafe impl plain::Plain for SocketHolder {}
+// SAFETY: as above.
+unsafe impl plain::Plain for LossEvent {}
+// SAFETY: as above.
+unsafe impl plain::Plain for ExportKey {}
+// SAFETY: as above.
+unsafe impl plain::Plain for ExportHistogram {}
 // SAFETY: as above.
 unsafe impl plain::Plain for CountKey {}
 // SAFETY: as above.
 unsafe impl plain::Plain for CommKey {}
 // SAFETY: as above.
 unsafe impl plain::Plain for PrefixKey {}
-// SAFETY: as above.
-unsafe impl plain::Plain for FilterConfig {}
-// SAFETY: as above; the same C struct, generated once more.
-unsafe impl plain::Plain for port_monitor::types::filter_config {}
-// SAFETY: as above; the same C struct, generated once more.
-unsafe impl plain::Plain for connect_trace::types::filter_config {}
-// SAFETY: as above; the same C struct, generated once more.
-unsafe impl plain::Plain for flows::types::filter_config {}
+
+/// Says of a skeleton's types that they are those of the first one, which are made from the same C.
+macro_rules! same_types {
+    ($module:ident: $($name:ident { $($field:ident),* })*) => {$(
+        // SAFETY: repr(C), made of integers and arrays of integers, so every pattern of bytes is a
+        // value. What hidden padding there is, is written by nobody and read by nobody.
+        unsafe impl plain::Plain for $module::types::$name {}
+        const _: () = assert!(
+            size_of::<$module::types::$name>() == size_of::<syn_count::types::$name>()
+            $(&& std::mem::offset_of!($module::types::$name, $field)
+                == std::mem::offset_of!(syn_count::types::$name, $field))*
+        );
+    )*};
+}
+
+/// Bytes of a dropped packet that loss-trace copies at most.
+pub const LOSS_BYTES: u32 = 1920;
+const _: () = assert!(size_of::<LossPacket>() == 128 + LOSS_BYTES as usize);
+
+/// Above these bits of a key's family is the kind of event, in loss-trace.
+pub const LOSS_KIND_SHIFT: u32 = 4;
+
+impl CountSet {
+    /// Keys in a set.
+    pub const WAYS: usize = 8;
+}
+
+/// Has programs count nothing and send no event any more.
+pub fn stop(stopped: &mut u32) {
+    // SAFETY: an exclusive reference into the mapping. The kernel only reads it, as a whole word;
+    // volatile, for the compiler can't know of that.
+    unsafe { std::ptr::write_volatile(stopped, 1) }
+}
+
+/// Has programs write to this one of the two tables of keys.
+pub fn open_table(open_table: &mut u32, table: u32) {
+    // SAFETY: an exclusive reference into the mapping. The kernel only reads it, as a whole word;
+    // volatile, for the compiler can't know of that.
+    unsafe { std::ptr::write_volatile(open_table, table) }
+}
 
 /// The bytes of a key, as map operations take them.
 pub fn key_bytes<T: plain::Plain>(key: &T) -> &[u8] {
@@ -120,11 +263,45 @@ pub fn key_bytes<T: plain::Plain>(key: &T) -> &[u8] {
     unsafe { plain::as_bytes(key) }
 }
 
-/// The filter settings of a program, whichever skeleton its type was generated for.
-pub fn filter_config<T: plain::Plain>(config: &mut T) -> Option<&mut FilterConfig> {
+/// A value of a C struct as another skeleton's type of the same struct; `None` if their sizes
+/// differ. Both come from one header, and what a section holds is asserted below.
+fn same<T: plain::Plain, U: plain::Plain>(value: &mut T) -> Option<&mut U> {
     // SAFETY: both are Plain, and from_mut_bytes checks size and alignment.
-    let bytes = unsafe { plain::as_mut_bytes(config) };
+    let bytes = unsafe { plain::as_mut_bytes(value) };
     plain::from_mut_bytes(bytes).ok()
+}
+
+/// Filter expressions, as the programs take them.
+pub mod expr {
+    pub use super::syn_count::types::{
+        bss_expr as PortSets, expr_base as LoadBase, expr_kind as Kind, expr_node as ExprNode,
+        expr_operation as Arithmetic, expr_wants as ExprWants, expr_word as Word, expression,
+    };
+
+    /// Nodes at most.
+    pub const EXPR_NODES: usize = 192;
+    /// Sets of ports at most.
+    pub const EXPR_PORT_SETS: usize = 2;
+    /// Sets of addresses at most.
+    pub const EXPR_ADDRESS_SETS: usize = 2;
+    /// Bits of the number of a slot in a set of addresses.
+    pub const EXPR_SLOT_BITS: usize = 10;
+    /// Words for the values that arithmetic has in between.
+    pub const EXPR_TEMPORARIES: u32 = 16;
+    /// No word.
+    pub const EXPR_NONE: u8 = 0xff;
+    /// The end where a packet does not match.
+    pub const EXPR_REJECT: u16 = 0xfffe;
+    /// The end where it does.
+    pub const EXPR_ACCEPT: u16 = 0xffff;
+
+    /// Where an expression is written to.
+    pub struct ExprSettings<'a> {
+        /// Its nodes, in `.rodata`.
+        pub expression: &'a mut expression,
+        /// Its sets of ports.
+        pub sets: &'a mut PortSets,
+    }
 }
 
 /// What the packet programs have counted, summed over all CPUs.
@@ -138,7 +315,7 @@ pub struct PacketCounters {
     pub lost: u64,
     /// Of these, those that `--max-rate` held back.
     pub suppressed: u64,
-    /// Of these, those whose key found no room in the table.
+    /// Of these, those whose key or flow lost its place in the table, or found none.
     pub untracked: u64,
     /// Packets of flows, GSO packets by their segments.
     pub segments: u64,
@@ -174,94 +351,322 @@ impl PacketCounters {
     }
 }
 
-/// Reads the counters of a packet program, which the kernel changes at any time.
-macro_rules! read_counters {
-    ($name:ident, $module:ident) => {
-        /// Sums the slots of all CPUs.
-        pub fn $name(bss: &$module::types::bss_counters, cpus: usize) -> PacketCounters {
-            let mut sum = PacketCounters::default();
-            for slot in bss.counters.iter().take(cpus) {
-                // SAFETY: the slot is a valid, aligned reference into the mapping. The kernel
-                // writes to it concurrently, in whole words, hence the volatile read.
-                let slot = unsafe { std::ptr::read_volatile(slot) };
-                sum.add(&PacketCounters {
-                    verdicts: slot.verdicts,
-                    matched: slot.matched,
-                    lost: slot.lost,
-                    suppressed: slot.suppressed,
-                    untracked: slot.untracked,
-                    segments: slot.segments,
-                });
-            }
-            sum
-        }
-    };
-}
-read_counters!(syn_count_counters, syn_count);
-read_counters!(port_monitor_counters, port_monitor);
-read_counters!(flows_counters, flows);
-
 /// Reads what connect-trace has counted.
 pub fn connect_counters(bss: &connect_trace::types::bss) -> ConnectCounters {
     // SAFETY: as for the packet counters.
     unsafe { std::ptr::read_volatile(&bss.totals) }
 }
 
-/// Makes the [`FilterSlots`](crate::filter::FilterSlots) of an opened skeleton.
-#[macro_export]
-macro_rules! filter_slots {
-    ($open:expr, $rodata:expr) => {{
-        let ports = $open.maps.bss_ports_data.as_deref_mut();
-        let ports = ports.context("the programs have no room for ports")?;
-        $crate::filter::FilterSlots {
-            config: $crate::skel::filter_config(&mut $rodata.filter)
-                .context("the filter settings have another layout")?,
-            sport_bits: &mut ports.sport_bits,
-            dport_bits: &mut ports.dport_bits,
-            tries: [
-                &mut $open.maps.src_only,
-                &mut $open.maps.src_not,
-                &mut $open.maps.dst_only,
-                &mut $open.maps.dst_not,
-            ],
+/// Programs that filter by address and port, opened but not yet loaded.
+pub trait OpenFilteredSkel<'obj>: OpenSkel<'obj> {
+    /// The filter's settings; `None` if libbpf has not found them.
+    fn filter_settings(&mut self) -> Option<FilterSettings<'_>>;
+
+    /// Where the expression of a filter is written to; `None` for programs that take none.
+    fn expr_settings(&mut self) -> Option<expr::ExprSettings<'_>> {
+        None
+    }
+}
+
+/// Where a filter is written to, besides its maps.
+pub struct FilterSettings<'a> {
+    /// Settings in `.rodata`.
+    pub config: &'a mut FilterConfig,
+    /// One bit a port.
+    pub ports: &'a mut PortBits,
+}
+
+/// Programs of a packet command, opened but not yet loaded.
+pub trait OpenPacketSkel<'obj>: OpenFilteredSkel<'obj, Output: PacketSkel<'obj>> {
+    /// The settings that all packet programs have; `None` if libbpf has not found them.
+    fn link_settings(&mut self) -> Option<LinkSettings<'_>>;
+
+    /// The settings and maps of programs that send events; `None` for those that only count.
+    fn event_settings(&mut self) -> Option<EventSettings<'_, 'obj>>;
+}
+
+/// Settings on where frames come from.
+pub struct LinkSettings<'a> {
+    /// Frames begin with the IP header.
+    pub is_raw_ip: &'a mut bool,
+    /// Frames come from a file.
+    pub replay: &'a mut bool,
+    /// A test run takes many of them.
+    pub replay_batch: &'a mut bool,
+}
+
+/// Settings on how events are sent.
+pub struct EventSettings<'a, 'obj> {
+    /// The position of the interface among those that are watched.
+    pub interface: &'a mut u32,
+    /// Events go to `perf`.
+    pub use_perf_buffer: &'a mut bool,
+    /// The ring buffer.
+    pub ring: &'a mut OpenMapMut<'obj>,
+    /// The perf event array.
+    pub perf: &'a mut OpenMapMut<'obj>,
+}
+
+/// Programs of a packet command that are loaded.
+pub trait PacketSkel<'obj>: Skel<'obj> {
+    /// The counters of each CPU.
+    fn counter_slots(&self) -> Option<&[CounterSlot]>;
+
+    /// Where the programs are told to count nothing any more.
+    fn stopped(&mut self) -> Option<&mut u32>;
+
+    /// Where the programs find the frames of a test run.
+    fn replayed_frames(&mut self) -> Option<&mut ReplayedFrames>;
+
+    /// The ring buffer and the perf event array, one of which exists; `None` for programs that only
+    /// count.
+    fn event_maps(&self) -> Option<(&MapMut<'obj>, &MapMut<'obj>)>;
+
+    /// Sums the counters of all CPUs.
+    fn counters(&self, cpus: usize) -> PacketCounters {
+        let mut sum = PacketCounters::default();
+        for slot in self.counter_slots().unwrap_or_default().iter().take(cpus) {
+            // SAFETY: the slot is a valid, aligned reference into the mapping. The kernel writes
+            // to it concurrently, in whole words, hence the volatile read.
+            let slot = unsafe { std::ptr::read_volatile(slot) };
+            sum.add(&PacketCounters {
+                verdicts: slot.verdicts,
+                matched: slot.matched,
+                lost: slot.lost,
+                suppressed: slot.suppressed,
+                untracked: slot.untracked,
+                segments: slot.segments,
+            });
         }
+        sum
+    }
+}
+
+/// Puts a frame among those of the next test run: as frame `number`, with its bytes at `at`. Where
+/// it goes beyond [`REPLAY_BYTES`], the programs can't reach the rest.
+///
+/// # Errors
+/// There is no such place.
+pub fn put_frame(
+    frames: &mut ReplayedFrames,
+    (number, at): (usize, usize),
+    bytes: &[u8],
+    wire_len: u32,
+    ts_ns: u64,
+) -> Result<()> {
+    const NO_PLACE: &str = "a frame does not fit the test run";
+    let end = REPLAY_BYTES.min(at + bytes.len());
+    let place = frames.replay_bytes.get_mut(at..end).context(NO_PLACE)?;
+    place.copy_from_slice(&bytes[..end - at]);
+    let entry = frames.replay_frames.get_mut(number).context(NO_PLACE)?;
+    entry.ts_ns = ts_ns;
+    entry.at = u32::try_from(at)?;
+    entry.len = u32::try_from(bytes.len()).context("the frame is too long")?;
+    entry.wire_len = wire_len;
+    Ok(())
+}
+
+/// Has the programs begin with the first frame of the next test run.
+pub fn rewind(frames: &mut ReplayedFrames) {
+    // SAFETY: an exclusive reference into the mapping. The kernel uses it only while a test run is
+    // on, which is not now; volatile, for the compiler can't know of that.
+    unsafe { std::ptr::write_volatile(&mut frames.replay_next, 0) }
+}
+
+/// How many frames of the test run the programs have taken.
+pub fn frames_taken(frames: &ReplayedFrames) -> usize {
+    // SAFETY: as above.
+    unsafe { std::ptr::read_volatile(&frames.replay_next) as usize }
+}
+
+/// The counters of a skeleton as [`CounterSlot`]s.
+fn slots<T: plain::Plain>(slots: &[T]) -> Option<&[CounterSlot]> {
+    // SAFETY: both are Plain, and slice_from_bytes checks size and alignment.
+    let bytes = unsafe { plain::as_bytes(slots) };
+    plain::slice_from_bytes(bytes).ok()
+}
+
+/// Has a skeleton's filter found where all skeletons have it.
+macro_rules! filtered_skel {
+    (@expressions) => {
+        fn expr_settings(&mut self) -> Option<expr::ExprSettings<'_>> {
+            Some(expr::ExprSettings {
+                expression: same(&mut self.maps.rodata_data.as_deref_mut()?.expression)?,
+                sets: same(self.maps.bss_expr_data.as_deref_mut()?)?,
+            })
+        }
+    };
+    ($module:ident: $open:ident $(, $expressions:ident)?) => {
+        impl<'obj> OpenFilteredSkel<'obj> for $module::$open<'obj> {
+            fn filter_settings(&mut self) -> Option<FilterSettings<'_>> {
+                Some(FilterSettings {
+                    config: same(&mut self.maps.rodata_data.as_deref_mut()?.filter)?,
+                    ports: same(self.maps.bss_ports_data.as_deref_mut()?)?,
+                })
+            }
+
+            $(filtered_skel!(@$expressions);)?
+        }
+    };
+}
+
+/// Has the parts of a packet command's skeleton found where all of them have them. Its programs
+/// send events, or only count.
+macro_rules! packet_skel {
+    ($module:ident: $open:ident, $loaded:ident, $kind:ident) => {
+        same_types! {
+            $module:
+                filter_config {} packet_counters {} expression {}
+                bss_expr { expr_port_sets, expr_address_sets }
+                bss_ports { sport_bits, dport_bits, any_port_bits, any_port_not_bits }
+                bss_replay { replay_frames, replay_next, replay_bytes }
+                replay_frame {}
+        }
+
+        filtered_skel!($module: $open, expressions);
+
+        impl<'obj> OpenPacketSkel<'obj> for $module::$open<'obj> {
+            fn link_settings(&mut self) -> Option<LinkSettings<'_>> {
+                let rodata = self.maps.rodata_data.as_deref_mut()?;
+                Some(LinkSettings {
+                    is_raw_ip: &mut rodata.link_is_raw_ip,
+                    replay: &mut rodata.replay,
+                    replay_batch: &mut rodata.replay_batch,
+                })
+            }
+
+            fn event_settings(&mut self) -> Option<EventSettings<'_, 'obj>> {
+                packet_skel!(@$kind settings self)
+            }
+        }
+
+        impl<'obj> PacketSkel<'obj> for $module::$loaded<'obj> {
+            fn counter_slots(&self) -> Option<&[CounterSlot]> {
+                slots(&self.maps.bss_counters_data.as_deref()?.counters)
+            }
+
+            fn stopped(&mut self) -> Option<&mut u32> {
+                Some(&mut self.maps.bss_counters_data.as_deref_mut()?.stopped)
+            }
+
+            fn replayed_frames(&mut self) -> Option<&mut ReplayedFrames> {
+                same(self.maps.bss_replay_data.as_deref_mut()?)
+            }
+
+            fn event_maps(&self) -> Option<(&MapMut<'obj>, &MapMut<'obj>)> {
+                packet_skel!(@$kind maps self)
+            }
+        }
+    };
+    (@counts $part:ident $skel:ident) => {
+        None
+    };
+    (@sends_events settings $skel:ident) => {{
+        let rodata = $skel.maps.rodata_data.as_deref_mut()?;
+        Some(EventSettings {
+            interface: &mut rodata.interface,
+            use_perf_buffer: &mut rodata.use_perf_buffer,
+            ring: &mut $skel.maps.ring,
+            perf: &mut $skel.maps.perf,
+        })
     }};
-}
-
-/// The tries of a loaded skeleton, in the order that [`Filter::fill`](crate::filter::Filter::fill) takes.
-#[macro_export]
-macro_rules! filter_tries {
-    ($skel:expr) => {
-        [
-            &$skel.maps.src_only,
-            &$skel.maps.src_not,
-            &$skel.maps.dst_only,
-            &$skel.maps.dst_not,
-        ]
+    (@sends_events maps $skel:ident) => {
+        Some((&$skel.maps.ring, &$skel.maps.perf))
     };
 }
 
-/// Tells a packet program about the frame that is replayed next.
-macro_rules! set_replay {
-    ($name:ident, $module:ident $(, $ts:ident)?) => {
-        /// Sets the frame's length and, if it is longer than a test run takes, its bytes.
-        pub fn $name(bss: &mut $module::types::bss_replay, len: u32, beyond: Option<&[u8]> $(, $ts: u64)?) {
-            // SAFETY: exclusive references into the mapping. The kernel reads it only while a
-            // test run is on, which is not now; volatile, for the compiler can't know of that.
-            unsafe {
-                std::ptr::write_volatile(&mut bss.replay_len, len);
-                $(std::ptr::write_volatile(&mut bss.replay_ts_ns, $ts);)?
-            }
-            if let Some(bytes) = beyond {
-                let len = bytes.len().min(REPLAY_BYTES);
-                bss.replay_bytes[..len].copy_from_slice(&bytes[..len]);
-            }
+packet_skel!(syn_count: OpenSynCountSkel, SynCountSkel, counts);
+packet_skel!(port_monitor: OpenPortMonitorSkel, PortMonitorSkel, sends_events);
+packet_skel!(flows: OpenFlowsSkel, FlowsSkel, sends_events);
+
+/// Tells accept-trace's program what became of an attempt.
+pub fn set_accept_verdict(bss: &mut accept_trace::types::bss_verdict, verdict: &AcceptVerdict) {
+    // SAFETY: an exclusive reference into the mapping. The kernel uses it only while a test run is
+    // on, which is not now; volatile, for the compiler can't know of that.
+    unsafe { std::ptr::write_volatile(&mut bss.accept_verdict, *verdict) }
+}
+
+/// Has accept-trace's programs count in this one of the two tables.
+pub fn open_counts(bss: &mut accept_trace::types::bss_open, table: u32) {
+    // SAFETY: an exclusive reference into the mapping. The kernel only reads it, as a whole word;
+    // volatile, for the compiler can't know of that.
+    unsafe { std::ptr::write_volatile(&mut bss.open_counts, table) }
+}
+
+/// How many fates have found no room in the tables of counts.
+pub fn counts_untracked(bss: &accept_trace::types::bss_open) -> u64 {
+    // SAFETY: as for the packet counters.
+    unsafe { std::ptr::read_volatile(&bss.counts_untracked) }
+}
+
+/// How many values have found no room in the table of histograms.
+pub fn histogram_untracked(bss: &accept_trace::types::bss_histogram) -> u64 {
+    // SAFETY: as for the packet counters.
+    unsafe { std::ptr::read_volatile(&bss.histogram_untracked) }
+}
+
+/// Sums what accept-trace's programs have counted.
+pub fn accept_counters(bss: &accept_trace::types::bss_accept) -> AcceptCounters {
+    let mut sum = AcceptCounters::default();
+    for slot in &bss.accept_counters {
+        // SAFETY: as for the packet counters.
+        let slot = unsafe { std::ptr::read_volatile(slot) };
+        sum.attempts += slot.attempts;
+        sum.untracked += slot.untracked;
+        for (to, from) in sum.fates.iter_mut().zip(slot.fates) {
+            // A fate that was taken back may have been counted on another CPU.
+            *to = to.wrapping_add(from);
         }
-    };
+        sum.matched += slot.matched;
+        sum.lost += slot.lost;
+        sum.suppressed += slot.suppressed;
+    }
+    sum
 }
-set_replay!(set_syn_count_replay, syn_count);
-set_replay!(set_port_monitor_replay, port_monitor, ts_ns);
-set_replay!(set_flows_replay, flows, ts_ns);
+
+/// Adds what loss-trace's programs have counted.
+pub fn add_loss_counters(bss: &loss_trace::types::bss_loss, sum: &mut LossCounters) {
+    for slot in &bss.loss_counters {
+        // SAFETY: as for the packet counters.
+        let slot = unsafe { std::ptr::read_volatile(slot) };
+        for (to, from) in sum.kinds.iter_mut().zip(slot.kinds) {
+            *to += from;
+        }
+        sum.lost += slot.lost;
+        sum.suppressed += slot.suppressed;
+        sum.untracked += slot.untracked;
+        sum.in_use += slot.in_use;
+    }
+}
+
+same_types! {
+    loss_trace:
+        count_key {} count_set {}
+        filter_config {}
+        bss_ports { sport_bits, dport_bits, any_port_bits, any_port_not_bits }
+}
+filtered_skel!(loss_trace: OpenLossTraceSkel);
+
+same_types! {
+    flow_sockets:
+        filter_config {}
+        bss_ports { sport_bits, dport_bits, any_port_bits, any_port_not_bits }
+}
+filtered_skel!(flow_sockets: OpenFlowSocketsSkel);
+
+same_types! {
+    accept_trace:
+        filter_config {} expression {}
+        bss_expr { expr_port_sets }
+        bss_ports { sport_bits, dport_bits, any_port_bits, any_port_not_bits }
+}
+filtered_skel!(accept_trace: OpenAcceptTraceSkel, expressions);
+same_types! {
+    connect_trace:
+        filter_config {}
+        bss_ports { sport_bits, dport_bits, any_port_bits, any_port_not_bits }
+}
+filtered_skel!(connect_trace: OpenConnectTraceSkel);
 
 /// `struct sweep`: what user space asks of the sweep of flows, and what it tells.
 pub type Sweep = flows::types::sweep;
@@ -279,8 +684,31 @@ pub fn read_sweep(bss: &flows::types::bss_sweep) -> Sweep {
     unsafe { std::ptr::read_volatile(&bss.sweep) }
 }
 
-/// Tells the program that finds owners which look this is.
-pub fn set_owner_pass(bss: &mut flow_owner::types::bss, pass: u32) {
+/// Tells the program that reads sockets whether to add flows for them.
+pub fn set_seeding(bss: &mut flow_sockets::types::bss, seeding: bool) {
     // SAFETY: as above: the program runs only while an iterator is read.
-    unsafe { std::ptr::write_volatile(&mut bss.pass, pass) }
+    unsafe { std::ptr::write_volatile(&mut bss.seeding, seeding.into()) }
+}
+
+/// What became of connections that are older than the programs.
+#[derive(Clone, Copy, Debug)]
+pub struct Seeded {
+    /// Those that were added.
+    pub added: u64,
+    /// Those for which there was no room.
+    pub left_out: u64,
+    /// Those that were added, and those that a packet had added before.
+    pub found: u64,
+}
+
+/// Reads what became of connections that are older than the programs.
+pub fn seeded(bss: &flow_sockets::types::bss) -> Seeded {
+    // SAFETY: as above.
+    unsafe {
+        Seeded {
+            added: std::ptr::read_volatile(&bss.seeded),
+            left_out: std::ptr::read_volatile(&bss.left_out),
+            found: std::ptr::read_volatile(&bss.older_found),
+        }
+    }
 }

@@ -1,11 +1,7 @@
 //! What was seen is written, or counted as lost or suppressed: exactly, whatever goes wrong.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod common;
-
 use std::fs::File;
-use std::io::{BufRead, BufReader, PipeReader, Read, Seek, Write};
+use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
@@ -13,12 +9,10 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::tool::{account, json_account};
-use common::{Pair, Tool, command, need, wait_for};
+use crate::common::tool::{account, into_small_pipe, json_account, small_disk};
+use crate::common::{Pair, Tool, command, need, wait_for};
 use nix::fcntl::{FcntlArg, fcntl};
-use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigHandler, Signal, signal};
 
@@ -70,47 +64,6 @@ impl World {
     }
 }
 
-/// A tool that writes to the smallest of pipes.
-fn into_small_pipe(world: &World, mut command: Command) -> (Tool, PipeReader) {
-    let (reader, writer) = std::io::pipe().unwrap();
-    fcntl(writer.as_fd(), FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
-    command.stdout(writer);
-    let tool = world.spawn(&mut command);
-    // The command has a copy of the writing end, and with that the pipe would never close.
-    drop(command);
-    (tool.attached(), reader)
-}
-
-/// A disk of two pages, of which one file is left when all else that knew it is gone.
-fn small_disk() -> Result<File, String> {
-    let made = thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNS)?;
-        let none = None::<&str>;
-        mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none)?;
-        let dir = tempfile::tempdir().unwrap();
-        let size = Some("size=8k");
-        mount(
-            Some("tmpfs"),
-            dir.path(),
-            Some("tmpfs"),
-            MsFlags::empty(),
-            size,
-        )?;
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(dir.path().join("file"));
-        // It is in use, and vanishes with the namespace of this thread.
-        nix::mount::umount2(dir.path(), nix::mount::MntFlags::MNT_DETACH)?;
-        Ok(file.unwrap())
-    });
-    made.join()
-        .unwrap()
-        .map_err(|errno: nix::Error| format!("can't mount a tmpfs: {errno}"))
-}
-
 #[test]
 fn a_reader_that_has_stopped_costs_what_is_counted_as_lost() {
     let world = need!(World::new(101));
@@ -119,7 +72,7 @@ fn a_reader_that_has_stopped_costs_what_is_counted_as_lost() {
             let mut command = world.command(args);
             command.args(["-o", format]);
             command.args(strict.then_some("--strict"));
-            let (tool, mut reader) = into_small_pipe(&world, command);
+            let (tool, mut reader) = into_small_pipe(&world.pair.server, command);
             world.connect_while_stopped(&tool, 100);
             tool.signal(Signal::SIGTERM);
             let output = tool.finish();
@@ -146,7 +99,7 @@ fn a_reader_that_has_stopped_costs_what_is_counted_as_lost() {
 fn a_reader_that_was_slow_once_gets_flows_soon_again() {
     let world = need!(World::new(108));
     let command = world.command(&["flows", "vs", "--json"]);
-    let (tool, reader) = into_small_pipe(&world, command);
+    let (tool, reader) = into_small_pipe(&world.pair.server, command);
     world.connect(100);
     // The pipe is full, and a line waits for it.
     wait_for("flows that are over", || {
@@ -260,7 +213,7 @@ fn a_reader_that_has_gone_costs_what_is_counted_as_lost() {
         for strict in [false, true] {
             let mut command = world.command(args);
             command.args(strict.then_some("--strict"));
-            let (tool, mut reader) = into_small_pipe(&world, command);
+            let (tool, mut reader) = into_small_pipe(&world.pair.server, command);
             // The header has room, and was written.
             reader.read_exact(&mut [0]).unwrap();
             tool.signal(Signal::SIGSTOP);
@@ -282,7 +235,7 @@ fn a_reader_that_has_gone_costs_what_is_counted_as_lost() {
 #[test]
 fn where_nothing_is_lost_strict_is_content() {
     let world = need!(World::new(105));
-    let counting: &[&str] = &["syn-count", "vs", "-i", "0.05"];
+    let counting: &[&str] = &["syn-count", "vs", "-I", "0.05"];
     for args in COMMANDS.map(|(args, _)| args).into_iter().chain([counting]) {
         let mut command = world.command(args);
         command.args(["--json", "--strict"]);
@@ -349,7 +302,7 @@ fn what_was_counted_is_told_even_if_no_line_can_be_written() {
     let (_reader, mut writer) = std::io::pipe().unwrap();
     fcntl(writer.as_fd(), FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
     writer.write_all(&[b'x'; 4096]).unwrap();
-    let mut command = world.command(&["syn-count", "vs", "-i", "0.05", "--json"]);
+    let mut command = world.command(&["syn-count", "vs", "-I", "0.05", "--json"]);
     command.stdout(writer);
     let tool = world.spawn(&mut command).attached();
     world.connect(50);

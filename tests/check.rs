@@ -1,12 +1,8 @@
 //! `check`: what it finds, and that nothing of it lasts.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod common;
-
+use crate::common::tool::{PublicBinary, as_nobody, command_of};
+use crate::common::{Namespace, Output, Tool, command, need, run};
 use caps::Capability;
-use common::tool::{PublicBinary, as_nobody, command_of};
-use common::{Namespace, Output, Tool, command, need, run};
 use serde_json::Value;
 
 const NEEDED: [Capability; 3] = [
@@ -26,18 +22,23 @@ fn finding(output: &Output, name: &str) -> Value {
 fn what_check_says_a_command_would_use_is_what_it_uses() {
     let namespace = need!(Namespace::new());
     let check = Tool::spawn_in(&namespace, &mut command(["check", "--json"])).finish();
-    for name in ["syn-count", "port-monitor", "flows", "connect-trace"] {
+    for name in [
+        "syn-count",
+        "port-monitor",
+        "flows",
+        "connect-trace",
+        "listeners",
+    ] {
         let command = finding(&check, name);
         let args = [name, "--duration", "0.01"];
-        let ran = Tool::spawn_in(&namespace, &mut common::command(args)).finish();
+        let ran = Tool::spawn_in(&namespace, &mut crate::common::command(args)).finish();
         assert_eq!(command["ok"] == true, ran.code() == 0, "{command} {ran:#?}");
         let (Some(uses), true) = (command["uses"].as_str(), ran.code() == 0) else {
             continue;
         };
-        // "tracepoint, ring buffer", "tc ingress (tcx) on lo, ring buffer", "xdp generic on lo", and
-        // "xdp native else generic on lo" where the kernel does not say which.
+        // "tracepoint, ring buffer", "tc ingress (tcx) on lo, ring buffer", "xdp generic on lo".
         let attached = ran.stderr.iter().find(|line| line.starts_with("attached:"));
-        for part in uses.split(", ").filter(|part| !part.contains("else")) {
+        for part in uses.split(", ") {
             assert!(attached.unwrap().contains(part), "{uses}: {attached:?}");
         }
     }
@@ -95,4 +96,17 @@ fn with_three_capabilities_programs_are_loaded_and_not_attached() {
             .unwrap()
             .contains("CAP_SYS_ADMIN")
     );
+}
+
+#[test]
+fn a_quiet_check_says_only_what_it_found() {
+    for (quiet, rest) in [("-q", &[][..]), ("-qq", &["--json"])] {
+        let mut command = command(["check", quiet]);
+        let output = Tool::spawn(command.args(rest)).finish();
+        assert!(output.stdout.len() > 5, "{output:#?}");
+        // What can't run here is an error, which is said all the same.
+        if output.code() == 0 {
+            assert_eq!(output.stderr, [""; 0], "{output:#?}");
+        }
+    }
 }

@@ -20,12 +20,12 @@ fn run<I: AsRef<OsStr>>(args: impl IntoIterator<Item = I>) -> Output {
     Tool::spawn(&mut command(args)).finish()
 }
 
-/// What a wrong command line is told: always two lines, and status 2.
+/// What a wrong command line is told: always two lines, with two more between them for the place in
+/// a filter, and status 2.
 fn refusal<I: AsRef<OsStr>>(args: impl IntoIterator<Item = I>) -> (String, String) {
     let output = run(args);
     assert_eq!(output.code(), 2, "{output:#?}");
     assert!(output.stdout.is_empty(), "{output:#?}");
-    assert_eq!(output.stderr.len(), 2, "{output:#?}");
     let (error, hint) = output.complaint();
     (error, hint.unwrap())
 }
@@ -41,7 +41,8 @@ fn a_wrong_value_is_refused_in_two_lines_that_name_it() {
         ),
         ("port-monitor -p 70000 lo", "70000"),
         ("port-monitor -p 80-70 lo", "80-70"),
-        ("port-monitor -p http lo", "http"),
+        ("port-monitor -p nosuchservice lo", "nosuchservice"),
+        ("port-monitor -p 80,,443 lo", "''"),
         ("port-monitor --sport 0x50 lo", "0x50"),
         ("connect-trace -p 65536", "65536"),
         ("syn-count --src 10.0.0.0/33 lo", "10.0.0.0/33"),
@@ -62,16 +63,27 @@ fn a_wrong_value_is_refused_in_two_lines_that_name_it() {
         ("port-monitor --buffer-size 5000 lo", "5000"),
         ("port-monitor --buffer disk lo", "disk"),
         ("syn-count --mode warp lo", "warp"),
-        ("syn-count -i 0 lo", "--interval"),
+        ("syn-count -I 0 lo", "--interval"),
         ("syn-count --by colour lo", "colour"),
         ("syn-count --alert many --by saddr lo", "many"),
         ("syn-count -d -1 lo", "-1"),
         ("syn-count -c 0 lo", "--count"),
         ("syn-count -o xml lo", "xml"),
+        ("syn-count --columns time,size lo", "size"),
+        ("port-monitor --columns nosuch lo", "nosuch"),
+        ("connect-trace --columns iface", "iface"),
+        ("flows --columns key lo", "key"),
+        ("flows --by saddr --columns saddr lo", "saddr"),
+        ("flows --by process -r x.pcap", "--by process"),
+        ("flows --pid 1 -r x.pcap", "--pid"),
+        ("check --columns ok,why", "why"),
+        ("connect-trace --json --columns comm", "--columns"),
         ("flows --max-flows 0 lo", "--max-flows"),
         ("flows --idle-timeout never lo", "never"),
         ("check lo", "lo"),
         ("connect-trace --pid none", "none"),
+        ("connect-trace --uid no-such-user", "no-such-user"),
+        ("connect-trace -d 5x", "5x"),
         (
             "connect-trace --comm a-name-of-sixteen",
             "a-name-of-sixteen",
@@ -92,6 +104,12 @@ fn options_that_contradict_each_other_are_refused() {
         "syn-count -4 -6 lo",
         "port-monitor -q -v lo",
         "port-monitor -r file.pcap lo",
+        "port-monitor -r file.pcap -i lo",
+        "syn-count --json -o text lo",
+        "check --json -o text",
+        "syn-count --src ::1/64 -4 lo",
+        "connect-trace --dst 192.0.2.1 -6",
+        "flows --host 2001:db8::/32 -4 lo",
         "syn-count --top 3 lo",
         "completions",
         "completions tcsh",
@@ -109,6 +127,113 @@ fn a_similar_name_is_proposed() {
     assert!(hint.contains("--interval"), "{hint}");
     let (_, hint) = refusal(["port-monitr"]);
     assert!(hint.contains("port-monitor"), "{hint}");
+}
+
+#[test]
+fn the_hint_names_what_was_probably_meant() {
+    // What is in quotes is one word.
+    let (_, hint) = refusal(["port-monitor", "port 80"]);
+    assert!(hint.contains("-f 'port 80'"), "{hint}");
+    for (line, hinted) in [
+        ("syn-count -i 2", "-I 2"),
+        ("syn-count 2", "-I 2"),
+        ("syn-count -i 500ms lo", "-I 500ms"),
+        ("port-monitor port 80", "-f 'port 80'"),
+        ("loss-trace -i lo tcp port 80", "--any-port 80"),
+        ("loss-trace lo src host 192.0.2.1", "--src 192.0.2.1"),
+        ("loss-trace -i lo not tcp", "--host ADDRESS"),
+        ("port-monitor lo port 80", "-i lo 'port 80'"),
+        ("flows src host 192.0.2.1", "-f 'src host 192.0.2.1'"),
+        ("port-monitor -A lo", "-x"),
+        ("port-monitor 80", "-p 80"),
+        ("flows 192.0.2.1", "--host 192.0.2.1"),
+        ("flows host www.example.org", "-f 'host www.example.org'"),
+        ("connect-trace port 80", "--any-port 80"),
+        ("connect-trace dst port 80", "-p 80"),
+        ("connect-trace -i lo", "whole machine"),
+        ("connect-trace lo", "whole machine"),
+        ("connect-trace curl", "tcpinspect connect-trace --comm curl"),
+        ("connect-trace a-name-of-sixteen", "whole machine"),
+        ("connect-trace --pid nginx", "--comm nginx"),
+        ("connect-trace -p nginx", "--comm nginx"),
+        ("port-monitor --pid 1 lo", "connect-trace"),
+        ("port-monitor -c 5s lo", "-d 5s"),
+        ("port-monitor -p 80, 443", "quotes"),
+        ("flows -4 -6", "leave one of them out"),
+        ("flows -d", "tcpinspect flows --help"),
+        ("-i lo", "tcpinspect flows -i lo"),
+        ("lo", "tcpinspect flows lo"),
+        ("version", "connect-trace"),
+        (
+            "port-monitor --dst www.example.org lo",
+            "getent hosts www.example.org",
+        ),
+    ] {
+        let (_, hint) = refusal(line.split(' '));
+        assert!(hint.contains(hinted), "{line}: {hint}");
+    }
+}
+
+#[test]
+fn a_filter_that_is_wrong_is_shown_with_the_place() {
+    for line in [
+        &["port-monitor", "-i", "lo", "port", "80", "and", "udp"][..],
+        &["flows", "-i", "lo", "port 80 and udp"],
+        &["syn-count", "-f", "port 80 and udp", "lo"],
+        &["port-monitor", "-r", "nosuchfile", "port 80 and udp"],
+    ] {
+        let output = run(line);
+        assert_eq!(output.code(), 2, "{output:#?}");
+        let expected = [
+            "tcpinspect: failed to read the filter: 'udp' never matches: only TCP is looked at",
+            "  port 80 and udp",
+            "              ^^^",
+            "hint: the language is that of tcpdump: man 7 pcap-filter",
+        ];
+        assert_eq!(output.stderr, expected, "{line:?}");
+    }
+    let output = run(["port-monitor", "-i", "lo", "host", "\x1b[2Jname"]);
+    assert!(output.stderr.iter().all(|line| !line.contains('\x1b')));
+    let output = run(["port-monitor", "-i", "lo", "host", "www.example.org"]);
+    assert_eq!(
+        output.stderr[3],
+        "hint: for its addresses: getent hosts www.example.org"
+    );
+}
+
+#[test]
+fn a_filter_is_given_once_and_a_file_has_no_direction() {
+    for (args, named) in [
+        (
+            &["port-monitor", "-i", "lo", "-f", "port 80", "port", "81"][..],
+            "twice",
+        ),
+        (
+            &["port-monitor", "-r", "nosuchfile", "inbound"],
+            "does not say",
+        ),
+    ] {
+        let (error, _) = refusal(args);
+        assert!(error.contains(named), "{error}");
+    }
+}
+
+/// A file that is no capture is looked at after the options: the error is about it alone if these
+/// are right.
+#[test]
+fn values_are_taken_as_people_type_them() {
+    for args in [
+        &["-p", "80, 443, !22"][..],
+        &["-p", "ssh,8000-8100"],
+        &["-n", "-d", "10m", "-nn"],
+        &["--src", "10.0.0.0/8, !10.1.0.0/16"],
+        &["--src", "::1/64,10.0.0.0/8", "-4"],
+        &["--json", "-o", "json"],
+    ] {
+        let all = [&["port-monitor", "-r", "/nonexistent.pcap"], args].concat();
+        let (error, _) = refusal(&all);
+        assert!(error.contains("/nonexistent.pcap"), "{args:?}: {error}");
+    }
 }
 
 #[test]
@@ -218,27 +343,152 @@ fn without_a_command_the_help_is_shown_as_an_error() {
     assert!(output.stderr.join("\n").contains("syn-count"));
 }
 
+/// The commands that the help lists, without `help` itself.
+fn commands() -> Vec<String> {
+    let help = run(["-h"]).stdout;
+    let lines = help.iter().skip_while(|line| *line != "Commands:");
+    let lines = lines.skip(1).take_while(|line| line.starts_with("  "));
+    // What begins further to the right goes on with the line before.
+    let names = lines.filter(|line| !line.starts_with("   "));
+    let names = names.map(|line| line.split_whitespace().next().unwrap().to_owned());
+    let names: Vec<_> = names.filter(|name| name != "help").collect();
+    assert!(names.len() >= 7, "{names:?}");
+    names
+}
+
 #[test]
-fn completions_and_the_manual_know_every_command() {
-    for args in [
-        &["completions", "bash"][..],
-        &["completions", "zsh"],
-        &["completions", "fish"],
-        &["man"],
-    ] {
-        let output = run(args);
-        assert_eq!(output.code(), 0, "{args:?}: {output:#?}");
-        assert!(output.stderr.is_empty(), "{args:?}: {output:#?}");
-        let text = output.stdout.join("\n").replace('\\', "").to_lowercase();
-        for word in [
-            "syn-count",
-            "port-monitor",
-            "connect-trace",
-            "flows",
-            "idle-timeout",
-        ] {
-            assert!(text.contains(word), "{args:?}: no {word}");
+fn help_shows_examples_and_says_what_letters_mean() {
+    for command in commands() {
+        for flag in ["-h", "--help"] {
+            let text = run([&command, flag]).stdout.join("\n");
+            let (_, examples) = text.split_once("Examples:").unwrap();
+            assert!(
+                examples.contains(&format!("tcpinspect {command}")),
+                "{examples}"
+            );
         }
+    }
+    for (command, words) in [
+        ("flows", &["RSTOS0", "zero window", "evicted"][..]),
+        ("port-monitor", &["PSH", "CWR"]),
+        ("connect-trace", &["established"]),
+        ("syn-count", &["untrkd", "generic"]),
+    ] {
+        let text = run([command, "--help"]).stdout.join("\n");
+        for word in words {
+            assert!(text.contains(word), "{command}: no {word}");
+        }
+    }
+    let text = run(["--help"]).stdout.join("\n");
+    assert!(text.contains("Exit status:"), "{text}");
+}
+
+#[test]
+fn each_command_has_a_manual_page_and_no_page_names_another_that_is_missing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_str().unwrap();
+    let output = run(["man", "--dir", path]);
+    assert_eq!(output.code(), 0, "{output:#?}");
+    let mut expected: Vec<_> = commands()
+        .iter()
+        .map(|command| format!("tcpinspect-{command}.1"))
+        .chain(["tcpinspect.1".to_owned()])
+        .collect();
+    expected.sort();
+    let mut written: Vec<_> = std::fs::read_dir(path)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    written.sort();
+    assert_eq!(written, expected);
+    for file in &written {
+        let page = std::fs::read_to_string(directory.path().join(file)).unwrap();
+        for section in [
+            "NAME",
+            "SYNOPSIS",
+            "EXAMPLES",
+            "\"EXIT STATUS\"",
+            "\"SEE ALSO\"",
+        ] {
+            let times = page.matches(&format!(".SH {section}\n")).count();
+            assert_eq!(times, 1, "{file}: {section}");
+        }
+        let plain = page.replace('\\', "").replace("fI", "").replace("fR", "");
+        for (at, _) in plain.match_indices("(1)") {
+            let name = plain[..at].rsplit([' ', '\n']).next().unwrap();
+            assert!(expected.contains(&format!("{name}.1")), "{file}: {name}");
+        }
+    }
+    // One page alone is the same.
+    let output = run(["man", "flows"]);
+    let page = std::fs::read_to_string(directory.path().join("tcpinspect-flows.1")).unwrap();
+    assert_eq!(output.stdout.join("\n") + "\n", page);
+    assert!(page.contains("RSTOS0"), "{page}");
+    let (error, hint) = refusal(["man", "nosuch"]);
+    assert!(
+        error.contains("nosuch") && hint.contains("flows"),
+        "{error} {hint}"
+    );
+    let output = run(["man", "--dir", "/nonexistent"]);
+    assert_eq!(output.code(), 1, "{output:#?}");
+    assert!(output.complaint().0.contains("/nonexistent"), "{output:#?}");
+}
+
+#[test]
+fn completions_know_every_command_and_the_interfaces() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = run(["completions", shell]);
+        assert_eq!(output.code(), 0, "{shell}: {output:#?}");
+        assert!(output.stderr.is_empty(), "{shell}: {output:#?}");
+        let text = output.stdout.join("\n");
+        for command in commands() {
+            assert!(text.contains(&command), "{shell}: no {command}");
+        }
+        assert!(text.contains("idle-timeout"), "{shell}");
+        let interfaces = match shell {
+            "bash" => "$(_tcpinspect_interfaces)",
+            "zsh" => ":_tcpinspect_interfaces'",
+            _ => "(__fish_print_interfaces)",
+        };
+        // With -i, and without it, of three commands at least.
+        assert!(text.matches(interfaces).count() >= 3, "{shell}: {text}");
+    }
+}
+
+/// What bash proposes for the last of these words.
+fn proposals(words: &str) -> Result<Vec<String>, String> {
+    let script = run(["completions", "bash"]).stdout.join("\n");
+    let line = format!(
+        "{script}\nCOMP_WORDS=({words})\nCOMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))\n\
+         _tcpinspect tcpinspect \"${{COMP_WORDS[-1]}}\" \"${{COMP_WORDS[-2]}}\"\n\
+         printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+    );
+    let output = std::process::Command::new("bash")
+        .args(["--norc", "-c", &line])
+        .output()
+        .map_err(|error| format!("no bash: {error}"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+#[test]
+fn bash_proposes_interfaces_where_one_is_expected() {
+    if !Path::new("/sys/class/net/lo").exists() {
+        common::skip("bash_proposes_interfaces", "there is no /sys/class/net/lo");
+        return;
+    }
+    for words in [
+        "tcpinspect syn-count l",
+        "tcpinspect flows -i l",
+        "tcpinspect port-monitor --interface l",
+    ] {
+        match proposals(words) {
+            Ok(found) => assert!(found.contains(&"lo".to_owned()), "{words}: {found:?}"),
+            Err(why) => common::skip("bash_proposes_interfaces", &why),
+        }
+    }
+    if let Ok(found) = proposals("tcpinspect check l") {
+        assert!(!found.contains(&"lo".to_owned()), "{found:?}");
     }
 }
 

@@ -1,18 +1,14 @@
 //! Interfaces, their changes and their features, seen in network namespaces.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod common;
-
 use std::fs;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::sync::mpsc;
 use std::thread;
 
-use common::bpf::{Foreign, Hook, XDP_PASS};
-use common::frames::Tun;
-use common::{Namespace, need, run};
+use crate::common::bpf::{Foreign, Hook, XDP_PASS};
+use crate::common::frames::Tun;
+use crate::common::{Namespace, need, run};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tcpinspect::host::features::Snapshot;
 use tcpinspect::host::interfaces::{Interface, LinkLayer, ResolveError, resolve};
@@ -51,10 +47,25 @@ fn next(watch: &mut LinkWatch) -> Vec<(String, LinkChange)> {
 }
 
 #[test]
-fn without_a_default_route_it_is_lo() {
+fn without_a_default_route_or_with_any_it_is_all_that_are_up() {
     let namespace = need!(Namespace::new());
     namespace.enter(|| {
         assert_eq!(resolve_names(&[]), ["lo"]);
+        run("ip link add va type veth peer name vb");
+        run("ip link add vc type veth peer name vd");
+        run("ip link set va up");
+        run("ip link set vb up");
+        let mut up = resolve_names(&[]);
+        up.sort_unstable();
+        assert_eq!(up, ["lo", "va", "vb"]);
+        run("ip route add default dev va");
+        assert_eq!(resolve_names(&[]), ["va"]);
+        let mut any = resolve_names(&["vc", "any", "va"]);
+        assert_eq!(any.remove(0), "vc", "by name it may be down");
+        any.sort_unstable();
+        assert_eq!(any, ["lo", "va", "vb"]);
+        run("ip link set vc name any");
+        assert_eq!(resolve_names(&["any"]), ["any"], "a name comes first");
         assert_eq!(interface("lo").link_layer, LinkLayer::Ethernet);
     });
 }

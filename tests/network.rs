@@ -1,18 +1,14 @@
 //! Real packets between network namespaces: what each hook sees, and that all of them agree.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod common;
-
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 
-use common::bpf::{Foreign, Hook, XDP_PASS, has_xdp_frags};
-use common::frames::{
+use crate::common::bpf::{Foreign, Hook, XDP_PASS, has_xdp_frags};
+use crate::common::frames::{
     self, IPV4, IPV6, QINQ, RawSocket, SYN, TCP, Tun, VLAN, ethernet, ipv4, syn_frame, tcp,
 };
-use common::{CLIENT4, CLIENT6, Namespace, Output, Pair, SERVER4, SERVER6, Tool, need};
+use crate::common::{CLIENT4, CLIENT6, Namespace, Output, Pair, SERVER4, SERVER6, Tool, need};
 use serde_json::{Value, json};
 
 /// All ways of syn-count to look at an Ethernet interface.
@@ -36,7 +32,7 @@ fn agree(
             "syn-count",
             interface,
             "--json",
-            "-i",
+            "-I",
             "0.05",
             "--mode",
             mode,
@@ -249,7 +245,7 @@ fn addresses_and_ports_come_out_in_the_right_order_of_bytes() {
                 "syn-count",
                 "vs",
                 "--json",
-                "-i",
+                "-I",
                 "0.05",
                 "--by",
                 by,
@@ -271,6 +267,72 @@ fn addresses_and_ports_come_out_in_the_right_order_of_bytes() {
     let words: Vec<_> = line.split_whitespace().collect();
     assert_eq!(words[3..7], ["1.2.3.4", "40000", "5.6.7.8", "4660"]);
     assert!(tool.lines()[0].starts_with("TIME "), "{:?}", tool.lines());
+}
+
+#[test]
+fn a_flood_from_spoofed_sources_hides_no_source_that_sends_many() {
+    // A test must be over soon even where a frame takes long; the benches send a million.
+    let spoofed = if crate::common::is_guest() {
+        20_000
+    } else {
+        150_000
+    };
+    let pair = need!(Pair::new());
+    let socket = pair.client.enter(|| RawSocket::open("vc"));
+    let to: IpAddr = Ipv4Addr::new(192, 0, 2, 1).into();
+    let busy = Ipv4Addr::new(198, 51, 100, 7);
+    let frame = syn_frame(&[], busy.into(), to, 80);
+    for mode in MODES {
+        let args = [
+            "syn-count",
+            "vs",
+            "--json",
+            "-I",
+            "1",
+            "--alert",
+            "500",
+            "--mode",
+            mode,
+        ];
+        let tool = Tool::start_in(&pair.server, &args);
+        let mut sources = (0x0b00_0000_u32..).map(|bits| Ipv4Addr::from_bits(bits).into());
+        let mut flood = |count| {
+            for source in sources.by_ref().take(count) {
+                socket.send(&syn_frame(&[], source, to, 80));
+            }
+        };
+        flood(spoofed);
+        let of_key = |line: &&String| line.contains("\"key\":\"198.51.100.7\"");
+        let before = tool.lines().len();
+        let seen = loop {
+            for _ in 0..20 {
+                flood(99);
+                for _ in 0..10 {
+                    socket.send(&frame);
+                }
+            }
+            let lines = tool.lines();
+            if let Some(at) = lines.iter().position(|line| of_key(&line)) {
+                break at;
+            }
+            assert!(lines.len() < before + 10, "{mode}: {lines:#?}");
+        };
+        let intervals = tool.lines()[before..seen]
+            .iter()
+            .filter(|line| line.contains("syn_count"))
+            .count();
+        assert!(intervals <= 2, "{mode}: raised after {intervals} intervals");
+        let total = tool.json("for the total", |line| line["state"] == "raised");
+        assert!(total["key"].is_null(), "{total}");
+        assert!(total["sources"].as_u64() > Some(500), "{total}");
+        let output = tool.stop();
+        assert_eq!(output.code(), 0, "{output:#?}");
+        let untracked = output.summary()["untracked"].as_u64();
+        assert!(
+            crate::common::is_guest() || untracked > Some(0),
+            "{untracked:?}"
+        );
+    }
 }
 
 #[test]
@@ -584,7 +646,7 @@ fn several_interfaces_are_watched_at_once_and_each_line_names_its_own() {
         Tool::start_in(&pair.server, &["port-monitor", "vs", "lo", "--json"]),
         Tool::start_in(
             &pair.server,
-            &["syn-count", "vs", "lo", "--json", "-i", "0.05"],
+            &["syn-count", "vs", "lo", "--json", "-I", "0.05"],
         ),
     ];
     pair.refused_connects((SERVER4, 80).into(), 3);
@@ -596,9 +658,9 @@ fn several_interfaces_are_watched_at_once_and_each_line_names_its_own() {
     });
     let [monitor, count] = tools;
     monitor.events(5);
-    for (iface, expected, mode) in [("vs", 3, "native"), ("lo", 2, "generic")] {
+    for (iface, expected) in [("vs", 3), ("lo", 2)] {
         count.json(iface, |line| {
-            line["iface"] == iface && line["mode"] == mode && line["syn_total"] == expected
+            line["iface"] == iface && line["mode"] == "generic" && line["syn_total"] == expected
         });
     }
     let ifaces = |output: &Output, name: &str| {
@@ -612,14 +674,15 @@ fn several_interfaces_are_watched_at_once_and_each_line_names_its_own() {
 }
 
 #[test]
-fn without_an_interface_it_is_that_of_the_default_route_else_lo() {
+fn without_an_interface_it_is_that_of_the_default_route_else_all_that_are_up() {
     let pair = need!(Pair::new());
     let attached = |command: &str| {
         let tool = Tool::start_in(&pair.server, &[command]);
         tool.attached_line().1
     };
-    assert!(attached("port-monitor").contains(" on lo "));
+    let all = attached("port-monitor");
+    assert!(all.contains(" on lo") && all.contains(" on vs"), "{all}");
     pair.server.run("ip route add default via 10.77.0.1");
     assert!(attached("port-monitor").contains(" on vs "));
-    assert!(attached("syn-count").contains("xdp native on vs "));
+    assert!(attached("syn-count").contains("xdp generic on vs "));
 }

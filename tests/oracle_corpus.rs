@@ -1,18 +1,10 @@
 //! Runs the oracle alone over everything that it will judge the product by: it must not panic on
 //! any capture or random frame, and its totals are printed so that a change of them is seen.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "in a test a broken assumption has to stop the test, and totals are for its reader"
-)]
-
-mod oracle;
-
 use std::collections::BTreeMap;
 use std::io::Write;
 
-use oracle::{Link, Verdict, capture, corpus, frames, judge};
+use crate::oracle::{Link, Verdict, capture, corpus, frames, judge};
 
 /// Frames by verdict.
 type Totals = BTreeMap<Verdict, u64>;

@@ -1,16 +1,9 @@
 //! The oracle's own reader and writer of capture files, and how it turns apt's sources into
 //! sources of source packages.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "in a test a broken assumption has to stop the test"
-)]
-
-mod oracle;
-
-use oracle::capture::{Record, read};
-use oracle::corpus::{source_lines, source_stanzas};
-use oracle::pcap_write::{Frame, Order, Pcap, PcapNg, Unit, pcap};
+use crate::oracle::capture::{Record, read};
+use crate::oracle::corpus::{source_lines, source_stanzas};
+use crate::oracle::pcap_write::{Frame, Order, Pcap, PcapNg, Unit, pcap};
 
 const ORDERS: [Order; 2] = [Order::Little, Order::Big];
 const TIME: u64 = 1_700_000_000_123_456_789;

@@ -1,18 +1,11 @@
 //! Each rule of the oracle, once at least, on frames made for it. A wrong oracle would make right
 //! tests of the product worthless, or worse, the product wrong.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "in a test a broken assumption has to stop the test"
-)]
-
-mod oracle;
-
-use oracle::frames::{
+use crate::oracle::frames::{
     ACK, Extension, Ipv4, Ipv6, SYN, Segment, Tag, checksum, ethernet, ethernet_ip, linux_options,
     mss, on_link, sack_permitted, service_vlan, timestamps, vlan, wscale,
 };
-use oracle::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Link, Options, Tcp, Verdict, is_syn, judge};
+use crate::oracle::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Link, Options, Tcp, Verdict, is_syn, judge};
 
 fn verdict(frame: &[u8]) -> Verdict {
     judge(frame, Link::Ethernet).verdict

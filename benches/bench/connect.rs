@@ -1,6 +1,6 @@
 //! What a pair of connect and close costs with connect-trace and its peers attached, as CPU time.
 //!
-//! Some kernels have no kprobes or no fentry: `cargo test --test kernels -- --bench connect` runs
+//! Some kernels have no kprobes or no fentry: `cargo xtask kernels --bench connect` runs
 //! this part in guests. An emulated CPU gives ratios only.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};

@@ -20,7 +20,7 @@ use crate::world::{Contender, Tool, World, pin, syn};
 
 pub fn run(effort: Effort) -> Result<bool> {
     let world = World::new()?;
-    world.enter()?;
+    world.enter();
     let within = saturation(effort)?;
     if !effort.short {
         steady(effort)?;

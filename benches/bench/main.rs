@@ -9,12 +9,15 @@
 #![allow(clippy::print_stderr, reason = "as above")]
 
 mod chart;
+#[path = "../../tests/common/mod.rs"]
+mod common;
 mod connect;
 mod events;
 mod iperf;
 mod plain;
 mod program;
 mod rate;
+mod replay;
 mod report;
 mod start;
 mod world;
@@ -40,12 +43,13 @@ pub struct Effort {
 type Part = fn(Effort) -> Result<bool>;
 
 /// The measurements by name.
-const PARTS: [(&str, Part); 6] = [
+const PARTS: [(&str, Part); 7] = [
     ("program", program::run),
     ("rate", rate::run),
     ("events", events::run),
     ("connect", connect::run),
     ("iperf", iperf::run),
+    ("replay", replay::run),
     ("start", start::run),
 ];
 

@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -12,10 +12,11 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, Object, ObjectBuilder, PerfBufferBuilder, ProgramMut};
 use tcpinspect::attach::xdp::{self, XdpMode};
 use tcpinspect::attach::{Direction, tc};
-use tcpinspect::cli::{OutputArgs, OutputFormat};
 use tcpinspect::host::interfaces::resolve;
-use tcpinspect::notice::Notices;
+use tcpinspect::run::stop::Stop;
 use tcpinspect::skel::connect_trace::ConnectTraceSkelBuilder;
+
+use crate::common::bpf::leave_out;
 
 /// Frames really go where the program sends them (linux/bpf.h).
 pub const LIVE_FRAMES: u32 = 1 << 1;
@@ -76,20 +77,16 @@ fn attach_bare() -> Result<Vec<libbpf_rs::Link>> {
     let mut open = ConnectTraceSkelBuilder::default().open(storage)?;
     let rodata = open.maps.rodata_data.as_deref_mut();
     rodata.context("no settings")?.wanted_kinds = 0b111;
-    for map in [
-        &mut open.maps.src_only,
-        &mut open.maps.src_not,
-        &mut open.maps.dst_only,
-        &mut open.maps.dst_not,
-        &mut open.maps.pids,
-        &mut open.maps.uids,
-        &mut open.maps.comms,
-        &mut open.maps.calls,
-        &mut open.maps.passed_over,
-        &mut open.maps.perf,
-    ] {
-        map.set_autocreate(false)?;
-    }
+    let tables = [
+        "pids",
+        "uids",
+        "comms",
+        "calls",
+        "stored",
+        "passed_over",
+        "perf",
+    ];
+    leave_out(open.open_object_mut(), &tables);
     let wanted = ["on_state_change", "on_nested_state_change"];
     for mut program in open.open_object_mut().progs_mut() {
         let is_wanted = wanted.iter().any(|name| program.name() == *name);
@@ -109,12 +106,11 @@ pub const ATTACHED: &str = "TCPINSPECT_BENCH_ATTACH";
 /// The child's part: attaches a program to `r0` as our commands do, reads its events if it has
 /// any, and says how many they were.
 pub fn attach(what: &str) -> Result<()> {
-    static STOP: AtomicBool = AtomicBool::new(false);
-    ctrlc::set_handler(|| STOP.store(true, Ordering::SeqCst))?;
+    let stop = Stop::new(None)?;
     if what == "bare" {
         let _links = attach_bare()?;
         eprintln!("attached: {what}");
-        while !STOP.load(Ordering::SeqCst) {
+        while stop.reason().is_none() {
             std::thread::sleep(Duration::from_millis(10));
         }
         return Ok(());
@@ -128,15 +124,9 @@ pub fn attach(what: &str) -> Result<()> {
         Ok(attached.map_err(|failure| failure.error)?.0)
     };
     let in_tc = |name| -> Result<_> {
-        let notices = Notices::new(&OutputArgs {
-            output: OutputFormat::Text,
-            json: false,
-            quiet: false,
-            verbose: 0,
-        });
         let program = find(&object, name)?;
-        let attached = tc::attach(&program, interface, Direction::Ingress, notices);
-        attached.map_err(|failure| failure.error)
+        let attached = tc::attach(&program, interface, Direction::Ingress);
+        Ok(attached.map_err(|failure| failure.error)?.0)
     };
     let seen = AtomicU64::new(0);
     let events = object
@@ -159,7 +149,7 @@ pub fn attach(what: &str) -> Result<()> {
         _ => _tc = in_tc("plain_tc")?,
     }
     eprintln!("attached: {what}");
-    while !STOP.load(Ordering::SeqCst) {
+    while stop.reason().is_none() {
         match buffer.poll(Duration::from_millis(100)) {
             Ok(()) => {}
             Err(error) if error.kind() == libbpf_rs::ErrorKind::Interrupted => {}

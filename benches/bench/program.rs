@@ -17,6 +17,7 @@ use tcpinspect::skel::port_monitor::PortMonitorSkelBuilder;
 use tcpinspect::skel::syn_count::SynCountSkelBuilder;
 
 use crate::Effort;
+use crate::common::bpf::leave_out;
 use crate::plain::{self, find, test_run};
 use crate::report::{Stat, bars, bound, table, target};
 use crate::world::{World, pin};
@@ -28,30 +29,18 @@ const REPEAT: u32 = 500_000;
 const SYN: usize = 3;
 const TAGGED: usize = 4;
 
-/// Opens a skeleton without the tables of filters that are not asked for.
-macro_rules! open {
-    ($builder:ty, $storage:ident) => {{
-        let mut open = <$builder>::default().open(&mut $storage)?;
-        for map in [
-            &mut open.maps.src_only,
-            &mut open.maps.src_not,
-            &mut open.maps.dst_only,
-            &mut open.maps.dst_not,
-        ] {
-            map.set_autocreate(false)?;
-        }
-        open
-    }};
-}
+/// The tables of syn-count that only `--by` has.
+const TABLES: [&str; 2] = ["count_sets", "source_sketches"];
 
 pub fn run(effort: Effort) -> Result<bool> {
     let plain = plain::load()?;
     let mut storage = MaybeUninit::uninit();
-    let mut open = open!(SynCountSkelBuilder, storage);
-    open.maps.counts.set_autocreate(false)?;
+    let mut open = SynCountSkelBuilder::default().open(&mut storage)?;
+    leave_out(open.open_object_mut(), &TABLES);
     let ours = open.load()?;
     let mut storage = MaybeUninit::uninit();
-    let mut open = open!(SynCountSkelBuilder, storage);
+    let mut open = SynCountSkelBuilder::default().open(&mut storage)?;
+    leave_out(open.open_object_mut(), &[]);
     let rodata = open.maps.rodata_data.as_deref_mut();
     rodata.context("no settings")?.count_by = CountByKey::COUNT_BY_SADDR;
     let by_source = open.load()?;
@@ -92,7 +81,8 @@ pub fn run(effort: Effort) -> Result<bool> {
 
 fn tc(effort: Effort, empty: &ProgramMut<'_>, plain: &ProgramMut<'_>) -> Result<bool> {
     let mut storage = MaybeUninit::uninit();
-    let mut open = open!(PortMonitorSkelBuilder, storage);
+    let mut open = PortMonitorSkelBuilder::default().open(&mut storage)?;
+    leave_out(open.open_object_mut(), &[]);
     let rodata = open.maps.rodata_data.as_deref_mut();
     let rodata = rodata.context("no settings")?;
     // SYNs of a port that no frame has: what a packet costs that does not match.
@@ -101,7 +91,8 @@ fn tc(effort: Effort, empty: &ProgramMut<'_>, plain: &ProgramMut<'_>) -> Result<
     rodata.filter.flags_value = 0x02;
     let monitor = open.load()?;
     let mut storage = MaybeUninit::uninit();
-    let mut open = open!(FlowsSkelBuilder, storage);
+    let mut open = FlowsSkelBuilder::default().open(&mut storage)?;
+    leave_out(open.open_object_mut(), &[]);
     let rodata = open.maps.rodata_data.as_deref_mut();
     let rodata = rodata.context("no settings")?;
     rodata.max_flows = 65_536;
@@ -110,8 +101,8 @@ fn tc(effort: Effort, empty: &ProgramMut<'_>, plain: &ProgramMut<'_>) -> Result<
     rodata.linger_ns = 1_000_000_000;
     let flows = open.load()?;
     let mut storage = MaybeUninit::uninit();
-    let mut open = open!(SynCountSkelBuilder, storage);
-    open.maps.counts.set_autocreate(false)?;
+    let mut open = SynCountSkelBuilder::default().open(&mut storage)?;
+    leave_out(open.open_object_mut(), &TABLES);
     let count = open.load()?;
     let costs = one_core(
         effort,
@@ -197,7 +188,7 @@ fn two_cores(effort: Effort, programs: [&ProgramMut<'_>; 3], one: &Costs) -> Res
         return Ok(true);
     }
     let world = World::new()?;
-    world.enter()?;
+    world.enter();
     let interfaces = resolve(&["r0".to_owned()])?;
     let interface = interfaces.first().context("r0 is missing")?;
     let (_, frame) = frames().swap_remove(SYN);

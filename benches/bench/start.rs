@@ -53,7 +53,7 @@ const SCRIPT: &str = "BEGIN { printf(\"ready\\n\"); } \
 
 pub fn run(effort: Effort) -> Result<bool> {
     let world = World::new()?;
-    world.enter()?;
+    world.enter();
     // Its object is made once, or the first start of a child would pay for it.
     plain::load()?;
     let mut results: Vec<(&Contender, Vec<f64>, Vec<f64>)> = CONTENDERS

@@ -7,58 +7,48 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns};
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
+use crate::common::Namespace;
 use crate::plain::{ATTACHED, LIVE_FRAMES, test_run};
 
-/// Two namespaces, deleted when this is dropped.
+/// The namespaces, gone when this is dropped.
 pub struct World {
     /// Where SYNs are sent from.
-    pub sender: String,
+    pub sender: Namespace,
     /// Where the tools run.
-    pub receiver: String,
+    receiver: Namespace,
 }
 
 impl World {
     /// Makes them: `s0` in the sender is connected to `r0` in the receiver.
     pub fn new() -> Result<Self> {
-        let id = std::process::id();
-        let world = Self {
-            sender: format!("bench-tx-{id}"),
-            receiver: format!("bench-rx-{id}"),
-        };
-        let (tx, rx) = (&world.sender, &world.receiver);
-        for command in [
-            format!("netns add {tx}"),
-            format!("netns add {rx}"),
-            format!("link add s0 netns {tx} type veth peer name r0 netns {rx}"),
-            format!("-n {tx} link set s0 address 02:00:00:00:00:01 up"),
-            format!("-n {rx} link set r0 address 02:00:00:00:00:02 up"),
-            format!("-n {tx} addr add 198.18.0.1/24 dev s0"),
-            format!("-n {rx} addr add 198.18.0.2/24 dev r0"),
-            format!("-n {rx} link set lo up"),
+        let make = || Namespace::new().map_err(anyhow::Error::msg);
+        let (sender, receiver) = (make()?, make()?);
+        let to = receiver.path();
+        for (namespace, command) in [
+            (
+                &sender,
+                &*format!("ip link add s0 type veth peer name r0 netns {to}"),
+            ),
+            (&sender, "ip link set s0 address 02:00:00:00:00:01 up"),
+            (&receiver, "ip link set r0 address 02:00:00:00:00:02 up"),
+            (&sender, "ip addr add 198.18.0.1/24 dev s0"),
+            (&receiver, "ip addr add 198.18.0.2/24 dev r0"),
+            // Redirected frames are taken only by an end that has NAPI.
+            (&receiver, "ethtool -K r0 gro on"),
         ] {
-            ip(&command)?;
+            namespace.try_run(command).map_err(anyhow::Error::msg)?;
         }
-        // Redirected frames are taken only by an end that has NAPI.
-        let status = Command::new("ip")
-            .args(["netns", "exec", rx, "ethtool", "-K", "r0", "gro", "on"])
-            .status()
-            .context("failed to run ethtool")?;
-        if !status.success() {
-            bail!("failed to turn GRO on");
-        }
-        Ok(world)
+        Ok(Self { sender, receiver })
     }
 
     /// Sends `count` SYNs of 60 bytes as fast as one core can, or at `rate` a second, by the
     /// program `sender`. They are received on the same core: what a tool costs there is missing
     /// from the rate. Returns how long it took.
     pub fn flood(&self, sender: i32, count: u64, rate: Option<u64>) -> Result<Duration> {
-        let netns = std::fs::File::open(format!("/var/run/netns/{}", self.sender))?;
-        std::thread::spawn(move || {
-            setns(&netns, CloneFlags::CLONE_NEWNET)?;
+        self.sender.enter(|| {
             pin(0)?;
             let mut frame = syn();
             let index = nix::net::if_::if_nametoindex("s0")?;
@@ -81,14 +71,11 @@ impl World {
             }
             Ok(started.elapsed())
         })
-        .join()
-        .map_err(|_| anyhow::anyhow!("the sender panicked"))?
     }
 
     /// Takes this thread to the receiver.
-    pub fn enter(&self) -> Result<()> {
-        let netns = std::fs::File::open(format!("/var/run/netns/{}", self.receiver))?;
-        Ok(setns(netns, CloneFlags::CLONE_NEWNET)?)
+    pub fn enter(&self) {
+        self.receiver.join();
     }
 }
 
@@ -97,26 +84,6 @@ pub fn pin(cpu: usize) -> Result<()> {
     let mut cpus = CpuSet::new();
     cpus.set(cpu)?;
     Ok(sched_setaffinity(Pid::from_raw(0), &cpus)?)
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        for name in [&self.sender, &self.receiver] {
-            // What was not made can't be deleted.
-            let _ = ip(&format!("netns del {name}"));
-        }
-    }
-}
-
-fn ip(arguments: &str) -> Result<()> {
-    let status = Command::new("ip")
-        .args(arguments.split(' '))
-        .status()
-        .context("failed to run ip")?;
-    if !status.success() {
-        bail!("failed: ip {arguments}");
-    }
-    Ok(())
 }
 
 /// A SYN to port 80.

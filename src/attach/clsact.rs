@@ -131,14 +131,19 @@ impl Clsact {
         &self.notices
     }
 
-    /// Whether the filter is still there. Another program may have removed it,
-    /// with the qdisc for example, and the kernel tells nobody.
+    /// A way to ask whether the filter is still there. Another program may remove it, with the
+    /// qdisc for example.
     ///
     /// # Errors
     ///
-    /// If the kernel can't be asked.
-    pub fn is_attached(&mut self) -> Result<bool> {
-        Ok(self.find()?.is_some())
+    /// If no netlink socket can be had.
+    pub fn state(&self) -> Result<FilterState> {
+        Ok(FilterState {
+            tc: self.tc.reopen()?,
+            direction: self.direction,
+            place: self.place,
+            name: self.name.to_string(),
+        })
     }
 
     /// Removes the filter, and the qdisc if it is ours and empty.
@@ -232,6 +237,23 @@ impl Clsact {
         }
         self.attached = false;
         Ok(())
+    }
+}
+
+/// Tells whether a filter is still there. It takes no privilege, and opens nothing.
+pub struct FilterState {
+    tc: Tc,
+    direction: Direction,
+    place: Place,
+    name: String,
+}
+
+impl FilterState {
+    /// False once the filter, its qdisc or its interface is gone, or another filter has its place.
+    /// If the kernel can't be asked, it is true.
+    pub fn is_attached(&mut self) -> bool {
+        let found = self.tc.filter_name(self.direction, self.place);
+        found.is_err() || found == Ok(Some(self.name.clone()))
     }
 }
 

@@ -1,8 +1,8 @@
 //! Loading: libbpf's log, and what a refusal means.
 
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, bail};
 use libbpf_rs::{PrintLevel, set_print};
 
 use crate::failure::Failure;
@@ -22,8 +22,11 @@ pub fn set_log(verbose: bool) {
 pub fn failure(what: &str, error: libbpf_rs::Error) -> Failure {
     match error.kind() {
         libbpf_rs::ErrorKind::PermissionDenied => refused(what, error.into()),
-        // Of a program by somebody who may not do all that it does, some verifiers say EINVAL.
-        libbpf_rs::ErrorKind::InvalidInput if !privileges::missing().is_empty() => {
+        // Of a program by somebody who may not do all that it does, some verifiers say EINVAL, or
+        // EFAULT where they look at more paths than for others.
+        libbpf_rs::ErrorKind::InvalidInput | libbpf_rs::ErrorKind::Other
+            if !privileges::missing().is_empty() =>
+        {
             refused(what, error.into())
         }
         _ => anyhow::Error::new(error).context(what.to_owned()).into(),
@@ -40,7 +43,8 @@ pub fn refused(what: &str, error: anyhow::Error) -> Failure {
             explanation.hint
         ));
     }
-    Failure::from(anyhow!(explanation.reason).context(what.to_owned())).hint(explanation.hint)
+    let error = anyhow::Error::new(privileges::Missing(explanation.reason));
+    Failure::from(error.context(what.to_owned())).hint(explanation.hint)
 }
 
 /// The failure to attach a kprobe, which is made by perf_event_open(2).
@@ -64,12 +68,4 @@ pub fn possible_cpus() -> Result<usize> {
         bail!("this machine may have {cpus} CPUs, and counts are kept for {COUNTER_SLOTS} at most");
     }
     Ok(cpus)
-}
-
-/// Whether an I/O error means that the kernel does not know what it was asked for.
-pub fn is_unknown(error: &std::io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::InvalidInput | ErrorKind::Unsupported
-    )
 }

@@ -1,20 +1,24 @@
-//! The only place that attaches programs. What is returned detaches when it is dropped.
+//! Attaching programs to interfaces. What is returned detaches when it is dropped.
 
 pub mod clsact;
-pub mod event;
 pub mod load;
-pub mod mapping;
-pub mod probe;
-pub mod ring;
 pub mod tc;
 pub mod xdp;
 
 use std::fmt;
-use std::fs::File;
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::FileExt;
-use std::rc::{Rc, Weak};
+use std::os::fd::AsFd;
+
+use anyhow::Result;
+use libbpf_rs::ProgramMut;
+
+use crate::failure::Failure;
+use crate::host::features::Snapshot;
+use crate::host::interfaces::Interface;
+use crate::notice::Note;
+use crate::sys::link::{Link, LinkState, synchronize};
+use clsact::FilterState;
+use tc::TcLink;
+use xdp::XdpMode;
 
 /// The side of an interface that a TC program sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,102 +38,188 @@ impl fmt::Display for Direction {
     }
 }
 
-/// A bpf_link of an interface. It lives as long as its file descriptor: the kernel detaches the
-/// program when this is dropped, or when the process ends, however it ends.
-pub struct Link(Rc<OwnedFd>);
+/// Programs attached to interfaces. They are detached when this is dropped.
+#[derive(Default)]
+pub struct Attached {
+    hooks: Vec<Hook>,
+    notes: Vec<Note>,
+}
 
-impl Link {
-    fn create(
-        program: BorrowedFd<'_>,
-        ifindex: u32,
-        attach_type: libbpf_sys::bpf_attach_type,
-        flags: u32,
-    ) -> io::Result<Self> {
-        let opts = libbpf_sys::bpf_link_create_opts {
-            sz: size_of::<libbpf_sys::bpf_link_create_opts>() as libbpf_sys::size_t,
-            flags,
-            ..Default::default()
-        };
-        let ifindex =
-            i32::try_from(ifindex).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-        // SAFETY: `opts` is valid for the call and its size is set; the descriptor is open.
-        let fd = unsafe {
-            libbpf_sys::bpf_link_create(program.as_raw_fd(), ifindex, attach_type, &raw const opts)
-        };
-        if fd < 0 {
-            return Err(io::Error::from_raw_os_error(-fd));
-        }
-        // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
-        Ok(Self(Rc::new(unsafe { OwnedFd::from_raw_fd(fd) })))
-    }
+/// A program at a hook of an interface.
+pub struct Hook {
+    /// The interface's name.
+    pub iface: String,
+    /// The interface's index.
+    pub ifindex: u32,
+    /// The hook, as it is printed.
+    pub name: String,
+    link: HookLink,
+}
 
-    /// A way to ask about it that does not keep it attached.
-    pub fn state(&self) -> LinkState {
-        let info = format!("/proc/self/fdinfo/{}", self.0.as_raw_fd());
-        LinkState {
-            link: Rc::downgrade(&self.0),
-            info: File::open(info).ok(),
+enum HookLink {
+    Xdp(Link, XdpMode),
+    Tc(TcLink),
+}
+
+impl Hook {
+    /// A way to ask whether it is still attached.
+    ///
+    /// # Errors
+    /// No file descriptor is left.
+    pub fn state(&self) -> Result<HookState> {
+        match &self.link {
+            HookLink::Xdp(link, _) => Ok(HookState::Link(link.state())),
+            HookLink::Tc(link) => link.state(),
         }
     }
-}
 
-/// Tells whether a link still has its interface.
-pub struct LinkState {
-    link: Weak<OwnedFd>,
-    /// What the kernel says of it. Before Linux 5.19 bpf(2) says so only to processes with CAP_BPF,
-    /// and later no file can be opened.
-    info: Option<File>,
-}
-
-impl LinkState {
-    /// False once the link is dropped or its interface deleted, in whatever network namespace that
-    /// was. Where there is no /proc to tell it, it is true.
-    pub fn is_attached(&self) -> bool {
-        let Some(_link) = self.link.upgrade() else {
-            return false;
-        };
-        let mut text = [0; 1024];
-        let read = self.info.as_ref().map(|info| info.read_at(&mut text, 0));
-        let Some(Ok(len)) = read else {
-            return true;
-        };
-        // Of XDP and of tcx links alike this is the interface; 0 once it is deleted.
-        let mut lines = text[..len].split(|byte| *byte == b'\n');
-        !lines.any(|line| line == b"ifindex:\t0")
+    /// The kind of attachment, as it is printed.
+    pub fn kind(&self) -> &'static str {
+        match &self.link {
+            HookLink::Xdp(_, mode) => mode.name(),
+            HookLink::Tc(link) => link.kind(),
+        }
     }
 }
 
-/// Lends a descriptor that `owner` keeps open.
-pub(crate) fn borrow_fd<T>(owner: &T, fd: i32) -> BorrowedFd<'_> {
-    let _ = owner;
-    // SAFETY: the owner closes the descriptor when it is dropped, which the lifetime precludes.
-    unsafe { BorrowedFd::borrow_raw(fd) }
+/// Tells whether a program is still attached, without keeping it so.
+pub enum HookState {
+    /// A link, which goes along when its interface moves to another network namespace.
+    Link(LinkState),
+    /// A filter, which is lost then.
+    Filter(FilterState),
 }
 
-/// How often the kernel skipped a program because it was running on that CPU already. Kernels
-/// that don't tell don't skip either, and those that skip tell without any privilege.
-pub fn skipped_runs(program: BorrowedFd<'_>) -> u64 {
-    let mut info = libbpf_sys::bpf_prog_info::default();
-    let mut len = size_of::<libbpf_sys::bpf_prog_info>() as u32;
-    // SAFETY: `info` is valid for `len` bytes, zeroed, and asks for no array.
-    let ret = unsafe {
-        libbpf_sys::bpf_obj_get_info_by_fd(
-            program.as_raw_fd(),
-            (&raw mut info).cast(),
-            &raw mut len,
-        )
-    };
-    if ret == 0 { info.recursion_misses } else { 0 }
+impl HookState {
+    /// False once it is detached, by whomever, or its interface is gone. True if the kernel can't
+    /// be asked.
+    pub fn is_attached(&mut self) -> bool {
+        match self {
+            Self::Link(link) => link.is_attached(),
+            Self::Filter(filter) => filter.is_attached(),
+        }
+    }
 }
 
-/// Waits until no CPU runs a program that was detached before: all it did can be counted then.
-pub fn synchronize() {
-    // MEMBARRIER_CMD_GLOBAL waits for an RCU grace period, and programs run in RCU readers.
-    const MEMBARRIER_CMD_GLOBAL: i32 = 1;
-    // SAFETY: membarrier takes three integers and touches no memory of ours.
-    let ret = unsafe { nix::libc::syscall(nix::libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if ret != 0 {
-        // A kernel with isolated CPUs refuses; a program runs for microseconds.
-        std::thread::sleep(std::time::Duration::from_millis(20));
+impl Attached {
+    /// Attaches a program to TC.
+    ///
+    /// # Errors
+    /// As [`tc::attach`].
+    pub fn tc(
+        &mut self,
+        program: &ProgramMut<'_>,
+        interface: &Interface,
+        direction: Direction,
+    ) -> Result<(), Failure> {
+        let (link, notes) = tc::attach(program, interface, direction)?;
+        self.notes.extend(notes.into_iter().map(Note::Notice));
+        let name = format!("tc {direction} ({})", link.kind());
+        self.push(interface, name, HookLink::Tc(link));
+        Ok(())
+    }
+
+    /// Attaches a program to XDP, in the first of the modes that the interface takes.
+    ///
+    /// # Errors
+    /// As [`xdp::attach`].
+    pub fn xdp(
+        &mut self,
+        program: &ProgramMut<'_>,
+        interface: &Interface,
+        modes: &[XdpMode],
+    ) -> Result<(), Failure> {
+        // A TC filter that a killed run left here before Linux 6.6 is removed as well.
+        for text in clsact::remove_stale(interface.index).unwrap_or_default() {
+            self.notes
+                .push(Note::Notice(format!("{}: {text}", interface.name)));
+        }
+        let before = Snapshot::take(interface);
+        let (link, mode, refused) = xdp::attach(program.as_fd(), interface, modes)?;
+        if let Some(why) = refused {
+            self.notes.push(Note::Detail(format!(
+                "{}: {why}, so generic XDP is used",
+                interface.name
+            )));
+        }
+        if mode == XdpMode::Native {
+            self.note_changes(interface, before);
+        }
+        let name = format!("xdp {}", mode.name());
+        self.push(interface, name, HookLink::Xdp(link, mode));
+        Ok(())
+    }
+
+    /// Native XDP may change settings of an interface, which is never hidden.
+    fn note_changes(&mut self, interface: &Interface, before: Result<Snapshot>) {
+        let changes = before
+            .and_then(|before| Ok((Snapshot::take(interface)?.changes_since(&before), before)));
+        match changes {
+            Ok((changes, before)) => {
+                self.notes.extend(changes.into_iter().map(|change| {
+                    Note::Notice(format!(
+                        "native XDP changed {change}; it is restored at the end"
+                    ))
+                }));
+                if before.has_unseen_peer() {
+                    self.notes.push(Note::Notice(format!(
+                        "native XDP on {} turns off TSO and GSO of its peer in another network namespace until the end; --mode generic and tc don't",
+                        interface.name
+                    )));
+                }
+            }
+            Err(error) => self.notes.push(Note::Detail(format!(
+                "can't tell what native XDP changed: {error:#}"
+            ))),
+        }
+    }
+
+    fn push(&mut self, interface: &Interface, name: String, link: HookLink) {
+        self.hooks.push(Hook {
+            iface: interface.name.clone(),
+            ifindex: interface.index,
+            name,
+            link,
+        });
+    }
+
+    /// Takes what the user should know of what was done so far.
+    pub fn take_notes(&mut self) -> Vec<Note> {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// All hooks, in the order in which they were attached.
+    pub fn hooks(&self) -> &[Hook] {
+        &self.hooks
+    }
+
+    /// Whether detaching needs CAP_NET_ADMIN.
+    pub fn needs_privileges(&self) -> bool {
+        let mut hooks = self.hooks.iter();
+        hooks.any(|hook| matches!(&hook.link, HookLink::Tc(link) if link.needs_privileges()))
+    }
+
+    /// Detaches all, and waits until no CPU runs any of them. Returns what the user should know.
+    pub fn detach(&mut self) -> Vec<Note> {
+        let mut notes = Vec::new();
+        // As they came, backwards: what was attached last may rely on what was before it.
+        for hook in std::mem::take(&mut self.hooks).into_iter().rev() {
+            if let HookLink::Tc(link) = hook.link {
+                notes.extend(link.detach().into_iter().map(Note::Notice));
+            }
+        }
+        synchronize();
+        notes
+    }
+}
+
+/// Where programs are attached, for people.
+impl fmt::Display for Attached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, hook) in self.hooks.iter().enumerate() {
+            let comma = if i > 0 { ", " } else { "" };
+            write!(f, "{comma}{} on {}", hook.name, hook.iface)?;
+        }
+        Ok(())
     }
 }

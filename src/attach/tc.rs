@@ -3,14 +3,15 @@
 use std::io;
 use std::os::fd::AsFd;
 
+use anyhow::Result;
 use libbpf_rs::ProgramMut;
 use nix::errno::Errno;
 
 use super::clsact::Clsact;
-use super::{Direction, Link, LinkState, load};
+use super::{Direction, HookState, load};
 use crate::failure::Failure;
 use crate::host::interfaces::Interface;
-use crate::notice::Notices;
+use crate::sys::link::Link;
 
 /// Puts the program before all others (linux/bpf.h).
 const BPF_F_BEFORE: u32 = 1 << 3;
@@ -37,31 +38,29 @@ impl TcLink {
         matches!(self, Self::Clsact(_))
     }
 
-    /// A way to ask whether it is still attached; a filter does not follow its interface to
-    /// another network namespace.
-    pub fn state(&self) -> Option<LinkState> {
-        match self {
-            Self::Tcx(link) => Some(link.state()),
-            Self::Clsact(_) => None,
-        }
+    /// A way to ask whether it is still attached.
+    ///
+    /// # Errors
+    /// No file descriptor is left.
+    pub fn state(&self) -> Result<HookState> {
+        Ok(match self {
+            Self::Tcx(link) => HookState::Link(link.state()),
+            Self::Clsact(filter) => HookState::Filter(filter.state()?),
+        })
     }
 
-    /// Detaches, and says if that failed.
-    pub fn detach(self, notices: Notices) {
-        let Self::Clsact(mut filter) = self else {
-            return;
+    /// Detaches. Returns what the user should know of it.
+    pub fn detach(self) -> Option<String> {
+        let Self::Clsact(filter) = self else {
+            return None;
         };
-        if filter.is_attached().is_ok_and(|attached| !attached) {
-            notices
-                .notice("another program had removed the filter: packets after that were not seen");
-        }
-        if let Err(error) = filter.detach() {
-            notices.notice(&format!("{error:#}; the next start removes it"));
-        }
+        let error = filter.detach().err()?;
+        Some(format!("{error:#}; the next start removes it"))
     }
 }
 
-/// Attaches before all other programs of the interface, which still get every packet.
+/// Attaches before all other programs of the interface, which still get every packet. Returns also
+/// what the user should know of it.
 ///
 /// # Errors
 /// A privilege is missing, or the interface went away.
@@ -69,18 +68,17 @@ pub fn attach(
     program: &ProgramMut<'_>,
     interface: &Interface,
     direction: Direction,
-    notices: Notices,
-) -> Result<TcLink, Failure> {
+) -> Result<(TcLink, Vec<String>), Failure> {
     let attach_type = match direction {
         Direction::Ingress => libbpf_sys::BPF_TCX_INGRESS,
         Direction::Egress => libbpf_sys::BPF_TCX_EGRESS,
     };
     let what = format!("failed to attach to TC {direction} of {}", interface.name);
     match Link::create(program.as_fd(), interface.index, attach_type, BPF_F_BEFORE) {
-        Ok(link) => Ok(TcLink::Tcx(link)),
+        Ok(link) => Ok((TcLink::Tcx(link), Vec::new())),
         Err(error) => match errno(&error) {
             // A kernel without tcx does not know the attach type.
-            Some(Errno::EINVAL) => attach_filter(program, interface, direction, notices),
+            Some(Errno::EINVAL) => attach_filter(program, interface, direction),
             Some(Errno::EPERM | Errno::EACCES) => Err(load::refused(&what, error.into())),
             _ => Err(anyhow::Error::new(error).context(what).into()),
         },
@@ -91,8 +89,7 @@ fn attach_filter(
     program: &ProgramMut<'_>,
     interface: &Interface,
     direction: Direction,
-    notices: Notices,
-) -> Result<TcLink, Failure> {
+) -> Result<(TcLink, Vec<String>), Failure> {
     let name = program.name().to_string_lossy();
     let attached = Clsact::attach(
         program.as_fd(),
@@ -108,10 +105,9 @@ fn attach_filter(
         }
         _ => error.into(),
     })?;
-    for text in filter.notices() {
-        notices.notice(&format!("{}: {text}", interface.name));
-    }
-    Ok(TcLink::Clsact(Box::new(filter)))
+    let note = |text| format!("{}: {text}", interface.name);
+    let notes = filter.notices().iter().map(note).collect();
+    Ok((TcLink::Clsact(Box::new(filter)), notes))
 }
 
 fn errno(error: &io::Error) -> Option<Errno> {

@@ -7,9 +7,10 @@ use anyhow::anyhow;
 use libbpf_rs::query::ProgInfoIter;
 use nix::errno::Errno;
 
-use super::{Link, load};
+use super::load;
 use crate::failure::Failure;
 use crate::host::interfaces::Interface;
+use crate::sys::link::Link;
 
 /// Flags of the attach request (linux/if_link.h).
 const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
@@ -107,7 +108,7 @@ fn occupied(interface: &Interface, error: &io::Error) -> Failure {
         None => format!(": another XDP program is already attached ({error})"),
     };
     Failure::from(anyhow!(text)).hint(
-        "an interface takes one XDP program, and tcpinspect never replaces another's; --mode tc counts beside it",
+        "an interface takes one XDP program, and tcpinspect never replaces another's; --mode tc works beside it",
     )
 }
 

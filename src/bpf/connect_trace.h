@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What connect-trace's programs and user space both know. */
+/* Types that connect-trace's programs share with user space. */
 #ifndef TCPINSPECT_CONNECT_TRACE_H
 #define TCPINSPECT_CONNECT_TRACE_H
 
 #include "packet.h"
-
-#define COMM_LEN 16
+#include "process_filter.h"
 
 /* What happened to a connection. */
 enum connect_kind {
@@ -14,18 +13,20 @@ enum connect_kind {
 	CONNECT_FAILED,
 	CONNECT_ACCEPTED,
 	CONNECT_CLOSED,
+	CONNECT_PENDING, /* the attempt has no fate when the run ends */
 };
 
 /* Which members of a connect_event are known. */
 enum connect_known {
-	KNOWN_PROCESS = 1 << 0, /* pid, tid, uid, comm, cgroup_id */
+	KNOWN_PROCESS = 1 << 0, /* pid, uid, comm, cgroup_id, and tid unless it is 0 */
 	KNOWN_RET = 1 << 1,
 	KNOWN_ERROR = 1 << 2,
-	KNOWN_START = 1 << 3, /* latency_ns or duration_ns */
+	KNOWN_START = 1 << 3,	 /* latency_ns or duration_ns */
+	KNOWN_GIVEN_UP = 1 << 4, /* failed without an error, because the process gave up */
 };
 
 enum connect_direction {
-	DIRECTION_UNKNOWN, /* older than the tool */
+	DIRECTION_UNKNOWN, /* established before the run */
 	DIRECTION_OUT,
 	DIRECTION_IN,
 };
@@ -37,9 +38,15 @@ enum connect_closed_by {
 	CLOSED_BY_RESET,
 };
 
+/* In the detail of an export_key: connect_closed_by in the lowest bits, then connect_direction. */
+enum connect_export {
+	EXPORT_DIRECTION_SHIFT = 4,
+	EXPORT_GIVEN_UP = 1 << 7, /* KNOWN_GIVEN_UP */
+};
+
 /*
- * One step in a connection's life. Ports in host order, addresses on the wire's, IPv4 as
- * v4-mapped. The source is the initiator; where that is unknown, it is this machine.
+ * One event of a connection. Ports are in host order, addresses in network order, IPv4 as
+ * v4-mapped. The source is the initiator; if that is unknown, it is this host.
  */
 struct connect_event {
 	__u64 ts_ns; /* CLOCK_MONOTONIC */
@@ -61,29 +68,21 @@ struct connect_event {
 	enum connect_known known; /* any of them, or-ed */
 	enum connect_direction direction;
 	enum connect_closed_by closed_by;
-	__u32 ip_version;    /* 4 or 6 */
-	__u8 comm[COMM_LEN]; /* as the process set it: any bytes, ended by NUL */
+	__u32 ip_version;	/* 4 or 6 */
+	__u8 comm[COMM_LEN];	/* of the thread, any bytes, ended by NUL */
+	__u8 process[COMM_LEN]; /* comm of the process's first thread */
 };
 
-_Static_assert(sizeof(struct connect_event) == 136, "no hidden padding");
+_Static_assert(sizeof(struct connect_event) == 152, "no hidden padding");
 
 struct connect_counters {
-	__u64 matched;	/* events that were asked for */
-	__u64 lost;	/* of these, those that found no room in the buffer or the table */
-	__u64 calling;	/* attempts not yet announced, because their call has yet to return */
-	__u64 nested;	/* state changes that one program was skipped for, and another handled */
-	__u64 unhooked; /* attempts that the hook on the connect function was skipped for */
-};
-
-/* Which of the filters on the process were asked for. */
-enum process_filter {
-	FILTER_PID = 1 << 0,
-	FILTER_UID = 1 << 1,
-	FILTER_COMM = 1 << 2,
-};
-
-struct comm_key {
-	__u8 comm[COMM_LEN]; /* zeros after the name */
+	__u64 matched;	  /* events that were asked for */
+	__u64 lost;	  /* of these, those that found no room in the buffer or a table */
+	__u64 suppressed; /* of these, those that --max-rate held back */
+	__u64 untold;	  /* attempts that were reported but not kept, and have no fate yet */
+	__u64 unkept;	  /* attempts, calls and connections that found no room in a table */
+	__u64 nested;	  /* state changes where one program was skipped and another did the work */
+	__u64 unhooked;	  /* attempts where the hook on the connect function was skipped */
 };
 
 #endif /* TCPINSPECT_CONNECT_TRACE_H */

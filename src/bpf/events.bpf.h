@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The way of events to user space: a ring buffer, or a perf event array on kernels before 5.8. */
+/* How events reach user space: by a ring buffer, or a perf event array on kernels before 5.8. */
 #ifndef TCPINSPECT_EVENTS_BPF_H
 #define TCPINSPECT_EVENTS_BPF_H
 
 const volatile bool use_perf_buffer = false;
 
-/* User space sets the size, and creates only the one that is used. */
+/* User space sets the size, and creates only the map that is used. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4 * 1024 * 1024);

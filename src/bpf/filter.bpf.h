@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Filters shared by all commands. A part that was not asked for is removed by the verifier. */
+/* The filters of all commands. The verifier removes the code of parts that are not used. */
 #ifndef TCPINSPECT_FILTER_BPF_H
 #define TCPINSPECT_FILTER_BPF_H
 
@@ -7,9 +7,11 @@
 
 const volatile struct filter_config filter = {};
 
-/* One bit a port. As constants they would be in the binary: 16 KiB of zeros for each command. */
+/* One bit per port. Constants would add 16 KiB of zeros to the binary for each command. */
 __u64 sport_bits[1024] SEC(".bss.ports");
 __u64 dport_bits[1024] SEC(".bss.ports");
+__u64 any_port_bits[1024] SEC(".bss.ports");
+__u64 any_port_not_bits[1024] SEC(".bss.ports");
 
 struct prefixes {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
@@ -19,15 +21,30 @@ struct prefixes {
 	__type(value, __u8);
 };
 
-/* Sized by user space; those that are not asked for are not created. */
+/* User space sets the sizes, and creates only the maps that are used. */
 struct prefixes src_only SEC(".maps");
 struct prefixes src_not SEC(".maps");
 struct prefixes dst_only SEC(".maps");
 struct prefixes dst_not SEC(".maps");
+struct prefixes host_only SEC(".maps");
+struct prefixes host_not SEC(".maps");
+
+#define FILTER_HOST	(FILTER_HOST_ONLY | FILTER_HOST_NOT)
+#define FILTER_ANY_PORT (FILTER_ANY_PORT_ONLY | FILTER_ANY_PORT_NOT)
 
 static __always_inline bool has_port(const volatile __u64 *bits, __u16 port)
 {
 	return bits[port >> 6] & (1ULL << (port & 63));
+}
+
+/* Whether either port is a wanted one, and neither is an excluded one. */
+static __always_inline bool any_port_matches(__u16 sport, __u16 dport)
+{
+	if ((filter.parts & FILTER_ANY_PORT_ONLY) && !has_port(any_port_bits, sport) &&
+	    !has_port(any_port_bits, dport))
+		return false;
+	return !(filter.parts & FILTER_ANY_PORT_NOT) ||
+	       !(has_port(any_port_not_bits, sport) || has_port(any_port_not_bits, dport));
 }
 
 static __always_inline bool ports_match(__u16 sport, __u16 dport)
@@ -36,7 +53,7 @@ static __always_inline bool ports_match(__u16 sport, __u16 dport)
 		return false;
 	if ((filter.parts & FILTER_DPORT) && !has_port(dport_bits, dport))
 		return false;
-	return true;
+	return any_port_matches(sport, dport);
 }
 
 static __always_inline struct prefix_key host_key(__u8 version, const __be32 *addr)
@@ -50,7 +67,8 @@ static __always_inline struct prefix_key host_key(__u8 version, const __be32 *ad
 /* Whether the filter looks at addresses at all. */
 static __always_inline bool filter_wants_addresses(void)
 {
-	return filter.parts & (FILTER_SRC_ONLY | FILTER_SRC_NOT | FILTER_DST_ONLY | FILTER_DST_NOT);
+	return filter.parts &
+	       (FILTER_SRC_ONLY | FILTER_SRC_NOT | FILTER_DST_ONLY | FILTER_DST_NOT | FILTER_HOST);
 }
 
 static __always_inline bool saddr_matches(__u8 version, const __be32 *saddr)
@@ -74,6 +92,25 @@ static __always_inline bool daddr_matches(__u8 version, const __be32 *daddr)
 		if ((filter.parts & FILTER_DST_ONLY) && !bpf_map_lookup_elem(&dst_only, &key))
 			return false;
 		if ((filter.parts & FILTER_DST_NOT) && bpf_map_lookup_elem(&dst_not, &key))
+			return false;
+	}
+	return true;
+}
+
+/* Whether either address is a wanted one, and neither is an excluded one. */
+static __always_inline bool host_matches(__u8 version, const __be32 *saddr, const __be32 *daddr)
+{
+	if (filter.parts & FILTER_HOST) {
+		struct prefix_key source = host_key(version, saddr);
+		struct prefix_key destination = host_key(version, daddr);
+
+		if ((filter.parts & FILTER_HOST_ONLY) &&
+		    !bpf_map_lookup_elem(&host_only, &source) &&
+		    !bpf_map_lookup_elem(&host_only, &destination))
+			return false;
+		if ((filter.parts & FILTER_HOST_NOT) &&
+		    (bpf_map_lookup_elem(&host_not, &source) ||
+		     bpf_map_lookup_elem(&host_not, &destination)))
 			return false;
 	}
 	return true;

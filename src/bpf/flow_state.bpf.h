@@ -1,38 +1,42 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What a packet does to its flow's record: numbers, states, history. No helper is called here, for
- * it is done under the flow's lock. */
+/* How a packet changes the record of its flow: counters, TCP states, history. All of this runs
+ * under the slot's spin lock, so no BPF helper is called here. */
 #ifndef TCPINSPECT_FLOW_STATE_BPF_H
 #define TCPINSPECT_FLOW_STATE_BPF_H
 
 #include "packet.bpf.h"
 #include "flows.h"
 
-/* No flow is idle for longer than this, in ns. */
+/* A flow without a packet for this time is over, in ns. */
 const volatile __u64 idle_ns = 0;
 
-/* Nor without an answer to its SYN, or to its FINs. */
+/* The same for one without an answer to its SYN, and one where both ends have sent a FIN. */
 const volatile __u64 half_open_ns = 0;
 
-/* For how long after its end a flow waits for stragglers. */
+/* A SYN without an answer for this time is reported while its flow goes on; 0: it is not. */
+const volatile __u64 attempt_ns = 0;
+
+/* How long a finished flow stays in the table for late packets, in ns. */
 const volatile __u64 linger_ns = 0;
 
-/* A packet, or the segments of a GSO packet, as a flow sees it. */
+/* What a flow needs of a packet, which may be several segments (GSO, GRO). */
 struct segment {
 	__u64 now;
 	__u32 seq;
 	__u32 ack;
 	__u32 len;     /* payload bytes */
 	__u32 packets; /* segments on the wire */
+	__u32 size;    /* payload bytes of each of them but the last */
 	__u16 window;  /* unscaled */
 	__u8 flags;
-	__u8 from; /* the end that sent it: 0 or 1 */
+	__u8 from; /* which end has sent it: 0 or 1 */
 	__u8 wscale;
 	bool has_wscale;
 	/* The sender looks like the responder: it answers a SYN, or it has a well-known port. */
 	bool from_responder;
 };
 
-/* Whether sequence number a is behind b (RFC 9293, 3.4). */
+/* Whether sequence number a comes after b (RFC 9293, 3.4). */
 static __always_inline bool seq_after(__u32 a, __u32 b)
 {
 	return (__s32)(a - b) > 0;
@@ -48,7 +52,7 @@ static __always_inline bool is_syn_ack(const struct segment *s)
 	return (s->flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK)) == (TCP_SYN | TCP_ACK);
 }
 
-/* The sequence number after the segment. A RST's payload is no part of the stream. */
+/* The sequence number after the segment. The payload of a RST does not count. */
 static __always_inline __u32 seq_end(const struct segment *s)
 {
 	__u32 end = s->seq;
@@ -62,7 +66,17 @@ static __always_inline __u32 seq_end(const struct segment *s)
 	return end;
 }
 
-/* Whether the flow is over at this time, with or without a packet of its own. */
+/* Whether a SYN has had no answer for attempt_ns, and that was not reported yet. */
+static __always_inline bool is_unanswered(const struct flow_record *r, __u64 now)
+{
+	if (r->known & (FLOW_FINISHED | FLOW_TOLD))
+		return false;
+	if (r->ends[0].state != END_SYN_SENT && r->ends[1].state != END_SYN_SENT)
+		return false;
+	return (__s64)(now - r->start_ns) > (__s64)attempt_ns;
+}
+
+/* Whether the flow is over at this time. */
 static __always_inline bool is_due(const struct flow_record *r, __u64 now)
 {
 	__u8 a = r->ends[0].state, b = r->ends[1].state;
@@ -76,6 +90,24 @@ static __always_inline bool is_due(const struct flow_record *r, __u64 now)
 	return (r->known & FLOW_STARTED) && (__s64)(now - r->last_ns) > (__s64)limit;
 }
 
+/* Whether the flow waits for the answer to a SYN, or one end alone has sent anything. */
+static __always_inline bool is_half_open(const struct flow_record *r)
+{
+	if (r->known & FLOW_PARTIAL)
+		return !(r->ends[0].known & r->ends[1].known & END_SEEN);
+	return !(r->known & FLOW_ACK);
+}
+
+/* Whether the packet answers other_syn: then that SYN has begun a new connection. */
+static __always_inline bool answers_other_syn(const struct flow_record *r, const struct segment *s)
+{
+	const struct other_syn *syn = &r->other_syn;
+	__u8 answer = s->flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK);
+
+	return syn->packets && syn->from != s->from && s->ack == syn->seq + 1 &&
+	       (answer == (TCP_SYN | TCP_ACK) || answer == (TCP_RST | TCP_ACK));
+}
+
 /* Whether the packet begins a new connection between the ends of a flow that is known. */
 static __always_inline bool is_new_connection(const struct flow_record *r, const struct segment *s)
 {
@@ -85,18 +117,20 @@ static __always_inline bool is_new_connection(const struct flow_record *r, const
 
 	if (!(r->known & FLOW_STARTED))
 		return false;
-	if (is_due(r, s->now))
+	if (is_due(r, s->now) || answers_other_syn(r, s))
 		return true;
 	if (is_syn_ack(s))
 		return (r->known & FLOW_FINISHED) && other_isn;
 	if (!is_syn(s))
 		return false;
-	/* Both ends may open at once, and a SYN may be repeated; all else is a new attempt. */
 	if (r->known & FLOW_FINISHED)
 		return true;
-	if (e->state == END_INACTIVE && peer->state == END_SYN_SENT)
-		return false;
-	return other_isn;
+	/*
+	 * A SYN with the same number is a retransmission. Before any answer, one with another
+	 * number is a new attempt. After an answer, what the peer answers to it decides: see
+	 * other_syn.
+	 */
+	return other_isn && peer->state == END_INACTIVE;
 }
 
 static __always_inline void note(struct flow_record *r, bool is_orig, __u8 letter)
@@ -118,14 +152,15 @@ static __always_inline void note_once(struct flow_record *r, struct flow_end *e,
 	note(r, is_orig, letter);
 }
 
-/* Zeek notes what may happen often the 1st, 10th, 100th … time. */
-static __always_inline bool is_noteworthy(__u32 count)
+/* Zeek notes frequent events the 1st, 10th, 100th … time: whether the count has passed one. */
+static __always_inline bool is_noteworthy(__u32 before, __u32 now)
 {
-	return count == 1 || count == 10 || count == 100 || count == 1000 || count == 10000 ||
-	       count == 100000;
+	return (before < 1 && now >= 1) || (before < 10 && now >= 10) ||
+	       (before < 100 && now >= 100) || (before < 1000 && now >= 1000) ||
+	       (before < 10000 && now >= 10000) || (before < 100000 && now >= 100000);
 }
 
-/* Zeek's letters for the flags, each in the order and under the conditions of its manual. */
+/* Zeek's history letters for TCP flags, in the order and under the conditions of its manual. */
 static __always_inline void note_flags(struct flow_record *r, struct flow_end *e, bool is_orig,
 				       const struct segment *s)
 {
@@ -157,37 +192,104 @@ static __always_inline void note_flags(struct flow_record *r, struct flow_end *e
 	}
 }
 
+/* The largest window (RFC 7323, 2.3), for ends whose window is not known. */
+#define WINDOW_MAX (1U << 30)
+
+/* The largest window that the end has offered, or WINDOW_MAX if that is not known. */
+static __always_inline __u32 window_of(const struct flow_end *e)
+{
+	return e->known & END_EDGE ? e->max_window : WINDOW_MAX;
+}
+
+/* Whether the SYN can't be the one that began this connection. */
+static __always_inline bool contradicts_syn(const struct flow_end *e, const struct flow_end *peer,
+					    const struct segment *s)
+{
+	if (e->known & END_SYN)
+		return s->seq != e->first_seq;
+	/* Packets can be reordered, but the first data has the number after the SYN's. */
+	if (e->known & END_SEEN)
+		return seq_end(s) != e->first_seq;
+	return (peer->known & END_ACKED) && s->seq + 1 != peer->acked;
+}
+
 /*
- * Whether the packet can't be what a TCP that has seen what we have seen would send: out of the
- * window, or behind the FIN, or with another SYN, or acknowledging what was never sent. It is
+ * Whether the peer would ignore the RST. It accepts only RCV.NXT (RFC 5961, 3.2), which is between
+ * what it has acknowledged and what the end has sent.
+ */
+static __always_inline bool contradicts_rst(const struct flow_end *e, const struct flow_end *peer,
+					    const struct segment *s)
+{
+	__u32 limit;
+
+	if (peer->state == END_SYN_SENT)
+		/* Only the acknowledgement shows that it is an answer (RFC 9293, 3.10.7.3). */
+		return !(s->flags & TCP_ACK) || !seq_after(s->ack, peer->first_seq) ||
+		       seq_after(s->ack, peer->next_seq);
+	if (!(peer->known & END_ACKED))
+		return (e->known & END_SEEN) &&
+		       (seq_after(e->first_seq, s->seq) || seq_after(s->seq, e->next_seq));
+	limit = e->known & END_SEEN ? e->next_seq : peer->acked + WINDOW_MAX;
+	/* After a FIN some stacks send a RST with the number of the FIN itself. */
+	return seq_after(peer->acked, s->seq + (e->known & END_FIN ? 1 : 0)) ||
+	       seq_after(s->seq, limit);
+}
+
+/* Whether data or a FIN is outside of the window. */
+static __always_inline bool contradicts_window(const struct flow_end *e,
+					       const struct flow_end *peer, const struct segment *s)
+{
+	__u32 end = seq_end(s);
+
+	/* A retransmission is at most one window old. */
+	if ((e->known & END_SEEN) && seq_after(e->next_seq - window_of(peer) - 1, end))
+		return true;
+	/* Nor older than the SYN, as long as sequence numbers can't have wrapped around. */
+	if ((e->known & END_SYN) && e->bytes < WINDOW_MAX && seq_after(e->first_seq, s->seq))
+		return true;
+	/* One byte beyond it can be a zero-window probe. */
+	if (peer->known & END_EDGE) {
+		if (seq_after(end, peer->edge + 1))
+			return true;
+	} else if ((peer->known & END_ACKED) && seq_after(end, peer->acked + WINDOW_MAX)) {
+		return true;
+	}
+	if ((e->known & END_FIN) && seq_after(end, e->fin_end))
+		return true;
+	/* A FIN is after all data. */
+	return (s->flags & TCP_FIN) && (e->known & END_SEEN) && seq_after(e->next_seq, end);
+}
+
+/* Whether the ACK is for data that was never sent, or is too old (RFC 5961, 5.2). */
+static __always_inline bool contradicts_ack(const struct flow_end *e, const struct flow_end *peer,
+					    const struct segment *s)
+{
+	if (!(s->flags & TCP_ACK))
+		return false;
+	/* Without the peer's SYN, the end's first ACK may be for data that was not captured. */
+	if ((peer->known & END_SEEN) && seq_after(s->ack, peer->next_seq))
+		return (peer->known & END_SYN) || (e->known & END_ACKED);
+	if (peer->state == END_SYN_SENT && (s->flags & TCP_SYN))
+		return !seq_after(s->ack, peer->first_seq);
+	return (e->known & END_ACKED) && seq_after(e->acked - window_of(e), s->ack);
+}
+
+/*
+ * Whether a TCP in the recorded state would neither send nor accept the packet: it is outside of
+ * the window, after the FIN, another SYN, or an ACK for data that was never sent. Such a packet is
  * counted, and changes nothing else.
  */
 static __always_inline bool contradicts(const struct flow_end *e, const struct flow_end *peer,
 					const struct segment *s)
 {
-	__u32 end = seq_end(s);
-
-	if (s->flags & TCP_SYN) {
-		if ((e->known & END_SYN) && s->seq != e->first_seq)
-			return true;
-	} else {
-		/* Beyond 1 GiB the first number may lie ahead as well as behind. */
-		if ((e->known & END_SYN) && e->bytes < 1 << 30 && seq_after(e->first_seq, s->seq))
-			return true;
-		/* One byte more is a probe of a window that is closed. */
-		if ((peer->known & END_EDGE) && seq_after(end, peer->edge + 1))
-			return true;
-		if ((e->known & END_FIN) && seq_after(end, e->fin_end))
-			return true;
-	}
-	if (!(s->flags & TCP_ACK) || !(peer->known & END_SEEN))
-		return false;
-	if (peer->state == END_SYN_SENT && (s->flags & (TCP_SYN | TCP_RST)))
-		return !seq_after(s->ack, peer->first_seq) || seq_after(s->ack, peer->next_seq);
-	return !(s->flags & TCP_RST) && seq_after(s->ack, peer->next_seq);
+	if (s->flags & TCP_RST)
+		return contradicts_rst(e, peer, s);
+	if (s->flags & TCP_SYN ? contradicts_syn(e, peer, s) : contradicts_window(e, peer, s))
+		return true;
+	return contradicts_ack(e, peer, s);
 }
 
-/* Whether the flags alone are nothing that a TCP would send. */
+/* Whether no TCP would send these flags. */
 static __always_inline bool has_odd_flags(const struct segment *s)
 {
 	__u8 control = s->flags & (TCP_SYN | TCP_FIN | TCP_RST);
@@ -233,18 +335,25 @@ static __always_inline void take_ack(struct flow_end *e, struct flow_end *peer,
 		return;
 	if ((peer->known & END_FIN) && !seq_after(peer->fin_end, s->ack))
 		peer->known |= END_FIN_ACKED;
-	/* How windows are scaled is known only from both SYNs (RFC 7323, 2.2). */
+	if ((peer->known & END_SEEN) && seq_after(s->ack, peer->next_seq))
+		peer->next_seq = s->ack;
+	if (!(e->known & END_ACKED) || seq_after(s->ack, e->acked))
+		e->acked = s->ack;
+	e->known |= END_ACKED;
+	/* The window scale is known only if both SYNs were seen (RFC 7323, 2.2). */
 	if (!(e->known & peer->known & END_SYN))
 		return;
 	if (!(s->flags & TCP_SYN) && (e->known & peer->known & END_WSCALE))
 		edge <<= e->wscale & 15;
+	if (edge > e->max_window)
+		e->max_window = edge;
 	edge += s->ack;
 	if (!(e->known & END_EDGE) || seq_after(edge, e->edge))
 		e->edge = edge;
 	e->known |= END_EDGE;
 }
 
-/* Zeek's states of an end; see its TCPSessionAdapter::UpdateStateMachine(). */
+/* Zeek's endpoint states, as in its TCPSessionAdapter::UpdateStateMachine(). */
 static __always_inline void take_state(struct flow_end *e, struct flow_end *peer, bool is_orig,
 				       const struct segment *s)
 {
@@ -260,20 +369,20 @@ static __always_inline void take_state(struct flow_end *e, struct flow_end *peer
 			if (peer->state == END_SYN_SENT)
 				peer->state = END_ESTABLISHED;
 		} else if ((s->flags & TCP_ACK) && peer->state == END_ESTABLISHED) {
-			/* Only the SYN was missed. */
+			/* The peer is established: only this end's SYN was missed. */
 			state = END_ESTABLISHED;
 		} else if (is_orig || s->len || peer->state != END_SYN_SENT) {
-			/* Else it is a bare ACK in answer to a SYN: a challenge (RFC 5961). */
+			/* But not for a bare ACK in answer to a SYN: a challenge (RFC 5961). */
 			state = END_PARTIAL;
 		}
 	}
 	if (s->flags & TCP_RST) {
-		/* After both FINs a RST ends nothing that has not ended. */
+		/* After both FINs a RST changes nothing. */
 		if (state != END_CLOSED || peer->state != END_CLOSED)
 			state = END_RESET;
 	} else if (s->flags & TCP_FIN) {
 		state = END_CLOSED;
-		/* A FIN and then a RST from the peer was a normal end after all. */
+		/* If the peer has sent a FIN before its RST, this was a normal close. */
 		if (peer->state == END_RESET && (peer->known & END_FIN))
 			peer->state = END_CLOSED;
 	}
@@ -310,7 +419,119 @@ static __always_inline void start_flow(struct flow_record *r, const struct segme
 		note(r, true, '^');
 }
 
-/* Counts a packet into its flow. */
+/* How many segments of the packet are retransmissions, whole or in part. */
+static __always_inline __u32 sent_again(const struct flow_end *e, const struct segment *s)
+{
+	__u32 again = e->next_seq - s->seq;
+
+	if (!s->len || !(e->known & END_SEEN) || (s->flags & (TCP_SYN | TCP_RST)) ||
+	    !seq_after(e->next_seq, s->seq))
+		return 0;
+	if (again >= s->len || !s->size)
+		return s->packets;
+	return (again + s->size - 1) / s->size;
+}
+
+/* Notes the letters of the packet, and counts zero windows and retransmissions. */
+static __always_inline void take_letters(struct flow_record *r, struct flow_end *e,
+					 const struct flow_end *peer, bool is_orig,
+					 const struct segment *s)
+{
+	__u32 again = sent_again(e, s);
+
+	note_flags(r, e, is_orig, s);
+	if (!s->window && !(s->flags & TCP_RST) && peer->state != END_CLOSED &&
+	    e->state != END_RESET) {
+		e->zero_windows++;
+		if (is_noteworthy(e->zero_windows - 1, e->zero_windows))
+			note(r, is_orig, 'W');
+	}
+	if (again && e->state != END_RESET) {
+		e->retransmits += again;
+		if (is_noteworthy(e->retransmits - again, e->retransmits))
+			note(r, is_orig, 'T');
+	}
+}
+
+/* Keeps a SYN that does not fit this connection until it is answered. */
+static __always_inline void keep_other_syn(struct flow_record *r, const struct segment *s)
+{
+	struct other_syn *syn = &r->other_syn;
+
+	if (!syn->packets || syn->from != s->from || syn->seq != s->seq) {
+		syn->first_ns = s->now;
+		syn->seq = s->seq;
+		syn->bytes = 0;
+		syn->packets = 0;
+		syn->from = s->from & 1;
+		syn->has_wscale = s->has_wscale;
+		syn->wscale = s->wscale;
+	}
+	syn->bytes += s->len;
+	syn->packets++;
+}
+
+/* Begins the record of the connection of other_syn, and moves its counts there from the old one. */
+static __always_inline void begin_by_other_syn(struct flow_record *r, struct flow_record *old)
+{
+	const struct other_syn *syn = &old->other_syn;
+	struct flow_end *from = &old->ends[syn->from & 1];
+	struct flow_end *e = &r->ends[syn->from & 1];
+
+	r->start_ns = syn->first_ns;
+	r->known = FLOW_STARTED;
+	r->initiator = syn->from & 1;
+	r->syn_retransmits = syn->packets - 1;
+	note(r, true, 'S');
+	e->state = END_SYN_SENT;
+	e->known = END_SEEN | END_SYN | (syn->has_wscale ? END_WSCALE : 0);
+	e->wscale = syn->wscale;
+	e->flags = TCP_SYN;
+	e->first_seq = syn->seq;
+	e->next_seq = syn->seq + 1 + (syn->packets ? syn->bytes / syn->packets : 0);
+	e->packets = syn->packets;
+	e->bytes = syn->bytes;
+	from->packets -= syn->packets;
+	from->bytes -= syn->bytes;
+	old->unexpected -= syn->packets;
+}
+
+/*
+ * A capture file may lack packets. If one end acknowledges data that the other has sent beyond the
+ * window, the packets between are missing in the file. The flow is then followed from there.
+ */
+static __always_inline void follow_gap(struct flow_record *r, struct flow_end *e,
+				       struct flow_end *peer, const struct segment *s)
+{
+	__u8 peer_from = (s->from & 1) ^ 1;
+	__u32 end = seq_end(s);
+
+	if (!replay || (s->flags & (TCP_SYN | TCP_RST)) || !(s->flags & TCP_ACK))
+		return;
+	if (r->gap_from == peer_from + 1 && seq_after(s->ack, r->gap_first) &&
+	    !seq_after(s->ack, r->gap_end)) {
+		peer->first_seq = r->gap_first;
+		peer->next_seq = r->gap_end;
+		peer->known &= ~(END_ACKED | END_EDGE | END_FIN);
+		e->first_seq = s->seq;
+		e->next_seq = end;
+		e->known &= ~(END_ACKED | END_EDGE | END_FIN);
+		r->gap_from = 0;
+		return;
+	}
+	if (!s->len && !(s->flags & TCP_FIN))
+		return;
+	if (r->gap_from != s->from + 1 || seq_after(r->gap_first, s->seq) ||
+	    seq_after(s->seq, r->gap_end)) {
+		r->gap_first = s->seq;
+		r->gap_end = end;
+		r->gap_from = s->from + 1;
+	} else if (seq_after(end, r->gap_end)) {
+		r->gap_end = end;
+	}
+}
+
+/* Adds a packet to the record of its flow. */
 static __always_inline void count_segment(struct flow_record *r, const struct segment *s)
 {
 	struct flow_end *e = &r->ends[s->from & 1];
@@ -320,35 +541,31 @@ static __always_inline void count_segment(struct flow_record *r, const struct se
 	if (!(r->known & FLOW_STARTED))
 		start_flow(r, s);
 	is_orig = forget_why(r->initiator == s->from);
-	if ((__s64)(s->now - r->last_ns) > 0)
-		r->last_ns = s->now;
-
-	note_flags(r, e, is_orig, s);
-	if (!s->window && !(s->flags & TCP_RST) && peer->state != END_CLOSED &&
-	    e->state != END_RESET && is_noteworthy(++e->zero_windows))
-		note(r, is_orig, 'W');
-	if (s->len && (e->known & END_SEEN) && e->state != END_RESET && !(s->flags & TCP_RST) &&
-	    !seq_after(seq_end(s), e->next_seq) && is_noteworthy(++e->retransmits))
-		note(r, is_orig, 'T');
+	e->packets += s->packets;
+	e->bytes += s->len;
 
 	if (forget_why(contradicts(e, peer, s))) {
 		r->unexpected++;
-	} else {
-		if (has_odd_flags(s) || (s->len && e->state == END_SYN_SENT))
-			r->unexpected++;
-		take_handshake(r, e, peer, is_orig, s);
-		take_sequence(e, s);
-		take_ack(e, peer, s);
-		take_state(e, peer, is_orig, s);
+		if (is_syn(s))
+			keep_other_syn(r, s);
+		follow_gap(r, e, peer, s);
+		return;
 	}
+	if ((__s64)(s->now - r->last_ns) > 0)
+		r->last_ns = s->now;
+	take_letters(r, e, peer, is_orig, s);
+	if (has_odd_flags(s) || (s->len && e->state == END_SYN_SENT))
+		r->unexpected++;
+	take_handshake(r, e, peer, is_orig, s);
+	take_sequence(e, s);
+	take_ack(e, peer, s);
+	take_state(e, peer, is_orig, s);
+	e->flags |= s->flags;
 	if (!(r->known & FLOW_FINISHED) &&
 	    (e->state == END_RESET || (e->known & peer->known & END_FIN_ACKED))) {
 		r->finished_ns = s->now;
 		r->known |= FLOW_FINISHED;
 	}
-	e->flags |= s->flags;
-	e->packets += s->packets;
-	e->bytes += s->len;
 }
 
 #endif /* TCPINSPECT_FLOW_STATE_BPF_H */

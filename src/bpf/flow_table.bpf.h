@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The table of flows, which the programs of flows and those that look for the owners share. */
+/* The table of flows. The packet programs of flows and the programs of flow_sockets share it. */
 #ifndef TCPINSPECT_FLOW_TABLE_BPF_H
 #define TCPINSPECT_FLOW_TABLE_BPF_H
 
@@ -7,8 +7,8 @@
 
 enum slot_state {
 	SLOT_FREE,
-	SLOT_LIVE, /* the hash map leads here */
-	SLOT_OVER, /* it does not any more: only the sweep looks at it */
+	SLOT_LIVE, /* flow_slots has its number */
+	SLOT_OVER, /* removed from flow_slots, and not reported yet: only the sweep reads it */
 };
 
 struct flow_slot {
@@ -17,7 +17,7 @@ struct flow_slot {
 	struct flow_record record;
 };
 
-/* All sized by user space. */
+/* User space sets the sizes of both maps. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
@@ -32,11 +32,66 @@ struct {
 	__type(value, struct flow_slot);
 } slots SEC(".maps");
 
+/* Number of slots in the table. */
+const volatile __u32 max_flows = 0;
+
+/* Numbers of slots that were used before and are free again. */
+struct {
+	__uint(type, BPF_MAP_TYPE_STACK);
+	__uint(max_entries, 65536);
+	__type(value, __u32);
+} free_slots SEC(".maps");
+
+/* Slots from `first` on were never used. */
+struct unused_slots {
+	struct bpf_spin_lock lock;
+	__u32 first;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct unused_slots);
+} unused_slots SEC(".maps");
+
 static __always_inline bool same_key(const struct flow_key *a, const struct flow_key *b)
 {
 	const __u64 *x = (const __u64 *)a, *y = (const __u64 *)b;
 
-	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2] && x[3] == y[3] && x[4] == y[4];
+	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2] && x[3] == y[3] && x[4] == y[4] &&
+	       x[5] == y[5];
+}
+
+/* Takes a free slot, and sets its number; NULL if there is none. */
+static __always_inline struct flow_slot *take_slot(__u32 *number)
+{
+	__u32 zero = 0;
+
+	if (bpf_map_pop_elem(&free_slots, number)) {
+		struct unused_slots *unused = bpf_map_lookup_elem(&unused_slots, &zero);
+		__u32 first;
+
+		if (!unused)
+			return NULL;
+		bpf_spin_lock(&unused->lock);
+		first = unused->first;
+		if (first < max_flows)
+			unused->first = first + 1;
+		bpf_spin_unlock(&unused->lock);
+		if (first >= max_flows)
+			return NULL;
+		*number = first;
+	}
+	return bpf_map_lookup_elem(&slots, number);
+}
+
+static __always_inline void give_back(struct flow_slot *slot, __u32 number)
+{
+	bpf_spin_lock(&slot->lock);
+	slot->state = SLOT_FREE;
+	bpf_spin_unlock(&slot->lock);
+	bpf_map_push_elem(&free_slots, &number, BPF_ANY);
 }
 
 #endif /* TCPINSPECT_FLOW_TABLE_BPF_H */

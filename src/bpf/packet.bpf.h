@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The one parser: from a frame at XDP, at TC or in a replay to a verdict and where things are. */
+/* The only packet parser: finds verdict and header offsets of a frame at XDP, TC or in a replay. */
 #ifndef TCPINSPECT_PACKET_BPF_H
 #define TCPINSPECT_PACKET_BPF_H
 
 #include "packet.h"
+#include "inet.bpf.h"
 
 #define ETH_HEADER_LEN	   14
 #define ETHERTYPE_IPV4	   0x0800
@@ -15,7 +16,6 @@
 #define MAX_EXT_HEADERS	   8
 
 #define IPPROTO_HOPOPTS	 0
-#define IPPROTO_TCP	 6
 #define IPPROTO_ROUTING	 43
 #define IPPROTO_FRAGMENT 44
 #define IPPROTO_AH	 51
@@ -86,22 +86,22 @@ enum hook {
 	HOOK_TC,	/* any part of it may be outside the linear area */
 };
 
-/* Where a frame's bytes are. Offsets count from the start of the frame. */
+/* The bytes of a frame. Offsets count from its start. */
 struct frame {
 	void *ctx;
 	void *data; /* the linear part */
 	void *data_end;
-	__u64 end; /* no byte from here on belongs to the packet, even if it is there */
+	__u64 end; /* where the packet ends; bytes after it are padding */
 	enum hook hook;
-	bool ingress;  /* at TC: it is coming in */
+	bool ingress;  /* at TC: an incoming frame */
 	bool headless; /* it starts after its Ethernet header: see lacks_ethernet() */
-	bool is_plain; /* neither of the two settings below is looked at */
+	bool is_plain; /* link_is_raw_ip and replay are ignored */
 };
 
 /*
- * What the parser found. For more see tcp_at() and read_addresses(): most packets need no more. All
- * members have 64 bits, for the verifier never takes a stack slot for unused that was written in
- * part, and follows the ways that differ in it each on its own.
+ * The result of the parser. tcp_at() and read_addresses() give more, which most packets don't need.
+ * All members have 64 bits: the verifier treats a partly written stack slot as used forever, and
+ * would walk separately through paths that differ only there.
  */
 struct packet {
 	__u64 l3; /* offset of the IP header */
@@ -110,7 +110,7 @@ struct packet {
 	__u64 flags; /* the TCP flags byte */
 };
 
-/* As on the wire. IPv4: the first word, the others 0. */
+/* Addresses in network order. IPv4 is in the first word, and the others are 0. */
 struct addresses {
 	__be32 saddr[4];
 	__be32 daddr[4];
@@ -119,17 +119,49 @@ struct addresses {
 /* The interface has no Ethernet header: its frames start with the IP header. */
 const volatile bool link_is_raw_ip = false;
 
-/* Frames come from a file by BPF_PROG_TEST_RUN; the two variables below describe each. */
+/* Frames come from a file by BPF_PROG_TEST_RUN. */
 const volatile bool replay = false;
+
+/*
+ * A test run takes many frames. All their bytes are in replay_bytes, and the packet that the kernel
+ * has made for the test run stands for nothing. Without it, a test run takes one frame.
+ */
+const volatile bool replay_batch = false;
 
 struct packet_counters counters[COUNTER_SLOTS] SEC(".bss.counters") __attribute__((aligned(128)));
 
 /*
- * Length of the frame being replayed, and its bytes when it is longer than a test run takes. The
- * map is there in live runs too: the compiler fetches its address before it asks for `replay`.
+ * The frames of a test run, and then what next_frame() has taken from there: where the current
+ * frame is in replay_bytes, its time, and its length, captured and on the wire. The map exists in
+ * live runs too, because the compiler loads its address before it checks `replay`.
  */
+struct replay_frame replay_frames[REPLAY_FRAMES] SEC(".bss.replay");
+__u32 replay_next SEC(".bss.replay");
+__u32 replay_at SEC(".bss.replay");
+__u64 replay_ts_ns SEC(".bss.replay");
 __u32 replay_len SEC(".bss.replay");
-__u8 replay_bytes[REPLAY_BYTES] SEC(".bss.replay");
+__u32 replay_wire_len SEC(".bss.replay");
+__u8 replay_bytes[REPLAY_BYTES + REPLAY_SLACK] SEC(".bss.replay");
+
+/* In a replay: goes on to the next frame. False if there is none, which can't really be. */
+static __always_inline bool next_frame(void)
+{
+	const struct replay_frame *frame;
+	__u32 number;
+
+	if (!replay)
+		return true;
+	number = replay_next;
+	if (number >= REPLAY_FRAMES)
+		return false;
+	frame = &replay_frames[number];
+	replay_next = number + 1;
+	replay_at = frame->at;
+	replay_ts_ns = frame->ts_ns;
+	replay_len = frame->len;
+	replay_wire_len = frame->wire_len;
+	return true;
+}
 
 static __always_inline bool is_raw_ip(const struct frame *f)
 {
@@ -141,7 +173,12 @@ static __always_inline bool is_replayed(const struct frame *f)
 	return !f->is_plain && replay;
 }
 
-/* Where the linear part is. Better fetched anew than kept in registers, of which there are few. */
+static __always_inline bool is_batch(const struct frame *f)
+{
+	return !f->is_plain && replay_batch;
+}
+
+/* Loads the pointers to the linear part. Loading them again saves registers, which are few. */
 static __always_inline void fetch_pointers(struct frame *f)
 {
 	if (f->hook == HOOK_TC) {
@@ -157,7 +194,7 @@ static __always_inline void fetch_pointers(struct frame *f)
 	}
 }
 
-/* A frame at XDP. Its length matters only where the packet ends, which every load checks. */
+/* A frame at XDP. `end` needs no length, because each load checks the end of the packet. */
 static __always_inline struct frame xdp_frame(struct xdp_md *ctx, enum hook hook, bool is_plain)
 {
 	struct frame f = {
@@ -169,7 +206,7 @@ static __always_inline struct frame xdp_frame(struct xdp_md *ctx, enum hook hook
 
 	fetch_pointers(&f);
 	if (is_replayed(&f)) {
-		/* A branch, not a choice of two values: then the verifier can remove it. */
+		/* Keeps this a branch instead of a select, so that the verifier can remove it. */
 		asm volatile("");
 		f.end = replay_len;
 	}
@@ -199,21 +236,25 @@ static __always_inline struct packet_counters *my_counters(void)
 	return &counters[bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1)];
 }
 
-/* The slow way to bytes, wherever they are. Nothing in the packet is changed. */
+/* Copies bytes from any part of the frame, which is slow. The packet is not changed. */
 static __always_inline long copy_out(const struct frame *f, __u64 off, void *to, __u32 len)
 {
 	__u8 *bytes = to;
 
-	if (f->hook == HOOK_TC && !bpf_skb_load_bytes(f->ctx, off, to, len))
-		return 0;
-	if (f->hook == HOOK_XDP_FRAGS && !bpf_xdp_load_bytes(f->ctx, off, to, len))
-		return 0;
+	if (!replay_batch) {
+		if (f->hook == HOOK_TC && !bpf_skb_load_bytes(f->ctx, off, to, len))
+			return 0;
+		if (f->hook == HOOK_XDP_FRAGS && !bpf_xdp_load_bytes(f->ctx, off, to, len))
+			return 0;
+	}
 	if (!replay)
 		return -1;
+	off += replay_at;
 	for (__u32 i = 0; i < len; i++) {
 		__u64 at = off + i;
 
-		/* The compiler must not split the sum: the verifier bounds what is compared. */
+		/* The compiler must not split the sum: the verifier bounds only what is compared.
+		 */
 		barrier_var(at);
 		if (at >= REPLAY_BYTES)
 			return -1;
@@ -228,9 +269,20 @@ static __always_inline long copy_out(const struct frame *f, __u64 off, void *to,
  */
 static __always_inline void *header_at(const struct frame *f, __u64 off, __u32 len, void *scratch)
 {
-	void *at = f->data + off;
+	void *at;
 
-	/* The pointer that is compared has to be the one that is used, not a second sum. */
+	if (is_batch(f)) {
+		__u64 in_bytes = replay_at + off;
+
+		if (off + len > f->end || len > REPLAY_SLACK || in_bytes >= REPLAY_BYTES)
+			return NULL;
+		/* The compiler may add before it compares. The mask bounds the very value that is
+		 * added. */
+		barrier_var(in_bytes);
+		return replay_bytes + (in_bytes & (REPLAY_BYTES - 1));
+	}
+	at = f->data + off;
+	/* The verifier accepts only the pointer that was compared, not a second sum. */
 	asm volatile("" : "+r"(at));
 	if (off + len > f->end)
 		return NULL;
@@ -251,8 +303,8 @@ static __always_inline __u32 copy_bytes(const struct frame *f, __u64 from, __u64
 	if (len > max)
 		len = max;
 	/*
-	 * The compiler may prove bounds by the subtraction above, or fold two checks into one of
-	 * `len - 1`; the verifier follows neither. Until Linux 6.8 it learns nothing from `!len`.
+	 * The compiler may derive the bounds from the subtraction, or merge both checks into one of
+	 * `len - 1`. The verifier understands neither, and before 6.8 learns nothing from `!len`.
 	 */
 	barrier_var(len);
 	if (len > max)
@@ -264,9 +316,15 @@ static __always_inline __u32 copy_bytes(const struct frame *f, __u64 from, __u64
 }
 
 /*
- * Always 0, which the verifier can't know. What it adds to an offset makes it forget the exact
- * range, so that the ways through a chain of headers look alike to it: without this, loading
- * takes half a second for the sake of packets that hardly exist.
+ * Set by user space before it reads the counters. From then on nothing is counted or sent, even if
+ * another process holds our link and so keeps the program attached.
+ */
+__u32 stopped SEC(".bss.counters");
+
+/*
+ * Always 0, but the verifier does not know that. Adding it to an offset makes the verifier forget
+ * the exact value, so that different paths through the headers end in the same state. Without this,
+ * loading takes half a second because of chains of headers that hardly occur.
  */
 __u64 opaque_zero SEC(".bss.counters");
 
@@ -276,7 +334,7 @@ static __always_inline __u64 forget_range(__u64 offset)
 	return (offset + opaque_zero) & 0x7fff;
 }
 
-/* The same for the answer to a question, so that the verifier does not follow each reason. */
+/* The same for a bool, so that the verifier does not follow each path that leads to its value. */
 static __always_inline bool forget_why(bool answer)
 {
 	return (answer + opaque_zero) & 1;
@@ -288,7 +346,7 @@ static __always_inline bool is_vlan(__u16 ethertype)
 	       ethertype == ETHERTYPE_QINQ_OLD;
 }
 
-/* Tags that are not in the frame: at TC the kernel may have moved the outermost into the skb. */
+/* Number of tags outside of the frame: at TC the kernel may have moved the outermost to the skb. */
 static __always_inline __u32 tags_outside(const struct frame *f)
 {
 	const struct __sk_buff *skb = f->ctx;
@@ -296,7 +354,7 @@ static __always_inline __u32 tags_outside(const struct frame *f)
 	return f->hook == HOOK_TC && skb->vlan_present;
 }
 
-/* Ethernet and its tags: sets l3 and the version. VERDICT_TCP means "go on". */
+/* Parses Ethernet header and VLAN tags: sets l3 and ip_version. VERDICT_TCP means "go on". */
 static __always_inline enum verdict parse_ethernet(struct frame *f, struct packet *p)
 {
 	union {
@@ -321,7 +379,7 @@ static __always_inline enum verdict parse_ethernet(struct frame *f, struct packe
 	}
 	p->l3 = forget_range(p->l3);
 
-	/* One more turn than there may be tags: the last one only finds that a tag is too many. */
+	/* One more iteration than allowed tags: the last one only finds that there are too many. */
 #pragma unroll
 	for (int i = 0; i <= MAX_VLAN_TAGS; i++) {
 		struct vlan_tag *tag;
@@ -346,16 +404,16 @@ static __always_inline enum verdict parse_ethernet(struct frame *f, struct packe
 }
 
 /*
- * What TC ingress put back in front of a packet that came in without an Ethernet header. It is
- * nothing, but on tunnels it may be the headers of the tunnel: before Linux 5.14 on most of them,
- * later on those of GRE that have no fixed end (__ipgre_rcv()).
+ * Length of what TC ingress put back in front of a packet that came in without an Ethernet header.
+ * It is 0, except on tunnels, where it can be the tunnel headers: before Linux 5.14 on most kinds,
+ * later on GRE tunnels without a fixed remote end (__ipgre_rcv()).
  */
 static __always_inline __u64 tunnel_headers(const struct __sk_buff *skb)
 {
 	return skb->len > skb->wire_len ? skb->len - skb->wire_len : 0;
 }
 
-/* A frame that starts with the IP header: only the version can tell which. */
+/* Parses a frame that starts with the IP header, whose version field says which. */
 static __always_inline enum verdict parse_raw_ip(struct frame *f, struct packet *p)
 {
 	__u8 scratch, *first;
@@ -394,8 +452,8 @@ static __always_inline enum verdict parse_ipv4(struct frame *f, struct packet *p
 }
 
 /*
- * Whether a next header is one of those that are walked. A set of bits rather than comparisons:
- * after these the verifier would know the value, and follow each of them on its own.
+ * Whether a next header is an extension header that the parser skips. It is a bit set, because
+ * after comparisons the verifier would know the value, and follow each value separately.
  */
 static __always_inline bool is_ext_header(__u8 next)
 {
@@ -407,9 +465,8 @@ static __always_inline bool is_ext_header(__u8 next)
 }
 
 /*
- * The walk along extension headers is unrolled because a loop may be laid out so that its end
- * falls through to its beginning, which the verifier takes for a forbidden back-edge until
- * Linux 6.8.
+ * The walk over extension headers is unrolled. The compiler may lay out a loop so that its end
+ * falls through to its beginning, which the verifier rejects as a back-edge before Linux 6.8.
  */
 static __always_inline enum verdict parse_ipv6(struct frame *f, struct packet *p)
 {
@@ -472,7 +529,7 @@ static __always_inline enum verdict parse_tcp(struct frame *f, struct packet *p)
 	return VERDICT_TCP;
 }
 
-/* Judges a frame header by header, outermost first; the first rule that applies decides. */
+/* Parses a frame header by header, the outermost first. The first rule that applies decides. */
 static __always_inline enum verdict parse_headers(struct frame *f, struct packet *p)
 {
 	enum verdict v;
@@ -487,18 +544,17 @@ static __always_inline enum verdict parse_headers(struct frame *f, struct packet
 	return parse_tcp(f, p);
 }
 
-/* Nothing was put back in front of a packet that came in: the length is that from before. */
+/* Whether TC ingress put nothing back in front of an incoming packet: its length is unchanged. */
 static __always_inline bool nothing_pushed(const struct __sk_buff *skb)
 {
 	return skb->len == skb->wire_len;
 }
 
 /*
- * Whether the frame starts after its Ethernet header. Where generic XDP runs as well, with a
- * program that takes frames in pieces as ours does, Linux 6.9 and later copy packets
- * (skb_pp_cow_data()) and forget mac_len, by which TC ingress puts the header back in front.
- * Nothing is put back then, which shows in the length from before, and the frame starts with other
- * bytes than the Ethernet header.
+ * Whether the frame starts after its Ethernet header. If generic XDP also runs, with a program that
+ * accepts frames in fragments as ours does, Linux 6.9 and later copy packets (skb_pp_cow_data())
+ * and lose mac_len, which TC ingress needs to put the Ethernet header back in front. Then nothing
+ * is put back: the length is unchanged, and the frame does not start with the Ethernet header.
  */
 static __always_inline bool lacks_ethernet(struct __sk_buff *skb)
 {
@@ -512,9 +568,9 @@ static __always_inline bool lacks_ethernet(struct __sk_buff *skb)
 }
 
 /*
- * The same as functions of their own, so that rare frames burden no other; one for each hook, for
- * each has helpers of its own. The packet pointers are fetched anew: what the verifier has learnt
- * of them before differs from one way here to the next, and it would follow each on its own.
+ * The same as subprograms, so that rare frames do not slow down the others; one per hook, because
+ * each hook has other helpers. The packet pointers are loaded again: what the verifier knows of the
+ * old ones differs between the paths that lead here, and it would follow each path separately.
  */
 static __noinline int parse_headers_xdp(struct frame *f, struct packet *p)
 {
@@ -540,7 +596,7 @@ static __noinline int parse_headers_tc(struct frame *f, struct packet *p)
 	enum verdict v;
 
 	if (!link_is_raw_ip && !replay && f->ingress)
-		/* Unknown to the verifier, or it would follow all that comes twice. */
+		/* Unknown to the verifier, which would otherwise follow the rest twice. */
 		frame.headless = forget_range(lacks_ethernet(f->ctx)) & 1;
 	v = parse_headers(&frame, p);
 	*f = frame;
@@ -548,8 +604,8 @@ static __noinline int parse_headers_tc(struct frame *f, struct packet *p)
 }
 
 /*
- * What is found behind one or two tags, as parse_ethernet() says; the third one that walks along
- * them is port-monitor's fill_ethernet(). False: let parse_headers() have a look.
+ * Skips one or two VLAN tags like parse_ethernet(). (port-monitor's fill_ethernet() walks over them
+ * too.) False: leave the frame to parse_headers().
  */
 static __always_inline bool pass_tags(const struct frame *f, struct packet *p, __be16 *ethertype)
 {
@@ -566,16 +622,15 @@ static __always_inline bool pass_tags(const struct frame *f, struct packet *p, _
 		p->l3 += sizeof(*tag);
 		*ethertype = tag->ethertype;
 	}
-	/* Less than 32 in any case; the verifier need not follow each number of tags. */
+	/* Always less than 32. The verifier need not follow each number of tags. */
 	p->l3 = (p->l3 + opaque_zero) & 31;
 	return !is_vlan(bpf_ntohs(*ethertype));
 }
 
 /*
- * A shortcut for the frames that nearly all traffic is made of: linear, IPv4 without options or
- * IPv6 without extension headers, with or without tags. What it says is what parse_headers() would
- * say; with the slightest doubt it says nothing. It needs no call and no loop, so that nothing is
- * spilled.
+ * The fast path for nearly all traffic: linear frames with IPv4 without options or IPv6 without
+ * extension headers, with or without tags. It has the same result as parse_headers(), or none in
+ * case of doubt. It uses no call and no loop, so that no register is spilled.
  */
 static __always_inline bool parse_common(struct frame *f, struct packet *p, enum verdict *v)
 {
@@ -586,7 +641,10 @@ static __always_inline bool parse_common(struct frame *f, struct packet *p, enum
 
 	if (is_raw_ip(f) || (void *)(eth + 1) > f->data_end)
 		return false;
-	/* A short frame is padded for a test run; the padding is not part of it. */
+	/* Its bytes are not those of the packet. */
+	if (is_batch(f))
+		return false;
+	/* User space has padded a short frame for the test run: that is not part of it. */
 	if (is_replayed(f) && f->data + replay_len < f->data_end)
 		return false;
 	if (f->hook == HOOK_TC && f->ingress && nothing_pushed(f->ctx))
@@ -641,14 +699,14 @@ static __always_inline bool parse_common(struct frame *f, struct packet *p, enum
 	return true;
 }
 
-/* The verdict on a frame. */
+/* Parses a frame and returns its verdict. */
 static __always_inline enum verdict parse_packet(struct frame *f, struct packet *p)
 {
 	struct packet found = {};
 	struct frame whole;
 	enum verdict v;
 
-	/* Or the compiler fetches what is undefined early, where the verifier has to follow. */
+	/* Else the compiler may load undefined members early, which the verifier has to track. */
 	*p = (struct packet){};
 	if (parse_common(f, p, &v))
 		return v;
@@ -663,13 +721,13 @@ static __always_inline enum verdict parse_packet(struct frame *f, struct packet 
 	f->end = whole.end;
 	f->headless = whole.headless;
 	*p = found;
-	/* What a subprogram returns is any number to a verifier before Linux 5.12. */
+	/* Before Linux 5.12 the verifier knows no bounds for the result of a subprogram. */
 	return v < VERDICT_COUNT ? v : VERDICT_MALFORMED;
 }
 
 /*
- * Makes the verifier forget what it knows of a packet whose verdict is tcp, so that it follows what
- * comes now once, and not once for each way through the headers.
+ * Makes the verifier forget what it knows of a packet with VERDICT_TCP, so that it walks through
+ * the following code once, and not once for each path through the headers.
  */
 static __always_inline void forget_packet(struct packet *p)
 {
@@ -679,8 +737,8 @@ static __always_inline void forget_packet(struct packet *p)
 }
 
 /*
- * The TCP header of a packet that the verifier has forgotten. NULL can't be, for the parser has
- * seen it.
+ * The TCP header of a packet after forget_packet(). It can't really be NULL, because the parser has
+ * read the header.
  */
 static __always_inline struct tcp_header *tcp_at(struct frame *f, const struct packet *p,
 						 struct tcp_header *scratch)
@@ -695,7 +753,7 @@ static __always_inline __u64 payload_at(const struct packet *p, const struct tcp
 	return p->l4 + (tcp->data_offset >> 4) * 4;
 }
 
-/* The addresses of such a packet. False can't be either. */
+/* Reads the addresses of a packet after forget_packet(). It can't really fail either. */
 static __always_inline bool read_addresses(struct frame *f, const struct packet *p,
 					   struct addresses *a)
 {

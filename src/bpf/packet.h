@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What the packet programs and user space both know: verdicts, counters, filter settings. */
+/* Types that the packet programs share with user space: verdicts, counters, filter settings. */
 #ifndef TCPINSPECT_PACKET_H
 #define TCPINSPECT_PACKET_H
 
-/* What a frame turned out to be. Every frame gets exactly one. */
+/* The most bytes of TCP options: the data offset has four bits, in 32-bit words. */
+#define TCP_OPTIONS_MAX 40
+
+/* What the parser found a frame to be. Each frame gets exactly one verdict. */
 enum verdict {
 	VERDICT_TCP,
 	VERDICT_NOT_IP,
@@ -25,24 +28,39 @@ struct packet_counters {
 	__u64 matched;		       /* frames that passed the filter */
 	__u64 lost;		       /* matched, but the event buffer or a table had no room */
 	__u64 suppressed;	       /* matched, but held back by --max-rate */
-	__u64 untracked;	       /* matched, but its key found no room in the table */
-	__u64 segments;		       /* packets of flows, GSO packets by their segments */
+	__u64 untracked;	       /* matched, but found no room in a table of keys or flows */
+	__u64 segments;		       /* packets of flows; each segment of a GSO packet counts */
 	__u64 reserved[4];	       /* up to two cache lines */
 };
 
-/* CPUs with a slot of their own; user space refuses a machine that could have more. */
+/* The most CPUs, each with its own slot; user space refuses to run on a host with more. */
 #define COUNTER_SLOTS 1024
 
 /*
- * Bytes of a replayed frame that the program can reach beyond what BPF_PROG_TEST_RUN takes:
- * enough for the longest header chain (two tags, IPv6, eight extension headers of 2,048 bytes,
- * TCP) and a payload pattern 65,535 bytes behind it.
+ * Bytes of replayed frames that the program can reach in one test run: enough for the longest
+ * header chain (two tags, IPv6, eight extension headers of 2,048 bytes, TCP) and a payload pattern
+ * 65,535 bytes behind it.
  */
 #define REPLAY_BYTES (128 * 1024)
 
+/* Room behind these bytes, so that a header that begins within them can be read without a check. */
+#define REPLAY_SLACK 64
+
+/* Frames in one test run. */
+#define REPLAY_FRAMES 1024
+
+/* A frame of a capture file. */
+struct replay_frame {
+	__u64 ts_ns;
+	__u32 at; /* where it begins in the bytes of the test run */
+	__u32 len;
+	__u32 wire_len; /* its length where it was captured */
+	__u32 reserved;
+};
+
 #define PAYLOAD_PATTERN_MAX 16
 
-/* Which parts of the filter were asked for. */
+/* Which parts of the filter are used. */
 enum filter_part {
 	FILTER_FAMILY = 1 << 0,
 	FILTER_SRC_ONLY = 1 << 1,
@@ -53,9 +71,14 @@ enum filter_part {
 	FILTER_DPORT = 1 << 6,
 	FILTER_FLAGS = 1 << 7,
 	FILTER_PAYLOAD = 1 << 8,
+	FILTER_HOST_ONLY = 1 << 9,
+	FILTER_HOST_NOT = 1 << 10,
+	FILTER_ANY_PORT_ONLY = 1 << 11,
+	FILTER_ANY_PORT_NOT = 1 << 12,
+	FILTER_EXPRESSION = 1 << 13,
 };
 
-/* Set before load and frozen, so that the verifier removes the parts that were not asked for. */
+/* Set before load and then frozen, so that the verifier removes the parts that are not used. */
 struct filter_config {
 	enum filter_part parts; /* any of them, or-ed */
 	__u8 ip_version;	/* 4 or 6 */

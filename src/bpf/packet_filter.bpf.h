@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The whole filter, for a parsed packet. */
+/* Applies all parts of the filter to a parsed packet. */
 #ifndef TCPINSPECT_PACKET_FILTER_BPF_H
 #define TCPINSPECT_PACKET_FILTER_BPF_H
 
 #include "packet.bpf.h"
 #include "filter.bpf.h"
+#include "expr.bpf.h"
 
-/* The verifier takes no pointer into the packet that may be further from its start. */
+/* The verifier accepts no packet pointer with a larger variable offset. */
 #define MAX_PACKET_OFFSET 0xffff
 
 static __always_inline bool payload_matches(const struct frame *f, __u64 payload)
@@ -29,15 +30,15 @@ static __always_inline bool payload_matches(const struct frame *f, __u64 payload
 	return true;
 }
 
-/* Whether the two ends pass what was asked for. Ports are in host order. */
+/* Whether the filter accepts these addresses and ports. Ports are in host order. */
 static __always_inline bool ends_match(__u8 ip_version, const struct addresses *a, __u16 sport,
 				       __u16 dport)
 {
 	return ports_match(sport, dport) && saddr_matches(ip_version, a->saddr) &&
-	       daddr_matches(ip_version, a->daddr);
+	       daddr_matches(ip_version, a->daddr) && host_matches(ip_version, a->saddr, a->daddr);
 }
 
-/* Whether a packet whose verdict is tcp has flags that were asked for, and the IP version. */
+/* Whether the filter accepts the flags and the IP version of a packet with VERDICT_TCP. */
 static __always_inline bool kind_matches(const struct packet *p)
 {
 	if ((filter.parts & FILTER_FLAGS) && (p->flags & filter.flags_mask) != filter.flags_value)
@@ -45,7 +46,7 @@ static __always_inline bool kind_matches(const struct packet *p)
 	return version_matches(p->ip_version);
 }
 
-/* Whether it passes everything that was asked for. Cheapest first; then the verifier forgets it. */
+/* Whether the packet passes all parts of the filter, the cheapest first. Calls forget_packet(). */
 static __always_inline bool packet_matches(struct frame *f, struct packet *p)
 {
 	struct tcp_header scratch, *tcp;
@@ -55,6 +56,10 @@ static __always_inline bool packet_matches(struct frame *f, struct packet *p)
 		return false;
 	forget_packet(p);
 	if (!(filter.parts & ~(FILTER_FLAGS | FILTER_FAMILY)))
+		return true;
+	if ((filter.parts & FILTER_EXPRESSION) && !expression_matches(f, p, false))
+		return false;
+	if (!(filter.parts & ~(FILTER_FLAGS | FILTER_FAMILY | FILTER_EXPRESSION)))
 		return true;
 	tcp = tcp_at(f, p, &scratch);
 	if (!tcp || (filter_wants_addresses() && !read_addresses(f, p, &a)) ||

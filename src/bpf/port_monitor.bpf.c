@@ -5,22 +5,29 @@
 #include <bpf/bpf_endian.h>
 #include "packet_filter.bpf.h"
 #include "events.bpf.h"
+#include "replay.bpf.h"
 #include "port_monitor.h"
 
 #define NSEC_PER_SEC 1000000000ULL
 #define VLAN_ID_MASK 0x0fff
 
+/* The most bytes of a frame: those that tcpdump takes, with the headers of a tunnel in front. */
+#define FRAME_MAX (256 * 1024 + 128)
+
+/* The size of a perf sample has 16 bits, for its own header as well. */
+#define PERF_FRAME_MAX (63 * 1024)
+
 /* Payload bytes to copy into each event, 0 to PAYLOAD_CAPTURE_MAX. */
 const volatile __u32 payload_capture = 0;
+
+/* Bytes to send of each frame, for a capture file; 0: events with their fields instead. */
+const volatile __u32 snaplen = 0;
 
 /* Position of this interface among those that are watched: they share one buffer. */
 const volatile __u32 interface = 0;
 
 /* Events a second that may pass; 0 for all. */
 const volatile __u64 max_rate = 0;
-
-/* The time of the frame being replayed, in ns. */
-__u64 replay_ts_ns SEC(".bss.replay");
 
 /* An event too large for the stack, on its way to the perf buffer. One writer a CPU: softirq. */
 struct {
@@ -47,6 +54,7 @@ struct {
 
 /* BTF has the type only if something refers to it. */
 const struct packet_event *unused_packet_event __attribute__((unused));
+const struct frame_event *unused_frame_event __attribute__((unused));
 
 static __always_inline bool over_rate(__u64 now)
 {
@@ -117,13 +125,6 @@ static __always_inline bool fill_ethernet(struct packet_event *e, struct frame *
 	return true;
 }
 
-static __always_inline void fill_mapped(__u8 *to, __be32 addr)
-{
-	to[10] = 0xff;
-	to[11] = 0xff;
-	__builtin_memcpy(to + 12, &addr, sizeof(addr));
-}
-
 static __always_inline bool fill_ip(struct packet_event *e, struct frame *f, const struct packet *p)
 {
 	fetch_pointers(f);
@@ -136,8 +137,8 @@ static __always_inline bool fill_ip(struct packet_event *e, struct frame *f, con
 		e->ip_id = bpf_ntohs(ip->id);
 		e->ttl = ip->ttl;
 		e->tos = ip->tos;
-		fill_mapped(e->saddr, ip->saddr);
-		fill_mapped(e->daddr, ip->daddr);
+		set_mapped((__be32 *)e->saddr, ip->saddr);
+		set_mapped((__be32 *)e->daddr, ip->daddr);
 	} else {
 		struct ipv6_header *ip = header_at(f, p->l3, sizeof(*ip), e->options);
 
@@ -190,11 +191,111 @@ static __always_inline bool fill_event(struct packet_event *e, struct frame *f,
 {
 	__builtin_memset(e, 0, sizeof(*e));
 	e->ts_ns = now;
-	e->interface = interface;
+	e->interface = replay ? replay_next - 1 : interface;
 	e->egress = egress;
 	if (!link_is_raw_ip && !fill_ethernet(e, f, p))
 		return false;
 	return fill_ip(e, f, p) && fill_tcp(e, f, p);
+}
+
+/* All but the bytes of the frame. False: the Ethernet header can't be read. */
+static __always_inline bool fill_frame(struct frame_event *e, const struct frame *f,
+				       const struct packet *p, __u64 skip, __u64 now, bool egress)
+{
+	struct __sk_buff *skb = f->ctx;
+
+	__builtin_memset(e, 0, sizeof(*e));
+	e->ts_ns = now;
+	e->interface = replay ? replay_next - 1 : interface;
+	e->egress = egress;
+	if (replay)
+		return true;
+	e->len = skb->len;
+	e->skip = skip;
+	e->ip_version = p->ip_version;
+	e->l3 = p->l3;
+	e->l4 = p->l4;
+	if (skb->vlan_present) {
+		__be16 tag[] = { skb->vlan_proto, bpf_htons(skb->vlan_tci) };
+
+		__builtin_memcpy(e->vlan_tag, tag, sizeof(e->vlan_tag));
+	}
+	e->headless = f->headless;
+	return !f->headless ||
+	       !bpf_skb_load_bytes_relative(skb, 0, e->ethernet, ETH_HEADER_LEN, BPF_HDR_START_MAC);
+}
+
+/* Sends a frame of which at most `room` bytes are sent, a constant: the verifier wants one. */
+static __always_inline bool send_frame(struct frame *f, const struct packet *p, __u64 captured,
+				       const __u32 room, __u64 skip, __u64 now, bool egress)
+{
+	__u64 wake_up = replay ? BPF_RB_NO_WAKEUP : 0;
+	struct frame_event *e;
+
+	e = bpf_ringbuf_reserve(&ring, sizeof(*e) + room, 0);
+	if (!e)
+		return false;
+	if (!fill_frame(e, f, p, skip, now, egress)) {
+		bpf_ringbuf_discard(e, wake_up);
+		return false;
+	}
+	if (!replay)
+		e->captured = copy_bytes(f, 0, captured, e->bytes, room);
+	bpf_ringbuf_submit(e, wake_up);
+	return true;
+}
+
+/* The perf buffer takes bytes of the packet from the kernel itself. */
+static __always_inline bool send_frame_to_perf(struct frame *f, const struct packet *p,
+					       __u64 captured, __u64 skip, __u64 now, bool egress)
+{
+	struct frame_event e;
+
+	if (!fill_frame(&e, f, p, skip, now, egress))
+		return false;
+	if (captured > PERF_FRAME_MAX)
+		captured = PERF_FRAME_MAX;
+	if (replay)
+		captured = 0;
+	e.captured = captured;
+	return !bpf_perf_event_output(f->ctx, &perf, BPF_F_CURRENT_CPU | captured << 32, &e,
+				      sizeof(e));
+}
+
+/*
+ * Sends the bytes of a frame: whether they are on their way. A record of the ring buffer has a
+ * size that is known when the program is loaded, so there are several.
+ */
+static __always_inline bool emit_frame(struct frame *f, const struct packet *p, __u64 now,
+				       bool egress)
+{
+	/* On interfaces without an Ethernet header a tunnel's may be in front: parse_raw_ip(). */
+	__u64 skip = link_is_raw_ip ? p->l3 : 0;
+	__u64 captured = ((struct __sk_buff *)f->ctx)->len;
+
+	if (captured > snaplen + skip)
+		captured = snaplen + skip;
+	if (use_perf_buffer)
+		return send_frame_to_perf(f, p, captured, skip, now, egress);
+	if (replay)
+		return send_frame(f, p, 0, 8, skip, now, egress);
+#define SEND_IF_UP_TO(room)                                                                        \
+	if (captured <= (room))                                                                    \
+	return send_frame(f, p, captured, room, skip, now, egress)
+
+	SEND_IF_UP_TO(80);
+	SEND_IF_UP_TO(208);
+	SEND_IF_UP_TO(592);
+	SEND_IF_UP_TO(1536);
+	SEND_IF_UP_TO(3072);
+	SEND_IF_UP_TO(9216);
+	SEND_IF_UP_TO(18 * 1024);
+	SEND_IF_UP_TO(33 * 1024);
+	SEND_IF_UP_TO(49 * 1024);
+	SEND_IF_UP_TO(65 * 1024);
+	SEND_IF_UP_TO(129 * 1024);
+	return send_frame(f, p, captured, FRAME_MAX, skip, now, egress);
+#undef SEND_IF_UP_TO
 }
 
 /* Whether the event is on its way; if not, it is lost. */
@@ -205,6 +306,8 @@ static __always_inline bool emit(struct frame *f, const struct packet *p, __u64 
 	__u64 wake_up = replay ? BPF_RB_NO_WAKEUP : 0;
 	struct packet_event *e;
 
+	if (snaplen)
+		return emit_frame(f, p, now, egress);
 	if (use_perf_buffer) {
 		__u32 zero = 0;
 
@@ -225,17 +328,21 @@ static __always_inline bool emit(struct frame *f, const struct packet *p, __u64 
 
 static __always_inline int monitor(struct __sk_buff *skb, bool egress)
 {
-	struct frame f = tc_frame(skb, !egress, false);
 	struct packet_counters *c = my_counters();
 	struct packet p;
-	enum verdict v = parse_packet(&f, &p);
+	struct frame f;
+	enum verdict v;
 	__u64 now;
 
+	if (stopped || !next_frame())
+		return TCX_NEXT;
+	f = tc_frame(skb, !egress, false);
+	v = parse_packet(&f, &p);
 	c->verdicts[v]++;
 	if (v != VERDICT_TCP || !packet_matches(&f, &p))
 		return TCX_NEXT;
 	c->matched++;
-	now = replay ? replay_ts_ns : bpf_ktime_get_ns();
+	now = packet_time();
 	if (max_rate && over_rate(now))
 		c->suppressed++;
 	else if (!emit(&f, &p, now, egress))

@@ -4,59 +4,64 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
 #include "packet_filter.bpf.h"
-#include "syn_count.h"
+#include "source_sketch.bpf.h"
 
 const volatile enum count_by count_by = COUNT_BY_NOTHING;
 
-/* SYNs per key. Not an LRU map: a count that vanished would be a lie, a full table is not. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__type(key, struct count_key);
-	__type(value, __u64);
-} counts SEC(".maps");
-
-/* BTF has the type only if something refers to it. */
+/* BTF has the types only if something refers to them. */
 const struct count_key *unused_count_key __attribute__((unused));
+const struct count_set *unused_count_set __attribute__((unused));
 
-static __always_inline void count_key(struct packet_counters *c, struct frame *f,
-				      const struct packet *p)
+static __always_inline struct count_key address_key(const struct packet *p, const __be32 *addr)
+{
+	struct count_key key = { .family = p->ip_version };
+
+	__builtin_memcpy(key.addr, addr, sizeof(key.addr));
+	return key;
+}
+
+/* Counts a SYN by its key, and notes its source. */
+static __always_inline void count_by_key(struct packet_counters *c, struct frame *f,
+					 const struct packet *p)
 {
 	struct tcp_header scratch, *tcp = tcp_at(f, p, &scratch);
-	struct count_key key = {};
-	__u64 *count, one = 1;
+	struct count_key source, key = {};
+	__u64 source_hash;
 	struct addresses a;
+	__u16 dport;
 
-	if (!tcp || (count_by != COUNT_BY_DPORT && !read_addresses(f, p, &a))) {
+	if (!tcp) {
 		c->untracked++;
 		return;
 	}
-	if (count_by == COUNT_BY_DPORT) {
-		key.port = bpf_ntohs(tcp->dport);
-	} else {
-		key.family = p->ip_version;
-		__builtin_memcpy(key.addr, count_by == COUNT_BY_SADDR ? a.saddr : a.daddr,
-				 sizeof(key.addr));
-	}
-	count = bpf_map_lookup_elem(&counts, &key);
-	if (!count) {
-		if (!bpf_map_update_elem(&counts, &key, &one, BPF_NOEXIST))
-			return;
-		/* Full, or another CPU was first: only the second look can tell. */
-		count = bpf_map_lookup_elem(&counts, &key);
-	}
-	if (count)
-		__sync_fetch_and_add(count, 1);
-	else
+	dport = bpf_ntohs(tcp->dport);
+	if (!read_addresses(f, p, &a)) {
 		c->untracked++;
+		return;
+	}
+	source = address_key(p, a.saddr);
+	source_hash = hash_key(&source);
+	note_source(source_hash);
+	if (count_by == COUNT_BY_SADDR) {
+		count_key(&c->untracked, &source, source_hash);
+		return;
+	}
+	if (count_by == COUNT_BY_DPORT)
+		key.port = dport;
+	else
+		key = address_key(p, a.daddr);
+	count_key(&c->untracked, &key, hash_key(&key));
 }
 
 static __always_inline void count_frame(struct frame *f)
 {
-	struct packet p;
-	enum verdict v = parse_packet(f, &p);
 	struct packet_counters *c = my_counters();
+	struct packet p;
+	enum verdict v;
 
+	if (stopped)
+		return;
+	v = parse_packet(f, &p);
 	c->verdicts[v]++;
 	if (v != VERDICT_TCP || (p.flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
 		return;
@@ -68,12 +73,12 @@ static __always_inline void count_frame(struct frame *f)
 		return;
 	c->matched++;
 	if (count_by != COUNT_BY_NOTHING)
-		count_key(c, f, &p);
+		count_by_key(c, f, &p);
 }
 
 /*
- * Each program is there twice. One counts all SYNs of an Ethernet interface, and has no instruction
- * for anything that can be asked for beyond that.
+ * There are two programs for each hook. One counts all SYNs of an Ethernet interface, and has no
+ * instructions for filters or keys.
  */
 SEC("xdp.frags")
 int syn_count_all_xdp_frags(struct xdp_md *ctx)
@@ -87,13 +92,16 @@ int syn_count_all_xdp_frags(struct xdp_md *ctx)
 SEC("xdp.frags")
 int syn_count_xdp_frags(struct xdp_md *ctx)
 {
-	struct frame f = xdp_frame(ctx, HOOK_XDP_FRAGS, false);
+	struct frame f;
 
+	if (!next_frame())
+		return XDP_PASS;
+	f = xdp_frame(ctx, HOOK_XDP_FRAGS, false);
 	count_frame(&f);
 	return XDP_PASS;
 }
 
-/* For kernels that don't know multi-buffer XDP (before 5.18). */
+/* For kernels without multi-buffer XDP (before 5.18). */
 SEC("xdp")
 int syn_count_all_xdp(struct xdp_md *ctx)
 {
@@ -106,8 +114,11 @@ int syn_count_all_xdp(struct xdp_md *ctx)
 SEC("xdp")
 int syn_count_xdp(struct xdp_md *ctx)
 {
-	struct frame f = xdp_frame(ctx, HOOK_XDP, false);
+	struct frame f;
 
+	if (!next_frame())
+		return XDP_PASS;
+	f = xdp_frame(ctx, HOOK_XDP, false);
 	count_frame(&f);
 	return XDP_PASS;
 }
@@ -124,8 +135,11 @@ int syn_count_all_tc(struct __sk_buff *skb)
 SEC("tc")
 int syn_count_tc(struct __sk_buff *skb)
 {
-	struct frame f = tc_frame(skb, true, false);
+	struct frame f;
 
+	if (!next_frame())
+		return TCX_NEXT;
+	f = tc_frame(skb, true, false);
 	count_frame(&f);
 	return TCX_NEXT;
 }

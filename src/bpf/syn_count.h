@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What syn-count's programs and user space both know. */
+/* Types that syn-count's programs share with user space. */
 #ifndef TCPINSPECT_SYN_COUNT_H
 #define TCPINSPECT_SYN_COUNT_H
 
 #include "packet.h"
 
-/* What SYNs are counted by, beside the total. */
+/* The key that SYNs are counted by, besides the total. */
 enum count_by {
 	COUNT_BY_NOTHING,
 	COUNT_BY_SADDR,
@@ -13,11 +13,15 @@ enum count_by {
 	COUNT_BY_DPORT,
 };
 
-struct count_key {
-	__u8 family; /* 4 or 6; 0 for a port */
-	__u8 pad;
-	__u16 port;    /* host order; 0 for an address */
-	__u8 addr[16]; /* network order; IPv4 in the first four bytes */
+#define SKETCH_BITS	 12
+#define SKETCH_REGISTERS (1 << SKETCH_BITS)
+
+/*
+ * HyperLogLog. The lowest bits of a hash are the index of its register, which has the most zero
+ * bits that were found above them, plus 1.
+ */
+struct source_sketch {
+	__u8 registers[SKETCH_REGISTERS];
 };
 
 #endif /* TCPINSPECT_SYN_COUNT_H */

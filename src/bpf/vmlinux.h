@@ -36,6 +36,7 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_LPM_TRIE = 11,
 	BPF_MAP_TYPE_STACK = 23,
+	BPF_MAP_TYPE_SK_STORAGE = 24,
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
 
@@ -44,7 +45,11 @@ enum {
 	BPF_NOEXIST = 1,
 	BPF_EXIST = 2,
 	BPF_F_NO_PREALLOC = 1,
+	BPF_F_MMAPABLE = 1024,
+	BPF_F_CURRENT_NETNS = -1,
 };
+
+#define BPF_SK_STORAGE_GET_F_CREATE 1
 
 #define BPF_F_CURRENT_CPU 0xffffffffULL
 #define BPF_RB_NO_WAKEUP  1
@@ -109,8 +114,52 @@ struct __sk_buff {
 	__u64 tstamp;
 	__u32 wire_len;
 	__u32 gso_segs;
-	__u64 sk;
+	union {
+		struct bpf_sock *sk;
+		__u64 : 64;
+	};
 	__u32 gso_size;
+};
+
+/* What a socket is looked up by, in network order. */
+struct bpf_sock_tuple {
+	union {
+		struct {
+			__be32 saddr;
+			__be32 daddr;
+			__be16 sport;
+			__be16 dport;
+		} ipv4;
+		struct {
+			__be32 saddr[4];
+			__be32 daddr[4];
+			__be16 sport;
+			__be16 dport;
+		} ipv6;
+	};
+};
+
+/* A socket as packet programs see it. */
+struct bpf_sock {
+	__u32 bound_dev_if;
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+	__u32 mark;
+	__u32 priority;
+	__u32 src_ip4;
+	__u32 src_ip6[4];
+	__u32 src_port; /* host order */
+	__be16 dst_port;
+	__u16 : 16;
+	__u32 dst_ip4;
+	__u32 dst_ip6[4];
+	__u32 state;
+	__s32 rx_queue_mapping;
+};
+
+enum bpf_tcp_state {
+	BPF_TCP_LISTEN = 10,
 };
 
 /* Registers at a kprobe; bpf_tracing.h names them by architecture. */
@@ -148,8 +197,23 @@ struct ns_common {
 	unsigned int inum;
 };
 
+struct netns_ipv4 {
+	__u8 sysctl_tcp_syncookies; /* of 4 bytes before Linux 5.15, and small in any case */
+	int sysctl_max_syn_backlog;
+};
+
+struct hlist_node {
+	struct hlist_node *next;
+};
+
+struct hlist_head {
+	struct hlist_node *first;
+};
+
 struct net {
 	struct ns_common ns;
+	struct hlist_head *dev_index_head; /* of 256 lists, by the lowest bits of the index */
+	struct netns_ipv4 ipv4;
 };
 
 typedef struct {
@@ -167,6 +231,7 @@ struct sock_common {
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
+	struct sock *skc_listener; /* of a half-open connection */
 };
 
 typedef enum {
@@ -179,6 +244,7 @@ typedef enum {
 
 struct socket {
 	socket_state state;
+	struct file *file;
 	struct sock *sk;
 };
 
@@ -191,6 +257,7 @@ typedef struct {
 } socket_lock_t;
 
 enum sock_flags {
+	SOCK_DEAD = 0, /* no process has it any more */
 	SOCK_DONE = 1, /* a FIN was received */
 };
 
@@ -203,6 +270,9 @@ struct sock {
 	int sk_err_soft;
 	__u8 sk_shutdown;
 	struct socket *sk_socket;
+	struct dst_entry *sk_dst_cache;
+	__u32 sk_ack_backlog;
+	__u32 sk_max_ack_backlog;
 };
 
 struct sockaddr {
@@ -214,8 +284,27 @@ struct inet_sock {
 	__be16 inet_sport; /* stays when skc_num is cleared */
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
+struct request_sock_queue {
+	atomic_t qlen;
+};
+
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
+	struct request_sock_queue icsk_accept_queue;
+	__u32 icsk_pmtu_cookie;
+	__u8 icsk_retransmits;
+};
+
+struct minmax_sample {
+	__u32 v;
+};
+
+struct minmax {
+	struct minmax_sample s[3];
 };
 
 struct tcp_sock {
@@ -224,14 +313,102 @@ struct tcp_sock {
 	__u64 bytes_acked;
 	__u64 bytes_sent;
 	__u64 bytes_retrans;
+	__u32 copied_seq;
+	__u32 retrans_stamp; /* in SYN_SENT: when the first SYN was sent, in milliseconds */
 	__u32 snd_una;
 	__u32 snd_nxt;
 	__u32 write_seq;
+	__u32 rcv_nxt;
+	__u32 srtt_us;
+	__u32 mdev_us;
+	struct minmax rtt_min;
+	__u32 total_retrans;
+	__u32 lost_out;
+	__u32 lost;
+	__u32 reordering;
+	__u32 snd_cwnd;
+	__u32 mss_cache;
+};
+
+struct kernfs_node {
+	__u64 id;
+};
+
+struct cgroup {
+	struct kernfs_node *kn;
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp; /* of the unified hierarchy */
+};
+
+struct file;
+
+struct fdtable {
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
+struct request_sock {
+	struct sock_common __req_common;
+};
+
+struct inet_request_sock {
+	struct request_sock req;
+};
+
+/* A half-open connection. */
+struct tcp_request_sock {
+	struct inet_request_sock req;
+	bool is_mptcp;
+};
+
+struct mptcp_sock {
+	struct sock *first; /* the connection that it began with */
 };
 
 struct task_struct {
+	unsigned int flags;
 	int tgid; /* pid_t */
+	struct task_struct *group_leader;
+	struct css_set *cgroups;
 	char comm[16];
+	struct files_struct *files;
+};
+
+struct net_device {
+	char name[16];
+	int ifindex;
+	possible_net_t nd_net;
+	struct hlist_node index_hlist;
+};
+
+struct dst_entry {
+	struct net_device *dev; /* of an incoming packet for this host: lo */
+};
+
+struct sk_buff {
+	struct net_device *dev;
+	struct sock *sk; /* of who sends it */
+	int skb_iif;	 /* where it came in; 0: this host has made it */
+	char cb[48];
+	unsigned long _skb_refdst; /* struct dst_entry *, with a flag in the lowest bit */
+	__be16 protocol;
+	__u16 transport_header; /* from head */
+	__u16 network_header;
+	__u32 tail;
+	unsigned char *head;
+};
+
+/* The control block of a segment in TCP's queues. */
+struct tcp_skb_cb {
+	__u32 seq;
+	__u32 end_seq;
+	__u16 tcp_gso_segs;
+	__u8 tcp_flags;
 };
 
 /* What a program of the perf event of this tracepoint is given. */
@@ -242,9 +419,39 @@ struct trace_event_raw_inet_sock_set_state {
 	__u16 protocol;
 };
 
-struct file;
+struct super_block {
+	unsigned long s_magic;
+};
+
+struct inode {
+	struct super_block *i_sb;
+	unsigned long i_ino;
+	unsigned short i_mode;
+};
+
+struct socket_alloc {
+	struct socket socket;
+	struct inode vfs_inode;
+};
+
+struct file {
+	struct inode *f_inode;
+	void *private_data; /* of a socket: its struct socket */
+};
+
+/* Helpers that a kernel has or has not; the numbers are relocated, and exist where it has them. */
+enum bpf_func_id {
+	BPF_FUNC_get_current_task_btf = 158,
+	BPF_FUNC_sock_from_file = 162,
+};
+
+#pragma clang attribute pop
+
+/* What iterators are given is laid out by the user ABI again. */
+struct seq_file;
 
 struct bpf_iter_meta {
+	struct seq_file *seq;
 	__u64 session_id;
 };
 
@@ -261,6 +468,44 @@ struct bpf_iter__task_file {
 	};
 };
 
-#pragma clang attribute pop
+struct bpf_iter__tcp {
+	union {
+		struct bpf_iter_meta *meta;
+	};
+	union {
+		struct sock_common *sk_common;
+	};
+	__u32 uid;
+};
+
+struct bpf_iter__bpf_map_elem {
+	union {
+		struct bpf_iter_meta *meta;
+	};
+	union {
+		struct bpf_map *map;
+	};
+	union {
+		void *key;
+	};
+	union {
+		void *value;
+	};
+};
+
+struct bpf_iter__bpf_sk_storage_map {
+	union {
+		struct bpf_iter_meta *meta;
+	};
+	union {
+		struct bpf_map *map;
+	};
+	union {
+		struct sock *sk;
+	};
+	union {
+		void *value;
+	};
+};
 
 #endif /* __VMLINUX_H__ */

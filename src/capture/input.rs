@@ -4,6 +4,8 @@ use std::io::{self, Chain, Cursor, Read};
 
 use flate2::read::MultiGzDecoder;
 
+use super::Interrupt;
+
 /// Bytes kept free in front of the data, so that an Ethernet header can be
 /// written in front of a frame wherever it lies in the buffer.
 const HEADROOM: usize = 14;
@@ -18,6 +20,7 @@ const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 /// consumed.
 pub(super) struct Input {
     source: Source,
+    interrupt: Interrupt,
     buf: Vec<u8>,
     /// `buf[start..end]` has been read and not yet consumed.
     start: usize,
@@ -39,7 +42,7 @@ struct Counted {
 
 impl Input {
     /// Begins to read, and finds out whether the data is compressed.
-    pub(super) fn new(mut reader: Box<dyn Read>) -> io::Result<Self> {
+    pub(super) fn new(mut reader: Box<dyn Read>, interrupt: Interrupt) -> io::Result<Self> {
         let mut magic = Vec::new();
         reader
             .by_ref()
@@ -56,6 +59,7 @@ impl Input {
             } else {
                 Source::Plain(file)
             },
+            interrupt,
             buf: vec![0; HEADROOM + FIRST_CAPACITY],
             start: HEADROOM,
             end: HEADROOM,
@@ -80,6 +84,8 @@ impl Input {
             self.buf.resize(HEADROOM + want, 0);
         }
         while self.end - self.start < want {
+            // A few bytes of a file can be gigabytes when they are decompressed.
+            (self.interrupt)(None)?;
             match self.source.read(&mut self.buf[self.end..]) {
                 Ok(0) => break,
                 Ok(n) => self.end += n,

@@ -5,7 +5,9 @@
 
 use std::ops::Range;
 
-const ETHERNET_HEADER: usize = 14;
+pub(super) const ETHERNET_HEADER: usize = 14;
+/// The longest header of a link layer that is read, in bytes.
+pub(super) const LONGEST_HEADER: usize = 20;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// Reserved by RFC 1701: never the EtherType of a real frame.
@@ -63,6 +65,20 @@ impl Framing {
         })
     }
 
+    /// The number of its link type, for those that have several the one that files should have.
+    pub(super) fn link_type(self) -> u16 {
+        match self {
+            Self::Null => 0,
+            Self::Ethernet => 1,
+            Self::RawIp => 101,
+            Self::Loop => 108,
+            Self::CookedV1 => 113,
+            Self::RawAs(ETHERTYPE_IPV6) => 229,
+            Self::RawAs(_) => 228,
+            Self::CookedV2 => 276,
+        }
+    }
+
     pub(super) fn kind(self) -> LinkKind {
         match self {
             Self::Ethernet => LinkKind::Ethernet,
@@ -78,7 +94,7 @@ impl Framing {
     }
 
     /// How many bytes of the captured frame the Ethernet header replaces.
-    fn header_len(self) -> usize {
+    pub(super) fn header_len(self) -> usize {
         match self {
             Self::Ethernet => ETHERNET_HEADER,
             Self::RawIp | Self::RawAs(_) => 0,

@@ -1,6 +1,7 @@
-//! Frames of pcap and pcapng files, one at a time, as Ethernet frames.
+//! Frames of pcap and pcapng files, one at a time, as Ethernet frames; and in `write` and `recorder`
+//! the way back, into files.
 //!
-//! The file may be hostile, broken, compressed with gzip, or a pipe that is
+//! A file that is read may be hostile, broken, compressed with gzip, or a pipe that is
 //! still being written: it is read once, front to back, in bounded memory, and
 //! whatever stands before a broken place is handed out before the error.
 //!
@@ -17,15 +18,17 @@ mod input;
 mod link;
 mod pcap;
 mod pcapng;
+pub mod recorder;
+pub mod rotation;
 #[cfg(test)]
 mod tests;
+pub mod write;
 
-use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 pub use error::CaptureError;
@@ -33,7 +36,7 @@ pub use link::LinkKind;
 
 use error::{Fault, Place};
 use input::Input;
-use link::Framing;
+use link::{ETHERNET_HEADER, Framing, LONGEST_HEADER};
 use pcap::Pcap;
 use pcapng::PcapNg;
 
@@ -47,27 +50,37 @@ pub struct Capture {
     input: Input,
     format: Format,
     file_len: Option<u64>,
-    before_read: Option<BeforeRead>,
+    may_wait: bool,
     frames: u64,
+    /// The header of the last frame's link layer, as it was in the file.
+    link_header: [u8; LONGEST_HEADER],
     /// Set by the end of the file and by an error: nothing can follow either.
     done: bool,
 }
 
-/// What is done before each read of a file that is not a regular one; see
-/// [`Capture::before_reading`].
-type BeforeRead = Rc<RefCell<Option<Box<dyn FnMut(BorrowedFd<'_>) -> io::Result<()>>>>>;
+/// Asked before each piece of work, so that none can hold up the end of a run: with a descriptor that
+/// may have to wait for its writer, it waits. Its error is what the read ends with.
+pub type Interrupt = Rc<dyn Fn(Option<BorrowedFd<'_>>) -> io::Result<()>>;
 
-/// A file whose reads may wait: a pipe, a terminal.
-struct Waiting {
+/// A capture file that is open. None of it has been read.
+pub struct CaptureFile {
+    name: PathBuf,
     file: File,
-    before_read: BeforeRead,
+    /// Its length, if it is a regular file.
+    len: Option<u64>,
 }
 
-impl Read for Waiting {
+/// The file that is read.
+struct Watched {
+    file: File,
+    /// It is a pipe or a terminal.
+    may_wait: bool,
+    interrupt: Interrupt,
+}
+
+impl Read for Watched {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if let Some(before_read) = &mut *self.before_read.borrow_mut() {
-            before_read(self.file.as_fd())?;
-        }
+        (self.interrupt)(self.may_wait.then(|| self.file.as_fd()))?;
         self.file.read(buf)
     }
 }
@@ -89,9 +102,24 @@ pub struct Frame<'a> {
     /// of the frame is here, even what goes beyond the snapshot length that the
     /// file promises, where libpcap cuts and Wireshark does not.
     pub bytes: &'a [u8],
+    /// How long the frame was where it was captured, with the header of its own link layer.
+    pub wire_len: u32,
+    /// The number of its link type.
+    pub link_type: u16,
+    /// The header of its link layer as it was captured, instead of which the first 14 of `bytes` are
+    /// an Ethernet header.
+    pub link_header: &'a [u8],
     /// What to add to an offset in `bytes`, at or behind byte 14, to get the
     /// offset in the frame as it was captured.
     pub offset_shift: i32,
+}
+
+impl<'a> Frame<'a> {
+    /// Its bytes as they were captured, in two pieces.
+    pub fn captured(&self) -> [&'a [u8]; 2] {
+        let rest = self.bytes.get(ETHERNET_HEADER..).unwrap_or_default();
+        [self.link_header, rest]
+    }
 }
 
 /// Where a reader found the next frame.
@@ -99,6 +127,7 @@ struct Record {
     /// The frame's place in the buffer of [`Input`].
     data: Range<usize>,
     ts_ns: Option<i64>,
+    wire_len: u32,
     framing: Framing,
 }
 
@@ -115,13 +144,11 @@ enum Format {
     PcapNg(PcapNg),
 }
 
-impl Capture {
-    /// Opens a capture file; `-` is stdin. Reads no further than the header of
-    /// the file. Opening a FIFO waits for its writer.
+impl CaptureFile {
+    /// Opens a capture file; `-` is stdin. Opening a FIFO waits for its writer.
     ///
     /// # Errors
-    /// If the file can't be opened or its header read; see
-    /// [`CaptureError::is_usage`].
+    /// If the file can't be opened; see [`CaptureError::is_usage`].
     pub fn open(path: &Path) -> Result<Self, CaptureError> {
         let stdin = path.as_os_str() == "-";
         let name = if stdin { Path::new("stdin") } else { path };
@@ -139,42 +166,57 @@ impl Capture {
         if meta.is_dir() {
             return Err(unopened(Fault::Directory));
         }
-
-        if meta.is_file() {
-            let mut capture = Self::from_reader(name, Box::new(file))?;
-            capture.file_len = Some(meta.len());
-            return Ok(capture);
-        }
-        let before_read = BeforeRead::default();
-        let waiting = Waiting {
+        Ok(Self {
+            name: name.to_owned(),
             file,
-            before_read: Rc::clone(&before_read),
-        };
-        let mut capture = Self::from_reader(name, Box::new(waiting))?;
-        capture.before_read = Some(before_read);
-        Ok(capture)
+            len: meta.is_file().then_some(meta.len()),
+        })
     }
 
     /// Whether reading may have to wait for a writer.
     pub fn may_wait(&self) -> bool {
-        self.before_read.is_some()
+        self.len.is_none()
     }
 
-    /// Has this called before each further read that may wait, with what is read. Its error, if it
-    /// has one, is what the read ends with.
-    pub fn before_reading(&mut self, call: impl FnMut(BorrowedFd<'_>) -> io::Result<()> + 'static) {
-        if let Some(before_read) = &self.before_read {
-            before_read.replace(Some(Box::new(call)));
-        }
+    /// Begins to read, no further than the header of the file.
+    ///
+    /// # Errors
+    /// If the header can't be read; see [`CaptureError::is_usage`].
+    pub fn read(self, interrupt: Interrupt) -> Result<Capture, CaptureError> {
+        let may_wait = self.may_wait();
+        let file = Box::new(Watched {
+            file: self.file,
+            may_wait,
+            interrupt: Rc::clone(&interrupt),
+        });
+        let mut capture = Capture::begin(&self.name, file, interrupt)?;
+        capture.file_len = self.len;
+        capture.may_wait = may_wait;
+        Ok(capture)
+    }
+}
+
+impl Capture {
+    /// Whether reading may have to wait for a writer.
+    pub fn may_wait(&self) -> bool {
+        self.may_wait
     }
 
     /// Reads a capture from anything; `name` is what errors call it. A read
     /// that is interrupted is tried again, and 0 bytes are the end.
     ///
     /// # Errors
-    /// As for [`Capture::open`].
+    /// As for [`CaptureFile::read`].
     pub fn from_reader(name: &Path, reader: Box<dyn Read>) -> Result<Self, CaptureError> {
-        let mut input = match Input::new(reader) {
+        Self::begin(name, reader, Rc::new(|_| Ok(())))
+    }
+
+    fn begin(
+        name: &Path,
+        reader: Box<dyn Read>,
+        interrupt: Interrupt,
+    ) -> Result<Self, CaptureError> {
+        let mut input = match Input::new(reader, interrupt) {
             Ok(input) => input,
             Err(err) => return Err(CaptureError::new(name, None, Fault::Io(err))),
         };
@@ -184,8 +226,9 @@ impl Capture {
                 input,
                 format,
                 file_len: None,
-                before_read: None,
+                may_wait: false,
                 frames: 0,
+                link_header: [0; LONGEST_HEADER],
                 done: false,
             }),
             Err(fault) => {
@@ -236,11 +279,19 @@ impl Capture {
 
     fn frame(&mut self, record: Record) -> Frame<'_> {
         self.frames += 1;
+        let captured = self.input.buffer().get(record.data.clone());
+        let captured = captured.unwrap_or_default();
+        let header_len = record.framing.header_len().min(captured.len());
+        let link_header = &mut self.link_header[..header_len];
+        link_header.copy_from_slice(&captured[..header_len]);
         Frame {
             number: self.frames,
             ts_ns: record.ts_ns,
             link: record.framing.kind(),
+            link_type: record.framing.link_type(),
+            link_header,
             bytes: record.framing.reframe(self.input.buffer(), record.data),
+            wire_len: record.wire_len,
             offset_shift: record.framing.offset_shift(),
         }
     }

@@ -77,7 +77,7 @@ impl Pcap {
         if header.len() < self.record_header {
             return Err(cut(header.len(), self.record_header));
         }
-        let (Some(seconds), Some(fraction), Some(mut captured), Some(original)) = (
+        let (Some(seconds), Some(fraction), Some(mut captured), Some(mut original)) = (
             self.order.u32(header, 0),
             self.order.u32(header, 4),
             self.order.u32(header, 8),
@@ -88,7 +88,7 @@ impl Pcap {
         // Before version 2.3 the two lengths were the other way round, and in
         // 2.3 it depends on who wrote the file; libpcap decides the same way.
         if self.version_minor < 3 || (self.version_minor == 3 && captured > original) {
-            captured = original;
+            std::mem::swap(&mut captured, &mut original);
         }
         if captured > MAX_FRAME {
             return Err(Fault::TooLong {
@@ -109,6 +109,7 @@ impl Pcap {
         Ok(Step::Frame(Record {
             data: begin + self.record_header..begin + length,
             ts_ns: Some(ts_ns),
+            wire_len: original,
             framing: self.framing,
         }))
     }

@@ -118,6 +118,7 @@ impl PcapNg {
                     return Ok(Step::Frame(Record {
                         data: data..data + packet.captured as usize,
                         ts_ns: packet.ts_ns,
+                        wire_len: packet.original,
                         framing: packet.framing,
                     }));
                 }
@@ -209,13 +210,22 @@ impl PcapNg {
     /// An Enhanced Packet Block, or an old Packet Block, which differs in how
     /// it tells the number of its interface.
     fn packet(&self, body: &[u8], interface: Option<u32>) -> Result<Packet, Fault> {
-        let (Some(interface), Some(ts_high), Some(ts_low), Some(captured), Some(data)) = (
+        let (
+            Some(interface),
+            Some(ts_high),
+            Some(ts_low),
+            Some(captured),
+            Some(original),
+            Some(data),
+        ) = (
             interface,
             self.order.u32(body, 4),
             self.order.u32(body, 8),
             self.order.u32(body, 12),
+            self.order.u32(body, 16),
             body.get(PACKET_DATA..),
-        ) else {
+        )
+        else {
             return Err(malformed("packet block is too short"));
         };
         check_captured(captured, data)?;
@@ -224,6 +234,7 @@ impl PcapNg {
         Ok(Packet {
             data_at: PACKET_DATA,
             captured,
+            original,
             ts_ns: Some(interface.clock.unix_ns(ts)),
             framing: interface.framing()?,
         })
@@ -246,6 +257,7 @@ impl PcapNg {
         Ok(Packet {
             data_at: SIMPLE_PACKET_DATA,
             captured,
+            original,
             ts_ns: None,
             framing: interface.framing()?,
         })
@@ -266,6 +278,7 @@ struct Packet {
     /// Where the frame begins in the block's body.
     data_at: usize,
     captured: u32,
+    original: u32,
     ts_ns: Option<i64>,
     framing: Framing,
 }

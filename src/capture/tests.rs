@@ -10,6 +10,7 @@ use std::fs;
 use std::hash::BuildHasher;
 use std::io::{self, Cursor, Read, Write};
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::mpsc;
 use std::thread;
 
@@ -17,7 +18,11 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use nix::sys::stat::Mode;
 
-use super::{Capture, CaptureError, LinkKind, MAX_FRAME, Order};
+use super::{Capture, CaptureError, CaptureFile, LinkKind, MAX_FRAME, Order};
+
+fn open_file(path: &Path) -> Result<Capture, CaptureError> {
+    CaptureFile::open(path)?.read(Rc::new(|_| Ok(())))
+}
 
 const BOTH_ORDERS: [Order; 2] = [Order::Little, Order::Big];
 
@@ -773,7 +778,7 @@ fn an_error_of_the_device_is_told_after_the_frames_before_it() {
 fn files_that_are_no_captures_are_usage_errors() {
     let dir = tempfile::tempdir().unwrap();
     let usage = |path: &Path| {
-        let error = Capture::open(path).err().unwrap();
+        let error = open_file(path).err().unwrap();
         assert!(error.is_usage());
         let text = error.to_string();
         let prefix = format!("failed to read {}: ", path.display());
@@ -796,9 +801,7 @@ fn files_that_are_no_captures_are_usage_errors() {
 
 #[test]
 fn the_name_of_a_file_can_not_write_to_the_terminal() {
-    let error = Capture::open(Path::new("a\x1b[2J\nb\u{9b}é"))
-        .err()
-        .unwrap();
+    let error = open_file(Path::new("a\x1b[2J\nb\u{9b}é")).err().unwrap();
     assert!(
         error
             .to_string()
@@ -812,7 +815,7 @@ fn a_file_that_grows_is_read_as_far_as_it_goes() {
     let path = dir.path().join("x.pcap");
     let file = small_pcap(Order::Little);
     fs::write(&path, &file.bytes).unwrap();
-    let mut capture = Capture::open(&path).unwrap();
+    let mut capture = open_file(&path).unwrap();
     assert_eq!(capture.file_len(), Some(file.bytes.len() as u64));
     for _ in 0..3 {
         assert!(capture.next_frame().unwrap().is_some());
@@ -844,7 +847,7 @@ fn frames_come_out_of_a_fifo_while_its_writer_is_still_there() {
             fifo.write_all(&more.bytes).unwrap();
         }
     });
-    let mut capture = Capture::open(&path).unwrap();
+    let mut capture = open_file(&path).unwrap();
     assert_eq!(capture.file_len(), None);
     assert_eq!(capture.next_frame().unwrap().unwrap().bytes, ethernet(60));
     seen.send(()).unwrap();

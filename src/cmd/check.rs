@@ -1,5 +1,5 @@
-//! `check`: what this kernel and these privileges allow, and what each command would use. It is
-//! found by loading and attaching the commands' own programs, and nothing of that lasts.
+//! `check`: what this kernel and these privileges allow, and what each command would use. It finds
+//! out by loading and attaching the programs of the commands, and removes them at once.
 
 use std::time::Duration;
 
@@ -9,46 +9,69 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::utsname::uname;
 
+use super::accept_trace::{self, Rehearsed};
+use super::connect_trace;
 use super::connect_trace::Backend;
-use super::{connect_trace, flows, port_monitor, syn_count};
-use crate::attach::xdp;
+use super::exporter;
+use super::flows::{self, Flows};
+use super::listeners;
+use super::loss_trace;
+use super::port_monitor::PortMonitor;
+use super::syn_count::{self, SynCount};
+use crate::attach::{Attached, xdp};
 use crate::cli::{
-    BackendChoice, BufferChoice, CheckArgs, OutputFormat, SandboxArgs, StopArgs, arguments,
+    BackendChoice, BufferChoice, CheckArgs, CollectorChoice, SandboxArgs, StopArgs, arguments,
 };
-use crate::events::BufferKind;
 use crate::failure::{Exit, Failure};
+use crate::filter::expr::Expression;
 use crate::host::features::offers_native_xdp;
 use crate::host::interfaces::{Interface, LinkLayer, resolve};
 use crate::host::kernel_types::KernelTypes;
 use crate::host::privileges;
 use crate::notice::Notices;
-use crate::output::check::{self, CheckKind, Finding};
+use crate::output::check::{CheckKind, Finding, FindingWriter};
 use crate::output::summary::Summary;
-use crate::session::{Output, Session};
-use crate::stop::ExitReason;
+use crate::run::events::BufferKind;
+use crate::run::packet;
+use crate::run::session::Session;
+use crate::run::stop::ExitReason;
 
 /// Runs the command.
 ///
 /// # Errors
 /// A command can't run here, or the output can't be written.
 pub fn run(args: &CheckArgs) -> Result<Exit, Failure> {
+    let writer = FindingWriter::new(&args.output.columns)?;
+    let expression = args.filter.as_deref().map(Expression::new).transpose()?;
     let mut session = Session::new(&args.output, &StopArgs::default(), SandboxArgs::default())?;
-    let findings = find_out(session.notices)?;
+    let findings = match &expression {
+        Some(expression) => explain(expression),
+        None => find_out(session.notices)?,
+    };
     let duration = session.stop.elapsed();
     privileges::drop_all()?;
-    session.stop.listen()?;
+    session.stop.start();
 
-    session.text_header(check::text_header);
+    session.text_header(|out, clock| writer.layout.header(out, clock));
     for finding in &findings {
-        let mut output = session.output.borrow_mut();
-        let Output { sink, clock } = &mut *output;
-        let at = clock.now();
-        sink.line(&session.stop, |out| match session.format {
-            OutputFormat::Json => check::json(out, clock, at, finding),
-            OutputFormat::Text => check::text(out, clock, at, finding),
-        });
+        let at = session.clock.now();
+        session.write(at, &(&writer, finding));
     }
     finish(&mut session, &findings, duration)
+}
+
+/// What an expression became.
+fn explain(expression: &Expression) -> Vec<Finding> {
+    let described = expression.describe().into_iter();
+    described
+        .map(|(name, text)| Finding {
+            kind: CheckKind::Filter,
+            name,
+            ok: Some(true),
+            uses: Some(text),
+            detail: None,
+        })
+        .collect()
 }
 
 fn finish(
@@ -56,11 +79,11 @@ fn finish(
     findings: &[Finding],
     duration: Duration,
 ) -> Result<Exit, Failure> {
-    session.output.borrow_mut().sink.flush(&session.stop);
+    session.flush();
     if !session.is_over() {
         session.end(ExitReason::Done);
     }
-    let emitted = session.output.borrow().sink.written();
+    let emitted = session.sink.written();
     let matched = findings.len() as u64;
     let summary = Summary {
         command: "check",
@@ -69,10 +92,14 @@ fn finish(
         emitted,
         lost: matched - emitted,
         suppressed: 0,
-        exit_reason: session.exit_reason().name(),
+        exit_reason: session.exit_reason(),
         packets: None,
         syn_total: None,
+        untracked: None,
+        pending: None,
         flows: None,
+        attempts: None,
+        report: None,
     };
     let commands = findings
         .iter()
@@ -84,10 +111,10 @@ fn finish(
         .map(|command| command.name)
         .collect::<Vec<_>>();
     let able = commands.len() - unable.len();
-    let text = format!(
-        "summary: check: {able} of {} commands can run",
-        commands.len()
-    );
+    let text = match commands.len() {
+        0 => "summary: check: the filter can be run".to_owned(),
+        all => format!("summary: check: {able} of {all} commands can run"),
+    };
     session.finish_saying(&summary, &text)?;
     if unable.is_empty() {
         return Ok(Exit::Success);
@@ -138,7 +165,7 @@ impl Report {
 
 type Detail = Option<String>;
 
-fn find_out(notices: Notices) -> Result<Vec<Finding>> {
+fn find_out(notices: Notices) -> Result<Vec<Finding>, Failure> {
     let mut report = Report::default();
     for (name, held) in privileges::needed() {
         let detail = (!held).then(|| "missing".to_owned());
@@ -150,22 +177,26 @@ fn find_out(notices: Notices) -> Result<Vec<Finding>> {
     look_at_kernel(&mut report)?;
 
     let interface = default_interface();
-    let native = interface.as_ref().ok().and_then(|interface| {
+    if let Ok(interface) = &interface {
         let offer = offers_native_xdp(interface).unwrap_or(None);
         let what = match offer {
             Some(true) => "offers it",
             Some(false) => "does not offer it",
-            None => "can't be asked",
+            None => "does not say whether it offers it",
         };
-        let why = format!("the driver of {} {what}; not tried", interface.name);
+        let why = format!(
+            "the driver of {} {what}; not tried, because some drivers reset the link for it and veth turns offloads off; --mode native uses it, and saves building an skb for each packet",
+            interface.name
+        );
         report.feature("xdp_native", offer, Some(why));
-        offer
-    });
+    }
     let Trials {
         xdp,
         frags,
         tc,
         flows,
+        accept,
+        loss,
     } = try_apart(notices)?;
     report.feature("xdp_generic", xdp.ok(), Some(xdp.detail()));
     report.feature("xdp_frags", frags, None);
@@ -180,15 +211,29 @@ fn find_out(notices: Notices) -> Result<Vec<Finding>> {
         report.feature(name, Some(why.is_none()), why.clone());
     }
 
+    if let Ok(accept) = &accept {
+        let why = (!accept.has_reasons).then(|| "accept-trace tells places instead".to_owned());
+        report.feature("drop_reasons", Some(accept.has_reasons), why);
+        let why = (!accept.has_places).then(|| {
+            "/proc/kallsyms shows no addresses (kernel.kptr_restrict, CAP_SYSLOG)".to_owned()
+        });
+        report.feature("symbols", Some(accept.has_places), why);
+    }
+
     let buffer = BufferKind::choose(BufferChoice::Auto)?.name();
     report.command(
         "syn-count",
         match (&interface, xdp) {
             (_, Trial::Refused(why)) => Err(why),
             (Err(why), _) => Err(why.clone()),
-            (Ok(interface), _) => syn_count_answer(interface, native),
+            (Ok(interface), _) => syn_count_answer(interface),
         },
     );
+    report.command(
+        "listeners",
+        listeners::rehearse().map_err(|error| format!("{error:#}")),
+    );
+    let accept_answer = accept_trace_answer(&interface, accept, buffer);
     let flows_answer = flows_answer(&interface, &flows, buffer);
     report.command(
         "port-monitor",
@@ -205,7 +250,31 @@ fn find_out(notices: Notices) -> Result<Vec<Finding>> {
     );
     report.command("flows", flows_answer);
     report.command("connect-trace", connect_trace_answer(&backends, buffer));
+    report.command("accept-trace", accept_answer);
+    report.command("loss-trace", loss);
+    let exporter = exporter_answer(&report.findings);
+    report.command("exporter", exporter);
     Ok(report.findings)
+}
+
+/// The exporter uses the hooks of the other commands, and at interfaces only TC.
+fn exporter_answer(findings: &[Finding]) -> Result<(String, Detail), String> {
+    let can_run = |command: &str| {
+        let mut commands = findings.iter().filter(|it| it.kind == CheckKind::Command);
+        commands.any(|it| it.name == command && it.ok == Some(true))
+    };
+    let (able, unable) = exporter::COLLECTORS
+        .into_iter()
+        .partition::<Vec<_>, _>(|(_, command)| can_run(command));
+    let names = |list: &[(CollectorChoice, &str)]| {
+        let names = list.iter().map(|(collector, _)| collector.name());
+        names.collect::<Vec<_>>().join(", ")
+    };
+    let why = (!unable.is_empty()).then(|| format!("without {}", names(&unable)));
+    match able.is_empty() || !privileges::missing().is_empty() {
+        true => Err("the commands above say why".to_owned()),
+        false => Ok((format!("collectors {}", names(&able)), why)),
+    }
 }
 
 fn look_at_kernel(report: &mut Report) -> Result<()> {
@@ -231,7 +300,7 @@ fn look_at_kernel(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// The interface that packet commands look at if none is named.
+/// The interface that packet commands watch if none is named.
 fn default_interface() -> Result<Interface, String> {
     let interface = resolve(&[])
         .map_err(|error| error.to_string())?
@@ -246,9 +315,9 @@ fn default_interface() -> Result<Interface, String> {
     }
 }
 
-/// What came of trying a hook.
+/// The result of trying a hook.
 enum Trial {
-    /// It works, as this.
+    /// It works, attached like this.
     Attached(String),
     /// The program loads; why it was not attached.
     Loaded(&'static str),
@@ -275,47 +344,62 @@ impl Trial {
 
     fn detail(&self) -> String {
         match self {
-            Self::Attached(hook) => format!("{hook} on lo of a network namespace of its own"),
+            Self::Attached(hook) => format!("{hook} on lo, in a network namespace made to try it"),
             Self::Loaded(why) => format!("the program loads; {why}"),
             Self::Refused(why) => why.clone(),
         }
     }
 }
 
-/// What was tried on an interface that nobody uses.
+/// What was tried on a temporary interface.
 struct Trials {
     xdp: Trial,
-    /// The program takes frames of several buffers.
+    /// The program takes frames in several buffers.
     frags: Option<bool>,
     tc: Trial,
     flows: Trial,
+    accept: Result<Rehearsed, String>,
+    loss: Result<(String, Option<String>), String>,
 }
 
-/// Attaches to `lo` of a network namespace that is made for this, in a thread that ends with it.
-fn try_apart(notices: Notices) -> Result<Trials> {
-    let attempt = || -> Result<Trials> {
+/// Attaches to `lo` in a temporary network namespace, which ends with its thread.
+fn try_apart(notices: Notices) -> Result<Trials, Failure> {
+    let attempt = || -> Result<Trials, Failure> {
         let (lo, no_interface) = match unshare(CloneFlags::CLONE_NEWNET) {
             Ok(()) => (resolve(&["lo".to_owned()])?.pop(), None),
             Err(Errno::EPERM) => (
                 None,
                 Some(
-                    "not attached, for that takes a network namespace of its own and CAP_SYS_ADMIN",
+                    "not attached: to try it takes a network namespace, which takes CAP_SYS_ADMIN",
                 ),
             ),
             Err(_) => (
                 None,
-                Some("not attached, for no network namespace can be made to try it in"),
+                Some("not attached: no network namespace could be made to try it in"),
             ),
         };
-        let xdp = syn_count::probe(&arguments(&["--mode", "generic"])?, lo.as_ref(), notices);
-        let frags = xdp.as_ref().ok().map(|probe| probe.has_frags);
-        let tc = port_monitor::probe(&arguments(&[])?, lo.as_ref(), notices);
-        let flows = flows::probe(&arguments(&[])?, lo.as_ref(), notices);
+        let args = arguments(&["--mode", "generic"])?;
+        let xdp = packet::rehearse(&SynCount::new(&args)?, lo.as_ref(), notices);
+        let frags = xdp.is_ok().then(syn_count::knows_xdp_frags);
+        let args = arguments(&[])?;
+        let tc = packet::rehearse(&PortMonitor::new(&args)?, lo.as_ref(), notices);
+        let args = arguments(&[])?;
+        let flows = packet::rehearse(&Flows::new(&args)?, lo.as_ref(), notices);
+        let args = arguments(&[])?;
+        let accept = accept_trace::rehearse(&args, lo.as_ref(), notices);
+        let accept = accept.map_err(|failure| why_not(&failure));
+        let args = arguments(&[])?;
+        let loss = loss_trace::rehearse(&args, lo.as_ref());
+        let loss = loss.map_err(|failure| why_not(&failure));
+        let kind = |attached: Attached| attached.hooks().first().map(|hook| hook.kind().to_owned());
+        let name = |attached: Attached| attached.hooks().first().map(|hook| hook.name.clone());
         Ok(Trials {
-            xdp: Trial::new(xdp.map(|probe| probe.hook), no_interface),
+            xdp: Trial::new(xdp.map(name), no_interface),
             frags,
-            tc: Trial::new(tc, no_interface),
-            flows: Trial::new(flows, no_interface),
+            tc: Trial::new(tc.map(name), no_interface),
+            flows: Trial::new(flows.map(kind), no_interface),
+            accept,
+            loss,
         })
     };
     std::thread::scope(|scope| {
@@ -326,8 +410,8 @@ fn try_apart(notices: Notices) -> Result<Trials> {
     })
 }
 
-/// Tries each backend, with why it can't be used. This is done on the whole system, for there is
-/// no part of it to try them on, and for some milliseconds.
+/// Tries each backend, and returns why it can't be used. This affects the whole system for some
+/// milliseconds, because tracing can't be limited to a part of it.
 fn try_backends(notices: Notices) -> Result<Vec<(Backend, Option<String>)>> {
     let mut answers = Vec::new();
     for backend in connect_trace::candidates(BackendChoice::Auto) {
@@ -340,8 +424,8 @@ fn try_backends(notices: Notices) -> Result<Vec<(Backend, Option<String>)>> {
     Ok(answers)
 }
 
-/// What flows would use: its programs were loaded, and attached to a loopback device, which needs
-/// fewer hooks than others.
+/// What flows would use. Its programs were attached to a loopback device, which needs fewer hooks
+/// than other interfaces.
 fn flows_answer(
     interface: &Result<Interface, String>,
     flows: &Trial,
@@ -363,25 +447,47 @@ fn flows_answer(
     Ok((format!("{}, {buffer}", places.join(", ")), why))
 }
 
-/// What syn-count would use where generic XDP is known to work.
-fn syn_count_answer(
-    interface: &Interface,
-    native: Option<bool>,
+/// What accept-trace would use, and what this kernel does not tell it.
+fn accept_trace_answer(
+    interface: &Result<Interface, String>,
+    accept: Result<Rehearsed, String>,
+    buffer: &str,
 ) -> Result<(String, Detail), String> {
+    let (interface, accept) = (interface.as_ref().map_err(Clone::clone)?, accept?);
+    // Without privileges there was no interface to try it on, and nothing was loaded.
+    let missing = privileges::missing();
+    if !missing.is_empty() {
+        return Err(format!("missing {}", missing.join(", ")));
+    }
+    let uses = format!(
+        "tc egress and ingress on {}, tracepoint kfree_skb, tracepoint inet_sock_set_state, {}, {buffer}",
+        interface.name,
+        accept.hook.name()
+    );
+    let mut untold = Vec::new();
+    if !accept.has_reasons {
+        untold.push(
+            "the kernel gives no reasons: checksum, TTL, socket filter and MD5 drops look alike",
+        );
+    }
+    if accept.hook == accept_trace::AcceptHook::SystemCall {
+        untold.push("who accepts by io_uring is not named");
+    }
+    Ok((uses, (!untold.is_empty()).then(|| untold.join("; "))))
+}
+
+/// What syn-count would use where generic XDP is known to work.
+fn syn_count_answer(interface: &Interface) -> Result<(String, Detail), String> {
     let name = &interface.name;
     if let Some(program) = xdp::occupant(interface) {
         return Err(format!(
-            "{program} is attached to {name}; --mode tc counts beside it"
+            "{program} is attached to {name}; --mode tc works beside it"
         ));
     }
-    let mode = match native {
-        Some(false) => "generic",
-        _ => "native else generic",
-    };
-    Ok((format!("xdp {mode} on {name}"), None))
+    Ok((format!("xdp generic on {name}"), None))
 }
 
-/// The first backend that works, and why those before it don't.
+/// The first backend that works, and why those before it do not.
 fn connect_trace_answer(
     backends: &[(Backend, Option<String>)],
     buffer: &str,
@@ -412,7 +518,7 @@ fn why_not(failure: &Failure) -> String {
     });
     let cause = failure.error.root_cause().to_string();
     let cause = cause.split(" (os error").next().unwrap_or_default();
-    if cause.starts_with("missing ") {
+    if failure.error.is::<privileges::Missing>() {
         format!("missing {}", missing.join(", "))
     } else if is_refused && missing.is_empty() {
         format!("{cause}, though no capability is missing")

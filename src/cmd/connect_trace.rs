@@ -1,93 +1,107 @@
-//! `connect-trace`: outgoing connection attempts and their fate.
+//! `connect-trace`: outgoing connection attempts and their fate, accepted and closed connections.
 
+use std::io::Read;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{ErrorKind, Link, MapCore, MapFlags, MapMut, OpenMapMut, OpenObject, ProgramMut};
+use libbpf_rs::{
+    ErrorKind, Iter, Link, MapCore, MapFlags, MapMut, OpenMapMut, OpenObject, ProgramMut,
+};
 
-use crate::attach::{self, event, load, probe};
+use crate::attach::load;
 use crate::cli::{BackendChoice, ConnectTraceArgs, OutputFormat};
-use crate::events::{BufferKind, EventSource};
+use crate::domain::connect_totals::Totals;
+use crate::domain::connection::Connection;
 use crate::failure::{Exit, Failure};
 use crate::host::containers::Containers;
+use crate::host::kernel_symbols;
 use crate::host::kernel_types::KernelTypes;
+use crate::host::netns;
 use crate::host::privileges;
 use crate::host::sandbox::Files;
 use crate::notice::Notices;
-use crate::output::connect::ConnectWriter;
-use crate::output::summary::Summary;
-use crate::record::Connection;
-use crate::session::{Delivery, Session};
+use crate::output::connect_trace::{ConnectWriter, TotalsWriter};
+use crate::run::events::{BufferKind, EventSource};
+use crate::run::export;
+use crate::run::session::Session;
 use crate::skel::connect_trace::{
     ConnectTraceProgs, ConnectTraceSkel, ConnectTraceSkelBuilder, OpenConnectTraceProgs,
 };
 use crate::skel::{self, CommKey, ConnectCounters, ConnectKind, ProcessFilter};
-use crate::{filter_slots, filter_tries};
+use crate::sys::{link, perf_event, probe};
 
-/// Connections that can be on their way at once.
+/// The most attempts without a fate at a time.
 const WAITING_MAX: u32 = 16_384;
 
-/// Connections that can be followed to their end at once.
+/// The most connections that are followed to their end at a time.
 const OPEN_MAX: u32 = 65_536;
 
-/// The tracepoint of what happens to connections.
+/// The size of an event.
+const EVENT_LEN: usize = size_of::<skel::ConnectEvent>();
+
+/// The tracepoint of changes of the TCP state.
 const STATE_EVENT: &str = "sock/inet_sock_set_state";
 
-/// Loads at most: each backend is tried once more without the perf event of the tracepoint, and
-/// fentry and the tracepoint where memory may not be read freely.
-const ATTEMPTS: usize = 8;
+/// The most loads: each backend can be tried again without socket storage, without the perf event
+/// of the tracepoint, and, except kprobe, without bpf_probe_read_kernel().
+pub(super) const ATTEMPTS: usize = 13;
 
 /// Runs the command.
 ///
 /// # Errors
-/// As SPEC's exit codes: wrong options, or something that can't be attached or written.
+/// An option is wrong, or a program can't be loaded or attached.
 pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
+    let columns = &args.output.columns;
+    let lines = if args.summary { &[][..] } else { columns };
+    let mut writer = ConnectWriter::new(lines, args.close)?;
+    let mut totals = args
+        .summary
+        .then(|| TotalsWriter::new(columns).map(|writer| (writer, Totals::default())))
+        .transpose()?;
     let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
     load::possible_cpus()?;
     let buffer = BufferKind::choose(args.buffer.buffer)?;
 
-    // One for each attempt: the skeleton that is kept borrows its own.
+    // One for each load: the skeleton that is kept borrows its own.
     let mut storage = [const { MaybeUninit::uninit() }; ATTEMPTS];
-    let tracer = choose(args, buffer, &mut storage, session.notices)?;
-    let writer = ConnectWriter {
-        backend: tracer.backend.name(),
-        with_close: args.close,
-    };
-    let delivery = Delivery::new(session.io());
+    let mut tracer = choose(args, buffer, &mut storage, session.notices)?;
+    writer.backend = tracer.backend.name();
+    let has_containers = args.output.format() == OutputFormat::Json;
     let mut containers = Containers::new();
-    let maps = &tracer.skel.maps;
-    let source = EventSource::open(
-        buffer,
-        args.buffer.buffer_size,
-        &maps.ring,
-        &maps.perf,
-        |bytes| {
-            delivery.deliver(
-                Connection::decode(bytes),
-                |clock, connection| clock.unix(connection.raw.ts_ns),
-                |out, clock, at, connection| match delivery.format() {
-                    OutputFormat::Json => {
-                        let raw = &connection.raw;
-                        let container = connection
-                            .has_process()
-                            .then(|| containers.find(raw.cgroup_id, raw.pid))
-                            .flatten();
-                        writer.json(out, clock, at, connection, container);
-                    }
-                    OutputFormat::Text => writer.text(out, clock, at, connection),
-                },
-            );
-        },
-    )?;
+    let mut pending = tracer.pending.take();
+    let maps = &mut tracer.skel.maps;
+    let mut source = EventSource::open(buffer, args.buffer.buffer_size, &maps.ring, &maps.perf)?;
+    let mut on_event = |session: &mut Session, bytes: &[u8]| {
+        let Some(connection) = Connection::decode(bytes) else {
+            session.broken();
+            return;
+        };
+        if let Some((_, totals)) = &mut totals {
+            totals.add(&connection);
+            return;
+        }
+        let raw = &connection.raw;
+        let container = (has_containers && connection.has_process())
+            .then(|| containers.find(raw.cgroup_id, raw.pid))
+            .flatten();
+        let at = session.clock.unix(raw.ts_ns);
+        session.write_event(at, &writer.shown(&connection, container));
+    };
     privileges::drop_all()?;
-    session.text_header(|out| writer.text_header(out));
-    // Which container a process is in, files tell.
-    session.ready(match args.output.format() {
-        OutputFormat::Json => Files::Readable,
-        OutputFormat::Text => Files::Opened,
-    })?;
+    if !args.summary {
+        session.text_header(|out, clock| writer.layout.header(out, clock));
+    }
+    if let Some(pending) = &mut pending {
+        pending.find(&mut session, &mut source, &mut on_event)?;
+    }
+    // The container of a process is found in files.
+    session.start(if has_containers {
+        Files::Readable
+    } else {
+        Files::Opened
+    });
     session.attached(&format!(
         "{} (connect-trace, backend {}, {})",
         tracer.hooks.join(", "),
@@ -95,43 +109,175 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
         buffer.name()
     ));
 
-    session.run_events(&source)?;
-    let duration = session.stop.elapsed();
-    // Once the hooks are gone, each attempt is without one.
+    session.run_events(&mut source, &mut on_event)?;
+    if let Some(bss) = maps.bss_data.as_deref_mut() {
+        skel::stop(&mut bss.ending);
+    }
+    // Before the hooks are detached: they still report attempts that get their fate meanwhile.
+    let told = match &mut pending {
+        Some(pending) => pending.tell(args.failed)?,
+        None => Told::default(),
+    };
+    // Read before the hooks are detached: afterwards each attempt would count as unhooked.
     let unhooked = maps
         .bss_data
         .as_deref()
         .map_or(0, |bss| skel::connect_counters(bss).unhooked);
+    // If another process holds the links, the programs stay attached: stop them.
+    if let Some(bss) = maps.bss_data.as_deref_mut() {
+        skel::stop(&mut bss.stopped);
+    }
     drop(tracer.links);
-    attach::synchronize();
-    session.drain_rest(&source)?;
+    link::synchronize();
+    session.drain_rest(&mut source, &mut on_event)?;
+    for event in told.events.chunks_exact(EVENT_LEN) {
+        on_event(&mut session, event);
+    }
+    if let Some((writer, totals)) = &totals {
+        session.text_header(|out, clock| writer.layout.header(out, clock));
+        let now = session.clock.now();
+        for (key, counts) in totals.rows() {
+            session.write(now, &writer.shown(key, counts));
+        }
+    }
+    session.flush();
     let counters = maps
         .bss_data
         .as_deref()
         .map(skel::connect_counters)
         .context("the programs have no counters")?;
-    let unseen = unseen(&counters, unhooked, &tracer.skel.progs);
-    let summary = Summary {
-        exit_reason: session.exit_reason().name(),
-        ..delivery.summary(
-            "connect-trace",
-            duration,
-            counters.matched + unseen,
-            counters.lost + unseen,
-            0,
-        )
-    };
+    let untold = counters.untold.cast_signed().max(0).cast_unsigned();
+    let unseen = unseen(&counters, unhooked, &tracer.skel.progs) + untold;
+    if counters.unkept > 0 {
+        session.notices.notice(&format!(
+            "{} times there was no room for another connection in the table: their fates were reported without a process, or counted as lost; a filter (--uid, --pid, -p, --dst) helps, or Linux 5.11, which has no such limit",
+            counters.unkept
+        ));
+    }
+    let mut summary = session.summary(
+        "connect-trace",
+        counters.matched + told.count() + unseen,
+        counters.lost + unseen,
+        counters.suppressed,
+    );
+    summary.pending = pending.is_some().then_some(told.fates + untold);
+    if let Some((_, totals)) = &totals {
+        summary.emitted = totals.events();
+    }
     session.finish(&summary)
 }
 
-/// What the programs know or the kernel says that they did not see: attempts whose call has not
-/// returned to them, and calls, accepts and state changes for which they were skipped, of which
-/// nobody knows whether they match.
-fn unseen(counters: &ConnectCounters, unhooked: u64, progs: &ConnectTraceProgs<'_>) -> u64 {
+/// Finds attempts without a fate, at the start and at the end of the run.
+struct Pending {
+    at_start: Iter,
+    at_end: Iter,
+    /// Kept because before Linux 6.0 an iterator needs its link.
+    _links: [Link; 2],
+}
+
+/// The events of attempts without a fate at the end.
+#[derive(Default)]
+struct Told {
+    events: Vec<u8>,
+    fates: u64,
+}
+
+impl Told {
+    fn count(&self) -> u64 {
+        (self.events.len() / EVENT_LEN) as u64
+    }
+}
+
+impl Pending {
+    /// Creates the iterators, as long as there are privileges for it.
+    fn open(plan: Plan, skel: &ConnectTraceSkel<'_>) -> Result<Self> {
+        let (progs, maps) = (&skel.progs, &skel.maps);
+        let start = progs.find_pending.attach();
+        let end = if plan.storage {
+            progs
+                .tell_pending_of_sockets
+                .attach_iter(maps.stored.as_fd())
+        } else {
+            progs
+                .tell_pending_of_table
+                .attach_iter(maps.connections.as_fd())
+        };
+        let links = [start?, end?];
+        Ok(Self {
+            at_start: Iter::new(&links[0])?,
+            at_end: Iter::new(&links[1])?,
+            _links: links,
+        })
+    }
+
+    /// Finds and reports attempts that began before everything was attached.
+    fn find(
+        &mut self,
+        session: &mut Session,
+        source: &mut EventSource,
+        on_event: &mut impl FnMut(&mut Session, &[u8]),
+    ) -> Result<()> {
+        // The bytes mean nothing. Their number limits how many attempts one read(2) reports, so
+        // that the event buffer can be emptied in between.
+        let mut found = [0; 4096];
+        while read_iterator(&mut self.at_start, &mut found)? > 0 {
+            session.drain_rest(source, &mut *on_event)?;
+        }
+        Ok(())
+    }
+
+    /// Reads the events of attempts without a fate. With `only_failures` they are only counted.
+    fn tell(&mut self, only_failures: bool) -> Result<Told> {
+        let mut bytes = vec![0; 256 * EVENT_LEN];
+        let mut filled = 0;
+        let mut told = Told::default();
+        loop {
+            let len = read_iterator(&mut self.at_end, &mut bytes[filled..])?;
+            if len == 0 {
+                return Ok(told);
+            }
+            filled += len;
+            let whole = filled - filled % EVENT_LEN;
+            for event in bytes[..whole].chunks_exact(EVENT_LEN) {
+                let is_fate = Connection::decode(event).is_some_and(|event| event.is_pending());
+                told.fates += u64::from(is_fate);
+                if !(is_fate && only_failures) {
+                    told.events.extend_from_slice(event);
+                }
+            }
+            bytes.copy_within(whole..filled, 0);
+            filled -= whole;
+        }
+    }
+}
+
+/// Reads from an iterator until there is output, or its end.
+fn read_iterator(iterator: &mut Iter, bytes: &mut [u8]) -> Result<usize> {
+    loop {
+        match iterator.read(bytes) {
+            Ok(len) => return Ok(len),
+            // The kernel ends a read(2) with EAGAIN after a million files without output.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted
+                ) => {}
+            Err(error) => return Err(error).context("failed to look for pending attempts"),
+        }
+    }
+}
+
+/// Calls, accepts and state changes for which the kernel skipped the programs. Whether they match
+/// is unknown.
+pub(super) fn unseen(
+    counters: &ConnectCounters,
+    unhooked: u64,
+    progs: &ConnectTraceProgs<'_>,
+) -> u64 {
     let skipped = |programs: &[&ProgramMut<'_>]| {
         let programs = programs.iter().filter(|program| program.autoload());
         programs
-            .map(|program| attach::skipped_runs(program.as_fd()))
+            .map(|program| link::skipped_runs(program.as_fd()))
             .sum::<u64>()
     };
     let changes = skipped(&[&progs.on_state_change, &progs.on_state_event]);
@@ -146,35 +292,32 @@ fn unseen(counters: &ConnectCounters, unhooked: u64, progs: &ConnectTraceProgs<'
         &progs.exit_accept_4,
         &progs.kretprobe_accept,
     ]);
-    counters.calling
-        + accepts
-        + changes.saturating_sub(counters.nested)
-        + calls.saturating_sub(unhooked)
+    accepts + changes.saturating_sub(counters.nested) + calls.saturating_sub(unhooked)
 }
 
-/// Loads and attaches what the options ask for, and takes it away again. Returns the backend.
+/// Loads and attaches the programs as a run would, and detaches them again. Returns the backend.
 ///
 /// # Errors
-/// The command would fail in the same way.
+/// A run would fail in the same way.
 pub fn rehearse(args: &ConnectTraceArgs, notices: Notices) -> Result<Backend, Failure> {
     let buffer = BufferKind::choose(args.buffer.buffer)?;
     let mut storage = [const { MaybeUninit::uninit() }; ATTEMPTS];
     Ok(choose(args, buffer, &mut storage, notices)?.backend)
 }
 
-/// The ways to look at connects.
+/// The ways to hook connection attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
     /// fentry and fexit on the connect functions.
     Fentry,
-    /// kprobe and kretprobe on them.
+    /// kprobe and kretprobe on the connect functions.
     Kprobe,
-    /// The state tracepoint alone.
+    /// Only the tracepoint inet_sock_set_state.
     Tracepoint,
 }
 
 impl Backend {
-    /// As it is spelled on the command line and in JSON.
+    /// The name on the command line and in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Fentry => "fentry",
@@ -195,42 +338,50 @@ pub fn candidates(choice: BackendChoice) -> &'static [Backend] {
 }
 
 /// Programs that are loaded and attached.
-struct Tracer<'obj> {
-    backend: Backend,
-    skel: ConnectTraceSkel<'obj>,
+pub(super) struct Tracer<'obj> {
+    pub(super) backend: Backend,
+    pub(super) skel: ConnectTraceSkel<'obj>,
     links: Vec<Link>,
-    hooks: Vec<&'static str>,
+    pub(super) hooks: Vec<&'static str>,
+    /// `None` before Linux 5.9, which lacks the iterators.
+    pending: Option<Pending>,
 }
 
 /// What to load for a backend.
 #[derive(Clone, Copy, Debug)]
 struct Plan {
     backend: Backend,
-    /// tcp_v6_connect is there.
+    /// The kernel has tcp_v6_connect().
     ipv6: bool,
-    /// The hook that sees accepts, if any.
+    /// The hook for accepted connections.
     accept: Accept,
-    /// bpf_probe_read_kernel is allowed.
+    /// bpf_probe_read_kernel() is allowed.
     may_probe_read: bool,
     /// State changes are handled at the perf event of the tracepoint.
     by_perf_event: bool,
+    /// Connections are kept in socket storage.
+    storage: bool,
+    /// Iterators find attempts without a fate at the start and the end.
+    pending: bool,
+    /// ICMP errors that this host sends are hooked, because the connect functions are not.
+    icmp: bool,
 }
 
-/// How accepts are seen.
+/// The hook for accepted connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Accept {
-    /// Not asked for, or only as the establishment of an incoming connection.
+    /// None: accepts are not wanted, or count when the incoming connection is established.
     Unhooked,
-    /// fexit on inet_csk_accept with four arguments, before Linux 6.10.
+    /// fexit on inet_csk_accept() with four arguments, before Linux 6.10.
     FourArguments,
-    /// The same with two.
+    /// fexit on inet_csk_accept() with two arguments.
     TwoArguments,
-    /// kretprobe.
+    /// kretprobe on inet_csk_accept().
     Kretprobe,
 }
 
 /// Loads and attaches the first backend that works.
-fn choose<'obj>(
+pub(super) fn choose<'obj>(
     args: &ConnectTraceArgs,
     buffer: BufferKind,
     storage: &'obj mut [MaybeUninit<OpenObject>],
@@ -241,12 +392,21 @@ fn choose<'obj>(
             "connect-trace needs /sys and a kernel with CONFIG_DEBUG_INFO_BTF; packet commands work without",
         )
     })?;
-    let ipv6 = types.function("tcp_v6_connect")?.is_some();
-    if !ipv6 {
-        notices.notice(
-            "this kernel has no tcp_v6_connect: IPv6 is seen by the state tracepoint alone",
-        );
-    }
+    let [
+        ipv6,
+        storage_helper,
+        icmp_event,
+        file_iterator,
+        map_iterator,
+    ] = types
+        .functions([
+            "tcp_v6_connect",
+            "bpf_sk_storage_get_tracing",
+            "__traceiter_icmp_send",
+            "bpf_iter_task_file",
+            "bpf_iter_bpf_map_elem",
+        ])?
+        .map(|function| function.is_some());
     let kernel = privileges::kernel_version().unwrap_or_default();
     let state_event = find_state_event(kernel, &types);
     if let Err(error) = &state_event {
@@ -254,6 +414,8 @@ fn choose<'obj>(
             "no use of the perf event of {STATE_EVENT}: {error:#}"
         ));
     }
+    // Perf event programs can't use socket storage.
+    let has_storage = storage_helper && !(kernel >= (7, 0) && state_event.is_ok());
     let mut storage = storage.iter_mut();
     let mut last = None;
     for backend in candidates(args.backend) {
@@ -264,19 +426,28 @@ fn choose<'obj>(
         }
         let mut plan = Plan {
             backend: *backend,
-            ipv6,
+            // pahole may leave a function out of BTF; a kprobe finds it by its name all the same.
+            ipv6: ipv6
+                || *backend == Backend::Kprobe && kernel_symbols::is_listed("tcp_v6_connect"),
             accept: accept_hook(*backend, args, &types)?,
             may_probe_read: true,
-            by_perf_event: state_event.is_ok(),
+            by_perf_event: false,
+            storage: *backend != Backend::Kprobe && has_storage,
+            pending: file_iterator && map_iterator && !args.exporting,
+            icmp: *backend == Backend::Tracepoint && icmp_event,
         };
+        plan.by_perf_event = !plan.storage && state_event.is_ok();
         loop {
             let storage = storage.next().context("too many attempts to attach")?;
             match Tracer::attach(plan, args, buffer, storage) {
                 Ok(tracer) => {
+                    if *backend != Backend::Tracepoint && !plan.ipv6 {
+                        notices.notice("tcp_v6_connect can't be hooked in this kernel: IPv6 is seen by the state tracepoint alone");
+                    }
                     if kernel >= (7, 0) && !plan.by_perf_event {
                         notices.notice("tasks can be preempted in programs at the tracepoint, and what others do meanwhile is counted as lost; -v says why its perf event is not used");
                     }
-                    if args.accept && plan.accept == Accept::Unhooked {
+                    if args.accept && !args.exporting && plan.accept == Accept::Unhooked {
                         notices.notice("this backend sees incoming connections as they are established, without the process that will accept them");
                     }
                     return Ok(tracer);
@@ -290,10 +461,14 @@ fn choose<'obj>(
                     let invalid = is_invalid(&failure);
                     last = Some(failure);
                     if plan.by_perf_event {
-                        // It is there, but opening it may be refused.
+                        // The perf event exists, but the kernel may refuse to open it.
                         plan.by_perf_event = false;
+                    } else if plan.storage && !(plan.may_probe_read && invalid) {
+                        plan.storage = false;
+                        plan.may_probe_read = true;
+                        plan.by_perf_event = state_event.is_ok();
                     } else if *backend != Backend::Kprobe && plan.may_probe_read && invalid {
-                        // Under lockdown=confidentiality only what BTF pointers reach may be read.
+                        // lockdown=confidentiality forbids it, but allows reads by BTF pointers.
                         plan.may_probe_read = false;
                     } else {
                         break;
@@ -305,18 +480,20 @@ fn choose<'obj>(
     Err(last.context("there is no backend to try")?)
 }
 
-/// Whether state changes can be taken from the perf event of the tracepoint. tracefs may be missing
-/// or for root alone, and the kernel may hide the flag that says when its programs are skipped.
+/// Checks that state changes can be handled at the perf event of the tracepoint. tracefs may be
+/// missing or only for root, and the kernel may not show bpf_prog_active to programs.
 fn find_state_event(kernel: (u32, u32), types: &KernelTypes) -> Result<()> {
     ensure!(kernel >= (6, 7), "Linux counts what is skipped since 6.7");
-    event::id(STATE_EVENT)?;
+    perf_event::id(STATE_EVENT)?;
     let flag = types
         .variable("bpf_prog_active")?
         .context("the kernel doesn't tell of bpf_prog_active")?;
     probe::variable(flag).context("the kernel hides bpf_prog_active")
 }
 
-/// Finds out what would fail anyway, before maps are made and programs verified for it.
+const OTHER_BACKEND: &str = "--backend auto takes one that works";
+
+/// Checks cheaply what would fail anyway, before maps are created and programs verified.
 fn try_cheaply(backend: Backend, types: &KernelTypes) -> Result<(), Failure> {
     let what = format!("failed to use backend {}", backend.name());
     match backend {
@@ -328,19 +505,22 @@ fn try_cheaply(backend: Backend, types: &KernelTypes) -> Result<(), Failure> {
             };
             probe::fentry(function).map_err(|error| match error.kind() {
                 std::io::ErrorKind::PermissionDenied => load::refused(&what, error.into()),
+                std::io::ErrorKind::Unsupported => {
+                    Failure::from(anyhow::Error::new(error).context(what)).hint(OTHER_BACKEND)
+                }
                 _ => anyhow::Error::new(error).context(what).into(),
             })
         }
-        // Without privileges it is these that are missing first.
+        // If privileges are missing, report those first.
         Backend::Kprobe if privileges::missing().is_empty() && !probe::has_kprobes() => {
             let why = anyhow!("this kernel has no kprobes (CONFIG_KPROBES)");
-            Err(Failure::from(why.context(what)).hint("--backend auto takes one that works"))
+            Err(Failure::from(why.context(what)).hint(OTHER_BACKEND))
         }
         Backend::Kprobe | Backend::Tracepoint => Ok(()),
     }
 }
 
-/// What to say of a kprobe program that a lockdown of the kernel refuses as invalid.
+/// The reason if a kernel lockdown refuses a kprobe program, which it reports as invalid.
 fn forbidden_by_lockdown() -> Option<String> {
     let limits = privileges::limits();
     let (_, meaning) = limits.iter().find(|(name, _)| *name == "lockdown")?;
@@ -356,9 +536,10 @@ fn is_invalid(failure: &Failure) -> bool {
         .is_some_and(|error| error.kind() == ErrorKind::InvalidInput)
 }
 
-/// The hook for `--accept`. How many arguments inet_csk_accept has, its BTF tells.
+/// The hook for `--accept`. BTF has the number of arguments of inet_csk_accept().
 fn accept_hook(backend: Backend, args: &ConnectTraceArgs, types: &KernelTypes) -> Result<Accept> {
-    Ok(match (args.accept, backend) {
+    // To count them, it is enough that incoming connections are established.
+    Ok(match (args.accept && !args.exporting, backend) {
         (true, Backend::Kprobe) => Accept::Kretprobe,
         (true, Backend::Fentry) => match types.arguments("inet_csk_accept")? {
             Some(4) => Accept::FourArguments,
@@ -385,8 +566,12 @@ impl<'obj> Tracer<'obj> {
             .as_deref_mut()
             .context("the programs have no settings")?;
         rodata.wanted_kinds = wanted_kinds(args);
+        rodata.max_rate = args.max_rate.unwrap_or(0);
+        rodata.exporting = args.exporting;
+        rodata.export_netns = u32::try_from(netns::own()?)?;
         rodata.accept_is_hooked = plan.accept != Accept::Unhooked;
         rodata.may_probe_read = plan.may_probe_read;
+        rodata.use_storage = plan.storage;
         rodata.ipv4_is_hooked = plan.backend != Backend::Tracepoint;
         rodata.ipv6_is_hooked = plan.backend != Backend::Tracepoint && plan.ipv6;
         rodata.use_perf_buffer = buffer == BufferKind::Perf;
@@ -414,16 +599,22 @@ impl<'obj> Tracer<'obj> {
             }
         }
         rodata.process_filter = ProcessFilter(process_filter);
-        args.addresses
-            .filter()
-            .configure(filter_slots!(open, rodata))?;
-        let remembers_passed_over = args.close && rodata.filter.parts.0 != 0;
+        let is_filtered = args.addresses.filter().configure(&mut open)?;
+        let remembers_passed_over = args.close && is_filtered;
         let maps = &mut open.maps;
         buffer.configure(&args.buffer, &mut maps.ring, &mut maps.perf)?;
+        export::configure(
+            args.exporting,
+            [&mut maps.export_counts, &mut maps.export_times],
+            [&mut maps.ring, &mut maps.perf],
+        )?;
+        maps.stored.set_autocreate(plan.storage)?;
         maps.connections
             .set_max_entries(if args.close { OPEN_MAX } else { WAITING_MAX })?;
+        maps.connections.set_autocreate(!plan.storage)?;
         maps.calls.set_autocreate(plan.backend == Backend::Kprobe)?;
-        maps.passed_over.set_autocreate(remembers_passed_over)?;
+        maps.passed_over
+            .set_autocreate(remembers_passed_over && !plan.storage)?;
         select_programs(plan, &mut open.progs);
         let what = format!(
             "failed to load the connect-trace program (backend {})",
@@ -440,11 +631,17 @@ impl<'obj> Tracer<'obj> {
         })?;
         fill_sets(args, &skel)?;
         let (links, hooks) = attach_programs(plan, &skel)?;
+        let pending = plan
+            .pending
+            .then(|| Pending::open(plan, &skel))
+            .transpose()
+            .context("failed to make iterators over pending attempts")?;
         Ok(Self {
             backend: plan.backend,
             skel,
             links,
             hooks,
+            pending,
         })
     }
 }
@@ -466,7 +663,7 @@ fn wanted_kinds(args: &ConnectTraceArgs) -> u32 {
     kinds.into_iter().fold(0, |bits, kind| bits | 1 << kind.0)
 }
 
-/// Sizes the table of a list, or leaves it out; true if the list was given.
+/// Sets the size of the map of a list, or does not create it. True: the list is not empty.
 fn size_set(map: &mut OpenMapMut<'_>, len: usize) -> Result<bool> {
     if len == 0 {
         map.set_autocreate(false)?;
@@ -489,13 +686,13 @@ fn fill_sets(args: &ConnectTraceArgs, skel: &ConnectTraceSkel<'_>) -> Result<()>
     }
     for comm in &args.comm {
         let mut key = CommKey::default();
-        key.comm[..comm.len()].copy_from_slice(comm.as_bytes());
+        key.comm[..comm.len()].copy_from_slice(comm);
         add(&skel.maps.comms, skel::key_bytes(&key))?;
     }
-    args.addresses.filter().fill(filter_tries!(skel))
+    args.addresses.filter().fill(skel)
 }
 
-/// Loads what the plan needs and nothing else.
+/// Loads only the programs that the plan needs.
 fn select_programs(plan: Plan, progs: &mut OpenConnectTraceProgs<'_>) {
     let fentry = plan.backend == Backend::Fentry;
     let kprobe = plan.backend == Backend::Kprobe;
@@ -512,6 +709,16 @@ fn select_programs(plan: Plan, progs: &mut OpenConnectTraceProgs<'_>) {
         (&mut progs.on_nested_state_change, !plan.by_perf_event),
         (&mut progs.on_state_event, plan.by_perf_event),
         (&mut progs.on_skipped_state_event, plan.by_perf_event),
+        (&mut progs.on_icmp_send, plan.icmp),
+        (&mut progs.find_pending, plan.pending),
+        (
+            &mut progs.tell_pending_of_table,
+            plan.pending && !plan.storage,
+        ),
+        (
+            &mut progs.tell_pending_of_sockets,
+            plan.pending && plan.storage,
+        ),
         (
             &mut progs.exit_accept_4,
             plan.accept == Accept::FourArguments,
@@ -529,7 +736,8 @@ fn select_programs(plan: Plan, progs: &mut OpenConnectTraceProgs<'_>) {
     }
 }
 
-/// Attaches what was loaded. The state tracepoint is last: what it sees then, the others see too.
+/// Attaches what was loaded. The state tracepoint is last, so that the other hooks have seen
+/// whatever it sees.
 fn attach_programs(
     plan: Plan,
     skel: &ConnectTraceSkel<'_>,
@@ -606,10 +814,13 @@ fn attach_programs(
         }
         Accept::Unhooked => {}
     }
+    if plan.icmp {
+        keep("tracepoint icmp_send", progs.on_icmp_send.attach_trace())?;
+    }
     let tracepoint = "tracepoint inet_sock_set_state";
     if plan.by_perf_event {
         keep(tracepoint, progs.on_skipped_state_event.attach_trace())?;
-        let link = event::attach(&progs.on_state_event, STATE_EVENT);
+        let link = perf_event::attach(&progs.on_state_event, STATE_EVENT);
         keep(tracepoint, link)?;
     } else {
         keep(tracepoint, progs.on_state_change.attach_trace())?;

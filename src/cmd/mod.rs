@@ -1,10 +1,39 @@
 //! The commands, one file each, of the same stem as their program in `src/bpf`.
 
+pub mod accept_trace;
 pub mod check;
 pub mod connect_trace;
-pub mod flow_owner;
+pub mod exporter;
+pub mod extcap;
 pub mod flows;
 pub mod generate;
+pub mod listeners;
+pub mod loss_trace;
 pub mod port_monitor;
-pub mod replay;
 pub mod syn_count;
+
+use crate::cli::Command;
+use crate::failure::{Exit, Failure};
+
+/// Runs a command.
+///
+/// # Errors
+/// As the command says.
+pub fn run(command: Command) -> Result<Exit, Failure> {
+    match command {
+        Command::SynCount(args) => syn_count::run(&args),
+        Command::PortMonitor(args) => port_monitor::run(&args),
+        Command::ConnectTrace(args) => connect_trace::run(&args),
+        Command::AcceptTrace(args) => accept_trace::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Flows(args) => flows::run(&args),
+        Command::LossTrace(args) => loss_trace::run(&args),
+        Command::Listeners(args) => listeners::run(&args),
+        Command::Exporter(args) => exporter::run(&args),
+        Command::Completions { shell } => generate::completions(shell),
+        Command::Man { command, dir } => match dir {
+            Some(dir) => generate::write_man_pages(&dir),
+            None => generate::man(command.as_deref()),
+        },
+    }
+}

@@ -1,258 +1,300 @@
 //! `port-monitor`: one line per packet that matches.
 
-use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
-use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
-use caps::Capability;
-use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{OpenObject, ProgramInput, ProgramMut};
+use libbpf_rs::OpenObject;
 
-use super::replay::{self, Prepared, Replayed};
-use crate::attach::ring::Bell;
-use crate::attach::tc::{self, TcLink};
-use crate::attach::{Direction, load};
+use crate::attach::{Attached, Direction};
+use crate::capture::write::{Process, Statistics, Way, Written};
 use crate::capture::{Frame, LinkKind};
-use crate::cli::{DirectionChoice, OutputFormat, PortMonitorArgs};
-use crate::events::{BufferKind, EventSource};
+use crate::cli::{DirectionChoice, PortMonitorArgs};
+use crate::domain::packet::{CapturedFrame, Packet};
 use crate::failure::{Exit, Failure};
 use crate::filter::{Filter, FlagsRule};
 use crate::host::interfaces::{Interface, LinkLayer};
-use crate::host::privileges;
-use crate::host::sandbox::Files;
-use crate::notice::Notices;
-use crate::output::packet::{PacketWriter, Place, iface_width};
+use crate::output::columns::widest;
+use crate::output::port_monitor::{PacketColumn, PacketWriter, Place};
 use crate::output::summary::Summary;
-use crate::record::Packet;
-use crate::session::{Delivery, Session};
-use crate::skel::port_monitor::types::bss_replay;
+use crate::run::events::{BufferKind, EventSource};
+use crate::run::holders;
+use crate::run::packet::{self, Live, Options, PacketCommand, Replay, Target};
+use crate::run::processes::{Ends, Processes};
+use crate::run::replay::{AroundFrames, Origin};
+use crate::run::session::Session;
 use crate::skel::port_monitor::{PortMonitorSkel, PortMonitorSkelBuilder};
-use crate::skel::{self, PacketCounters};
-use crate::{filter_slots, filter_tries};
+use crate::skel::{FrameEvent, PacketCounters, PacketEvent};
 
-/// Bytes of the payload that `-x` shows unless `--payload-bytes` says otherwise.
+/// Bytes of a frame that an event in a replay has room for: none are sent.
+const REPLAYED_BYTES: usize = 8;
+
+/// Payload bytes that `-x` shows if `--payload-bytes` is not given.
 const DEFAULT_HEX_BYTES: u32 = 16;
 
 /// Runs the command.
 ///
 /// # Errors
-/// As SPEC's exit codes: wrong options, or something that can't be attached or written.
+/// An option is wrong, or a program can't be loaded or attached.
 pub fn run(args: &PortMonitorArgs) -> Result<Exit, Failure> {
-    let filter = args.packets.filter(FlagsRule::SYN);
-    if let Some(file) = &args.packets.read {
-        return replay_file(args, &filter, file);
-    }
+    packet::run(&PortMonitor::new(args)?)
+}
 
-    let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
-    let interfaces = session.interfaces(&args.packets.interfaces)?;
-    let cpus = load::possible_cpus()?;
-    let buffer = BufferKind::choose(args.buffer.buffer)?;
+/// The command with its options.
+pub struct PortMonitor<'a> {
+    args: &'a PortMonitorArgs,
+    filter: Filter,
+    writer: PacketWriter,
+}
 
-    let mut storage = interfaces
-        .iter()
-        .map(|_| MaybeUninit::uninit())
-        .collect::<Vec<_>>();
-    let mut skels = Vec::<PortMonitorSkel<'_>>::new();
-    for (interface, storage) in interfaces.iter().zip(&mut storage) {
-        let setup = Setup {
+impl<'a> PortMonitor<'a> {
+    /// The command with its default for `--flags`.
+    ///
+    /// # Errors
+    /// A column is unknown.
+    pub fn new(args: &'a PortMonitorArgs) -> Result<Self, Failure> {
+        Ok(Self {
             args,
-            filter: &filter,
-            buffer,
-            raw_ip: interface.link_layer == LinkLayer::None,
-            replay: false,
-            position: skels.len(),
-        };
-        let skel = setup.load(storage, skels.first())?;
-        skels.push(skel);
-    }
-    let first = skels.first().context("there is no interface")?;
-
-    let names = interfaces.iter().map(|interface| interface.name.as_str());
-    let writer = PacketWriter {
-        iface_width: iface_width(names),
-        with_payload: payload_bytes(args) > 0,
-    };
-    let delivery = Delivery::new(session.io());
-    let source = EventSource::open(
-        buffer,
-        args.buffer.buffer_size,
-        &first.maps.ring,
-        &first.maps.perf,
-        |bytes| {
-            print(&delivery, &writer, bytes, |packet| {
-                interfaces
-                    .get(packet.raw.interface as usize)
-                    .map(|interface| Place {
-                        iface: Some(&interface.name),
-                        has_macs: interface.link_layer == LinkLayer::Ethernet,
-                        has_ethertype: interface.link_layer == LinkLayer::Ethernet,
-                        offset_shift: 0,
-                    })
-            });
-        },
-    )?;
-
-    let mut links = Vec::new();
-    for (interface, skel) in interfaces.iter().zip(&skels) {
-        attach(args, interface, skel, session.notices, &mut links)?;
-    }
-    for (interface, _, link) in &links {
-        session.follow(interface, link.state());
-    }
-    give_up_privileges(&links)?;
-    session.text_header(|out| writer.text_header(out));
-    session.ready(Files::Opened)?;
-    session.attached(&describe(&links, buffer));
-
-    session.run_events(&source)?;
-    let duration = session.stop.elapsed();
-    for (.., link) in links {
-        link.detach(session.notices);
-    }
-    crate::attach::synchronize();
-    session.drain_rest(&source)?;
-
-    let mut counters = PacketCounters::default();
-    for skel in &skels {
-        counters.add(&read_counters(skel, cpus));
-    }
-    let summary = summary(&session, &delivery, duration, counters);
-    session.finish(&summary)
-}
-
-fn read_counters(skel: &PortMonitorSkel<'_>, cpus: usize) -> PacketCounters {
-    match skel.maps.bss_counters_data.as_deref() {
-        Some(bss) => skel::port_monitor_counters(bss, cpus),
-        None => PacketCounters::default(),
-    }
-}
-
-/// Bytes of the payload that are shown.
-fn payload_bytes(args: &PortMonitorArgs) -> u32 {
-    args.payload_bytes
-        .unwrap_or(if args.hex { DEFAULT_HEX_BYTES } else { 0 })
-}
-
-fn directions(choice: DirectionChoice) -> &'static [Direction] {
-    match choice {
-        DirectionChoice::Ingress => &[Direction::Ingress],
-        DirectionChoice::Egress => &[Direction::Egress],
-        DirectionChoice::Both => &[Direction::Ingress, Direction::Egress],
-    }
-}
-
-type Attached<'a> = (&'a Interface, Direction, TcLink);
-
-fn attach<'a>(
-    args: &PortMonitorArgs,
-    interface: &'a Interface,
-    skel: &PortMonitorSkel<'_>,
-    notices: Notices,
-    links: &mut Vec<Attached<'a>>,
-) -> Result<(), Failure> {
-    for direction in directions(args.direction) {
-        let program = match direction {
-            Direction::Ingress => &skel.progs.port_monitor_ingress,
-            Direction::Egress => &skel.progs.port_monitor_egress,
-        };
-        let link = tc::attach(program, interface, *direction, notices)?;
-        links.push((interface, *direction, link));
-    }
-    Ok(())
-}
-
-fn hook(direction: Direction, link: &TcLink) -> String {
-    format!("tc {direction} ({})", link.kind())
-}
-
-/// Loads the program, attaches it if there is an interface to try it on, and takes it away again.
-/// Returns what it was attached to.
-///
-/// # Errors
-/// The command would fail in the same way.
-pub fn probe(
-    args: &PortMonitorArgs,
-    interface: Option<&Interface>,
-    notices: Notices,
-) -> Result<Option<String>, Failure> {
-    let setup = Setup {
-        args,
-        filter: &args.packets.filter(FlagsRule::SYN),
-        buffer: BufferKind::choose(args.buffer.buffer)?,
-        raw_ip: false,
-        replay: false,
-        position: 0,
-    };
-    let mut storage = MaybeUninit::uninit();
-    let skel = setup.load(&mut storage, None)?;
-    let mut links = Vec::new();
-    if let Some(interface) = interface {
-        attach(args, interface, &skel, notices, &mut links)?;
-    }
-    let hooks = links
-        .iter()
-        .map(|(_, direction, link)| hook(*direction, link));
-    Ok(hooks.reduce(|all, hook| all + ", " + &hook))
-}
-
-/// Events come through mapped memory, so nothing is needed any more, except to remove a filter
-/// that is no link.
-fn give_up_privileges(links: &[Attached<'_>]) -> Result<()> {
-    if links.iter().any(|(.., link)| link.needs_privileges()) {
-        privileges::drop_all_but(&[Capability::CAP_NET_ADMIN])
-    } else {
-        privileges::drop_all()
-    }
-}
-
-/// What was attached, for the `attached:` line.
-fn describe(links: &[Attached<'_>], buffer: BufferKind) -> String {
-    let places = links
-        .iter()
-        .map(|(interface, direction, link)| {
-            format!("{} on {}", hook(*direction, link), interface.name)
+            filter: args.packets.filter(FlagsRule::SYN),
+            writer: PacketWriter::new(&args.output.columns, payload_bytes(args) > 0)?,
         })
-        .collect::<Vec<_>>();
-    format!("{} (port-monitor, {})", places.join(", "), buffer.name())
+    }
+
+    fn is_recording(&self) -> bool {
+        self.args.recording.write.is_some()
+    }
+
+    /// Says what a capture file will not have, if nothing was said about what it is to have.
+    fn say_what_is_left_out(&self, session: &Session) {
+        let packets = &self.args.packets;
+        if self.is_recording() && packets.flags.is_none() && packets.expression().is_none() {
+            session.notices.notice(
+                "only connection attempts (SYN without ACK) are written; --flags any or a filter \
+                 expression writes more",
+            );
+        }
+    }
+
+    fn directions(&self) -> &'static [Direction] {
+        match self.args.direction {
+            DirectionChoice::Ingress => &[Direction::Ingress],
+            DirectionChoice::Egress => &[Direction::Egress],
+            DirectionChoice::Both => &[Direction::Ingress, Direction::Egress],
+        }
+    }
 }
 
-/// Decodes an event and writes its line; `place` tells where the packet was seen.
-fn print<'p>(
-    delivery: &Delivery,
-    writer: &PacketWriter,
-    bytes: &[u8],
-    place: impl FnOnce(&Packet<'_>) -> Option<Place<'p>>,
-) {
-    let record = Packet::decode(bytes).and_then(|packet| Some((place(&packet)?, packet)));
-    delivery.deliver(
-        record,
-        |clock, (place, packet)| match place.iface {
-            Some(_) => clock.unix(packet.raw.ts_ns),
-            // A file's time is UNIX time already, and may be before 1970.
-            None => packet.raw.ts_ns.cast_signed(),
-        },
-        |out, clock, at, (place, packet)| match delivery.format() {
-            OutputFormat::Json => writer.json(out, clock, at, *place, packet),
-            OutputFormat::Text => writer.text(out, clock, at, *place, packet),
-        },
-    );
+/// How many payload bytes to copy.
+fn payload_bytes(args: &PortMonitorArgs) -> u32 {
+    let default = if args.hex { DEFAULT_HEX_BYTES } else { 0 };
+    args.payload_bytes.unwrap_or(default)
 }
 
-fn summary(
+impl PacketCommand for PortMonitor<'_> {
+    const NAME: &'static str = "port-monitor";
+    type Skel<'obj> = PortMonitorSkel<'obj>;
+
+    fn options(&self) -> Options<'_> {
+        Options {
+            packets: &self.args.packets,
+            filter: &self.filter,
+            buffer: Some(&self.args.buffer),
+            recording: Some(&self.args.recording),
+            output: &self.args.output,
+            stop: &self.args.stop,
+            sandbox: self.args.sandbox,
+        }
+    }
+
+    fn load<'obj>(
+        &self,
+        target: &Target<'_>,
+        storage: &'obj mut MaybeUninit<OpenObject>,
+        first: Option<&PortMonitorSkel<'_>>,
+    ) -> Result<PortMonitorSkel<'obj>, Failure> {
+        let mut open = packet::open(PortMonitorSkelBuilder::default(), storage, target, first)?;
+        let maps = &mut open.maps;
+        let rodata = maps.rodata_data.as_deref_mut();
+        let rodata = rodata.context("the programs have no settings")?;
+        rodata.payload_capture = payload_bytes(self.args);
+        if self.is_recording() {
+            rodata.snaplen = self.args.recording.snaplen();
+        }
+        rodata.max_rate = self.args.max_rate.unwrap_or(0);
+        maps.scratch
+            .set_autocreate(target.buffer == BufferKind::Perf)?;
+        maps.rate.set_autocreate(self.args.max_rate.is_some())?;
+        if let (Some(first), Some(_)) = (first, self.args.max_rate) {
+            maps.rate.reuse_fd(first.maps.rate.as_fd())?;
+        }
+        let ingress = target.replay || self.directions().contains(&Direction::Ingress);
+        let egress = !target.replay && self.directions().contains(&Direction::Egress);
+        open.progs.port_monitor_ingress.set_autoload(ingress);
+        open.progs.port_monitor_egress.set_autoload(egress);
+        packet::load(Self::NAME, open, target)
+    }
+
+    fn attach(
+        &self,
+        skel: &PortMonitorSkel<'_>,
+        interface: &Interface,
+        attached: &mut Attached,
+    ) -> Result<(), Failure> {
+        for direction in self.directions() {
+            let program = match direction {
+                Direction::Ingress => &skel.progs.port_monitor_ingress,
+                Direction::Egress => &skel.progs.port_monitor_egress,
+            };
+            attached.tc(program, interface, *direction)?;
+        }
+        Ok(())
+    }
+
+    fn watch(&self, live: &mut Live<'_, PortMonitorSkel<'_>>) -> Result<Summary, Failure> {
+        self.say_what_is_left_out(live.session);
+        if self.is_recording() {
+            return record_live(live);
+        }
+        let interfaces = live.interfaces;
+        let names = interfaces.iter().map(|interface| interface.name.as_str());
+        let mut writer = self.writer.clone();
+        writer.layout.widen(PacketColumn::Iface, widest(names));
+        let on_event = |session: &mut Session, bytes: &[u8]| {
+            print(session, &writer, bytes, |packet| {
+                let interface = interfaces.get(packet.raw.interface as usize)?;
+                let is_ethernet = interface.link_layer == LinkLayer::Ethernet;
+                Some(Place {
+                    iface: Some(&interface.name),
+                    has_macs: is_ethernet,
+                    has_ethertype: is_ethernet,
+                    offset_shift: 0,
+                })
+            });
+        };
+        let mut source = live.take_source()?;
+        // The event buffer is mapped: reading it needs no privilege.
+        live.begin(&[], |out, clock| writer.layout.header(out, clock))?;
+        live.session.run_events(&mut source, on_event)?;
+        live.detach()?;
+        live.session.drain_rest(&mut source, on_event)?;
+        Ok(summary(live.session, live.counters()))
+    }
+
+    fn replay<'obj>(
+        &self,
+        replay: &mut Replay<'_, PortMonitorSkel<'obj>>,
+    ) -> Result<Summary, Failure> {
+        let mut printer = Printer {
+            writer: &self.writer,
+            source: replay.take_source()?,
+            event_len: size_of::<PacketEvent>() + payload_bytes(self.args) as usize,
+        };
+        self.say_what_is_left_out(replay.session);
+        replay.begin(|out, clock| self.writer.layout.header(out, clock))?;
+        if self.is_recording() {
+            let mut copier = Copier {
+                source: printer.source,
+                bytes: Vec::new(),
+                frames: Vec::new(),
+            };
+            replay.run(|skel| &skel.progs.port_monitor_ingress, &mut copier);
+            replay.session.end_recording(&[]);
+        } else {
+            replay.run(|skel| &skel.progs.port_monitor_ingress, &mut printer);
+            replay.session.flush();
+        }
+        Ok(summary(replay.session, replay.counters()))
+    }
+}
+
+/// Writes packets to a capture file until the run is over.
+fn record_live(live: &mut Live<'_, PortMonitorSkel<'_>>) -> Result<Summary, Failure> {
+    let mut source = live.take_source()?;
+    let mut storage = MaybeUninit::uninit();
+    let mut processes = processes(live.session, &mut storage);
+    let keep = holders::needs(processes.as_mut().map(Processes::holders))?;
+    live.begin(keep, |_, _| ())?;
+    {
+        let (session, statistics) = live.recording();
+        session.record_events(&mut source, &statistics, |session, bytes| {
+            write_frame(session, processes.as_mut(), bytes, &statistics);
+        })?;
+    }
+    live.detach()?;
+    {
+        let (session, statistics) = live.recording();
+        session.drain_rest(&mut source, |session, bytes| {
+            write_frame(session, processes.as_mut(), bytes, &statistics);
+        })?;
+        session.end_recording(&statistics());
+    }
+    Ok(summary(live.session, live.counters()))
+}
+
+/// What finds the processes of packets, if the file has a place for them; `None`, with a notice,
+/// where that is not possible.
+fn processes<'obj>(
     session: &Session,
-    delivery: &Delivery,
-    duration: Duration,
-    counters: PacketCounters,
-) -> Summary {
+    storage: &'obj mut MaybeUninit<OpenObject>,
+) -> Option<Processes<'obj>> {
+    if !session.names_processes() {
+        return None;
+    }
+    match Processes::new(storage) {
+        Ok(processes) => Some(processes),
+        Err(error) => {
+            session.notices.notice(&format!(
+                "the capture file will not name the processes of packets: {error:#}"
+            ));
+            None
+        }
+    }
+}
+
+/// Writes a frame to the capture file.
+fn write_frame(
+    session: &mut Session,
+    processes: Option<&mut Processes<'_>>,
+    bytes: &[u8],
+    statistics: impl Fn() -> Vec<Statistics>,
+) {
+    let Some(frame) = CapturedFrame::decode(bytes) else {
+        session.broken();
+        return;
+    };
+    let at = session.clock.unix(frame.raw.ts_ns);
+    let way = match frame.raw.egress {
+        0 => Way::In,
+        _ => Way::Out,
+    };
+    let process = processes.zip(frame.ends()).and_then(|(processes, ends)| {
+        let [remote, local] = match way {
+            Way::In => ends,
+            Way::Out => [ends[1], ends[0]],
+        };
+        let holder = processes.of(Ends { local, remote }, at)?;
+        Some(Process {
+            pid: holder.pid,
+            comm: &holder.comm,
+        })
+    });
+    let written = Written {
+        interface: frame.raw.interface,
+        at,
+        parts: frame.parts(),
+        wire_len: frame.wire_len(),
+        way: Some(way),
+        process,
+        comment: None,
+    };
+    session.write_frame(&written, statistics);
+}
+
+fn summary(session: &Session, counters: PacketCounters) -> Summary {
     Summary {
-        exit_reason: session.exit_reason().name(),
         packets: Some(counters),
-        ..delivery.summary(
-            "port-monitor",
-            duration,
+        ..session.summary(
+            PortMonitor::NAME,
             counters.matched,
             counters.lost,
             counters.suppressed,
@@ -260,151 +302,118 @@ fn summary(
     }
 }
 
-/// What a program is loaded for.
-struct Setup<'a> {
-    args: &'a PortMonitorArgs,
-    filter: &'a Filter,
-    buffer: BufferKind,
-    raw_ip: bool,
-    replay: bool,
-    position: usize,
+/// Decodes an event and writes its line. `place` returns where the packet was seen.
+fn print<'p>(
+    session: &mut Session,
+    writer: &PacketWriter,
+    bytes: &[u8],
+    place: impl FnOnce(&Packet<'_>) -> Option<Place<'p>>,
+) {
+    let record = Packet::decode(bytes).and_then(|packet| Some((place(&packet)?, packet)));
+    let Some((place, packet)) = record else {
+        session.broken();
+        return;
+    };
+    let at = match place.iface {
+        Some(_) => session.clock.unix(packet.raw.ts_ns),
+        // Times in a file are UNIX times already, and may be before 1970.
+        None => packet.raw.ts_ns.cast_signed(),
+    };
+    session.write_event(at, &writer.shown(place, &packet));
 }
 
-impl Setup<'_> {
-    /// Loads the programs; `first` owns the event buffer that all share.
-    fn load<'obj>(
-        &self,
-        storage: &'obj mut MaybeUninit<OpenObject>,
-        first: Option<&PortMonitorSkel<'_>>,
-    ) -> Result<PortMonitorSkel<'obj>, Failure> {
-        let mut open = PortMonitorSkelBuilder::default()
-            .open(storage)
-            .context("failed to open the programs")?;
-        let rodata = open
-            .maps
-            .rodata_data
-            .as_deref_mut()
-            .context("the programs have no settings")?;
-        rodata.link_is_raw_ip = self.raw_ip;
-        rodata.replay = self.replay;
-        rodata.use_perf_buffer = self.buffer == BufferKind::Perf;
-        rodata.interface = u32::try_from(self.position)?;
-        rodata.payload_capture = payload_bytes(self.args);
-        rodata.max_rate = self.args.max_rate.unwrap_or(0);
-        self.filter.configure(filter_slots!(open, rodata))?;
-        let maps = &mut open.maps;
-        self.buffer
-            .configure(&self.args.buffer, &mut maps.ring, &mut maps.perf)?;
-        maps.scratch
-            .set_autocreate(self.buffer == BufferKind::Perf)?;
-        maps.rate.set_autocreate(self.args.max_rate.is_some())?;
-        if let Some(first) = first {
-            match self.buffer {
-                BufferKind::Ring => maps.ring.reuse_fd(first.maps.ring.as_fd())?,
-                BufferKind::Perf => maps.perf.reuse_fd(first.maps.perf.as_fd())?,
-            }
-            if self.args.max_rate.is_some() {
-                maps.rate.reuse_fd(first.maps.rate.as_fd())?;
-            }
+/// Copies the packets of a file that match to another file.
+struct Copier {
+    source: EventSource,
+    /// The bytes of the frames of a test run, as they were captured.
+    bytes: Vec<u8>,
+    frames: Vec<Copied>,
+}
+
+/// A frame of a test run.
+struct Copied {
+    /// Where its bytes end.
+    end: usize,
+    link_type: u16,
+    wire_len: u32,
+}
+
+impl<S> AroundFrames<S> for Copier {
+    fn take(&mut self, frame: &Frame<'_>) {
+        for part in frame.captured() {
+            self.bytes.extend_from_slice(part);
         }
-        let wanted = directions(self.args.direction);
-        let progs = &mut open.progs;
-        progs
-            .port_monitor_ingress
-            .set_autoload(self.replay || wanted.contains(&Direction::Ingress));
-        progs
-            .port_monitor_egress
-            .set_autoload(!self.replay && wanted.contains(&Direction::Egress));
-        let skel = open
-            .load()
-            .map_err(|error| load::failure("failed to load the port-monitor program", error))?;
-        self.filter.fill(filter_tries!(skel))?;
-        Ok(skel)
+        self.frames.push(Copied {
+            end: self.bytes.len(),
+            link_type: frame.link_type,
+            wire_len: frame.wire_len,
+        });
+    }
+
+    fn room(&self, session: &Session) -> usize {
+        let events = self.source.room(size_of::<FrameEvent>() + REPLAYED_BYTES);
+        events.min(usize::try_from(session.output_room()).unwrap_or(usize::MAX))
+    }
+
+    fn after(&mut self, session: &mut Session, _: &[Origin]) {
+        self.source.drain_all(|event| {
+            let event = CapturedFrame::decode(event);
+            let found = event.and_then(|event| {
+                let at = event.raw.interface as usize;
+                let start = match at.checked_sub(1) {
+                    Some(before) => self.frames.get(before)?.end,
+                    None => 0,
+                };
+                let frame = self.frames.get(at)?;
+                Some((event, frame, self.bytes.get(start..frame.end)?))
+            });
+            let Some((event, frame, bytes)) = found else {
+                session.broken();
+                return;
+            };
+            // If there can be no such interface, the run has ended, and the frame counts as late.
+            let interface = session.recorded_interface(frame.link_type);
+            let written = Written {
+                interface: interface.unwrap_or(0),
+                at: event.raw.ts_ns.cast_signed(),
+                parts: [bytes, &[], &[], &[]],
+                wire_len: frame.wire_len,
+                way: None,
+                process: None,
+                comment: None,
+            };
+            session.write_frame(&written, Vec::new);
+        });
+        self.frames.clear();
+        self.bytes.clear();
     }
 }
 
-/// Prints the packets of a capture file.
-fn replay_file(args: &PortMonitorArgs, filter: &Filter, file: &Path) -> Result<Exit, Failure> {
-    // Opened first: while it waits for a FIFO's writer, signals still end the process.
-    let mut capture = replay::open(file)?;
-    let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
-    let cpus = load::possible_cpus()?;
-    let setup = Setup {
-        args,
-        filter,
-        buffer: BufferKind::choose(args.buffer.buffer)?,
-        raw_ip: false,
-        replay: true,
-        position: 0,
-    };
-    let mut storage = MaybeUninit::uninit();
-    let mut skel = setup.load(&mut storage, None)?;
-    let delivery = Delivery::new(session.io());
-    let writer = PacketWriter {
-        iface_width: iface_width([]),
-        with_payload: payload_bytes(args) > 0,
-    };
-    let place = Cell::new(Place {
-        iface: None,
-        has_macs: true,
-        has_ethertype: true,
-        offset_shift: 0,
-    });
-    let source = EventSource::open(
-        setup.buffer,
-        args.buffer.buffer_size,
-        &skel.maps.ring,
-        &skel.maps.perf,
-        |bytes| print(&delivery, &writer, bytes, |_| Some(place.get())),
-    )?;
-    session.ready(Files::Opened)?;
-    session.text_header(|out| writer.text_header(out));
-
-    let mut replay = Replay {
-        program: &skel.progs.port_monitor_ingress,
-        bss: &mut skel.maps.bss_replay_data,
-        source: &source,
-        place: &place,
-    };
-    let file_error = replay::run(&mut session, &mut capture, &mut replay)?;
-    session.output.borrow_mut().sink.flush(&session.stop);
-    let counters = read_counters(&skel, cpus);
-    let summary = summary(&session, &delivery, session.stop.elapsed(), counters);
-    let exit = session.finish(&summary)?;
-    file_error.map_or(Ok(exit), Err)
+/// Prints the packets of a file.
+struct Printer<'a> {
+    writer: &'a PacketWriter,
+    source: EventSource,
+    event_len: usize,
 }
 
-/// A replay in progress.
-struct Replay<'a, 'obj, 'events> {
-    program: &'a ProgramMut<'obj>,
-    bss: &'a mut Option<&'obj mut bss_replay>,
-    source: &'a EventSource<'events>,
-    place: &'a Cell<Place<'static>>,
-}
+impl<S> AroundFrames<S> for Printer<'_> {
+    fn room(&self, session: &Session) -> usize {
+        let lines = session.output_room();
+        let events = self.source.room(self.event_len);
+        events.min(usize::try_from(lines).unwrap_or(usize::MAX))
+    }
 
-impl Replayed for Replay<'_, '_, '_> {
-    fn run(
-        &mut self,
-        _: &Session,
-        frame: &Frame<'_>,
-        prepared: &Prepared<'_>,
-        input: ProgramInput<'_>,
-    ) -> Result<()> {
-        self.place.set(Place {
-            iface: None,
-            has_macs: frame.link == LinkKind::Ethernet,
-            has_ethertype: matches!(frame.link, LinkKind::Ethernet | LinkKind::Cooked),
-            offset_shift: frame.offset_shift,
+    fn after(&mut self, session: &mut Session, frames: &[Origin]) {
+        self.source.drain_all(|bytes| {
+            print(session, self.writer, bytes, |packet| {
+                let frame = frames.get(packet.raw.interface as usize)?;
+                Some(Place {
+                    iface: None,
+                    has_macs: frame.link == LinkKind::Ethernet,
+                    has_ethertype: matches!(frame.link, LinkKind::Ethernet | LinkKind::Cooked),
+                    offset_shift: frame.offset_shift,
+                })
+            });
         });
-        let bss = self
-            .bss
-            .as_deref_mut()
-            .context("the program has no place for the frame's length")?;
-        let at = prepared.at.cast_unsigned();
-        skel::set_port_monitor_replay(bss, prepared.len, prepared.beyond, at);
-        self.program.test_run(input)?;
-        // The event of this frame, before the next one has another place.
-        self.source.consume(Bell::Wanted);
-        Ok(())
     }
 }

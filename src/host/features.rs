@@ -2,7 +2,7 @@
 //!
 //! Attaching XDP natively can change both: veth turns segmentation offload of the
 //! *other* end off and lowers its maximum MTU (`veth_xdp_set()`), and NICs turn
-//! LRO off. A snapshot before and one after tell what changed.
+//! LRO off. Comparing a snapshot from before with one from after shows what has changed.
 
 use std::collections::BTreeSet;
 
@@ -48,19 +48,19 @@ pub struct Snapshot {
 struct Device {
     index: u32,
     name: String,
-    /// In bytes; 0 is no limit. Unknown before Linux 4.19.
+    /// In bytes; 0 means no limit. Not known before Linux 4.19.
     max_mtu: Option<u32>,
-    /// Names as `ethtool -k` has them. Unknown before Linux 5.6.
+    /// Names as `ethtool -k` shows them. Not known before Linux 5.6.
     features: Option<BTreeSet<String>>,
 }
 
 impl Snapshot {
-    /// Reads the present state. It takes no privilege.
+    /// Reads the current state. That needs no privilege.
     ///
     /// # Errors
     ///
-    /// If netlink can't be used. An interface that has gone, or a kernel that
-    /// does not tell, only makes the snapshot smaller.
+    /// Netlink can't be used. If the interface is gone, or the kernel does not have
+    /// a value, the snapshot just lacks it.
     pub fn take(interface: &Interface) -> Result<Self> {
         let mut route = route_socket()?;
         let mut ethtool = Ethtool::open()?;
@@ -90,8 +90,8 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// Whether the interface has a veth peer in another network namespace (as
-    /// that of a container), where changes can't be seen from here.
+    /// Whether the interface has a veth peer in another network namespace, such as that
+    /// of a container, where changes can't be seen from here.
     #[must_use]
     pub fn has_unseen_peer(&self) -> bool {
         self.unseen_peer
@@ -131,12 +131,12 @@ impl Device {
     }
 }
 
-/// Whether the driver of an interface offers native XDP; `None` before Linux 6.3, which does not
-/// tell. What is offered can still be refused, for an MTU or a number of queues.
+/// Whether the driver of an interface offers native XDP; `None` before Linux 6.3, which can't
+/// report it. A driver that offers it may still refuse, because of the MTU or the number of queues.
 ///
 /// # Errors
 ///
-/// If netlink can't be used, or the interface is gone.
+/// Netlink can't be used, or the interface is gone.
 pub fn offers_native_xdp(interface: &Interface) -> Result<Option<bool>> {
     let mut socket = generic_socket()?;
     let Some(family) = family(&mut socket, NETDEV_FAMILY_NAME)? else {
@@ -161,7 +161,7 @@ fn generic_socket() -> Result<Socket> {
     Socket::open(SockProtocol::NetlinkGeneric, 0, SockFlag::empty())
 }
 
-/// The number of a generic netlink family; none if this kernel does not have it.
+/// The id of a generic netlink family; `None` if the kernel does not have it.
 fn family(socket: &mut Socket, name: &[u8]) -> Result<Option<u16>> {
     let mut payload = generic_header(CTRL_CMD_GETFAMILY);
     push_attribute(&mut payload, CTRL_ATTR_FAMILY_NAME, name);
@@ -179,15 +179,15 @@ struct Ethtool {
 }
 
 impl Ethtool {
-    /// None if this kernel does not have it.
+    /// Opens the family; `None` if the kernel does not have it.
     fn open() -> Result<Option<Self>> {
         let mut socket = generic_socket()?;
         let family = family(&mut socket, ETHTOOL_GENL_NAME)?;
         Ok(family.map(|family| Self { socket, family }))
     }
 
-    /// Names of the features that are on; none if the device is gone or tells
-    /// nothing.
+    /// Names of the features that are on; none if the device is gone or reports
+    /// none.
     fn active_features(&mut self, index: u32) -> Result<Option<BTreeSet<String>>> {
         let mut header = Vec::new();
         push_attribute(
@@ -222,8 +222,8 @@ fn find(answer: &[u8], wanted: u16) -> Option<&[u8]> {
         .map(|(_, value)| value)
 }
 
-/// Decodes the list form of an ethtool bitset, which holds the set bits alone
-/// when it comes without a mask (`ethnl_put_bitset()`).
+/// Decodes the list form of an ethtool bitset, which, without a mask, holds
+/// only the bits that are set (`ethnl_put_bitset()`).
 fn active_features(answer: &[u8]) -> BTreeSet<String> {
     let bitset = find(answer, ETHTOOL_A_FEATURES_ACTIVE).unwrap_or_default();
     attributes(bitset)

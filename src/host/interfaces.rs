@@ -1,4 +1,4 @@
-//! Network interfaces: which ones a command line means, and what their frames
+//! Network interfaces: finds those that the command line names, and what their frames
 //! begin with.
 
 use std::fmt;
@@ -13,7 +13,7 @@ use nix::sys::socket::{SockFlag, SockProtocol};
 
 use super::netlink::{Socket, attributes, push_attribute, read_i32, read_u16, read_u32, text};
 
-// <linux/if_arp.h> has these two, libc has not.
+// From <linux/if_arp.h>; libc lacks these two.
 const ARPHRD_RAWIP: u16 = 519;
 const ARPHRD_IP6GRE: u16 = 823;
 
@@ -75,7 +75,7 @@ pub enum LinkLayer {
     /// address the packet begins with the outer IP header (`__ipgre_rcv()`; at
     /// egress too, by `ipgre_header()`), and before Linux 5.14 so it did at
     /// ingress of most IP tunnels. `skb->len` counts these bytes as well.
-    /// A generic XDP program sees the same bytes and has no way to tell.
+    /// A generic XDP program sees the same bytes, and can't find out what they are.
     None,
     /// Something that can't be decoded here: the `ARPHRD_*` number.
     Unsupported(u16),
@@ -85,7 +85,7 @@ impl LinkLayer {
     /// Classifies a device type of `<linux/if_arp.h>`.
     fn from_arphrd(arphrd: u16) -> Self {
         match arphrd {
-            // The loopback device makes up an Ethernet header of zeros.
+            // The loopback device gives its packets an Ethernet header of zeros.
             ARPHRD_ETHER | ARPHRD_LOOPBACK => Self::Ethernet,
             ARPHRD_NONE | ARPHRD_RAWIP | ARPHRD_PPP | ARPHRD_TUNNEL | ARPHRD_TUNNEL6
             | ARPHRD_SIT | ARPHRD_IPGRE | ARPHRD_IP6GRE => Self::None,
@@ -101,7 +101,7 @@ pub enum ResolveError {
     Usage {
         /// What is wrong.
         message: String,
-        /// What would be right, if that can be told.
+        /// What would be right, if that is known.
         hint: Option<String>,
     },
     /// The kernel could not be asked.
@@ -125,37 +125,50 @@ impl From<anyhow::Error> for ResolveError {
     }
 }
 
-/// Finds the named interfaces, each once, in the order of their first mention.
-/// Alternative names (`ip link property add … altname`) are understood.
+/// Stands for all interfaces, as with tcpdump.
+pub const ANY: &str = "any";
+
+/// Finds the interfaces with these names, each once, in the order in which they are first named.
+/// Alternative names (`ip link property add … altname`) are understood, and `any` for all that are
+/// up and whose frames can be read.
 ///
-/// Without names it is the interface of the default route: of IPv4, else of
-/// IPv6, main table, lowest metric. Metrics of the two families are on different
-/// scales, so they are not compared. Without a default route it is `lo`.
+/// Without names, it is the interface of the default route in the main table with the lowest metric,
+/// of IPv4 or else of IPv6. The metrics of the two families are not compared, because they use
+/// different scales. Without a default route, it is `any`.
 ///
 /// # Errors
 ///
-/// `Usage` for a name that is no interface here, `Failed` if the kernel can't be
+/// `Usage` for a name that is no interface here, or if none is up; `Failed` if the kernel can't be
 /// asked.
 pub fn resolve(names: &[String]) -> Result<Vec<Interface>, ResolveError> {
     let mut socket = route_socket()?;
     let links = links(&mut socket)?;
     if names.is_empty() {
-        return Ok(vec![default_interface(&mut socket, &links)?]);
+        return match default_interface(&mut socket, &links)? {
+            Some(interface) => Ok(vec![interface]),
+            None => all_up(&links),
+        };
     }
     let mut found: Vec<Interface> = Vec::new();
     for name in names {
-        let link = links
-            .iter()
-            .find(|link| link.answers_to(name))
-            .ok_or_else(|| unknown_interface(name, &links))?;
-        if !found.iter().any(|other| other.index == link.index) {
-            found.push(link.to_interface());
+        let named = match links.iter().find(|link| link.answers_to(name)) {
+            Some(link) => vec![link.to_interface()],
+            None if name == ANY => all_up(&links)?,
+            None => return Err(unknown_interface(name, &links)),
+        };
+        for interface in named {
+            if !found.iter().any(|other| other.index == interface.index) {
+                found.push(interface);
+            }
         }
     }
     Ok(found)
 }
 
-fn default_interface(socket: &mut Socket, links: &[Link]) -> Result<Interface, ResolveError> {
+fn default_interface(
+    socket: &mut Socket,
+    links: &[Link],
+) -> Result<Option<Interface>, ResolveError> {
     for family in [libc::AF_INET, libc::AF_INET6] {
         let mut routes = default_routes(socket, family)?;
         routes.sort_by_key(|route| route.metric);
@@ -163,22 +176,33 @@ fn default_interface(socket: &mut Socket, links: &[Link]) -> Result<Interface, R
             .iter()
             .find_map(|route| links.iter().find(|link| link.index == route.interface));
         if let Some(link) = link {
-            return Ok(link.to_interface());
+            return Ok(Some(link.to_interface()));
         }
     }
-    let lo = links.iter().find(|link| link.name == "lo");
-    lo.map(Link::to_interface)
-        .ok_or_else(|| ResolveError::Usage {
-            message: "no interface given, and there is neither a default route nor lo".to_owned(),
+    Ok(None)
+}
+
+/// All interfaces that are up and whose frames can be read.
+fn all_up(links: &[Link]) -> Result<Vec<Interface>, ResolveError> {
+    let up = links
+        .iter()
+        .map(Link::to_interface)
+        .filter(|link| link.up && !matches!(link.link_layer, LinkLayer::Unsupported(_)))
+        .collect::<Vec<_>>();
+    if up.is_empty() {
+        return Err(ResolveError::Usage {
+            message: "no interface is up".to_owned(),
             hint: existing("", links),
-        })
+        });
+    }
+    Ok(up)
 }
 
 fn unknown_interface(name: &str, links: &[Link]) -> ResolveError {
-    // The name is the user's: escaped, so that it stays on one line.
+    // The user chose the name: it is escaped, so that it stays on one line.
     let message = if name.len() >= IFNAMSIZ {
         format!(
-            "no interface {name:?}: names have at most {} bytes, and it is no alternative name",
+            "no interface {name:?}: names have at most {} bytes, and no interface has this as an alternative name",
             IFNAMSIZ - 1
         )
     } else {
@@ -209,13 +233,13 @@ fn existing(name: &str, links: &[Link]) -> Option<String> {
     (!names.is_empty()).then(|| format!("there are {}{more}", names.join(", ")))
 }
 
-/// An interface with everything that rtnetlink tells and that is of use here.
+/// What rtnetlink reports of an interface, as far as it is used here.
 #[derive(Debug, Default)]
 pub(super) struct Link {
     pub(super) index: u32,
     pub(super) name: String,
     pub(super) up: bool,
-    /// Largest MTU that can be set, in bytes; 0 if the device has no limit.
+    /// Largest MTU that can be set, in bytes; 0 if there is no limit.
     pub(super) max_mtu: Option<u32>,
     /// Index of the other end of a veth pair (or of a lower device).
     pub(super) peer: Option<u32>,
@@ -323,14 +347,14 @@ fn default_routes(socket: &mut Socket, family: i32) -> anyhow::Result<Vec<Defaul
         *first = u8::try_from(family).unwrap_or_default();
     }
     match socket.dump(RTM_GETROUTE, &payload, default_route) {
-        // A kernel without IPv6 does not know the family.
+        // A kernel without IPv6 does not know this family.
         Err(error) if error.downcast_ref() == Some(&Errno::EOPNOTSUPP) => Ok(Vec::new()),
         other => other.context("failed to list the routes"),
     }
 }
 
 /// Decodes an `RTM_NEWROUTE` payload if it is a usable default route of the main
-/// table. Of a multipath route the first hop counts.
+/// table. Of a multipath route, the first hop is used.
 fn default_route(payload: &[u8]) -> Option<DefaultRoute> {
     let prefix_len = *payload.get(1)?;
     let mut table = u32::from(*payload.get(4)?);

@@ -1,15 +1,15 @@
-//! Functions and variables of the kernel, by its type information.
+//! Looks up functions and variables of the kernel in its type information (BTF).
 //!
-//! libbpf reads it as well, and when programs are loaded will do so in any case; but it checks and
-//! indexes all of it, which for a look at three names takes longer than to load a program. The format
-//! is the kernel's (Documentation/bpf/btf.rst, linux/btf.h).
+//! `libbpf_rs::btf::Btf::from_vmlinux` was tried: it checks and indexes all types, and two lookups
+//! by name took 9 to 21 ms where this module takes 1 ms (Linux 6.18). The format is described in the
+//! kernel's Documentation/bpf/btf.rst and in linux/btf.h.
 
 use std::fs;
 use std::ops::Range;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::attach::mapping::{KERNEL_BTF, KernelBtf};
+use crate::sys::mapping::{KERNEL_BTF, KernelBtf};
 
 const MAGIC: u16 = 0xeb9f;
 
@@ -17,6 +17,9 @@ const MAGIC: u16 = 0xeb9f;
 /// and a size or another type.
 const TYPE_LEN: usize = 12;
 
+const KIND_PTR: u8 = 2;
+const KIND_ENUM: u8 = 6;
+const KIND_TYPEDEF: u8 = 8;
 const KIND_FUNC: u8 = 12;
 const KIND_FUNC_PROTO: u8 = 13;
 const KIND_VAR: u8 = 14;
@@ -28,7 +31,7 @@ pub struct KernelTypes {
     strings: Range<usize>,
 }
 
-/// Where it is in our memory.
+/// Where it is in the memory of this process.
 enum Bytes {
     Mapped(KernelBtf),
     Read(Vec<u8>),
@@ -52,15 +55,17 @@ struct Type {
     kind: u8,
     /// Members, arguments and the like.
     len: usize,
-    /// Of a function its prototype.
+    /// For a function, its prototype; for a pointer or a name, what it stands for.
     refers_to: u32,
+    /// Where it begins.
+    at: usize,
 }
 
 impl KernelTypes {
-    /// Looks at what the running kernel tells.
+    /// Reads that of the running kernel.
     ///
     /// # Errors
-    /// It tells nothing (CONFIG_DEBUG_INFO_BTF), or in another format.
+    /// The kernel has none (CONFIG_DEBUG_INFO_BTF), or its format is not known.
     pub fn load() -> Result<Self> {
         let bytes = KernelBtf::map()
             .map(Bytes::Mapped)
@@ -74,14 +79,18 @@ impl KernelTypes {
     fn new(bytes: Bytes) -> Result<Self> {
         let all = bytes.all();
         let magic = all.first_chunk().map(|magic| u16::from_ne_bytes(*magic));
-        ensure!(magic == Some(MAGIC), "it is no BTF");
-        let number = |at| word(all, at).context("it is cut short");
+        ensure!(magic == Some(MAGIC), "the data is not BTF");
+        let number = |at| word(all, at).context("the data is cut short");
         let header = number(4)?;
         let section = |at| -> Result<Range<usize>> {
             let (from, len) = (number(at)?, number(at + 4)?);
-            let start = header.checked_add(from).context("it is too long")?;
-            let end = start.checked_add(len).context("it is too long")?;
-            ensure!(end <= all.len(), "it is cut short");
+            let start = header
+                .checked_add(from)
+                .context("a length in it is too large")?;
+            let end = start
+                .checked_add(len)
+                .context("a length in it is too large")?;
+            ensure!(end <= all.len(), "the data is cut short");
             Ok(start..end)
         };
         let (types, strings) = (section(8)?, section(16)?);
@@ -95,9 +104,26 @@ impl KernelTypes {
     /// The number of the function with that name.
     ///
     /// # Errors
-    /// On the way to it is a type that is not known.
+    /// A type before it is of an unknown kind.
     pub fn function(&self, name: &str) -> Result<Option<u32>> {
         Ok(self.find(KIND_FUNC, name)?.map(|known| known.id))
+    }
+
+    /// The numbers of the functions with these names, found in one walk.
+    ///
+    /// # Errors
+    /// As [`KernelTypes::function`].
+    pub fn functions<const N: usize>(&self, names: [&str; N]) -> Result<[Option<u32>; N]> {
+        let mut found = [None; N];
+        self.walk(|known| {
+            if known.kind == KIND_FUNC
+                && let Some(at) = names.iter().position(|name| self.is_called(known, name))
+            {
+                found[at] = Some(known.id);
+            }
+            found.iter().all(Option::is_some)
+        })?;
+        Ok(found)
     }
 
     /// The number of the variable with that name.
@@ -121,6 +147,47 @@ impl KernelTypes {
         Ok(prototype.map(|known| known.len))
     }
 
+    /// How many arguments a tracepoint passes on to programs.
+    ///
+    /// # Errors
+    /// As [`KernelTypes::function`].
+    pub fn tracepoint_arguments(&self, name: &str) -> Result<Option<usize>> {
+        // `typedef void (*btf_trace_NAME)(void *, …)` (trace/bpf_probe.h); the first is for itself.
+        let Some(known) = self.find(KIND_TYPEDEF, &format!("btf_trace_{name}"))? else {
+            return Ok(None);
+        };
+        let pointer = self.walk(|it| it.id == known.refers_to && it.kind == KIND_PTR)?;
+        let Some(pointer) = pointer else {
+            return Ok(None);
+        };
+        let prototype = self.walk(|it| it.id == pointer.refers_to && it.kind == KIND_FUNC_PROTO)?;
+        Ok(prototype.map(|prototype| prototype.len.saturating_sub(1)))
+    }
+
+    /// Names and values of an enum; none if there is no such enum.
+    ///
+    /// # Errors
+    /// As [`KernelTypes::function`].
+    pub fn enumerators(&self, name: &str) -> Result<Vec<(String, u32)>> {
+        let Some(known) = self.find(KIND_ENUM, name)? else {
+            return Ok(Vec::new());
+        };
+        let types = &self.bytes.all()[self.types.clone()];
+        let members = types.get(known.at + TYPE_LEN..).unwrap_or_default();
+        let member = |bytes: &[u8]| {
+            let name = self.string(word(bytes, 0)?)?;
+            Some((name, u32::try_from(word(bytes, 4)?).ok()?))
+        };
+        let members = members.chunks_exact(8).take(known.len);
+        Ok(members.filter_map(member).collect())
+    }
+
+    fn string(&self, at: usize) -> Option<String> {
+        let strings = self.bytes.all()[self.strings.clone()].get(at..)?;
+        let end = strings.iter().position(|byte| *byte == 0)?;
+        String::from_utf8(strings[..end].to_vec()).ok()
+    }
+
     fn find(&self, kind: u8, name: &str) -> Result<Option<Type>> {
         self.walk(|known| known.kind == kind && self.is_called(known, name))
     }
@@ -133,10 +200,11 @@ impl KernelTypes {
             .is_some_and(|rest| rest.first() == Some(&0))
     }
 
-    /// Looks at all types until one is the wanted one.
+    /// Searches all types until the wanted one is found.
     fn walk(&self, mut is_wanted: impl FnMut(Type) -> bool) -> Result<Option<Type>> {
-        const UNKNOWN: &str = "the format of the kernel's types is not known";
-        let mut types = &self.bytes.all()[self.types.clone()];
+        const UNKNOWN: &str = "this version of BTF is not supported";
+        let all = &self.bytes.all()[self.types.clone()];
+        let mut types = all;
         let mut id = 0;
         while !types.is_empty() {
             id += 1;
@@ -148,6 +216,7 @@ impl KernelTypes {
                 kind: (info >> 24 & 0x1f) as u8,
                 len: info & 0xffff,
                 refers_to: number(8)? as u32,
+                at: all.len() - types.len(),
             };
             let more = more_bytes(known.kind, known.len).context(UNKNOWN)?;
             if is_wanted(known) {
@@ -175,9 +244,9 @@ fn more_bytes(kind: u8, len: usize) -> Option<usize> {
         // struct, union, section, enum of 64 bits
         4 | 5 | 15 | 19 => len * 12,
         // enum, prototype
-        6 | KIND_FUNC_PROTO => len * 8,
+        KIND_ENUM | KIND_FUNC_PROTO => len * 8,
         // pointer, forward, typedef, volatile, const, restrict, function, float, type tag
-        2 | 7..=KIND_FUNC | 16 | 18 => 0,
+        KIND_PTR | 7..=KIND_FUNC | 16 | 18 => 0,
         _ => return None,
     })
 }
@@ -233,7 +302,7 @@ mod tests {
         assert_eq!(types.function("f").unwrap(), Some(4));
         assert_eq!(types.variable("v").unwrap(), Some(5));
         assert_eq!(types.arguments("fg").unwrap(), Some(2));
-        // It refers to what is no prototype.
+        // It refers to something that is not a prototype.
         assert_eq!(types.arguments("f").unwrap(), None);
         for absent in ["", "g", "fgh", "v"] {
             assert_eq!(types.function(absent).unwrap(), None, "{absent}");

@@ -1,7 +1,7 @@
-//! Tells what happens to interfaces while a program is attached to them.
+//! Watches what happens to interfaces while a program is attached to them.
 //!
-//! A BPF link does not tell its owner that the interface is gone, so the kernel's
-//! own announcements (`RTNLGRP_LINK`) are listened to. That takes no privilege.
+//! A BPF link does not notify its owner when the interface is gone. So this module listens to
+//! the kernel's notifications about interfaces (`RTNLGRP_LINK`). That needs no privilege.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -34,8 +34,8 @@ pub enum LinkChange {
     Gone,
     /// It was moved to another network namespace, where its index may be another
     /// one. Links (XDP, tcx) go with it, clsact filters are lost (`dev_shutdown()`). It is
-    /// no longer followed: whether it still exists is told by the link itself,
-    /// which tells the new index, and 0 after the deletion.
+    /// no longer followed: the link itself shows whether it still exists. It has the new index,
+    /// or 0 after the interface was deleted.
     MovedAway,
     /// It has a new name.
     Renamed {
@@ -54,23 +54,23 @@ struct Followed {
     up: bool,
 }
 
-/// Listens to the kernel's announcements about interfaces.
+/// Listens to the kernel's notifications about interfaces.
 ///
 /// To miss nothing: open it, resolve the interfaces, [`follow`](Self::follow)
 /// them, then attach. Poll it for input and call [`events`](Self::events).
 pub struct LinkWatch {
     socket: Socket,
-    /// For questions, if announcements were dropped: by then no socket can be made any more.
+    /// For requests, if notifications were dropped: by then the sandbox forbids new sockets.
     questions: Socket,
     followed: Vec<Followed>,
 }
 
 impl LinkWatch {
-    /// Begins to listen. Announcements wait in the socket from now on.
+    /// Starts to listen. From now on notifications wait in the socket.
     ///
     /// # Errors
     ///
-    /// If no netlink socket can be had.
+    /// A netlink socket can't be opened.
     pub fn new() -> Result<Self> {
         let socket = Socket::open(
             SockProtocol::NetlinkRoute,
@@ -97,14 +97,14 @@ impl LinkWatch {
 
     /// What happened since the last call, in order. It does not block.
     ///
-    /// If the kernel had to drop announcements, the state of each followed
-    /// interface is asked for instead: changes that were undone in between are
-    /// not seen then, and [`LinkChange::MovedAway`] looks like
+    /// If the kernel had to drop notifications, the state of each followed
+    /// interface is read instead. Then changes that were undone meanwhile are
+    /// not seen, and [`LinkChange::MovedAway`] looks like
     /// [`LinkChange::Gone`].
     ///
     /// # Errors
     ///
-    /// If the socket fails for another reason than that.
+    /// The socket fails for any other reason.
     pub fn events(&mut self) -> Result<Vec<LinkEvent>> {
         let mut events = Vec::new();
         let mut overrun = false;
@@ -143,6 +143,15 @@ impl LinkWatch {
         }
     }
 
+    /// Whether there is an interface with this index, in the network namespace of the socket.
+    ///
+    /// # Errors
+    ///
+    /// The request fails.
+    pub fn exists(&mut self, index: u32) -> Result<bool> {
+        Ok(link_by_index(&mut self.questions, index)?.is_some())
+    }
+
     fn ask(&mut self, events: &mut Vec<LinkEvent>) -> Result<()> {
         let indices: Vec<_> = self.followed.iter().map(|known| known.index).collect();
         for index in indices {
@@ -161,8 +170,8 @@ impl AsFd for LinkWatch {
     }
 }
 
-/// Compares the announced state with the known one, which becomes the new one.
-/// Most announcements (addresses, statistics, carrier) change nothing here.
+/// Compares the state in a notification with the known state, and updates that.
+/// Most notifications (addresses, statistics, carrier) change nothing here.
 fn changed(followed: &mut [Followed], link: &Link, events: &mut Vec<LinkEvent>) {
     let Some(known) = followed.iter_mut().find(|known| known.index == link.index) else {
         return;

@@ -1,14 +1,20 @@
-//! What this host has and allows: interfaces, their fate while a program is
-//! attached, their offload features, and the privileges of this process.
+//! What this host has and allows: interfaces and changes to them, sockets, routes, kernel types
+//! and symbols, and the privileges of this process.
 //!
-//! Everything is asked of the kernel by netlink, capget and `/proc`, so that it
-//! also works inside `ip netns exec`, where `/sys` may show another namespace.
+//! What depends on the network namespace comes from netlink and `/proc`: inside `ip netns exec`,
+//! `/sys` may show another namespace.
 
 pub mod containers;
 pub mod features;
 pub mod interfaces;
+pub mod kernel_symbols;
 pub mod kernel_types;
 pub mod link_watch;
+pub mod names;
 pub(crate) mod netlink;
+pub mod netns;
 pub mod privileges;
+pub mod routes;
 pub mod sandbox;
+pub mod sock_diag;
+pub mod time_zone;

@@ -1,9 +1,13 @@
-//! The little netlink that is needed: a socket, requests, and a cursor over
+//! The part of netlink that is needed: a socket, requests, and iterators over
 //! messages and attributes.
 //!
 //! Layouts are those of `<linux/netlink.h>`; everything is in host byte order
-//! and aligned to 4 bytes. The bytes come from the kernel, but nothing here
-//! trusts a length: a message that does not fit ends the iteration.
+//! and aligned to 4 bytes. The bytes come from the kernel, but no length
+//! is trusted: a message that does not fit ends the iteration.
+//!
+//! netlink-packet-route 0.34 with -core and -sys was tried: one program that dumps links and TC
+//! filters is 765 KB larger with them than with this module, and the messages of ethtool and netdev
+//! that are needed too are in none of the three.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -19,10 +23,10 @@ const NLM_F_ACK: u16 = 0x4;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLM_F_DUMP: u16 = 0x300;
 
-// The same bits mean something else where an object is made.
-/// Fail with `EEXIST` if the object is there already.
+// The same bits mean something else in requests that create an object.
+/// Fail with `EEXIST` if the object exists.
 pub(crate) const NLM_F_EXCL: u16 = 0x200;
-/// Make the object if it is not there.
+/// Create the object if it does not exist.
 pub(crate) const NLM_F_CREATE: u16 = 0x400;
 
 const NLMSG_NOOP: u16 = 1;
@@ -39,7 +43,7 @@ const ATTRIBUTE_TYPE_MASK: u16 = 0x3fff;
 /// more in a single message.
 const BUFFER_LEN: usize = 64 * 1024;
 
-/// How often a dump is repeated that was torn by a concurrent change.
+/// How often a dump is repeated that was interrupted by a change.
 const DUMP_ATTEMPTS: usize = 5;
 
 /// A netlink socket that talks to the kernel only.
@@ -93,15 +97,15 @@ impl Socket {
         Ok(answer)
     }
 
-    /// Makes, changes or removes an object and waits until that is done. `flags`
+    /// Creates, changes or removes an object, and waits for the result. `flags`
     /// are those of creation: [`NLM_F_CREATE`], [`NLM_F_EXCL`].
     pub(crate) fn change(&mut self, kind: u16, flags: u16, payload: &[u8]) -> Result<(), Errno> {
         self.exchange(kind, NLM_F_ACK | flags, payload, &mut |_| {})
     }
 
     /// Asks for all objects of a kind and returns what `decode` makes of each
-    /// payload. The answer is of one moment: if the kernel says that something
-    /// changed in between, the dump is made anew.
+    /// payload. The answer is consistent: if the kernel says that something
+    /// has changed meanwhile, the dump is repeated.
     pub(crate) fn dump<T>(
         &mut self,
         kind: u16,
@@ -114,12 +118,12 @@ impl Socket {
                 found.extend(decode(payload));
             }) {
                 Ok(()) => return Ok(found),
-                // exchange() reports a torn dump in this way.
+                // exchange() reports an interrupted dump in this way.
                 Err(Errno::EAGAIN) => {}
                 Err(errno) => return Err(errno).context("failed to read from netlink"),
             }
         }
-        bail!("what was asked of netlink changed faster than it could be read")
+        bail!("the list changed faster than it could be read")
     }
 
     fn exchange(

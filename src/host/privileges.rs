@@ -1,6 +1,8 @@
-//! Privileges of this process: what it lacks, why the kernel refused, and how to
-//! give up what is no longer needed.
+//! The privileges of this process: which are missing, why the kernel refused something, and
+//! dropping those that are no longer needed.
 
+use std::error::Error;
+use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
@@ -11,8 +13,8 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use nix::sys::utsname::uname;
 use nix::unistd::{getresgid, getresuid, gettid};
 
-/// All that this tool ever needs. `CAP_BPF` and `CAP_PERFMON` were split from
-/// `CAP_SYS_ADMIN` in Linux 5.8, and it still stands for both.
+/// All capabilities that this tool can need. `CAP_BPF` and `CAP_PERFMON` were split from
+/// `CAP_SYS_ADMIN` in Linux 5.8, which still includes both.
 const NEEDED: [(Capability, &str); 3] = [
     (Capability::CAP_BPF, "CAP_BPF"),
     (Capability::CAP_NET_ADMIN, "CAP_NET_ADMIN"),
@@ -27,8 +29,8 @@ const INITIAL_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
 /// `RLIMIT_MEMLOCK`.
 const NO_MEMLOCK_SINCE: (u32, u32) = (5, 11);
 
-/// Which of `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON` this thread lacks, after
-/// `CAP_SYS_ADMIN` stood in for the first and the last.
+/// Which of `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON` this thread lacks. `CAP_SYS_ADMIN`
+/// includes the first and the last.
 #[must_use]
 pub fn missing() -> Vec<&'static str> {
     let sys_admin = has(Capability::CAP_SYS_ADMIN);
@@ -42,7 +44,7 @@ pub fn missing() -> Vec<&'static str> {
         .collect()
 }
 
-/// What this tool needs, and whether this thread has it, in itself or through `CAP_SYS_ADMIN`.
+/// What this tool needs, and whether this thread has it, directly or by `CAP_SYS_ADMIN`.
 #[must_use]
 pub fn needed() -> Vec<(&'static str, bool)> {
     let missing = missing();
@@ -56,11 +58,10 @@ fn has(capability: Capability) -> bool {
     caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)
 }
 
-/// Tries something as it would be without any capability in effect, and brings
-/// them back.
+/// Tries something without any capability in effect, and restores them.
 ///
-/// So it can be found out whether `CAP_BPF` must be kept to read maps: before
-/// Linux 5.19 every bpf(2) command asks for it unless
+/// This shows whether `CAP_BPF` must be kept to read maps: before
+/// Linux 5.19 every bpf(2) command needs it unless
 /// `kernel.unprivileged_bpf_disabled` is 0.
 ///
 /// # Errors
@@ -74,7 +75,7 @@ pub fn without_capabilities<T>(attempt: impl FnOnce() -> T) -> Result<T> {
     Ok(outcome)
 }
 
-/// Gives up every capability for good: see [`drop_all_but`].
+/// Drops every capability for good: see [`drop_all_but`].
 ///
 /// # Errors
 ///
@@ -83,7 +84,7 @@ pub fn drop_all() -> Result<()> {
     drop_all_but(&[])
 }
 
-/// Gives up every capability but those in `keep` (of those that are there), and
+/// Drops every capability except those in `keep` that this thread has, and
 /// sets `no_new_privs`, with which no later exec can gain any, not even as root
 /// (`cap_bprm_creds_from_file()`).
 ///
@@ -107,7 +108,7 @@ pub fn drop_all_but(keep: &[Capability]) -> Result<()> {
 }
 
 fn check_other_threads(keep: &CapsHashSet) -> Result<()> {
-    // Without /proc there is nothing to check by.
+    // Without /proc this can't be checked.
     let Ok(threads) = fs::read_dir("/proc/self/task") else {
         return Ok(());
     };
@@ -120,7 +121,7 @@ fn check_other_threads(keep: &CapsHashSet) -> Result<()> {
         else {
             continue;
         };
-        // A thread that ended meanwhile can't be read and does not matter.
+        // A thread that has ended meanwhile can't be read, and does not matter.
         let Ok(permitted) = caps::read(Some(thread), CapSet::Permitted) else {
             continue;
         };
@@ -157,7 +158,7 @@ pub enum Operation {
     Perf,
 }
 
-/// The most probable reason for a refusal, and what to do about it.
+/// The most likely reason why the kernel refused, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explanation {
     /// Lowercase, without full stop: fit for the end of an error line.
@@ -168,27 +169,27 @@ pub struct Explanation {
 
 /// Explains an EPERM or EACCES by the state of this process and the system.
 ///
-/// The kernel gives no reason, so this is the first cause found in the order of
-/// likelihood, and a guess in the end.
+/// The kernel gives no reason. So this checks the possible causes in the order of their
+/// likelihood; if none applies, the answer is a guess.
 #[must_use]
 pub fn explain_eperm(operation: Operation) -> Explanation {
     Facts::gather().explain(operation)
 }
 
-/// What besides the capabilities limits this process: names, and what they mean here.
+/// What limits this process besides missing capabilities: names, and what they mean here.
 #[must_use]
 pub fn limits() -> Vec<(&'static str, String)> {
     Facts::gather().limits()
 }
 
-/// What decides about a refusal.
+/// The state that explains a refusal.
 #[derive(Clone, Debug, Default)]
 struct Facts {
     missing: Vec<&'static str>,
     sys_admin: bool,
     in_user_namespace: bool,
     kernel: Option<(u32, u32)>,
-    /// Soft limit in bytes; none if there is no limit.
+    /// Soft limit in bytes; `None` if there is no limit.
     memlock: Option<u64>,
     unprivileged_bpf_disabled: Option<i32>,
     perf_event_paranoid: Option<i32>,
@@ -226,7 +227,7 @@ impl Facts {
         if self.in_user_namespace {
             limits.push((
                 "user_namespace",
-                "BPF asks for capabilities in the initial user namespace".to_owned(),
+                "BPF needs capabilities in the initial user namespace".to_owned(),
             ));
         }
         if let Some(level @ 1..) = self.unprivileged_bpf_disabled
@@ -234,7 +235,7 @@ impl Facts {
         {
             limits.push((
                 "unprivileged_bpf_disabled",
-                format!("{level}: bpf(2) asks for CAP_BPF"),
+                format!("{level}: bpf(2) requires CAP_BPF"),
             ));
         }
         if let Some(level) = self.perf_event_paranoid
@@ -243,7 +244,7 @@ impl Facts {
         {
             limits.push((
                 "perf_event_paranoid",
-                format!("{level}: kprobes and perf buffers ask for CAP_SYS_ADMIN"),
+                format!("{level}: kprobes and perf buffers need CAP_SYS_ADMIN"),
             ));
         }
         if let Some(mode) = &self.lockdown {
@@ -258,13 +259,15 @@ impl Facts {
         {
             limits.push((
                 "rlimit_memlock",
-                format!("{limit} bytes, which BPF memory counts against before Linux 5.11"),
+                format!(
+                    "{limit} bytes; before Linux 5.11 the memory of BPF maps counts against it"
+                ),
             ));
         }
         if self.seccomp_filter {
             limits.push((
                 "seccomp",
-                "a filter is on, which may forbid bpf and perf_event_open".to_owned(),
+                "a seccomp filter is active, which may forbid bpf and perf_event_open".to_owned(),
             ));
         }
         limits
@@ -280,19 +283,19 @@ impl Facts {
         }
         if self.in_user_namespace {
             return explanation(
-                "this process is in a user namespace, and BPF asks for capabilities in the initial one",
+                "this process is in a user namespace, and BPF needs capabilities in the initial one",
                 "run outside of the rootless container or user namespace",
             );
         }
-        // Debian (3) and Ubuntu (4) patch perf_event_open() so that these levels
-        // ask for CAP_SYS_ADMIN, whatever CAP_PERFMON says.
+        // Debian (3) and Ubuntu (4) patch perf_event_open(): these levels
+        // need CAP_SYS_ADMIN, with or without CAP_PERFMON.
         if let Some(level) = self.perf_event_paranoid
             && operation == Operation::Perf
             && level > 2
             && !self.sys_admin
         {
             return explanation(
-                format!("kernel.perf_event_paranoid is {level}, which asks for CAP_SYS_ADMIN"),
+                format!("kernel.perf_event_paranoid is {level}, which requires CAP_SYS_ADMIN"),
                 "run with sudo, or: sysctl kernel.perf_event_paranoid=2",
             );
         }
@@ -320,7 +323,7 @@ impl Facts {
             );
         }
         explanation(
-            "all capabilities are there, so a security module (SELinux, AppArmor) may forbid it",
+            "no capability is missing, so a security module (SELinux, AppArmor) may have denied it",
             "look for a denial in the audit log or in dmesg",
         )
     }
@@ -339,6 +342,18 @@ impl Facts {
         )
     }
 }
+
+/// Why the kernel refused something: capabilities are missing, which the text names.
+#[derive(Debug)]
+pub struct Missing(pub String);
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for Missing {}
 
 fn explanation(reason: impl Into<String>, hint: &str) -> Explanation {
     Explanation {

@@ -1,18 +1,25 @@
-//! What the process may still ask of the kernel once all is set up: a seccomp filter.
+//! A seccomp filter that leaves the process the system calls it still needs when all is attached.
 //!
-//! The capabilities are gone by then, but a process of root owns root's files all the same. So
-//! what is left is what a run does until its end: it waits, reads what is open, writes, measures
-//! time, and manages its memory. It can't make a process, a socket or executable memory, can't
-//! open a file for writing, and of bpf(2) it has what reads maps and runs the programs that it has.
+//! The capabilities are dropped by then, but a process of root still owns the files of root. So the
+//! filter allows only what a run needs until its end: it waits, reads open files, writes, measures
+//! time, and manages its memory. It can't create a process, a socket or executable memory, and can't
+//! open a file for writing. Of bpf(2) it can read and empty maps, and run the programs that it has
+//! loaded.
 //!
-//! Anything else fails with `ENOSYS`, as on a kernel that lacks it: that is the error for which C
-//! libraries have another way. To kill the process instead would lose the summary, and on kernels
-//! before 6.6 leave a filter behind, for a system call that was forgotten here.
+//! Everything else fails with `ENOSYS`, as on a kernel without that system call: C libraries then
+//! try another way. Killing the process instead would lose the summary, and before Linux 6.6 leave a
+//! TC filter behind, just because a system call is missing in this list.
 
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;
+use std::os::fd::RawFd;
+use std::path::Path;
 
+use super::containers::{POD_LOGS, cgroup_root};
 use anyhow::{Context, Result};
+use landlock::{
+    ABI, Access, AccessFs, Ruleset, RulesetAttr, RulesetCreatedAttr, path_beneath_rules,
+};
 use nix::libc;
 use nix::unistd::getpid;
 use seccompiler::{
@@ -23,10 +30,24 @@ use seccompiler::{
 /// Whether files can be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Files {
-    /// What is open is all there is.
+    /// No file can be opened.
     Opened,
-    /// Others can be opened, for reading.
+    /// Files can be opened for reading.
     Readable,
+    /// No file can be opened, but connections can be accepted from the listening socket that has
+    /// this descriptor.
+    Accepted(RawFd),
+}
+
+/// What can be done to capture files that are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recording<'a> {
+    /// There is none.
+    No,
+    /// One that is open can be cut to its last whole packet.
+    Opened,
+    /// Others can be created in this directory as well.
+    Rotated(&'a Path),
 }
 
 /// System calls that are allowed whatever their arguments are.
@@ -42,7 +63,6 @@ const ALWAYS: &[i64] = &[
     libc::SYS_splice,
     libc::SYS_lseek,
     libc::SYS_fstat,
-    libc::SYS_fcntl,
     libc::SYS_flock,
     libc::SYS_close,
     libc::SYS_ppoll,
@@ -59,13 +79,10 @@ const ALWAYS: &[i64] = &[
     libc::SYS_gettimeofday,
     libc::SYS_nanosleep,
     libc::SYS_getrandom,
-    // Threads, of which the one for signals may only be starting, and signals.
+    // Locks, and the wait for programs that were detached.
     libc::SYS_futex,
     libc::SYS_membarrier,
-    libc::SYS_rseq,
-    libc::SYS_set_robust_list,
-    libc::SYS_sched_getaffinity,
-    libc::SYS_sched_yield,
+    // Signals, and what this process is to others.
     libc::SYS_getpid,
     libc::SYS_getpgid,
     libc::SYS_gettid,
@@ -78,27 +95,38 @@ const ALWAYS: &[i64] = &[
     libc::SYS_exit_group,
 ];
 
-/// The older names that newer architectures do without.
+/// Older system calls, which newer architectures do not have.
 #[cfg(target_arch = "x86_64")]
 const OLD: &[i64] = &[libc::SYS_poll, libc::SYS_epoll_wait, libc::SYS_getpgrp];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: &[i64] = &[];
 
-/// What looks at files, besides opening them.
+/// Reads metadata of files, and directories.
 const LOOKING: &[i64] = &[libc::SYS_statx, libc::SYS_newfstatat, libc::SYS_getdents64];
 
-/// Commands of bpf(2): they read maps, run programs and iterators, and tell of links, all by
-/// descriptors that this process has already.
+/// Commands of bpf(2) that read maps, run programs and iterators, and query and detach links, all by
+/// descriptors that this process already has.
 const BPF: &[u32] = &[
     libbpf_sys::BPF_MAP_LOOKUP_ELEM,
     libbpf_sys::BPF_MAP_GET_NEXT_KEY,
+    libbpf_sys::BPF_MAP_LOOKUP_BATCH,
+    libbpf_sys::BPF_MAP_LOOKUP_AND_DELETE_BATCH,
     libbpf_sys::BPF_PROG_TEST_RUN,
     libbpf_sys::BPF_ITER_CREATE,
+    libbpf_sys::BPF_LINK_DETACH,
     libbpf_sys::BPF_OBJ_GET_INFO_BY_FD,
 ];
 
-/// Requests of ioctl(2): to look at a terminal and whose it is, to set it up and to give it back,
-/// and to stop a perf event. The second form of the first four is that of newer C libraries.
+/// Commands of fcntl(2): to duplicate a descriptor and to look at it. With F_SETOWN, F_SETSIG and
+/// O_ASYNC the kernel would send any signal to any process of this user.
+const FCNTL: &[u32] = &[
+    libc::F_DUPFD_CLOEXEC.cast_unsigned(),
+    libc::F_GETFD.cast_unsigned(),
+    libc::F_GETFL.cast_unsigned(),
+];
+
+/// Requests of ioctl(2) that query, set up and restore a terminal, and one that stops a perf event.
+/// Newer C libraries use the second form of the first four.
 const IOCTL: &[u32] = &[
     0x5401,      // TCGETS
     0x5402,      // TCSETS
@@ -113,25 +141,56 @@ const IOCTL: &[u32] = &[
     0x2401,      // PERF_EVENT_IOC_DISABLE
 ];
 
-/// Takes everything from all threads of this process, for good, that a run does not need any more.
+/// Takes from all threads of this process, for good, every system call that the run no longer needs.
 ///
 /// # Errors
-/// The kernel has no seccomp filters, or there is no list for this architecture. Nothing is taken
+/// The kernel has no seccomp filters, or there is no list for this architecture. Nothing is changed
 /// then.
-pub fn confine(files: Files) -> Result<()> {
+pub fn confine(files: Files, recording: Recording<'_>) -> Result<()> {
+    if files == Files::Readable || matches!(recording, Recording::Rotated(_)) {
+        limit_files(files, recording).context("failed to limit which files can be opened")?;
+    }
     let arch = TargetArch::try_from(ARCH)?;
     let (refuse, allow) = (
         SeccompAction::Errno(libc::ENOSYS.cast_unsigned()),
         SeccompAction::Allow,
     );
-    let filter = SeccompFilter::new(rules(files)?, refuse, allow, arch)?;
+    let filter = SeccompFilter::new(rules(files, recording)?, refuse, allow, arch)?;
     let program: seccompiler::BpfProgram = filter.try_into()?;
     apply_filter_all_threads(&program).context("failed to set a seccomp filter")
 }
 
+/// Limits this thread, the only one, to reading files of /proc and of the tree of cgroups, which tell
+/// what container a process is in, and to creating capture files in their directory. A kernel
+/// without Landlock (before 5.13) limits nothing.
+fn limit_files(files: Files, recording: Recording<'_>) -> Result<()> {
+    let handled = AccessFs::from_all(ABI::V5);
+    let read = match files {
+        Files::Readable => [Some("/proc".into()), cgroup_root(), Some(POD_LOGS.into())],
+        Files::Opened | Files::Accepted(_) => [None, None, None],
+    };
+    let written = match recording {
+        Recording::Rotated(directory) => Some(directory),
+        Recording::No | Recording::Opened => None,
+    };
+    Ruleset::default()
+        .handle_access(handled)?
+        .create()?
+        .add_rules(path_beneath_rules(
+            read.into_iter().flatten(),
+            AccessFs::ReadFile | AccessFs::ReadDir,
+        ))?
+        .add_rules(path_beneath_rules(
+            written,
+            AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::Truncate,
+        ))?
+        .restrict_self()?;
+    Ok(())
+}
+
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-fn rules(files: Files) -> Result<Rules, seccompiler::BackendError> {
+fn rules(files: Files, recording: Recording<'_>) -> Result<Rules, seccompiler::BackendError> {
     let mut rules = Rules::new();
     for call in ALWAYS.iter().chain(OLD) {
         // Without conditions it is always allowed.
@@ -139,26 +198,46 @@ fn rules(files: Files) -> Result<Rules, seccompiler::BackendError> {
     }
     rules.insert(libc::SYS_bpf, any_of(0, BPF)?);
     rules.insert(libc::SYS_ioctl, any_of(1, IOCTL)?);
+    rules.insert(libc::SYS_fcntl, any_of(1, FCNTL)?);
     let name = libc::PR_SET_NAME.cast_unsigned();
     rules.insert(libc::SYS_prctl, any_of(0, &[name])?);
     // To itself: that is what abort() does.
     let own = getpid().as_raw().cast_unsigned();
     rules.insert(libc::SYS_tgkill, any_of(0, &[own])?);
-    // On what is connected already, which is netlink to the kernel: to no address.
+    // Only on connected sockets, to the kernel or of exporter's clients: without an address.
     rules.insert(libc::SYS_sendto, without(4, u64::MAX)?);
     let executable = libc::PROT_EXEC.cast_unsigned().into();
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, without(2, executable)?);
     }
+    if recording != Recording::No {
+        rules.insert(libc::SYS_ftruncate, Vec::new());
+    }
+    if let Files::Accepted(socket) = files {
+        let socket = socket.cast_unsigned();
+        rules.insert(libc::SYS_accept4, any_of(0, &[socket])?);
+    }
+    // What changes a file, or opens it in another way than by its name.
+    let changing = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;
+    let mut opening = Vec::new();
     if files == Files::Readable {
         for call in LOOKING {
             rules.insert(*call, Vec::new());
         }
-        let changing = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;
-        rules.insert(
-            libc::SYS_openat,
-            without(2, changing.cast_unsigned().into())?,
-        );
+        opening.extend(without(2, changing.cast_unsigned().into())?);
+    }
+    if let Recording::Rotated(_) = recording {
+        let all = changing | libc::O_APPEND | libc::O_EXCL | libc::O_PATH | libc::O_TMPFILE;
+        let creating = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
+        opening.push(SeccompRule::new(vec![SeccompCondition::new(
+            2,
+            SeccompCmpArgLen::Qword,
+            SeccompCmpOp::MaskedEq(all.cast_unsigned().into()),
+            creating.cast_unsigned().into(),
+        )?])?);
+    }
+    if !opening.is_empty() {
+        rules.insert(libc::SYS_openat, opening);
     }
     Ok(rules)
 }

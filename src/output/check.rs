@@ -1,8 +1,11 @@
-//! check's lines.
+//! The output of check: columns of the text format and keys of JSON.
 
-use super::clock::{Clock, UnixNanos};
+use super::Render;
+use super::clock::{Clock, Precision, UnixNanos};
+use super::columns::{Column, Layout, Row, Tone};
 use super::json::Object;
 use super::line::Line;
+use crate::failure::Failure;
 use crate::key;
 
 /// What a finding is about.
@@ -10,34 +13,37 @@ use crate::key;
 pub enum CheckKind {
     /// A capability of this process.
     Privilege,
-    /// A setting of the system that stands in the way.
+    /// A system setting that prevents something.
     Limit,
-    /// Something that the kernel has, or an interface's driver.
+    /// A feature of the kernel, or of an interface's driver.
     Feature,
     /// A command of this tool.
     Command,
+    /// A compiled filter expression.
+    Filter,
 }
 
 impl CheckKind {
-    /// As it is printed.
+    /// The name in the output.
     pub fn name(self) -> &'static str {
         match self {
             Self::Privilege => "privilege",
             Self::Limit => "limit",
             Self::Feature => "feature",
             Self::Command => "command",
+            Self::Filter => "filter",
         }
     }
 }
 
-/// One thing that was found out.
+/// One finding.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finding {
     /// What it is about.
     pub kind: CheckKind,
-    /// Which privilege, setting, feature or command.
+    /// The name of the privilege, setting, feature or command.
     pub name: &'static str,
-    /// It is there; `None` if it could not be tried.
+    /// Whether it is available; `None` if that could not be tried.
     pub ok: Option<bool>,
     /// What a command would use.
     pub uses: Option<String>,
@@ -45,37 +51,97 @@ pub struct Finding {
     pub detail: Option<String>,
 }
 
-/// The header line of the text format.
-pub fn text_header(out: &mut Line<'_>) {
-    out.extend_from_slice(b"TIME     KIND      NAME                      OK  DETAIL\n");
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum FindingColumn {
+    Time,
+    Kind,
+    Name,
+    Ok,
+    Detail,
 }
 
-/// A finding as one line of text.
-pub fn text(out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos, finding: &Finding) {
-    clock.push_local(out, at);
-    out.push(b' ');
-    out.pad_right(10, |out| {
-        out.extend_from_slice(finding.kind.name().as_bytes());
-    });
-    out.pad_right(26, |out| {
-        out.extend_from_slice(finding.name.as_bytes());
-    });
-    out.pad_right(4, |out| {
-        out.extend_from_slice(match finding.ok {
-            Some(true) => b"yes",
-            Some(false) => b"no",
-            None => b"?",
-        });
-    });
-    match (&finding.uses, &finding.detail) {
-        (Some(uses), Some(detail)) => push_words(out, &format!("{uses} ({detail})")),
-        (Some(text), None) | (None, Some(text)) => push_words(out, text),
-        (None, None) => out.push(b'-'),
+const COLUMNS: [Column<FindingColumn>; 5] = [
+    Column::time(FindingColumn::Time, Precision::Seconds),
+    Column::left(FindingColumn::Kind, "KIND", 9),
+    Column::left(FindingColumn::Name, "NAME", 25),
+    Column::left(FindingColumn::Ok, "OK", 3),
+    Column::left(FindingColumn::Detail, "DETAIL", 60),
+];
+
+/// Writes findings as text or JSON.
+pub struct FindingWriter {
+    /// The columns of the text format.
+    pub(crate) layout: Layout<FindingColumn>,
+}
+
+impl FindingWriter {
+    /// Takes the columns of `--columns`, or all if there are none.
+    ///
+    /// # Errors
+    /// A column is unknown.
+    pub fn new(columns: &[String]) -> Result<Self, Failure> {
+        let layout = Layout::new(&COLUMNS, columns, |_| true)?;
+        Ok(Self { layout })
     }
-    out.push(b'\n');
 }
 
-/// The last column may have spaces.
+impl Row for Finding {
+    type Column = FindingColumn;
+
+    fn cell(&self, column: FindingColumn, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
+        match column {
+            FindingColumn::Time => clock.push_time(out, at, Precision::Seconds),
+            FindingColumn::Kind => out.extend_from_slice(self.kind.name().as_bytes()),
+            FindingColumn::Name => out.extend_from_slice(self.name.as_bytes()),
+            FindingColumn::Ok => out.extend_from_slice(match self.ok {
+                Some(true) => b"yes",
+                Some(false) => b"no",
+                None => b"?",
+            }),
+            FindingColumn::Detail => match (&self.uses, &self.detail) {
+                (Some(uses), Some(detail)) => push_words(out, &format!("{uses} ({detail})")),
+                (Some(text), None) | (None, Some(text)) => push_words(out, text),
+                (None, None) => out.push(b'-'),
+            },
+        }
+    }
+
+    fn tone(&self, column: FindingColumn) -> Tone {
+        match (column, self.ok) {
+            (FindingColumn::Ok, Some(true)) => Tone::Good,
+            (FindingColumn::Ok, Some(false)) => Tone::Bad,
+            (FindingColumn::Ok, None) => Tone::Notable,
+            _ => Tone::Plain,
+        }
+    }
+}
+
+impl Render for (&FindingWriter, &Finding) {
+    fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
+        self.0.layout.row(self.1, out, clock, at);
+    }
+
+    fn json(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
+        let mut line = Object::new(out, |out| clock.push_rfc3339(out, at), "check");
+        line.name(key!("kind"), self.1.kind.name());
+        line.name(key!("name"), self.1.name);
+        match self.1.ok {
+            Some(ok) => line.bool(key!("ok"), ok),
+            None => line.null(key!("ok")),
+        };
+        match &self.1.uses {
+            Some(uses) => line.string(key!("uses"), uses.as_bytes()),
+            None => line.null(key!("uses")),
+        };
+        match &self.1.detail {
+            Some(detail) => line.string(key!("detail"), detail.as_bytes()),
+            None => line.null(key!("detail")),
+        };
+        line.end();
+    }
+}
+
+/// Appends text with its spaces. Only this column has spaces, and it is the last by default.
 fn push_words(out: &mut Line<'_>, text: &str) {
     for (i, word) in text.split(' ').enumerate() {
         if i > 0 {
@@ -83,26 +149,6 @@ fn push_words(out: &mut Line<'_>, text: &str) {
         }
         out.push_text(word.as_bytes());
     }
-}
-
-/// A finding as one line of JSON.
-pub fn json(out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos, finding: &Finding) {
-    let mut line = Object::new(out, |out| clock.push_rfc3339(out, at), "check");
-    line.name(key!("kind"), finding.kind.name());
-    line.name(key!("name"), finding.name);
-    match finding.ok {
-        Some(ok) => line.bool(key!("ok"), ok),
-        None => line.null(key!("ok")),
-    };
-    match &finding.uses {
-        Some(uses) => line.string(key!("uses"), uses.as_bytes()),
-        None => line.null(key!("uses")),
-    };
-    match &finding.detail {
-        Some(detail) => line.string(key!("detail"), detail.as_bytes()),
-        None => line.null(key!("detail")),
-    };
-    line.end();
 }
 
 #[cfg(test)]
@@ -120,15 +166,23 @@ mod tests {
         }
     }
 
+    fn writer() -> FindingWriter {
+        FindingWriter::new(&[]).unwrap()
+    }
+
     fn render(push: impl FnOnce(&mut Line<'_>, &mut Clock)) -> String {
-        let mut clock = Clock::with_zone(jiff::tz::TimeZone::UTC);
+        let mut clock = Clock::starting_at(
+            jiff::tz::TimeZone::UTC,
+            crate::cli::TimeStyle::Local,
+            jiff::Timestamp::UNIX_EPOCH,
+        );
         rendered(|out| push(out, &mut clock))
     }
 
     #[test]
     fn text_has_the_columns_of_its_header() {
-        let header = render(|out, _| text_header(out));
-        let line = render(|out, clock| text(out, clock, 0, &finding()));
+        let header = render(|out, clock| writer().layout.header(out, clock));
+        let line = render(|out, clock| (&writer(), &finding()).text(out, clock, 0));
         for (column, value) in [
             ("TIME", "00:00:00 "),
             ("KIND", "command "),
@@ -154,10 +208,10 @@ mod tests {
             ..finding()
         };
         assert_eq!(
-            render(|out, clock| json(out, clock, 0, &untried)),
+            render(|out, clock| (&writer(), &untried).json(out, clock, 0)),
             "{\"ts\":\"1970-01-01T00:00:00.000000000Z\",\"event\":\"check\",\"kind\":\"command\",\"name\":\"connect-trace\",\"ok\":null,\"uses\":null,\"detail\":null}\n"
         );
-        let line = render(|out, clock| json(out, clock, 0, &finding()));
+        let line = render(|out, clock| (&writer(), &finding()).json(out, clock, 0));
         serde_json::from_str::<serde_json::Value>(&line).unwrap();
     }
 }

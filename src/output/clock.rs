@@ -1,12 +1,14 @@
 //! Times: from the kernel's monotonic clock to wall-clock text.
 
 use anyhow::{Context, Result};
-use jiff::Timestamp;
+use jiff::civil::Date;
 use jiff::tz::TimeZone;
+use jiff::{Timestamp, Zoned};
 use nix::time::{ClockId, clock_gettime};
 
 use super::line::Line;
-use super::number::eight_digits;
+use super::number::{Integer, eight_digits};
+use crate::cli::TimeStyle;
 
 const NANOS_PER_SEC: i64 = 1_000_000_000;
 
@@ -16,10 +18,28 @@ pub type UnixNanos = i64;
 /// Writes times as text. The seconds are kept as text, for most events share them.
 pub struct Clock {
     zone: TimeZone,
+    style: TimeStyle,
+    /// The day on which the run began: times of other days are shown with their date.
+    today: Date,
+    /// The TIME column is wide enough for dates.
+    has_dates: bool,
     /// What must be added to CLOCK_MONOTONIC to get UNIX time, in ns.
     offset: i64,
     utc: Cached<19>,
-    local: Cached<8>,
+    local: Cached<19>,
+    /// The offset of local time from UTC, as `iso` shows it.
+    zone_text: ZoneText,
+    /// The time that was shown last, for `delta`.
+    previous: Option<UnixNanos>,
+}
+
+/// How exactly a time is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// To the second: intervals and findings.
+    Seconds,
+    /// To the microsecond: events.
+    Micros,
 }
 
 /// The text of a second.
@@ -27,27 +47,48 @@ struct Cached<const N: usize> {
     /// When it began.
     start: Option<UnixNanos>,
     text: [u8; N],
+    len: usize,
+}
+
+/// `+01:00`, or with seconds, which zones had long ago.
+struct ZoneText {
+    text: [u8; 9],
+    len: usize,
 }
 
 impl Clock {
-    /// A clock for this host's time zone.
+    /// A clock for this time zone.
     ///
     /// # Errors
     /// The system clock can't be read.
-    pub fn new() -> Result<Self> {
-        let mut clock = Self::with_zone(TimeZone::system());
+    pub fn new(zone: TimeZone, style: TimeStyle) -> Result<Self> {
+        let mut clock = Self::starting_at(zone, style, Timestamp::now());
         clock.sync()?;
         Ok(clock)
     }
 
-    /// A clock for a certain zone, not yet in step with the monotonic clock.
-    pub fn with_zone(zone: TimeZone) -> Self {
+    /// A clock of a run that began at this time, not yet in step with the monotonic clock.
+    pub fn starting_at(zone: TimeZone, style: TimeStyle, now: Timestamp) -> Self {
         Self {
+            today: now.to_zoned(zone.clone()).date(),
             zone,
+            style,
+            has_dates: false,
             offset: 0,
             utc: Cached::new(),
             local: Cached::new(),
+            zone_text: ZoneText {
+                text: [b' '; 9],
+                len: 0,
+            },
+            previous: None,
         }
+    }
+
+    /// Makes the TIME column wide enough for dates, before its title is written: most files are of
+    /// another day.
+    pub fn expect_dates(&mut self) {
+        self.has_dates = true;
     }
 
     /// Reads anew how far UNIX time is from the monotonic clock: it moves when somebody sets it.
@@ -55,11 +96,20 @@ impl Clock {
     /// # Errors
     /// The system clock can't be read.
     pub fn sync(&mut self) -> Result<()> {
+        /// Less than this is the time that it takes to read the clocks, and no step of the system
+        /// clock: the offset stays, so that a time is shown alike in all lines.
+        const NOISE: i64 = 1000;
         let nanos = |id| -> Result<i64> {
             let time = clock_gettime(id).context("failed to read the clock")?;
             Ok(time.tv_sec() * NANOS_PER_SEC + time.tv_nsec())
         };
-        self.offset = nanos(ClockId::CLOCK_REALTIME)? - nanos(ClockId::CLOCK_MONOTONIC)?;
+        let before = nanos(ClockId::CLOCK_MONOTONIC)?;
+        let real = nanos(ClockId::CLOCK_REALTIME)?;
+        let took = nanos(ClockId::CLOCK_MONOTONIC)? - before;
+        let offset = real - before - took / 2;
+        if (offset - self.offset).abs() > took.max(NOISE) {
+            self.offset = offset;
+        }
         Ok(())
     }
 
@@ -68,6 +118,11 @@ impl Clock {
         i64::try_from(monotonic_ns)
             .unwrap_or(i64::MAX)
             .saturating_add(self.offset)
+    }
+
+    /// The time zone of local times.
+    pub fn zone(&self) -> &TimeZone {
+        &self.zone
     }
 
     /// UNIX time now.
@@ -88,25 +143,102 @@ impl Clock {
         out.push(b'Z');
     }
 
-    /// Appends local time of day with microseconds, as events have it in text.
+    /// Appends the value of the TIME column.
     #[inline(always)]
-    pub fn push_local_micros(&mut self, out: &mut Line<'_>, at: UnixNanos) {
-        let nanos = self.push_local(out, at);
-        out.push(b'.');
-        // The first two of eight digits are 0.
-        out.put((eight_digits(nanos / 1000) >> 16).to_le_bytes(), 6);
+    pub fn push_time(&mut self, out: &mut Line<'_>, at: UnixNanos, precision: Precision) {
+        match self.style {
+            TimeStyle::Local | TimeStyle::Iso => self.push_local(out, at, precision),
+            TimeStyle::Unix => push_seconds(out, at, precision),
+            TimeStyle::Delta => {
+                let previous = self.previous.replace(at).unwrap_or(at);
+                push_seconds(out, at.saturating_sub(previous), Precision::Micros);
+            }
+        }
     }
 
-    /// Appends local time of day to the second, and returns the nanoseconds that are left.
+    /// The width of the TIME column.
     #[inline(always)]
-    pub fn push_local(&mut self, out: &mut Line<'_>, at: UnixNanos) -> u32 {
-        let zone = &self.zone;
-        let nanos = self.local.nanos(at, |time| {
-            time.to_zoned(zone.clone()).strftime("%H:%M:%S").to_string()
-        });
-        out.put(self.local.text, 8);
-        nanos
+    pub fn width(&self, precision: Precision) -> usize {
+        let fraction = match precision {
+            Precision::Seconds => 0,
+            Precision::Micros => ".000000".len(),
+        };
+        match self.style {
+            TimeStyle::Local if self.has_dates => "2026-01-31T12:00:00".len() + fraction,
+            TimeStyle::Local => "12:00:00".len() + fraction,
+            TimeStyle::Iso => "2026-01-31T12:00:00+01:00".len() + fraction,
+            TimeStyle::Unix => "1769860800".len() + fraction,
+            TimeStyle::Delta => "-100.000000".len(),
+        }
     }
+
+    #[inline(always)]
+    fn push_local(&mut self, out: &mut Line<'_>, at: UnixNanos, precision: Precision) {
+        let Self {
+            zone,
+            style,
+            today,
+            zone_text,
+            local,
+            ..
+        } = self;
+        let nanos = local.nanos(at, |time| {
+            let time = time.to_zoned(zone.clone());
+            *zone_text = ZoneText::new(*style, &time);
+            let format = if *style == TimeStyle::Iso || time.date() != *today {
+                "%Y-%m-%dT%H:%M:%S"
+            } else {
+                "%H:%M:%S"
+            };
+            time.strftime(format).to_string()
+        });
+        out.put(local.text, local.len);
+        if precision == Precision::Micros {
+            push_micros(out, nanos);
+        }
+        out.put(zone_text.text, zone_text.len);
+    }
+}
+
+impl ZoneText {
+    fn new(style: TimeStyle, time: &Zoned) -> Self {
+        let mut zone = Self {
+            text: [b' '; 9],
+            len: 0,
+        };
+        if style == TimeStyle::Iso {
+            zone.len = fill(&mut zone.text, &time.strftime("%:z").to_string());
+        }
+        zone
+    }
+}
+
+/// Appends a point and the microseconds of these nanoseconds.
+#[inline(always)]
+fn push_micros(out: &mut Line<'_>, nanos: u32) {
+    out.push(b'.');
+    // The first two of eight digits are 0.
+    out.put((eight_digits(nanos / 1000) >> 16).to_le_bytes(), 6);
+}
+
+/// Appends nanoseconds as seconds.
+fn push_seconds(out: &mut Line<'_>, nanos: i64, precision: Precision) {
+    if nanos < 0 {
+        out.push(b'-');
+    }
+    let nanos = nanos.unsigned_abs();
+    let second = NANOS_PER_SEC.unsigned_abs();
+    (nanos / second).push(out);
+    if precision == Precision::Micros {
+        push_micros(out, (nanos % second) as u32);
+    }
+}
+
+/// Copies a text into an array, as much as it holds. Returns how much that is.
+fn fill(to: &mut [u8], text: &str) -> usize {
+    let len = text.len().min(to.len());
+    to[..len].copy_from_slice(&text.as_bytes()[..len]);
+    len
 }
 
 impl<const N: usize> Cached<N> {
@@ -114,6 +246,7 @@ impl<const N: usize> Cached<N> {
         Self {
             start: None,
             text: [b' '; N],
+            len: 0,
         }
     }
 
@@ -136,9 +269,7 @@ impl<const N: usize> Cached<N> {
         // An i64 of nanoseconds is always within a Timestamp's range, and its year has four digits.
         let second = Timestamp::from_second(at.div_euclid(NANOS_PER_SEC));
         let text = format(second.unwrap_or(Timestamp::UNIX_EPOCH));
-        for (to, from) in self.text.iter_mut().zip(text.bytes()) {
-            *to = from;
-        }
+        self.len = fill(&mut self.text, &text);
         nanos as u32
     }
 }
@@ -149,8 +280,21 @@ mod tests {
     use crate::output::line::rendered;
 
     fn rfc3339(at: UnixNanos) -> String {
-        let mut clock = Clock::with_zone(TimeZone::UTC);
+        let mut clock = utc(TimeStyle::Local);
         rendered(|out| clock.push_rfc3339(out, at))
+    }
+
+    #[test]
+    fn a_time_does_not_change_by_reading_the_clocks_again() {
+        let mut clock = Clock::new(TimeZone::UTC, TimeStyle::Local).unwrap();
+        let mut changes = 0;
+        for _ in 0..1000 {
+            let before = clock.unix(0);
+            clock.sync().unwrap();
+            changes += u32::from(clock.unix(0) != before);
+        }
+        // A busy machine may interrupt a reading.
+        assert!(changes < 50, "{changes}");
     }
 
     #[test]
@@ -158,7 +302,7 @@ mod tests {
         let times = [i64::MIN, i64::MAX, i64::MIN + 1, -1, 0, i64::MAX - 1];
         for first in times {
             for second in times {
-                let mut clock = Clock::with_zone(TimeZone::UTC);
+                let mut clock = utc(TimeStyle::Local);
                 rendered(|out| clock.push_rfc3339(out, first));
                 let text = rendered(|out| clock.push_rfc3339(out, second));
                 assert_eq!(text, rfc3339(second), "{second} after {first}");
@@ -178,16 +322,120 @@ mod tests {
         assert_eq!(rfc3339(i64::MIN), "1677-09-21T00:12:43.145224192Z");
     }
 
+    const DAY: UnixNanos = 86_400 * NANOS_PER_SEC;
+
+    fn clock(zone: TimeZone, style: TimeStyle) -> Clock {
+        Clock::starting_at(zone, style, Timestamp::UNIX_EPOCH)
+    }
+
+    fn utc(style: TimeStyle) -> Clock {
+        clock(TimeZone::UTC, style)
+    }
+
+    /// The TIME column of some events.
+    fn column(clock: &mut Clock, precision: Precision, times: &[UnixNanos]) -> Vec<String> {
+        let text = |at| rendered(|out| clock.push_time(out, at, precision));
+        times.iter().copied().map(text).collect()
+    }
+
     #[test]
-    fn text_times_are_local_with_microseconds() {
-        let mut clock = Clock::with_zone(TimeZone::fixed(jiff::tz::offset(2)));
-        let out = rendered(|out| clock.push_local_micros(out, 1_764_000_000_000_042_999));
-        assert_eq!(out, "18:00:00.000042");
+    fn times_of_the_day_of_the_start_are_local_and_have_no_date() {
+        let mut clock = clock(TimeZone::fixed(jiff::tz::offset(2)), TimeStyle::Local);
+        let times = [42_999, 22 * 3600 * NANOS_PER_SEC - 1];
+        assert_eq!(
+            column(&mut clock, Precision::Micros, &times),
+            ["02:00:00.000042", "23:59:59.999999"]
+        );
+        assert_eq!(
+            column(&mut clock, Precision::Seconds, &times),
+            ["02:00:00", "23:59:59"]
+        );
+    }
+
+    #[test]
+    fn times_of_another_day_have_their_date() {
+        let mut clock = utc(TimeStyle::Local);
+        let times = [DAY - 1, DAY, DAY + 1000, -1, 0];
+        assert_eq!(
+            column(&mut clock, Precision::Micros, &times),
+            [
+                "23:59:59.999999",
+                "1970-01-02T00:00:00.000000",
+                "1970-01-02T00:00:00.000001",
+                "1969-12-31T23:59:59.999999",
+                "00:00:00.000000",
+            ]
+        );
+    }
+
+    #[test]
+    fn iso_times_have_date_and_offset() {
+        let mut clock = clock(TimeZone::fixed(-jiff::tz::offset(3)), TimeStyle::Iso);
+        let times = [0, DAY];
+        assert_eq!(
+            column(&mut clock, Precision::Micros, &times),
+            [
+                "1969-12-31T21:00:00.000000-03:00",
+                "1970-01-01T21:00:00.000000-03:00"
+            ]
+        );
+        assert_eq!(
+            column(&mut clock, Precision::Seconds, &times)[0],
+            "1969-12-31T21:00:00-03:00"
+        );
+    }
+
+    #[test]
+    fn unix_times_are_seconds_since_1970() {
+        let times = [1_764_000_000_000_042_999, -1000, -1_500_000_000, 0];
+        assert_eq!(
+            column(&mut utc(TimeStyle::Unix), Precision::Micros, &times),
+            ["1764000000.000042", "-0.000001", "-1.500000", "0.000000"]
+        );
+        assert_eq!(
+            column(&mut utc(TimeStyle::Unix), Precision::Seconds, &times)[0],
+            "1764000000"
+        );
+    }
+
+    #[test]
+    fn a_delta_is_the_time_since_the_line_before() {
+        let times = [5_000, 1_500_005_000, 1_500_004_000, i64::MAX, i64::MIN];
+        assert_eq!(
+            column(&mut utc(TimeStyle::Delta), Precision::Micros, &times),
+            [
+                "0.000000",
+                "1.500000",
+                "-0.000001",
+                "9223372035.354771",
+                "-9223372036.854775",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_time_is_as_wide_as_its_column() {
+        for style in [TimeStyle::Local, TimeStyle::Iso, TimeStyle::Unix] {
+            for precision in [Precision::Seconds, Precision::Micros] {
+                for dates in [false, true] {
+                    let mut clock = utc(style);
+                    let mut at = 1_764_000_000_000_042_999;
+                    if dates {
+                        clock.expect_dates();
+                    } else if style == TimeStyle::Local {
+                        at = 0;
+                    }
+                    let width = clock.width(precision);
+                    let time = rendered(|out| clock.push_time(out, at, precision));
+                    assert_eq!(time.len(), width, "{style:?} {precision:?}: {time:?}");
+                }
+            }
+        }
     }
 
     #[test]
     fn a_new_second_is_not_the_cached_one() {
-        let mut clock = Clock::with_zone(TimeZone::UTC);
+        let mut clock = utc(TimeStyle::Local);
         for (at, text) in [
             (0, "1970-01-01T00:00:00.000000000Z"),
             (61 * NANOS_PER_SEC, "1970-01-01T00:01:01.000000000Z"),

@@ -97,9 +97,22 @@ fn push_hex_escapes(out: &mut Vec<u8>, bytes: &[u8]) {
     }
 }
 
-/// Line separators, and characters that reorder or hide text on a terminal.
+/// Line separators, and characters that reorder text on a terminal or that it does not show.
+///
+/// The ranges are those of Default_Ignorable_Code_Point (DerivedCoreProperties.txt of Unicode 17),
+/// which has those of Bidi_Control, and after them the two separators and the three characters of
+/// interlinear annotations. unicode-width, which is among the dependencies, does not tell them from
+/// combining marks.
 fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    matches!(
+        c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}'
+            | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
+            | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+            | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fff8}'
+            | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}'
+            | '\u{2028}' | '\u{2029}' | '\u{fff9}'..='\u{fffb}'
+    )
 }
 
 #[cfg(test)]
@@ -127,6 +140,51 @@ mod tests {
         assert_eq!(text(b"\xff\xfe\\"), "\\xff\\xfe\\\\");
         assert_eq!(text("\u{202e}x".as_bytes()), "\\xe2\\x80\\xaex");
         assert_eq!(text("\u{9b}31m".as_bytes()), "\\xc2\\x9b31m");
+    }
+
+    #[test]
+    fn what_a_terminal_does_not_show_or_reorders_is_escaped_everywhere() {
+        for c in [
+            '\u{ad}',
+            '\u{34f}',
+            '\u{61c}',
+            '\u{1160}',
+            '\u{17b4}',
+            '\u{180e}',
+            '\u{200b}',
+            '\u{202e}',
+            '\u{2028}',
+            '\u{2066}',
+            '\u{3164}',
+            '\u{fe0f}',
+            '\u{feff}',
+            '\u{ffa0}',
+            '\u{fff9}',
+            '\u{1d173}',
+            '\u{e0000}',
+            '\u{e0041}',
+            '\u{e01ef}',
+        ] {
+            let name = format!("a{c}b");
+            let mut line = Vec::new();
+            push_line(&mut line, &name);
+            for out in [
+                text(name.as_bytes()),
+                json(name.as_bytes()),
+                String::from_utf8(line).unwrap(),
+            ] {
+                assert!(
+                    out.trim_end().chars().all(|c| c.is_ascii_graphic()),
+                    "{c:?}: {out}"
+                );
+            }
+            let read: String = serde_json::from_str(&json(name.as_bytes())).unwrap();
+            assert_eq!(read, name);
+        }
+        // Other letters and combining marks are shown.
+        for name in ["größe", "e\u{301}", "日本", "한글", "\u{1f980}"] {
+            assert_eq!(text(name.as_bytes()), name);
+        }
     }
 
     #[test]

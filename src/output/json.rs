@@ -1,9 +1,12 @@
-//! A flat JSON object, written straight into its line: no allocation.
+//! JSON, written straight into its line: no allocation.
+//!
+//! serde_json is for tests alone: with it, half as many packets a second reach the output.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::line::Line;
 use super::number::{self, Integer};
+use crate::domain::tally::Key;
 
 /// The bytes of a member's key with the comma before it, made at compile time.
 #[macro_export]
@@ -13,13 +16,20 @@ macro_rules! key {
     };
 }
 
-/// One line of JSON. Keys come from [`key!`](crate::key).
+/// An object. Keys come from [`key!`](crate::key).
 pub struct Object<'a, 'l> {
     out: &'a mut Line<'l>,
+    is_empty: bool,
+}
+
+/// An array.
+pub struct Array<'a, 'l> {
+    out: &'a mut Line<'l>,
+    is_empty: bool,
 }
 
 impl<'a, 'l> Object<'a, 'l> {
-    /// Begins the line with `ts` and `event`, which every line has.
+    /// Begins a line with `ts` and `event`, which every line has.
     #[inline(always)]
     pub fn new(out: &'a mut Line<'l>, push_ts: impl FnOnce(&mut Line<'l>), event: &str) -> Self {
         out.extend_from_slice(b"{\"ts\":\"");
@@ -27,7 +37,10 @@ impl<'a, 'l> Object<'a, 'l> {
         out.extend_from_slice(b"\",\"event\":\"");
         out.extend_from_slice(event.as_bytes());
         out.push(b'"');
-        Self { out }
+        Self {
+            out,
+            is_empty: false,
+        }
     }
 
     /// Ends the line.
@@ -36,16 +49,59 @@ impl<'a, 'l> Object<'a, 'l> {
         self.out.extend_from_slice(b"}\n");
     }
 
+    /// An object within another value.
+    #[inline(always)]
+    fn nested(out: &'a mut Line<'l>, push: impl FnOnce(&mut Object<'_, 'l>)) {
+        out.push(b'{');
+        let mut object = Object {
+            out,
+            is_empty: true,
+        };
+        push(&mut object);
+        object.out.push(b'}');
+    }
+
     #[inline(always)]
     fn key(&mut self, key: &str) -> &mut Line<'l> {
-        self.out.extend_from_slice(key.as_bytes());
+        let key = key.as_bytes();
+        let comma = usize::from(std::mem::replace(&mut self.is_empty, false));
+        self.out.extend_from_slice(&key[comma..]);
         self.out
+    }
+
+    /// An object of which `push` writes the members.
+    #[inline(always)]
+    pub fn object(&mut self, key: &str, push: impl FnOnce(&mut Object<'_, 'l>)) -> &mut Self {
+        Object::nested(self.key(key), push);
+        self
+    }
+
+    /// An array of which `push` writes the elements.
+    #[inline(always)]
+    pub fn array(&mut self, key: &str, push: impl FnOnce(&mut Array<'_, 'l>)) -> &mut Self {
+        let out = self.key(key);
+        out.push(b'[');
+        let mut array = Array {
+            out,
+            is_empty: true,
+        };
+        push(&mut array);
+        array.out.push(b']');
+        self
     }
 
     /// An integer.
     #[inline(always)]
     pub fn int(&mut self, key: &str, value: impl Integer) -> &mut Self {
         push_int(self.key(key), value);
+        self
+    }
+
+    /// An integer under a name that is not known at compile time.
+    pub fn int_of(&mut self, name: &str, value: impl Integer) -> &mut Self {
+        self.key(",\"").extend_from_slice(name.as_bytes());
+        self.out.extend_from_slice(b"\":");
+        push_int(self.out, value);
         self
     }
 
@@ -114,11 +170,54 @@ impl<'a, 'l> Object<'a, 'l> {
         self
     }
 
-    /// A member of which `push` writes the whole value, brackets and quotes included.
+    /// An address.
     #[inline(always)]
-    pub fn raw(&mut self, key: &str, push: impl FnOnce(&mut Line<'l>)) -> &mut Self {
-        push(self.key(key));
-        self
+    pub fn addr(&mut self, key: &str, addr: IpAddr) -> &mut Self {
+        self.with(key, |out| push_addr(out, addr))
+    }
+
+    /// What something is counted by: an address as a string, a port as a number.
+    pub fn tally_key(&mut self, key: &str, value: Key) -> &mut Self {
+        match value {
+            Key::Address(addr) => self.addr(key, addr),
+            Key::Port(port) => self.int(key, port),
+        }
+    }
+}
+
+impl<'l> Array<'_, 'l> {
+    #[inline(always)]
+    fn element(&mut self) -> &mut Line<'l> {
+        if !std::mem::replace(&mut self.is_empty, false) {
+            self.out.push(b',');
+        }
+        self.out
+    }
+
+    /// An integer.
+    #[inline(always)]
+    pub fn int(&mut self, value: impl Integer) {
+        push_int(self.element(), value);
+    }
+
+    /// A string that needs no escaping because this program chose it.
+    #[inline(always)]
+    pub fn name(&mut self, value: &str) {
+        let out = self.element();
+        out.push(b'"');
+        // For three letters a call to copy is more.
+        value.bytes().for_each(|byte| out.push(byte));
+        out.push(b'"');
+    }
+
+    /// A string of any bytes.
+    pub fn string(&mut self, value: &[u8]) {
+        self.element().push_json(value);
+    }
+
+    /// An object of which `push` writes the members.
+    pub fn object(&mut self, push: impl FnOnce(&mut Object<'_, 'l>)) {
+        Object::nested(self.element(), push);
     }
 }
 
@@ -126,6 +225,24 @@ impl<'a, 'l> Object<'a, 'l> {
 #[inline(always)]
 pub fn push_int(out: &mut Line<'_>, value: impl Integer) {
     value.push(out);
+}
+
+/// Appends an integer in decimal, or `-` where there is none.
+#[inline(always)]
+pub fn push_opt_int(out: &mut Line<'_>, value: Option<impl Integer>) {
+    match value {
+        Some(value) => push_int(out, value),
+        None => out.push(b'-'),
+    }
+}
+
+/// Appends what something is counted by, or `-` where that is nothing.
+pub fn push_opt_key(out: &mut Line<'_>, key: Option<Key>) {
+    match key {
+        Some(Key::Address(addr)) => push_addr(out, addr),
+        Some(Key::Port(port)) => push_int(out, port),
+        None => out.push(b'-'),
+    }
 }
 
 /// Appends a port in a column of 5, on its right, or `-` where there is none.
@@ -169,6 +286,31 @@ pub fn push_addr(out: &mut Line<'_>, addr: IpAddr) {
 mod tests {
     use super::*;
     use crate::output::line::rendered;
+
+    #[test]
+    fn values_nest_and_have_commas_between_them() {
+        let text = rendered(|out| {
+            let mut line = Object::new(out, |out| out.push(b'0'), "test");
+            line.object(key!("none"), |_| {});
+            line.array(key!("nothing"), |_| {});
+            line.object(key!("one"), |one| {
+                one.int(key!("a"), 1_u32).null(key!("b"));
+                one.array(key!("c"), |list| {
+                    list.int(1_u32);
+                    list.name("x");
+                    list.object(|object| {
+                        object.bool(key!("d"), true);
+                    });
+                });
+            });
+            line.tally_key(key!("port"), Key::Port(80));
+            line.tally_key(key!("addr"), Key::Address("::1".parse().unwrap()));
+            line.end();
+        });
+        let expected = r#"{"ts":"0","event":"test","none":{},"nothing":[],"one":{"a":1,"b":null,"c":[1,"x",{"d":true}]},"port":80,"addr":"::1"}"#;
+        assert_eq!(text.trim_end(), expected);
+        serde_json::from_str::<serde_json::Value>(&text).unwrap();
+    }
 
     #[test]
     fn a_port_is_on_the_right_of_its_column() {

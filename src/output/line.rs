@@ -4,17 +4,28 @@
 //! overwritten by what follows. So a field costs a few instructions, and no call.
 
 use super::escape;
-use super::number::decimal;
 
 /// Most lines are shorter; what is longer goes on in steps of this.
 const ROOM: usize = 1024;
 
 /// Memory for a line, kept from one to the next.
-pub struct Room([u8; ROOM]);
+pub struct Room {
+    bytes: [u8; ROOM],
+    has_colors: bool,
+}
 
-impl Default for Room {
-    fn default() -> Self {
-        Self([0; ROOM])
+impl Room {
+    /// Room for lines that may have colors, or not.
+    pub fn new(has_colors: bool) -> Self {
+        Self {
+            bytes: [0; ROOM],
+            has_colors,
+        }
+    }
+
+    /// Whether lines may have colors.
+    pub fn has_colors(&self) -> bool {
+        self.has_colors
     }
 }
 
@@ -24,6 +35,7 @@ pub struct Line<'a> {
     room: &'a mut [u8; ROOM],
     len: usize,
     out: &'a mut Vec<u8>,
+    has_colors: bool,
 }
 
 impl Line<'_> {
@@ -31,9 +43,10 @@ impl Line<'_> {
     #[inline]
     pub fn render(room: &mut Room, out: &mut Vec<u8>, render: impl FnOnce(&mut Line<'_>)) {
         let mut line = Line {
-            room: &mut room.0,
+            room: &mut room.bytes,
             len: 0,
             out,
+            has_colors: room.has_colors,
         };
         render(&mut line);
         line.out.extend_from_slice(&line.room[..line.len]);
@@ -72,19 +85,22 @@ impl Line<'_> {
         self.len += bytes.len();
     }
 
+    /// Whether the line goes to a terminal that shows colors.
+    #[inline(always)]
+    pub(super) fn has_colors(&self) -> bool {
+        self.has_colors
+    }
+
     /// Bytes before the end of the line, of this line and of what the buffer held before.
     #[inline(always)]
-    fn position(&self) -> usize {
+    pub(super) fn position(&self) -> usize {
         self.out.len() + self.len
     }
 
-    /// Appends what `push` writes, padded on the right to `width` bytes. A value that is wider
-    /// moves the rest of its line, but a space always follows it.
+    /// Appends spaces up to a position, or one if it is passed already.
     #[inline(always)]
-    pub fn pad_right(&mut self, width: usize, push: impl FnOnce(&mut Self)) {
-        let end = self.position() + width;
-        push(self);
-        let mut missing = end.saturating_sub(self.position()).max(1);
+    pub(super) fn pad_to(&mut self, position: usize) {
+        let mut missing = position.saturating_sub(self.position()).max(1);
         while missing > 40 {
             self.put([b' '; 40], 40);
             missing -= 40;
@@ -92,11 +108,19 @@ impl Line<'_> {
         self.put([b' '; 40], missing);
     }
 
-    /// Appends an integer, padded on the right like [`Line::pad_right`] does, to 16 bytes at most.
-    #[inline(always)]
-    pub fn column(&mut self, width: usize, value: u32) {
-        let (text, len) = decimal(value);
-        self.put(text, width.max(len + 1));
+    /// Puts spaces before what was written since a position, to make it this wide.
+    pub(super) fn align_right(&mut self, position: usize, width: usize) {
+        let written = self.position() - position;
+        // What was written to the buffer already stays where it is.
+        let Some(start) = position.checked_sub(self.out.len()) else {
+            return;
+        };
+        if written < width && start + width <= ROOM {
+            let missing = width - written;
+            self.room.copy_within(start..self.len, start + missing);
+            self.room[start..start + missing].fill(b' ');
+            self.len += missing;
+        }
     }
 
     /// Appends a text as [`escape::push_text`] does.
@@ -150,37 +174,33 @@ fn escaped(push: fn(&mut Vec<u8>, &[u8]), bytes: &[u8]) -> Vec<u8> {
 /// What `render` writes.
 #[cfg(test)]
 pub fn rendered(render: impl FnOnce(&mut Line<'_>)) -> String {
+    rendered_with(false, render)
+}
+
+/// What `render` writes where there are colors, or none.
+#[cfg(test)]
+pub fn rendered_with(has_colors: bool, render: impl FnOnce(&mut Line<'_>)) -> String {
     let mut out = Vec::new();
-    Line::render(&mut Room::default(), &mut out, render);
+    Line::render(&mut Room::new(has_colors), &mut out, render);
     String::from_utf8(out).unwrap()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::number::Integer;
 
     #[test]
-    fn columns_have_their_width_and_a_space_after_what_is_wider() {
+    fn spaces_go_up_to_a_position_and_there_is_always_one() {
         for width in [1, 5, 39, 40, 41, 42, 100] {
             for len in [0, 1, 4, 5, 6, 39, 40, 41, 100, 200] {
                 let value = "x".repeat(len);
                 let out = rendered(|out| {
-                    out.extend_from_slice(b"before");
-                    out.pad_right(width, |out| out.extend_from_slice(value.as_bytes()));
+                    let end = out.position() + width;
+                    out.extend_from_slice(value.as_bytes());
+                    out.pad_to(end);
                 });
                 let spaces = " ".repeat(width.saturating_sub(len).max(1));
-                assert_eq!(out, format!("before{value}{spaces}"));
-            }
-        }
-    }
-
-    #[test]
-    fn a_column_is_as_wide_for_an_integer() {
-        for value in [0, 9, 10, 12345, 123456, 99_999_999, 100_000_000, u32::MAX] {
-            for width in [1, 4, 6, 7, 11, 16] {
-                let expected = rendered(|out| out.pad_right(width, |out| value.push(out)));
-                assert_eq!(rendered(|out| out.column(width, value)), expected);
+                assert_eq!(out, format!("{value}{spaces}"));
             }
         }
     }
@@ -201,7 +221,9 @@ mod tests {
                 let (first, second) = ("a".repeat(before), "b".repeat(len));
                 let out = rendered(|out| {
                     out.extend_from_slice(first.as_bytes());
-                    out.pad_right(20, |out| out.put(*b"12345", 3));
+                    let end = out.position() + 20;
+                    out.put(*b"12345", 3);
+                    out.pad_to(end);
                     out.extend_from_slice(second.as_bytes());
                     out.push(b'\n');
                 });

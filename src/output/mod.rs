@@ -1,14 +1,35 @@
 //! Output: the sink that writes to stdout, and the pure functions that render into it.
 
+pub mod accept_trace;
 pub mod check;
 pub mod clock;
-pub mod connect;
-pub mod count;
+pub(crate) mod columns;
+pub mod connect_trace;
+pub mod counts;
 pub mod escape;
-pub mod flow;
+pub mod exporter;
+pub mod flow_report;
+pub mod flows;
+pub mod histogram;
 pub mod json;
 pub mod line;
+pub mod listeners;
+pub mod loss_trace;
 pub mod number;
-pub mod packet;
+pub mod port_monitor;
 pub mod sink;
 pub mod summary;
+pub mod syn_count;
+
+use clock::{Clock, UnixNanos};
+use line::Line;
+
+/// A record that is written as one line of text or JSON. Columns and keys are in the file of its
+/// command in this module.
+pub trait Render {
+    /// Writes the line of text.
+    fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos);
+
+    /// Writes the line of JSON.
+    fn json(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos);
+}

@@ -1,6 +1,8 @@
 //! The way to stdout: whole lines, soon, never blocking for longer than the run may last.
 
-use std::fs::{File, OpenOptions};
+use std::env;
+use std::ffi::OsString;
+use std::fs::{File, FileType, OpenOptions};
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -13,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{pipe2, write};
 
 use super::line::{Line, Room};
-use crate::stop::{ExitReason, Stop, poll_timeout};
+use crate::run::stop::{ExitReason, Stop, poll_timeout};
 
 /// Bytes gathered before they are written, where nothing waits for them sooner: as many lines as
 /// fit into the 16 pages of a pipe, with what is left at the end of each page.
@@ -45,17 +47,62 @@ pub struct Sink {
     accepted: u64,
     ended: Option<ExitReason>,
     error: Option<anyhow::Error>,
+    patience: Patience,
+}
+
+/// How long to wait for a reader that has stopped.
+#[derive(Default)]
+pub struct Patience {
     /// When the run has to stop, and the reader has not moved since: the end of its grace. Kept
     /// from one flush to the next, or a reader that has stopped would get it for each.
     give_up_at: Option<Instant>,
 }
 
-impl Sink {
-    /// The sink for this process's stdout, which takes at most `limit` data lines.
+impl Patience {
+    /// The reader has moved.
+    pub fn renew(&mut self) {
+        self.give_up_at = None;
+    }
+
+    /// Waits until a file takes more. False if the run has to stop and the reader has not moved for
+    /// too long.
+    pub fn wait(&mut self, file: BorrowedFd<'_>, stop: &Stop) -> bool {
+        let stopping = stop.reason().is_some();
+        if stopping {
+            self.give_up_at.get_or_insert(Instant::now() + GRACE);
+        }
+        let left = self
+            .give_up_at
+            .map(|at| at.saturating_duration_since(Instant::now()));
+        if left == Some(Duration::ZERO) {
+            return false;
+        }
+        let mut fds = vec![PollFd::new(file, PollFlags::POLLOUT)];
+        if !stopping {
+            fds.push(PollFd::new(stop.as_fd(), PollFlags::POLLIN));
+        }
+        let timeout = poll_timeout([left, stop.remaining().filter(|_| !stopping)]);
+        // An interrupted poll is one that woke early.
+        let _ = poll(&mut fds, timeout);
+        true
+    }
+}
+
+/// stdout, and how it can be written.
+pub struct Stdout {
+    /// A description that does not block, where there can be one.
+    pub file: File,
+    /// A write may wait for the reader.
+    pub may_block: bool,
+    kind: FileType,
+}
+
+impl Stdout {
+    /// Looks at this process's stdout.
     ///
     /// # Errors
     /// stdout is closed.
-    pub fn stdout(limit: Option<u64>) -> Result<Self> {
+    pub fn open() -> Result<Self> {
         let inherited: File = std::io::stdout()
             .as_fd()
             .try_clone_to_owned()
@@ -79,18 +126,45 @@ impl Sink {
         Ok(Self {
             may_block: own.is_none() && !kind.is_file(),
             file: own.unwrap_or(inherited),
+            kind,
+        })
+    }
+}
+
+/// Whether a file that may block takes more now.
+pub fn has_room(file: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(file, PollFlags::POLLOUT)];
+    // A file is always ready, and an error is for the write to tell.
+    poll(&mut fds, PollTimeout::ZERO) != Ok(0)
+}
+
+impl Sink {
+    /// The sink for this process's stdout, which takes at most `limit` data lines.
+    ///
+    /// # Errors
+    /// stdout is closed.
+    pub fn stdout(limit: Option<u64>) -> Result<Self> {
+        let Stdout {
+            file,
+            may_block,
+            kind,
+        } = Stdout::open()?;
+        let is_terminal = std::io::stdout().is_terminal();
+        Ok(Self {
+            may_block,
+            file,
             is_pipe: kind.is_fifo(),
             // Without one, a piece at a time is written.
             stage: kind.is_fifo().then(|| Stage::new().ok()).flatten(),
-            is_terminal: std::io::stdout().is_terminal(),
-            room: Room::default(),
+            is_terminal,
+            room: Room::new(is_terminal && wants_colors(|name| env::var_os(name))),
             buffer: Vec::with_capacity(2 * BUFFER),
             written: 0,
             limit,
             accepted: 0,
             ended: None,
             error: None,
-            give_up_at: None,
+            patience: Patience::default(),
         })
     }
 
@@ -110,6 +184,11 @@ impl Sink {
         true
     }
 
+    /// How many data lines may still come.
+    pub fn remaining(&self) -> u64 {
+        self.limit.map_or(u64::MAX, |limit| limit - self.accepted)
+    }
+
     /// Writes a line that is not data: the header, or the summary in JSON. False if it could not
     /// be written.
     pub fn extra(&mut self, stop: &Stop, render: impl FnOnce(&mut Line<'_>)) -> bool {
@@ -120,6 +199,11 @@ impl Sink {
             self.flush(stop);
         }
         std::mem::replace(&mut self.written, before) > before
+    }
+
+    /// Whether stdout is a terminal that may be sent colors.
+    pub fn has_colors(&self) -> bool {
+        self.room.has_colors()
     }
 
     /// Data lines that reached stdout.
@@ -162,11 +246,11 @@ impl Sink {
                 Ok(n) => {
                     self.written += newlines(&self.buffer[done..done + n]);
                     done += n;
-                    self.give_up_at = None;
+                    self.patience.renew();
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    if !self.wait(stop) {
+                    if !self.patience.wait(self.file.as_fd(), stop) {
                         break;
                     }
                 }
@@ -210,7 +294,7 @@ impl Sink {
             } else {
                 rest
             };
-            if self.may_block && !self.has_room() {
+            if self.may_block && !has_room(self.file.as_fd()) {
                 break;
             }
             match self.file.write(piece) {
@@ -233,16 +317,10 @@ impl Sink {
     }
 
     fn write(&mut self, from: usize, len: usize) -> std::io::Result<usize> {
-        if self.may_block && !self.has_room() {
+        if self.may_block && !has_room(self.file.as_fd()) {
             return Err(ErrorKind::WouldBlock.into());
         }
         self.file.write(&self.buffer[from..from + len])
-    }
-
-    fn has_room(&self) -> bool {
-        let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
-        // A file is always ready, and an error is for the write to tell.
-        poll(&mut fds, PollTimeout::ZERO) != Ok(0)
     }
 
     fn refused(&mut self, error: std::io::Error) {
@@ -258,29 +336,6 @@ impl Sink {
     fn fail(&mut self, error: anyhow::Error) {
         self.ended = Some(ExitReason::Error);
         self.error.get_or_insert(error);
-    }
-
-    /// Waits until stdout takes more. False if the run has to stop and the reader has not moved
-    /// for too long.
-    fn wait(&mut self, stop: &Stop) -> bool {
-        let stopping = stop.reason().is_some();
-        if stopping {
-            self.give_up_at.get_or_insert(Instant::now() + GRACE);
-        }
-        let left = self
-            .give_up_at
-            .map(|at| at.saturating_duration_since(Instant::now()));
-        if left == Some(Duration::ZERO) {
-            return false;
-        }
-        let mut fds = vec![PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
-        if !stopping {
-            fds.push(PollFd::new(stop.as_fd(), PollFlags::POLLIN));
-        }
-        let timeout = poll_timeout([left, stop.remaining().filter(|_| !stopping)]);
-        // An interrupted poll is one that woke early.
-        let _ = poll(&mut fds, timeout);
-        true
     }
 }
 
@@ -353,6 +408,14 @@ fn newlines(bytes: &[u8]) -> u64 {
     bytes.chunks(224).map(|chunk| u64::from(count(chunk))).sum()
 }
 
+/// Whether a terminal may be sent colors: not with NO_COLOR (<https://no-color.org>), and not one
+/// that nobody knows or that knows none.
+fn wants_colors(env: impl Fn(&str) -> Option<OsString>) -> bool {
+    let refuses = env("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let term = env("TERM").unwrap_or_default();
+    !refuses && !term.is_empty() && term != "dumb"
+}
+
 impl AsFd for Sink {
     /// To learn by poll that the reader has gone.
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -363,6 +426,21 @@ impl AsFd for Sink {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_terminal_gets_colors_unless_it_has_none_or_nobody_wants_them() {
+        let wanted = |variables: &[(&str, &str)]| {
+            wants_colors(|name| {
+                let found = variables.iter().find(|(known, _)| *known == name);
+                found.map(|(_, value)| OsString::from(value))
+            })
+        };
+        assert!(wanted(&[("TERM", "xterm")]));
+        assert!(wanted(&[("TERM", "linux"), ("NO_COLOR", "")]));
+        assert!(!wanted(&[("TERM", "xterm"), ("NO_COLOR", "1")]));
+        assert!(!wanted(&[("TERM", "dumb")]));
+        assert!(!wanted(&[]));
+    }
 
     #[test]
     fn a_piece_is_whole_lines_and_fits_a_pipe_unless_a_line_does_not() {

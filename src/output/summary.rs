@@ -1,9 +1,13 @@
-//! The last line: what was seen, passed on and lost.
+//! The summary, which is the last line: how much was seen, written and lost.
 
 use super::clock::{Clock, UnixNanos};
-use super::json::{Object, push_int};
+use super::flow_report;
+use super::json::Object;
 use super::line::Line;
+use crate::domain::flow_report::FlowReport;
+use crate::domain::incoming::FATES;
 use crate::key;
+use crate::run::stop::ExitReason;
 use crate::skel::{PacketCounters, VERDICTS};
 
 /// The end of a run in numbers.
@@ -17,32 +21,64 @@ pub struct Summary {
     pub matched: u64,
     /// Of these, those that reached stdout.
     pub emitted: u64,
-    /// Of these, those that found no room in a buffer or a table, or no reader.
+    /// Of these, those that found no room in a buffer or a table, or no reader of the output.
     pub lost: u64,
-    /// Of these, those that `--max-rate` or `--count` held back.
+    /// Of these, those that `--max-rate` or `--count` suppressed.
     pub suppressed: u64,
     /// Why the run ended.
-    pub exit_reason: &'static str,
-    /// What the packet programs judged; `None` for other commands.
+    pub exit_reason: ExitReason,
+    /// The counters of the packet programs; `None` for other commands.
     pub packets: Option<PacketCounters>,
     /// syn-count's total.
     pub syn_total: Option<u64>,
-    /// Where the packets of `flows` are.
+    /// SYNs or events whose key lost its place in the table; `None` if they are not counted by key.
+    pub untracked: Option<u64>,
+    /// connect-trace's attempts without a fate at the end; `None` if the kernel can't list them.
+    pub pending: Option<u64>,
+    /// The packet counts of flows.
     pub flows: Option<FlowTotals>,
+    /// The fates of accept-trace's attempts.
+    pub attempts: Option<AttemptTotals>,
+    /// What the flows of the run amount to; `None` without `--summary`.
+    pub report: Option<FlowReport>,
 }
 
-/// Where the packets of `flows` are: those in the lines that reached stdout, `untracked` and
-/// `unreported` add up to `segments`.
+/// The fates of incoming attempts, including those that were not asked for. All attempts are the
+/// sum of the fates and of `untracked`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AttemptTotals {
+    /// The number of attempts by fate, in the order of [`FATES`].
+    pub fates: [u64; FATES.len()],
+    /// Attempts that found no room in the table.
+    pub untracked: u64,
+}
+
+impl AttemptTotals {
+    /// All attempts.
+    pub fn all(&self) -> u64 {
+        self.fates.iter().sum::<u64>() + self.untracked
+    }
+
+    /// The name of each fate, and how many attempts had it.
+    fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        FATES.into_iter().zip(self.fates).skip(1)
+    }
+}
+
+/// The packet counts of flows. `segments` is the sum of the packets in all lines on stdout,
+/// `untracked` and `unreported`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowTotals {
-    /// Packets of the flows that were asked for, GSO packets by their segments.
+    /// Packets of the flows that were asked for; each segment of a GSO packet counts.
     pub segments: u64,
     /// Of these, those whose flow found no room in the table.
     pub untracked: u64,
-    /// Of these, those in records that were lost or held back.
+    /// Of these, those in records that were lost or suppressed.
     pub unreported: u64,
-    /// Flows that were reported early, to make room in the table.
+    /// Flows that were evicted to make room in the table.
     pub evicted: u64,
+    /// Packets with a name to read for which the buffer had no room; `None` without `--names`.
+    pub names_lost: Option<u64>,
 }
 
 impl Summary {
@@ -55,40 +91,55 @@ impl Summary {
         line.int(key!("emitted"), self.emitted);
         line.int(key!("lost"), self.lost);
         line.int(key!("suppressed"), self.suppressed);
-        line.name(key!("exit_reason"), self.exit_reason);
+        line.name(key!("exit_reason"), self.exit_reason.name());
         if let Some(counters) = &self.packets {
             line.int(key!("packets"), counters.packets());
-            line.raw(key!("verdicts"), |out| {
-                out.push(b'{');
-                for (i, (name, count)) in VERDICTS.iter().zip(counters.verdicts).enumerate() {
-                    if i > 0 {
-                        out.push(b',');
-                    }
-                    out.push(b'"');
-                    out.extend_from_slice(name.as_bytes());
-                    out.extend_from_slice(b"\":");
-                    push_int(out, count);
+            line.object(key!("verdicts"), |verdicts| {
+                for (name, count) in VERDICTS.iter().zip(counters.verdicts) {
+                    verdicts.int_of(name, count);
                 }
-                out.push(b'}');
             });
         }
         if let Some(total) = self.syn_total {
             line.int(key!("syn_total"), total);
+        }
+        if let Some(untracked) = self.untracked {
+            line.int(key!("untracked"), untracked);
+        }
+        if let Some(pending) = self.pending {
+            line.int(key!("pending"), pending);
         }
         if let Some(flows) = self.flows {
             line.int(key!("segments"), flows.segments);
             line.int(key!("untracked"), flows.untracked);
             line.int(key!("unreported"), flows.unreported);
             line.int(key!("evicted"), flows.evicted);
+            if let Some(lost) = flows.names_lost {
+                line.int(key!("names_lost"), lost);
+            }
+        }
+        if let Some(attempts) = &self.attempts {
+            line.int(key!("attempts"), attempts.all());
+            line.int(key!("untracked"), attempts.untracked);
+            line.object(key!("fates"), |fates| {
+                for (name, count) in attempts.named() {
+                    fates.int_of(name, count);
+                }
+            });
+        }
+        if let Some(report) = &self.report {
+            flow_report::push_members(&mut line, report);
         }
         line.end();
     }
 
-    /// The summary for people, as one line without its end.
+    /// The summary for people: one line without its end, and with `--summary` of flows some more.
     pub fn text(&self) -> String {
         let mut text = format!(
             "summary: {} after {:.1} s ({})",
-            self.command, self.duration_s, self.exit_reason
+            self.command,
+            self.duration_s,
+            self.exit_reason.name()
         );
         if let Some(total) = self.syn_total {
             text += &format!(": {total} SYNs");
@@ -98,6 +149,9 @@ impl Summary {
                 self.matched, self.emitted, self.lost, self.suppressed
             );
         }
+        if let Some(untracked @ 1..) = self.untracked {
+            text += &format!(", untracked {untracked}");
+        }
         if let Some(counters) = &self.packets {
             text += &format!("; {} packets", counters.packets());
             for (name, count) in VERDICTS.iter().zip(counters.verdicts) {
@@ -106,11 +160,15 @@ impl Summary {
                 }
             }
         }
+        if let Some(pending @ 1..) = self.pending {
+            text += &format!("; {pending} pending");
+        }
         if let Some(flows) = self.flows {
             text += &format!("; {} segments", flows.segments);
             for (name, count) in [
                 ("untracked", flows.untracked),
                 ("unreported", flows.unreported),
+                ("names lost", flows.names_lost.unwrap_or(0)),
             ] {
                 if count > 0 {
                     text += &format!(", {name} {count}");
@@ -119,6 +177,16 @@ impl Summary {
             if flows.evicted > 0 {
                 text += &format!("; {} flows evicted", flows.evicted);
             }
+        }
+        if let Some(attempts) = &self.attempts {
+            text += &format!("; {} attempts", attempts.all());
+            let counts = attempts.named().chain([("untracked", attempts.untracked)]);
+            for (name, count) in counts.filter(|(_, count)| *count > 0) {
+                text += &format!(", {name} {count}");
+            }
+        }
+        if let Some(report) = &self.report {
+            text += &flow_report::text(report);
         }
         text
     }

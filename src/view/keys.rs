@@ -1,12 +1,15 @@
-//! Keys, from the bytes that a terminal sends for them.
+//! Decodes the bytes that a terminal sends for keys.
+//!
+//! termion's decoder (4.0, `parse_event`) panics on a sequence that is incomplete or has a number
+//! out of range, and sequences do arrive in pieces. That of crossterm is private to its reader,
+//! which waits for input by itself.
 
 /// A key that was pressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "they are what is written on them")]
 pub enum Key {
-    /// A letter, or whatever else can be typed.
+    /// A printable character.
     Char(char),
-    /// A letter together with the control key.
+    /// A letter with the control key.
     Ctrl(char),
     Enter,
     Esc,
@@ -23,27 +26,27 @@ pub enum Key {
 
 const ESC: u8 = 0x1b;
 
-/// Longest sequence that is waited for.
+/// The longest sequence that the decoder waits for.
 const LONGEST: usize = 32;
 
-/// Takes bytes as they come, and finds the keys in them.
+/// Decodes keys from bytes as they arrive.
 #[derive(Debug, Default)]
 pub struct Keys {
-    /// The beginning of a sequence whose rest has not come yet.
+    /// An incomplete sequence.
     begun: Vec<u8>,
 }
 
-/// What the first bytes are.
+/// What some bytes begin with.
 enum Parsed {
-    /// A key, or one that has no meaning here, of so many bytes.
+    /// A key and its length in bytes; `None`: the key has no meaning here.
     Key(Option<Key>, usize),
-    /// The beginning of something.
+    /// An incomplete sequence.
     Begun,
 }
 
 impl Keys {
-    /// The keys in what came. ESC alone at its end is the key of that name, for nobody waits to
-    /// learn whether more follows.
+    /// Decodes new bytes. A single ESC at their end is the Escape key: the decoder does not wait to
+    /// see whether more follows.
     pub fn take(&mut self, bytes: &[u8]) -> Vec<Key> {
         let mut all = std::mem::take(&mut self.begun);
         all.extend_from_slice(bytes);
@@ -78,7 +81,7 @@ fn parse(bytes: &[u8]) -> Parsed {
     }
 }
 
-/// A letter in UTF-8.
+/// A character in UTF-8.
 fn parse_char(bytes: &[u8]) -> Parsed {
     let start = &bytes[..bytes.len().min(4)];
     let (valid, is_cut) = match std::str::from_utf8(start) {
@@ -96,8 +99,8 @@ fn parse_char(bytes: &[u8]) -> Parsed {
     }
 }
 
-/// What begins with ESC: a control sequence (ECMA-48, 5.4), or a key with Alt, which means nothing
-/// here.
+/// A sequence that begins with ESC: a control sequence (ECMA-48, 5.4), or a key with Alt, which has
+/// no meaning here.
 fn parse_escape(bytes: &[u8]) -> Parsed {
     match bytes.get(1) {
         None | Some(0..0x20) => Parsed::Key(Some(Key::Esc), 1),
@@ -105,7 +108,7 @@ fn parse_escape(bytes: &[u8]) -> Parsed {
             Some(last) => Parsed::Key(key_of(b"", *last), 3),
             None => Parsed::Begun,
         },
-        // The function keys of the Linux console.
+        // Function keys of the Linux console.
         Some(b'[') if bytes.get(2) == Some(&b'[') => match bytes.get(3) {
             Some(_) => Parsed::Key(None, 4),
             None => Parsed::Begun,
@@ -127,7 +130,7 @@ fn is_parameter(byte: u8) -> bool {
     (0x20..0x40).contains(&byte)
 }
 
-/// The key of a control sequence, by its parameters and its last byte.
+/// The key of a control sequence with these parameters and this final byte.
 fn key_of(parameters: &[u8], last: u8) -> Option<Key> {
     Some(match (last, parameters) {
         (b'A', _) => Key::Up,
@@ -161,7 +164,7 @@ mod tests {
             ("\x1b[H\x1b[1~\x1b[7~", vec![Key::Home; 3]),
             ("\x1b[F\x1b[4~\x1bOF", vec![Key::End; 3]),
             ("aé漢😀", "aé漢😀".chars().map(Key::Char).collect()),
-            // Function keys, keys with Alt and the mouse mean nothing, and are nothing else.
+            // Function keys, keys with Alt and the mouse have no meaning here.
             (
                 "\x1bx\x1bOP\x1b[15~\x1b[[A\x1b[<0;5;5My",
                 vec![Key::Char('y')],

@@ -1,11 +1,16 @@
 //! The table of flows on a terminal. It knows no clock, no map and no terminal: flows and keys go
 //! in, a frame comes out.
 
+mod filter;
+mod groups;
 pub mod keys;
+pub mod listeners;
 pub mod terminal;
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::rc::Rc;
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -13,8 +18,15 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Cell, Clear, Paragraph, Row, Sparkline, Table};
 
+use crate::cli::manual::Page;
+use crate::domain::flow::Flow;
+use crate::domain::names::{Name, NamedFlow};
+use crate::domain::traffic::Traffic;
+use crate::output::columns::Tone;
 use crate::output::escape::push_text;
-use crate::record::flow::Flow;
+use crate::output::flows::state_tone;
+use filter::{Fields, Filter, Number, Word};
+use groups::{Group, GroupBy};
 use keys::Key;
 
 /// Intervals that the sparkline remembers.
@@ -26,32 +38,40 @@ enum Column {
     State,
     Source,
     Destination,
+    Name,
     Process,
+    Pid,
     Age,
     Handshake,
     Packets,
     Bytes,
     PacketRate,
     ByteRate,
+    Retransmits,
+    RoundTrip,
     History,
 }
 
 /// Each with its width, and its place among those that go where there is no room; the ends of a flow
 /// share what the others leave, and like its state and rate they always stay.
-const COLUMNS: [(Column, &str, u16, u8); 11] = [
+const COLUMNS: [(Column, &str, u16, u8); 15] = [
     (Column::State, "STATE", 12, STAYS),
     (Column::Source, "SOURCE", 0, STAYS),
     (Column::Destination, "DESTINATION", 0, STAYS),
-    (Column::Process, "PROCESS", 15, 4),
-    (Column::Age, "AGE", 7, 3),
-    (Column::Handshake, "HANDSHK", 8, 1),
+    (Column::Name, "NAME", 24, 9),
+    (Column::Process, "PROCESS", 15, 8),
+    (Column::Pid, "PID", 7, 1),
+    (Column::Age, "AGE", 7, 4),
+    (Column::Handshake, "HANDSHK", 8, 3),
     (Column::Packets, "PACKETS", 8, 5),
     (Column::Bytes, "BYTES", 7, 6),
     (Column::PacketRate, "PKT/s", 7, 2),
     (Column::ByteRate, "BYTE/s", 7, STAYS),
+    (Column::Retransmits, "RETRANS", 8, 10),
+    (Column::RoundTrip, "RTT", 7, 7),
     (Column::History, "HISTORY", 10, 0),
 ];
-const STAYS: u8 = 7;
+const STAYS: u8 = 11;
 
 /// Letters of an address and port that tell it from others: for more no other column goes.
 const ENOUGH_OF_AN_END: usize = 24;
@@ -59,12 +79,30 @@ const ENOUGH_OF_AN_END: usize = 24;
 /// Columns of the box with a flow's details, unless they need more or there is less.
 const DETAIL_WIDTH: u16 = 76;
 
-const KEYS: &str = " q quit  / filter  ←→ sort by  r reverse  ↑↓ select  Enter detail  Space pause";
+const KEYS: &str =
+    " q quit  / filter  g group  ←→ sort  r reverse  ↑↓ select  Enter detail  ? help";
+
+/// All keys, for the help.
+const HELP: [(&str, &str); 9] = [
+    ("q, Ctrl-C", "quit"),
+    ("↑ ↓ PgUp PgDn", "select a flow; Home and End too"),
+    ("Enter", "its details; of a group, its flows"),
+    ("← →, r", "sort by another column; reverse the order"),
+    ("g", "group by process, source, destination or port"),
+    ("Space, p", "pause"),
+    ("/", "filter, which Enter keeps and Esc clears: words, or"),
+    ("", "comparisons such as: dport=443 retrans>0 rtt>10ms !ssh"),
+    ("Ctrl-L, Ctrl-Z", "draw again; suspend"),
+];
+
+/// Intervals that the details of a flow remember.
+const TRAIL_KEPT: usize = 240;
 
 /// A flow, and what it has carried in the last interval.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Entry {
     flow: Flow,
+    name: Option<Rc<Name>>,
     packet_rate: f64,
     byte_rate: f64,
     /// Nanoseconds since its first packet; if it has ended, until its last.
@@ -80,6 +118,50 @@ impl Entry {
         let key = &self.flow.raw.key;
         (key.addr, key.port, key.interface)
     }
+
+    fn round_trip_ns(&self) -> Option<u64> {
+        Some(self.flow.round_trip()?.us * 1000)
+    }
+}
+
+impl Fields for Entry {
+    fn text(&self) -> String {
+        text_of(self)
+    }
+
+    fn word(&self, word: Word) -> String {
+        match word {
+            Word::Comm => process(&self.flow).unwrap_or_default(),
+            Word::State => state(&self.flow).to_owned(),
+            Word::Conn => self.flow.conn_state().name().to_owned(),
+            Word::Name => server(self).unwrap_or_default(),
+        }
+    }
+
+    fn addresses(&self) -> [IpAddr; 2] {
+        [self.flow.saddr(), self.flow.daddr()]
+    }
+
+    fn numbers(&self, number: Number) -> [Option<f64>; 2] {
+        let flow = &self.flow;
+        let ports = [flow.sport(), flow.dport()].map(|port| Some(f64::from(port)));
+        let number = match number {
+            Number::Port => return ports,
+            Number::Sport => ports[0],
+            Number::Dport => ports[1],
+            Number::Pid => flow.process().map(|(pid, _)| f64::from(pid)),
+            Number::Uid => flow.uid().map(f64::from),
+            Number::Packets => Some(flow.packets() as f64),
+            Number::Bytes => Some(bytes(flow) as f64),
+            Number::PacketRate => Some(self.packet_rate),
+            Number::ByteRate => Some(self.byte_rate),
+            Number::Retransmits => Some(flow.retransmits() as f64),
+            Number::RoundTrip => self.round_trip_ns().map(|ns| ns as f64),
+            Number::Handshake => flow.handshake_ns().map(|ns| ns as f64),
+            Number::Age => Some(self.age as f64),
+        };
+        [number, None]
+    }
 }
 
 /// What the user sees.
@@ -88,13 +170,22 @@ pub struct View {
     entries: Vec<Entry>,
     /// Positions in `entries` of those that pass the filter, sorted.
     shown: Vec<usize>,
+    grouped: Option<GroupBy>,
+    /// With `grouped`: the flows that pass the filter, summed up and sorted.
+    groups: Vec<Group>,
+    has_names: bool,
+    has_help: bool,
     sort: usize,
     descending: bool,
     filter: String,
+    /// A comparison in the filter that says nothing yet.
+    unfinished: Option<String>,
     typing: bool,
     paused: bool,
     /// The flow that is shown in detail, as it was last seen: it may be over.
     detail: Option<Entry>,
+    /// Its bytes a second and round trips in microseconds since it is shown, newest last.
+    trail: VecDeque<[u64; 2]>,
     selected: usize,
     /// Lines of the table on the screen.
     height: usize,
@@ -105,10 +196,44 @@ pub struct View {
     /// Bytes a second, newest last.
     loads: VecDeque<u64>,
     live: usize,
-    /// In the last interval.
-    ended: usize,
+    /// Since the start.
+    ended: u64,
+    /// Of these, those of the last interval that are not among `entries`.
+    left_out: u64,
     packet_rate: f64,
     untracked: u64,
+}
+
+/// An interval that has passed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Interval {
+    /// Its end, by the clock of the flows' times.
+    pub now_ns: u64,
+    /// Its length.
+    pub seconds: f64,
+    /// Packets since the start whose flow found no room in the table.
+    pub untracked: u64,
+    /// Flows that have ended in it and are not among those that the view is given.
+    pub left_out: Traffic,
+}
+
+/// What a [`terminal::Screen`] shows.
+pub trait Picture {
+    /// Draws everything, into a frame of any size.
+    fn draw(&mut self, frame: &mut Frame<'_>);
+
+    /// Reacts to a key.
+    fn key(&mut self, key: Key) -> Reaction;
+}
+
+impl Picture for View {
+    fn draw(&mut self, frame: &mut Frame<'_>) {
+        Self::draw(self, frame);
+    }
+
+    fn key(&mut self, key: Key) -> Reaction {
+        Self::key(self, key)
+    }
 }
 
 /// What is to be done after a key.
@@ -131,15 +256,21 @@ impl View {
             ifaces,
             entries: Vec::new(),
             shown: Vec::new(),
+            grouped: None,
+            groups: Vec::new(),
+            has_names: false,
+            has_help: false,
             sort: COLUMNS
                 .iter()
                 .position(|(column, ..)| *column == Column::ByteRate)
                 .unwrap_or(0),
             descending: true,
             filter: String::new(),
+            unfinished: None,
             typing: false,
             paused: false,
             detail: None,
+            trail: VecDeque::new(),
             selected: 0,
             height: 1,
             longest: 0,
@@ -147,19 +278,19 @@ impl View {
             loads: VecDeque::new(),
             live: 0,
             ended: 0,
+            left_out: 0,
             packet_rate: 0.0,
             untracked: 0,
         }
     }
 
-    /// Takes the flows of an interval of this length that ends now, by the clock of their times:
-    /// those that are live, and those that have ended in it.
-    pub fn update(&mut self, flows: Vec<Flow>, now_ns: u64, seconds: f64, untracked: u64) {
-        let seconds = seconds.max(1e-3);
-        let (mut packets, mut bytes) = (0, 0);
+    /// Takes the flows of an interval: those that are live, and those that have ended in it.
+    pub fn update(&mut self, flows: Vec<NamedFlow>, interval: &Interval) {
+        let seconds = interval.seconds.max(1e-3);
+        let (mut packets, mut bytes) = (interval.left_out.packets, interval.left_out.bytes);
         let mut entries = Vec::with_capacity(flows.len());
         self.live = 0;
-        for flow in flows {
+        for NamedFlow { flow, name } in flows {
             let since = flow.since_told();
             packets += since.0;
             bytes += since.1;
@@ -168,64 +299,124 @@ impl View {
                 packet_rate: since.0 as f64 / seconds,
                 byte_rate: since.1 as f64 / seconds,
                 age: if flow.is_live() {
-                    now_ns.saturating_sub(flow.raw.start_ns)
+                    interval.now_ns.saturating_sub(flow.raw.start_ns)
                 } else {
                     flow.duration_ns()
                 },
                 iface: flow.raw.key.interface.into(),
                 flow,
+                name,
             });
         }
-        self.ended = entries.len() - self.live;
+        self.ended += (entries.len() - self.live) as u64 + interval.left_out.flows;
+        self.left_out = interval.left_out.flows;
         self.packet_rate = packets as f64 / seconds;
         self.loads.push_back((bytes as f64 / seconds) as u64);
         if self.loads.len() > LOADS_KEPT {
             self.loads.pop_front();
         }
-        self.untracked = untracked;
+        self.untracked = interval.untracked;
         if !self.paused {
             let selected = self.selected().map(Entry::key);
+            let group = self.selected_group().map(|group| group.filter.clone());
+            self.has_names |= entries.iter().any(|entry| server(entry).is_some());
             self.entries = entries;
             self.arrange();
-            self.follow(selected);
+            self.follow(selected, group);
             self.update_detail();
         }
     }
 
     fn selected(&self) -> Option<&Entry> {
-        Some(&self.entries[*self.shown.get(self.selected)?])
+        match self.grouped {
+            None => self.entries.get(*self.shown.get(self.selected)?),
+            Some(_) => None,
+        }
     }
 
-    /// Keeps the same flow selected, wherever it is now.
-    fn follow(&mut self, key: Option<FlowKey>) {
-        let found = self
-            .shown
-            .iter()
-            .position(|at| key == Some(self.entries[*at].key()));
+    fn selected_group(&self) -> Option<&Group> {
+        self.grouped.and_then(|_| self.groups.get(self.selected))
+    }
+
+    /// Lines of the table, on the screen or not.
+    fn lines(&self) -> usize {
+        match self.grouped {
+            None => self.shown.len(),
+            Some(_) => self.groups.len(),
+        }
+    }
+
+    /// Keeps the same flow or group selected, wherever it is now.
+    fn follow(&mut self, key: Option<FlowKey>, group: Option<String>) {
+        let found = match self.grouped {
+            None => self
+                .shown
+                .iter()
+                .position(|at| key == Some(self.entries[*at].key())),
+            Some(_) => self
+                .groups
+                .iter()
+                .position(|it| group.as_ref() == Some(&it.filter)),
+        };
         // The top stays the top: there is what the table is sorted for.
         if let Some(found) = found
             && self.selected > 0
         {
             self.selected = found;
         }
-        self.selected = self.selected.min(self.shown.len().saturating_sub(1));
+        self.selected = self.selected.min(self.lines().saturating_sub(1));
     }
 
     fn update_detail(&mut self) {
-        if let Some(detail) = &mut self.detail
-            && let Some(now) = self.entries.iter().find(|it| it.key() == detail.key())
-        {
-            *detail = *now;
+        if let Some(detail) = &mut self.detail {
+            match self.entries.iter().find(|it| it.key() == detail.key()) {
+                Some(now) => *detail = now.clone(),
+                None => detail.byte_rate = 0.0,
+            }
+            self.note_trail();
         }
+    }
+
+    fn note_trail(&mut self) {
+        if let Some(detail) = &self.detail {
+            let round_trip = detail.flow.round_trip().map_or(0, |trip| trip.us);
+            self.trail.push_back([detail.byte_rate as u64, round_trip]);
+            if self.trail.len() > TRAIL_KEPT {
+                self.trail.pop_front();
+            }
+        }
+    }
+
+    fn open_detail(&mut self) {
+        self.detail = self.selected().cloned();
+        self.trail.clear();
+        self.note_trail();
     }
 
     /// Chooses and sorts what is shown.
     fn arrange(&mut self) {
-        let filter = self.filter.to_lowercase();
+        let filter = Filter::parse(&self.filter);
         let mut shown = (0..self.entries.len())
-            .filter(|at| filter.is_empty() || text_of(&self.entries[*at].flow).contains(&filter))
+            .filter(|at| filter.passes(&self.entries[*at]))
             .collect::<Vec<_>>();
+        self.unfinished = filter.unfinished;
         let column = COLUMNS[self.sort].0;
+        if let Some(by) = self.grouped {
+            let entries = shown.iter().map(|at| &self.entries[*at]);
+            self.groups = groups::groups(by, entries);
+            self.groups.sort_by(|a, b| {
+                let order = groups::compare(column, a, b);
+                let order = if self.descending {
+                    order.reverse()
+                } else {
+                    order
+                };
+                order.then_with(|| a.key.cmp(&b.key))
+            });
+            self.shown = shown;
+            self.selected = self.selected.min(self.lines().saturating_sub(1));
+            return;
+        }
         shown.sort_by(|a, b| {
             let (a, b) = (&self.entries[*a], &self.entries[*b]);
             let order = compare(column, a, b);
@@ -246,7 +437,7 @@ impl View {
         });
         self.longest = longest.max().unwrap_or(0);
         self.shown = shown;
-        self.selected = self.selected.min(self.shown.len().saturating_sub(1));
+        self.selected = self.selected.min(self.lines().saturating_sub(1));
     }
 
     /// Reacts to a key.
@@ -263,6 +454,9 @@ impl View {
         }
         match key {
             Key::Char('q') => return Reaction::Quit,
+            Key::Char('?') => self.has_help = !self.has_help,
+            Key::Esc | Key::Enter if self.has_help => self.has_help = false,
+            Key::Char('g') => self.group_by(GroupBy::after(self.grouped)),
             Key::Esc if self.detail.is_some() => self.detail = None,
             Key::Esc => {
                 self.filter.clear();
@@ -274,8 +468,8 @@ impl View {
                 self.descending = !self.descending;
                 self.arrange();
             }
-            Key::Left | Key::Char('<') => self.sort_by(self.sort + COLUMNS.len() - 1),
-            Key::Right | Key::Char('>') => self.sort_by(self.sort + 1),
+            Key::Left | Key::Char('<') => self.sort_by(COLUMNS.len() - 1),
+            Key::Right | Key::Char('>') => self.sort_by(1),
             Key::Up | Key::Char('k') => self.select(self.selected.saturating_sub(1)),
             Key::Down | Key::Char('j') => self.select(self.selected + 1),
             Key::PageUp => self.select(self.selected.saturating_sub(self.height)),
@@ -283,21 +477,50 @@ impl View {
             Key::Home => self.select(0),
             Key::End => self.select(usize::MAX),
             Key::Enter if self.detail.is_some() => self.detail = None,
-            Key::Enter => self.detail = self.selected().copied(),
+            Key::Enter => match self.selected_group() {
+                Some(group) => {
+                    self.filter = group.filter.clone();
+                    self.group_by(None);
+                }
+                None => self.open_detail(),
+            },
             _ => {}
         }
         Reaction::Draw
     }
 
     fn select(&mut self, line: usize) {
-        self.selected = line.min(self.shown.len().saturating_sub(1));
+        self.selected = line.min(self.lines().saturating_sub(1));
         if self.detail.is_some() {
-            self.detail = self.selected().copied();
+            self.open_detail();
         }
     }
 
-    fn sort_by(&mut self, column: usize) {
-        self.sort = column % COLUMNS.len();
+    /// Sorts by the next column that there is, so many columns further on.
+    fn sort_by(&mut self, step: usize) {
+        for _ in 0..COLUMNS.len() {
+            self.sort = (self.sort + step) % COLUMNS.len();
+            if self.has_column(COLUMNS[self.sort].0) {
+                break;
+            }
+        }
+        self.arrange();
+    }
+
+    fn has_column(&self, column: Column) -> bool {
+        match self.grouped {
+            Some(_) => groups::SUMMED.contains(&column),
+            None => column != Column::Name || self.has_names,
+        }
+    }
+
+    fn group_by(&mut self, by: Option<GroupBy>) {
+        self.grouped = by;
+        self.detail = None;
+        self.selected = 0;
+        if !self.has_column(COLUMNS[self.sort].0) {
+            self.sort_by(1);
+        }
         self.arrange();
     }
 
@@ -331,6 +554,9 @@ impl View {
         if let Some(entry) = &self.detail {
             self.draw_detail(frame, table, entry);
         }
+        if self.has_help {
+            draw_help(frame, table);
+        }
     }
 
     fn draw_head(&self, frame: &mut Frame<'_>, area: Rect) {
@@ -355,6 +581,15 @@ impl View {
         if !self.filter.is_empty() {
             second += &format!(", {} shown", self.shown.len());
         }
+        if self.grouped.is_some() {
+            second += &match self.groups.len() {
+                1 => ", 1 group".to_owned(),
+                count => format!(", {count} groups"),
+            };
+        }
+        if self.left_out > 0 {
+            second += &format!(", {} ended left out", self.left_out);
+        }
         if self.untracked > 0 {
             second += &format!(", {} packets untracked", self.untracked);
         }
@@ -376,11 +611,16 @@ impl View {
 
     fn draw_table(&mut self, frame: &mut Frame<'_>, area: Rect) {
         self.height = usize::from(area.height.saturating_sub(1)).max(1);
-        // The selected line is always on the screen.
-        self.offset = self.offset.clamp(
+        // The selected line is always on the screen, and no line of it is empty while there are
+        // flows above.
+        let last = self.lines().saturating_sub(self.height);
+        self.offset = self.offset.min(last).clamp(
             (self.selected + 1).saturating_sub(self.height),
             self.selected,
         );
+        if let Some(by) = self.grouped {
+            return self.draw_groups(frame, area, by);
+        }
         let (columns, end_width) = self.columns(area.width);
         let lines = self.shown.iter().skip(self.offset).take(self.height);
         let rows = (self.offset..).zip(lines).map(|(at, entry)| {
@@ -397,11 +637,7 @@ impl View {
         });
         let header = columns.iter().map(|at| {
             let (column, name, ..) = COLUMNS[*at];
-            let arrow = match (*at == self.sort, self.descending) {
-                (false, _) => "",
-                (true, true) => "▼",
-                (true, false) => "▲",
-            };
+            let arrow = self.arrow(*at == self.sort);
             aligned(column, format!("{name}{arrow}"))
         });
         let widths = columns.iter().map(|at| match COLUMNS[*at].2 {
@@ -413,6 +649,59 @@ impl View {
         frame.render_widget(table, area);
     }
 
+    fn draw_groups(&self, frame: &mut Frame<'_>, area: Rect, by: GroupBy) {
+        let sorted = COLUMNS[self.sort].0;
+        let columns = COLUMNS
+            .iter()
+            .filter(|(column, ..)| groups::SUMMED.contains(column));
+        let columns = columns.map(|(column, name, width, _)| (*column, *name, *width));
+        let groups = self.groups.iter().skip(self.offset).take(self.height);
+        let rows = (self.offset..).zip(groups).map(|(at, group)| {
+            let summed = columns.clone().map(|(column, ..)| {
+                aligned(
+                    column,
+                    match column {
+                        Column::Packets => short(group.packets as f64),
+                        Column::Bytes => short(group.bytes as f64),
+                        Column::PacketRate => short(group.packet_rate),
+                        Column::ByteRate => short(group.byte_rate),
+                        Column::Retransmits => short(group.retransmits as f64),
+                        _ => group.round_trip.map_or("-".to_owned(), time),
+                    },
+                )
+            });
+            let flows = Line::from(group.flows.to_string()).right_aligned();
+            let own = [Cell::from(group.key.clone()), Cell::from(flows)];
+            let style = match at == self.selected {
+                true => Style::new().add_modifier(Modifier::REVERSED),
+                false => Style::new(),
+            };
+            Row::new(own.into_iter().chain(summed)).style(style)
+        });
+        let own = [
+            Cell::from(by.title()),
+            Cell::from(Line::from("FLOWS").right_aligned()),
+        ];
+        let header = columns.clone().map(|(column, name, _)| {
+            aligned(column, format!("{name}{}", self.arrow(column == sorted)))
+        });
+        let widths = columns.clone().map(|(_, _, width)| width);
+        let widths = [22, 7].into_iter().chain(widths).map(Constraint::Length);
+        let header = Row::new(own.into_iter().chain(header));
+        let table = Table::new(rows, widths)
+            .header(header.style(Style::new().add_modifier(Modifier::BOLD)));
+        frame.render_widget(table, area);
+    }
+
+    /// What marks the column that is sorted by.
+    fn arrow(&self, is_sorted_by: bool) -> &'static str {
+        match (is_sorted_by, self.descending) {
+            (false, _) => "",
+            (true, true) => "▼",
+            (true, false) => "▲",
+        }
+    }
+
     /// The columns that there is room for, and the width of each end of a flow. The column that is
     /// sorted by is always there.
     fn columns(&self, width: u16) -> (Vec<usize>, usize) {
@@ -422,7 +711,8 @@ impl View {
             usize::from(width).saturating_sub(others + gaps) / 2
         };
         let longest = self.longest.max("DESTINATION▼".chars().count());
-        let mut columns = (0..COLUMNS.len()).collect::<Vec<_>>();
+        let columns = (0..COLUMNS.len()).filter(|at| self.has_column(COLUMNS[*at].0));
+        let mut columns = columns.collect::<Vec<_>>();
         for rank in 0..STAYS {
             if room(&columns) >= longest.min(ENOUGH_OF_AN_END) {
                 break;
@@ -436,10 +726,11 @@ impl View {
 
     fn draw_foot(&self, frame: &mut Frame<'_>, area: Rect) {
         let line = if self.typing {
-            Line::raw(format!(
-                " filter: {}_  (Enter keeps it, Esc clears it)",
-                self.filter
-            ))
+            let unfinished = self.unfinished.as_ref();
+            let hint = unfinished.map_or("Enter keeps it, Esc clears it".to_owned(), |term| {
+                format!("not complete: {term}")
+            });
+            Line::raw(format!(" filter: {}_  ({hint})", self.filter))
         } else if self.filter.is_empty() {
             Line::raw(KEYS)
         } else {
@@ -460,12 +751,13 @@ impl View {
         } else {
             vec![Line::raw(source), Line::raw(destination)]
         };
+        let meaning = |word| Page::of("flows").and_then(|page| page.meaning(word));
+        let conn = flow.conn_state().name();
         lines.extend([
             Line::raw(format!(
-                "{}, Zeek {} {}{}",
+                "{}, Zeek {conn}: {}{}",
                 state(flow),
-                flow.conn_state(),
-                String::from_utf8_lossy(flow.history()),
+                meaning(conn).unwrap_or_default(),
                 if flow.is_partial() {
                     ", seen midway"
                 } else {
@@ -480,11 +772,22 @@ impl View {
                 flow.raw.syn_retransmits
             )),
         ]);
+        if let Some(trip) = flow.round_trip() {
+            let us = |us: u64| time(us * 1000);
+            let shortest = trip.min_us.map_or("-".to_owned(), us);
+            lines.push(Line::raw(format!(
+                "round trip {}, at least {shortest}",
+                us(trip.us)
+            )));
+        }
         lines.push(Line::raw(match (flow.process(), flow.uid()) {
             (Some((pid, comm)), Some(uid)) => format!("{}, process {pid}, user {uid}", name(comm)),
             (_, Some(uid)) => format!("several processes of user {uid}"),
             _ => "process unknown".to_owned(),
         }));
+        if let Some(asked) = &entry.name {
+            lines.extend(asked_for(asked));
+        }
         for (name, end) in [("initiator", flow.orig()), ("responder", flow.resp())] {
             lines.push(Line::raw(format!(
                 "{name}: {} packets, {} bytes, {} retransmitted, {} zero windows",
@@ -495,40 +798,163 @@ impl View {
             "unexpected packets: {}",
             flow.raw.unexpected
         )));
-        let height = (lines.len() as u16 + 2).min(area.height);
         let widest = lines.iter().map(Line::width).max().unwrap_or(0) as u16;
         let width = (widest + 2).max(DETAIL_WIDTH).min(area.width);
-        let place = Rect {
-            x: area.x + (area.width - width) / 2,
-            y: area.y + (area.height - height) / 2,
-            width,
-            height,
-        };
+        let told = history_in_words(flow, meaning);
+        lines.extend(wrapped(&told, usize::from(width.saturating_sub(2))));
+        // Below the text, as far as there is room: the rate, and the round trip.
+        let trails = [
+            (0, "bytes/s", short(entry.byte_rate)),
+            (
+                1,
+                "round trip",
+                entry.round_trip_ns().map_or("-".to_owned(), time),
+            ),
+        ];
+        let text_height = lines.len() as u16;
+        let height = (text_height + 2 + trails.len() as u16).min(area.height);
+        let place = centered(area, width, height);
         frame.render_widget(Clear, place);
         let block = Block::bordered().title(" flow, Esc closes ");
+        let inner = block.inner(place);
         frame.render_widget(Paragraph::new(lines).block(block), place);
+        for (row, (which, what, now)) in (0..).zip(trails) {
+            let line = Rect {
+                y: inner.y + text_height + row,
+                height: 1,
+                ..inner
+            };
+            if line.y >= inner.bottom() || line.width < 40 {
+                break;
+            }
+            let [label, chart] =
+                Layout::horizontal([Constraint::Length(22), Constraint::Fill(1)]).areas(line);
+            frame.render_widget(Paragraph::new(format!("{what} {now}")), label);
+            let skip = self.trail.len().saturating_sub(chart.width.into());
+            let values = self.trail.iter().skip(skip).map(|values| values[which]);
+            let chart_of = Sparkline::default()
+                .data(values.collect::<Vec<_>>())
+                .style(Style::new().fg(Color::Cyan));
+            frame.render_widget(chart_of, chart);
+        }
     }
+}
+
+fn centered(area: Rect, width: u16, height: u16) -> Rect {
+    let (width, height) = (width.min(area.width), height.min(area.height));
+    Rect {
+        x: area.x + (area.width - width) / 2,
+        y: area.y + (area.height - height) / 2,
+        width,
+        height,
+    }
+}
+
+fn draw_help(frame: &mut Frame<'_>, area: Rect) {
+    let mut lines = HELP
+        .iter()
+        .map(|(key, meaning)| Line::raw(format!("{key:<15}{meaning}")))
+        .collect::<Vec<_>>();
+    lines.extend(wrapped(
+        &format!("fields: {}", filter::field_names()),
+        usize::from(DETAIL_WIDTH - 2),
+    ));
+    lines.push(Line::raw(
+        "RTT is what the kernel measured, or the time of the handshake.",
+    ));
+    lines.push(Line::raw(
+        "RETRANS counts segments sent again, both ways, SYNs included.",
+    ));
+    let colors = [
+        ("opening", Color::Yellow),
+        ("established", Color::Green),
+        ("closing", Color::Blue),
+        ("reset", Color::Red),
+        ("ended", Color::DarkGray),
+    ];
+    let colors = colors.map(|(name, color)| Span::styled(format!("{name} "), color));
+    lines.push(Line::from_iter(
+        [Span::raw("states: ")].into_iter().chain(colors),
+    ));
+    let place = centered(area, DETAIL_WIDTH, lines.len() as u16 + 2);
+    frame.render_widget(Clear, place);
+    let block = Block::bordered().title(" keys, ? closes ");
+    frame.render_widget(Paragraph::new(lines).block(block), place);
+}
+
+/// What happened, in words: the arrow says who has sent it.
+fn history_in_words(flow: &Flow, meaning: impl Fn(&'static str) -> Option<&'static str>) -> String {
+    const LETTERS: &str = "SHADFRTWIQ^";
+    let words = flow.history().iter().map(|letter| {
+        let letter = char::from(*letter);
+        let at = LETTERS.find(letter.to_ascii_uppercase());
+        let word = at.and_then(|at| meaning(&LETTERS[at..=at]));
+        match word.unwrap_or("?") {
+            word if letter == '^' => word.to_owned(),
+            word if letter.is_ascii_uppercase() => format!("→ {word}"),
+            word => format!("← {word}"),
+        }
+    });
+    words.collect::<Vec<_>>().join(", ")
+}
+
+/// Breaks a text between words.
+fn wrapped(text: &str, width: usize) -> Vec<Line<'static>> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let last = lines.len() - 1;
+        let line = &mut lines[last];
+        if line.is_empty() {
+            word.clone_into(line);
+        } else if line.chars().count() + 1 + word.chars().count() <= width {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines.into_iter().map(Line::raw).collect()
+}
+
+/// What the initiator has asked for, in words.
+fn asked_for(asked: &Name) -> Option<Line<'static>> {
+    let server = asked.server.as_ref().map(|server| name(server));
+    let server = server.unwrap_or_else(|| "no server by name".to_owned());
+    let offered = asked.alpn.iter().flatten().map(|one| name(one));
+    let offered = offered.collect::<Vec<_>>().join(", ");
+    match &asked.http_method {
+        Some(method) => Some(format!("asks for {server} (HTTP {})", name(method))),
+        None if !offered.is_empty() => Some(format!("asks for {server} (offers {offered})")),
+        None => asked
+            .server
+            .is_some()
+            .then(|| format!("asks for {server} (TLS)")),
+    }
+    .map(Line::raw)
 }
 
 /// The text of a flow in a column.
 fn cell(column: Column, entry: &Entry, end_width: usize) -> Cell<'static> {
     let flow = &entry.flow;
-    let bytes = flow.orig().bytes + flow.resp().bytes;
     let text = match column {
         Column::State => {
             return Cell::from(state(flow)).style(Style::new().fg(color(flow)));
         }
         Column::Source => shortened(&endpoint(flow.saddr(), flow.sport()), end_width),
         Column::Destination => shortened(&endpoint(flow.daddr(), flow.dport()), end_width),
-        Column::Process => flow
+        Column::Name => shortened(&server(entry).unwrap_or_else(|| "-".to_owned()), 24),
+        Column::Process => process(flow).unwrap_or_else(|| "-".to_owned()),
+        Column::Pid => flow
             .process()
-            .map_or("-".to_owned(), |(_, comm)| name(comm)),
+            .map_or("-".to_owned(), |(pid, _)| pid.to_string()),
         Column::Age => time(entry.age),
         Column::Handshake => flow.handshake_ns().map_or("-".to_owned(), time),
         Column::Packets => short(flow.packets() as f64),
-        Column::Bytes => short(bytes as f64),
+        Column::Bytes => short(bytes(flow) as f64),
         Column::PacketRate => short(entry.packet_rate),
         Column::ByteRate => short(entry.byte_rate),
+        Column::Retransmits => short(flow.retransmits() as f64),
+        Column::RoundTrip => entry.round_trip_ns().map_or("-".to_owned(), time),
         Column::History => String::from_utf8_lossy(flow.history()).into_owned(),
     };
     aligned(column, text)
@@ -543,7 +969,10 @@ fn aligned(column: Column, text: String) -> Cell<'static> {
         | Column::Packets
         | Column::Bytes
         | Column::PacketRate
-        | Column::ByteRate => line.right_aligned(),
+        | Column::ByteRate
+        | Column::Retransmits
+        | Column::RoundTrip
+        | Column::Pid => line.right_aligned(),
         _ => line,
     })
 }
@@ -551,10 +980,20 @@ fn aligned(column: Column, text: String) -> Cell<'static> {
 /// Where the flow is, or how it came to be over.
 fn state(flow: &Flow) -> &'static str {
     if flow.is_live() {
-        flow.state()
+        flow.state().name()
     } else {
-        flow.end()
+        flow.outcome().name()
     }
+}
+
+/// Payload bytes both ways.
+fn bytes(flow: &Flow) -> u64 {
+    flow.orig().bytes + flow.resp().bytes
+}
+
+/// The name of a flow's process.
+fn process(flow: &Flow) -> Option<String> {
+    flow.process().map(|(_, comm)| name(comm))
 }
 
 /// A process's name, of which it may have made anything.
@@ -564,9 +1003,15 @@ fn name(comm: &[u8]) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
+/// The server that the initiator has asked for.
+fn server(entry: &Entry) -> Option<String> {
+    let server = entry.name.as_ref()?.server.as_ref()?;
+    Some(name(server))
+}
+
 /// Leaves out the middle of what is too long: the port is at the end.
 fn shortened(text: &str, width: usize) -> String {
-    if text.len() <= width || width < 3 {
+    if !text.is_ascii() || text.len() <= width || width < 3 {
         return text.to_owned();
     }
     let head = (width - 1) / 2;
@@ -575,13 +1020,14 @@ fn shortened(text: &str, width: usize) -> String {
 }
 
 fn compare(column: Column, a: &Entry, b: &Entry) -> Ordering {
-    let bytes = |entry: &Entry| entry.flow.orig().bytes + entry.flow.resp().bytes;
     match column {
-        Column::State => a.flow.state().cmp(b.flow.state()),
+        Column::State => a.flow.state().cmp(&b.flow.state()),
         Column::Source => (a.flow.saddr(), a.flow.sport()).cmp(&(b.flow.saddr(), b.flow.sport())),
         Column::Destination => {
             (a.flow.daddr(), a.flow.dport()).cmp(&(b.flow.daddr(), b.flow.dport()))
         }
+        Column::Name => server(a).cmp(&server(b)),
+        Column::Pid => pid(a).cmp(&pid(b)),
         Column::Process => a
             .flow
             .process()
@@ -590,11 +1036,17 @@ fn compare(column: Column, a: &Entry, b: &Entry) -> Ordering {
         Column::Age => a.age.cmp(&b.age),
         Column::Handshake => a.flow.handshake_ns().cmp(&b.flow.handshake_ns()),
         Column::Packets => a.flow.packets().cmp(&b.flow.packets()),
-        Column::Bytes => bytes(a).cmp(&bytes(b)),
+        Column::Bytes => bytes(&a.flow).cmp(&bytes(&b.flow)),
         Column::PacketRate => a.packet_rate.total_cmp(&b.packet_rate),
         Column::ByteRate => a.byte_rate.total_cmp(&b.byte_rate),
+        Column::Retransmits => a.flow.retransmits().cmp(&b.flow.retransmits()),
+        Column::RoundTrip => a.round_trip_ns().cmp(&b.round_trip_ns()),
         Column::History => a.flow.history().cmp(b.flow.history()),
     }
+}
+
+fn pid(entry: &Entry) -> Option<u32> {
+    entry.flow.process().map(|(pid, _)| pid)
 }
 
 fn by_name((pid, comm): (u32, &[u8])) -> (&[u8], u32) {
@@ -602,21 +1054,21 @@ fn by_name((pid, comm): (u32, &[u8])) -> (&[u8], u32) {
 }
 
 /// What a filter is looked for in.
-fn text_of(flow: &Flow) -> String {
+fn text_of(entry: &Entry) -> String {
+    let flow = &entry.flow;
     let text = format!(
-        "{} {} {} {} {}",
+        "{} {} {} {} {} {}",
         endpoint(flow.saddr(), flow.sport()),
         endpoint(flow.daddr(), flow.dport()),
-        flow.state(),
-        flow.conn_state(),
-        flow.process()
-            .map(|(_, comm)| name(comm))
-            .unwrap_or_default()
+        flow.state().name(),
+        flow.conn_state().name(),
+        process(flow).unwrap_or_default(),
+        server(entry).unwrap_or_default()
     );
     text.to_lowercase()
 }
 
-fn endpoint(addr: std::net::IpAddr, port: u16) -> String {
+fn endpoint(addr: IpAddr, port: u16) -> String {
     std::net::SocketAddr::new(addr, port).to_string()
 }
 
@@ -625,11 +1077,12 @@ fn color(flow: &Flow) -> Color {
     if !flow.is_live() {
         return Color::DarkGray;
     }
-    match flow.state() {
-        "SYN-SENT" | "SYN-RECEIVED" => Color::Yellow,
-        "ESTABLISHED" => Color::Green,
-        "CLOSED" => Color::Red,
-        _ => Color::Blue,
+    match state_tone(flow.state()) {
+        Tone::Plain => Color::Reset,
+        Tone::Good => Color::Green,
+        Tone::Notable => Color::Yellow,
+        Tone::Ending => Color::Blue,
+        Tone::Bad => Color::Red,
     }
 }
 

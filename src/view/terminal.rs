@@ -22,7 +22,7 @@ use ratatui::layout::{Position, Rect, Size};
 use ratatui::style::Color;
 use ratatui::termion::terminal_size;
 
-use super::View;
+use super::Picture;
 use super::keys::{Key, Keys};
 use crate::output::sink::Sink;
 
@@ -67,9 +67,11 @@ impl Write for Frames {
     }
 }
 
-/// Whether there is a terminal that shows what is written and sends keys.
+/// Whether there is a terminal that can show the view and sends keys. One that says nothing of
+/// itself, or that it is dumb, is not sent what moves a cursor.
 pub fn is_there() -> bool {
-    stdin().is_terminal() && stdout().is_terminal()
+    let can_draw = std::env::var_os("TERM").is_some_and(|term| !term.is_empty() && term != "dumb");
+    can_draw && stdin().is_terminal() && stdout().is_terminal()
 }
 
 impl Screen {
@@ -93,7 +95,7 @@ impl Screen {
             frames,
             is_stale: true,
             // https://no-color.org
-            has_colors: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+            has_colors: sink.has_colors(),
             keys: Keys::default(),
         };
         screen.take(sink)?;
@@ -134,7 +136,7 @@ impl Screen {
 
     /// Draws the view if need be, whatever the size of the terminal is now, and writes as much as
     /// the terminal takes. The rest is written the next time, and until then nothing is drawn.
-    pub fn show(&mut self, view: &mut View, sink: &mut Sink) {
+    pub fn show(&mut self, view: &mut impl Picture, sink: &mut Sink) {
         self.send(sink);
         if !self.frames.0.borrow().is_empty() {
             return;

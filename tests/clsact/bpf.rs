@@ -2,16 +2,18 @@
 //! that is not the one under test.
 
 use std::ffi::c_int;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::time::{Duration, Instant};
 
 use libbpf_sys::{
     BPF_MAP_TYPE_ARRAY, BPF_PROG_TYPE_SCHED_CLS, BPF_PROG_TYPE_XDP, BPF_TC_EGRESS, BPF_TC_INGRESS,
-    bpf_insn, bpf_map_create, bpf_map_lookup_elem, bpf_prog_load, bpf_prog_type, bpf_tc_attach,
+    bpf_map_create, bpf_map_lookup_elem, bpf_prog_load_opts, bpf_prog_type, bpf_tc_attach,
     bpf_tc_hook, bpf_tc_opts,
 };
 use tcpinspect::attach::Direction;
+
+use crate::common::bpf::{instruction, load, owned};
 
 /// Go on with the next filter.
 pub const UNSPEC: i32 = -1;
@@ -48,7 +50,7 @@ impl Counter {
                 ptr::null(),
             )
         };
-        let map = owned(map);
+        let map = owned(map).unwrap();
         // r1 = &counter; r2 = 1; lock *(u64 *)r1 += r2; r0 = verdict; exit.
         // Source register 2 stands for BPF_PSEUDO_MAP_VALUE.
         let code = [
@@ -59,22 +61,12 @@ impl Counter {
             instruction(0xb7, 0, 0, verdict),
             instruction(0x95, 0, 0, 0),
         ];
-        // SAFETY: the strings are C strings, the array is as long as is said, and
-        // no options are given.
-        let program = unsafe {
-            bpf_prog_load(
-                kind,
-                c"counter".as_ptr(),
-                c"GPL".as_ptr(),
-                code.as_ptr(),
-                code.len() as u64,
-                ptr::null_mut(),
-            )
+        let opts = bpf_prog_load_opts {
+            sz: size_of::<bpf_prog_load_opts>() as u64,
+            ..Default::default()
         };
-        Self {
-            program: owned(program),
-            map,
-        }
+        let program = load(kind, c"counter", &code, &opts).unwrap();
+        Self { program, map }
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -127,21 +119,4 @@ impl Counter {
         let result = unsafe { bpf_tc_attach(&raw const hook, &raw mut options) };
         assert_eq!(result, 0);
     }
-}
-
-fn instruction(code: u8, destination: u8, source: u8, immediate: i32) -> bpf_insn {
-    let mut instruction = bpf_insn {
-        code,
-        imm: immediate,
-        ..bpf_insn::default()
-    };
-    instruction.set_dst_reg(destination);
-    instruction.set_src_reg(source);
-    instruction
-}
-
-fn owned(fd: c_int) -> OwnedFd {
-    assert!(fd >= 0, "{}", std::io::Error::from_raw_os_error(-fd));
-    // SAFETY: it was just opened and belongs to nobody else.
-    unsafe { OwnedFd::from_raw_fd(fd) }
 }

@@ -3,8 +3,9 @@
 use tcpinspect::attach::Direction;
 use tcpinspect::attach::clsact::{Clsact, remove_stale};
 
-use crate::bpf::{Counter, OK, UNSPEC};
-use crate::net::{V0, in_namespace, index, our_filters, run, state, state_of_others, try_run};
+use super::bpf::{Counter, OK, UNSPEC};
+use super::net::{V0, in_namespace, index, our_filters, state, state_of_others};
+use crate::common::{run, try_run};
 
 const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 
@@ -140,7 +141,7 @@ fn an_ingress_qdisc_serves_ingress_only() {
         assert_eq!(state(V0), before);
 
         let clsact = attach(&counter, Direction::Ingress);
-        crate::net::send(3);
+        super::net::send(3);
         counter.expect(3);
         clsact.detach().unwrap();
         assert_eq!(state(V0), before);
@@ -195,17 +196,17 @@ fn a_filter_that_others_removed_is_missed_and_no_error() {
         "a_filter_that_others_removed_is_missed_and_no_error",
         || {
             let counter = Counter::new(UNSPEC);
-            let mut clsact = attach(&counter, Direction::Ingress);
-            assert!(clsact.is_attached().unwrap());
+            let clsact = attach(&counter, Direction::Ingress);
+            assert!(clsact.state().unwrap().is_attached());
             run(&format!("tc qdisc del dev {V0} clsact"));
-            assert!(!clsact.is_attached().unwrap());
+            assert!(!clsact.state().unwrap().is_attached());
             run(&format!("tc qdisc add dev {V0} clsact"));
             clsact.detach().unwrap();
             assert!(state(V0).contains("clsact"));
 
-            let mut clsact = attach(&counter, Direction::Ingress);
+            let clsact = attach(&counter, Direction::Ingress);
             run(&format!("ip link del {V0}"));
-            assert!(!clsact.is_attached().unwrap());
+            assert!(!clsact.state().unwrap().is_attached());
             clsact.detach().unwrap();
         },
     );

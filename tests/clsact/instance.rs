@@ -7,8 +7,8 @@ use std::{env, io};
 use tcpinspect::attach::Direction;
 use tcpinspect::attach::clsact::Clsact;
 
-use crate::bpf::{Counter, UNSPEC};
-use crate::net::{V0, index};
+use super::bpf::{Counter, UNSPEC};
+use super::net::{V0, index};
 
 const ASKED: &str = "TCPINSPECT_TEST_INSTANCE";
 
@@ -64,7 +64,7 @@ impl Instance {
             .args(&words[1..])
             .args([
                 "--exact",
-                crate::INSTANCE,
+                super::INSTANCE,
                 "--nocapture",
                 "--test-threads=1",
             ])

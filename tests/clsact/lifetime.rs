@@ -7,11 +7,10 @@ use std::thread;
 use tcpinspect::attach::Direction;
 use tcpinspect::attach::clsact::{Clsact, remove_stale};
 
-use crate::bpf::{Counter, UNSPEC};
-use crate::instance::Instance;
-use crate::net::{
-    V0, in_namespace, index, our_filters, run, send, state, state_of_others, try_run,
-};
+use super::bpf::{Counter, UNSPEC};
+use super::instance::Instance;
+use super::net::{V0, in_namespace, index, our_filters, send, state, state_of_others};
+use crate::common::{run, try_run};
 
 fn attach(counter: &Counter) -> Clsact {
     Clsact::attach(counter.fd(), "monitor", V0, index(V0), Direction::Ingress).unwrap()
@@ -155,10 +154,10 @@ fn instances_that_come_and_go_at_once_leave_nothing() {
                         } else {
                             Direction::Egress
                         };
-                        let mut clsact =
+                        let clsact =
                             Clsact::attach(counter.fd(), "monitor", V0, index(V0), direction)
                                 .unwrap();
-                        assert!(clsact.is_attached().unwrap());
+                        assert!(clsact.state().unwrap().is_attached());
                         assert_eq!(clsact.notices(), [""; 0]);
                         clsact.detach().unwrap();
                     }

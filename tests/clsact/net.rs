@@ -3,12 +3,11 @@
 
 use std::fs;
 use std::net::UdpSocket;
-use std::process::Command;
-use std::thread;
 use std::time::Duration;
 
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{setsockopt, sockopt::BindToDevice};
+
+use crate::common::{Namespace, run, skip, try_run};
 
 pub const V0: &str = "v0";
 pub const V1: &str = "v1";
@@ -18,19 +17,17 @@ const PORT: u16 = 9999;
 /// Runs a test in a namespace of its own, which vanishes with everything in it.
 /// Where that is not possible it says so and returns.
 pub fn in_namespace(test: &str, body: impl FnOnce() + Send) {
-    thread::scope(|scope| {
-        let thread = scope.spawn(|| match prepare() {
-            Ok(()) => body(),
-            Err(why) => eprintln!("SKIP {test}: {why}"),
-        });
-        if let Err(panic) = thread.join() {
-            std::panic::resume_unwind(panic);
-        }
+    let prepared = Namespace::new().and_then(|namespace| {
+        namespace.enter(prepare)?;
+        Ok(namespace)
     });
+    match prepared {
+        Ok(namespace) => namespace.enter(body),
+        Err(why) => skip(test, &why),
+    }
 }
 
 fn prepare() -> Result<(), String> {
-    unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| format!("no network namespace: {errno}"))?;
     // The kernel's own IPv6 packets would be counted too.
     let _ = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
     try_run(&format!("ip link add {V0} type veth peer name {V1}"))?;
@@ -51,30 +48,6 @@ fn prepare() -> Result<(), String> {
     ))?;
     try_run(&format!("tc qdisc del dev {V0} clsact"))?;
     Ok(())
-}
-
-/// Runs a command of words without spaces, for which `~` stands, and
-/// returns what it wrote, or why it failed.
-pub fn try_run(command: &str) -> Result<String, String> {
-    let mut words = command
-        .split_whitespace()
-        .map(|word| word.replace('~', " "));
-    let program = words.next().unwrap();
-    let output = Command::new(&program)
-        .args(words)
-        .output()
-        .map_err(|error| format!("{program}: {error}"))?;
-    if output.status.success() {
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    } else {
-        let error = String::from_utf8_lossy(&output.stderr);
-        Err(format!("{command}: {}", error.trim()))
-    }
-}
-
-/// The same for a command that must not fail.
-pub fn run(command: &str) -> String {
-    try_run(command).unwrap()
 }
 
 pub fn index(name: &str) -> u32 {

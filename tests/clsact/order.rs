@@ -3,8 +3,9 @@
 use tcpinspect::attach::Direction;
 use tcpinspect::attach::clsact::Clsact;
 
-use crate::bpf::{Counter, OK, SHOT, UNSPEC};
-use crate::net::{Receiver, V0, V1, in_namespace, index, run, send, state, try_run};
+use super::bpf::{Counter, OK, SHOT, UNSPEC};
+use super::net::{Receiver, V0, V1, in_namespace, index, send, state};
+use crate::common::{run, try_run};
 
 #[test]
 fn packets_go_on_to_the_filters_after_it_and_to_the_host() {
@@ -154,12 +155,12 @@ fn a_later_filter_with_a_handle_of_its_own_does_not_replace_ours() {
         "a_later_filter_with_a_handle_of_its_own_does_not_replace_ours",
         || {
             let ours = Counter::new(UNSPEC);
-            let mut clsact =
+            let clsact =
                 Clsact::attach(ours.fd(), "monitor", V0, index(V0), Direction::Ingress).unwrap();
             run(&format!(
                 "tc filter replace dev {V0} ingress pref 37 handle 1 bpf bytecode 1,6~0~0~0"
             ));
-            assert!(clsact.is_attached().unwrap());
+            assert!(clsact.state().unwrap().is_attached());
             clsact.detach().unwrap();
             assert!(state(V0).contains("pref 37 bpf chain 0 handle 0x1 "));
         },

@@ -8,6 +8,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::ptr;
 
+use libbpf_rs::OpenObject;
+use libbpf_sys::bpf_insn;
 use nix::libc;
 use nix::net::if_::if_nametoindex;
 use nix::unistd::Pid;
@@ -106,7 +108,7 @@ impl Foreign {
             },
             ..Default::default()
         };
-        let program = load(kind, c"foreign", verdict, &opts)
+        let program = load(kind, c"foreign", &returns(verdict), &opts)
             .map_err(|error| format!("can't load a program for {hook:?}: {error}"))?;
         let opts = libbpf_sys::bpf_link_create_opts {
             sz: size_of::<libbpf_sys::bpf_link_create_opts>() as libbpf_sys::size_t,
@@ -134,7 +136,7 @@ impl Foreign {
             ..Default::default()
         };
         let kind = libbpf_sys::BPF_PROG_TYPE_CGROUP_SKB;
-        let program = load(kind, c"foreign", LET_PASS, &opts)
+        let program = load(kind, c"foreign", &returns(LET_PASS), &opts)
             .map_err(|error| format!("can't load a program for a cgroup: {error}"))?;
         // SAFETY: both descriptors are open, and no options are passed.
         let link = unsafe {
@@ -162,23 +164,40 @@ impl Foreign {
     }
 }
 
-/// Loads a program of two instructions: return `verdict`.
-fn load(
+/// The program of two instructions that returns `verdict`.
+fn returns(verdict: i32) -> [bpf_insn; 2] {
+    [instruction(0xb7, 0, 0, verdict), instruction(0x95, 0, 0, 0)]
+}
+
+/// An instruction without an offset, as bpf_insn.h of the kernel has them.
+pub fn instruction(code: u8, destination: u8, source: u8, immediate: i32) -> bpf_insn {
+    let mut instruction = bpf_insn {
+        code,
+        imm: immediate,
+        ..bpf_insn::default()
+    };
+    instruction.set_dst_reg(destination);
+    instruction.set_src_reg(source);
+    instruction
+}
+
+/// Loads a program.
+///
+/// # Errors
+/// The kernel takes no such program.
+pub fn load(
     kind: libbpf_sys::bpf_prog_type,
     name: &CStr,
-    verdict: i32,
+    code: &[bpf_insn],
     opts: &libbpf_sys::bpf_prog_load_opts,
 ) -> io::Result<OwnedFd> {
-    const MOV_R0: u64 = 0xb7;
-    const EXIT: u64 = 0x95;
-    let code = [MOV_R0 | u64::from(verdict.cast_unsigned()) << 32, EXIT];
-    // SAFETY: `code` has two instructions of 8 bytes; all pointers are valid for the call.
+    // SAFETY: all pointers are valid for the call, and the code is as long as is said.
     let fd = unsafe {
         libbpf_sys::bpf_prog_load(
             kind,
             name.as_ptr(),
             c"GPL".as_ptr(),
-            code.as_ptr().cast(),
+            code.as_ptr(),
             code.len() as libbpf_sys::size_t,
             ptr::from_ref(opts).cast_mut(),
         )
@@ -186,7 +205,30 @@ fn load(
     owned(fd)
 }
 
-fn owned(fd: i32) -> io::Result<OwnedFd> {
+/// Leaves tables out of a skeleton that is to be loaded: those of filters that nobody asks for, and
+/// others by name.
+pub fn leave_out(object: &mut OpenObject, others: &[&str]) {
+    const FILTERS: [&str; 6] = [
+        "src_only",
+        "src_not",
+        "dst_only",
+        "dst_not",
+        "host_only",
+        "host_not",
+    ];
+    for mut map in object.maps_mut() {
+        let is_one = |name: &&str| map.name() == *name;
+        if FILTERS.iter().chain(others).any(is_one) {
+            map.set_autocreate(false).unwrap();
+        }
+    }
+}
+
+/// What the kernel has just made, or its error.
+///
+/// # Errors
+/// The number is a negative one.
+pub fn owned(fd: i32) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::from_raw_os_error(-fd));
     }
@@ -206,17 +248,20 @@ pub enum Object {
 }
 
 impl Object {
-    /// Whether it is still there.
-    pub fn exists(self) -> bool {
+    fn open(self) -> io::Result<OwnedFd> {
         // SAFETY: no pointers are passed.
-        let fd = unsafe {
+        owned(unsafe {
             match self {
                 Self::Program(id) => libbpf_sys::bpf_prog_get_fd_by_id(id),
                 Self::Map(id) => libbpf_sys::bpf_map_get_fd_by_id(id),
                 Self::Link(id) => libbpf_sys::bpf_link_get_fd_by_id(id),
             }
-        };
-        match owned(fd) {
+        })
+    }
+
+    /// Whether it is still there.
+    pub fn exists(self) -> bool {
+        match self.open() {
             Ok(_) => true,
             Err(error) => {
                 assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{self:?}");
@@ -226,16 +271,63 @@ impl Object {
     }
 }
 
+/// A descriptor of another process's link, which keeps it as long as it is open.
+pub fn hold_link(id: u32) -> OwnedFd {
+    Object::Link(id).open().unwrap()
+}
+
+/// Detaches the program of a link, as `bpftool link detach` does.
+///
+/// # Errors
+/// Links of this kind can't be detached.
+pub fn detach_link(id: u32) -> io::Result<()> {
+    // SAFETY: the descriptor is open.
+    let ret = unsafe { libbpf_sys::bpf_link_detach(hold_link(id).as_raw_fd()) };
+    match ret {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(-error)),
+    }
+}
+
+/// Puts a program that lets everything pass in the place of that of an XDP link.
+pub fn replace_xdp(link: u32) {
+    let opts = libbpf_sys::bpf_prog_load_opts {
+        sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as libbpf_sys::size_t,
+        // As libbpf loads ours: the kernel takes only its like.
+        expected_attach_type: libbpf_sys::BPF_XDP,
+        ..Default::default()
+    };
+    let program = load(
+        libbpf_sys::BPF_PROG_TYPE_XDP,
+        c"foreign",
+        &returns(XDP_PASS),
+        &opts,
+    )
+    .unwrap();
+    let (link, program) = (hold_link(link), program.as_raw_fd());
+    // SAFETY: both descriptors are open, and no options are passed.
+    let ret = unsafe { libbpf_sys::bpf_link_update(link.as_raw_fd(), program, ptr::null()) };
+    assert_eq!(ret, 0, "{}", io::Error::from_raw_os_error(-ret));
+}
+
+/// The ids of the links that a process holds.
+pub fn links_of(pid: Pid) -> Vec<u32> {
+    let id = |object| match object {
+        Object::Link(id) => Some(id),
+        _ => None,
+    };
+    objects_of(pid).into_iter().filter_map(id).collect()
+}
+
 /// The last record in the ring buffer of another process, as the kernel wrote it.
 pub fn last_in_ring(pid: Pid, record: usize) -> Vec<u8> {
     // Before each record, its length and a page offset.
     const HEADER: usize = 8;
     let ring = objects_of(pid).into_iter().find_map(|object| {
-        let Object::Map(id) = object else {
+        if !matches!(object, Object::Map(_)) {
             return None;
-        };
-        // SAFETY: no pointers are passed.
-        let fd = owned(unsafe { libbpf_sys::bpf_map_get_fd_by_id(id) }).unwrap();
+        }
+        let fd = object.open().unwrap();
         let mut info = libbpf_sys::bpf_map_info::default();
         let mut len = size_of_val(&info) as u32;
         let raw = fd.as_raw_fd();
@@ -333,8 +425,13 @@ pub fn has_fentry() -> Result<(), String> {
         attach_btf_id: id,
         ..Default::default()
     };
-    let program = load(libbpf_sys::BPF_PROG_TYPE_TRACING, c"probe", 0, &opts)
-        .map_err(|error| format!("this kernel takes no fentry program: {error}"))?;
+    let program = load(
+        libbpf_sys::BPF_PROG_TYPE_TRACING,
+        c"probe",
+        &returns(0),
+        &opts,
+    )
+    .map_err(|error| format!("this kernel takes no fentry program: {error}"))?;
     // SAFETY: no name is passed, for the program knows its function.
     let link = unsafe { libbpf_sys::bpf_raw_tracepoint_open(ptr::null(), program.as_raw_fd()) };
     owned(link)
@@ -349,9 +446,14 @@ pub fn has_xdp_frags() -> Result<(), String> {
         prog_flags: libbpf_sys::BPF_F_XDP_HAS_FRAGS,
         ..Default::default()
     };
-    load(libbpf_sys::BPF_PROG_TYPE_XDP, c"probe", XDP_PASS, &opts)
-        .map(drop)
-        .map_err(|error| format!("this kernel has no XDP for frames in pieces: {error}"))
+    load(
+        libbpf_sys::BPF_PROG_TYPE_XDP,
+        c"probe",
+        &returns(XDP_PASS),
+        &opts,
+    )
+    .map(drop)
+    .map_err(|error| format!("this kernel has no XDP for frames in pieces: {error}"))
 }
 
 /// The programs on TC links of an interface of the namespace that the calling thread is in, both

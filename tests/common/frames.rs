@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -150,10 +151,18 @@ impl RawSocket {
     }
 
     /// Sends a frame.
+    ///
+    /// # Panics
+    /// After [`PATIENCE`](super::PATIENCE) without room for it.
     pub fn send(&self, frame: &[u8]) {
-        // SAFETY: the buffer is valid for the call.
-        let sent =
-            unsafe { libc::send(self.fd.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+        let sent = super::wait_for("room for a frame", || {
+            // SAFETY: the buffer is valid for the call.
+            let sent =
+                unsafe { libc::send(self.fd.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+            // The backlog of a busy machine was full, and the other end has not seen the frame.
+            let is_full = sent < 0 && Errno::last() == Errno::ENOBUFS;
+            (!is_full).then_some(sent)
+        });
         check(sent.try_into().unwrap(), "send");
     }
 
@@ -263,7 +272,7 @@ impl Tun {
         // SAFETY: all zeros is a value of this struct of integers.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-            *to = from.cast_signed();
+            *to = from as libc::c_char;
         }
         request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as i16;
         // SAFETY: the request is valid for the call.

@@ -10,7 +10,9 @@ pub mod frames;
 pub mod net;
 pub mod tool;
 
+use std::fs;
 use std::io::Write;
+use std::num::NonZero;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -50,13 +52,24 @@ pub fn skip(place: &str, why: &str) {
 /// # Panics
 /// After [`PATIENCE`].
 pub fn wait_for<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
-    wait_within(what, PATIENCE, condition)
+    // Emulated processors are slow, and guests share the real ones.
+    let times = if is_guest() { 3 } else { 1 };
+    wait_within(what, PATIENCE * times, condition)
 }
 
 /// Whether this is a guest, an emulated machine in which a run of the tool takes a second. There it
 /// is the kernel that is tested, and everything else was tested outside.
 pub fn is_guest() -> bool {
     std::env::var_os("TCPINSPECT_GUEST_MODE").is_some()
+}
+
+/// A limit for what must be quick. On a machine that has more to do than processors to do it, it is
+/// longer in proportion.
+pub fn quick(limit: Duration) -> Duration {
+    let load = fs::read_to_string("/proc/loadavg").unwrap();
+    let load: f64 = load.split(' ').next().unwrap().parse().unwrap();
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    limit.mul_f64((load / processors as f64).max(1.0))
 }
 
 /// Waits until `condition` gives a value, and at most `limit`.
@@ -76,9 +89,10 @@ pub fn run(words: &str) -> String {
     try_run(words).unwrap_or_else(|why| panic!("{why}"))
 }
 
-/// Runs a command, words separated by spaces; returns its stdout, or what it complained about.
+/// Runs a command, words separated by spaces; returns its stdout, or what it complained about. A
+/// `~` stands for a space within a word.
 pub fn try_run(words: &str) -> Result<String, String> {
-    let mut split = words.split_whitespace();
+    let mut split = words.split_whitespace().map(|word| word.replace('~', " "));
     let output = Command::new(split.next().unwrap())
         .args(split)
         .output()
@@ -88,4 +102,13 @@ pub fn try_run(words: &str) -> Result<String, String> {
         return Err(format!("{words}: {}", stderr.trim()));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The version of the kernel.
+pub fn release() -> (u32, u32) {
+    let release = nix::sys::utsname::uname().unwrap();
+    let release = release.release().to_str().unwrap().to_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next().unwrap().parse().unwrap();
+    (number(), number())
 }

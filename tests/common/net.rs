@@ -54,7 +54,7 @@ impl Namespace {
         let joined = thread::scope(|scope| {
             scope
                 .spawn(|| {
-                    setns(&*self.file, CloneFlags::CLONE_NEWNET).unwrap();
+                    self.join();
                     work()
                 })
                 .join()
@@ -63,6 +63,11 @@ impl Namespace {
             Ok(value) => value,
             Err(panic) => std::panic::resume_unwind(panic),
         }
+    }
+
+    /// Takes the calling thread to this namespace for good.
+    pub fn join(&self) {
+        setns(&*self.file, CloneFlags::CLONE_NEWNET).unwrap();
     }
 
     /// Runs a command in this namespace, words separated by spaces, which must succeed; returns
@@ -167,6 +172,25 @@ impl Pair {
                 (error.kind() == std::io::ErrorKind::ConnectionRefused).then_some(())
             });
         }
+    }
+
+    /// Everything about both ends that attaching could change.
+    pub fn state(&self) -> String {
+        let mut state = String::new();
+        for (namespace, device) in [(&self.client, "vc"), (&self.server, "vs")] {
+            for command in [
+                "ip -d link show dev",
+                "tc qdisc show dev",
+                "tc filter show ingress dev",
+                "tc filter show egress dev",
+                "ethtool -k",
+            ] {
+                state += &namespace.run(&format!("{command} {device}"));
+            }
+            let tcx = namespace.enter(|| super::bpf::tcx_programs(device));
+            state += &format!("tcx {tcx:?}\n");
+        }
+        state
     }
 
     /// Connects once to a port of the server that nobody listens to: one SYN, answered by RST.

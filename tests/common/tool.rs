@@ -1,8 +1,9 @@
 //! The tool as a process.
 
 use std::ffi::OsStr;
-use std::fs;
-use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, ErrorKind, PipeReader, Read};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -11,6 +12,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use caps::{CapSet, Capability, CapsHashSet};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Gid, Pid, Uid};
 use serde_json::Value;
@@ -216,6 +220,15 @@ impl Tool {
             .is_none()
         {
             let ended = self.child.try_wait().unwrap();
+            if ended.is_some() {
+                // On a busy machine its lines may be read after its end.
+                for reader in self.readers.drain(..) {
+                    reader.join().unwrap();
+                }
+                if self.stderr.find(Duration::ZERO, is_it).is_some() {
+                    break;
+                }
+            }
             assert!(
                 ended.is_none() && Instant::now() < give_up,
                 "not attached, {ended:?}: {:#?}",
@@ -312,6 +325,50 @@ impl Tool {
     }
 }
 
+/// A tool in a namespace that writes to the smallest of pipes.
+pub fn into_small_pipe(namespace: &Namespace, mut command: Command) -> (Tool, PipeReader) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    fcntl(writer.as_fd(), FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    command.stdout(writer);
+    let tool = Tool::spawn_in(namespace, &mut command);
+    // The command has a copy of the writing end, and with that the pipe would never close.
+    drop(command);
+    (tool.attached(), reader)
+}
+
+/// A disk of two pages, of which one file is left when all else that knew it is gone.
+///
+/// # Errors
+/// This process may not mount.
+pub fn small_disk() -> Result<File, String> {
+    let made = thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none)?;
+        let dir = tempfile::tempdir().unwrap();
+        let size = Some("size=8k");
+        mount(
+            Some("tmpfs"),
+            dir.path(),
+            Some("tmpfs"),
+            MsFlags::empty(),
+            size,
+        )?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(dir.path().join("file"));
+        // It is in use, and vanishes with the namespace of this thread.
+        nix::mount::umount2(dir.path(), nix::mount::MntFlags::MNT_DETACH)?;
+        Ok(file.unwrap())
+    });
+    made.join()
+        .unwrap()
+        .map_err(|errno: nix::Error| format!("can't mount a tmpfs: {errno}"))
+}
+
 impl Drop for Tool {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -349,14 +406,15 @@ impl Output {
         summary
     }
 
-    /// The one error, without its prefix, and its hint if it has one. Nothing else may be said.
+    /// The one error, without its prefix, and its hint if it has one. Nothing else may be said but,
+    /// between them, what is wrong in a filter and what points at it.
     pub fn complaint(&self) -> (String, Option<String>) {
         let wrong = || -> ! { panic!("not an error and perhaps a hint: {self:#?}") };
         let (first, rest) = self.stderr.split_first().unwrap_or_else(|| wrong());
         let error = first.strip_prefix("tcpinspect: ");
         let hint = match rest {
             [] => None,
-            [hint] => Some(hint.strip_prefix("hint: ").unwrap_or_else(|| wrong())),
+            [hint] | [_, _, hint] => Some(hint.strip_prefix("hint: ").unwrap_or_else(|| wrong())),
             _ => wrong(),
         };
         (

@@ -13,9 +13,9 @@ use nix::sys::socket::{
 };
 use std::os::fd::AsFd;
 
+use super::sockets::{connect_to, connected, fast_open, listen, mapped, set_int, tcp};
+use super::{Trace, assert_one_process, backends};
 use crate::common::{Namespace, Pair, SERVER4, need};
-use crate::sockets::{connect_to, connected, fast_open, listen, mapped, set_int, tcp};
-use crate::{Trace, assert_one_process, backends};
 
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
@@ -274,14 +274,15 @@ fn receive(listener: &TcpListener) {
     assert_eq!(&bytes, b"hello");
 }
 
+fn multipath() -> Result<OwnedFd, Errno> {
+    // SAFETY: socket takes three integers and makes a descriptor or fails.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP) };
+    // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
+    Errno::result(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 #[test]
 fn a_multipath_connection_is_one_attempt() {
-    let multipath = || {
-        // SAFETY: socket takes three integers and makes a descriptor or fails.
-        let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP) };
-        // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
-        Errno::result(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
-    };
     need!(multipath().map_err(|errno| format!("the kernel has no MPTCP ({errno})")));
     for backend in backends!() {
         // A new one for each, in which nothing waits for the ports to be free again.
@@ -317,15 +318,51 @@ fn a_multipath_connection_is_one_attempt() {
 }
 
 #[test]
+fn a_subflow_that_the_kernel_adds_names_no_kernel_thread() {
+    need!(multipath().map_err(|errno| format!("the kernel has no MPTCP ({errno})")));
+    for backend in backends!() {
+        let namespace = need!(Namespace::new());
+        need!(namespace.try_run("ip mptcp limits set subflow 2 add_addr_accepted 2"));
+        need!(namespace.try_run("ip mptcp endpoint add 127.0.0.2 dev lo subflow"));
+        let trace = Trace::start(&namespace, backend, &["-p", "4017"]);
+        let sockets = namespace.enter(|| {
+            let listener = multipath().unwrap();
+            bind(listener.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 4017)).unwrap();
+            nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(8).unwrap())
+                .unwrap();
+            let socket = multipath().unwrap();
+            connect_to(&socket, SocketAddr::from((LOCALHOST, 4017))).unwrap();
+            let accepted = nix::sys::socket::accept(listener.as_raw_fd()).unwrap();
+            // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
+            let accepted = unsafe { OwnedFd::from_raw_fd(accepted) };
+            // Only when both have received something are there more subflows.
+            for (from, to) in [(&socket, &accepted), (&accepted, &socket)] {
+                nix::unistd::write(from, b"x").unwrap();
+                nix::unistd::read(to, &mut [0]).unwrap();
+            }
+            (listener, socket, accepted)
+        });
+        let subflow = trace.wait("an attempt of the second address", |event| {
+            event["event"] == "attempt" && event["saddr"] == "127.0.0.2"
+        });
+        for key in ["pid", "tid", "uid", "comm", "process", "cgroup_id"] {
+            assert!(subflow[key].is_null(), "{subflow}");
+        }
+        drop(sockets);
+        trace.stop().assert_whole();
+    }
+}
+
+#[test]
 fn a_connection_made_by_io_uring_is_one_attempt_of_its_process() {
     let namespace = need!(Namespace::new());
     need!(
-        crate::uring::Ring::new().map_err(|errno| format!("the kernel has no io_uring ({errno})"))
+        super::uring::Ring::new().map_err(|errno| format!("the kernel has no io_uring ({errno})"))
     );
     for backend in backends!() {
         let trace = Trace::start(&namespace, backend, &[]);
         namespace.enter(|| {
-            let mut ring = crate::uring::Ring::new().unwrap();
+            let mut ring = super::uring::Ring::new().unwrap();
             let _listener = listen("127.0.0.1", 4015);
             for (port, result) in [(4015, 0), (4016, -libc::ECONNREFUSED)] {
                 let addr = SocketAddrV4::new(LOCALHOST, port);

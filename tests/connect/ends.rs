@@ -8,9 +8,9 @@ use nix::libc;
 use nix::sys::socket::SockFlag;
 use serde_json::Value;
 
+use super::sockets::{connected, fast_open, listen, reset_on_close, set_int, tcp};
+use super::{Events, SOON, Trace, backends};
 use crate::common::{Namespace, need, wait_for};
-use crate::sockets::{connected, fast_open, listen, reset_on_close, set_int, tcp};
-use crate::{Events, SOON, Trace, backends};
 
 /// The end of a connection as each side saw it: the initiator's first.
 fn ends(events: &Events, port: u16) -> (&Value, &Value) {

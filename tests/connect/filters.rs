@@ -3,9 +3,9 @@
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
 
+use super::sockets::listen;
+use super::{Trace, backends};
 use crate::common::{Namespace, need};
-use crate::sockets::listen;
-use crate::{Trace, backends};
 
 /// Connects to three places: one listens, one refuses, one can't be reached.
 fn connect_everywhere(namespace: &Namespace) {
@@ -47,6 +47,12 @@ fn filters_let_through_what_they_name() {
         (&["-4"], &[4301, 4302]),
         (&["--sport", "1"], &[]),
         (&["--sport", "2-65535", "-p", "4302"], &[4302]),
+        (&["--any-port", "4301"], &[4301]),
+        (&["--any-port", "4300-4399,!4302"], &[4301, 4303]),
+        (&["--any-port", "1"], &[]),
+        (&["--host", "127.0.0.2,::1"], &[4302, 4303]),
+        (&["--host", "!127.0.0.2"], &[4301, 4303]),
+        (&["-p", "!4301,!4302"], &[4303]),
         (&["--failed"], &[4302, 4303]),
     ];
     let all = backends!();
@@ -107,6 +113,28 @@ fn the_filter_on_names_takes_whole_names() {
 }
 
 #[test]
+fn the_filter_on_names_takes_the_process_as_well_as_the_thread() {
+    let namespace = need!(Namespace::new());
+    let process = std::fs::read_to_string("/proc/self/comm").unwrap();
+    let process = process.trim_end();
+    for backend in backends!() {
+        for name in [process, "a-thread"] {
+            let trace = Trace::start(&namespace, backend, &["--comm", name]);
+            namespace.enter(|| {
+                nix::sys::prctl::set_name(c"a-thread").unwrap();
+                TcpStream::connect("127.0.0.1:4316").expect_err("nobody listens");
+            });
+            let events = trace.stop();
+            let (attempt, failed) = events.pair_at(4316, "failed");
+            for event in [attempt, failed] {
+                assert_eq!(event["comm"], "a-thread", "{event}");
+                assert_eq!(event["process"], process, "{event}");
+            }
+        }
+    }
+}
+
+#[test]
 fn filters_hold_for_accepts_and_ends_too() {
     let namespace = need!(Namespace::new());
     let pid = std::process::id().to_string();
@@ -127,7 +155,7 @@ fn filters_hold_for_accepts_and_ends_too() {
             let trace = Trace::start(&namespace, backend, &all);
             namespace.enter(|| {
                 let listener = listen("127.0.0.1", 4321);
-                let (client, server) = crate::sockets::connected(&listener);
+                let (client, server) = super::sockets::connected(&listener);
                 drop(client);
                 drop(server);
             });

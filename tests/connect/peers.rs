@@ -18,10 +18,10 @@ use nix::sys::socket::SockFlag;
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use super::sockets::{connect_to, tcp};
+use super::{Events, Trace, backends};
 use crate::common::net::Reaped;
 use crate::common::{Namespace, Pair, SERVER4, SERVER6, need, wait_within};
-use crate::sockets::{connect_to, tcp};
-use crate::{Events, Trace, backends};
 
 /// A line of a tool, by the names of its columns.
 type Row = HashMap<String, String>;

@@ -7,10 +7,10 @@ use caps::Capability;
 use nix::sys::socket::SockFlag;
 use serde_json::Value;
 
+use super::sockets::{connect_to, listen, tcp};
+use super::{backends, say_backend};
 use crate::common::tool::{PublicBinary, as_nobody, command_of};
 use crate::common::{Namespace, Tool, command, need};
-use crate::sockets::{connect_to, listen, tcp};
-use crate::{backends, say_backend};
 
 const MINIMUM: [Capability; 3] = [
     Capability::CAP_BPF,
@@ -97,7 +97,7 @@ fn assert_traces(tool: Tool, namespace: &Namespace, has_calls: bool) {
 /// The backend that the `attached:` line names.
 fn backend_of(tool: &Tool) -> &'static str {
     let (_, line) = tool.attached_line();
-    let named = crate::BACKENDS
+    let named = super::BACKENDS
         .into_iter()
         .find(|name| line.contains(&format!("backend {name}")));
     named.unwrap_or_else(|| panic!("no backend: {line}"))
@@ -123,7 +123,7 @@ fn under_lockdown_the_best_backend_still_sees_everything() {
 fn under_lockdown_each_backend_works_or_says_that_it_is_forbidden() {
     let mode = need!(lockdown());
     let namespace = need!(Namespace::new());
-    for backend in crate::BACKENDS {
+    for backend in super::BACKENDS {
         let mut args = TRACE.to_vec();
         args.extend(["--backend", backend]);
         if backend == "kprobe" && mode == "confidentiality" {
@@ -222,15 +222,16 @@ fn a_forced_backend_that_the_kernel_lacks_is_an_error_and_auto_takes_another() {
     let best = backend_of(&tool);
     assert_eq!(best, backends!()[0]);
     assert_traces(tool, &namespace, best != "tracepoint");
-    for backend in crate::BACKENDS {
+    for backend in super::BACKENDS {
         if backends!().contains(&backend) {
             continue;
         }
         let args = ["connect-trace", "--backend", backend, "-d", "0.1"];
         let output = Tool::spawn(&mut command(args)).finish();
         assert_eq!(output.code(), 1, "{output:#?}");
-        let (error, _) = output.complaint();
+        let (error, hint) = output.complaint();
         assert!(error.contains(&format!("backend {backend}")), "{error}");
+        assert!(hint.is_some(), "{error}");
     }
     let listener = TcpListener::bind("127.0.0.1:0");
     assert!(listener.is_ok());

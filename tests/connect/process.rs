@@ -12,9 +12,9 @@ use nix::sys::socket::SockFlag;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork};
 
+use super::sockets::{connect_to, tcp};
+use super::{Trace, backends};
 use crate::common::{Namespace, need};
-use crate::sockets::{connect_to, tcp};
-use crate::{Trace, backends};
 
 /// A cgroup of the unified hierarchy. It is removed when this is dropped.
 struct Cgroup(PathBuf);

@@ -13,12 +13,13 @@ use nix::sys::socket::{
 
 use crate::common::Namespace;
 
-/// A TCP socket of the family of `addr`.
+/// A TCP socket of the family of `addr`, which the tool does not inherit.
 pub fn tcp(addr: SocketAddr, flags: SockFlag) -> OwnedFd {
     let family = match addr {
         SocketAddr::V4(_) => AddressFamily::Inet,
         SocketAddr::V6(_) => AddressFamily::Inet6,
     };
+    let flags = flags | SockFlag::SOCK_CLOEXEC;
     socket(family, SockType::Stream, flags, SockProtocol::Tcp).unwrap()
 }
 
@@ -33,6 +34,14 @@ pub fn connect_to(socket: &OwnedFd, addr: SocketAddr) -> Result<(), Errno> {
 /// A socket that is on its way to where nobody answers.
 pub fn connecting(addr: SocketAddr) -> OwnedFd {
     let socket = tcp(addr, SockFlag::SOCK_NONBLOCK);
+    assert_eq!(connect_to(&socket, addr), Err(Errno::EINPROGRESS));
+    socket
+}
+
+/// A socket that fails with ETIMEDOUT when it has waited for so long.
+pub fn connecting_for(addr: SocketAddr, millis: i32) -> OwnedFd {
+    let socket = tcp(addr, SockFlag::SOCK_NONBLOCK);
+    set_int(&socket, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, millis).unwrap();
     assert_eq!(connect_to(&socket, addr), Err(Errno::EINPROGRESS));
     socket
 }

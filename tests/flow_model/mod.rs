@@ -27,6 +27,7 @@ struct Packet {
     seq: u32,
     ack: u32,
     window: u16,
+    wscale: Option<u8>,
     len: u32,
 }
 
@@ -63,9 +64,18 @@ enum State {
 struct End {
     state: State,
     isn: Option<u32>,
+    wscale: Option<u8>,
+    /// Number of the first packet that was seen.
+    first: Option<u32>,
     next: Option<u32>,
     fin: Option<u32>,
     fin_acked: bool,
+    /// The highest number that it has acknowledged.
+    acked: Option<u32>,
+    /// How far it lets its peer send, and the most that it has offered at once.
+    edge: Option<u32>,
+    widest: u32,
+    bytes: u64,
     last_rst: Option<u32>,
     seen: String,
     zero_windows: u32,
@@ -77,9 +87,15 @@ impl End {
         Self {
             state: State::Inactive,
             isn: None,
+            wscale: None,
+            first: None,
             next: None,
             fin: None,
             fin_acked: false,
+            acked: None,
+            edge: None,
+            widest: 0,
+            bytes: 0,
             last_rst: None,
             seen: String::new(),
             zero_windows: 0,
@@ -92,6 +108,12 @@ impl End {
 #[derive(Clone, Debug)]
 struct Story {
     orig: (IpAddr, u16),
+    last: i64,
+    /// The last SYN that can't be of this connection: its sender, its number and which of the
+    /// packets it and its repetitions are.
+    other_syn: Option<(usize, u32, Vec<usize>)>,
+    /// What an end has sent out of place, after a gap in the file perhaps: from where to where.
+    stray: Option<(usize, u32, u32)>,
     ends: [End; 2],
     history: String,
     finished: Option<i64>,
@@ -115,9 +137,20 @@ impl Packet {
         if self.flags & SYN != 0 {
             self.flags & ACK != 0
         } else {
-            self.from.1 < 1024 && self.to.1 >= 1024
+            is_better_known(self.from.1, self.to.1)
         }
     }
+}
+
+/// Whether a port is that of a service rather than the other: those below 1024 before all, and those
+/// that Linux connects from after all.
+fn is_better_known(port: u16, other: u16) -> bool {
+    let class = |port| match port {
+        0..1024 => 0,
+        32768..61000 => 2,
+        _ => 1,
+    };
+    class(port) < class(other)
 }
 
 fn after(a: u32, b: u32) -> bool {
@@ -134,14 +167,29 @@ fn tell(packets: &[Packet]) -> Story {
     let flipped = first.seems_from_responder();
     let mut story = Story {
         orig: if flipped { first.to } else { first.from },
+        last: first.at,
+        other_syn: None,
+        stray: None,
         ends: [End::new(), End::new()],
         history: if flipped { "^".into() } else { String::new() },
         finished: None,
         syn_retransmits: 0,
     };
-    for packet in packets {
+    for (at, packet) in packets.iter().enumerate() {
         // Both ends may be the same (a socket connected to itself).
         let me = usize::from(packet.from != story.orig);
+        story.ends[me].bytes += u64::from(packet.len);
+        if !fits(&story.ends[me], &story.ends[1 - me], packet) {
+            if packet.is(SYN) {
+                match &mut story.other_syn {
+                    Some((from, seq, which)) if (*from, *seq) == (me, packet.seq) => which.push(at),
+                    other => *other = Some((me, packet.seq, vec![at])),
+                }
+            }
+            follow_gap(&mut story, me, packet);
+            continue;
+        }
+        story.last = story.last.max(packet.at);
         letters(&mut story, me, packet);
         numbers(&mut story, me, packet);
         states(&mut story, me, packet);
@@ -152,6 +200,121 @@ fn tell(packets: &[Packet]) -> Story {
         }
     }
     story
+}
+
+/// If an end acknowledges what the other has sent out of place, the file lacks what was between.
+fn follow_gap(story: &mut Story, me: usize, packet: &Packet) {
+    if packet.flags & (SYN | RST | ACK) != ACK {
+        return;
+    }
+    let last = packet.end_seq();
+    match story.stray {
+        Some((from, first, until))
+            if from != me && after(packet.ack, first) && !after(packet.ack, until) =>
+        {
+            for (which, first, next) in [(from, first, until), (me, packet.seq, last)] {
+                let end = &mut story.ends[which];
+                end.isn = end.isn.map(|_| first);
+                end.first = Some(first);
+                end.next = Some(next);
+                (end.acked, end.edge, end.fin) = (None, None, None);
+            }
+            story.stray = None;
+        }
+        Some((from, first, until))
+            if from == me && !after(first, packet.seq) && !after(packet.seq, until) =>
+        {
+            let until = if after(last, until) { last } else { until };
+            story.stray = Some((from, first, until));
+        }
+        _ if packet.len > 0 || packet.flags & FIN != 0 => {
+            story.stray = Some((me, packet.seq, last));
+        }
+        _ => {}
+    }
+}
+
+/// The widest window that there is.
+const WIDEST: u32 = 1 << 30;
+
+/// Whether the connection can have sent this packet, and its receiver would heed it (RFC 9293,
+/// 3.10.7, and RFC 5961).
+fn fits(end: &End, peer: &End, packet: &Packet) -> bool {
+    let last = packet.end_seq();
+    let (is_syn, is_ack) = (packet.flags & SYN != 0, packet.flags & ACK != 0);
+    let answers_syn = |isn: Option<u32>| {
+        is_ack && isn.is_some_and(|isn| after(packet.ack, isn)) && !acks_too_much(peer, packet)
+    };
+    if packet.flags & RST != 0 {
+        if peer.state == State::SynSent {
+            return answers_syn(peer.isn);
+        }
+        let fin = u32::from(end.fin.is_some());
+        return match (peer.acked, end.first, end.next) {
+            (Some(from), _, next) => {
+                let until = next.unwrap_or(from.wrapping_add(WIDEST));
+                !after(from, packet.seq.wrapping_add(fin)) && !after(packet.seq, until)
+            }
+            (None, Some(first), Some(next)) => {
+                !after(first, packet.seq) && !after(packet.seq, next)
+            }
+            _ => true,
+        };
+    }
+    let in_place = if is_syn {
+        match (end.isn, end.first) {
+            (Some(isn), _) => packet.seq == isn,
+            (None, Some(first)) => last == first,
+            (None, None) => peer
+                .acked
+                .is_none_or(|acked| acked == packet.seq.wrapping_add(1)),
+        }
+    } else {
+        fits_window(end, peer, packet)
+    };
+    if !in_place || !is_ack {
+        return in_place;
+    }
+    if peer.next.is_some_and(|next| after(packet.ack, next)) {
+        // Sent before the first packet that was seen.
+        return peer.isn.is_none() && end.acked.is_none();
+    }
+    if peer.state == State::SynSent && is_syn {
+        return answers_syn(peer.isn);
+    }
+    let widest = if end.edge.is_some() {
+        end.widest
+    } else {
+        WIDEST
+    };
+    end.acked
+        .is_none_or(|acked| !after(acked.wrapping_sub(widest), packet.ack))
+}
+
+fn acks_too_much(peer: &End, packet: &Packet) -> bool {
+    peer.next.is_some_and(|next| after(packet.ack, next))
+}
+
+fn fits_window(end: &End, peer: &End, packet: &Packet) -> bool {
+    let last = packet.end_seq();
+    let widest = if peer.edge.is_some() {
+        peer.widest
+    } else {
+        WIDEST
+    };
+    let is_too_old = end
+        .next
+        .is_some_and(|next| after(next.wrapping_sub(widest).wrapping_sub(1), last));
+    let is_before_syn = end.isn.is_some_and(|isn| after(isn, packet.seq))
+        && end.bytes - u64::from(packet.len) < u64::from(WIDEST);
+    let limit = match (peer.edge, peer.acked) {
+        (Some(edge), _) => Some(edge.wrapping_add(1)),
+        (None, acked) => acked.map(|acked| acked.wrapping_add(WIDEST)),
+    };
+    let is_beyond = limit.is_some_and(|limit| after(last, limit))
+        || end.fin.is_some_and(|fin| after(last, fin));
+    let is_early_fin = packet.flags & FIN != 0 && end.next.is_some_and(|next| after(next, last));
+    !(is_too_old || is_before_syn || is_beyond || is_early_fin)
 }
 
 fn letters(story: &mut Story, me: usize, packet: &Packet) {
@@ -189,9 +352,9 @@ fn letters(story: &mut Story, me: usize, packet: &Packet) {
     }
     if let Some(next) = end.next
         && packet.len > 0
-        && packet.flags & RST == 0
+        && packet.flags & (RST | SYN) == 0
         && !reset
-        && !after(packet.end_seq(), next)
+        && after(next, packet.seq)
     {
         end.retransmits += 1;
         if is_power_of_ten(end.retransmits) {
@@ -217,21 +380,51 @@ fn numbers(story: &mut Story, me: usize, packet: &Packet) {
                 end.next = Some(packet.end_seq());
             }
         }
-        _ => end.next = Some(packet.end_seq()),
+        _ => {
+            end.first = Some(packet.seq);
+            end.next = Some(packet.end_seq());
+        }
     }
     if packet.flags & SYN != 0 {
         end.isn = Some(packet.seq);
+        end.wscale = end.wscale.or(packet.wscale);
     }
     if packet.flags & FIN != 0 {
         end.fin = Some(packet.end_seq());
     }
+    if packet.flags & ACK != 0 {
+        acknowledge(story, me, packet);
+    }
+}
+
+fn acknowledge(story: &mut Story, me: usize, packet: &Packet) {
     let peer = &mut story.ends[1 - me];
-    if let Some(fin) = peer.fin
-        && packet.flags & ACK != 0
-        && !after(fin, packet.ack)
-    {
+    if peer.fin.is_some_and(|fin| !after(fin, packet.ack)) {
         peer.fin_acked = true;
     }
+    if acks_too_much(peer, packet) {
+        peer.next = Some(packet.ack);
+    }
+    let (has_syn, scale) = (peer.isn.is_some(), peer.wscale);
+    let end = &mut story.ends[me];
+    end.acked = Some(match end.acked {
+        Some(acked) if !after(packet.ack, acked) => acked,
+        _ => packet.ack,
+    });
+    if !has_syn || end.isn.is_none() {
+        return;
+    }
+    let shift = match (packet.flags & SYN, end.wscale, scale) {
+        (0, Some(shift), Some(_)) => shift.min(14),
+        _ => 0,
+    };
+    let window = u32::from(packet.window) << shift;
+    let edge = packet.ack.wrapping_add(window);
+    end.widest = end.widest.max(window);
+    end.edge = Some(match end.edge {
+        Some(before) if !after(edge, before) => before,
+        _ => edge,
+    });
 }
 
 fn states(story: &mut Story, me: usize, packet: &Packet) {
@@ -269,33 +462,40 @@ fn states(story: &mut Story, me: usize, packet: &Packet) {
 }
 
 /// Whether a connection with these packets is over at this time, if nothing more comes.
-fn is_over(packets: &[Packet], story: &Story, now: i64) -> bool {
-    let last = packets.iter().map(|before| before.at).max().unwrap();
+fn is_over(story: &Story, now: i64) -> bool {
     let states = story.ends.each_ref().map(|end| end.state);
     let half_open = states.contains(&State::SynSent) || states == [State::Closed; 2];
     match story.finished {
         Some(at) => now - at > LINGER,
-        None => now - last > if half_open { HALF_OPEN } else { IDLE },
+        None => now - story.last > if half_open { HALF_OPEN } else { IDLE },
     }
 }
 
-/// Whether this packet belongs to another connection than those before it.
-fn begins_anew(packets: &[Packet], packet: &Packet) -> bool {
+/// Whether this packet belongs to another connection than those before it, and which of these
+/// belong to that one too.
+fn begins_anew(packets: &[Packet], packet: &Packet) -> Option<Vec<usize>> {
     let story = tell(packets);
-    if is_over(packets, &story, packet.at) {
-        return true;
+    if is_over(&story, packet.at) {
+        return Some(Vec::new());
     }
-    let states = story.ends.each_ref().map(|end| end.state);
     let me = usize::from(packet.from != story.orig);
+    if let Some((from, seq, which)) = story.other_syn
+        && from != me
+        && packet.ack == seq.wrapping_add(1)
+        && (packet.is(SYN | ACK) || packet.is(RST | ACK))
+    {
+        return Some(which);
+    }
     let other_isn = story.ends[me].isn != Some(packet.seq);
-    if packet.is(SYN | ACK) {
+    let is_new = if packet.is(SYN | ACK) {
         story.finished.is_some() && other_isn
     } else if packet.is(SYN) {
-        let both_open = states[me] == State::Inactive && states[1 - me] == State::SynSent;
-        story.finished.is_some() || (!both_open && other_isn)
+        let is_unanswered = story.ends[1 - me].state == State::Inactive;
+        story.finished.is_some() || (is_unanswered && other_isn)
     } else {
         false
-    }
+    };
+    is_new.then(Vec::new)
 }
 
 /// Zeek's `conn_state`.
@@ -352,7 +552,7 @@ fn record(packets: &[Packet]) -> Record {
             first.from
         },
         start: first.at,
-        last: packets.iter().map(|packet| packet.at).max().unwrap(),
+        last: story.last,
         conn_state: conn_state(&story, orig_bytes + resp_bytes),
         history: story.history.chars().take(32).collect(),
         orig_pkts,
@@ -379,6 +579,7 @@ fn packet(at: i64, tcp: &Tcp) -> Packet {
         seq: tcp.seq,
         ack: tcp.ack,
         window: tcp.window,
+        wscale: tcp.options.wscale,
         len: len.try_into().unwrap(),
     }
 }
@@ -398,7 +599,7 @@ pub fn records(file: &[u8]) -> Option<Vec<Record>> {
         if (at - *looked.get_or_insert(at)).abs() >= SECOND / 10 {
             looked = Some(at);
             open.retain(|_, packets| {
-                let over = !packets.is_empty() && is_over(packets, &tell(packets), at);
+                let over = !packets.is_empty() && is_over(&tell(packets), at);
                 if over {
                     records.push(record(packets));
                 }
@@ -413,9 +614,22 @@ pub fn records(file: &[u8]) -> Option<Vec<Record>> {
         let packet = packet(at, &tcp);
         let mut ends = [packet.from, packet.to];
         ends.sort_unstable();
-        let packets = open.entry((tcp.ip_version, ends)).or_default();
-        if !packets.is_empty() && begins_anew(packets, &packet) {
-            records.push(record(&std::mem::take(packets)));
+        // The same addresses in two VLANs are not the same hosts.
+        let mut vlans = tcp.vlan.clone();
+        while vlans.last() == Some(&0) {
+            vlans.pop();
+        }
+        let packets = open.entry((tcp.ip_version, vlans, ends)).or_default();
+        if !packets.is_empty()
+            && let Some(which) = begins_anew(packets, &packet)
+        {
+            let all = std::mem::take(packets).into_iter().enumerate();
+            let (new, old): (Vec<_>, Vec<_>) = all.partition(|(at, _)| which.contains(at));
+            let of =
+                |packets: Vec<(usize, Packet)>| packets.into_iter().map(|(_, it)| it).collect();
+            *packets = of(new);
+            let old: Vec<Packet> = of(old);
+            records.push(record(&old));
         }
         packets.push(packet);
     }

@@ -5,11 +5,11 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::Command;
 
+use super::{WAYS, datagram_passes, is_tc};
 use crate::common::bpf::{
     Foreign, Hook, TCX_DROP, TCX_NEXT, XDP_PASS, cgroup_programs, has_fentry, has_tcx, tcx_programs,
 };
 use crate::common::{Pair, SERVER4, Tool, command, need, try_run};
-use crate::{WAYS, datagram_passes, is_tc, state};
 
 #[test]
 fn a_foreign_xdp_program_is_named_and_stays_and_tc_works_beside_it() {
@@ -19,7 +19,7 @@ fn a_foreign_xdp_program_is_named_and_stays_and_tc_works_beside_it() {
             .server
             .enter(|| Foreign::attach(hook, "vs", XDP_PASS))
             .unwrap();
-        let before = state(&pair);
+        let before = pair.state();
         let named = format!("{mode} XDP program {} 'foreign'", foreign.id());
         for ours in ["auto", "native", "generic"] {
             let mut command = command(["syn-count", "vs", "--mode", ours]);
@@ -29,15 +29,15 @@ fn a_foreign_xdp_program_is_named_and_stays_and_tc_works_beside_it() {
             assert!(error.contains(&named), "{error}");
             assert!(hint.unwrap().contains("--mode tc"));
         }
-        assert_eq!(state(&pair), before);
+        assert_eq!(pair.state(), before);
         let tool = Tool::start_in(
             &pair.server,
-            &["syn-count", "vs", "--json", "-i", "0.05", "--mode", "tc"],
+            &["syn-count", "vs", "--json", "-I", "0.05", "--mode", "tc"],
         );
         pair.refused_connects((SERVER4, 80).into(), 10);
         tool.syn_total(10);
         assert_eq!(tool.stop().summary()["syn_total"], 10);
-        assert_eq!(state(&pair), before);
+        assert_eq!(pair.state(), before);
     }
 }
 
@@ -83,7 +83,7 @@ fn foreign_tc_programs_before_and_after_ours_still_act() {
 #[test]
 fn two_instances_give_right_answers_or_a_clear_refusal() {
     let pair = need!(Pair::new());
-    let args = ["syn-count", "vs", "--json", "-i", "0.05"];
+    let args = ["syn-count", "vs", "--json", "-I", "0.05"];
     let with_mode = |mode| {
         let mut args = args.to_vec();
         args.extend(["--mode", mode]);
@@ -96,7 +96,7 @@ fn two_instances_give_right_answers_or_a_clear_refusal() {
 
     let output = Tool::spawn_in(&pair.server, &mut command(args)).finish();
     assert_eq!(output.code(), 1, "{output:#?}");
-    assert!(output.complaint().0.contains("native XDP program"));
+    assert!(output.complaint().0.contains("generic XDP program"));
 
     pair.refused_connects((SERVER4, 80).into(), 50);
     for tool in counting {
@@ -152,10 +152,10 @@ impl Drop for XdpFilter<'_> {
 fn the_dispatcher_of_libxdp_is_named_and_stays_and_tc_works_beside_it() {
     let pair = need!(Pair::new());
     need!(try_run("xdp-loader status lo"));
-    let clean = state(&pair);
+    let clean = pair.state();
     for (theirs, mode) in [("skb", "generic"), ("native", "native")] {
         let filter = XdpFilter::load(&pair, theirs).unwrap();
-        let (before, status) = (state(&pair), filter.status());
+        let (before, status) = (pair.state(), filter.status());
         let named = format!("{mode} XDP program {}", filter.id());
         for ours in ["auto", "native", "generic"] {
             let mut command = command(["syn-count", "vs", "--mode", ours]);
@@ -176,10 +176,10 @@ fn the_dispatcher_of_libxdp_is_named_and_stays_and_tc_works_beside_it() {
             let summary = output.summary();
             assert_eq!(summary["matched"], 10, "{args:?}: {summary}");
         }
-        assert_eq!(state(&pair), before);
+        assert_eq!(pair.state(), before);
         assert_eq!(filter.status(), status);
         drop(filter);
-        assert_eq!(state(&pair), clean);
+        assert_eq!(pair.state(), clean);
     }
 }
 
@@ -248,10 +248,10 @@ fn filters_and_qdiscs_of_others_stay_as_they_are() {
     // A kernel may lack a kind.
     let added = FILTERS.iter().filter(|filter| add(filter)).count();
     assert!(added > 1, "{added} filters");
-    let before = state(&pair);
+    let before = pair.state();
     for args in WAYS {
         let tool = Tool::spawn_in(&pair.server, command(args).arg("--json")).attached();
-        let during = state(&pair);
+        let during = pair.state();
         let mut lines = during.lines();
         for line in before.lines().filter(|line| line.contains("filter")) {
             assert!(lines.any(|other| other == line), "{args:?}: {line}");
@@ -268,7 +268,7 @@ fn filters_and_qdiscs_of_others_stay_as_they_are() {
         let output = tool.stop();
         assert_eq!(output.code(), 0, "{output:#?}");
         assert_eq!(output.summary()["matched"], 5, "{args:?}");
-        assert_eq!(state(&pair), before, "{args:?}");
+        assert_eq!(pair.state(), before, "{args:?}");
     }
 }
 

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use super::{WAYS, is_tc, linked};
 use crate::common::bpf::{has_tcx, objects_of};
-use crate::common::{Namespace, Output, Pair, Tool, command, is_guest, need, wait_within};
-use crate::{WAYS, is_tc, linked, state};
+use crate::common::{Namespace, Output, Pair, Tool, command, is_guest, need, quick, wait_within};
 
 #[test]
 fn killed_at_any_moment_it_leaves_nothing() {
     let pair = need!(Pair::new());
-    let before = state(&pair);
+    let before = pair.state();
     let mut commands = linked();
     commands.push(&["connect-trace"]);
     let (usual, _) = Tool::start_in(&pair.server, &["syn-count", "lo"]).attached_line();
@@ -50,11 +50,11 @@ fn killed_at_any_moment_it_leaves_nothing() {
             );
         }
         let what = format!("{args:?} leaves nothing in round {round}");
-        wait_within(&what, Duration::from_secs(1), || {
+        wait_within(&what, quick(Duration::from_secs(1)), || {
             (!objects.iter().any(|object| object.exists())).then_some(())
         });
     }
-    assert_eq!(state(&pair), before);
+    assert_eq!(pair.state(), before);
     assert_eq!(killed, rounds as usize * 2 / 3);
     assert!(
         with_objects > rounds as usize / 10,
@@ -65,7 +65,7 @@ fn killed_at_any_moment_it_leaves_nothing() {
 #[test]
 fn what_a_killed_run_leaves_before_linux_6_6_goes_with_the_next_start() {
     let pair = need!(Pair::new());
-    let before = state(&pair);
+    let before = pair.state();
     // In a guest that takes long: what is a link there was killed by other tests.
     let mut killed = WAYS.to_vec();
     killed.retain(|args| !is_guest() || is_tc(args));
@@ -81,10 +81,10 @@ fn what_a_killed_run_leaves_before_linux_6_6_goes_with_the_next_start() {
             let told = |line: &String| line.contains("had left when it was killed");
             let mut lines = output.stderr.iter();
             assert_eq!(lines.any(told), left, "{killed:?}, {next:?}: {output:#?}");
-            wait_within("all is gone", Duration::from_secs(1), || {
+            wait_within("all is gone", quick(Duration::from_secs(1)), || {
                 (!objects.iter().any(|object| object.exists())).then_some(())
             });
-            assert_eq!(state(&pair), before, "{killed:?}, {next:?}");
+            assert_eq!(pair.state(), before, "{killed:?}, {next:?}");
         }
     }
 }
@@ -92,17 +92,17 @@ fn what_a_killed_run_leaves_before_linux_6_6_goes_with_the_next_start() {
 #[test]
 fn a_normal_end_leaves_nothing_and_restores_what_native_xdp_changed() {
     let pair = need!(Pair::new());
-    let before = state(&pair);
+    let before = pair.state();
     for args in WAYS {
         let tool = Tool::start_in(&pair.server, args);
         let objects = objects_of(tool.pid());
         assert!(!objects.is_empty());
-        assert_ne!(state(&pair), before, "{args:?}");
+        assert_ne!(pair.state(), before, "{args:?}");
         assert_eq!(tool.stop().code(), 0);
-        wait_within("everything is gone", Duration::from_secs(1), || {
+        wait_within("everything is gone", quick(Duration::from_secs(1)), || {
             (!objects.iter().any(|object| object.exists())).then_some(())
         });
-        assert_eq!(state(&pair), before, "{args:?}");
+        assert_eq!(pair.state(), before, "{args:?}");
     }
 }
 
@@ -128,8 +128,8 @@ fn what_native_xdp_changes_on_the_other_end_is_told() {
         line.starts_with("notice: ") && line.contains("another network namespace")
     });
     assert_eq!(tool.stop().code(), 0);
-    for quiet in [&["-q"][..], &["--mode", "generic"], &["--mode", "tc"]] {
-        let args = [&["syn-count", "va"], quiet].concat();
+    for quiet in [["--mode", "generic"], ["--mode", "tc"]] {
+        let args = [["syn-count", "va"], quiet].concat();
         let output = Tool::start_in(&namespace, &args).stop();
         assert_eq!(output.code(), 0, "{output:#?}");
         // Attached, and the summary.

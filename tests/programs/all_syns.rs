@@ -5,29 +5,22 @@ use std::mem::MaybeUninit;
 
 use libbpf_rs::ProgramInput;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use tcpinspect::skel::PacketSkel;
 use tcpinspect::skel::syn_count::SynCountSkelBuilder;
-use tcpinspect::skel::syn_count_counters;
 
+use super::parity::{seed, times};
+use crate::common::bpf::leave_out;
 use crate::oracle::frames::frame_for;
 use crate::oracle::{Link, Verdict, judge};
-use crate::parity::{seed, times};
 
-/// What a test run takes on all kernels without padding: see src/cmd/replay.rs.
+/// What a test run takes on all kernels without padding: see src/run/replay.rs.
 const LENGTHS: std::ops::Range<usize> = 64..2049;
 
 #[test]
 fn the_programs_that_count_all_syns_judge_as_the_oracle_does() {
     let mut storage = MaybeUninit::uninit();
     let mut open = SynCountSkelBuilder::default().open(&mut storage).unwrap();
-    for map in [
-        &mut open.maps.src_only,
-        &mut open.maps.src_not,
-        &mut open.maps.dst_only,
-        &mut open.maps.dst_not,
-        &mut open.maps.counts,
-    ] {
-        map.set_autocreate(false).unwrap();
-    }
+    leave_out(open.open_object_mut(), &["count_sets", "source_sketches"]);
     let progs = &mut open.progs;
     // Multi-buffer XDP is not known everywhere; here each frame is in one.
     for program in [
@@ -40,7 +33,7 @@ fn the_programs_that_count_all_syns_judge_as_the_oracle_does() {
     }
     let skel = open.load().unwrap();
     let cpus = libbpf_rs::num_possible_cpus().unwrap();
-    let counters = || syn_count_counters(skel.maps.bss_counters_data.as_deref().unwrap(), cpus);
+    let counters = || skel.counters(cpus);
 
     let first = seed("the_programs_that_count_all_syns_judge_as_the_oracle_does");
     let mut seen = [0; Verdict::ALL.len()];

@@ -5,11 +5,11 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
+use super::parity::{COUNT, COUNT_XDP, CaptureFile, MONITOR, MONITOR_PERF, rfc3339, seed};
 use crate::common::Output;
 use crate::oracle::frames::{Ipv4, Ipv6, Random, Segment, on_link};
 use crate::oracle::pcap_write::{Frame, Order, Pcap, Unit};
 use crate::oracle::{Link, judge};
-use crate::parity::{COUNT_TC, COUNT_XDP, CaptureFile, MONITOR, MONITOR_PERF, rfc3339, seed};
 
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1000 * MS;
@@ -81,8 +81,8 @@ fn intervals_are_those_of_the_files_own_time() {
         at(6500),
     ];
     let file = timed(&frames);
-    for program in [COUNT_XDP, COUNT_TC] {
-        let output = file.replay(program, &["-i", "1"]);
+    for program in [COUNT, COUNT_XDP] {
+        let output = file.replay(program, &["-I", "1"]);
         let lines: Vec<_> = output
             .events("syn_count")
             .iter()
@@ -107,15 +107,15 @@ fn intervals_are_those_of_the_files_own_time() {
         assert_eq!(lines, wanted, "{program:?}");
     }
     // All of it is one interval, which the end of the file cuts short.
-    let output = file.replay(COUNT_XDP, &["-i", "3600"]);
+    let output = file.replay(COUNT, &["-I", "3600"]);
     let lines = output.events("syn_count");
     assert_eq!(lines.len(), 1);
     assert_eq!(lines[0]["interval_s"], 6.5);
     // A file in which no time passes has the rate of a whole interval.
-    let output = timed(&[at(0), at(0)]).replay(COUNT_XDP, &["-i", "4"]);
+    let output = timed(&[at(0), at(0)]).replay(COUNT, &["-I", "4"]);
     assert_eq!(output.events("syn_count")[0]["syn_rate"], 0.5);
     // One without frames has nothing to report.
-    let output = timed(&[]).replay(COUNT_XDP, &[]);
+    let output = timed(&[]).replay(COUNT, &[]);
     assert_eq!(output.code(), 0);
     assert_eq!(output.stdout.len(), 1, "{output:?}");
     assert_eq!(output.summary()["packets"], 0);
@@ -176,10 +176,10 @@ fn counts_per_key_are_those_of_a_plain_table() {
     ];
     for (by, key) in keys {
         let expected = expected_counts(&frames, key);
-        for program in [COUNT_XDP, COUNT_TC] {
+        for program in [COUNT, COUNT_XDP] {
             for top in [3, 1000] {
                 let top_text = top.to_string();
-                let output = file.replay(program, &["-i", "1", "--by", by, "--top", &top_text]);
+                let output = file.replay(program, &["-I", "1", "--by", by, "--top", &top_text]);
                 let lines = output.events("syn_count");
                 assert_eq!(lines.len(), expected.len());
                 for (line, expected) in lines.iter().zip(&expected) {
@@ -214,7 +214,9 @@ fn check_top(line: &Value, by: &str, top: usize, expected: &BTreeMap<String, (u6
             (key, (total, delta))
         })
         .collect();
-    assert_eq!(found.len(), top.min(expected.len()));
+    // Keys without SYNs in the interval are not told.
+    let busy = expected.values().filter(|(_, delta)| *delta > 0).count();
+    assert_eq!(found.len(), top.min(busy));
     for (key, counts) in &found {
         assert_eq!(expected.get(key), Some(counts), "{by} {key}");
     }
@@ -226,39 +228,79 @@ fn check_top(line: &Value, by: &str, top: usize, expected: &BTreeMap<String, (u6
     assert!(busier.count() <= found.len());
 }
 
+/// A SYN from one of very many sources.
+fn spoofed(number: u32) -> Vec<u8> {
+    let source = IpAddr::from(u32::to_be_bytes(0x0a00_0000 + number));
+    syn(source, [192, 0, 2, 1].into(), 80)
+}
+
 #[test]
-fn keys_beyond_the_tables_room_are_counted_as_untracked() {
-    const ROOM: u64 = 65_536;
+fn what_is_not_in_the_tables_is_counted_as_untracked() {
     let mut frames = Vec::new();
-    for host in 0..70_000_u32 {
-        let source = IpAddr::from(u32::to_be_bytes(0x0a00_0000 + host));
-        frames.push((SECOND, syn(source, [192, 0, 2, 1].into(), 80)));
+    for number in 0..200_000 {
+        frames.push((SECOND, spoofed(number)));
     }
-    // Known keys are counted on in a full table, and unknown ones are not.
-    for host in [0_u32, 0, 69_999] {
-        let source = IpAddr::from(u32::to_be_bytes(0x0a00_0000 + host));
-        frames.push((SECOND + 1, syn(source, [192, 0, 2, 1].into(), 80)));
+    // The busiest is found however late it comes.
+    for _ in 0..300 {
+        frames.push((SECOND + 1, syn_from("198.51.100.7")));
     }
     let file = timed(&frames);
-    for program in [COUNT_XDP, COUNT_TC] {
-        let output = file.replay(program, &["--by", "saddr", "--top", "100000"]);
+    for program in [COUNT, COUNT_XDP] {
+        let output = file.replay(program, &["--by", "saddr", "--top", "1000000"]);
         let lines = output.events("syn_count");
         let line = lines.last().unwrap();
-        assert_eq!(line["syn_total"], 70_003);
-        assert_eq!(line["untracked"], 70_000 - ROOM + 1, "{program:?}");
+        assert_eq!(line["syn_total"], 200_300);
         let top = line["top"].as_array().unwrap();
-        assert_eq!(top.len() as u64, ROOM);
-        assert_eq!(top[0]["key"], "10.0.0.0");
-        assert_eq!(top[0]["syn_total"], 3);
+        assert_eq!(top[0]["key"], "198.51.100.7", "{}", top[0]);
+        assert_eq!(top[0]["syn_total"], 300, "{}", top[0]);
         let tracked: u64 = top.iter().map(|entry| number(&entry["syn_total"])).sum();
-        assert_eq!(tracked, ROOM + 2);
-        assert_eq!(output.summary()["syn_total"], 70_003);
+        let untracked = number(&line["untracked"]);
+        assert_eq!(tracked + untracked, 200_300, "{program:?}");
+        assert!(untracked > 50_000 && top.len() > 4_000, "{}", top.len());
+        let sources = number(&line["sources"]) as f64;
+        assert!((sources / 200_001.0 - 1.0).abs() < 0.065, "{sources}");
+        let summary = output.summary();
+        assert_eq!(summary["syn_total"], 200_300);
+        assert_eq!(summary["untracked"], untracked);
+        let said = output
+            .stderr
+            .iter()
+            .any(|line| line.starts_with("notice: more keys"));
+        assert!(said, "{:?}", output.stderr);
+    }
+}
+
+#[test]
+fn a_busy_source_among_any_number_of_others_raises_an_alert() {
+    // More sources than fit, one SYN each; then as many others, and one that sends many.
+    let mut frames = Vec::new();
+    for number in 0..300_000_u32 {
+        let at = 10 * SECOND + u64::from(number) * 10_000;
+        frames.push((at, spoofed(number)));
+        if number >= 150_000 && number % 10 == 0 {
+            frames.push((at, syn_from("2001:db8::bad")));
+        }
+    }
+    let file = timed(&frames);
+    for program in [COUNT, COUNT_XDP] {
+        let output = file.replay(program, &["-I", "1", "--alert", "5000"]);
+        let raised = output.events("alert");
+        // The sources are there from the first interval on, the busy one from the second.
+        let keys: Vec<_> = raised.iter().map(|alert| &alert["key"]).collect();
+        assert_eq!(keys, [&Value::Null, &Value::from("2001:db8::bad")]);
+        let sources = number(&raised[0]["sources"]) as f64;
+        assert!((sources / 100_000.0 - 1.0).abs() < 0.065, "{sources}");
+        let rate = raised[1]["syn_rate"].as_f64().unwrap();
+        assert!((9_500.0..=10_000.0).contains(&rate), "{rate}");
+        assert_eq!(output.events("syn_count").len(), 3);
     }
 }
 
 /// State, key and rate of the alerts, with the second of the file in which they are told.
 fn alerts(output: &Output) -> Vec<(String, String, String, f64)> {
-    let alerts = output.events("alert");
+    let mut alerts = output.events("alert");
+    // Those of the total are told besides.
+    alerts.retain(|alert| !alert["key"].is_null());
     // A port is a number, an address a string.
     let text = |value: &Value| match value {
         Value::String(text) => text.clone(),
@@ -326,14 +368,14 @@ fn alerts_are_raised_above_the_rate_and_cleared_well_below_it() {
             rate,
         )
     });
-    for program in [COUNT_XDP, COUNT_TC] {
+    for program in [COUNT, COUNT_XDP] {
         for by in [&[][..], &["--by", "saddr"]] {
-            let output = file.replay(program, &[&["-i", "1", "--alert", "100"], by].concat());
+            let output = file.replay(program, &[&["-I", "1", "--alert", "100"], by].concat());
             assert_eq!(alerts(&output), wanted, "{program:?} {by:?}");
         }
     }
     // Of ports, if they are what is counted.
-    let output = file.replay(COUNT_XDP, &["-i", "1", "--alert", "100", "--by", "dport"]);
+    let output = file.replay(COUNT, &["-I", "1", "--alert", "100", "--by", "dport"]);
     let ports: Vec<_> = alerts(&output).into_iter().map(|alert| alert.2).collect();
     assert!(
         !ports.is_empty() && ports.iter().all(|port| port == "80"),
@@ -345,19 +387,19 @@ fn alerts_are_raised_above_the_rate_and_cleared_well_below_it() {
 fn an_interval_that_the_end_of_the_file_cuts_short_raises_no_false_alert() {
     let at = |us: u64| (SECOND + us * 1000, syn_from("10.0.0.1"));
     // Two SYNs within 10 us are no flood of 200,000 a second.
-    let output = timed(&[at(0), at(10)]).replay(COUNT_XDP, &["--alert", "100"]);
+    let output = timed(&[at(0), at(10)]).replay(COUNT, &["--alert", "100"]);
     assert!(alerts(&output).is_empty());
     // 300 within 300 ms are, though not of 1,000 a second: they are above 100 in all of 2 s.
     let burst: Vec<_> = (0..300).map(|ms| at(ms * 1000)).collect();
-    let output = timed(&burst).replay(COUNT_XDP, &["--alert", "100"]);
+    let output = timed(&burst).replay(COUNT, &["--alert", "100"]);
     let rates: Vec<_> = alerts(&output).into_iter().map(|it| (it.1, it.3)).collect();
     assert_eq!(rates, [("raised".to_owned(), 150.0)]);
     // A flood that ends with the file is not told to have ended before.
     let mut flood: Vec<_> = (0..2300).map(|ms| at(ms * 1000)).collect();
-    let output = timed(&flood).replay(COUNT_XDP, &["--alert", "100"]);
+    let output = timed(&flood).replay(COUNT, &["--alert", "100"]);
     assert_eq!(alerts(&output).len(), 1);
     flood.push(at(2_300_001));
-    let output = timed(&flood).replay(COUNT_XDP, &["--alert", "100"]);
+    let output = timed(&flood).replay(COUNT, &["--alert", "100"]);
     assert_eq!(alerts(&output).len(), 1);
 }
 

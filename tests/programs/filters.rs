@@ -4,12 +4,12 @@ use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::crafted;
-use crate::oracle::frames::{Ipv4, Ipv6, Random, Segment, on_link, vlan};
-use crate::oracle::{Link, Tcp, is_syn, judge};
-use crate::parity::{
+use super::crafted;
+use super::parity::{
     COUNT_TC, COUNT_XDP, CaptureFile, MONITOR, event, for_each, hex, payload, seed, times,
 };
+use crate::oracle::frames::{Ipv4, Ipv6, Random, Segment, on_link, vlan};
+use crate::oracle::{Link, Tcp, is_syn, judge};
 
 const FLAGS: [&str; 8] = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
 
@@ -32,18 +32,34 @@ const ADDRESSES: [&str; 16] = [
     "::ffff:10.0.0.1",
     "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
 ];
-const PORTS: [u16; 9] = [0, 1, 63, 64, 80, 443, 0x1234, 0x3412, 65535];
+pub(super) const PORTS: [u16; 9] = [0, 1, 63, 64, 80, 443, 0x1234, 0x3412, 65535];
 
 /// A filter as the command line has it, all parts of which must hold.
 #[derive(Clone, Debug, Default)]
 struct Filter {
     src: Vec<Prefix>,
     dst: Vec<Prefix>,
-    sport: Vec<(u16, u16)>,
-    port: Vec<(u16, u16)>,
+    host: Vec<Prefix>,
+    sport: Vec<Ports>,
+    port: Vec<Ports>,
+    any_port: Vec<Ports>,
     flags: Option<Vec<(usize, bool)>>,
     payload: Option<(usize, Vec<u8>)>,
     version: Option<u8>,
+}
+
+/// A range of ports, with both ends in it.
+#[derive(Clone, Copy, Debug)]
+struct Ports {
+    first: u16,
+    last: u16,
+    excluded: bool,
+}
+
+impl Ports {
+    fn holds(&self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +97,13 @@ impl Filter {
             filter.dst = prefixes(random);
         }
         if random.percent(30) {
+            filter.host = prefixes(random);
+        }
+        if random.percent(30) {
             filter.sport = ports(random);
+        }
+        if random.percent(30) {
+            filter.any_port = ports(random);
         }
         if random.percent(30) {
             filter.port = ports(random);
@@ -100,22 +122,45 @@ impl Filter {
         if random.percent(25) {
             filter.version = Some(random.pick(&[4, 6]));
         }
+        if filter.has_nothing_of_its_family() {
+            filter.version = None;
+        }
         filter
+    }
+
+    /// That is refused before anything is run.
+    fn has_nothing_of_its_family(&self) -> bool {
+        let other_family = |it: &&Prefix| it.address.is_ipv4() != (self.version == Some(4));
+        [&self.src, &self.dst, &self.host].iter().any(|prefixes| {
+            let wanted = prefixes.iter().filter(|it| !it.excluded);
+            wanted.clone().count() > 0 && wanted.clone().all(|it| other_family(&it))
+        })
     }
 
     fn options(&self) -> Vec<String> {
         let mut options = Vec::new();
-        for (name, prefixes) in [("--src", &self.src), ("--dst", &self.dst)] {
+        for (name, prefixes) in [
+            ("--src", &self.src),
+            ("--dst", &self.dst),
+            ("--host", &self.host),
+        ] {
             for prefix in prefixes {
                 let excluded = if prefix.excluded { "!" } else { "" };
                 options.push(name.into());
                 options.push(format!("{excluded}{}/{}", prefix.address, prefix.length));
             }
         }
-        for (name, ranges) in [("--sport", &self.sport), ("--port", &self.port)] {
-            let ranges = ranges.iter().map(|(first, last)| match first == last {
-                true => first.to_string(),
-                false => format!("{first}-{last}"),
+        for (name, ranges) in [
+            ("--sport", &self.sport),
+            ("--port", &self.port),
+            ("--any-port", &self.any_port),
+        ] {
+            let ranges = ranges.iter().map(|it| {
+                let excluded = if it.excluded { "!" } else { "" };
+                match it.first == it.last {
+                    true => format!("{excluded}{}", it.first),
+                    false => format!("{excluded}{}-{}", it.first, it.last),
+                }
             });
             let list = ranges.collect::<Vec<_>>().join(",");
             if !list.is_empty() {
@@ -142,17 +187,18 @@ impl Filter {
 
     /// Whether a packet passes; port-monitor asks for SYNs unless it is told which flags.
     fn takes(&self, tcp: &Tcp, payload: &[u8]) -> bool {
-        let address = |prefixes: &[Prefix], address| {
+        // One of the addresses is wanted, and none is excluded.
+        let address = |prefixes: &[Prefix], addresses: &[IpAddr]| {
+            let holds = |it: &Prefix| addresses.iter().any(|address| it.holds(*address));
             let mut wanted = prefixes.iter().filter(|it| !it.excluded).peekable();
             let mut excluded = prefixes.iter().filter(|it| it.excluded);
-            (wanted.peek().is_none() || wanted.any(|it| it.holds(address)))
-                && !excluded.any(|it| it.holds(address))
+            (wanted.peek().is_none() || wanted.any(holds)) && !excluded.any(holds)
         };
-        let port = |ranges: &[(u16, u16)], port| {
-            ranges.is_empty()
-                || ranges
-                    .iter()
-                    .any(|(first, last)| (*first..=*last).contains(&port))
+        let port = |ranges: &[Ports], ports: &[u16]| {
+            let holds = |it: &Ports| ports.iter().any(|port| it.holds(*port));
+            let mut wanted = ranges.iter().filter(|it| !it.excluded).peekable();
+            let mut excluded = ranges.iter().filter(|it| it.excluded);
+            (wanted.peek().is_none() || wanted.any(holds)) && !excluded.any(holds)
         };
         let flags = match &self.flags {
             Some(flags) => flags
@@ -161,10 +207,12 @@ impl Filter {
             None => is_syn(tcp.flags),
         };
         flags
-            && address(&self.src, tcp.saddr)
-            && address(&self.dst, tcp.daddr)
-            && port(&self.sport, tcp.sport)
-            && port(&self.port, tcp.dport)
+            && address(&self.src, &[tcp.saddr])
+            && address(&self.dst, &[tcp.daddr])
+            && address(&self.host, &[tcp.saddr, tcp.daddr])
+            && port(&self.sport, &[tcp.sport])
+            && port(&self.port, &[tcp.dport])
+            && port(&self.any_port, &[tcp.sport, tcp.dport])
             && self.version.is_none_or(|version| version == tcp.ip_version)
             && self.payload.as_ref().is_none_or(|(offset, bytes)| {
                 payload.get(*offset..offset + bytes.len()) == Some(bytes)
@@ -204,15 +252,17 @@ fn prefixes(random: &mut Random) -> Vec<Prefix> {
         .collect()
 }
 
-fn ports(random: &mut Random) -> Vec<(u16, u16)> {
+fn ports(random: &mut Random) -> Vec<Ports> {
     let count = 1 + random.below(3);
     (0..count)
         .map(|_| {
-            let (a, b) = (random.pick(&PORTS), random.pick(&PORTS));
-            if random.percent(50) {
-                (a, a)
-            } else {
-                (a.min(b), a.max(b))
+            let a = random.pick(&PORTS);
+            let b = random.pick(&PORTS);
+            let b = if random.percent(50) { a } else { b };
+            Ports {
+                first: a.min(b),
+                last: a.max(b),
+                excluded: random.percent(25),
             }
         })
         .collect()
@@ -226,7 +276,7 @@ fn pattern(offset: usize, length: usize) -> Vec<u8> {
 }
 
 /// Frames with addresses and ports of few values, so that filters tell them apart.
-fn some_frames(random: &mut Random, count: usize) -> Vec<Vec<u8>> {
+pub(super) fn some_frames(random: &mut Random, count: usize) -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
     while frames.len() < count {
         let length = random.pick(&[0, 0, 1, 3, 16, 20, 1015, 1016, 1100]);
@@ -358,18 +408,33 @@ fn each_part_of_a_filter_works_alone() {
             ..any()
         });
         filters.push(Filter {
+            host: prefixes.clone(),
+            ..any()
+        });
+        filters.push(Filter {
             dst: prefixes,
             ..any()
         });
     }
+    let range = |first, last, excluded| Ports {
+        first,
+        last,
+        excluded,
+    };
     for ranges in [
-        vec![(0, 0)],
-        vec![(65535, 65535)],
-        vec![(0x1234, 0x1234)],
-        vec![(63, 64)],
+        vec![range(0, 0, false)],
+        vec![range(65535, 65535, false)],
+        vec![range(0x1234, 0x1234, false)],
+        vec![range(63, 64, false)],
+        vec![range(80, 80, true)],
+        vec![range(1, 443, false), range(63, 80, true)],
     ] {
         filters.push(Filter {
             sport: ranges.clone(),
+            ..any()
+        });
+        filters.push(Filter {
+            any_port: ranges.clone(),
             ..any()
         });
         filters.push(Filter {

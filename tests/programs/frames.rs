@@ -2,15 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use crate::crafted;
+use super::crafted;
+use super::parity::{
+    self, COUNT_XDP, CaptureFile, Ending, MONITOR, PROGRAMS, check_frames, check_records, event,
+    hex, payload, seed, times,
+};
 use crate::oracle::capture;
 use crate::oracle::frames::{Ipv4, Ipv6, Random, Segment, frame_for_link, on_link};
 use crate::oracle::pcap_write::{Order, PcapNg};
 use crate::oracle::{Link, judge};
-use crate::parity::{
-    self, COUNT_XDP, CaptureFile, Ending, MONITOR, PROGRAMS, check_frames, check_records, event,
-    hex, payload, seed, times,
-};
 
 /// Frames of every link type.
 fn on_all_links<I: IntoIterator<Item = Vec<u8>>>(
@@ -263,15 +263,16 @@ fn a_run_ends_after_as_many_lines_as_were_asked_for() {
     for count in [1, 7, 4999, 5001] {
         let lines = usize::min(count, 5000);
         let reason = if count > 5000 { "end_of_file" } else { "count" };
-        for (program, event) in PROGRAMS
-            .into_iter()
-            .zip(["syn_count", "syn_count", "packet"])
+        for (program, event) in
+            PROGRAMS
+                .into_iter()
+                .zip(["syn_count", "syn_count", "syn_count", "packet"])
         {
             // Each frame has an interval of its own.
             let interval: &[&str] = if program == MONITOR {
                 &[]
             } else {
-                &["-i", "1"]
+                &["-I", "1"]
             };
             let count = count.to_string();
             let output = file.replay(program, &[interval, &["-c", &count]].concat());

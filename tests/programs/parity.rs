@@ -21,12 +21,15 @@ use crate::oracle::capture::Record;
 use crate::oracle::pcap_write::{Order, PcapNg};
 use crate::oracle::{Link, Tcp, Verdict, judge, pcap_write};
 
-/// The commands that replay, as they are compared: one for each of the programs.
-pub const COUNT_XDP: &[&str] = &["syn-count", "--json"];
+/// The commands that replay, as they are compared: one for each of the programs. Only with a mode
+/// each frame is the packet that the kernel hands to the program.
+pub const COUNT: &[&str] = &["syn-count", "--json"];
+pub const COUNT_XDP: &[&str] = &["syn-count", "--json", "--mode", "generic"];
 pub const COUNT_TC: &[&str] = &["syn-count", "--json", "--mode", "tc"];
+pub const FLOWS: &[&str] = &["flows", "--json"];
 pub const MONITOR: &[&str] = &["port-monitor", "--json"];
 pub const MONITOR_PERF: &[&str] = &["port-monitor", "--json", "--buffer", "perf"];
-pub const PROGRAMS: [&[&str]; 3] = [COUNT_XDP, COUNT_TC, MONITOR];
+pub const PROGRAMS: [&[&str]; 4] = [COUNT, COUNT_XDP, COUNT_TC, MONITOR];
 
 /// The longest frame that the tool takes from a file.
 pub const LONGEST_FRAME: usize = 262_144;
@@ -315,7 +318,7 @@ pub fn check_records(
     let total = syns.iter().filter(|is_syn| **is_syn).count();
 
     for program in [COUNT_XDP, COUNT_TC] {
-        let output = replay(file, program, &["-i", "0.5"]);
+        let output = replay(file, program, &["-I", "0.5"]);
         ending.check(what, &output);
         let summary = output.summary();
         assert_eq!(summary["verdicts"], wanted, "{what}: {program:?}");

@@ -12,11 +12,11 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
+use super::parity::{COUNT, COUNT_XDP, CaptureFile, MONITOR, MONITOR_PERF, PROGRAMS, times};
 use crate::common::{Output, PATIENCE, Tool, command, wait_within};
 use crate::oracle::Link;
 use crate::oracle::frames::{Ipv4, Ipv6, Segment, on_link};
 use crate::oracle::pcap_write::{Frame, Order, Pcap, PcapNg, Unit};
-use crate::parity::{COUNT_TC, COUNT_XDP, CaptureFile, MONITOR, MONITOR_PERF, PROGRAMS, times};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -227,12 +227,12 @@ fn a_capture_of_a_million_frames_takes_little_memory_and_time() {
     const BUFFER: u64 = 4 << 20;
     let directory = tempfile::tempdir().unwrap();
     let frames = [syn_to(80), syn_to(443), syn_to(8080)];
-    for program in [COUNT_XDP, COUNT_TC, MONITOR, MONITOR_PERF] {
+    for program in [COUNT, COUNT_XDP, MONITOR, MONITOR_PERF] {
         let monitor = program == MONITOR || program == MONITOR_PERF;
         let options: &[&str] = if monitor {
             &["-p", "81"]
         } else {
-            &["-i", "1000"]
+            &["-I", "1000"]
         };
         let (mut fifo, tool) = Fifo::new(directory.path(), program, options);
         let started = Instant::now();
@@ -274,7 +274,7 @@ fn an_interrupted_replay_reports_what_it_did() {
         let options: &[&str] = if program == MONITOR {
             &[]
         } else {
-            &["-i", "1000"]
+            &["-I", "1000"]
         };
         let mut command = command([program, options].concat());
         let tool = Tool::spawn(command.arg("-r").arg(&file.path));
@@ -375,9 +375,9 @@ fn on_a_terminal_a_long_replay_tells_how_far_it_is() {
             .collect::<Vec<_>>()
     };
     for (words, stdout_too) in [
-        (&["syn-count", "--mode", "tc", "-i", "100000"][..], false),
-        (&["syn-count", "--mode", "tc", "-i", "100000"], true),
-        (&["port-monitor", "-p", "9"], true),
+        (&["syn-count", "--mode", "tc", "-I", "100000"][..], false),
+        (&["syn-count", "--mode", "tc", "-I", "100000"], true),
+        (&["syn-count", "--mode", "generic", "-I", "100000"], true),
     ] {
         let text = on_terminal(&file, words, stdout_too);
         let told = progress(&text);

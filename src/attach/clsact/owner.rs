@@ -191,6 +191,7 @@ mod tests {
         }
     }
 
+    /// Whoever comes next may be of another version: the form stays that of 0.1.
     #[test]
     fn names_are_read_as_they_were_written() {
         for made_qdisc in [false, true] {

@@ -134,6 +134,29 @@ impl Tc {
         })
     }
 
+    /// The name of the filter of kind `bpf` at this priority and handle, or none if there is no
+    /// such filter. It asks for this one alone, for there may be thousands.
+    pub(super) fn filter_name(
+        &mut self,
+        direction: Direction,
+        (priority, handle): (u16, u32),
+    ) -> Result<Option<String>, Errno> {
+        let info = info(priority, ALL_PROTOCOLS);
+        let mut request = self.tcmsg(handle, parent(direction), info);
+        push_attribute(&mut request, TCA_KIND, b"bpf\0");
+        match self.socket.get(RTM_GETTFILTER, &request) {
+            Ok(payload) => Ok(filter(direction, &payload).and_then(|found| found.name)),
+            // No such filter; no qdisc or chain, or filters of another kind; no such interface.
+            Err(Errno::ENOENT | Errno::EINVAL | Errno::ENODEV) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Another socket for the same interface.
+    pub(super) fn reopen(&self) -> Result<Self> {
+        Self::open(self.ifindex)
+    }
+
     /// Whether there are chains in a direction. There is one for all filters, but
     /// a chain can be made without filters too.
     pub(super) fn has_chains(&mut self, direction: Direction) -> Result<bool> {

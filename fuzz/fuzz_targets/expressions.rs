@@ -1,0 +1,17 @@
+//! Reads arbitrary text as a filter expression: it must not crash, and what is refused must be told.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use tcpinspect::filter::expr::Expression;
+
+fuzz_target!(|text: &str| {
+    match Expression::new(text) {
+        Ok(expression) => {
+            for (_, value) in expression.describe() {
+                assert!(!value.is_empty(), "{text:?}");
+            }
+        }
+        Err(failure) => assert!(!format!("{:#}", failure.error).is_empty(), "{text:?}"),
+    }
+});

@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What becomes of an attempt when the kernel drops one of its packets. */
+#ifndef TCPINSPECT_ACCEPT_DROP_BPF_H
+#define TCPINSPECT_ACCEPT_DROP_BPF_H
+
+#include "skb.bpf.h"
+#include "accept_packet.bpf.h"
+
+/* Numbers of enum skb_drop_reason in the running kernel; 0: it has no such reason. */
+const volatile __u32 reason_no_socket = 0;
+const volatile __u32 reason_listen_overflow = 0;
+const volatile __u32 reason_tcp_reset = 0;
+
+static __always_inline bool is_answered_by_rst(const struct segment *s)
+{
+	struct sent_rst *sent = my_sent_rst();
+	const __be32 *addr = (const __be32 *)sent->addr;
+	bool same = sent->valid && sent->port == s->sport && addr[0] == s->saddr[0] &&
+		    addr[1] == s->saddr[1] && addr[2] == s->saddr[2] && addr[3] == s->saddr[3];
+
+	sent->valid = false;
+	return same;
+}
+
+static __always_inline void set_reason(struct attempt *a, __u32 reason, bool from_kernel)
+{
+	a->reason = reason;
+	if (from_kernel)
+		a->flags |= ATTEMPT_REASON_FROM_KERNEL;
+	else
+		a->flags &= ~ATTEMPT_REASON_FROM_KERNEL;
+}
+
+static __always_inline void on_syn_dropped(void *ctx, const struct segment *s,
+					   const struct attempt_key *key, struct attempt *a,
+					   __u32 reason, __u64 place)
+{
+	bool refused = is_answered_by_rst(s);
+
+	/* The drop of a retransmitted SYN does no harm once a SYN-ACK was sent. */
+	if (a->phase != ATTEMPT_NEW)
+		return;
+	a->place = place;
+	if (reason == reason_no_socket && reason)
+		set_reason(a, REASON_NO_LISTENER, true);
+	else if (is_specific(reason))
+		set_reason(a, reason, true);
+	else if (refused && !(a->flags & ATTEMPT_HAS_LISTENER))
+		set_reason(a, REASON_NO_LISTENER, false);
+	else
+		set_reason(a, reason, false);
+	tell(ctx, key, a, refused ? FATE_REFUSED : FATE_DROPPED);
+}
+
+static __always_inline bool accept_queue_is_full(const struct attempt *a)
+{
+	const struct sock *sk = (const struct sock *)a->listener;
+
+	return sk && BPF_CORE_READ(sk, sk_ack_backlog) > BPF_CORE_READ(sk, sk_max_ack_backlog);
+}
+
+/* The half-open connection stays, unless the kernel answers with a RST (tcp_abort_on_overflow). */
+static __always_inline void on_ack_dropped(void *ctx, const struct segment *s,
+					   const struct attempt_key *key, struct attempt *a,
+					   __u32 reason, __u64 place)
+{
+	bool overflow = reason && reason == reason_listen_overflow;
+	bool refused = is_answered_by_rst(s);
+
+	if (overflow || accept_queue_is_full(a)) {
+		a->flags |= ATTEMPT_ACK_DROPPED;
+		set_reason(a, REASON_ACCEPT_QUEUE_FULL, overflow);
+		a->place = place;
+	} else if (is_specific(reason)) {
+		set_reason(a, reason, true);
+		a->place = place;
+	}
+	if (refused)
+		tell(ctx, key, a, FATE_REFUSED);
+}
+
+static __always_inline void on_rst_dropped(void *ctx, const struct attempt_key *key,
+					   struct attempt *a, __u32 reason)
+{
+	/* With any other reason, the RST never reached the half-open connection. */
+	if (is_specific(reason) && reason != reason_tcp_reset)
+		return;
+	set_reason(a, REASON_PEER_RESET, false);
+	tell(ctx, key, a, FATE_RESET);
+}
+
+/*
+ * Whether the packet is in another network namespace: the same packet may pass through several.
+ * While TCP handles it, skb->dev is NULL, and the route has the device.
+ */
+static __always_inline bool is_elsewhere(const struct sk_buff *skb)
+{
+	const struct net_device *dev = skb->dev;
+
+	if (!dev)
+		dev = route_device(skb);
+	if (!dev)
+		return false;
+	return BPF_CORE_READ(dev, nd_net.net, ns.inum) != netns;
+}
+
+static __always_inline int on_drop(void *ctx, const struct sk_buff *skb, __u64 place, __u32 reason)
+{
+	struct attempt_key key;
+	struct attempt *known;
+	struct segment s;
+	__u16 protocol = skb->protocol;
+	bool outgoing;
+
+	if ((protocol != bpf_htons(ETHERTYPE_IPV4) && protocol != bpf_htons(ETHERTYPE_IPV6)) ||
+	    is_no_drop(reason, place) || !read_segment(skb, &s))
+		return 0;
+	/* Data of established connections has later sequence numbers, and finds no attempt. */
+	outgoing = (s.flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);
+	if (outgoing)
+		set_key(&key, s.daddr, s.dport, s.ack - 1);
+	else if (s.flags & TCP_SYN)
+		set_key(&key, s.saddr, s.sport, s.seq);
+	else
+		set_key(&key, s.saddr, s.sport, s.seq - 1);
+	known = bpf_map_lookup_elem(&attempts, &key);
+	if (!known || is_elsewhere(skb))
+		return 0;
+	if (outgoing) {
+		/* The SYN-ACK was dropped here, so the peer got no answer. */
+		if (known->phase != ATTEMPT_ESTABLISHED) {
+			/* Before Linux 5.17 the place is all there is. */
+			known->place = place;
+			if (is_specific(reason))
+				set_reason(known, reason, true);
+		}
+	} else if ((s.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) {
+		on_syn_dropped(ctx, &s, &key, known, reason, place);
+	} else if (known->phase == ATTEMPT_ANSWERED) {
+		if (s.flags & TCP_RST)
+			on_rst_dropped(ctx, &key, known, reason);
+		else
+			on_ack_dropped(ctx, &s, &key, known, reason, place);
+	}
+	return 0;
+}
+
+#endif /* TCPINSPECT_ACCEPT_DROP_BPF_H */

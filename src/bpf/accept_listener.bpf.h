@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The listening socket that an attempt is for, and the state of its queues. */
+#ifndef TCPINSPECT_ACCEPT_LISTENER_BPF_H
+#define TCPINSPECT_ACCEPT_LISTENER_BPF_H
+
+#include "socket.bpf.h"
+#include "accept_trace.h"
+
+#define SYNCOOKIES_OFF 0
+
+/* Addresses and ports as bpf_skc_lookup_tcp() takes them (struct bpf_sock_tuple). */
+union lookup_ends {
+	struct {
+		__be32 saddr;
+		__be32 daddr;
+		__be16 sport;
+		__be16 dport;
+	} ipv4;
+	struct {
+		__be32 saddr[4];
+		__be32 daddr[4];
+		__be16 sport;
+		__be16 dport;
+	} ipv6;
+};
+
+/*
+ * Which queues are so full that tcp_conn_request() silently drops a SYN. The result is used only
+ * for a SYN that was dropped.
+ */
+static __always_inline __u16 full_queues(const struct sock *sk, const struct attempt *a)
+{
+	struct net *net = BPF_CORE_READ(sk, __sk_common.skc_net.net);
+	__u32 most = BPF_CORE_READ(net, ipv4.sysctl_max_syn_backlog);
+	__u16 flags = 0;
+
+	if (a->queue_len > a->queue_max)
+		flags |= ATTEMPT_ACCEPT_QUEUE_FULL;
+	/* Without SYN cookies the last quarter is for peers with an entry in the metrics cache. */
+	if (BPF_CORE_READ(net, ipv4.sysctl_tcp_syncookies) == SYNCOOKIES_OFF &&
+	    (a->syn_queue_len >= a->queue_max || most - a->syn_queue_len < most >> 2))
+		flags |= ATTEMPT_SYN_QUEUE_FULL;
+	return flags;
+}
+
+/* Uses only probe reads: the socket may be freed meanwhile. */
+static __always_inline void read_listener(const struct sock *sk, struct attempt *a)
+{
+	const struct inet_connection_sock *icsk = (const void *)sk;
+
+	a->listener = (__u64)sk;
+	a->queue_len = BPF_CORE_READ(sk, sk_ack_backlog);
+	a->queue_max = BPF_CORE_READ(sk, sk_max_ack_backlog);
+	a->syn_queue_len = BPF_CORE_READ(icsk, icsk_accept_queue.qlen.counter);
+	a->uid = BPF_CORE_READ(sk, sk_uid.val);
+	a->flags &= ~(ATTEMPT_ACCEPT_QUEUE_FULL | ATTEMPT_SYN_QUEUE_FULL);
+	a->flags |= ATTEMPT_HAS_LISTENER | full_queues(sk, a);
+}
+
+/*
+ * Looks up the listener that a SYN will reach. Address translation or another BPF program can still
+ * send it elsewhere; look_at_request() then corrects it by the SYN-ACK.
+ */
+static __always_inline void look_at_listener(struct __sk_buff *skb, __u8 ip_version,
+					     const __be32 *saddr, __u16 sport, const __be32 *daddr,
+					     __u16 dport, struct attempt *a)
+{
+	union lookup_ends ends = {};
+	struct bpf_sock *skc;
+	struct tcp_sock *tp;
+
+	if (ip_version == 4) {
+		ends.ipv4.saddr = saddr[3];
+		ends.ipv4.daddr = daddr[3];
+		ends.ipv4.sport = bpf_htons(sport);
+		ends.ipv4.dport = bpf_htons(dport);
+		skc = bpf_skc_lookup_tcp(skb, (void *)&ends, sizeof(ends.ipv4), BPF_F_CURRENT_NETNS,
+					 0);
+	} else {
+		__builtin_memcpy(ends.ipv6.saddr, saddr, 16);
+		__builtin_memcpy(ends.ipv6.daddr, daddr, 16);
+		ends.ipv6.sport = bpf_htons(sport);
+		ends.ipv6.dport = bpf_htons(dport);
+		skc = bpf_skc_lookup_tcp(skb, (void *)&ends, sizeof(ends.ipv6), BPF_F_CURRENT_NETNS,
+					 0);
+	}
+	if (!skc)
+		return;
+	if (skc->state == TCP_LISTEN) {
+		tp = bpf_skc_to_tcp_sock(skc);
+		if (tp)
+			read_listener((const struct sock *)tp, a);
+	}
+	bpf_sk_release(skc);
+}
+
+static __always_inline void set_local(struct attempt *a, const struct sock_common *common)
+{
+	__be32 addr[4];
+
+	if (BPF_CORE_READ(common, skc_family) == AF_INET6)
+		BPF_CORE_READ_INTO(&addr, common, skc_v6_rcv_saddr);
+	else
+		set_mapped(addr, BPF_CORE_READ(common, skc_rcv_saddr));
+	__builtin_memcpy(a->laddr, addr, sizeof(a->laddr));
+	a->lport = BPF_CORE_READ(common, skc_num);
+}
+
+/* Reads from the socket of a SYN-ACK what kind of attempt it answers, and which listener has it. */
+static __always_inline void look_at_request(struct __sk_buff *skb, struct attempt *a)
+{
+	struct bpf_sock *skc = skb->sk;
+	struct tcp_request_sock *request;
+	const struct sock *listener;
+
+	if (!skc) {
+		/* The SYN-ACK of a SYN cookie has no socket: that is the point of cookies. */
+		a->flags |= ATTEMPT_COOKIE;
+		return;
+	}
+	if (skc->state == TCP_SYN_RECV) {
+		/* A full socket before the final ACK: it may even be accepted already. */
+		a->flags |= ATTEMPT_FAST_OPEN;
+		return;
+	}
+	request = bpf_skc_to_tcp_request_sock(skc);
+	if (!request)
+		return;
+	set_local(a, &request->req.req.__req_common);
+	if (bpf_core_field_exists(request->is_mptcp) && BPF_CORE_READ(request, is_mptcp))
+		a->flags |= ATTEMPT_MPTCP;
+	listener = BPF_CORE_READ(request, req.req.__req_common.skc_listener);
+	if (listener && (__u64)listener != a->listener)
+		read_listener(listener, a);
+}
+
+#endif /* TCPINSPECT_ACCEPT_LISTENER_BPF_H */

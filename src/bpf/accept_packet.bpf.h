@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Attempts as the interfaces see them: SYNs that come in, and the answers that go out. */
+#ifndef TCPINSPECT_ACCEPT_PACKET_BPF_H
+#define TCPINSPECT_ACCEPT_PACKET_BPF_H
+
+#include "attempt.bpf.h"
+#include "accept_table.bpf.h"
+#include "accept_listener.bpf.h"
+
+/*
+ * A packet that is seen again so soon is no retransmission. It has passed a second interface, such
+ * as a bridge after one of its ports. A SYN or SYN-ACK is retransmitted after about a second (RFC
+ * 6298).
+ */
+#define SAME_PACKET_NS (20 * 1000 * 1000ULL)
+
+/*
+ * The last RST that this CPU sent. The packet that it answers is freed right after, in the same
+ * softirq. The sequence number of a RST does not always lead back to the attempt.
+ */
+struct sent_rst {
+	__u8 addr[16];
+	__u16 port;
+	__u8 valid;
+	__u8 pad[45]; /* no cache line is shared between CPUs */
+};
+
+struct sent_rst sent_rsts[COUNTER_SLOTS] SEC(".bss.accept") __attribute__((aligned(64)));
+
+static __always_inline struct sent_rst *my_sent_rst(void)
+{
+	return &sent_rsts[bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1)];
+}
+
+static __always_inline void look(struct __sk_buff *skb, const struct segment *s, struct attempt *a)
+{
+	look_at_listener(skb, s->ip_version, s->saddr, s->sport, s->daddr, s->dport, a);
+}
+
+/*
+ * Starts to follow an attempt at its SYN; or at a SYN-ACK, after `told` was reported as its fate.
+ * False: the table is full.
+ */
+static __noinline int begin(struct __sk_buff *skb, const struct attempt_key *key,
+			    const struct segment *s, __u32 told)
+{
+	struct attempt a = {};
+	__u64 now = bpf_ktime_get_ns();
+
+	if (!skb || !key || !s)
+		return 0;
+	a.last_syn_ns = now;
+	a.ifindex = skb->ifindex;
+	a.phase = ATTEMPT_NEW;
+	a.ip_version = s->ip_version;
+	if (told) {
+		a.flags = ATTEMPT_CONTINUED;
+		a.syn_retransmits = 1;
+		a.dport = s->sport;
+		__builtin_memcpy(a.daddr, s->saddr, sizeof(a.daddr));
+	} else {
+		a.syn_ns = now;
+		a.dport = s->dport;
+		__builtin_memcpy(a.daddr, s->daddr, sizeof(a.daddr));
+		look(skb, s, &a);
+	}
+	if (!begin_attempt(key, &a))
+		return 0;
+	if (told)
+		take_back(told);
+	return 1;
+}
+
+static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *s)
+{
+	struct attempt_key key;
+	struct attempt *known;
+	__u64 now;
+
+	my_sent_rst()->valid = false;
+	set_key(&key, s->saddr, s->sport, s->seq);
+	known = bpf_map_lookup_elem(&attempts, &key);
+	if (known) {
+		now = bpf_ktime_get_ns();
+		if (now - known->last_syn_ns < SAME_PACKET_NS)
+			return;
+		known->last_syn_ns = now;
+		if (known->syn_retransmits < 255)
+			known->syn_retransmits++;
+		if (known->phase == ATTEMPT_NEW)
+			look(skb, s, known);
+		return;
+	}
+	if (told_fate(&key))
+		return;
+	if (!begin(skb, &key, s, FATE_NONE) && !(evict(skb) && begin(skb, &key, s, FATE_NONE))) {
+		__sync_fetch_and_add(&accept_counts()->untracked, 1);
+		return;
+	}
+	if (!(wanted_fates & (1 << FATE_NONE)))
+		return;
+	known = bpf_map_lookup_elem(&attempts, &key);
+	if (known)
+		tell(skb, &key, known, FATE_NONE);
+}
+
+/* A SYN that goes out again through another interface. */
+static __always_inline void on_forwarded_syn(struct __sk_buff *skb, const struct segment *s)
+{
+	struct attempt_key key;
+	struct attempt *known;
+
+	set_key(&key, s->saddr, s->sport, s->seq);
+	known = bpf_map_lookup_elem(&attempts, &key);
+	if (known && known->phase == ATTEMPT_NEW)
+		tell(skb, &key, known, FATE_FORWARDED);
+}
+
+static __always_inline void on_syn_ack(struct __sk_buff *skb, const struct segment *s)
+{
+	__u64 now = bpf_ktime_get_ns();
+	struct attempt_key key;
+	struct attempt *known;
+	enum accept_fate told;
+	bool forwarded = skb->ingress_ifindex;
+
+	set_key(&key, s->daddr, s->dport, s->ack - 1);
+	known = bpf_map_lookup_elem(&attempts, &key);
+	if (forwarded) {
+		if (known && known->phase == ATTEMPT_NEW)
+			tell(skb, &key, known, FATE_FORWARDED);
+		return;
+	}
+	if (!known) {
+		told = told_fate(&key);
+		if (!told || !begin(skb, &key, s, told))
+			return;
+		known = bpf_map_lookup_elem(&attempts, &key);
+		if (!known)
+			return;
+	}
+	if (known->phase == ATTEMPT_NEW) {
+		known->phase = ATTEMPT_ANSWERED;
+		known->syn_ack_ns = now;
+		known->last_syn_ack_ns = now;
+		look_at_request(skb, known);
+	} else if (now - known->last_syn_ack_ns >= SAME_PACKET_NS) {
+		known->last_syn_ack_ns = now;
+		if (known->syn_ack_retransmits < 255)
+			known->syn_ack_retransmits++;
+	}
+}
+
+static __always_inline void on_rst_sent(struct __sk_buff *skb, const struct segment *s)
+{
+	struct attempt_key key;
+	struct attempt *known;
+	struct sent_rst *sent;
+
+	if (skb->ingress_ifindex) {
+		/* It answers a SYN that was forwarded through an interface that is not watched. */
+		set_key(&key, s->daddr, s->dport, s->ack - 1);
+		known = bpf_map_lookup_elem(&attempts, &key);
+		if (known && known->phase == ATTEMPT_NEW)
+			tell(skb, &key, known, FATE_FORWARDED);
+		return;
+	}
+	sent = my_sent_rst();
+	__builtin_memcpy(sent->addr, s->daddr, sizeof(sent->addr));
+	sent->port = s->dport;
+	sent->valid = true;
+}
+
+/* Whether the expression of the filter accepts a SYN. */
+static __always_inline bool is_expected(struct frame *f, struct packet *p)
+{
+	if (!(filter.parts & FILTER_EXPRESSION))
+		return true;
+	forget_packet(p);
+	return expression_matches(f, p, false);
+}
+
+static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
+{
+	struct frame f = tc_frame(skb, !egress, false);
+	struct packet p;
+	struct segment s;
+	enum verdict v = parse_packet(&f, &p);
+	bool is_syn;
+
+	if (v != VERDICT_TCP || !(p.flags & (TCP_SYN | TCP_RST)))
+		return TCX_NEXT;
+	is_syn = (p.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	if (!egress) {
+		if (is_syn && is_expected(&f, &p) && read_frame(&f, &p, false, &s))
+			on_syn(skb, &s);
+		return TCX_NEXT;
+	}
+	/* Outgoing connections of this host are none of ours: skip their SYNs. */
+	if (is_syn && !skb->ingress_ifindex)
+		return TCX_NEXT;
+	if (!read_frame(&f, &p, true, &s))
+		return TCX_NEXT;
+	if (is_syn)
+		on_forwarded_syn(skb, &s);
+	else if (s.flags & TCP_SYN)
+		on_syn_ack(skb, &s);
+	else
+		on_rst_sent(skb, &s);
+	return TCX_NEXT;
+}
+
+#endif /* TCPINSPECT_ACCEPT_PACKET_BPF_H */

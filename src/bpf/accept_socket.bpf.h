@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Attempts that have a socket: established, accepted, or closed before they are accepted. */
+#ifndef TCPINSPECT_ACCEPT_SOCKET_BPF_H
+#define TCPINSPECT_ACCEPT_SOCKET_BPF_H
+
+#include "accept_packet.bpf.h"
+
+#define IPPROTO_MPTCP 262
+
+#define ECONNRESET 104
+#define EPIPE	   32
+
+#if defined(__TARGET_ARCH_x86)
+#define SYS_accept	 43
+#define SYS_accept4	 288
+#define SYS_NUMBER(regs) ((regs)->orig_ax)
+#else
+#define SYS_accept	 202
+#define SYS_accept4	 242
+#define SYS_NUMBER(regs) ((regs)->user_regs.regs[8])
+#endif
+
+/*
+ * The key of the attempt that a connection began with. Until it is accepted nobody reads from it,
+ * so copied_seq is still the initial sequence number plus 1.
+ */
+static __always_inline void set_socket_key(struct attempt_key *key, const struct ends *ends,
+					   const struct tcp_sock *tp)
+{
+	set_key(key, ends->remote, ends->remote_port, tp->copied_seq - 1);
+}
+
+/* An attempt goes on after its fate was reported, such as one that had to make room in the table.
+ */
+static __always_inline struct attempt *go_on(const struct attempt_key *key, const struct ends *ends,
+					     const struct tcp_sock *tp)
+{
+	enum accept_fate told = told_fate(key);
+	struct attempt a = {};
+
+	if (!told)
+		return NULL;
+	a.flags = ATTEMPT_CONTINUED;
+	a.phase = ATTEMPT_ANSWERED;
+	a.last_syn_ns = bpf_ktime_get_ns();
+	a.ip_version = ends->ip_version;
+	a.dport = bpf_ntohs(read_inet_sport(tp));
+	__builtin_memcpy(a.daddr, ends->local, sizeof(a.daddr));
+	if (!begin_attempt(key, &a))
+		return NULL;
+	take_back(told);
+	return bpf_map_lookup_elem(&attempts, key);
+}
+
+static __always_inline void on_established(const struct sock *sk, const struct tcp_sock *tp)
+{
+	struct attempt_key key;
+	struct attempt *known;
+	struct ends ends;
+
+	read_ends(&ends, sk);
+	set_socket_key(&key, &ends, tp);
+	known = bpf_map_lookup_elem(&attempts, &key);
+	if (!known)
+		known = go_on(&key, &ends, tp);
+	if (!known)
+		return;
+	known->established_ns = bpf_ktime_get_ns();
+	known->phase = ATTEMPT_ESTABLISHED;
+	known->lport = bpf_ntohs(read_inet_sport(tp));
+	__builtin_memcpy(known->laddr, ends.local, sizeof(known->laddr));
+	/* Earlier drops did not stop it. */
+	known->reason = 0;
+	known->flags &= ~(ATTEMPT_ACK_DROPPED | ATTEMPT_REASON_FROM_KERNEL);
+	known->place = 0;
+}
+
+static __always_inline void on_closed(void *ctx, const struct sock *sk, const struct tcp_sock *tp)
+{
+	int error = sk->sk_err;
+	struct attempt_key key;
+	struct attempt *known;
+	struct ends ends;
+	bool reset = error == ECONNRESET || error == EPIPE;
+
+	read_ends(&ends, sk);
+	set_socket_key(&key, &ends, tp);
+	known = bpf_map_lookup_elem(&attempts, &key);
+	if (!known)
+		return;
+	known->reason = reset ? REASON_PEER_RESET : REASON_LISTENER_CLOSED;
+	tell(ctx, &key, known, reset ? FATE_RESET : FATE_ABORTED);
+}
+
+/*
+ * A connection that a process has, or had, ends: it was accepted. If it is still in the table, the
+ * program that sees accepts was not run, because the kernel runs no program that interrupts itself
+ * on a CPU. (rcv_nxt counts from the initial sequence number, bytes_received from its successor.)
+ */
+static __always_inline void on_owned_closed(void *ctx, const struct sock *sk,
+					    const struct tcp_sock *tp)
+{
+	struct attempt_key key;
+	struct attempt *known;
+	struct ends ends;
+
+	read_ends(&ends, sk);
+	set_key(&key, ends.remote, ends.remote_port, tp->rcv_nxt - (__u32)tp->bytes_received - 1);
+	known = bpf_map_lookup_elem(&attempts, &key);
+	if (!known || known->phase != ATTEMPT_ESTABLISHED)
+		return;
+	known->reason = 0;
+	tell(ctx, &key, known, FATE_ACCEPTED);
+}
+
+static __always_inline int on_state(void *ctx, const struct sock *sk, int old_state, int new_state)
+{
+	bool established = old_state == TCP_SYN_RECV && new_state == TCP_ESTABLISHED;
+	const struct tcp_sock *tp;
+
+	if (!established && (new_state != TCP_CLOSE || old_state == TCP_LISTEN ||
+			     old_state == TCP_SYN_SENT || old_state == TCP_CLOSE))
+		return 0;
+	if (sk->sk_protocol != IPPROTO_TCP || read_netns(sk) != netns)
+		return 0;
+	tp = bpf_skc_to_tcp_sock((void *)sk);
+	if (!tp)
+		return 0;
+	if (established)
+		on_established(sk, tp);
+	else if (sk->sk_socket || (sk->__sk_common.skc_flags & (1UL << SOCK_DEAD)))
+		on_owned_closed(ctx, sk, tp);
+	else
+		on_closed(ctx, sk, tp);
+	return 0;
+}
+
+/* Reports that the current process has accepted an attempt. */
+static __always_inline int on_accepted(void *ctx, const struct attempt_key *key)
+{
+	struct attempt *known = bpf_map_lookup_elem(&attempts, key);
+
+	if (known)
+		tell_accepted(ctx, key, known);
+	return 0;
+}
+
+static __always_inline int on_accept_return(void *ctx, const struct sock *sk)
+{
+	const struct tcp_sock *tp;
+	struct attempt_key key;
+	struct ends ends;
+
+	if (!sk || sk->sk_protocol != IPPROTO_TCP || read_netns(sk) != netns)
+		return 0;
+	tp = bpf_skc_to_tcp_sock((void *)sk);
+	if (!tp)
+		return 0;
+	read_ends(&ends, sk);
+	set_socket_key(&key, &ends, tp);
+	return on_accepted(ctx, &key);
+}
+
+/* Finds the socket that accept(2) returned by its file descriptor. */
+static __always_inline int on_accept_call(void *ctx, long fd)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	const struct tcp_sock *tp;
+	const struct sock *sk;
+	struct file **files, *file;
+	struct socket *socket;
+	struct attempt_key key;
+	__be32 addr[4];
+
+	files = BPF_CORE_READ(task, files, fdt, fd);
+	if (bpf_probe_read_kernel(&file, sizeof(file), files + fd) || !file)
+		return 0;
+	socket = BPF_CORE_READ(file, private_data);
+	sk = BPF_CORE_READ(socket, sk);
+	if (sk && BPF_CORE_READ(sk, sk_protocol) == IPPROTO_MPTCP) {
+		const struct mptcp_sock *msk = (const void *)sk;
+
+		sk = NULL;
+		if (bpf_core_field_exists(msk->first))
+			sk = BPF_CORE_READ(msk, first);
+	}
+	if (!sk || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP ||
+	    BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum) != netns)
+		return 0;
+	tp = (const struct tcp_sock *)sk;
+	switch (BPF_CORE_READ(sk, __sk_common.skc_family)) {
+	case AF_INET6:
+		BPF_CORE_READ_INTO(&addr, sk, __sk_common.skc_v6_daddr);
+		break;
+	case AF_INET:
+		set_mapped(addr, BPF_CORE_READ(sk, __sk_common.skc_daddr));
+		break;
+	default:
+		return 0;
+	}
+	set_key(&key, addr, bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport)),
+		BPF_CORE_READ(tp, copied_seq) - 1);
+	return on_accepted(ctx, &key);
+}
+
+#endif /* TCPINSPECT_ACCEPT_SOCKET_BPF_H */

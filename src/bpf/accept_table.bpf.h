@@ -1,0 +1,417 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The table of attempts that have no fate yet. The program that removes one reports its fate. */
+#ifndef TCPINSPECT_ACCEPT_TABLE_BPF_H
+#define TCPINSPECT_ACCEPT_TABLE_BPF_H
+
+#include "events.bpf.h"
+#include "export.bpf.h"
+#include "rate.bpf.h"
+#include "process_filter.bpf.h"
+#include "accept_count.bpf.h"
+#include "accept_trace.h"
+
+/* The network namespace of the interfaces, by inode number. */
+const volatile __u32 netns = 0;
+
+/* Bits by enum accept_fate. */
+const volatile __u32 wanted_fates = 0;
+
+/* A random seed per run, so that no peer can choose attempts that collide in `told`. */
+const volatile __u64 told_seed = 0;
+
+#define TOLD_PLACES  65536
+#define ATTEMPTS_MAX 65536 /* a power of two */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, ATTEMPTS_MAX);
+	__type(key, struct attempt_key);
+	__type(value, struct attempt);
+} attempts SEC(".maps");
+
+/*
+ * Hashes of the attempts whose fate was reported, with the fate in their lowest bits, indexed by
+ * part of the hash. A retransmitted SYN found here is no new attempt. If another attempt has
+ * overwritten the entry, it counts as new.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, TOLD_PLACES);
+	__type(key, __u32);
+	__type(value, __u64);
+} told SEC(".maps");
+
+#define TOLD_FATE 0xfULL
+
+_Static_assert(FATE_COUNT <= TOLD_FATE, "a fate fits");
+
+/*
+ * The attempts that were added last. When the table is full, the oldest of them that is still
+ * half-open makes room. CPUs may overwrite each other's entry: that attempt then only can't make
+ * room.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, ATTEMPTS_MAX);
+	__type(key, __u32);
+	__type(value, struct attempt_key);
+} recent SEC(".maps");
+
+/* Where the next one is added, and which may make room next. Both only grow. */
+struct {
+	__u32 added;
+	__u32 oldest;
+} recent_at SEC(".bss.recent");
+
+struct accept_counters accept_counters[COUNTER_SLOTS] SEC(".bss.accept")
+	__attribute__((aligned(128)));
+
+struct accept_verdict accept_verdict SEC(".bss.verdict");
+
+/* BTF has the type only if something refers to it. */
+const struct accept_event *unused_accept_event __attribute__((unused));
+const enum accept_reason *unused_accept_reason __attribute__((unused));
+const enum accept_flag *unused_accept_flag __attribute__((unused));
+const enum accept_phase *unused_accept_phase __attribute__((unused));
+
+static __always_inline struct accept_counters *accept_counts(void)
+{
+	return &accept_counters[bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1)];
+}
+
+static __always_inline __u64 mix_word(__u64 hash, __u64 word)
+{
+	hash = (hash ^ word) * 0x9e3779b97f4a7c15ULL;
+	return hash ^ hash >> 32;
+}
+
+static __always_inline __u64 attempt_hash(const struct attempt_key *key)
+{
+	const __u32 *words = (const __u32 *)key;
+	__u64 hash = told_seed;
+
+	hash = mix_word(hash, (__u64)words[0] << 32 | words[1]);
+	hash = mix_word(hash, (__u64)words[2] << 32 | words[3]);
+	return mix_word(hash, (__u64)words[4] << 32 | words[5]) & ~TOLD_FATE;
+}
+
+static __always_inline __u64 *told_place(__u64 hash)
+{
+	__u32 at = hash >> 48;
+
+	return bpf_map_lookup_elem(&told, &at);
+}
+
+/* The fate that was reported of an attempt; FATE_NONE: none. */
+static __always_inline enum accept_fate told_fate(const struct attempt_key *key)
+{
+	__u64 hash = attempt_hash(key), *place = told_place(hash);
+
+	return place && (*place & ~TOLD_FATE) == hash ? *place & TOLD_FATE : FATE_NONE;
+}
+
+static __always_inline void set_told(const struct attempt_key *key, enum accept_fate fate)
+{
+	__u64 hash = attempt_hash(key), *place = told_place(hash);
+
+	if (place)
+		*place = hash | fate;
+}
+
+static __always_inline void count_lost(void)
+{
+	__sync_fetch_and_add(&accept_counts()->matched, 1);
+	__sync_fetch_and_add(&accept_counts()->lost, 1);
+}
+
+/* The whole of an event but what it says of the process. */
+static __always_inline void fill_event(struct accept_event *e, const struct attempt_key *key,
+				       const struct attempt *a, enum accept_fate fate, __u64 now)
+{
+	e->key = *key;
+	e->attempt = *a;
+	e->ts_ns = now;
+	e->cgroup_id = 0;
+	e->pid = 0;
+	e->tid = 0;
+	e->uid = 0;
+	e->fate = fate;
+	__builtin_memset(e->comm, 0, sizeof(e->comm));
+}
+
+/* Fills in the current process, which is the one that accepts. */
+static __always_inline void fill_process(struct accept_event *e)
+{
+	__u64 id = bpf_get_current_pid_tgid();
+
+	e->pid = id >> 32;
+	e->tid = id;
+	e->uid = bpf_get_current_uid_gid();
+	e->cgroup_id = bpf_get_current_cgroup_id();
+	bpf_get_current_comm(e->comm, sizeof(e->comm));
+	e->attempt.flags |= ATTEMPT_HAS_PROCESS;
+	e->attempt.reason = 0;
+	e->attempt.place = 0;
+}
+
+/* Adds an attempt to the table. False: the table is full. */
+static __always_inline bool begin_attempt(const struct attempt_key *key, const struct attempt *a)
+{
+	__u32 at = recent_at.added & (ATTEMPTS_MAX - 1);
+	struct attempt_key *place;
+
+	if (bpf_map_update_elem(&attempts, key, a, BPF_NOEXIST))
+		return false;
+	place = bpf_map_lookup_elem(&recent, &at);
+	if (place)
+		*place = *key;
+	__sync_fetch_and_add(&recent_at.added, 1);
+	return true;
+}
+
+/* Takes back a fate that was reported, for the attempt goes on. */
+static __always_inline void take_back(enum accept_fate fate)
+{
+	__u32 at = fate;
+
+	barrier_var(at);
+	if (at < FATE_COUNT)
+		__sync_fetch_and_add(&accept_counts()->fates[at], -1);
+}
+
+/* Removes an attempt from the table. False: another program did so first, and reports its fate. */
+static __always_inline bool take_attempt(const struct attempt_key *key, enum accept_fate fate)
+{
+	__u32 at = fate;
+
+	/* Keeps the compiler from dropping the bounds check, which the verifier needs. */
+	barrier_var(at);
+	if (at >= FATE_COUNT || bpf_map_delete_elem(&attempts, key))
+		return false;
+	__sync_fetch_and_add(&accept_counts()->fates[at], 1);
+	return true;
+}
+
+/*
+ * Whether the process filter passes. A failed attempt has only the user of the listener; then
+ * `comm` is NULL.
+ */
+static __always_inline bool process_matches(__u16 flags, __u32 listener_uid, __u32 pid, __u32 uid,
+					    const __u8 *comm)
+{
+	if (!process_filter)
+		return true;
+	if (comm)
+		return is_wanted_process(pid, uid, comm);
+	if (process_filter != FILTER_UID || !(flags & ATTEMPT_HAS_LISTENER))
+		return false;
+	return is_wanted_id(0, listener_uid);
+}
+
+static __always_inline bool event_matches(const struct accept_event *e, bool by_current)
+{
+	return process_matches(e->attempt.flags, e->attempt.uid, e->pid, e->uid,
+			       by_current ? e->comm : NULL);
+}
+
+/* Whether this fate is asked for. One that corrects another is shown whatever it is. */
+static __always_inline bool is_wanted_fate(const struct attempt *a, enum accept_fate fate)
+{
+	return (wanted_fates & (1 << fate)) ||
+	       (accept_output == OUTPUT_EVENTS && (a->flags & ATTEMPT_CONTINUED));
+}
+
+/* Counts a fate in place of sending an event. */
+static __always_inline int tell_by_count(const struct attempt_key *key, const struct attempt *a,
+					 enum accept_fate fate, bool by_current)
+{
+	__u64 id, from, to, now = bpf_ktime_get_ns();
+	struct accept_count_key count = {};
+	__u8 comm[COMM_LEN] = {};
+	__u32 pid = 0, uid = 0;
+	bool matches;
+
+	if (fate == FATE_NONE)
+		return 0;
+	if (by_current) {
+		id = bpf_get_current_pid_tgid();
+		pid = id >> 32;
+		uid = bpf_get_current_uid_gid();
+		bpf_get_current_comm(comm, sizeof(comm));
+	}
+	/* Once it is taken out of the table its memory is for another. */
+	set_count_key(&count, key, a, fate, by_current ? comm : NULL);
+	from = accept_output == OUTPUT_HANDSHAKE ? a->syn_ns : a->established_ns;
+	to = accept_output == OUTPUT_HANDSHAKE ? a->established_ns : now;
+	matches = is_wanted_fate(a, fate) &&
+		  process_matches(a->flags, a->uid, pid, uid, by_current ? comm : NULL);
+	if (!take_attempt(key, fate) || !matches)
+		return 0;
+	__sync_fetch_and_add(&accept_counts()->matched, 1);
+	if (accept_output == OUTPUT_COUNTS)
+		count_fate(&count);
+	else
+		count_time(&count, from, to);
+	return 0;
+}
+
+/* Over a perf event array: an event is gathered on the stack, for programs interrupt each other. */
+static __always_inline int tell_by_perf(void *ctx, const struct attempt_key *key,
+					const struct attempt *a, enum accept_fate fate,
+					bool by_current)
+{
+	struct accept_counters *c = accept_counts();
+	struct accept_event e;
+
+	fill_event(&e, key, a, fate, bpf_ktime_get_ns());
+	if (by_current)
+		fill_process(&e);
+	if (fate != FATE_NONE && !take_attempt(key, fate))
+		return 0;
+	if (!is_wanted_fate(&e.attempt, fate) || !event_matches(&e, by_current))
+		return 0;
+	__sync_fetch_and_add(&c->matched, 1);
+	if (is_over_rate())
+		__sync_fetch_and_add(&c->suppressed, 1);
+	else if (send_event(ctx, &e, sizeof(e)))
+		__sync_fetch_and_add(&c->lost, 1);
+	return 0;
+}
+
+/*
+ * The same over a ring buffer, straight into it. Few values are alive at a time, so that the
+ * address of the reserved memory stays in a register: Linux before 5.12 forgets what it is on the
+ * stack.
+ */
+static __always_inline int tell_by_ring(const struct attempt_key *key, const struct attempt *a,
+					enum accept_fate fate, bool by_current)
+{
+	__u64 now = bpf_ktime_get_ns();
+	struct accept_event *e;
+
+	if (!is_wanted_fate(a, fate)) {
+		if (fate != FATE_NONE)
+			take_attempt(key, fate);
+		return 0;
+	}
+	e = bpf_ringbuf_reserve(&ring, sizeof(*e), 0);
+	if (!e) {
+		if (fate == FATE_NONE || take_attempt(key, fate))
+			count_lost();
+		return 0;
+	}
+	/* Once it is taken out of the table its memory is for another. */
+	fill_event(e, key, a, fate, now);
+	if (fate != FATE_NONE && !take_attempt(key, fate)) {
+		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
+		return 0;
+	}
+	if (by_current)
+		fill_process(e);
+	if (!event_matches(e, by_current)) {
+		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
+		return 0;
+	}
+	__sync_fetch_and_add(&accept_counts()->matched, 1);
+	if (is_over_rate()) {
+		__sync_fetch_and_add(&accept_counts()->suppressed, 1);
+		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
+		return 0;
+	}
+	bpf_ringbuf_submit(e, 0);
+	return 0;
+}
+
+/* Counts what became of an attempt. Once it is taken out of the table its memory is for another. */
+static __always_inline int export_fate(const struct attempt_key *key, const struct attempt *a,
+				       enum accept_fate fate)
+{
+	__u64 syn_ns = a->syn_ns, established_ns = a->established_ns;
+	struct export_key counted = { .kind = fate };
+
+	if (fate != FATE_ACCEPTED) {
+		counted.reason = a->reason;
+		if (!is_specific(a->reason))
+			counted.place = a->place;
+	}
+	if (fate == FATE_NONE || !take_attempt(key, fate))
+		return 0;
+	export_count(&counted, 1);
+	if (syn_ns && established_ns)
+		export_time(EXPORT_HANDSHAKE, established_ns - syn_ns);
+	if (fate == FATE_ACCEPTED && established_ns)
+		export_time(EXPORT_ACCEPT_WAIT, bpf_ktime_get_ns() - established_ns);
+	return 0;
+}
+
+/* Tells that an attempt in the table has arrived, or what became of it. */
+static __always_inline int tell_of(void *ctx, const struct attempt_key *key,
+				   const struct attempt *a, enum accept_fate fate, bool by_current)
+{
+	if (fate != FATE_NONE && fate != FATE_ACCEPTED)
+		set_told(key, fate);
+	if (exporting)
+		return export_fate(key, a, fate);
+	if (accept_output != OUTPUT_EVENTS)
+		return tell_by_count(key, a, fate, by_current);
+	if (use_perf_buffer)
+		return tell_by_perf(ctx, key, a, fate, by_current);
+	return tell_by_ring(key, a, fate, by_current);
+}
+
+static __noinline int tell(void *ctx, const struct attempt_key *key, const struct attempt *a,
+			   enum accept_fate fate)
+{
+	if (!key || !a)
+		return 0;
+	return tell_of(ctx, key, a, fate, false);
+}
+
+/* Apart, for not every kernel lets a program at an interface ask for the current process. */
+static __noinline int tell_accepted(void *ctx, const struct attempt_key *key,
+				    const struct attempt *a)
+{
+	if (!key || !a)
+		return 0;
+	return tell_of(ctx, key, a, FATE_ACCEPTED, true);
+}
+
+/* Tries to find the half-open attempt that was added first. */
+#define EVICT_TRIES 8
+
+/*
+ * Makes room in the full table: takes out an attempt that is half-open, and reports it as pending.
+ * In a flood of SYNs with forged sources all are. Those that are established stay.
+ */
+static __noinline int evict(struct __sk_buff *skb)
+{
+	struct attempt_key key;
+	struct attempt *known;
+	struct attempt_key *place;
+
+	for (int i = 0; i < EVICT_TRIES; i++) {
+		__u32 oldest = recent_at.oldest, added = recent_at.added;
+		__u32 at;
+
+		if (added - oldest > ATTEMPTS_MAX)
+			oldest = added - ATTEMPTS_MAX;
+		if (oldest == added)
+			return 0;
+		recent_at.oldest = oldest + 1;
+		at = oldest & (ATTEMPTS_MAX - 1);
+		place = bpf_map_lookup_elem(&recent, &at);
+		if (!place)
+			return 0;
+		key = *place;
+		known = bpf_map_lookup_elem(&attempts, &key);
+		if (!known || known->phase == ATTEMPT_ESTABLISHED)
+			continue;
+		known->reason = REASON_TABLE_FULL;
+		known->flags &= ~ATTEMPT_REASON_FROM_KERNEL;
+		tell(skb, &key, known, FATE_PENDING);
+		return 1;
+	}
+	return 0;
+}
+
+#endif /* TCPINSPECT_ACCEPT_TABLE_BPF_H */

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * accept-trace: what becomes of incoming connection attempts.
+ *
+ * TC programs see the SYN come in and the answer go out. Tracepoints show when the kernel drops a
+ * packet of an attempt, and when its socket is established or closed. A SYN that a full queue turns
+ * away may be dropped without any trace: user space finds it in the table after a timeout.
+ */
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
+#include "accept_drop.bpf.h"
+#include "accept_socket.bpf.h"
+
+SEC("tc")
+int accept_ingress(struct __sk_buff *skb)
+{
+	return on_packet(skb, false);
+}
+
+SEC("tc")
+int accept_egress(struct __sk_buff *skb)
+{
+	return on_packet(skb, true);
+}
+
+/* The tracepoint has a reason since Linux 5.17, and in older kernels with a backport. */
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(accept_drop_reason, const struct sk_buff *skb, void *place, __u32 reason)
+{
+	return on_drop(ctx, skb, (__u64)place, reason);
+}
+
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(accept_drop, const struct sk_buff *skb, void *place)
+{
+	return on_drop(ctx, skb, (__u64)place, 0);
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(accept_state, const struct sock *sk, int old_state, int new_state)
+{
+	return on_state(ctx, sk, old_state, new_state);
+}
+
+/* Before Linux 6.10: (sk, flags, err, kern). */
+SEC("fexit/inet_csk_accept")
+int BPF_PROG(accept_exit_4, struct sock *listener, int flags, int *err, bool kern, struct sock *sk)
+{
+	return on_accept_return(ctx, sk);
+}
+
+/* Since: (sk, arg). */
+SEC("fexit/inet_csk_accept")
+int BPF_PROG(accept_exit_2, struct sock *listener, void *arg, struct sock *sk)
+{
+	return on_accept_return(ctx, sk);
+}
+
+/* For kernels without fexit. It runs at each system call, so it checks the number first. */
+SEC("tp_btf/sys_exit")
+int BPF_PROG(accept_call, struct pt_regs *regs, long ret)
+{
+	long number = SYS_NUMBER(regs);
+
+	if ((number != SYS_accept && number != SYS_accept4) || ret < 0)
+		return 0;
+	return on_accept_call(ctx, ret);
+}
+
+/* User space runs this (BPF_PROG_TEST_RUN) to give the attempt in accept_verdict its fate. */
+SEC("tc")
+int accept_close(struct __sk_buff *skb)
+{
+	struct attempt_key key = accept_verdict.key;
+	struct attempt *known = bpf_map_lookup_elem(&attempts, &key);
+
+	if (!known || known->phase != accept_verdict.phase ||
+	    known->last_syn_ns != accept_verdict.last_syn_ns ||
+	    known->last_syn_ack_ns != accept_verdict.last_syn_ack_ns)
+		return TCX_NEXT;
+	if (accept_verdict.reason)
+		set_reason(known, accept_verdict.reason, false);
+	tell(skb, &key, known, accept_verdict.fate);
+	return TCX_NEXT;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Types that accept-trace's programs share with user space. */
+#ifndef TCPINSPECT_ACCEPT_TRACE_H
+#define TCPINSPECT_ACCEPT_TRACE_H
+
+#include "packet.h"
+#include "process_filter.h"
+
+/* What became of an attempt. */
+enum accept_fate {
+	FATE_NONE, /* none yet: the event reports that the attempt has arrived */
+	FATE_ACCEPTED,
+	FATE_REFUSED,
+	FATE_DROPPED,
+	FATE_UNANSWERED,
+	FATE_RESET,
+	FATE_ABORTED,
+	FATE_FORWARDED,
+	FATE_PENDING,
+	FATE_COUNT,
+};
+
+/* How far an attempt has come. */
+enum accept_phase {
+	ATTEMPT_NEW,	     /* a SYN came */
+	ATTEMPT_ANSWERED,    /* and a SYN-ACK was sent */
+	ATTEMPT_ESTABLISHED, /* and acknowledged: it waits to be accepted */
+};
+
+/*
+ * Why an attempt failed. Below REASON_OURS it is a value of the running kernel's enum
+ * skb_drop_reason; 0: unknown.
+ */
+enum accept_reason {
+	REASON_OURS = 256,
+	REASON_NO_LISTENER = REASON_OURS,
+	REASON_ACCEPT_QUEUE_FULL,
+	REASON_SYN_QUEUE_FULL,
+	REASON_NO_ROUTE_BACK,
+	REASON_NO_FINAL_ACK,
+	REASON_PEER_RESET,
+	REASON_LISTENER_CLOSED,
+	REASON_TABLE_FULL,
+	REASON_END,
+};
+
+enum accept_flag {
+	ATTEMPT_COOKIE = 1 << 0,
+	ATTEMPT_FAST_OPEN = 1 << 1,
+	ATTEMPT_MPTCP = 1 << 2,
+	ATTEMPT_HAS_LISTENER = 1 << 3,	     /* lengths of its queues and uid are known */
+	ATTEMPT_ACCEPT_QUEUE_FULL = 1 << 4,  /* it was full when the last SYN came */
+	ATTEMPT_SYN_QUEUE_FULL = 1 << 5,     /* it was full when the last SYN came */
+	ATTEMPT_ACK_DROPPED = 1 << 6,	     /* the final ACK found the accept queue full */
+	ATTEMPT_HAS_PROCESS = 1 << 7,	     /* pid, tid, uid, comm and cgroup_id are known */
+	ATTEMPT_REASON_FROM_KERNEL = 1 << 8, /* the kernel gave the reason; else it is inferred */
+	ATTEMPT_CONTINUED = 1 << 9,	     /* it went on after a fate was reported */
+};
+
+/*
+ * Identifies an attempt: the initiator's address, port and initial sequence number. Translation of
+ * the destination does not change it, and a retransmitted SYN has the same.
+ */
+struct attempt_key {
+	__u8 addr[16]; /* network order, IPv4 as v4-mapped */
+	__u32 isn;
+	__u16 port;
+	__u16 pad;
+};
+
+_Static_assert(sizeof(struct attempt_key) == 24, "no hidden padding");
+
+/* What is known of an attempt. Times are CLOCK_MONOTONIC; 0: not yet. Ports in host order. */
+struct attempt {
+	__u64 syn_ns;
+	__u64 last_syn_ns;
+	__u64 syn_ack_ns;
+	__u64 last_syn_ack_ns;
+	__u64 established_ns;
+	__u64 place;	/* kernel address that dropped its packet */
+	__u64 listener; /* address of its struct sock; the socket may be gone: probe reads only */
+	__u8 daddr[16]; /* destination of the SYN */
+	__u8 laddr[16]; /* local address of the socket, after address translation */
+	__u32 ifindex;
+	__u32 queue_len; /* of the accept queue, when the SYN came */
+	__u32 queue_max;
+	__u32 syn_queue_len;
+	__u32 uid; /* of the listener */
+	__u32 reason;
+	__u16 dport;
+	__u16 lport; /* local port of the socket; 0: no socket is known */
+	__u16 flags; /* enum accept_flag, or-ed */
+	__u8 phase;
+	__u8 ip_version; /* 4 or 6 */
+	__u8 syn_retransmits;
+	__u8 syn_ack_retransmits;
+	__u8 pad[6];
+};
+
+_Static_assert(sizeof(struct attempt) == 128, "no hidden padding");
+
+/* An attempt that has arrived, or what became of it. */
+struct accept_event {
+	struct attempt_key key;
+	struct attempt attempt;
+	__u64 ts_ns;
+	__u64 cgroup_id;
+	__u32 pid; /* of who accepted it: thread group */
+	__u32 tid;
+	__u32 uid;
+	enum accept_fate fate;
+	__u8 comm[COMM_LEN]; /* as the process set it: any bytes, ended by NUL */
+};
+
+_Static_assert(sizeof(struct accept_event) == 200, "no hidden padding");
+
+/* The fate that user space has found for an attempt in the table. */
+struct accept_verdict {
+	struct attempt_key key;
+	__u64 last_syn_ns; /* as user space read it: if it has changed, the attempt stays */
+	__u64 last_syn_ack_ns;
+	enum accept_fate fate;
+	__u32 reason; /* 0: keep the reason in the table */
+	__u32 phase;
+	__u32 pad;
+};
+
+/* What is made of fates. */
+enum accept_output {
+	OUTPUT_EVENTS,	  /* an event for each */
+	OUTPUT_COUNTS,	  /* --by: their number by key */
+	OUTPUT_HANDSHAKE, /* --histogram: the times of those that are accepted */
+	OUTPUT_ACCEPT_WAIT,
+};
+
+/* The key that fates are counted by. */
+enum accept_by {
+	ACCEPT_BY_NOTHING,
+	ACCEPT_BY_REASON,
+	ACCEPT_BY_SADDR,
+	ACCEPT_BY_DPORT,
+	ACCEPT_BY_COMM,
+};
+
+/* What --by does not choose is zero. */
+struct accept_count_key {
+	__u64 place;	/* kernel address that dropped a packet, if there is no reason */
+	__u8 bytes[16]; /* source address; or process name; or address of the listener */
+	__u32 reason;
+	__u16 port; /* of the destination, or of the listener; host order */
+	__u8 fate;
+	__u8 kind; /* 4 or 6: the IP version of the address in `bytes`; 0: it is a name */
+};
+
+_Static_assert(sizeof(struct accept_count_key) == 32, "no hidden padding");
+
+/* One per CPU. Programs on a CPU can interrupt each other, so they add atomically. */
+struct accept_counters {
+	__u64 attempts;		 /* that passed the filter and are followed */
+	__u64 untracked;	 /* that found no room in the table: no fate is reported */
+	__u64 fates[FATE_COUNT]; /* by enum accept_fate, whether or not they are wanted */
+	__u64 matched;		 /* events that were asked for */
+	__u64 lost;		 /* of these, those that found no room in the buffer */
+	__u64 suppressed;	 /* of these, those that --max-rate held back */
+	__u64 reserved[2];	 /* up to two cache lines */
+};
+
+_Static_assert(sizeof(struct accept_counters) == 128, "two cache lines");
+
+#endif /* TCPINSPECT_ACCEPT_TRACE_H */

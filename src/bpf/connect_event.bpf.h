@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The events of connect-trace: their process, the filter on them, and how they are sent. */
+#ifndef TCPINSPECT_CONNECT_EVENT_BPF_H
+#define TCPINSPECT_CONNECT_EVENT_BPF_H
+
+#include "filter.bpf.h"
+#include "process_filter.bpf.h"
+#include "events.bpf.h"
+#include "rate.bpf.h"
+#include "export.bpf.h"
+#include "socket.bpf.h"
+#include "connect_trace.h"
+
+const volatile __u32 wanted_kinds = 0; /* bits by enum connect_kind */
+
+/* With exporting: the network namespace whose connections are counted, by inode number. */
+const volatile __u32 export_netns = 0;
+
+struct connect_counters totals = {};
+
+/*
+ * Set by user space before it reads the counters. From then on nothing is counted or sent, even if
+ * another process holds our links and so keeps the programs attached.
+ */
+__u32 stopped;
+
+/* BTF has the types only if something refers to them. */
+const struct connect_event *unused_connect_event __attribute__((unused));
+const enum connect_export *unused_connect_export __attribute__((unused));
+
+static __always_inline bool wanted(enum connect_kind kind)
+{
+	return wanted_kinds & (1 << kind);
+}
+
+static __always_inline void count_lost(void)
+{
+	if (stopped)
+		return;
+	__sync_fetch_and_add(&totals.matched, 1);
+	__sync_fetch_and_add(&totals.lost, 1);
+}
+
+static __always_inline bool is_exported(const struct connect_event *e)
+{
+	return !e->netns || e->netns == export_netns;
+}
+
+static __always_inline void export_connection(const struct connect_event *e, enum connect_kind kind)
+{
+	struct export_key key = { .kind = kind, .reason = e->error };
+	struct export_key bytes = {};
+	bool has_start = e->known & KNOWN_START;
+
+	if (!is_exported(e))
+		return;
+	key.detail = e->direction << EXPORT_DIRECTION_SHIFT | e->closed_by;
+	if (e->known & KNOWN_GIVEN_UP)
+		key.detail |= EXPORT_GIVEN_UP;
+	export_count(&key, 1);
+	if (kind == CONNECT_ESTABLISHED && has_start)
+		export_time(EXPORT_CONNECT, e->elapsed_ns);
+	if (kind != CONNECT_CLOSED)
+		return;
+	if (has_start)
+		export_time(EXPORT_DURATION, e->elapsed_ns);
+	bytes.kind = EXPORT_TX_BYTES;
+	export_count(&bytes, e->tx_bytes);
+	bytes.kind = EXPORT_RX_BYTES;
+	export_count(&bytes, e->rx_bytes);
+}
+
+/* Programs on a CPU can interrupt each other: counters are atomic, and events are on the stack. */
+static __noinline int emit(void *ctx, struct connect_event *e, enum connect_kind kind)
+{
+	if (!e || !wanted(kind) || stopped)
+		return 0;
+	if (exporting) {
+		export_connection(e, kind);
+		return 0;
+	}
+	e->kind = kind;
+	__sync_fetch_and_add(&totals.matched, 1);
+	if (is_over_rate())
+		__sync_fetch_and_add(&totals.suppressed, 1);
+	else if (send_event(ctx, e, sizeof(*e)))
+		__sync_fetch_and_add(&totals.lost, 1);
+	return 0;
+}
+
+/* Sets source and destination from the two ends of a socket: the source is the initiator. */
+static __always_inline void set_ends(struct connect_event *e, const struct ends *ends)
+{
+	bool in = e->direction == DIRECTION_IN;
+
+	e->ip_version = ends->ip_version;
+	e->sport = in ? ends->remote_port : ends->local_port;
+	e->dport = in ? ends->local_port : ends->remote_port;
+	if (in) {
+		__builtin_memcpy(e->saddr, ends->remote, sizeof(e->saddr));
+		__builtin_memcpy(e->daddr, ends->local, sizeof(e->daddr));
+	} else {
+		__builtin_memcpy(e->saddr, ends->local, sizeof(e->saddr));
+		__builtin_memcpy(e->daddr, ends->remote, sizeof(e->daddr));
+	}
+}
+
+/* task_struct.flags: a kernel thread. */
+#define PF_KTHREAD 0x00200000
+
+static __always_inline bool has_current_task_btf(void)
+{
+	return bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf);
+}
+
+static __always_inline bool is_kernel_thread(void)
+{
+	if (has_current_task_btf())
+		return bpf_get_current_task_btf()->flags & PF_KTHREAD;
+	if (!may_probe_read)
+		return false;
+	return BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), flags) & PF_KTHREAD;
+}
+
+static __always_inline void set_process_name(struct connect_event *e)
+{
+	if (e->pid == e->tid) {
+		__builtin_memcpy(e->process, e->comm, sizeof(e->process));
+	} else if (may_probe_read) {
+		struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+
+		BPF_CORE_READ_INTO(&e->process, task, group_leader, comm);
+	} else if (has_current_task_btf()) {
+		struct task_struct *leader = bpf_get_current_task_btf()->group_leader;
+
+		for (int i = 0; i < COMM_LEN; i++)
+			e->process[i] = leader->comm[i];
+	}
+}
+
+/*
+ * Sets the current process. A kernel thread is not reported as a process: it may work for one, but
+ * which one is unknown.
+ */
+static __always_inline void set_process(struct connect_event *e)
+{
+	__u64 id = bpf_get_current_pid_tgid();
+
+	/* Set for kernel threads too: the hooks match calls and returns by it. */
+	e->tid = id;
+	if (is_kernel_thread())
+		return;
+	e->pid = id >> 32;
+	e->uid = bpf_get_current_uid_gid();
+	e->cgroup_id = bpf_get_current_cgroup_id();
+	bpf_get_current_comm(e->comm, sizeof(e->comm));
+	set_process_name(e);
+	e->known |= KNOWN_PROCESS;
+}
+
+static __always_inline bool process_matches(const struct connect_event *e)
+{
+	if (!process_filter)
+		return true;
+	if (!(e->known & KNOWN_PROCESS))
+		return false;
+	return is_wanted_id(e->pid, e->uid) &&
+	       (is_wanted_comm(e->comm) || is_wanted_comm(e->process));
+}
+
+/* Converts an address for an LPM key, which has an IPv4 address in its first word. */
+static __always_inline void filter_address(__be32 *to, const struct connect_event *e,
+					   const __u8 *addr)
+{
+	__builtin_memcpy(to, addr, 16);
+	if (e->ip_version == 4) {
+		to[0] = to[3];
+		to[1] = to[2] = to[3] = 0;
+	}
+}
+
+static __always_inline bool destination_matches(const struct connect_event *e)
+{
+	__be32 daddr[4];
+
+	if (!version_matches(e->ip_version))
+		return false;
+	if ((filter.parts & FILTER_DPORT) && !has_port(dport_bits, e->dport))
+		return false;
+	if (!(filter.parts & (FILTER_DST_ONLY | FILTER_DST_NOT)))
+		return true;
+	filter_address(daddr, e, e->daddr);
+	return daddr_matches(e->ip_version, daddr);
+}
+
+/* The part of the filter that looks at the source, or at either end. */
+static __always_inline bool source_matches(const struct connect_event *e)
+{
+	__be32 saddr[4], daddr[4];
+
+	if ((filter.parts & FILTER_SPORT) && !has_port(sport_bits, e->sport))
+		return false;
+	if (!any_port_matches(e->sport, e->dport))
+		return false;
+	if (!(filter.parts & (FILTER_SRC_ONLY | FILTER_SRC_NOT | FILTER_HOST)))
+		return true;
+	filter_address(saddr, e, e->saddr);
+	if (!saddr_matches(e->ip_version, saddr))
+		return false;
+	if (!(filter.parts & FILTER_HOST))
+		return true;
+	filter_address(daddr, e, e->daddr);
+	return host_matches(e->ip_version, saddr, daddr);
+}
+
+/* Whether the filter can only decide once the source port is chosen. */
+static __always_inline bool needs_source_port(const struct connect_event *e)
+{
+	if (filter.parts & (FILTER_SPORT | FILTER_ANY_PORT_NOT))
+		return true;
+	return (filter.parts & FILTER_ANY_PORT_ONLY) && !has_port(any_port_bits, e->dport);
+}
+
+static __always_inline bool matches(const struct connect_event *e)
+{
+	return process_matches(e) && destination_matches(e) && source_matches(e);
+}
+
+#endif /* TCPINSPECT_CONNECT_EVENT_BPF_H */

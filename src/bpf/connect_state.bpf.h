@@ -1,0 +1,429 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What a change of a socket's TCP state means for its connection. */
+#ifndef TCPINSPECT_CONNECT_STATE_BPF_H
+#define TCPINSPECT_CONNECT_STATE_BPF_H
+
+#include "connect_open.bpf.h"
+
+#define EPIPE	      32
+#define ENONET	      64
+#define ENOPROTOOPT   92
+#define EOPNOTSUPP    95
+#define EADDRNOTAVAIL 99
+#define ENETUNREACH   101
+#define ECONNABORTED  103
+#define ECONNRESET    104
+#define ECONNREFUSED  111
+#define EHOSTDOWN     112
+#define EHOSTUNREACH  113
+
+#define ICMP_DEST_UNREACH 3
+#define SHUTDOWN_MASK	  3
+
+/* inet_csk_accept() is hooked. Else a connection counts as accepted once it is established, and no
+ * process is reported. */
+const volatile bool accept_is_hooked = false;
+
+/* Whether tcp_v4_connect() and tcp_v6_connect() are hooked. */
+const volatile bool ipv4_is_hooked = false;
+const volatile bool ipv6_is_hooked = false;
+
+/*
+ * What is read through pointers in a socket. It is read in one place, and by a helper if that is
+ * allowed: for each place that loads a pointer, the verifier searches all of the kernel's types,
+ * which takes some milliseconds.
+ */
+struct behind {
+	__u32 netns;
+	bool in_connect; /* it goes to CLOSE because its connect function fails */
+};
+
+static __always_inline bool is_unconnected(const struct sock *sk)
+{
+	const struct socket *socket;
+
+	if (may_probe_read) {
+		socket = BPF_CORE_READ(sk, sk_socket);
+		return socket && BPF_CORE_READ(socket, state) == SS_UNCONNECTED;
+	}
+	socket = sk->sk_socket;
+	return socket && socket->state == SS_UNCONNECTED;
+}
+
+static __always_inline struct behind look_behind(const struct sock *sk,
+						 const struct connection *kept, int new_state)
+{
+	struct behind behind = {};
+
+	/* All other changes take the namespace from the kept connection. */
+	if (!kept || kept->phase == PHASE_OPEN || new_state == TCP_SYN_SENT)
+		behind.netns = read_netns(sk);
+	if (new_state == TCP_CLOSE && is_unconnected(sk))
+		behind.in_connect = !sk->sk_err && sk->sk_shutdown != SHUTDOWN_MASK;
+	return behind;
+}
+
+/* Whether the current thread is in the hooked connect function of this socket. */
+static __always_inline bool is_in_call(const struct connection *kept)
+{
+	return kept && kept->phase == PHASE_CALLING &&
+	       kept->event.tid == (__u32)bpf_get_current_pid_tgid();
+}
+
+/* In a function of its own, for the ends are on the stack, which is small, no longer than here. */
+static __always_inline void set_ends_of(struct connect_event *e, const struct sock *sk)
+{
+	struct ends ends;
+
+	read_ends(&ends, sk);
+	set_ends(e, &ends);
+}
+
+/* The call will return to a hook that knows more. */
+static __always_inline void on_syn_sent_in_call(const struct sock *sk, const struct tcp_sock *tp,
+						struct connection *kept)
+{
+	set_ends_of(&kept->event, sk);
+	kept->old_sport = read_inet_sport(tp);
+	kept->sent = true;
+}
+
+/* Reports an attempt that can't be kept: the event of its fate will have no process. */
+static __always_inline void tell_unkept(void *ctx, struct connection *c)
+{
+	__sync_fetch_and_add(&totals.untold, 1);
+	if (c->announced)
+		emit(ctx, &c->event, CONNECT_ATTEMPT);
+	else
+		count_lost(); /* whether it matches is not known yet */
+}
+
+static __always_inline void on_syn_sent(void *ctx, const struct sock *sk, const struct tcp_sock *tp,
+					const struct behind *behind, struct connection *kept,
+					struct connection *c)
+{
+	c->phase = PHASE_WAITING;
+	c->sent = true;
+	c->event.direction = DIRECTION_OUT;
+	if (kept) {
+		give_up(kept);
+		forget(sk);
+	}
+	if (ending)
+		return;
+	set_ends_of(&c->event, sk);
+	/* First, for it takes least. */
+	if (!destination_matches(&c->event))
+		return;
+	start_connection(c);
+	c->event.netns = behind->netns;
+	c->old_sport = read_inet_sport(tp);
+	if (!process_matches(&c->event))
+		return;
+	if (sk->__sk_common.skc_family == AF_INET6 ? ipv6_is_hooked : ipv4_is_hooked)
+		__sync_fetch_and_add(&totals.unhooked, 1);
+	/* The source port is chosen after this; a filter on it has to wait for the fate. */
+	c->announced = c->event.sport || !needs_source_port(&c->event);
+	if (c->announced && !source_matches(&c->event))
+		return;
+	if (!keep(sk, c))
+		tell_unkept(ctx, c);
+	else if (c->announced)
+		emit(ctx, &c->event, CONNECT_ATTEMPT);
+}
+
+/* Whether a socket that leaves SYN_SENT may have an attempt that was reported but not kept. */
+static __always_inline bool may_be_untold(int old_state)
+{
+	return old_state == TCP_SYN_SENT && !process_filter && (__s64)totals.untold > 0;
+}
+
+/* Reports the fate of an attempt that was not kept. `c` is filled from the socket alone. False: the
+ * filter rejects it. */
+static __always_inline bool tell_fate_of_unkept(void *ctx, struct connection *c,
+						enum connect_kind kind)
+{
+	if (!destination_matches(&c->event) || !source_matches(&c->event))
+		return false;
+	__sync_fetch_and_add(&totals.untold, -1);
+	emit(ctx, &c->event, kind);
+	return true;
+}
+
+static __always_inline void on_established(void *ctx, const struct sock *sk,
+					   const struct behind *behind, struct connection *kept,
+					   struct connection *c, int old_state)
+{
+	if (kept && kept->phase != PHASE_OPEN) {
+		*c = *kept;
+		set_ends_of(&c->event, sk);
+		if (!announce(ctx, c)) {
+			forget(sk);
+			pass_over(sk);
+			return;
+		}
+		set_elapsed(c);
+		emit(ctx, &c->event, CONNECT_ESTABLISHED);
+		if (wanted(CONNECT_CLOSED))
+			keep_open(sk, c);
+		else
+			forget(sk);
+		return;
+	}
+	/* An outgoing connection without an entry was rejected by the filter, or not kept. */
+	if (old_state != TCP_SYN_RECV) {
+		c->event.direction = DIRECTION_OUT;
+		c->event.ts_ns = bpf_ktime_get_ns();
+		c->event.netns = behind->netns;
+		set_ends_of(&c->event, sk);
+		if (!may_be_untold(old_state) || !tell_fate_of_unkept(ctx, c, CONNECT_ESTABLISHED))
+			pass_over(sk);
+		return;
+	}
+	if (kept && kept->event.direction == DIRECTION_IN)
+		return; /* accepted already */
+	c->event.direction = DIRECTION_IN;
+	c->event.ts_ns = bpf_ktime_get_ns();
+	c->event.netns = behind->netns;
+	set_ends_of(&c->event, sk);
+	if (!destination_matches(&c->event) || !source_matches(&c->event)) {
+		pass_over(sk);
+		return;
+	}
+	if (!accept_is_hooked && process_matches(&c->event))
+		emit(ctx, &c->event, CONNECT_ACCEPTED);
+	if (wanted(CONNECT_CLOSED))
+		keep_open(sk, c);
+}
+
+/*
+ * Sets why a connection went from SYN_SENT to CLOSE. sk_err has the error that the network
+ * reported. If it is 0, this host ended the attempt. An ICMP error that came while a system call
+ * had locked the socket is in sk_err_soft, which SO_ERROR and tcp_write_err() read.
+ */
+static __always_inline void set_error(struct connection *c, const struct sock *sk,
+				      const struct behind *behind, __be16 sport)
+{
+	int error = sk->sk_err;
+
+	if (!error && !behind->in_connect)
+		error = sk->sk_err_soft ? sk->sk_err_soft : c->soft_error;
+	if (!error) {
+		if (behind->in_connect) {
+			/* If no source port was set, the kernel ran out of ports. */
+			if (c->event.sport || sport != c->old_sport)
+				return;
+			error = EADDRNOTAVAIL;
+		} else if (sk->sk_shutdown == SHUTDOWN_MASK || sk->sk_lock.owned) {
+			/* close(), shutdown(), connect() to AF_UNSPEC, or the process was killed */
+			c->event.known |= KNOWN_GIVEN_UP;
+			return;
+		} else {
+			return; /* the process has already fetched it with SO_ERROR */
+		}
+	}
+	c->event.error = error;
+	c->event.known |= KNOWN_ERROR;
+}
+
+/* The errno of an ICMP "destination unreachable" by its code, as in icmp_err_convert[]. */
+static __always_inline int unreachable_error(int code)
+{
+	switch (code) {
+	case 0:	 /* net unreachable */
+	case 6:	 /* net unknown */
+	case 9:	 /* net prohibited */
+	case 11: /* net unreachable for this TOS */
+		return ENETUNREACH;
+	case 2:
+		return ENOPROTOOPT;
+	case 3: /* port unreachable */
+		return ECONNREFUSED;
+	case 4: /* fragmentation needed: the connection goes on */
+		return 0;
+	case 5: /* source route failed */
+		return EOPNOTSUPP;
+	case 7: /* host unknown */
+		return EHOSTDOWN;
+	case 8: /* host isolated */
+		return ENONET;
+	}
+	return EHOSTUNREACH;
+}
+
+static __always_inline bool has_sent_fin(int state)
+{
+	return state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING ||
+	       state == TCP_LAST_ACK;
+}
+
+static __always_inline enum connect_closed_by closed_by(const struct sock *sk, int old_state)
+{
+	int error = sk->sk_err;
+
+	if (error == ECONNRESET || error == EPIPE || error == ECONNABORTED)
+		return CLOSED_BY_RESET;
+	if (old_state == TCP_LAST_ACK)
+		return CLOSED_BY_REMOTE;
+	if (has_sent_fin(old_state))
+		return CLOSED_BY_LOCAL;
+	/* No error: this host aborted it (unread data, SO_LINGER 0). Else a timeout or no route. */
+	return error ? CLOSED_BY_UNKNOWN : CLOSED_BY_RESET;
+}
+
+/*
+ * Sets the payload bytes of each direction. The kernel counts sequence numbers: a FIN counts as one
+ * in each direction. A SYN counts as one only in the bytes_acked of the side that initiated.
+ */
+static __always_inline void set_bytes(struct connect_event *e, const struct sock *sk,
+				      const struct tcp_sock *tp, int old_state)
+{
+	__u32 una = tp->snd_una, nxt = tp->snd_nxt, end = tp->write_seq;
+	bool fin = has_sent_fin(old_state), syn = e->direction == DIRECTION_OUT;
+	__u64 tx = tp->bytes_acked, rx = tp->bytes_received;
+
+	if (e->direction == DIRECTION_UNKNOWN) {
+		/* The first sequence number of the payload, from how much of it was sent. */
+		__u32 first = nxt - (fin && nxt == end) - (tp->bytes_sent - tp->bytes_retrans);
+
+		syn = una - (__u32)tx + 1 == first;
+	}
+	if (syn && tx)
+		tx--;
+	if (fin && una == end && tx)
+		tx--;
+	if ((sk->__sk_common.skc_flags & (1UL << SOCK_DONE)) && rx)
+		rx--;
+	e->tx_bytes = tx;
+	e->rx_bytes = rx;
+}
+
+static __always_inline void on_end(void *ctx, const struct sock *sk, const struct tcp_sock *tp,
+				   struct connection *c, int old_state)
+{
+	set_bytes(&c->event, sk, tp, old_state);
+	c->event.closed_by = closed_by(sk, old_state);
+	if (exporting && is_exported(&c->event))
+		export_time(EXPORT_RTT, (tp->srtt_us >> 3) * 1000ULL);
+	emit(ctx, &c->event, CONNECT_CLOSED);
+}
+
+static __always_inline bool is_handshake(int state)
+{
+	return state == TCP_SYN_SENT || state == TCP_SYN_RECV;
+}
+
+static __always_inline void on_close(void *ctx, const struct sock *sk, const struct tcp_sock *tp,
+				     const struct behind *behind, struct connection *kept,
+				     struct connection *c, int old_state)
+{
+	__be16 sport = read_inet_sport(tp);
+
+	if (!kept) {
+		if (old_state != TCP_SYN_SENT && was_passed_over(sk))
+			return;
+		set_ends_of(&c->event, sk);
+		c->event.sport = bpf_ntohs(sport);
+		c->event.ts_ns = bpf_ktime_get_ns();
+		c->event.netns = behind->netns;
+		if (old_state == TCP_SYN_SENT) {
+			c->event.direction = DIRECTION_OUT;
+			set_error(c, sk, behind, sport);
+			tell_fate_of_unkept(ctx, c, CONNECT_FAILED);
+			return;
+		}
+		/* Older than the tool: its end is all there is to tell. */
+		if (matches(&c->event))
+			on_end(ctx, sk, tp, c, old_state);
+		return;
+	}
+	/* The connect function has failed: the hook on its return reports that. */
+	if (behind->in_connect && is_in_call(kept)) {
+		kept->sent = false;
+		return;
+	}
+	*c = *kept;
+	forget(sk);
+	set_elapsed(c);
+	if (c->phase == PHASE_OPEN) {
+		if (process_matches(&c->event))
+			on_end(ctx, sk, tp, c, old_state);
+		return;
+	}
+	if (!behind->in_connect || sport != c->old_sport)
+		c->event.sport = bpf_ntohs(sport);
+	if (!announce(ctx, c))
+		return;
+	set_elapsed(c);
+	set_error(c, sk, behind, sport);
+	emit(ctx, &c->event, CONNECT_FAILED);
+}
+
+/* Whether a change is of interest when its connection is not kept. */
+static __always_inline bool is_news(int old_state, int new_state)
+{
+	switch (new_state) {
+	case TCP_SYN_SENT:
+		return true;
+	case TCP_ESTABLISHED:
+		if (old_state == TCP_SYN_RECV)
+			return wanted(CONNECT_ACCEPTED) || wanted(CONNECT_CLOSED);
+		return remembers_passed_over() || may_be_untold(old_state);
+	case TCP_CLOSE:
+		if (is_handshake(old_state))
+			return may_be_untold(old_state);
+		return wanted(CONNECT_CLOSED) && !process_filter && old_state != TCP_LISTEN &&
+		       old_state != TCP_CLOSE;
+	}
+	return false;
+}
+
+static __always_inline bool is_followed(int new_state)
+{
+	return new_state == TCP_SYN_SENT || new_state == TCP_ESTABLISHED || new_state == TCP_CLOSE;
+}
+
+/*
+ * Finds what is kept of a connection. False: the change is of no interest. This comes first,
+ * because most changes are of connections that are not followed.
+ */
+static __always_inline bool find_connection(const struct sock *sk, int old_state, int new_state,
+					    struct connection **kept)
+{
+	if (!is_followed(new_state))
+		return false;
+	*kept = find(sk);
+	if (*kept && (*kept)->phase == PHASE_PASSED_OVER) {
+		if (new_state == TCP_ESTABLISHED)
+			return false;
+		forget(sk);
+		*kept = NULL;
+		if (new_state == TCP_CLOSE)
+			return false;
+	}
+	return *kept || is_news(old_state, new_state);
+}
+
+static __noinline int on_state(void *ctx, const struct sock *sk, const struct tcp_sock *tp,
+			       struct connection *kept, int states)
+{
+	int old_state = states >> 8, new_state = states & 0xff;
+	/* One for all that can happen: the stack is small. */
+	struct connection c = {};
+	struct behind behind;
+
+	if (new_state == TCP_SYN_SENT && is_in_call(kept)) {
+		on_syn_sent_in_call(sk, tp, kept);
+		return 0;
+	}
+	behind = look_behind(sk, kept, new_state);
+	if (new_state == TCP_SYN_SENT)
+		on_syn_sent(ctx, sk, tp, &behind, kept, &c);
+	else if (new_state == TCP_ESTABLISHED)
+		on_established(ctx, sk, &behind, kept, &c, old_state);
+	else
+		on_close(ctx, sk, tp, &behind, kept, &c, old_state);
+	return 0;
+}
+
+#endif /* TCPINSPECT_CONNECT_STATE_BPF_H */

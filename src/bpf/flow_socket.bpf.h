@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What flows reads from a socket: the key of its flow, the kernel's numbers, and how far the
+ * connection is. */
+#ifndef TCPINSPECT_FLOW_SOCKET_BPF_H
+#define TCPINSPECT_FLOW_SOCKET_BPF_H
+
+#include "inet.bpf.h"
+#include "filter.bpf.h"
+#include "flow_table.bpf.h"
+
+/* A SYN is sent again after this time or more; the socket has its first one to the millisecond. */
+#define SYN_AGAIN_NS 10000000
+
+/* Flows of further interfaces get nothing from sockets. */
+#define INTERFACES_MAX 64
+
+enum tcp_state {
+	TCP_ESTABLISHED = 1,
+	TCP_SYN_SENT = 2,
+	TCP_FIN_WAIT1 = 4,
+	TCP_FIN_WAIT2 = 5,
+	TCP_TIME_WAIT = 6,
+	TCP_CLOSE = 7,
+	TCP_CLOSE_WAIT = 8,
+	TCP_LAST_ACK = 9,
+	TCP_LISTEN = 10,
+	TCP_CLOSING = 11,
+};
+
+/* How many interfaces are watched; all are in network namespace `netns` (inode number). */
+const volatile __u32 interfaces = 1;
+const volatile __u32 netns = 0;
+
+/* Addresses and ports of a socket, from its own point of view; ports in host order. */
+struct socket_ends {
+	__be32 local[4];
+	__be32 remote[4];
+	__u16 local_port;
+	__u16 remote_port;
+};
+
+/* Named by struct sock alone: for each other type libbpf would search the kernel's BTF. False: the
+ * socket has no remote end. */
+static __always_inline bool read_socket_ends(struct socket_ends *ends, const struct sock *sk)
+{
+	__u16 family = sk->__sk_common.skc_family;
+
+	ends->local_port = sk->__sk_common.skc_num;
+	ends->remote_port = bpf_ntohs(sk->__sk_common.skc_dport);
+	if (!ends->remote_port)
+		return false;
+	if (family == AF_INET) {
+		set_mapped(ends->local, sk->__sk_common.skc_rcv_saddr);
+		set_mapped(ends->remote, sk->__sk_common.skc_daddr);
+		return true;
+	}
+	if (family != AF_INET6)
+		return false;
+	for (int i = 0; i < 4; i++) {
+		ends->local[i] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[i];
+		ends->remote[i] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[i];
+	}
+	return true;
+}
+
+/*
+ * Sets the key of the socket's flow, and returns which end of the flow the socket is. Interface and
+ * VLANs are left out: a socket has neither.
+ */
+static __always_inline __u8 set_socket_key(struct flow_key *key, const struct socket_ends *e)
+{
+	bool lower = is_lower(e->local, e->local_port, e->remote, e->remote_port);
+
+	__builtin_memcpy(key->addr[0], lower ? e->local : e->remote, 16);
+	__builtin_memcpy(key->addr[1], lower ? e->remote : e->local, 16);
+	key->port[0] = lower ? e->local_port : e->remote_port;
+	key->port[1] = lower ? e->remote_port : e->local_port;
+	/* An IPv6 socket can have an IPv4 connection. */
+	key->ip_version = is_mapped(e->remote) ? 4 : 6;
+	return lower ? 0 : 1;
+}
+
+/* Reads the kernel's numbers, as tcp_get_info() does for ss(8). */
+static __always_inline void read_numbers(struct flow_numbers *n, const struct tcp_sock *tp,
+					 __u8 end)
+{
+	__s32 unsent = tp->write_seq - tp->snd_nxt, unread = tp->rcv_nxt - tp->copied_seq;
+
+	n->end = end;
+	n->is_known = 1;
+	n->srtt_us = tp->srtt_us >> 3;
+	n->rttvar_us = tp->mdev_us >> 2;
+	n->min_rtt_us = tp->rtt_min.s[0].v;
+	n->retransmits = tp->total_retrans;
+	n->lost = tp->lost_out;
+	n->lost_total = tp->lost;
+	n->reordering = tp->reordering;
+	n->cwnd = tp->snd_cwnd;
+	n->mss = tp->mss_cache;
+	n->pmtu = tp->inet_conn.icsk_pmtu_cookie;
+	n->unread = unread > 0 ? unread : 0;
+	n->unsent = unsent > 0 ? unsent : 0;
+}
+
+/* If both ends are sockets of this host, what is known of the initiator's is kept. */
+static __always_inline void take_numbers(struct flow_record *r, const struct flow_numbers *found)
+{
+	if (r->numbers.is_known && r->numbers.end != found->end && found->end != r->initiator)
+		return;
+	r->numbers = *found;
+}
+
+/* How far a connection is that was there before the programs, by its socket. */
+struct older {
+	__u64 now;
+	__u64 start_ns; /* of an attempt; else when it was found */
+	__u64 bytes_sent;
+	__u64 bytes_received;
+	__u32 snd_una;
+	__u32 snd_nxt;
+	__u32 write_seq;
+	__u32 rcv_nxt;
+	__u8 state; /* enum tcp_state */
+	__u8 end;
+	__u8 initiator;
+	__u8 syn_retransmits;
+};
+
+static __always_inline void read_older(struct older *o, const struct tcp_sock *tp, __u8 state)
+{
+	o->now = bpf_ktime_get_ns();
+	o->start_ns = o->now;
+	o->bytes_sent = tp->bytes_sent;
+	o->bytes_received = tp->bytes_received;
+	o->snd_una = tp->snd_una;
+	o->snd_nxt = tp->snd_nxt;
+	o->write_seq = tp->write_seq;
+	o->rcv_nxt = tp->rcv_nxt;
+	o->state = state;
+	if (state == TCP_SYN_SENT) {
+		/* In milliseconds of the same clock; 0 if no SYN was sent yet. */
+		__u32 stamp = tp->retrans_stamp, ms = o->now / 1000000;
+
+		if (stamp && ms - stamp < 1U << 31)
+			o->start_ns -= (__u64)(ms - stamp) * 1000000;
+		o->syn_retransmits = tp->inet_conn.icsk_retransmits;
+	}
+}
+
+static __always_inline void begin_end(struct flow_end *e, __u32 next_seq)
+{
+	e->state = END_ESTABLISHED;
+	e->known = END_SEEN;
+	/* What it has acknowledged is left open: a packet that waits at the socket would be taken
+	 * for one that was never sent. */
+	e->first_seq = next_seq;
+	e->next_seq = next_seq;
+}
+
+static __always_inline void close_end(struct flow_end *e, __u32 fin_end, bool is_acked)
+{
+	e->state = END_CLOSED;
+	e->known |= END_FIN | (is_acked ? END_FIN_ACKED : 0);
+	e->fin_end = fin_end;
+	e->next_seq = fin_end;
+}
+
+/* Begins the record of an older connection as if its packets so far had been seen. */
+static __always_inline void begin_older(struct flow_record *r, const struct older *o)
+{
+	struct flow_end *own = &r->ends[o->end & 1];
+	struct flow_end *peer = &r->ends[(o->end & 1) ^ 1];
+	__u8 state = o->state;
+
+	r->start_ns = o->start_ns;
+	r->last_ns = o->now;
+	r->known = FLOW_STARTED | FLOW_SEEDED;
+	r->initiator = o->initiator & 1;
+	if (state == TCP_SYN_SENT) {
+		own->state = END_SYN_SENT;
+		own->known = END_SEEN | END_SYN;
+		own->first_seq = o->snd_una;
+		own->next_seq = o->snd_nxt;
+		r->syn_retransmits = o->syn_retransmits;
+		return;
+	}
+	r->known |= FLOW_PARTIAL;
+	begin_end(own, o->snd_nxt);
+	begin_end(peer, o->rcv_nxt);
+	if (state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING ||
+	    state == TCP_LAST_ACK)
+		close_end(own, o->write_seq, state == TCP_FIN_WAIT2);
+	if (state == TCP_CLOSE_WAIT || state == TCP_CLOSING || state == TCP_LAST_ACK)
+		close_end(peer, o->rcv_nxt, true);
+}
+
+/*
+ * Whether the answer to a SYN was missed, because it came while the programs were attached one
+ * after the other: the socket has it, and would not have got it before them.
+ */
+static __always_inline bool missed_answer(const struct flow_record *r, const struct older *o)
+{
+	return o->state != TCP_SYN_SENT && r->ends[o->end & 1].state == END_SYN_SENT;
+}
+
+/* Whether a flow that is in the table is older than the programs. One whose first SYN was seen is
+ * not; but that SYN may also be a later one of an attempt. */
+static __always_inline bool is_older(const struct flow_record *r, const struct older *o)
+{
+	if (o->state == TCP_SYN_SENT)
+		return o->start_ns + SYN_AGAIN_NS < r->start_ns || (r->known & FLOW_SEEDED);
+	return missed_answer(r, o) || (r->known & (FLOW_PARTIAL | FLOW_SEEDED));
+}
+
+/* Notes that a flow is older than the programs, and what it has sent before them. */
+static __always_inline void note_older(struct flow_record *r, const struct older *o)
+{
+	struct flow_end *remote = &r->ends[(o->end & 1) ^ 1];
+	__u64 own = r->ends[o->end & 1].bytes, peer = remote->bytes;
+
+	if (missed_answer(r, o)) {
+		r->ends[o->end & 1].state = END_ESTABLISHED;
+		if (remote->state == END_INACTIVE || remote->state == END_PARTIAL)
+			remote->state = END_ESTABLISHED;
+		r->known |= FLOW_PARTIAL;
+	}
+	if (o->state == TCP_SYN_SENT && !(r->known & FLOW_SEEDED)) {
+		r->start_ns = o->start_ns;
+		r->syn_retransmits = o->syn_retransmits;
+	}
+	r->known |= FLOW_SEEDED;
+	/* What was counted since is not from before. */
+	r->bytes_before[o->end & 1] = o->bytes_sent > own ? o->bytes_sent - own : 0;
+	r->bytes_before[(o->end & 1) ^ 1] = o->bytes_received > peer ? o->bytes_received - peer : 0;
+}
+
+/* Whether the filter wants the connection: its source is the initiator. */
+static __always_inline bool older_is_wanted(const struct socket_ends *e, bool from_remote,
+					    __u8 ip_version)
+{
+	__be32 saddr[4], daddr[4];
+	__u16 sport = from_remote ? e->remote_port : e->local_port;
+	__u16 dport = from_remote ? e->local_port : e->remote_port;
+
+	if (!filter.parts)
+		return true;
+	if (!version_matches(ip_version) || !ports_match(sport, dport))
+		return false;
+	if (!filter_wants_addresses())
+		return true;
+	__builtin_memcpy(saddr, from_remote ? e->remote : e->local, 16);
+	__builtin_memcpy(daddr, from_remote ? e->local : e->remote, 16);
+	if (ip_version == 4) {
+		/* As the keys of the filter have it. */
+		saddr[0] = saddr[3];
+		daddr[0] = daddr[3];
+		saddr[1] = saddr[2] = saddr[3] = 0;
+		daddr[1] = daddr[2] = daddr[3] = 0;
+	}
+	return saddr_matches(ip_version, saddr) && daddr_matches(ip_version, daddr) &&
+	       host_matches(ip_version, saddr, daddr);
+}
+
+#endif /* TCPINSPECT_FLOW_SOCKET_BPF_H */

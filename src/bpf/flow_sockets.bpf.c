@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * flows: what the sockets of this host tell about the flows in the table.
+ *
+ * A packet leads neither to a process nor to the kernel's own measurements. So an iterator over all
+ * TCP sockets adds the connections that are older than the tool, and copies round-trip times and
+ * the like. A tracepoint does the same when a socket is connected or closed. An iterator over all
+ * open files finds the process of a flow if the tracepoint has not.
+ */
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
+#include "flow_socket.bpf.h"
+
+/* task_struct.flags: a kernel thread. */
+#define PF_KTHREAD 0x00200000
+
+/* The interfaces by their index in the kernel, in the order of struct flow_key. */
+const volatile __u32 ifindexes[INTERFACES_MAX] = {};
+
+/* Set by user space while older connections are added; else only their numbers are copied. */
+__u32 seeding = 0;
+
+/* Older connections that were added, those for which there was no room, and all that have a flow.
+ */
+__u64 seeded = 0;
+__u64 left_out = 0;
+__u64 older_found = 0;
+
+/* Local ports of listening sockets, one bit each. The iterator comes to listeners first. */
+__u64 listening[1024] SEC(".bss.listening");
+
+/* Who has begun an attempt, by socket, until it has a port and its flow is found. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, struct flow_owner);
+} callers SEC(".maps");
+
+/* What a socket tells about its flow. */
+struct news {
+	struct flow_key key;
+	struct flow_owner owner;
+	struct flow_numbers numbers;
+};
+
+/* The slot of a flow, NULL if it is not in the table. */
+static __always_inline struct flow_slot *slot_of(const struct flow_key *key)
+{
+	__u32 *number = bpf_map_lookup_elem(&flow_slots, key);
+
+	return number ? bpf_map_lookup_elem(&slots, number) : NULL;
+}
+
+/*
+ * Sets the owner of a flow that was found by an open file. The first one stays its owner, which is
+ * that with the lowest id, even if others inherit the socket. If both ends are sockets of this
+ * host, the owner is that of the initiator.
+ */
+static __always_inline void own(struct flow_record *r, const struct flow_owner *found)
+{
+	struct flow_owner *owner = &r->owner;
+
+	if (owner->from && (owner->end == found->end || owner->end == r->initiator))
+		return;
+	*owner = *found;
+}
+
+/* The same for a process that has called connect(2), accept(2) or close(2). */
+static __always_inline void own_by_call(struct flow_record *r, const struct flow_owner *found)
+{
+	struct flow_owner *owner = &r->owner;
+
+	if (owner->from && owner->end != found->end) {
+		if (owner->end == r->initiator)
+			return;
+	} else if (owner->from >= found->from || (owner->from && found->from == OWNER_BY_CLOSE)) {
+		return;
+	}
+	*owner = *found;
+}
+
+/* Sets the current process. False: it is a kernel thread, which works for an unknown process. */
+static __always_inline bool set_caller(struct flow_owner *who, const struct sock *sk, __u8 from)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *leader = task->group_leader;
+
+	if (task->flags & PF_KTHREAD)
+		return false;
+	for (int i = 0; i < FLOW_COMM_LEN; i++)
+		who->comm[i] = leader->comm[i];
+	who->from = from;
+	who->pid = task->tgid;
+	who->uid = sk->sk_uid.val;
+	who->cgroup_id = bpf_get_current_cgroup_id();
+	return true;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(flow_state, const struct sock *sk, int old_state, int new_state)
+{
+	__u64 address = (__u64)sk;
+	struct socket_ends ends;
+	const struct tcp_sock *tp;
+	const struct flow_owner *caller = NULL;
+	struct news news = {};
+	__u8 end;
+
+	if (sk->sk_protocol != IPPROTO_TCP || sk->__sk_common.skc_net.net->ns.inum != netns)
+		return 0;
+	if (new_state == TCP_SYN_SENT) {
+		/* Its port is not chosen yet. */
+		if (set_caller(&news.owner, sk, OWNER_BY_CALL))
+			bpf_map_update_elem(&callers, &address, &news.owner, BPF_ANY);
+		return 0;
+	}
+	if (old_state == TCP_SYN_SENT) {
+		caller = bpf_map_lookup_elem(&callers, &address);
+		if (caller)
+			news.owner = *caller;
+		bpf_map_delete_elem(&callers, &address);
+	} else if (new_state == TCP_FIN_WAIT1 || new_state == TCP_LAST_ACK) {
+		/* A process does this, by close(2) or shutdown(2), and no packet can. */
+		set_caller(&news.owner, sk, OWNER_BY_CLOSE);
+	}
+	if (new_state == TCP_CLOSE ? old_state == TCP_LISTEN || old_state == TCP_CLOSE
+				   : !news.owner.from)
+		return 0;
+	tp = bpf_skc_to_tcp_sock((void *)sk);
+	if (!tp || !read_socket_ends(&ends, sk))
+		return 0;
+	/* Unlike skc_num, this is still set when the socket is closed. */
+	ends.local_port = bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
+	end = set_socket_key(&news.key, &ends);
+	news.owner.end = end;
+	if (new_state == TCP_CLOSE)
+		read_numbers(&news.numbers, tp, end);
+	for (__u32 i = 0; i < INTERFACES_MAX && i < interfaces; i++) {
+		struct flow_slot *slot;
+
+		news.key.interface = i;
+		slot = slot_of(&news.key);
+		if (!slot)
+			continue;
+		bpf_spin_lock(&slot->lock);
+		if (slot->state == SLOT_LIVE && same_key(&slot->record.key, &news.key)) {
+			if (news.owner.from)
+				own_by_call(&slot->record, &news.owner);
+			if (news.numbers.is_known)
+				take_numbers(&slot->record, &news.numbers);
+		}
+		bpf_spin_unlock(&slot->lock);
+	}
+	return 0;
+}
+
+/* Adds a flow for an older connection, unless its packets have just added one. */
+static __always_inline void seed(const struct flow_key *key, const struct older *o)
+{
+	struct flow_slot *slot;
+	__u32 number;
+
+	if (bpf_map_lookup_elem(&flow_slots, key))
+		return;
+	slot = take_slot(&number);
+	if (!slot) {
+		left_out++;
+		return;
+	}
+	bpf_spin_lock(&slot->lock);
+	__builtin_memset(&slot->record, 0, sizeof(slot->record));
+	slot->record.key = *key;
+	begin_older(&slot->record, o);
+	slot->state = SLOT_LIVE;
+	bpf_spin_unlock(&slot->lock);
+	if (bpf_map_update_elem(&flow_slots, key, &number, BPF_NOEXIST))
+		give_back(slot, number);
+	else
+		seeded++;
+}
+
+/* The position of the interface that the socket's packets leave by, or INTERFACES_MAX. */
+static __always_inline __u32 interface_of(const struct sock *sk)
+{
+	const struct dst_entry *route = sk->sk_dst_cache;
+	__u32 ifindex;
+
+	if (!route)
+		return INTERFACES_MAX;
+	ifindex = route->dev->ifindex;
+	for (__u32 i = 0; i < INTERFACES_MAX && i < interfaces; i++) {
+		if (ifindexes[i] == ifindex)
+			return i;
+	}
+	return INTERFACES_MAX;
+}
+
+/*
+ * Whether the socket has been accepted: a child has its listener's limit of the accept queue, which
+ * is 0 for a socket that was connected. A limit of 0 can be asked for, but then there is the
+ * listener.
+ */
+static __always_inline bool is_accepted(const struct sock *sk, __u16 port)
+{
+	return sk->sk_max_ack_backlog || (listening[port >> 6] & (1ULL << (port & 63)));
+}
+
+SEC("iter/tcp")
+int flow_sockets(struct bpf_iter__tcp *ctx)
+{
+	/* Its first member; all that is read of it is there. */
+	const struct sock *common = (const struct sock *)ctx->sk_common;
+	const struct tcp_sock *tp;
+	struct flow_numbers numbers = {};
+	struct flow_key key = {};
+	struct socket_ends ends;
+	struct older older = {};
+	bool accepted;
+	__u8 state;
+
+	if (!common)
+		return 0;
+	state = common->__sk_common.skc_state;
+	if (state == TCP_LISTEN) {
+		__u16 port = common->__sk_common.skc_num;
+
+		listening[port >> 6] |= 1ULL << (port & 63);
+		return 0;
+	}
+	if (state == TCP_TIME_WAIT || state == TCP_CLOSE || !read_socket_ends(&ends, common))
+		return 0;
+	/* NULL for a half-open one. */
+	tp = bpf_skc_to_tcp_sock(ctx->sk_common);
+	if (!tp)
+		return 0;
+	older.end = set_socket_key(&key, &ends);
+	read_numbers(&numbers, tp, older.end);
+	if (seeding) {
+		accepted = state != TCP_SYN_SENT &&
+			   is_accepted((const struct sock *)tp, ends.local_port);
+		older.initiator = accepted ? older.end ^ 1 : older.end;
+		read_older(&older, tp, state);
+		key.interface = interface_of((const struct sock *)tp);
+		if (key.interface < INTERFACES_MAX &&
+		    older_is_wanted(&ends, accepted, key.ip_version))
+			seed(&key, &older);
+	}
+	for (__u32 i = 0; i < INTERFACES_MAX && i < interfaces; i++) {
+		struct flow_slot *slot;
+
+		key.interface = i;
+		slot = slot_of(&key);
+		if (!slot)
+			continue;
+		bpf_spin_lock(&slot->lock);
+		if (slot->state == SLOT_LIVE && same_key(&slot->record.key, &key)) {
+			take_numbers(&slot->record, &numbers);
+			if (seeding && is_older(&slot->record, &older)) {
+				note_older(&slot->record, &older);
+				older_found++;
+			}
+		}
+		bpf_spin_unlock(&slot->lock);
+	}
+	return 0;
+}
+
+SEC("iter/task_file")
+int flow_owner(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct flow_owner found = {};
+	struct flow_key key = {};
+	struct socket_ends ends;
+	struct socket *socket;
+	struct sock *sk;
+
+	if (!task || !file)
+		return 0;
+	socket = bpf_sock_from_file(file);
+	if (!socket)
+		return 0;
+	sk = socket->sk;
+	if (!sk || sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	if (sk->__sk_common.skc_net.net->ns.inum != netns || !read_socket_ends(&ends, sk))
+		return 0;
+	found.end = set_socket_key(&key, &ends);
+	found.from = OWNER_BY_FILE;
+	found.pid = task->tgid;
+	found.uid = sk->sk_uid.val;
+	found.cgroup_id = task->cgroups->dfl_cgrp->kn->id;
+	for (int i = 0; i < FLOW_COMM_LEN; i++)
+		found.comm[i] = task->comm[i];
+	for (__u32 i = 0; i < INTERFACES_MAX && i < interfaces; i++) {
+		struct flow_slot *slot;
+
+		key.interface = i;
+		slot = slot_of(&key);
+		if (!slot)
+			continue;
+		bpf_spin_lock(&slot->lock);
+		if (slot->state == SLOT_LIVE && same_key(&slot->record.key, &key))
+			own(&slot->record, &found);
+		bpf_spin_unlock(&slot->lock);
+	}
+	return 0;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

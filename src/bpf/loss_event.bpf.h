@@ -1,0 +1,323 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The events of loss-trace: which are asked for, what is in them, and how they are sent or counted.
+ */
+#ifndef TCPINSPECT_LOSS_EVENT_BPF_H
+#define TCPINSPECT_LOSS_EVENT_BPF_H
+
+#include "filter.bpf.h"
+#include "events.bpf.h"
+#include "export.bpf.h"
+#include "rate.bpf.h"
+#include "skb.bpf.h"
+#include "count_table.bpf.h"
+#include "loss_trace.h"
+
+/* Kinds of events to report: bits by enum loss_kind. */
+const volatile __u32 wanted_kinds = 0;
+/* Only this network namespace, by inode number; 0: all. */
+const volatile __u32 netns = 0;
+/* How many of ifindexes are set: only segments at these interfaces are reported; 0: all. */
+#define INTERFACES_MAX 64
+const volatile __u32 interfaces = 0;
+const volatile __u32 ifindexes[INTERFACES_MAX] = {};
+/* Report also those frees that lose no data, such as the copies of packet sockets. */
+const volatile bool with_noise = false;
+
+/* Report only these reasons: a bit for each number, of drops and of resets. */
+const volatile bool filter_reasons = false;
+const volatile __u64 drop_reasons[REASON_WORDS] = {};
+const volatile __u64 reset_reasons[REASON_WORDS] = {};
+/* Drops without a reason are among them if one of these functions has dropped the segment. */
+const volatile struct code_range drop_places[PLACES_MAX] = {};
+
+/* Count events by this key, and send none. */
+const volatile enum loss_by count_by = LOSS_BY_NOTHING;
+
+/* Copy so many bytes of a dropped packet, for a capture file; 0: send events alone. */
+const volatile __u32 snaplen = 0;
+
+/* Where a packet is gathered. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct loss_packet);
+} gathered SEC(".maps");
+
+struct loss_counters loss_counters[COUNTER_SLOTS] SEC(".bss.loss") __attribute__((aligned(64)));
+
+/* BTF has the types only if something refers to them. */
+const struct loss_event *unused_loss_event __attribute__((unused));
+const struct loss_packet *unused_loss_packet __attribute__((unused));
+const enum loss_known *unused_loss_known __attribute__((unused));
+const enum loss_detail *unused_loss_detail __attribute__((unused));
+const enum loss_kind *unused_loss_kind __attribute__((unused));
+const struct count_key *unused_count_key __attribute__((unused));
+const struct count_set *unused_count_set __attribute__((unused));
+
+/* Whether namespace and interface are asked for. */
+static __always_inline bool place_matches(const struct loss_event *e)
+{
+	bool found = false;
+
+	if (netns && e->netns != netns)
+		return false;
+	/* Which way a half-open connection goes is not known: better one too many than none. */
+	if (!interfaces || !e->ifindex)
+		return true;
+	for (int i = 0; i < INTERFACES_MAX; i++)
+		found |= ifindexes[i] && ifindexes[i] == e->ifindex;
+	return found;
+}
+
+/* Whether addresses and ports are asked for. */
+static __always_inline bool ends_wanted(const struct loss_event *e)
+{
+	__be32 saddr[4], daddr[4];
+
+	if (!version_matches(e->ip_version) || !ports_match(e->sport, e->dport))
+		return false;
+	if (!filter_wants_addresses())
+		return true;
+	__builtin_memcpy(saddr, e->saddr, sizeof(saddr));
+	__builtin_memcpy(daddr, e->daddr, sizeof(daddr));
+	if (e->ip_version == 4) {
+		/* An LPM key has the IPv4 address in its first word. */
+		saddr[0] = saddr[3];
+		daddr[0] = daddr[3];
+		saddr[1] = saddr[2] = saddr[3] = 0;
+		daddr[1] = daddr[2] = daddr[3] = 0;
+	}
+	return saddr_matches(e->ip_version, saddr) && daddr_matches(e->ip_version, daddr) &&
+	       host_matches(e->ip_version, saddr, daddr);
+}
+
+static __always_inline bool has_reason(const volatile __u64 *reasons, __u32 reason)
+{
+	__u32 word = reason >> 6;
+
+	return word < REASON_WORDS && (reasons[word] & (1ULL << (reason & 63)));
+}
+
+static __always_inline bool drop_reason_matches(__u32 reason, __u64 place)
+{
+	if (!filter_reasons)
+		return true;
+	if (is_specific(reason))
+		return has_reason(drop_reasons, reason);
+	for (int i = 0; i < PLACES_MAX; i++) {
+		if (place >= drop_places[i].start && place < drop_places[i].end)
+			return true;
+	}
+	return false;
+}
+
+static __always_inline bool reason_matches(const struct loss_event *e)
+{
+	if (e->kind == LOSS_DROP)
+		return drop_reason_matches(e->reason, e->place);
+	return !filter_reasons || (e->kind == LOSS_RESET && has_reason(reset_reasons, e->reason));
+}
+
+static __always_inline void set_number(struct count_key *key, __u64 number)
+{
+	key->addr[1] = number;
+	key->addr[2] = number >> 32;
+}
+
+static __always_inline void set_count_key(struct count_key *key, const struct loss_event *e)
+{
+	const __be32 *saddr = (const __be32 *)e->saddr;
+
+	key->family = e->kind << LOSS_KIND_SHIFT;
+	switch (count_by) {
+	case LOSS_BY_SADDR:
+		key->family |= e->ip_version;
+		if (e->ip_version == 4)
+			key->addr[0] = saddr[3];
+		else
+			__builtin_memcpy(key->addr, saddr, sizeof(key->addr));
+		break;
+	case LOSS_BY_DPORT:
+		key->port = e->dport;
+		break;
+	case LOSS_BY_REASON:
+		key->family |= COUNT_WIDE;
+		key->port = e->detail;
+		key->addr[0] = e->reason;
+		if (!is_specific(e->reason))
+			set_number(key, e->place);
+		break;
+	case LOSS_BY_PLACE:
+		key->family |= COUNT_WIDE;
+		set_number(key, e->place);
+		break;
+	default:
+		key->family |= COUNT_WIDE;
+		set_number(key, e->inode);
+		break;
+	}
+}
+
+/*
+ * The table of a CPU is not made for programs that interrupt each other, as a softirq can: the
+ * second one leaves it alone.
+ */
+static __always_inline void count_event(struct loss_counters *c, const struct loss_event *e)
+{
+	struct count_key key = {};
+
+	if (c->is_busy) {
+		__sync_fetch_and_add(&c->in_use, 1);
+		return;
+	}
+	c->is_busy = true;
+	barrier();
+	set_count_key(&key, e);
+	count_key(&c->untracked, &key, hash_key(&key));
+	barrier();
+	c->is_busy = false;
+}
+
+static __always_inline void export_loss(const struct loss_event *e)
+{
+	struct export_key key = { .kind = e->kind, .detail = e->detail, .reason = e->reason };
+
+	if (!is_specific(key.reason))
+		key.place = e->place;
+	export_count(&key, e->segments ? e->segments : 1);
+}
+
+/* Sends an event together with the bytes of its packet. Nonzero: it is lost. */
+static __always_inline long send_packet(void *ctx, struct loss_counters *c,
+					const struct loss_event *e, __u64 skb_address)
+{
+	const struct sk_buff *skb = (const void *)skb_address;
+	const unsigned char *head;
+	struct loss_packet *p;
+	__u32 at = 0, start, end, len;
+	long failed;
+
+	if (c->is_busy)
+		return -1;
+	p = bpf_map_lookup_elem(&gathered, &at);
+	if (!p)
+		return -1;
+	c->is_busy = true;
+	barrier();
+	p->event = *e;
+	head = BPF_CORE_READ(skb, head);
+	start = BPF_CORE_READ(skb, network_header);
+	end = BPF_CORE_READ(skb, tail);
+	len = end > start ? end - start : 0;
+	if (len > snaplen)
+		len = snaplen;
+	if (len > LOSS_BYTES)
+		len = LOSS_BYTES;
+	p->len = len;
+	if (bpf_probe_read_kernel(p->bytes, len, head + start))
+		p->len = 0;
+	len = p->len;
+	/* Linux before 5.12 forgets the bound of a value on the stack. */
+	barrier_var(len);
+	if (len > LOSS_BYTES)
+		len = LOSS_BYTES;
+	failed = send_event(ctx, p, sizeof(*p) - LOSS_BYTES + len);
+	barrier();
+	c->is_busy = false;
+	return failed;
+}
+
+/* `skb` is the address of the packet that was dropped, or 0. */
+static __noinline int emit(void *ctx, struct loss_event *e, __u64 skb)
+{
+	struct loss_counters *c = &loss_counters[bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1)];
+	__u32 kind;
+
+	if (!e)
+		return 0;
+	kind = e->kind;
+	if (kind >= LOSS_KINDS || !(wanted_kinds & (1 << kind)) || !place_matches(e) ||
+	    !ends_wanted(e) || !reason_matches(e))
+		return 0;
+	__sync_fetch_and_add(&c->kinds[kind], 1);
+	if (exporting) {
+		export_loss(e);
+		return 0;
+	}
+	if (count_by) {
+		count_event(c, e);
+		return 0;
+	}
+	e->ts_ns = bpf_ktime_get_ns();
+	if (is_over_rate()) {
+		__sync_fetch_and_add(&c->suppressed, 1);
+		return 0;
+	}
+	if (snaplen ? send_packet(ctx, c, e, skb) : send_event(ctx, e, sizeof(*e)))
+		__sync_fetch_and_add(&c->lost, 1);
+	return 0;
+}
+
+static __always_inline void set_device(struct loss_event *e, const struct net_device *dev)
+{
+	if (!dev)
+		return;
+	e->ifindex = BPF_CORE_READ(dev, ifindex);
+	e->netns = BPF_CORE_READ(dev, nd_net.net, ns.inum);
+	bpf_core_read(e->iface, sizeof(e->iface), &dev->name);
+}
+
+/* State, namespace, user and inode of a socket, and the interface of its route. Those in TIME_WAIT
+ * and NEW_SYN_RECV are no full sockets, and have only the first two. */
+static __always_inline void set_socket(struct loss_event *e, const struct sock *sk)
+{
+	struct socket *socket;
+
+	e->state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	e->known |= LOSS_KNOWN_STATE;
+	e->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	if (e->state == TCP_TIME_WAIT || e->state == TCP_NEW_SYN_RECV)
+		return;
+	e->uid = BPF_CORE_READ(sk, sk_uid.val);
+	if (!e->ifindex)
+		set_device(e, BPF_CORE_READ(sk, sk_dst_cache, dev));
+	socket = BPF_CORE_READ(sk, sk_socket);
+	if (socket)
+		e->inode = BPF_CORE_READ((struct socket_alloc *)socket, vfs_inode.i_ino);
+}
+
+/* The addresses and ports of a segment that a socket sends or receives. */
+static __always_inline void set_ends(struct loss_event *e, const struct sock *sk, bool outgoing)
+{
+	struct ends ends = {};
+
+	probe_ends(&ends, sk);
+	e->ip_version = ends.ip_version;
+	__builtin_memcpy(e->saddr, outgoing ? ends.local : ends.remote, sizeof(e->saddr));
+	__builtin_memcpy(e->daddr, outgoing ? ends.remote : ends.local, sizeof(e->daddr));
+	e->sport = outgoing ? ends.local_port : ends.remote_port;
+	e->dport = outgoing ? ends.remote_port : ends.local_port;
+	if (outgoing)
+		e->known |= LOSS_OUTGOING;
+}
+
+static __always_inline bool set_segment(struct loss_event *e, const struct sk_buff *skb)
+{
+	struct segment s;
+
+	if (!read_segment(skb, &s))
+		return false;
+	__builtin_memcpy(e->saddr, s.saddr, sizeof(e->saddr));
+	__builtin_memcpy(e->daddr, s.daddr, sizeof(e->daddr));
+	e->sport = s.sport;
+	e->dport = s.dport;
+	e->ip_version = s.ip_version;
+	e->tcp_flags = s.flags;
+	e->seq = s.seq;
+	e->len = s.payload_len;
+	e->known |= LOSS_KNOWN_SEGMENT;
+	return true;
+}
+
+#endif /* TCPINSPECT_LOSS_EVENT_BPF_H */

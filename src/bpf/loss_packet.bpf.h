@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What loss-trace sees at interfaces: SYNs, which a listener may drop without a trace; their
+ * answers; and the resets that no tracepoint tells of before Linux 6.10.
+ */
+#ifndef TCPINSPECT_LOSS_PACKET_BPF_H
+#define TCPINSPECT_LOSS_PACKET_BPF_H
+
+#include "attempt.bpf.h"
+#include "accept_listener.bpf.h"
+#include "loss_event.bpf.h"
+
+#define SOCK_RAW 3
+
+/* The tracepoint comes right before the reset is sent, on the same CPU. */
+#define TOLD_RESET_NS (10 * 1000 * 1000ULL)
+
+/* The network namespace of the interfaces, by inode number; 0: none are watched. */
+const volatile __u32 own_netns = 0;
+/* Look for SYNs that are dropped without a trace. */
+const volatile bool watch_syns = false;
+/* Report resets that are sent without a socket. */
+const volatile bool watch_resets = false;
+
+/* The last SYN that came in on a CPU, which TCP handles right after, in the same softirq. */
+struct last_syn {
+	struct attempt_key key;
+	struct attempt attempt; /* what its listener's queues were like */
+	__u64 waits;		/* there is a listener, which has not answered yet */
+	/* The last reset that a tracepoint has told of. */
+	__u64 reset_ns;
+	__u8 reset_addr[16];
+	__u64 reset_port;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct last_syn);
+} last_syns SEC(".maps");
+
+static __always_inline struct last_syn *my_last_syn(void)
+{
+	__u32 at = 0;
+
+	return own_netns ? bpf_map_lookup_elem(&last_syns, &at) : NULL;
+}
+
+static __always_inline bool is_initiator(const struct last_syn *last, const __u8 *addr, __u16 port,
+					 __u32 isn)
+{
+	const __be32 *a = (const __be32 *)last->key.addr, *b = (const __be32 *)addr;
+
+	return last->key.port == port && last->key.isn == isn && a[0] == b[0] && a[1] == b[1] &&
+	       a[2] == b[2] && a[3] == b[3];
+}
+
+static __always_inline bool is_last_syn(const struct last_syn *last, const struct loss_event *e)
+{
+	return (e->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN &&
+	       is_initiator(last, e->saddr, e->sport, e->seq);
+}
+
+/* The kernel tells of the drop of a SYN or of its answer: then it is no silent one. */
+static __always_inline void forget_syn(const struct loss_event *e)
+{
+	struct last_syn *last;
+
+	if (!watch_syns || !(e->tcp_flags & TCP_SYN))
+		return;
+	last = my_last_syn();
+	if (!last || !last->waits)
+		return;
+	if (is_last_syn(last, e) || (e->tcp_flags & TCP_ACK))
+		last->waits = false;
+}
+
+static __always_inline void note_told_reset(const struct loss_event *e)
+{
+	struct last_syn *last;
+
+	if (!watch_resets)
+		return;
+	last = my_last_syn();
+	if (!last)
+		return;
+	last->reset_ns = bpf_ktime_get_ns();
+	last->reset_port = e->dport;
+	__builtin_memcpy(last->reset_addr, e->daddr, sizeof(last->reset_addr));
+}
+
+static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *s)
+{
+	struct last_syn *last = my_last_syn();
+
+	if (!last)
+		return;
+	set_key(&last->key, s->saddr, s->sport, s->seq);
+	last->attempt.flags = 0;
+	last->attempt.ifindex = skb->ifindex;
+	look_at_listener(skb, s->ip_version, s->saddr, s->sport, s->daddr, s->dport,
+			 &last->attempt);
+	last->waits = last->attempt.flags & ATTEMPT_HAS_LISTENER;
+}
+
+/* A SYN-ACK, or the same SYN on its way to another machine. */
+static __always_inline void on_answer(const struct segment *s)
+{
+	struct last_syn *last = my_last_syn();
+
+	if (!last || !last->waits)
+		return;
+	if (s->flags & TCP_ACK) {
+		if (is_initiator(last, (const __u8 *)s->daddr, s->dport, s->ack - 1))
+			last->waits = false;
+	} else if (is_initiator(last, (const __u8 *)s->saddr, s->sport, s->seq)) {
+		last->waits = false;
+	}
+}
+
+static __always_inline bool was_reset_told(const struct segment *s)
+{
+	struct last_syn *last = my_last_syn();
+	const __be32 *addr;
+
+	if (!last || bpf_ktime_get_ns() - last->reset_ns > TOLD_RESET_NS)
+		return false;
+	addr = (const __be32 *)last->reset_addr;
+	if (last->reset_port != s->dport || addr[0] != s->daddr[0] || addr[1] != s->daddr[1] ||
+	    addr[2] != s->daddr[2] || addr[3] != s->daddr[3])
+		return false;
+	last->reset_ns = 0;
+	return true;
+}
+
+/*
+ * Before Linux 6.10 tcp_send_reset comes only with a full socket. Without one, TCP sends the reset
+ * through a raw socket of its own. What netfilter sends, and what is forwarded, is not TCP's.
+ */
+static __always_inline int on_reset(struct __sk_buff *skb, const struct segment *s)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct loss_event e = {};
+
+	if (!sk)
+		return TCX_NEXT;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk || sk->type != SOCK_RAW || was_reset_told(s))
+		return TCX_NEXT;
+	e.kind = LOSS_RESET;
+	e.detail = LOSS_SENT;
+	e.known = LOSS_OUTGOING;
+	e.netns = own_netns;
+	e.ifindex = skb->ifindex;
+	e.ip_version = s->ip_version;
+	__builtin_memcpy(e.saddr, s->saddr, sizeof(e.saddr));
+	__builtin_memcpy(e.daddr, s->daddr, sizeof(e.daddr));
+	e.sport = s->sport;
+	e.dport = s->dport;
+	emit(skb, &e, 0);
+	return TCX_NEXT;
+}
+
+static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
+{
+	struct frame f = tc_frame(skb, !egress, false);
+	struct packet p;
+	struct segment s;
+	enum verdict v = parse_packet(&f, &p);
+	bool is_syn;
+
+	if (v != VERDICT_TCP || !(p.flags & (TCP_SYN | TCP_RST)))
+		return TCX_NEXT;
+	if ((p.flags & TCP_SYN) && !watch_syns)
+		return TCX_NEXT;
+	is_syn = (p.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	if (!egress) {
+		if (is_syn && read_frame(&f, &p, false, &s))
+			on_syn(skb, &s);
+		return TCX_NEXT;
+	}
+	/* Outgoing connections of this host are none of ours: skip their SYNs. */
+	if (is_syn && !skb->ingress_ifindex)
+		return TCX_NEXT;
+	if (!(p.flags & TCP_SYN) && (!watch_resets || skb->ingress_ifindex))
+		return TCX_NEXT;
+	if (!read_frame(&f, &p, true, &s))
+		return TCX_NEXT;
+	if (s.flags & TCP_SYN)
+		on_answer(&s);
+	else
+		return on_reset(skb, &s);
+	return TCX_NEXT;
+}
+
+#endif /* TCPINSPECT_LOSS_PACKET_BPF_H */

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * loss-trace: TCP segments that were dropped or retransmitted, and connections that were reset.
+ *
+ * Nearly all of it comes from tracepoints. They mostly run in softirq, where the current process
+ * has nothing to do with the segment. So an event has the inode of the socket's file, and user
+ * space looks up which process has that file open. For what no tracepoint tells, there are programs
+ * at interfaces.
+ */
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
+#include "loss_packet.bpf.h"
+
+static __always_inline int on_drop(void *ctx, const struct sk_buff *skb, __u64 place, __u32 reason,
+				   const struct sock *receiver)
+{
+	struct loss_event e = {};
+	const struct sock *sk;
+	__u16 protocol = skb->protocol;
+
+	if (protocol != bpf_htons(ETHERTYPE_IPV4) && protocol != bpf_htons(ETHERTYPE_IPV6))
+		return 0;
+	if (!with_noise && is_no_drop(reason, place))
+		return 0;
+	/* With SYNs to look after, all drops are of interest. */
+	if (!watch_syns && !drop_reason_matches(reason, place))
+		return 0;
+	if (!set_segment(&e, skb))
+		return 0;
+	forget_syn(&e);
+	if (!ends_wanted(&e))
+		return 0;
+	e.kind = LOSS_DROP;
+	e.place = place;
+	e.reason = reason;
+	/* Without an input interface, this host has sent it. */
+	if (!skb->skb_iif)
+		e.known |= LOSS_OUTGOING;
+	/* One that comes in has a socket of its own only in the queue of that. */
+	sk = skb->sk ?: receiver;
+	if (sk && (!count_by || count_by == LOSS_BY_COMM))
+		set_socket(&e, sk);
+	/* Counts show no device. */
+	if (!count_by || netns || interfaces)
+		set_device(&e, device_of(skb));
+	return emit(ctx, &e, (__u64)skb);
+}
+
+SEC("tc")
+int loss_ingress(struct __sk_buff *skb)
+{
+	return on_packet(skb, false);
+}
+
+SEC("tc")
+int loss_egress(struct __sk_buff *skb)
+{
+	return on_packet(skb, true);
+}
+
+/* The tracepoint has a reason since Linux 5.17, and in older kernels with a backport. */
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(loss_drop_reason, const struct sk_buff *skb, void *place, __u32 reason)
+{
+	return on_drop(ctx, skb, (__u64)place, reason, NULL);
+}
+
+/* Since Linux 6.14 it also has the socket that has refused the segment, if there is one. */
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(loss_drop_socket, const struct sk_buff *skb, void *place, __u32 reason,
+	     const struct sock *receiver)
+{
+	return on_drop(ctx, skb, (__u64)place, reason, receiver);
+}
+
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(loss_drop, const struct sk_buff *skb, void *place)
+{
+	return on_drop(ctx, skb, (__u64)place, 0, NULL);
+}
+
+/* The sk_buff has no TCP header yet: flags and sequence numbers are in its control block. */
+SEC("tp_btf/tcp_retransmit_skb")
+int BPF_PROG(loss_retransmit, const struct sock *sk, const struct sk_buff *skb)
+{
+	const struct tcp_skb_cb *cb = (const void *)skb->cb;
+	struct loss_event e = {};
+	__u32 end_seq;
+
+	e.kind = LOSS_RETRANSMIT;
+	set_ends(&e, sk, true);
+	set_socket(&e, sk);
+	e.seq = BPF_CORE_READ(cb, seq);
+	end_seq = BPF_CORE_READ(cb, end_seq);
+	/* The field has one byte before Linux 6.14, and two since. */
+	e.tcp_flags = BPF_CORE_READ_BITFIELD_PROBED(cb, tcp_flags);
+	e.len = end_seq - e.seq - !!(e.tcp_flags & TCP_SYN) - (e.tcp_flags & 1);
+	e.known |= LOSS_KNOWN_SEGMENT;
+	e.segments = BPF_CORE_READ(cb, tcp_gso_segs);
+	e.detail = LOSS_DATA;
+	if (e.tcp_flags & TCP_SYN)
+		e.detail = e.tcp_flags & TCP_ACK ? LOSS_SYN_ACK : LOSS_SYN;
+	return emit(ctx, &e, 0);
+}
+
+/* A half-open connection is a request_sock, which is no full socket. */
+SEC("tp_btf/tcp_retransmit_synack")
+int BPF_PROG(loss_retransmit_synack, const struct sock *sk, const struct request_sock *req)
+{
+	const struct sock *half_open = (const struct sock *)req;
+	struct loss_event e = {};
+
+	e.kind = LOSS_RETRANSMIT;
+	e.detail = LOSS_SYN_ACK;
+	set_ends(&e, half_open, true);
+	/* Process and user are those of the listener. */
+	set_socket(&e, sk);
+	e.state = TCP_SYN_RECV;
+	e.tcp_flags = TCP_SYN | TCP_ACK;
+	e.segments = 1;
+	return emit(ctx, &e, 0);
+}
+
+/*
+ * A SYN that a listener takes is consumed, not dropped, even if there is no room for it in a queue,
+ * or no route for the answer.
+ */
+SEC("tp_btf/consume_skb")
+int BPF_PROG(loss_consumed, const struct sk_buff *skb)
+{
+	struct last_syn *last;
+	struct loss_event e = {};
+
+	/* While TCP handles a segment, it has no device, but a route. */
+	if (skb->dev)
+		return 0;
+	last = my_last_syn();
+	if (!last || !last->waits || !set_segment(&e, skb) || !is_last_syn(last, &e))
+		return 0;
+	last->waits = false;
+	set_device(&e, device_of(skb));
+	if (e.netns != own_netns)
+		return 0;
+	e.kind = LOSS_DROP;
+	if (last->attempt.flags & ATTEMPT_ACCEPT_QUEUE_FULL) {
+		e.reason = REASON_ACCEPT_QUEUE_FULL;
+	} else if (last->attempt.flags & ATTEMPT_SYN_QUEUE_FULL) {
+		e.reason = REASON_SYN_QUEUE_FULL;
+	} else {
+		/* Its answer may also wait for the address of the next hop: user space finds out.
+		 */
+		if (count_by)
+			return 0;
+		e.reason = REASON_NO_ROUTE_BACK;
+		e.known |= LOSS_UNSURE;
+	}
+	set_socket(&e, (const struct sock *)last->attempt.listener);
+	return emit(ctx, &e, (__u64)skb);
+}
+
+static __always_inline int on_sent_reset(void *ctx, const struct sock *sk,
+					 const struct sk_buff *skb, __u32 reason)
+{
+	struct loss_event e = {};
+	struct segment s;
+
+	e.kind = LOSS_RESET;
+	e.detail = LOSS_SENT;
+	e.reason = reason;
+	if (skb && read_segment(skb, &s)) {
+		/* skb is the segment that the reset answers: it goes the other way. */
+		e.ip_version = s.ip_version;
+		__builtin_memcpy(e.saddr, s.daddr, sizeof(e.saddr));
+		__builtin_memcpy(e.daddr, s.saddr, sizeof(e.daddr));
+		e.sport = s.dport;
+		e.dport = s.sport;
+		e.known |= LOSS_OUTGOING;
+		set_device(&e, device_of(skb));
+		note_told_reset(&e);
+	} else if (sk) {
+		set_ends(&e, sk, true);
+		/* When a socket is closed with a reset, skc_num may have been cleared already. */
+		if (!e.sport)
+			e.sport = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
+	} else {
+		return 0;
+	}
+	if (sk)
+		set_socket(&e, sk);
+	return emit(ctx, &e, 0);
+}
+
+/* The tracepoint has a reason since Linux 6.10. */
+SEC("tp_btf/tcp_send_reset")
+int BPF_PROG(loss_sent_reset_reason, const struct sock *sk, const struct sk_buff *skb, __u32 reason)
+{
+	return on_sent_reset(ctx, sk, skb, reason);
+}
+
+SEC("tp_btf/tcp_send_reset")
+int BPF_PROG(loss_sent_reset, const struct sock *sk, const struct sk_buff *skb)
+{
+	return on_sent_reset(ctx, sk, skb, 0);
+}
+
+SEC("tp_btf/tcp_receive_reset")
+int BPF_PROG(loss_received_reset, const struct sock *sk)
+{
+	struct loss_event e = {};
+
+	e.kind = LOSS_RESET;
+	e.detail = LOSS_RECEIVED;
+	set_ends(&e, sk, false);
+	set_socket(&e, sk);
+	return emit(ctx, &e, 0);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What tracing programs read from an sk_buff, and which of those that are freed are dropped. */
+#ifndef TCPINSPECT_SKB_BPF_H
+#define TCPINSPECT_SKB_BPF_H
+
+#include "packet.bpf.h"
+#include "segment.bpf.h"
+#include "socket.bpf.h"
+
+/* Numbers of enum skb_drop_reason in the running kernel; 0: it has no such reason. */
+const volatile __u32 reason_consumed = 0;
+const volatile __u32 reason_not_specified = 0;
+const volatile __u32 reason_queue_purge = 0;
+const volatile __u32 reason_packet_sock_error = 0;
+
+/* The function that frees the copies of packet sockets; for kernels that give no reasons. */
+const volatile __u64 packet_rcv_start = 0;
+const volatile __u64 packet_rcv_end = 0;
+
+static __always_inline bool is_specific(__u32 reason)
+{
+	return reason && reason != reason_not_specified;
+}
+
+/* Whether a free loses nothing: a queue of a closed socket, or the copy of a packet socket. */
+static __always_inline bool is_no_drop(__u32 reason, __u64 place)
+{
+	if (reason)
+		return reason == reason_consumed || reason == reason_queue_purge ||
+		       reason == reason_packet_sock_error;
+	return place >= packet_rcv_start && place < packet_rcv_end;
+}
+
+/* Where the TCP header is after the extension headers of IPv6; NULL: there is none. */
+static __noinline void *tcp_after(__u64 network, __u8 next)
+{
+	__u64 at = network + sizeof(struct ipv6_header);
+
+#pragma unroll
+	for (int i = 0; i < MAX_EXT_HEADERS; i++) {
+		struct ext_header ext;
+
+		if (!is_ext_header(next))
+			break;
+		if (bpf_probe_read_kernel(&ext, sizeof(ext), (const void *)at))
+			return NULL;
+		if (next == IPPROTO_FRAGMENT) {
+			if (ext.fragment & bpf_htons(0xfff8))
+				return NULL;
+			at += sizeof(ext);
+		} else if (next == IPPROTO_AH) {
+			at += (ext.len + 2) * 4;
+		} else {
+			at += (ext.len + 1) * 8;
+		}
+		next = ext.next_header;
+	}
+	return next == IPPROTO_TCP ? (void *)at : NULL;
+}
+
+/* Reads the headers of a packet, of which there must be a BTF pointer. False: it is not a TCP
+ * segment. */
+static __always_inline bool read_segment(const struct sk_buff *skb, struct segment *s)
+{
+	const unsigned char *head = skb->head, *network, *transport;
+	__u16 protocol = skb->protocol;
+	struct ipv6_header ip = {};
+	struct tcp_header tcp;
+	__u32 len, headers;
+
+	network = head + skb->network_header;
+	if (bpf_probe_read_kernel(&ip, sizeof(struct ipv4_header), network))
+		return false;
+	if (protocol == bpf_htons(ETHERTYPE_IPV4)) {
+		const struct ipv4_header *ip4 = (const void *)&ip;
+
+		if (ip4->version_ihl >> 4 != 4 || ip4->protocol != IPPROTO_TCP ||
+		    (ip4->fragment & bpf_htons(0x1fff)))
+			return false;
+		transport = network + (ip4->version_ihl & 0x0f) * 4;
+		set_mapped(s->saddr, ip4->saddr);
+		set_mapped(s->daddr, ip4->daddr);
+		s->ip_version = 4;
+		len = bpf_ntohs(ip4->total_len);
+	} else if (protocol == bpf_htons(ETHERTYPE_IPV6)) {
+		if (bpf_probe_read_kernel(&ip, sizeof(ip), network))
+			return false;
+		if (ip.next_header == IPPROTO_TCP)
+			transport = network + sizeof(ip);
+		else if (is_ext_header(ip.next_header))
+			transport = tcp_after((__u64)network, ip.next_header);
+		else
+			return false;
+		if (!transport)
+			return false;
+		__builtin_memcpy(s->saddr, ip.saddr, sizeof(s->saddr));
+		__builtin_memcpy(s->daddr, ip.daddr, sizeof(s->daddr));
+		s->ip_version = 6;
+		len = bpf_ntohs(ip.payload_len);
+		if (len)
+			len += sizeof(ip);
+	} else {
+		return false;
+	}
+	if (bpf_probe_read_kernel(&tcp, sizeof(tcp), transport))
+		return false;
+	s->sport = bpf_ntohs(tcp.sport);
+	s->dport = bpf_ntohs(tcp.dport);
+	s->seq = bpf_ntohl(tcp.seq);
+	s->ack = bpf_ntohl(tcp.ack);
+	s->flags = tcp.flags;
+	headers = transport - network + (tcp.data_offset >> 4) * 4;
+	s->payload_len = len > headers ? len - headers : 0;
+	return true;
+}
+
+/* While TCP handles a packet, in or out, skb->dev is NULL: the route has a device. */
+static __always_inline const struct net_device *route_device(const struct sk_buff *skb)
+{
+	const struct dst_entry *dst = (const void *)(skb->_skb_refdst & ~1UL);
+
+	return dst ? BPF_CORE_READ(dst, dev) : NULL;
+}
+
+#define DEVICE_LISTS   256
+#define DEVICES_A_LIST 16
+
+/* The device of a namespace that has this index. */
+static __noinline void *find_device(__u64 net_address, int ifindex)
+{
+	const struct net *net = (const void *)net_address;
+	const struct hlist_head *lists = BPF_CORE_READ(net, dev_index_head);
+	const struct hlist_node *node;
+
+	node = BPF_CORE_READ(&lists[ifindex & (DEVICE_LISTS - 1)], first);
+	for (int i = 0; i < DEVICES_A_LIST; i++) {
+		const struct net_device *dev;
+
+		if (!node)
+			break;
+		dev = (const void *)node - bpf_core_field_offset(struct net_device, index_hlist);
+		if (BPF_CORE_READ(dev, ifindex) == ifindex)
+			return (void *)dev;
+		node = BPF_CORE_READ(node, next);
+	}
+	return NULL;
+}
+
+/*
+ * The device that a packet is at. The route of one that came in for this host has only lo, so the
+ * device where it came in is looked up.
+ */
+static __always_inline const struct net_device *device_of(const struct sk_buff *skb)
+{
+	const struct net_device *dev = skb->dev, *input;
+
+	if (dev)
+		return dev;
+	dev = route_device(skb);
+	if (!dev || !skb->skb_iif || BPF_CORE_READ(dev, ifindex) == skb->skb_iif)
+		return dev;
+	input = find_device((__u64)BPF_CORE_READ(dev, nd_net.net), skb->skb_iif);
+	return input ?: dev;
+}
+
+#endif /* TCPINSPECT_SKB_BPF_H */

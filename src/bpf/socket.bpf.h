@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What the tracing programs read from a socket. */
+#ifndef TCPINSPECT_SOCKET_BPF_H
+#define TCPINSPECT_SOCKET_BPF_H
+
+#include "inet.bpf.h"
+
+enum tcp_state {
+	TCP_ESTABLISHED = 1,
+	TCP_SYN_SENT = 2,
+	TCP_SYN_RECV = 3,
+	TCP_FIN_WAIT1 = 4,
+	TCP_FIN_WAIT2 = 5,
+	TCP_TIME_WAIT = 6,
+	TCP_CLOSE = 7,
+	TCP_CLOSE_WAIT = 8,
+	TCP_LAST_ACK = 9,
+	TCP_LISTEN = 10,
+	TCP_CLOSING = 11,
+	TCP_NEW_SYN_RECV = 12,
+};
+
+/* False under lockdown=confidentiality, where the kernel forbids bpf_probe_read_kernel(). */
+const volatile bool may_probe_read = true;
+
+static __always_inline bool is_unset(const __u8 *addr)
+{
+	const __be32 *word = (const __be32 *)addr;
+
+	return !word[0] && !word[1] && !word[2] && !word[3];
+}
+
+/* The local and the remote end of a socket. */
+struct ends {
+	__be32 local[4]; /* IPv4 as v4-mapped */
+	__be32 remote[4];
+	__u16 local_port;
+	__u16 remote_port;
+	__u8 ip_version;
+};
+
+/*
+ * The members are read through the BTF pointer, which works under any lockdown. They are named by
+ * struct sock alone: for each further type libbpf would search all of the kernel's BTF.
+ */
+static __always_inline void read_ends(struct ends *ends, const struct sock *sk)
+{
+	ends->local_port = sk->__sk_common.skc_num;
+	ends->remote_port = bpf_ntohs(sk->__sk_common.skc_dport);
+	ends->ip_version = 4;
+	if (sk->__sk_common.skc_family == AF_INET6 &&
+	    bpf_core_field_exists(sk->__sk_common.skc_v6_daddr)) {
+		ends->local[0] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[0];
+		ends->local[1] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[1];
+		ends->local[2] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[2];
+		ends->local[3] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[3];
+		ends->remote[0] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[0];
+		ends->remote[1] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[1];
+		ends->remote[2] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[2];
+		ends->remote[3] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[3];
+		if (!is_mapped(ends->remote))
+			ends->ip_version = 6;
+	} else {
+		set_mapped(ends->local, sk->__sk_common.skc_rcv_saddr);
+		set_mapped(ends->remote, sk->__sk_common.skc_daddr);
+	}
+}
+
+/* The same for an address that is no BTF pointer, by probe reads. */
+static __always_inline void probe_ends(struct ends *ends, const struct sock *sk)
+{
+	ends->local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	ends->remote_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	ends->ip_version = 4;
+	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET6 &&
+	    bpf_core_field_exists(sk->__sk_common.skc_v6_daddr)) {
+		BPF_CORE_READ_INTO(&ends->local, sk, __sk_common.skc_v6_rcv_saddr);
+		BPF_CORE_READ_INTO(&ends->remote, sk, __sk_common.skc_v6_daddr);
+		if (!is_mapped(ends->remote))
+			ends->ip_version = 6;
+	} else {
+		set_mapped(ends->local, BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr));
+		set_mapped(ends->remote, BPF_CORE_READ(sk, __sk_common.skc_daddr));
+	}
+}
+
+/* The local port. Unlike skc_num it is still set when the socket is closed. */
+static __always_inline __be16 read_inet_sport(const struct tcp_sock *tp)
+{
+	return tp->inet_conn.icsk_inet.inet_sport;
+}
+
+static __always_inline __u32 read_netns(const struct sock *sk)
+{
+	if (!bpf_core_field_exists(sk->__sk_common.skc_net.net))
+		return 0;
+	if (may_probe_read)
+		return BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	return sk->__sk_common.skc_net.net->ns.inum;
+}
+
+#endif /* TCPINSPECT_SOCKET_BPF_H */

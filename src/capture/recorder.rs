@@ -1,0 +1,464 @@
+//! `-w`: writes frames to a file, a pipe or stdout, and keeps account of them.
+//!
+//! A file is whole up to its last packet however the run ends. Only SIGKILL, or a pipe that nobody
+//! reads at the end, can leave one that is cut.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, IsTerminal, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+use super::rotation::{Limits, Rotation, Turn};
+use super::write::{ETHERNET, Encoder, Format, Statistics, Written};
+use crate::failure::Failure;
+use crate::output::clock::{Clock, UnixNanos};
+use crate::output::sink::{Patience, Stdout, has_room};
+use crate::run::stop::{ExitReason, Stop};
+
+/// Bytes gathered before they are written, where nothing asks for them sooner.
+const BUFFER: usize = 256 * 1024;
+
+/// What a pipe takes without waiting if it takes anything (PIPE_BUF).
+const SMALL_PIECE: usize = 4096;
+
+/// Where frames are to be written.
+pub struct Destination {
+    path: PathBuf,
+    /// For messages.
+    name: String,
+    /// Open already: stdout, or a FIFO.
+    file: Option<File>,
+    may_block: bool,
+    is_stdout: bool,
+}
+
+impl Destination {
+    /// Looks at what `-w` names. A file is opened later, when all is attached, so that an error
+    /// before that destroys none. But opening a FIFO waits for its reader, so this is done now,
+    /// while signals still end the process.
+    ///
+    /// # Errors
+    /// It is a terminal or a directory, or is in no directory.
+    pub fn new(path: &Path) -> Result<Self, Failure> {
+        let mut destination = Self {
+            path: path.to_owned(),
+            name: path.display().to_string(),
+            file: None,
+            may_block: false,
+            is_stdout: path.as_os_str() == "-",
+        };
+        if destination.is_stdout {
+            if std::io::stdout().is_terminal() {
+                return Err(Failure::usage("a capture file is not for a terminal")
+                    .hint("give -w a file, or pipe stdout to a program: -w - | tshark -r -"));
+            }
+            let stdout = Stdout::open()?;
+            destination.name = "stdout".to_owned();
+            destination.may_block = stdout.may_block;
+            destination.file = Some(stdout.file);
+            return Ok(destination);
+        }
+        let wrong =
+            |why: &str| Failure::usage(format!("failed to write to {}: {why}", destination.name));
+        match fs::metadata(path) {
+            Ok(found) if found.is_dir() => return Err(wrong("it is a directory")),
+            Ok(found) if found.file_type().is_fifo() => {
+                let file = OpenOptions::new().write(true).open(path);
+                let file = file.with_context(|| destination.failed())?;
+                fcntl(&file, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+                    .with_context(|| destination.failed())?;
+                destination.file = Some(file);
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let parent = match path.parent() {
+                    Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+                    Some(parent) => parent,
+                    None => return Err(wrong("it is no name of a file")),
+                };
+                if !parent.is_dir() {
+                    return Err(wrong(&format!(
+                        "there is no directory {}",
+                        parent.display()
+                    )));
+                }
+            }
+            Err(error) => return Err(wrong(&error.to_string())),
+        }
+        Ok(destination)
+    }
+
+    /// The format that the name asks for: pcap if it has `.pcap`, but not as in `.pcapng`.
+    pub fn format(&self) -> Format {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        let is_pcap = name
+            .match_indices(".pcap")
+            .any(|(at, found)| !name[at + found.len()..].starts_with("ng"));
+        match is_pcap {
+            true => Format::Pcap,
+            false => Format::PcapNg,
+        }
+    }
+
+    fn failed(&self) -> String {
+        format!("failed to write to {}", self.name)
+    }
+
+    fn open(&mut self) -> Result<File> {
+        match self.file.take() {
+            Some(file) => Ok(file),
+            None => OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                // A FIFO in the place of a later file must not wait for its reader.
+                .custom_flags(OFlag::O_NONBLOCK.bits())
+                .open(&self.path)
+                .with_context(|| self.failed()),
+        }
+    }
+
+    fn rename(&mut self, path: PathBuf) {
+        self.name = path.display().to_string();
+        self.path = path;
+    }
+}
+
+/// Writes frames.
+pub struct Recorder {
+    destination: Destination,
+    rotation: Option<Rotation>,
+    /// When the period of the file ends.
+    due: Option<Instant>,
+    /// Bytes in the file.
+    len: u64,
+    encoder: Encoder,
+    file: Option<File>,
+    /// It can be cut. Once in the sandbox, this can't be asked.
+    is_regular: bool,
+    started: UnixNanos,
+    buffer: Vec<u8>,
+    /// Where packets end in the buffer.
+    ends: Vec<usize>,
+    written: u64,
+    accepted: u64,
+    limit: Option<u64>,
+    ended: Option<ExitReason>,
+    /// The end of the file is no end of a packet.
+    is_cut: bool,
+    error: Option<anyhow::Error>,
+    patience: Patience,
+}
+
+impl Recorder {
+    /// Writes to this destination at most `limit` frames. Nothing is opened yet.
+    ///
+    /// # Errors
+    /// The interfaces have different link types, and the format allows only one; or the files of a
+    /// rotation can't be named.
+    pub fn new(
+        mut destination: Destination,
+        limits: Limits,
+        clock: &Clock,
+        encoder: Encoder,
+        limit: Option<u64>,
+    ) -> Result<Self, Failure> {
+        if !encoder.fits() {
+            return Err(several_link_types().into());
+        }
+        let rotation = if limits.rotates() {
+            if destination.file.is_some() {
+                return Err(Failure::usage(format!(
+                    "-C and -G make files, and {} is none",
+                    destination.name
+                )));
+            }
+            let path = &destination.path;
+            let rotation = Rotation::new(path, limits, clock.zone().clone(), clock.now())?;
+            destination.rename(rotation.name()?);
+            Some(rotation)
+        } else {
+            None
+        };
+        Ok(Self {
+            destination,
+            rotation,
+            due: None,
+            len: 0,
+            encoder,
+            file: None,
+            is_regular: false,
+            started: 0,
+            buffer: Vec::with_capacity(2 * BUFFER),
+            ends: Vec::new(),
+            written: 0,
+            accepted: 0,
+            limit,
+            ended: None,
+            is_cut: false,
+            error: None,
+            patience: Patience::default(),
+        })
+    }
+
+    /// Opens the file, and writes what it begins with.
+    ///
+    /// # Errors
+    /// It can't be opened.
+    pub fn open(&mut self, stop: &Stop, now: UnixNanos) -> Result<()> {
+        let file = self.destination.open()?;
+        let found = file.metadata();
+        self.is_regular = found.is_ok_and(|found| found.is_file());
+        self.started = now;
+        self.begin(stop, file);
+        Ok(())
+    }
+
+    fn begin(&mut self, stop: &Stop, file: File) {
+        self.file = Some(file);
+        self.len = 0;
+        let period = self.rotation.as_ref().and_then(Rotation::period);
+        self.due = period.map(|period| Instant::now() + period);
+        self.encoder.header(&mut self.buffer);
+        self.flush(stop);
+    }
+
+    /// Whether the next packet, of this time, belongs into another file, and none is open for it.
+    #[inline]
+    pub fn must_turn(&mut self, at: UnixNanos) -> bool {
+        let len = self.len + self.buffer.len() as u64;
+        let Some(rotation) = &mut self.rotation else {
+            return false;
+        };
+        if self.ended.is_some() {
+            return false;
+        }
+        match rotation.turn(at, len) {
+            Turn::Stay => false,
+            Turn::Next => true,
+            Turn::Stop => {
+                self.ended = Some(ExitReason::Done);
+                false
+            }
+        }
+    }
+
+    /// When the period of the file ends.
+    pub fn due(&self) -> Option<Instant> {
+        self.due.filter(|_| self.ended.is_none())
+    }
+
+    /// Ends the period of the file. Returns whether another file follows.
+    pub fn end_period(&mut self, now: UnixNanos) -> bool {
+        self.due = None;
+        let turn = self.rotation.as_mut().map(|it| it.end_period(now));
+        if turn == Some(Turn::Stop) {
+            self.ended.get_or_insert(ExitReason::Done);
+        }
+        turn == Some(Turn::Next)
+    }
+
+    /// Ends the file, and begins the next one.
+    pub fn turn(&mut self, stop: &Stop, now: UnixNanos, statistics: &[Statistics]) {
+        self.finish(stop, now, statistics);
+        let Some(rotation) = &self.rotation else {
+            return;
+        };
+        if !self.can_write() {
+            return;
+        }
+        let opened = match rotation.name() {
+            Ok(path) => {
+                self.destination.rename(path);
+                self.destination.open()
+            }
+            Err(failure) => Err(failure.error),
+        };
+        match opened {
+            Ok(file) => self.begin(stop, file),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// The directory in which files have to be created until the end.
+    pub fn directory(&self) -> Option<&Path> {
+        self.rotation.as_ref().map(Rotation::directory)
+    }
+
+    /// Writes a frame. False if it was not taken, because the run has ended.
+    #[inline]
+    pub fn packet(&mut self, stop: &Stop, packet: &Written<'_>) -> bool {
+        if self.ended.is_some() {
+            return false;
+        }
+        self.encoder.packet(&mut self.buffer, packet);
+        self.ends.push(self.buffer.len());
+        self.accepted += 1;
+        if self.limit == Some(self.accepted) {
+            self.flush(stop);
+            self.ended.get_or_insert(ExitReason::Count);
+        } else if self.buffer.len() >= BUFFER {
+            self.flush(stop);
+        }
+        true
+    }
+
+    /// The number of the interface with this link type, which is described now if it was not before.
+    /// `None` ends the run: the file has another link type, and its format allows only one.
+    pub fn interface_of(&mut self, stop: &Stop, link_type: u16) -> Option<u32> {
+        if let Some(known) = self.encoder.find(link_type) {
+            return Some(known);
+        }
+        self.flush(stop);
+        let number = self.encoder.add(link_type, &mut self.buffer);
+        match number {
+            Some(_) => self.flush(stop),
+            None => self.fail(several_link_types()),
+        }
+        number
+    }
+
+    /// Writes what a file ends with.
+    pub fn finish(&mut self, stop: &Stop, now: UnixNanos, statistics: &[Statistics]) {
+        self.flush(stop);
+        // A pcap file is none without its header, which needs a link type.
+        if self.encoder.has_no_header() {
+            self.encoder.add(ETHERNET, &mut self.buffer);
+        }
+        self.encoder
+            .statistics(&mut self.buffer, self.started, now, statistics);
+        self.flush(stop);
+    }
+
+    /// Whether the file has a place for processes.
+    pub fn names_processes(&self) -> bool {
+        self.encoder.names_processes()
+    }
+
+    /// Frames that are in the file.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Frames that were taken, but could not be written any more.
+    pub fn stranded(&self) -> u64 {
+        self.accepted.saturating_sub(self.written)
+    }
+
+    /// How many frames may still come.
+    pub fn remaining(&self) -> u64 {
+        self.limit.map_or(u64::MAX, |limit| limit - self.accepted)
+    }
+
+    /// Why no more frames are taken.
+    pub fn ended(&self) -> Option<ExitReason> {
+        self.ended
+    }
+
+    /// Notes that the reader has gone.
+    pub fn close(&mut self) {
+        self.ended.get_or_insert(ExitReason::ClosedPipe);
+    }
+
+    /// The error that ended the output.
+    pub fn take_error(&mut self) -> Option<anyhow::Error> {
+        self.error.take()
+    }
+
+    /// The open file, whose reader may go.
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Writes what was gathered, as far as the reader takes it until the run must stop.
+    pub fn flush(&mut self, stop: &Stop) {
+        let mut done = 0;
+        while done < self.buffer.len() && self.can_write() {
+            match self.write(done) {
+                Ok(0) => self.fail(anyhow!(
+                    "failed to write to {}: it takes no more data",
+                    self.destination.name
+                )),
+                Ok(len) => {
+                    done += len;
+                    self.patience.renew();
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    let file = self.file.as_ref();
+                    if !file.is_some_and(|file| self.patience.wait(file.as_fd(), stop)) {
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => self.close(),
+                Err(error) => {
+                    let error = anyhow::Error::new(error).context(self.destination.failed());
+                    self.fail(error);
+                }
+            }
+        }
+        if done < self.buffer.len() {
+            let whole = self.ends.partition_point(|end| *end <= done);
+            self.written += whole as u64;
+            let end = whole.checked_sub(1).and_then(|last| self.ends.get(last));
+            self.cut(done - end.copied().unwrap_or(0));
+        } else {
+            self.written += self.ends.len() as u64;
+        }
+        self.len += done as u64;
+        self.buffer.clear();
+        self.ends.clear();
+    }
+
+    /// Takes back the last bytes of the file, which are part of a packet. Where that can't be done,
+    /// nothing may follow them.
+    fn cut(&mut self, len: usize) {
+        if len == 0 {
+            return;
+        }
+        self.is_cut = true;
+        if self.is_regular
+            && let Some(file) = &mut self.file
+            && let Ok(position) = file.stream_position()
+        {
+            // If this fails, the file is as whole as it can be.
+            let _ = file.set_len(position.saturating_sub(len as u64));
+        }
+    }
+
+    fn can_write(&self) -> bool {
+        let is_closed = matches!(self.ended, Some(ExitReason::ClosedPipe | ExitReason::Error));
+        !is_closed && !self.is_cut
+    }
+
+    fn write(&mut self, from: usize) -> std::io::Result<usize> {
+        let mut rest = &self.buffer[from..];
+        let Some(file) = &mut self.file else {
+            return Err(ErrorKind::NotConnected.into());
+        };
+        if self.destination.may_block {
+            if !has_room(file.as_fd()) {
+                return Err(ErrorKind::WouldBlock.into());
+            }
+            rest = &rest[..rest.len().min(SMALL_PIECE)];
+        }
+        file.write(rest)
+    }
+
+    fn fail(&mut self, error: anyhow::Error) {
+        self.ended = Some(ExitReason::Error);
+        self.error.get_or_insert(error);
+    }
+}
+
+fn several_link_types() -> anyhow::Error {
+    anyhow!(
+        "failed to write a pcap file: it can have only one link type, and there are frames with and \
+         without an Ethernet header; a name without .pcap makes it a pcapng file"
+    )
+}

@@ -1,0 +1,417 @@
+//! Writes pcapng and pcap: blocks and records as bytes, without any input or output.
+//!
+//! The formats are those of draft-ietf-opsawg-pcapng and draft-ietf-opsawg-pcap. The crate pcap-file
+//! (2.0) takes a frame in one piece only, and a vector with the options of each. Here most frames
+//! have options, and a frame whose VLAN tag the kernel has taken out comes in three pieces.
+
+use std::collections::HashMap;
+
+use nix::sys::utsname::uname;
+
+/// Bytes of a frame that are written if `--snaplen` does not say, and at most: those that tcpdump
+/// writes.
+pub const MAX_SNAPLEN: u32 = super::MAX_FRAME;
+
+/// `LINKTYPE_ETHERNET`.
+pub const ETHERNET: u16 = 1;
+/// `LINKTYPE_RAW`: frames begin with the IP header.
+pub const RAW_IP: u16 = 101;
+
+const SECTION: u32 = 0x0a0d_0d0a;
+const INTERFACE: u32 = 1;
+const STATISTICS: u32 = 5;
+const PACKET: u32 = 6;
+/// A process, as Apple's tcpdump writes it. Wireshark 4.6 shows it in `frame.darwin.process_info`.
+const PROCESS: u32 = 0x8000_0001;
+
+const BYTE_ORDER_MAGIC: u32 = 0x1a2b_3c4d;
+/// The magic number of pcap files whose times are in nanoseconds.
+const PCAP_NANOSECONDS: u32 = 0xa1b2_3c4d;
+
+const OPTION_END: u16 = 0;
+const OPTION_COMMENT: u16 = 1;
+const SECTION_OS: u16 = 3;
+const SECTION_APPLICATION: u16 = 4;
+const INTERFACE_NAME: u16 = 2;
+const INTERFACE_TIME_RESOLUTION: u16 = 9;
+const INTERFACE_FILTER: u16 = 11;
+const PACKET_FLAGS: u16 = 2;
+/// Apple's: the number of a process in the file.
+const PACKET_PROCESS: u16 = 0x8001;
+const PROCESS_NAME: u16 = 2;
+const STATISTICS_START: u16 = 2;
+const STATISTICS_END: u16 = 3;
+const STATISTICS_RECEIVED: u16 = 4;
+const STATISTICS_DROPPED: u16 = 5;
+const STATISTICS_ACCEPTED: u16 = 6;
+const STATISTICS_DROPPED_BY_OS: u16 = 7;
+const STATISTICS_DELIVERED: u16 = 8;
+
+/// The longest value of an option.
+const OPTION_MAX: usize = u16::MAX as usize;
+
+const NS_PER_S: u64 = 1_000_000_000;
+
+/// The format of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Blocks: interfaces, directions, comments and statistics.
+    PcapNg,
+    /// Records of one link type, with times and lengths only.
+    Pcap,
+}
+
+/// An interface whose frames are in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// Its name; empty if it is not known.
+    pub name: String,
+    /// Its link type: [`ETHERNET`], [`RAW_IP`] or another number of the registry.
+    pub link_type: u16,
+}
+
+/// Which way a frame went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// It came in.
+    In,
+    /// It went out.
+    Out,
+}
+
+/// A frame to write.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Written<'a> {
+    /// The index of its interface among those of [`Encoder::new`].
+    pub interface: u32,
+    /// When it was seen, in nanoseconds of UNIX time. Earlier times are written as 0.
+    pub at: i64,
+    /// Its bytes in pieces, of which the file gets no more than the snapshot length.
+    pub parts: [&'a [u8]; 4],
+    /// How long the frame was.
+    pub wire_len: u32,
+    /// Which way it went, if that is known.
+    pub way: Option<Way>,
+    /// The process whose socket it comes from or goes to.
+    pub process: Option<Process<'a>>,
+    /// A comment on it.
+    pub comment: Option<&'a str>,
+}
+
+/// A process, by id and name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process<'a> {
+    /// Its id.
+    pub pid: u32,
+    /// Its name.
+    pub comm: &'a [u8],
+}
+
+/// What became of the frames of an interface since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Frames that the interface had.
+    pub received: u64,
+    /// Of these, those that passed the filter.
+    pub matched: u64,
+    /// Of these, those that found no room on their way to the file.
+    pub lost: u64,
+}
+
+/// Makes the bytes of a file.
+pub struct Encoder {
+    format: Format,
+    snaplen: u32,
+    filter: Option<String>,
+    interfaces: Vec<Described>,
+    /// Frames written of each interface.
+    delivered: Vec<u64>,
+    /// The processes that the file describes: the last name of each id, and its number.
+    processes: HashMap<u32, (Vec<u8>, u32)>,
+    /// How many there are.
+    described: u32,
+}
+
+impl Encoder {
+    /// An encoder for frames of these interfaces, which for [`Format::Pcap`] have one link type.
+    pub fn new(
+        format: Format,
+        snaplen: u32,
+        filter: Option<String>,
+        interfaces: Vec<Described>,
+    ) -> Self {
+        let delivered = vec![0; interfaces.len()];
+        Self {
+            format,
+            snaplen,
+            filter,
+            interfaces,
+            delivered,
+            processes: HashMap::new(),
+            described: 0,
+        }
+    }
+
+    /// The number of the first interface with this link type.
+    pub fn find(&self, link_type: u16) -> Option<u32> {
+        let mut known = self.interfaces.iter();
+        let at = known.position(|known| known.link_type == link_type)?;
+        u32::try_from(at).ok()
+    }
+
+    /// Describes one more interface, without a name, and returns its number. `None`: it has another
+    /// link type than the only one that a file of this format can have.
+    pub fn add(&mut self, link_type: u16, out: &mut Vec<u8>) -> Option<u32> {
+        if self.format == Format::Pcap && !self.interfaces.is_empty() {
+            return None;
+        }
+        let at = self.interfaces.len();
+        self.interfaces.push(Described {
+            name: String::new(),
+            link_type,
+        });
+        self.delivered.push(0);
+        match self.format {
+            Format::PcapNg => self.describe(at, out),
+            Format::Pcap => self.header(out),
+        }
+        u32::try_from(at).ok()
+    }
+
+    /// Whether the header of a file is still missing, because no link type is known.
+    pub fn has_no_header(&self) -> bool {
+        self.format == Format::Pcap && self.interfaces.is_empty()
+    }
+
+    /// Appends what a file begins with. For pcap that needs an interface.
+    pub fn header(&mut self, out: &mut Vec<u8>) {
+        self.processes.clear();
+        self.described = 0;
+        match self.format {
+            Format::PcapNg => {
+                self.section(out);
+                for at in 0..self.interfaces.len() {
+                    self.describe(at, out);
+                }
+            }
+            Format::Pcap => {
+                let Some(first) = self.interfaces.first() else {
+                    return;
+                };
+                out.extend(PCAP_NANOSECONDS.to_le_bytes());
+                // Version 2.4, and two fields that are 0 today.
+                out.extend([2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+                out.extend(self.snaplen.to_le_bytes());
+                out.extend(u32::from(first.link_type).to_le_bytes());
+            }
+        }
+    }
+
+    fn section(&self, out: &mut Vec<u8>) {
+        block(out, SECTION, |out| {
+            out.extend(BYTE_ORDER_MAGIC.to_le_bytes());
+            // Version 1.0, and no length of the section.
+            out.extend([1, 0, 0, 0]);
+            out.extend(u64::MAX.to_le_bytes());
+            if let Ok(system) = uname() {
+                let (name, release) = (system.sysname(), system.release());
+                let text = format!("{} {}", name.display(), release.display());
+                option(out, SECTION_OS, text.as_bytes());
+            }
+            let application = concat!("tcpinspect ", env!("CARGO_PKG_VERSION"));
+            option(out, SECTION_APPLICATION, application.as_bytes());
+            option(out, OPTION_END, &[]);
+        });
+    }
+
+    fn describe(&self, at: usize, out: &mut Vec<u8>) {
+        let Some(interface) = self.interfaces.get(at) else {
+            return;
+        };
+        block(out, INTERFACE, |out| {
+            out.extend(interface.link_type.to_le_bytes());
+            out.extend([0, 0]);
+            out.extend(self.snaplen.to_le_bytes());
+            if !interface.name.is_empty() {
+                option(out, INTERFACE_NAME, interface.name.as_bytes());
+            }
+            // 10^-9 seconds.
+            option(out, INTERFACE_TIME_RESOLUTION, &[9]);
+            if let Some(filter) = &self.filter {
+                // The first byte says that it is in the language of libpcap.
+                let mut value = vec![0];
+                value.extend(filter.as_bytes());
+                option(out, INTERFACE_FILTER, &value);
+            }
+            option(out, OPTION_END, &[]);
+        });
+    }
+
+    /// Appends a frame.
+    #[inline]
+    pub fn packet(&mut self, out: &mut Vec<u8>, packet: &Written<'_>) {
+        let available: usize = packet.parts.iter().map(|part| part.len()).sum();
+        let captured = self
+            .snaplen
+            .min(u32::try_from(available).unwrap_or(u32::MAX));
+        let process = match self.format {
+            Format::PcapNg => packet.process.map(|process| self.process(process, out)),
+            Format::Pcap => None,
+        };
+        // A frame is at least as long as what is there of it.
+        let wire_len = packet.wire_len.max(captured);
+        let at = u64::try_from(packet.at).unwrap_or(0);
+        match self.format {
+            Format::PcapNg => block(out, PACKET, |out| {
+                let mut head = [0; 20];
+                for (to, value) in head.chunks_exact_mut(4).zip([
+                    packet.interface,
+                    (at >> 32) as u32,
+                    at as u32,
+                    captured,
+                    wire_len,
+                ]) {
+                    to.copy_from_slice(&value.to_le_bytes());
+                }
+                out.extend_from_slice(&head);
+                push_parts(out, packet.parts, captured as usize);
+                pad(out, captured as usize);
+                let flags = match packet.way {
+                    Some(Way::In) => 1,
+                    Some(Way::Out) => 2,
+                    None => 0_u32,
+                };
+                if flags != 0 {
+                    option(out, PACKET_FLAGS, &flags.to_le_bytes());
+                }
+                if let Some(process) = process {
+                    option(out, PACKET_PROCESS, &process.to_le_bytes());
+                }
+                if let Some(comment) = packet.comment {
+                    option(out, OPTION_COMMENT, comment.as_bytes());
+                }
+                if flags != 0 || process.is_some() || packet.comment.is_some() {
+                    option(out, OPTION_END, &[]);
+                }
+            }),
+            Format::Pcap => {
+                for value in [
+                    (at / NS_PER_S) as u32,
+                    (at % NS_PER_S) as u32,
+                    captured,
+                    wire_len,
+                ] {
+                    out.extend_from_slice(&value.to_le_bytes());
+                }
+                push_parts(out, packet.parts, captured as usize);
+            }
+        }
+        if let Some(delivered) = self.delivered.get_mut(packet.interface as usize) {
+            *delivered += 1;
+        }
+    }
+
+    /// The number of a process in this file, which is described now if it was not before.
+    fn process(&mut self, process: Process<'_>, out: &mut Vec<u8>) -> u32 {
+        if let Some((comm, number)) = self.processes.get(&process.pid)
+            && comm == process.comm
+        {
+            return *number;
+        }
+        let number = self.described;
+        self.described += 1;
+        self.processes
+            .insert(process.pid, (process.comm.to_vec(), number));
+        block(out, PROCESS, |out| {
+            out.extend(process.pid.to_le_bytes());
+            let name = String::from_utf8_lossy(process.comm);
+            option(out, PROCESS_NAME, name.as_bytes());
+            option(out, OPTION_END, &[]);
+        });
+        number
+    }
+
+    /// Appends the statistics of each interface; nothing for pcap, which has no place for them.
+    /// `started` and `now` are nanoseconds of UNIX time.
+    pub fn statistics(&self, out: &mut Vec<u8>, started: i64, now: i64, all: &[Statistics]) {
+        if self.format == Format::Pcap {
+            return;
+        }
+        let time = |at: i64| {
+            let at = u64::try_from(at).unwrap_or(0);
+            let [high, low] = [(at >> 32) as u32, at as u32];
+            [high.to_le_bytes(), low.to_le_bytes()].concat()
+        };
+        let delivered = self.delivered.iter().copied();
+        for (at, (statistics, delivered)) in (0_u32..).zip(all.iter().zip(delivered)) {
+            block(out, STATISTICS, |out| {
+                out.extend(at.to_le_bytes());
+                out.extend(time(now));
+                option(out, STATISTICS_START, &time(started));
+                option(out, STATISTICS_END, &time(now));
+                for (code, value) in [
+                    (STATISTICS_RECEIVED, statistics.received),
+                    // Wireshark shows this one, and dumpcap writes here what it has lost too.
+                    (STATISTICS_DROPPED, statistics.lost),
+                    (STATISTICS_ACCEPTED, statistics.matched),
+                    (STATISTICS_DROPPED_BY_OS, statistics.lost),
+                    (STATISTICS_DELIVERED, delivered),
+                ] {
+                    option(out, code, &value.to_le_bytes());
+                }
+                option(out, OPTION_END, &[]);
+            });
+        }
+    }
+
+    /// Whether the format has a place for processes.
+    pub fn names_processes(&self) -> bool {
+        self.format == Format::PcapNg
+    }
+
+    /// Whether all interfaces fit into one file.
+    pub fn fits(&self) -> bool {
+        let types = self.interfaces.iter().map(|interface| interface.link_type);
+        self.format == Format::PcapNg || types.clone().min() == types.max()
+    }
+}
+
+/// Appends the pieces of a frame, `captured` bytes of them.
+#[inline]
+fn push_parts(out: &mut Vec<u8>, parts: [&[u8]; 4], captured: usize) {
+    let mut left = captured;
+    for part in parts {
+        let len = part.len().min(left);
+        out.extend_from_slice(&part[..len]);
+        left -= len;
+    }
+}
+
+/// Appends a block with this body.
+#[inline]
+fn block(out: &mut Vec<u8>, kind: u32, body: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    out.extend_from_slice(&kind.to_le_bytes());
+    out.extend_from_slice(&[0; 4]);
+    body(out);
+    let len = (out.len() - start + 4) as u32;
+    out.extend_from_slice(&len.to_le_bytes());
+    if let Some(place) = out.get_mut(start + 4..start + 8) {
+        place.copy_from_slice(&len.to_le_bytes());
+    }
+}
+
+/// Appends an option. A value that is too long is cut.
+fn option(out: &mut Vec<u8>, code: u16, value: &[u8]) {
+    let value = &value[..value.len().min(OPTION_MAX)];
+    out.extend_from_slice(&code.to_le_bytes());
+    out.extend_from_slice(&(value.len() as u16).to_le_bytes());
+    out.extend_from_slice(value);
+    pad(out, value.len());
+}
+
+/// Appends zeros up to a multiple of four bytes.
+#[inline]
+fn pad(out: &mut Vec<u8>, len: usize) {
+    out.extend_from_slice(&[0; 3][..len.next_multiple_of(4) - len]);
+}

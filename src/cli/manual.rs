@@ -1,0 +1,730 @@
+//! Examples and explanations: what `--help` shows below the options, and the manual pages have in
+//! sections of their own.
+
+use std::fmt::Write;
+
+/// A command line, and what it is for.
+type Example = (&'static str, &'static str);
+
+/// A word of the output and its meaning.
+type Term = (&'static str, &'static str);
+
+/// What the help and the manual page of a command say beyond its options.
+pub struct Page {
+    /// At least three.
+    pub examples: &'static [Example],
+    /// Titles, and the words that they explain.
+    pub sections: &'static [(&'static str, &'static [Term])],
+}
+
+impl Page {
+    /// The page of a subcommand, or of the program itself for `tcpinspect`.
+    pub fn of(name: &str) -> Option<&'static Self> {
+        let named = |(page, _): &&(&str, Self)| *page == name;
+        PAGES.iter().find(named).map(|(_, page)| page)
+    }
+
+    /// What a word of the output means, without its details.
+    pub fn meaning(&self, word: &str) -> Option<&'static str> {
+        let mut terms = self.sections.iter().flat_map(|(_, terms)| *terms);
+        let found = terms.find(|(term, _)| term.split(", ").any(|one| one == word));
+        found.and_then(|(_, meaning)| meaning.split([';', ':']).next())
+    }
+
+    /// The examples, for `-h`.
+    pub fn examples(&self) -> String {
+        let mut text = "Examples:".to_owned();
+        for (line, purpose) in self.examples {
+            let _ = write!(text, "\n  {line}\n          {purpose}");
+        }
+        text
+    }
+
+    /// Examples and explanations, for `--help`.
+    pub fn help(&self) -> String {
+        let mut text = self.examples();
+        for (title, terms) in self.sections {
+            let _ = write!(text, "\n\n{title}:");
+            let width = terms.iter().map(|(term, _)| term.len()).max();
+            for (term, meaning) in *terms {
+                let _ = write!(
+                    text,
+                    "\n  {term:<width$}  {meaning}",
+                    width = width.unwrap_or(0)
+                );
+            }
+        }
+        text
+    }
+}
+
+/// In every manual page, and in the help of the program itself.
+pub const EXIT_STATUS: &[Term] = &[
+    (
+        "0",
+        "ended by a signal, --duration, --count, the end of a file or a closed pipe",
+    ),
+    (
+        "1",
+        "could not attach, the interface went away, a program was detached, or output could not be \
+         written; check: a command can not run",
+    ),
+    ("2", "the command line is wrong"),
+    (
+        "3",
+        "ended well, but events were lost and --strict was given",
+    ),
+];
+
+const FLAG_LETTERS: &[Term] = &[
+    ("S", "SYN"),
+    (".", "ACK"),
+    ("F", "FIN"),
+    ("R", "RST"),
+    ("P", "PSH"),
+    ("U", "URG"),
+    ("E", "ECE: ECN echo, or ECN requested in a SYN"),
+    ("W", "CWR: congestion window reduced"),
+];
+
+const PAGES: &[(&str, Page)] = &[
+    (
+        "tcpinspect",
+        Page {
+            examples: &[
+                ("tcpinspect check", "What can run on this machine"),
+                (
+                    "tcpinspect syn-count --by saddr eth0",
+                    "Who sends SYNs to eth0, every 2 seconds",
+                ),
+                (
+                    "tcpinspect port-monitor -p 22,8000-8100",
+                    "Who tries to connect to these ports",
+                ),
+                (
+                    "tcpinspect connect-trace --failed",
+                    "Which processes fail to connect, where to, and why",
+                ),
+                ("tcpinspect flows", "A live table of all connections"),
+            ],
+            sections: &[("Exit status", EXIT_STATUS)],
+        },
+    ),
+    (
+        "syn-count",
+        Page {
+            examples: &[
+                (
+                    "tcpinspect syn-count --by saddr --top 5 eth0",
+                    "The five addresses that send the most SYNs, every 2 seconds",
+                ),
+                (
+                    "tcpinspect syn-count --alert 1k --json eth0 | jq 'select(.event == \"alert\")'",
+                    "A line when all SYNs, or those of one source, exceed 1000 a second, and when the rate is low again",
+                ),
+                (
+                    "tcpinspect syn-count -I 60 --by dport -r trace.pcapng",
+                    "The most tried ports of each minute in a capture file",
+                ),
+            ],
+            sections: &[
+                (
+                    "Lines with --by or --alert (EVENT)",
+                    &[
+                        ("total", "all SYNs of the interval"),
+                        (
+                            "key",
+                            "one address or port; those without SYNs are left out",
+                        ),
+                        (
+                            "untrkd",
+                            "SYNs whose key lost its place in the table to a busier one: they are in the total only",
+                        ),
+                        ("ALERT", "the rate is above --alert; `raised` in JSON"),
+                        ("cleared", "the rate has fallen below 0.8 times --alert"),
+                    ],
+                ),
+                (
+                    "Columns",
+                    &[
+                        ("SYNS", "SYNs in the interval"),
+                        ("TOTAL", "SYNs since the start"),
+                        ("RATE/s", "SYNs per second in the interval"),
+                        (
+                            "SOURCES",
+                            "different source addresses in the interval, estimated",
+                        ),
+                    ],
+                ),
+                (
+                    "Where it is attached (MODE)",
+                    &[
+                        (
+                            "generic",
+                            "XDP in the network stack: works on any interface, changes nothing in the driver",
+                        ),
+                        (
+                            "native",
+                            "XDP in the driver: cheapest; some drivers reset the link, veth turns offloads off",
+                        ),
+                        ("tc", "TC ingress: works beside another XDP program"),
+                        ("replay", "packets come from a file"),
+                    ],
+                ),
+            ],
+        },
+    ),
+    (
+        "port-monitor",
+        Page {
+            examples: &[
+                (
+                    "tcpinspect port-monitor -p 22 --src '!192.0.2.0/24' eth0",
+                    "Who tries to connect to port 22 from outside 192.0.2.0/24",
+                ),
+                (
+                    "tcpinspect port-monitor --flags rst --direction both eth0",
+                    "Every reset, in both directions",
+                ),
+                (
+                    "tcpinspect port-monitor -p 80 --flags any --payload '0:\"GET \"' -x eth0",
+                    "Packets that begin with GET, with the first bytes of their payload in hex",
+                ),
+                (
+                    "tcpinspect port-monitor -w trace.pcapng -i eth0 port 443",
+                    "Write the incoming packets of port 443 to a file for Wireshark",
+                ),
+            ],
+            sections: &[
+                ("TCP flags (FLAGS)", FLAG_LETTERS),
+                (
+                    "Columns",
+                    &[
+                        ("DIR", "ingress or egress"),
+                        ("LEN", "bytes of TCP payload"),
+                        ("WIN", "window as in the header, not scaled"),
+                        ("TTL", "time to live, or hop limit"),
+                        ("VLAN", "VLAN ids, outermost first"),
+                        ("PAYLOAD", "with -x: first bytes of the payload in hex"),
+                    ],
+                ),
+            ],
+        },
+    ),
+    (
+        "connect-trace",
+        Page {
+            examples: &[
+                (
+                    "tcpinspect connect-trace --failed --comm curl,wget",
+                    "Failed connections of these programs, with the error they got",
+                ),
+                (
+                    "tcpinspect connect-trace --accept --close -p 5432",
+                    "Connections to port 5432 in both directions, with bytes and who closed them",
+                ),
+                (
+                    "tcpinspect connect-trace --json | jq -r 'select(.latency_us > 100000) | [.comm, .daddr] | @tsv'",
+                    "Which attempts take more than 100 ms: thread and destination",
+                ),
+                (
+                    "tcpinspect connect-trace --summary -d 60",
+                    "How often each process tried each destination in a minute, and with which errors",
+                ),
+            ],
+            sections: &[
+                (
+                    "Events",
+                    &[
+                        ("attempt", "a process opens a connection"),
+                        (
+                            "established",
+                            "the attempt succeeded; the latency is that of the handshake",
+                        ),
+                        (
+                            "failed",
+                            "the attempt failed, with the error that the process gets",
+                        ),
+                        ("pending", "the run ended before the attempt did"),
+                        (
+                            "accepted",
+                            "with --accept: an incoming connection; with the tracepoint backend before a process has it",
+                        ),
+                        ("closed", "with --close: a connection ended"),
+                    ],
+                ),
+                (
+                    "Columns",
+                    &[
+                        ("PID", "the process"),
+                        (
+                            "COMM",
+                            "the name of the thread; process/thread if the process has another name",
+                        ),
+                        (
+                            "LAT_US",
+                            "microseconds from the attempt to its outcome, or to the end of the run",
+                        ),
+                        (
+                            "ERROR",
+                            "the name of the error, see errno(3); gave-up if the process itself ended the attempt",
+                        ),
+                        (
+                            "DUR_US",
+                            "with --close: microseconds that the connection lasted",
+                        ),
+                        ("TX_BYTES", "with --close: payload sent and acknowledged"),
+                        ("RX_BYTES", "with --close: payload received"),
+                        (
+                            "CLOSED",
+                            "with --close: whose FIN came first, local or remote; or reset",
+                        ),
+                    ],
+                ),
+                (
+                    "Columns of --summary",
+                    &[
+                        ("OK", "attempts that were established"),
+                        ("FAILED", "attempts that failed"),
+                        ("GAVE_UP", "of these, those that the process itself ended"),
+                        ("PENDING", "attempts that had no outcome at the end"),
+                        ("ERRORS", "each error and how often it occurred"),
+                    ],
+                ),
+            ],
+        },
+    ),
+    (
+        "flows",
+        Page {
+            examples: &[
+                (
+                    "tcpinspect flows eth0",
+                    "A live table of the connections on eth0; press q to quit",
+                ),
+                (
+                    "tcpinspect flows --json eth0 | jq -c 'select(.conn_state == \"REJ\") | {saddr, daddr, dport}'",
+                    "Connections that were rejected, as they end",
+                ),
+                (
+                    "tcpinspect flows --by daddr --top 5 -I 10 eth0",
+                    "The five destinations with the most traffic, every 10 seconds",
+                ),
+                (
+                    "tcpinspect flows --histogram handshake --by dport -d 1m eth0",
+                    "How long handshakes with each port take",
+                ),
+                (
+                    "tcpinspect flows --summary --by daddr -I 1m -d 1h eth0 > traffic.txt",
+                    "An hour, and what it amounts to at the end",
+                ),
+                (
+                    "tcpinspect flows --names --json eth0 | jq -r '[.saddr, .server_name, .http_method] | @tsv'",
+                    "Who asks for which server, by TLS server name or HTTP host",
+                ),
+                (
+                    "tcpinspect flows -r trace.pcapng",
+                    "The connections in a capture file",
+                ),
+            ],
+            sections: &[
+                (
+                    "How a connection went (CONN, conn_state), as Zeek names it",
+                    &[
+                        ("S0", "a SYN without an answer"),
+                        ("S1", "established, not closed"),
+                        ("SF", "established and closed normally"),
+                        ("REJ", "the SYN was answered by RST: refused"),
+                        ("S2", "closed by the initiator only"),
+                        ("S3", "closed by the responder only"),
+                        ("RSTO", "reset by the initiator"),
+                        ("RSTR", "reset by the responder"),
+                        (
+                            "RSTOS0",
+                            "SYN, then RST, both from the initiator: a port scan",
+                        ),
+                        (
+                            "RSTRH",
+                            "SYN-ACK, then RST, both from the responder; the SYN was not seen",
+                        ),
+                        ("SH", "SYN, then FIN, both from the initiator"),
+                        (
+                            "SHR",
+                            "SYN-ACK, then FIN, both from the responder; the SYN was not seen",
+                        ),
+                        ("OTH", "the start was not seen"),
+                    ],
+                ),
+                (
+                    "What packets were seen, in order (HISTORY)",
+                    &[
+                        (
+                            "S, s",
+                            "SYN; a capital letter if the initiator sent it, a small one if the responder did",
+                        ),
+                        ("H, h", "SYN-ACK"),
+                        ("A, a", "ACK without data"),
+                        ("D, d", "data"),
+                        ("T, t", "data sent again"),
+                        ("F, f", "FIN"),
+                        ("R, r", "RST"),
+                        ("W, w", "zero window: the receiver has no room"),
+                        ("I, i", "FIN and RST in one packet"),
+                        ("Q, q", "SYN with FIN or RST"),
+                        ("^", "the first packet came from the responder"),
+                    ],
+                ),
+                (
+                    "Columns",
+                    &[
+                        ("SADDR, SPORT", "the initiator, which opened the connection"),
+                        ("DADDR, DPORT", "the responder"),
+                        ("DUR_MS", "milliseconds from the first packet to the last"),
+                        ("OBYTES", "payload from the initiator"),
+                        ("RBYTES", "payload from the responder"),
+                        ("RTX", "retransmitted segments of both sides, SYNs included"),
+                        ("COMM", "the process on this machine that holds the socket"),
+                    ],
+                ),
+                (
+                    "Why a line was written (END)",
+                    &[
+                        (
+                            "closed",
+                            "both sides have closed, or one has reset the connection",
+                        ),
+                        (
+                            "unanswered",
+                            "no answer for --attempt-timeout; if more packets follow, there is another line",
+                        ),
+                        (
+                            "idle",
+                            "no packet for --idle-timeout, or for a minute after an unanswered SYN or after both FINs",
+                        ),
+                        (
+                            "replaced",
+                            "a new connection with the same addresses and ports began",
+                        ),
+                        (
+                            "evicted",
+                            "removed early to make room in the table; see --max-flows",
+                        ),
+                        ("open", "the run ended first"),
+                    ],
+                ),
+            ],
+        },
+    ),
+    (
+        "accept-trace",
+        Page {
+            examples: &[
+                (
+                    "tcpinspect accept-trace",
+                    "Each incoming connection attempt: who accepted it and after how long, or why it failed",
+                ),
+                (
+                    "tcpinspect accept-trace --failed -p 443",
+                    "Only failed attempts to one port",
+                ),
+                (
+                    "tcpinspect accept-trace --json | jq -r 'select(.reason == \"accept_queue_full\") | [.daddr, .dport, .queue_max] | @tsv'",
+                    "Which listeners turn connections away",
+                ),
+                (
+                    "tcpinspect accept-trace --by reason -I 10s",
+                    "Every ten seconds, how many attempts had which outcome, and why: also in a flood",
+                ),
+                (
+                    "tcpinspect accept-trace --histogram accept-wait --by comm -d 1m",
+                    "How long connections wait until their server accepts them",
+                ),
+            ],
+            sections: &[(
+                "Fates",
+                &[
+                    (
+                        "accepted",
+                        "by PID, WAIT_US microseconds after the handshake",
+                    ),
+                    (
+                        "refused",
+                        "answered with a RST: nobody listens, or a firewall rejects it",
+                    ),
+                    (
+                        "dropped",
+                        "a packet of the handshake was dropped on this machine",
+                    ),
+                    ("unanswered", "the client never acknowledged the answer"),
+                    ("reset", "by the client, before it was accepted"),
+                    (
+                        "aborted",
+                        "the listening socket was closed before the connection was accepted",
+                    ),
+                    ("forwarded", "to another machine or network namespace"),
+                    ("pending", "the run ended before the outcome was known"),
+                ],
+            )],
+        },
+    ),
+    (
+        "loss-trace",
+        Page {
+            examples: &[
+                (
+                    "tcpinspect loss-trace --only drop -p 443",
+                    "Which segments to port 443 the kernel drops, and why",
+                ),
+                (
+                    "tcpinspect loss-trace --only retransmit --host 192.0.2.7",
+                    "Which segments from or to this host are sent again, and by which process",
+                ),
+                (
+                    "tcpinspect loss-trace --only reset --json | jq -r 'select(.way == \"sent\") | .reason'",
+                    "Why this machine resets connections",
+                ),
+                (
+                    "tcpinspect loss-trace -w drops.pcapng --reason tcp_csum",
+                    "Write the segments with a wrong checksum to a file, each with a comment",
+                ),
+                (
+                    "tcpinspect loss-trace --only drop --by reason -I 5",
+                    "How many segments are dropped for which reason, every five seconds",
+                ),
+            ],
+            sections: &[
+                (
+                    "Events",
+                    &[
+                        (
+                            "drop",
+                            "the kernel dropped a segment; REASON is the kernel's, PLACE the function that dropped it",
+                        ),
+                        (
+                            "retransmit",
+                            "this machine sent a segment again; REASON is syn, syn_ack or data",
+                        ),
+                        (
+                            "reset",
+                            "a RST was sent or received; REASON is received, or why it was sent if the kernel says so",
+                        ),
+                    ],
+                ),
+                ("Flags (FLAGS)", FLAG_LETTERS),
+            ],
+        },
+    ),
+    (
+        "listeners",
+        Page {
+            examples: &[
+                (
+                    "tcpinspect listeners",
+                    "A live table of all listening sockets, those in trouble first",
+                ),
+                (
+                    "tcpinspect listeners --once -p 80,443",
+                    "Who listens on these ports, and how full the queues are now",
+                ),
+                (
+                    "tcpinspect listeners --alert 80 --json | jq 'select(.event == \"listener_alert\")'",
+                    "A line when an accept queue is 80 % full or attempts are dropped, and when neither is so",
+                ),
+            ],
+            sections: &[(
+                "Columns",
+                &[
+                    (
+                        "ADDR",
+                        "the address it is bound to; * for a socket that takes IPv6 and IPv4",
+                    ),
+                    (
+                        "QUEUE",
+                        "connections that are established and wait for accept(2)",
+                    ),
+                    ("MAX", "the backlog; the queue takes one connection more"),
+                    ("HALF", "connections whose handshake is not complete"),
+                    (
+                        "DROPS",
+                        "attempts that were dropped since the socket was created",
+                    ),
+                    (
+                        "SOCKS",
+                        "sockets that share the address and port (SO_REUSEPORT)",
+                    ),
+                    (
+                        "PID",
+                        "a process that holds the socket; of several the lowest number",
+                    ),
+                ],
+            )],
+        },
+    ),
+    (
+        "exporter",
+        Page {
+            examples: &[
+                (
+                    "tcpinspect exporter eth0",
+                    "Serve metrics of eth0 and of all sockets at http://127.0.0.1:9817/metrics",
+                ),
+                (
+                    "tcpinspect exporter --listen '[::]:9817' --collect listeners,loss",
+                    "Only queues and losses, on all addresses: the port should be behind a firewall",
+                ),
+                (
+                    "tcpinspect exporter --netns web --listen 127.0.0.1:9818",
+                    "Watch another network namespace, and serve in this one",
+                ),
+            ],
+            sections: &[(
+                "Collectors (--collect)",
+                &[
+                    (
+                        "syn",
+                        "tcpinspect_syns_total and tcpinspect_frames_total, by interface",
+                    ),
+                    (
+                        "listeners",
+                        "tcpinspect_accept_queue_length, tcpinspect_accept_queue_max, tcpinspect_syn_queue_length and tcpinspect_listener_drops_total, by address and port",
+                    ),
+                    (
+                        "accept",
+                        "tcpinspect_attempts_total, by fate and reason; histograms tcpinspect_handshake_seconds and tcpinspect_accept_wait_seconds",
+                    ),
+                    (
+                        "loss",
+                        "tcpinspect_drops_total by reason, tcpinspect_retransmits_total by kind, tcpinspect_resets_total by way and reason",
+                    ),
+                    (
+                        "connect",
+                        "tcpinspect_connects_total, tcpinspect_connects_established_total, tcpinspect_connects_failed_total by error; histogram tcpinspect_connect_seconds",
+                    ),
+                    (
+                        "flows",
+                        "tcpinspect_connections_opened_total, tcpinspect_connections_closed_total, tcpinspect_connection_bytes_total, tcpinspect_sockets; histograms tcpinspect_connection_duration_seconds and tcpinspect_rtt_seconds",
+                    ),
+                ],
+            )],
+        },
+    ),
+    (
+        "check",
+        Page {
+            examples: &[
+                (
+                    "tcpinspect check",
+                    "What works here as this user, and what each command would use",
+                ),
+                (
+                    "tcpinspect check --json | jq -r 'select(.kind == \"command\" and .ok == false).detail'",
+                    "Why a command can not run",
+                ),
+                (
+                    "tcpinspect check -q >/dev/null && tcpinspect flows",
+                    "Run only where all commands can: the exit status is 1 if one can not",
+                ),
+            ],
+            sections: &[
+                (
+                    "What a line is about (KIND)",
+                    &[
+                        ("privilege", "a capability of this process"),
+                        (
+                            "limit",
+                            "a setting of this machine that may stand in the way",
+                        ),
+                        (
+                            "feature",
+                            "something that the kernel or a driver has or lacks",
+                        ),
+                        (
+                            "command",
+                            "a command, and the hook or backend that it would use",
+                        ),
+                        (
+                            "filter",
+                            "with --filter: where packets begin, or a test of the expression",
+                        ),
+                    ],
+                ),
+                (
+                    "The answer (OK)",
+                    &[
+                        ("yes", "it is there, or can run"),
+                        ("no", "it is not, or can not; DETAIL says why"),
+                        ("?", "could not be tried, mostly for lack of privileges"),
+                    ],
+                ),
+            ],
+        },
+    ),
+    (
+        "completions",
+        Page {
+            examples: &[
+                (
+                    "source <(tcpinspect completions bash)",
+                    "Complete in this shell only",
+                ),
+                (
+                    "tcpinspect completions bash | sudo tee /etc/bash_completion.d/tcpinspect >/dev/null",
+                    "For all users of bash",
+                ),
+                (
+                    "tcpinspect completions fish > ~/.config/fish/completions/tcpinspect.fish",
+                    "For your fish",
+                ),
+            ],
+            sections: &[],
+        },
+    ),
+    (
+        "man",
+        Page {
+            examples: &[
+                (
+                    "tcpinspect man | man -l -",
+                    "Read the manual page of the program",
+                ),
+                (
+                    "tcpinspect man flows | man -l -",
+                    "Read the manual page of a command",
+                ),
+                (
+                    "sudo tcpinspect man --dir /usr/local/share/man/man1",
+                    "Install all pages, for `man tcpinspect-flows`",
+                ),
+            ],
+            sections: &[],
+        },
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::command;
+
+    #[test]
+    fn every_command_has_three_examples_and_each_of_them_is_right() {
+        let all = command();
+        let commands = all.get_subcommands().map(|sub| sub.get_name());
+        for name in commands.chain(["tcpinspect"]) {
+            let page = Page::of(name).unwrap_or_else(|| panic!("no page for {name}"));
+            assert!(page.examples.len() >= 3, "{name}");
+            for (line, _) in page.examples {
+                assert!(line.contains(name), "{name}: {line}");
+                let at = line.find("tcpinspect").unwrap();
+                let own = line[at..].split([')', '|', '>', '&']).next().unwrap();
+                let words = own.split_whitespace().map(|word| word.trim_matches('\''));
+                // What is in quotes is one word.
+                let words = words.map(|word| if word == "0:\"GET" { "0:\"GET\"" } else { word });
+                let words = words.filter(|word| *word != "\"");
+                if let Err(error) = command().try_get_matches_from(words) {
+                    panic!("{line}: {error}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! Parses the command line, and explains what is wrong with it.
+
+use std::error::Error;
+use std::ffi::OsString;
+
+use clap::FromArgMatches;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use nix::net::if_::if_nametoindex;
+
+use super::values::{self, Refusal};
+use super::{Cli, Command};
+use crate::cmd::generate::printed;
+use crate::failure::{Exit, Failure};
+use crate::filter::AddressRule;
+
+/// Parses the command line.
+///
+/// # Errors
+/// Nothing is to be run: help was printed, or the command line is wrong.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Result<Exit, Failure>> {
+    let args: Vec<_> = args.into_iter().collect();
+    let mut command = super::command()
+        .try_get_matches_from(&args)
+        .and_then(|matches| Cli::from_arg_matches(&matches))
+        .map_err(|error| explain(&error, &args))?
+        .command;
+    command.check().map_err(Err)?;
+    Ok(command)
+}
+
+/// Help goes to stdout and is not an error. A wrong command line is reported in two lines.
+fn explain(error: &clap::Error, args: &[OsString]) -> Result<Exit, Failure> {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => return printed(error.print()),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            return Ok(Exit::Usage);
+        }
+        _ => {}
+    }
+    let text = error.to_string();
+    // clap writes "error: what", sometimes more lines about it, then "tip:" and "Usage:".
+    let what = text
+        .split("\n\n")
+        .next()
+        .unwrap_or_default()
+        .trim_start_matches("error: ")
+        .lines()
+        .map(str::trim)
+        .collect::<Vec<_>>()
+        .join(" ");
+    let words: Vec<_> = args
+        .iter()
+        .skip(1)
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let program = super::command();
+    let given = Given {
+        command: words.first().and_then(|name| program.find_subcommand(name)),
+        words: &words,
+    };
+    let hint = own_hint(error)
+        .or_else(|| match error.kind() {
+            ErrorKind::UnknownArgument => given.unknown(&context(error, ContextKind::InvalidArg)?),
+            // clap reports a missing value as InvalidValue.
+            ErrorKind::ValueValidation => given.wrong_value(
+                &context(error, ContextKind::InvalidArg)?,
+                &context(error, ContextKind::InvalidValue)?,
+            ),
+            ErrorKind::InvalidSubcommand
+                if is_interface(&context(error, ContextKind::InvalidSubcommand)?) =>
+            {
+                Some(given.command_first())
+            }
+            ErrorKind::ArgumentConflict => Some(
+                given
+                    .expression_hint(&context(error, ContextKind::InvalidArg)?)
+                    .unwrap_or_else(|| "leave one of them out".to_owned()),
+            ),
+            _ => None,
+        })
+        .or_else(|| tip(&text))
+        .unwrap_or_else(|| given.where_help_is());
+    Err(Failure::usage(what).hint(hint))
+}
+
+fn is_interface(name: &str) -> bool {
+    name == "any" || if_nametoindex(name).is_ok()
+}
+
+fn context(error: &clap::Error, kind: ContextKind) -> Option<String> {
+    match error.get(kind)? {
+        ContextValue::String(text) => Some(text.clone()),
+        _ => None,
+    }
+}
+
+/// The hint of a value that was refused.
+fn own_hint(error: &clap::Error) -> Option<String> {
+    error.source()?.downcast_ref::<Refusal>()?.hint.clone()
+}
+
+/// A wrong command line.
+struct Given<'a> {
+    /// The subcommand that it begins with, if any.
+    command: Option<&'a clap::Command>,
+    /// All arguments.
+    words: &'a [String],
+}
+
+impl Given<'_> {
+    fn takes(&self, option: &str) -> bool {
+        self.command.is_some_and(|command| {
+            command
+                .get_arguments()
+                .any(|argument| argument.get_long() == Some(option))
+        })
+    }
+
+    fn command_first(&self) -> String {
+        let words = self.words.join(" ");
+        format!("a command comes first, for example: tcpinspect flows {words}")
+    }
+
+    /// An option or a word that the command does not take.
+    fn unknown(&self, argument: &str) -> Option<String> {
+        let Some(command) = self.command else {
+            return Some(self.command_first());
+        };
+        let hint = match argument {
+            "-A" | "-X" => {
+                "port-monitor shows the payload with -x, and more of it with --payload-bytes N"
+            }
+            "-e" => "MAC addresses and VLAN tags are in --json",
+            "-S" => "sequence numbers are always absolute",
+            "--pid" | "--uid" | "--comm" if self.takes("port") => {
+                "a packet belongs to no process yet when it arrives; connect-trace knows processes"
+            }
+            "-i" | "--interface" if self.takes("port") => {
+                return Some(format!(
+                    "{} takes no interface: it sees the sockets of the whole machine",
+                    command.get_name()
+                ));
+            }
+            word if !word.starts_with('-') && self.takes("port") => {
+                let at = self.words.iter().position(|it| it == word)?;
+                let words = &self.words[at..];
+                return option_hint(words)
+                    .or_else(|| interface_hint(words))
+                    .or_else(|| {
+                        // A longer name is none of a process.
+                        let may_be_process =
+                            self.takes("comm") && word.len() < 16 && if_nametoindex(word).is_err();
+                        let name = command.get_name();
+                        may_be_process
+                            .then(|| format!("for a process: tcpinspect {name} --comm {word}"))
+                    })
+                    .or_else(|| {
+                        Some(format!(
+                            "{} takes no interface: it sees the sockets of the whole machine",
+                            command.get_name()
+                        ))
+                    });
+            }
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+
+    /// Interfaces were given twice: what was meant, if the second time it was a filter expression.
+    fn expression_hint(&self, argument: &str) -> Option<String> {
+        if !argument.starts_with("--interface") && !argument.starts_with("[IFACE]") {
+            return None;
+        }
+        words_as_options(self.words)
+    }
+
+    /// A value that an option does not take.
+    fn wrong_value(&self, option: &str, value: &str) -> Option<String> {
+        if value.is_empty() {
+            return Some(
+                "a list has a value between any two commas; if it has spaces, it needs quotes: \
+                 '80, 443'"
+                    .to_owned(),
+            );
+        }
+        let is_name = value.starts_with(|c: char| c.is_ascii_alphabetic());
+        (option.contains("port") && is_name && self.takes("comm")).then(|| {
+            format!("this option is about ports; to choose a process by its name: --comm {value}")
+        })
+    }
+
+    fn where_help_is(&self) -> String {
+        match self.command {
+            Some(command) => format!("see tcpinspect {} --help", command.get_name()),
+            None => {
+                let program = super::command();
+                let names: Vec<_> = program
+                    .get_subcommands()
+                    .map(clap::Command::get_name)
+                    .collect();
+                format!("the commands are {}", names.join(", "))
+            }
+        }
+    }
+}
+
+/// First words of filter expressions of tcpdump, which are no names of interfaces.
+const FILTER_WORDS: [&str; 16] = [
+    "port",
+    "portrange",
+    "host",
+    "net",
+    "src",
+    "dst",
+    "tcp",
+    "ip",
+    "ip6",
+    "ether",
+    "vlan",
+    "less",
+    "not",
+    "and",
+    "or",
+    "(",
+];
+
+/// What was probably meant by names that are not interfaces.
+pub fn interface_hint(names: &[String]) -> Option<String> {
+    // A filter may be one word, in quotes.
+    let names: Vec<_> = names
+        .iter()
+        .flat_map(|name| name.split_whitespace().map(str::to_owned))
+        .collect();
+    if let Some(at) = names
+        .iter()
+        .position(|name| FILTER_WORDS.contains(&name.as_str()))
+    {
+        let (interfaces, words) = names.split_at(at);
+        return Some(filter_hint(interfaces, words));
+    }
+    names.iter().find_map(|name| {
+        if name.parse::<u16>().is_ok() {
+            Some(format!(
+                "an interface has a name; an interval is -I {name}, a port -p {name}"
+            ))
+        } else if values::time(name).is_ok() {
+            Some(format!("-i is an interface; the interval is -I {name}"))
+        } else if name.parse::<AddressRule>().is_ok() {
+            Some(format!("an address is chosen by --host {name}"))
+        } else {
+            None
+        }
+    })
+}
+
+/// The same for a command that takes no filter expression.
+pub fn plain_interface_hint(names: &[String]) -> Option<String> {
+    words_as_options(names).or_else(|| interface_hint(names))
+}
+
+/// How the words of a filter, if there are any among these, are given as options.
+fn words_as_options(words: &[String]) -> Option<String> {
+    let is_filter = |word: &String| {
+        let first = word.split_whitespace().next();
+        first.is_some_and(|first| FILTER_WORDS.contains(&first))
+    };
+    let at = words.iter().position(is_filter)?;
+    option_hint(&words[at..]).or_else(|| {
+        let options = "--host ADDRESS, -p PORT, --any-port PORT";
+        Some(format!("this command takes options as filters: {options}"))
+    })
+}
+
+/// What was probably meant by arguments that were taken for a filter, and are none.
+pub fn words_hint(interfaces: &[String], words: &[String]) -> Option<String> {
+    if let Some(hint) = interface_hint(interfaces) {
+        return Some(hint);
+    }
+    let first = words.first().filter(|_| !interfaces.is_empty())?;
+    let is_name = first.chars().all(|c| c.is_ascii_alphanumeric());
+    if !is_name || FILTER_WORDS.contains(&first.as_str()) {
+        return None;
+    }
+    let interfaces = [interfaces, words].concat().join(",");
+    Some(format!(
+        "after -i, other arguments are a filter; several interfaces are given as -i {interfaces}"
+    ))
+}
+
+/// How the words of a filter are given.
+fn filter_hint(interfaces: &[String], words: &[String]) -> String {
+    let words = words.join(" ");
+    if interfaces.is_empty() {
+        return format!("a filter goes with -f: -f '{words}'");
+    }
+    let interfaces = interfaces.join(",");
+    format!("a filter goes after -i: -i {interfaces} '{words}'")
+}
+
+/// How the words of a filter are given as options to a command that takes no expression.
+fn option_hint(words: &[String]) -> Option<String> {
+    let words: Vec<_> = words.iter().flat_map(|it| it.split_whitespace()).collect();
+    let words = match &words[..] {
+        ["tcp" | "ip" | "ip6", rest @ ..] => rest,
+        all => all,
+    };
+    let (side, words) = match words {
+        [side @ ("src" | "dst"), rest @ ..] => (*side, rest),
+        all => ("", all),
+    };
+    let (kind, value) = match words {
+        [kind, value, ..] => (*kind, *value),
+        [value] if !side.is_empty() => ("host", *value),
+        _ => return None,
+    };
+    let option = match (side, kind) {
+        ("src", "port" | "portrange") => "--sport",
+        ("dst", "port" | "portrange") => "-p",
+        (_, "port" | "portrange") => "--any-port",
+        ("src", "host" | "net") => "--src",
+        ("dst", "host" | "net") => "--dst",
+        (_, "host" | "net") => "--host",
+        _ => return None,
+    };
+    if ["--src", "--dst", "--host"].contains(&option)
+        && let Err(refusal) = value.parse::<AddressRule>()
+        && let Some(hint) = refusal.hint
+    {
+        return Some(format!(
+            "this command takes options as filters: {option} ADDRESS; {hint}"
+        ));
+    }
+    Some(format!(
+        "this command takes options as filters: {option} {value}"
+    ))
+}
+
+/// The proposal of clap, without its advice to pass an unknown option as a value, which is never
+/// right here.
+fn tip(text: &str) -> Option<String> {
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix("tip: "))
+        .find(|tip| !tip.contains(" as a value"))
+        .map(str::to_owned)
+}

@@ -1,0 +1,185 @@
+//! accept-trace: with `--by`, reads what the programs have counted in each interval.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use super::Teller;
+use crate::cli::AcceptBy;
+use crate::domain::incoming::{Attempt, Fate};
+use crate::domain::tally::{Count, Key, Label, Tally};
+use crate::output::counts::{self as output, CountsWriter};
+use crate::run::session::Session;
+use crate::skel::accept_trace::AcceptTraceSkel;
+use crate::skel::{self, AcceptCountKey, AcceptEvent, AcceptFate, RawAttempt};
+use crate::sys::{link, map};
+
+/// The counts of a run.
+pub struct Counts {
+    by: AcceptBy,
+    writer: CountsWriter,
+    tally: Tally<(&'static str, Label)>,
+    /// Which of the two tables the programs count in.
+    open: u32,
+    total: u64,
+    untracked: u64,
+    is_full: bool,
+    began: Instant,
+}
+
+impl Counts {
+    /// Begins the first interval.
+    pub fn new(by: AcceptBy, top: usize, writer: CountsWriter) -> Self {
+        Self {
+            by,
+            writer,
+            tally: Tally::new(top),
+            open: 0,
+            total: 0,
+            untracked: 0,
+            is_full: false,
+            began: Instant::now(),
+        }
+    }
+
+    /// Begins the first interval, and writes the text header.
+    pub fn begin(&mut self, session: &mut Session) {
+        self.began = Instant::now();
+        session.text_header(|out, clock| self.writer.header(out, clock));
+    }
+
+    /// Writes the lines of an interval, and begins the next.
+    ///
+    /// # Errors
+    /// The counts can't be read.
+    pub fn report(
+        &mut self,
+        session: &mut Session,
+        skels: &mut [AcceptTraceSkel<'_>],
+        teller: &mut Teller<'_>,
+    ) -> Result<()> {
+        let elapsed = self.began.elapsed();
+        self.began = Instant::now();
+        let closed = self.close_table(skels)?;
+        let mut untracked = 0;
+        for skel in &*skels {
+            let bss = skel.maps.bss_open_data.as_deref();
+            untracked += skel::counts_untracked(bss.context("the programs have no counters")?);
+        }
+        let mut delta = untracked - self.untracked;
+        self.untracked = untracked;
+        let mut keys = Vec::new();
+        for (raw, count) in closed {
+            let (key, reason) = self.decode(&raw, teller);
+            if !teller.wanted.is_empty()
+                && !reason.is_some_and(|reason| teller.wanted.contains(&reason))
+            {
+                teller.unwanted += count;
+                continue;
+            }
+            delta += count;
+            keys.push(((Fate(AcceptFate(raw.fate.into())).name(), key), count));
+        }
+        self.total += delta;
+        self.tally.take(elapsed, keys);
+        let seconds = elapsed.as_secs_f64();
+        let counts = output::Counts {
+            writer: &self.writer,
+            event: "accept_count",
+            by: self.by.name(),
+            seconds,
+            count: Count {
+                total: self.total,
+                delta,
+                rate: delta as f64 / seconds.max(1e-9),
+            },
+            top: self.tally.busiest(),
+            untracked,
+        };
+        let at = session.clock.now();
+        session.write(at, &counts);
+        session.flush();
+        if untracked > 0 && !self.is_full {
+            self.is_full = true;
+            session.notices.notice(
+                "more keys than the table holds: those that came last in an interval are counted in the total only, as untracked",
+            );
+        }
+        Ok(())
+    }
+
+    /// Makes the programs count in the other table, and empties this one.
+    fn close_table(
+        &mut self,
+        skels: &mut [AcceptTraceSkel<'_>],
+    ) -> Result<Vec<(AcceptCountKey, u64)>> {
+        let closed = self.open;
+        self.open ^= 1;
+        for skel in &mut *skels {
+            let bss = skel.maps.bss_open_data.as_deref_mut();
+            let bss = bss.context("the programs have no place for the number of a table")?;
+            skel::open_counts(bss, self.open);
+        }
+        link::synchronize();
+        let maps = &skels.first().context("there is no interface")?.maps;
+        let table = match closed {
+            0 => &maps.even_counts,
+            _ => &maps.odd_counts,
+        };
+        let mut counts = Vec::new();
+        let mut add = |key: &[u8], count: &[u8]| {
+            let mut raw = AcceptCountKey::default();
+            if let (Ok(()), Ok(count)) = (plain::copy_from_bytes(&mut raw, key), count.try_into()) {
+                counts.push((raw, u64::from_ne_bytes(count)));
+            }
+        };
+        map::read_all(table, true, &mut add).context("failed to read the counts")?;
+        Ok(counts)
+    }
+
+    /// The key for people, and the reason if the programs tell it.
+    fn decode(&self, raw: &AcceptCountKey, teller: &mut Teller<'_>) -> (Label, Option<String>) {
+        let attempt = attempt(raw);
+        let place = match raw.place {
+            0 => None,
+            address => teller.symbols.name(address),
+        };
+        let reason = match attempt.has_failed() {
+            true => attempt.reason(&teller.reasons, place).0,
+            false => None,
+        };
+        let reason = reason.map(str::to_owned);
+        let name = |name: Option<&[u8]>| match name {
+            Some(name) if !name.is_empty() => Label::Name(name.to_vec()),
+            _ => Label::Unknown,
+        };
+        let key = match self.by {
+            AcceptBy::Reason => name(reason.as_deref().map(str::as_bytes)),
+            AcceptBy::Saddr => Label::Key(Key::Address(attempt.saddr())),
+            AcceptBy::Dport => Label::Key(Key::Port(raw.port)),
+            AcceptBy::Comm if raw.kind == 0 => name(raw.bytes.split(|byte| *byte == 0).next()),
+            AcceptBy::Comm => {
+                let owner = teller.owners.as_mut().and_then(|it| it.find(&attempt));
+                name(owner.map(|owner| owner.comm.as_slice()))
+            }
+        };
+        (key, reason)
+    }
+}
+
+/// What a key says of an attempt. Its address is that of the client, or of the listener.
+fn attempt(raw: &AcceptCountKey) -> Attempt {
+    let mut event = AcceptEvent {
+        fate: AcceptFate(raw.fate.into()),
+        attempt: RawAttempt {
+            reason: raw.reason,
+            laddr: raw.bytes,
+            lport: raw.port,
+            ip_version: raw.kind,
+            ..RawAttempt::default()
+        },
+        ..AcceptEvent::default()
+    };
+    event.key.addr = raw.bytes;
+    Attempt { raw: event }
+}

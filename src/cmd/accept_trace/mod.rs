@@ -1,0 +1,370 @@
+//! `accept-trace`: incoming connection attempts and their fate.
+
+mod counts;
+mod owners;
+pub(super) mod programs;
+pub(super) mod table;
+
+use std::collections::HashMap;
+use std::mem::MaybeUninit;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use caps::Capability;
+
+use counts::Counts;
+use owners::{FullQueues, Owners};
+use programs::Programs;
+pub use programs::{AcceptHook, Rehearsed, rehearse};
+use table::Table;
+
+use crate::attach::load;
+use crate::cli::{AcceptBy, AcceptTraceArgs, OutputFormat, usage};
+use crate::domain::histogram::By;
+use crate::domain::incoming::Attempt;
+use crate::domain::reasons::{ReasonFrom, Reasons};
+use crate::failure::{Exit, Failure};
+use crate::host::containers::Containers;
+use crate::host::interfaces::Interface;
+use crate::host::kernel_symbols::KernelSymbols;
+use crate::host::netns;
+use crate::host::privileges;
+use crate::host::sandbox::Files;
+use crate::output::accept_trace::{AcceptWriter, Shown};
+use crate::output::counts::CountsWriter;
+use crate::output::histogram::HistogramWriter;
+use crate::output::summary::{AttemptTotals, Summary};
+use crate::run::events::{BufferKind, EventSource};
+use crate::run::histograms::Histograms;
+use crate::run::session::{Session, Wake};
+use crate::skel::{AcceptFate, AcceptFlag};
+
+/// Runs the command.
+///
+/// # Errors
+/// An option is wrong, or a program can't be loaded or attached.
+pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
+    let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
+    if let Some(namespace) = &args.netns {
+        netns::enter(namespace)?;
+    }
+    let writer = match args.by.is_some() || args.histogram.is_some() {
+        true => AcceptWriter::new(&[])?,
+        false => AcceptWriter::new(&args.output.columns)?,
+    };
+    let mut shown = Reports::new(args)?;
+    let interfaces = session.interfaces(args.interfaces(), usage::interface_hint)?;
+    load::possible_cpus()?;
+    let buffer = BufferKind::choose(args.buffer.buffer)?;
+    let mut storage = [const { MaybeUninit::uninit() }; 2];
+    let mut owners_storage = MaybeUninit::uninit();
+    let programs = Programs::load(args, buffer, &interfaces, &mut storage, session.notices)?;
+    let mut teller = Teller::new(
+        args,
+        &interfaces,
+        programs.symbols,
+        programs.reasons,
+        writer,
+    )?;
+    let notices = session.notices;
+    teller.owners = Owners::new(&mut owners_storage)
+        .inspect_err(|error| {
+            notices.detail(&format!("who listens is not told: {error:#}"));
+        })
+        .ok();
+    let mut skels = programs.skels;
+    let (first, _) = skels.split_first_mut().context("there is no interface")?;
+    let maps = &first.maps;
+    let mut source = EventSource::open(buffer, args.buffer.buffer_size, &maps.ring, &maps.perf)?;
+    let mut table = Table::new(table::SWEEP_EVERY, args.attempt_timeout)?;
+
+    let mut attached = programs::attach(programs.hook, &skels, &interfaces)?;
+    for note in attached.interfaces.take_notes() {
+        session.notices.note(&note);
+    }
+    for hook in attached.interfaces.hooks() {
+        session.follow(hook)?;
+    }
+    // The run needs bpf(2) to read maps and run a program: before Linux 5.19 that needs CAP_BPF.
+    let first = skels.first_mut().context("there is no interface")?;
+    let mut try_all = || {
+        let looks = teller.owners.as_mut().is_none_or(|it| it.look().is_ok());
+        looks && table.sweep(first).is_ok()
+    };
+    let mut keep = match privileges::without_capabilities(&mut try_all)? {
+        true => Vec::new(),
+        false => vec![Capability::CAP_BPF],
+    };
+    if attached.interfaces.needs_privileges() {
+        keep.push(Capability::CAP_NET_ADMIN);
+    }
+    privileges::drop_all_but(&keep)?;
+    match &mut shown {
+        Reports::Lines => session.text_header(|out, clock| teller.writer.header(out, clock)),
+        Reports::Counts(counts) => counts.begin(&mut session),
+        Reports::Histograms(histograms) => histograms.begin(&mut session),
+    }
+    session.start(match teller.containers {
+        Some(_) => Files::Readable,
+        None => Files::Opened,
+    });
+    session.attached(&format!(
+        "{}, {} (accept-trace, {})",
+        attached.interfaces,
+        attached.hooks.join(", "),
+        buffer.name()
+    ));
+
+    let mut report_due = shown
+        .interval(args)
+        .map(|interval| Instant::now() + interval);
+    loop {
+        let due = report_due.map_or(table.due(), |at| at.min(table.due()));
+        let mut on_event = |session: &mut Session, bytes: &[u8]| teller.take(session, bytes);
+        let wake = session.take_events(&mut source, Some(due), &mut on_event)?;
+        if wake == Wake::Stop {
+            break;
+        }
+        if Instant::now() >= table.due() {
+            let first = skels.first_mut().context("there is no interface")?;
+            table.sweep(first)?;
+        }
+        if let Some(at) = report_due.filter(|at| Instant::now() >= *at) {
+            shown.report(&mut session, &mut skels, &mut teller)?;
+            // After the machine was suspended, the missed intervals become one long interval.
+            let next = shown.interval(args).map(|interval| at + interval);
+            report_due = next.map(|at| at.max(Instant::now()));
+        }
+    }
+    let looked = session.look_at_hooks();
+    for note in attached.interfaces.detach() {
+        session.notices.note(&note);
+    }
+    drop(attached);
+    looked?;
+    crate::sys::link::synchronize();
+    let mut on_event = |session: &mut Session, bytes: &[u8]| teller.take(session, bytes);
+    session.drain_rest(&mut source, &mut on_event)?;
+    let first = skels.first_mut().context("there is no interface")?;
+    table.end(first, || session.drain_rest(&mut source, &mut on_event))?;
+    shown.report(&mut session, &mut skels, &mut teller)?;
+    let summary = summary(&session, &skels, &teller, &shown)?;
+    session.finish(&summary)
+}
+
+/// The summary of a run. Attempts that found no room in the table count as lost: their fate is
+/// unknown.
+fn summary(
+    session: &Session,
+    skels: &[crate::skel::accept_trace::AcceptTraceSkel<'_>],
+    teller: &Teller<'_>,
+    shown: &Reports,
+) -> Result<Summary> {
+    let mut totals = AttemptTotals::default();
+    let (mut matched, mut lost, mut suppressed) = (0, 0, 0);
+    for skel in skels {
+        let bss = skel.maps.bss_accept_data.as_deref();
+        let counters = bss.map(crate::skel::accept_counters);
+        let counters = counters.context("the programs have no counters")?;
+        for (to, from) in totals.fates.iter_mut().zip(counters.fates) {
+            *to = to.wrapping_add(from);
+        }
+        totals.untracked += counters.untracked;
+        matched += counters.matched + counters.untracked;
+        lost += counters.lost + counters.untracked;
+        suppressed += counters.suppressed;
+        let bss = skel.maps.bss_histogram_data.as_deref();
+        lost += bss.map_or(0, crate::skel::histogram_untracked);
+    }
+    matched -= teller.unwanted;
+    let summary = session.summary("accept-trace", matched, lost, suppressed);
+    let attempts = Some(totals);
+    Ok(match shown {
+        Reports::Lines => Summary {
+            attempts,
+            ..summary
+        },
+        // What is counted is shown: nothing is queued.
+        Reports::Counts(_) | Reports::Histograms(_) => Summary {
+            emitted: matched - lost,
+            lost,
+            suppressed: 0,
+            attempts,
+            ..summary
+        },
+    })
+}
+
+/// What is printed: a line for each event, or reports of what the programs have counted.
+enum Reports {
+    Lines,
+    Counts(Counts),
+    Histograms(Histograms),
+}
+
+impl Reports {
+    fn new(args: &AcceptTraceArgs) -> Result<Self, Failure> {
+        let columns = &args.output.columns;
+        Ok(match (args.histogram, args.by) {
+            (Some(of), by) => {
+                let by = match by {
+                    Some(AcceptBy::Dport) => By::Dport,
+                    Some(AcceptBy::Comm) => By::Comm,
+                    _ => By::Nothing,
+                };
+                let writer = HistogramWriter::new(columns)?;
+                Self::Histograms(Histograms::new(writer, of.name(), by))
+            }
+            (None, Some(by)) => {
+                Self::Counts(Counts::new(by, args.top, CountsWriter::new(columns)?))
+            }
+            (None, None) => Self::Lines,
+        })
+    }
+
+    /// The time between two reports; `None`: there is one at the end, or none.
+    fn interval(&self, args: &AcceptTraceArgs) -> Option<Duration> {
+        match self {
+            Self::Lines => None,
+            Self::Counts(_) => Some(args.interval.unwrap_or(Duration::from_secs(1))),
+            Self::Histograms(_) => args.interval,
+        }
+    }
+
+    fn report(
+        &mut self,
+        session: &mut Session,
+        skels: &mut [crate::skel::accept_trace::AcceptTraceSkel<'_>],
+        teller: &mut Teller<'_>,
+    ) -> Result<()> {
+        match self {
+            Self::Lines => Ok(()),
+            Self::Counts(counts) => counts.report(session, skels, teller),
+            Self::Histograms(histograms) => {
+                let first = skels.first().context("there is no interface")?;
+                histograms.report(session, &first.maps.histograms)?;
+                let untracked = skels.iter().map(|skel| {
+                    let bss = skel.maps.bss_histogram_data.as_deref();
+                    bss.map_or(0, crate::skel::histogram_untracked)
+                });
+                histograms.note_untracked(session, untracked.sum());
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Turns events into lines: adds reason, place and process, and writes what was asked for.
+struct Teller<'a> {
+    writer: AcceptWriter,
+    interfaces: HashMap<u32, &'a str>,
+    netns: u64,
+    reasons: Reasons,
+    /// The argument of `--reason`; empty: all reasons.
+    wanted: &'a [String],
+    symbols: KernelSymbols,
+    /// Only for JSON.
+    containers: Option<Containers>,
+    /// `None` if the processes of listeners can't be found.
+    owners: Option<Owners<'a>>,
+    full_queues: FullQueues,
+    /// Events whose reason was not asked for.
+    unwanted: u64,
+}
+
+impl<'a> Teller<'a> {
+    fn new(
+        args: &'a AcceptTraceArgs,
+        interfaces: &'a [Interface],
+        symbols: KernelSymbols,
+        reasons: Reasons,
+        writer: AcceptWriter,
+    ) -> Result<Self> {
+        let names = interfaces.iter();
+        Ok(Self {
+            writer,
+            interfaces: names
+                .map(|interface| (interface.index, interface.name.as_str()))
+                .collect(),
+            netns: netns::own()?,
+            reasons,
+            wanted: &args.reason,
+            symbols,
+            containers: (args.output.format() == OutputFormat::Json).then(Containers::new),
+            owners: None,
+            full_queues: FullQueues::default(),
+            unwanted: 0,
+        })
+    }
+
+    fn take(&mut self, session: &mut Session, bytes: &[u8]) {
+        let Some(attempt) = Attempt::decode(bytes) else {
+            session.broken();
+            return;
+        };
+        let raw = &attempt.raw;
+        let place = match raw.attempt.place {
+            0 => None,
+            address => self.symbols.name(address),
+        };
+        let reason = match attempt.has_failed() {
+            true => attempt.reason(&self.reasons, place),
+            false => (None, ReasonFrom::Unknown),
+        };
+        if !is_wanted(self.wanted, &attempt, reason.0) {
+            self.unwanted += 1;
+            return;
+        }
+        let queue_full_ns = match attempt.is_arrival() {
+            true => None,
+            false => self.full_queues.note(&attempt),
+        };
+        let has_process = attempt.has(AcceptFlag::ATTEMPT_HAS_PROCESS);
+        let has_listener = attempt.has(AcceptFlag::ATTEMPT_HAS_LISTENER);
+        let owners = self
+            .owners
+            .as_mut()
+            .filter(|_| !has_process && has_listener && attempt.has_failed());
+        let owner = owners.and_then(|owners| owners.find(&attempt));
+        let cgroup = match (has_process, owner) {
+            (true, _) => Some((raw.cgroup_id, raw.pid)),
+            (false, owner) => owner.map(|owner| (owner.cgroup_id, owner.pid)),
+        };
+        let containers = self.containers.as_mut().zip(cgroup);
+        let shown = Shown {
+            writer: &self.writer,
+            attempt: &attempt,
+            iface: self.interfaces.get(&raw.attempt.ifindex).copied(),
+            netns: self.netns,
+            reason,
+            place,
+            owner,
+            queue_full_ns,
+            container: containers.and_then(|(known, (cgroup, pid))| known.find(cgroup, pid)),
+        };
+        let at = session.clock.unix(raw.ts_ns);
+        session.write_event(at, &shown);
+    }
+}
+
+/// Whether an event passes `--reason`. Arrivals always pass.
+fn is_wanted(wanted: &[String], attempt: &Attempt, reason: Option<&str>) -> bool {
+    wanted.is_empty()
+        || attempt.is_arrival()
+        || reason.is_some_and(|reason| wanted.iter().any(|name| name == reason))
+}
+
+/// The fates that are asked for, as bits.
+fn wanted_fates(args: &AcceptTraceArgs) -> u32 {
+    let mut wanted = u32::MAX;
+    if args.histogram.is_some() {
+        return 1 << AcceptFate::FATE_ACCEPTED.0;
+    }
+    if !args.attempts {
+        wanted &= !(1 << AcceptFate::FATE_NONE.0);
+    }
+    if args.failed || !args.reason.is_empty() {
+        wanted &= !(1 << AcceptFate::FATE_ACCEPTED.0 | 1 << AcceptFate::FATE_FORWARDED.0);
+    }
+    wanted
+}

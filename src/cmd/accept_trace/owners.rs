@@ -1,0 +1,190 @@
+//! accept-trace: finds the process of the listener of a failed attempt, and how long the accept
+//! queue of that listener has been full.
+
+use std::collections::HashMap;
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use libbpf_rs::OpenObject;
+
+use crate::domain::incoming::Attempt;
+use crate::domain::listener::{Holder, ListeningSocket};
+use crate::host::sock_diag::SockDiag;
+use crate::run::holders::{Holders, Which};
+use crate::skel::AcceptFlag;
+
+/// The shortest time between two lists of listeners: there can be very many failures.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// How many listeners with a full queue are remembered.
+const REMEMBERED: usize = 4096;
+
+/// The address and port of a listener.
+type Place = (IpAddr, u16);
+
+/// Finds the processes that have listeners open.
+pub struct Owners<'obj> {
+    holders: Holders<'obj>,
+    diag: SockDiag,
+    sockets: HashMap<Place, ListeningSocket>,
+    listed: Option<Instant>,
+}
+
+impl<'obj> Owners<'obj> {
+    /// Loads the program that scans open files.
+    ///
+    /// # Errors
+    /// The kernel lacks a feature, or a privilege is missing.
+    pub fn new(storage: &'obj mut MaybeUninit<OpenObject>) -> Result<Self> {
+        Ok(Self {
+            holders: Holders::new(storage, Which::Listening)?,
+            diag: SockDiag::open()?,
+            sockets: HashMap::new(),
+            listed: None,
+        })
+    }
+
+    /// Scans all open files.
+    ///
+    /// # Errors
+    /// The kernel refuses the scan.
+    pub fn look(&mut self) -> Result<()> {
+        self.holders.look()
+    }
+
+    /// The process of the listener of an attempt; of several processes the first one.
+    pub fn find(&mut self, attempt: &Attempt) -> Option<&Holder> {
+        let (local, _) = attempt.socket();
+        if self.listed.is_none_or(|at| at.elapsed() >= AGAIN) {
+            self.listed = Some(Instant::now());
+            let sockets = self.diag.listening().unwrap_or_default();
+            let placed = sockets.into_iter();
+            self.sockets = placed
+                .map(|socket| ((socket.local.addr, socket.local.port), socket))
+                .collect();
+        }
+        let socket = *listener_at(&self.sockets, local)?;
+        let inode = u64::from(socket.inode);
+        self.holders.of(&[socket]).ok()?.get(&inode)?.first()
+    }
+}
+
+/// The listener that is bound to this address, or to all addresses.
+fn listener_at(
+    sockets: &HashMap<Place, ListeningSocket>,
+    local: Place,
+) -> Option<&ListeningSocket> {
+    let (addr, port) = local;
+    let any_v6 = (IpAddr::from(Ipv6Addr::UNSPECIFIED), port);
+    let own = sockets.get(&local);
+    match addr {
+        IpAddr::V4(_) => own
+            .or_else(|| sockets.get(&(Ipv4Addr::UNSPECIFIED.into(), port)))
+            .or_else(|| sockets.get(&any_v6).filter(|socket| !socket.v6_only)),
+        IpAddr::V6(_) => own.or_else(|| sockets.get(&any_v6)),
+    }
+}
+
+/// Since when accept queues are full.
+#[derive(Default)]
+pub struct FullQueues {
+    since: HashMap<Place, u64>,
+}
+
+impl FullQueues {
+    /// Notes the state of the queue that an attempt found. Returns for how many nanoseconds the
+    /// queue has been full.
+    pub fn note(&mut self, attempt: &Attempt) -> Option<u64> {
+        if !attempt.has(AcceptFlag::ATTEMPT_HAS_LISTENER) {
+            return None;
+        }
+        let (place, _) = attempt.socket();
+        let is_full = attempt.has(AcceptFlag::ATTEMPT_ACCEPT_QUEUE_FULL)
+            || attempt.has(AcceptFlag::ATTEMPT_ACK_DROPPED);
+        if !is_full {
+            // A failed attempt may have arrived long ago, so room then means nothing now.
+            if !attempt.has_failed() {
+                self.since.remove(&place);
+            }
+            return None;
+        }
+        if self.since.len() >= REMEMBERED {
+            self.since.clear();
+        }
+        let raw = &attempt.raw;
+        let seen = match raw.attempt.syn_ns {
+            0 => raw.ts_ns,
+            at => at,
+        };
+        let since = self.since.entry(place).or_insert(seen);
+        *since = seen.min(*since);
+        Some(raw.ts_ns.saturating_sub(*since))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::listener::Local;
+    use crate::skel::{AcceptEvent, AcceptFate};
+
+    fn socket(addr: &str, v6_only: bool) -> (Place, ListeningSocket) {
+        let addr = addr.parse().unwrap();
+        let socket = ListeningSocket {
+            local: Local {
+                port: 80,
+                addr,
+                ifindex: 0,
+            },
+            v6_only,
+            cookie: 0,
+            inode: 0,
+            queue_len: 0,
+            queue_max: 0,
+            uid: 0,
+            drops: 0,
+        };
+        ((addr, 80), socket)
+    }
+
+    #[test]
+    fn a_listener_is_found_by_its_address_or_by_all() {
+        let all = [("192.0.2.1", false), ("::", false)];
+        let sockets = all.map(|(addr, v6_only)| socket(addr, v6_only)).into();
+        let at = |addr: &str| {
+            let found = listener_at(&sockets, (addr.parse().unwrap(), 80));
+            found.map(|socket| socket.local.addr.to_string())
+        };
+        assert_eq!(at("192.0.2.1").as_deref(), Some("192.0.2.1"));
+        assert_eq!(at("192.0.2.2").as_deref(), Some("::"));
+        assert_eq!(at("2001:db8::1").as_deref(), Some("::"));
+        let only_v6 = [socket("::", true)].into();
+        let v4 = ("192.0.2.1".parse().unwrap(), 80);
+        assert_eq!(listener_at(&only_v6, v4), None);
+    }
+
+    #[test]
+    fn a_queue_is_full_from_the_first_syn_that_found_it_so_until_one_did_not() {
+        let mut queues = FullQueues::default();
+        let attempt = |syn_ns, ts_ns, is_full, fate| {
+            let mut raw = AcceptEvent {
+                ts_ns,
+                fate,
+                ..AcceptEvent::default()
+            };
+            raw.attempt.syn_ns = syn_ns;
+            raw.attempt.flags = AcceptFlag::ATTEMPT_HAS_LISTENER.0 as u16;
+            if is_full {
+                raw.attempt.flags |= AcceptFlag::ATTEMPT_ACCEPT_QUEUE_FULL.0 as u16;
+            }
+            Attempt { raw }
+        };
+        let (dropped, accepted) = (AcceptFate::FATE_DROPPED, AcceptFate::FATE_ACCEPTED);
+        assert_eq!(queues.note(&attempt(100, 150, true, dropped)), Some(50));
+        assert_eq!(queues.note(&attempt(200, 250, true, dropped)), Some(150));
+        assert_eq!(queues.note(&attempt(260, 270, false, accepted)), None);
+        assert_eq!(queues.note(&attempt(300, 310, true, dropped)), Some(10));
+    }
+}

@@ -1,0 +1,406 @@
+//! accept-trace: chooses the programs that this kernel supports, loads and attaches them.
+
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+
+use anyhow::{Context, Result};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{Link, MapCore, MapFlags, MapMut, OpenMapMut, OpenObject};
+
+use super::wanted_fates;
+use crate::attach::{Attached, Direction, load};
+use crate::cli::{AcceptBy, AcceptHistogram, AcceptTraceArgs};
+use crate::domain::reasons::Reasons;
+use crate::failure::Failure;
+use crate::host::interfaces::{Interface, LinkLayer};
+use crate::host::kernel_symbols::KernelSymbols;
+use crate::host::kernel_types::KernelTypes;
+use crate::host::netns;
+use crate::notice::Notices;
+use crate::run::events::BufferKind;
+use crate::run::export;
+use crate::skel::accept_trace::types::process_filter as ProcessFilter;
+use crate::skel::accept_trace::{AcceptTraceSkel, AcceptTraceSkelBuilder};
+use crate::skel::{self, AcceptByKey, AcceptOutput, CommKey};
+use crate::sys::probe;
+
+/// The hook for accepted connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AcceptHook {
+    /// fexit on inet_csk_accept() with four arguments, before Linux 6.10.
+    FourArguments,
+    /// fexit on inet_csk_accept() with two arguments.
+    TwoArguments,
+    /// The tracepoint sys_exit, for kernels without fexit.
+    SystemCall,
+}
+
+impl AcceptHook {
+    /// The name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::FourArguments | Self::TwoArguments => "fexit inet_csk_accept",
+            Self::SystemCall => "tracepoint sys_exit",
+        }
+    }
+
+    fn find(types: &KernelTypes, notices: Notices) -> Result<Self> {
+        let Some(function) = types.function("inet_csk_accept")? else {
+            return Ok(Self::SystemCall);
+        };
+        if let Err(error) = probe::fentry(function) {
+            notices.detail(&format!("fexit can't be used: {error}"));
+            return Ok(Self::SystemCall);
+        }
+        Ok(match types.arguments("inet_csk_accept")? {
+            Some(4) => Self::FourArguments,
+            Some(2) => Self::TwoArguments,
+            _ => Self::SystemCall,
+        })
+    }
+}
+
+/// What to load on this kernel.
+struct Plan {
+    hook: AcceptHook,
+    /// The tracepoint kfree_skb has the reason of a drop.
+    has_reasons: bool,
+    reasons: Reasons,
+}
+
+impl Plan {
+    fn find(notices: Notices) -> Result<Self, Failure> {
+        let types = KernelTypes::load().map_err(|error| {
+            Failure::from(error).hint(
+                "accept-trace needs /sys and a kernel with CONFIG_DEBUG_INFO_BTF; packet commands work without",
+            )
+        })?;
+        Ok(Self {
+            hook: AcceptHook::find(&types, notices)?,
+            has_reasons: types
+                .tracepoint_arguments("kfree_skb")?
+                .is_some_and(|arguments| arguments > 2),
+            reasons: Reasons::new(&types.enumerators("skb_drop_reason")?, "SKB_DROP_REASON_"),
+        })
+    }
+}
+
+/// The loaded programs: one set for interfaces with an Ethernet header, and one for those without.
+/// Tracing programs are loaded only in the first set.
+pub struct Programs<'obj> {
+    /// One or two sets.
+    pub skels: Vec<AcceptTraceSkel<'obj>>,
+    /// The hook for accepted connections.
+    pub hook: AcceptHook,
+    /// The names of reasons.
+    pub reasons: Reasons,
+    /// The names of kernel functions.
+    pub symbols: KernelSymbols,
+}
+
+impl<'obj> Programs<'obj> {
+    /// Loads the programs that these interfaces need.
+    ///
+    /// # Errors
+    /// The kernel refuses a program, or an option is wrong.
+    pub fn load(
+        args: &AcceptTraceArgs,
+        buffer: BufferKind,
+        interfaces: &[Interface],
+        storage: &'obj mut [MaybeUninit<OpenObject>; 2],
+        notices: Notices,
+    ) -> Result<Self, Failure> {
+        let plan = Plan::find(notices)?;
+        let mut symbols = KernelSymbols::open().unwrap_or_else(|error| {
+            notices.detail(&format!("places of drops can't be shown: {error:#}"));
+            KernelSymbols::none()
+        });
+        check_reasons(args, &plan.reasons)?;
+        let mut skels = Vec::new();
+        let mut kinds = interfaces.iter().map(is_raw_ip).collect::<Vec<_>>();
+        kinds.sort_unstable();
+        kinds.dedup();
+        for (is_raw_ip, storage) in kinds.into_iter().zip(storage) {
+            let skel = load_one(
+                args,
+                buffer,
+                &plan,
+                is_raw_ip,
+                skels.first(),
+                &mut symbols,
+                storage,
+            )?;
+            skels.push(skel);
+        }
+        Ok(Self {
+            skels,
+            hook: plan.hook,
+            reasons: plan.reasons,
+            symbols,
+        })
+    }
+}
+
+fn is_raw_ip(interface: &Interface) -> bool {
+    interface.link_layer == LinkLayer::None
+}
+
+fn check_reasons(args: &AcceptTraceArgs, reasons: &Reasons) -> Result<(), Failure> {
+    let mut unknown = args.reason.iter();
+    let unknown = unknown.find(|asked| !reasons.names().any(|known| known == asked.as_str()));
+    match unknown {
+        Some(name) => Err(Failure::usage(format!("'{name}' is not a reason that this kernel gives"))
+            .hint("reasons are spelled as they are shown, such as no_listener, accept_queue_full, netfilter_drop")),
+        None => Ok(()),
+    }
+}
+
+fn load_one<'obj>(
+    args: &AcceptTraceArgs,
+    buffer: BufferKind,
+    plan: &Plan,
+    is_raw_ip: bool,
+    first: Option<&AcceptTraceSkel<'obj>>,
+    symbols: &mut KernelSymbols,
+    storage: &'obj mut MaybeUninit<OpenObject>,
+) -> Result<AcceptTraceSkel<'obj>, Failure> {
+    let mut open = AcceptTraceSkelBuilder::default()
+        .open(storage)
+        .context("failed to open the programs")?;
+    let maps = &mut open.maps;
+    let rodata = maps.rodata_data.as_deref_mut();
+    let rodata = rodata.context("the programs have no settings")?;
+    rodata.link_is_raw_ip = is_raw_ip;
+    rodata.use_perf_buffer = buffer == BufferKind::Perf;
+    rodata.netns = u32::try_from(netns::own()?)?;
+    rodata.wanted_fates = wanted_fates(args);
+    rodata.exporting = args.exporting;
+    rodata.told_seed = random()?;
+    rodata.max_rate = args.max_rate.unwrap_or(0);
+    rodata.accept_output = match (args.histogram, args.by) {
+        (Some(AcceptHistogram::Handshake), _) => AcceptOutput::OUTPUT_HANDSHAKE,
+        (Some(AcceptHistogram::AcceptWait), _) => AcceptOutput::OUTPUT_ACCEPT_WAIT,
+        (None, Some(_)) => AcceptOutput::OUTPUT_COUNTS,
+        (None, None) => AcceptOutput::OUTPUT_EVENTS,
+    };
+    rodata.accept_by = match args.by {
+        Some(AcceptBy::Reason) => AcceptByKey::ACCEPT_BY_REASON,
+        Some(AcceptBy::Saddr) => AcceptByKey::ACCEPT_BY_SADDR,
+        Some(AcceptBy::Dport) => AcceptByKey::ACCEPT_BY_DPORT,
+        Some(AcceptBy::Comm) => AcceptByKey::ACCEPT_BY_COMM,
+        None => AcceptByKey::ACCEPT_BY_NOTHING,
+    };
+    rodata.count_reasons = args.by == Some(AcceptBy::Reason) || !args.reason.is_empty();
+    let (counts, histograms) = (args.by.is_some(), args.histogram.is_some());
+    for (map, is_used) in [
+        (&mut maps.even_counts, counts && !histograms),
+        (&mut maps.odd_counts, counts && !histograms),
+        (&mut maps.histograms, histograms),
+    ] {
+        if !is_used {
+            map.set_max_entries(1)?;
+        }
+    }
+    let number = |name| plan.reasons.number(name);
+    rodata.reason_consumed = plan.reasons.consumed();
+    rodata.reason_not_specified = number("not_specified");
+    rodata.reason_queue_purge = number("queue_purge");
+    rodata.reason_packet_sock_error = number("packet_sock_error");
+    rodata.reason_no_socket = number("no_socket");
+    rodata.reason_listen_overflow = number("tcp_listen_overflow");
+    rodata.reason_tcp_reset = number("tcp_reset");
+    if !plan.has_reasons
+        && let Some((start, end)) = symbols.range("packet_rcv")
+    {
+        rodata.packet_rcv_start = start;
+        rodata.packet_rcv_end = end;
+    }
+    let mut process_filter = 0;
+    for (map, len, part) in [
+        (&mut maps.pids, args.pid.len(), ProcessFilter::FILTER_PID),
+        (&mut maps.uids, args.uid.len(), ProcessFilter::FILTER_UID),
+        (&mut maps.comms, args.comm.len(), ProcessFilter::FILTER_COMM),
+    ] {
+        if size_set(map, len)? {
+            process_filter |= part.0;
+        }
+    }
+    rodata.process_filter = ProcessFilter(process_filter);
+    buffer.configure(&args.buffer, &mut maps.ring, &mut maps.perf)?;
+    export::configure(
+        args.exporting,
+        [&mut maps.export_counts, &mut maps.export_times],
+        [&mut maps.ring, &mut maps.perf],
+    )?;
+    if let Some(first) = first {
+        let known = &first.maps;
+        maps.attempts.reuse_fd(known.attempts.as_fd())?;
+        maps.told.reuse_fd(known.told.as_fd())?;
+        maps.recent.reuse_fd(known.recent.as_fd())?;
+        maps.even_counts.reuse_fd(known.even_counts.as_fd())?;
+        maps.odd_counts.reuse_fd(known.odd_counts.as_fd())?;
+        maps.histograms.reuse_fd(known.histograms.as_fd())?;
+        match (args.exporting, buffer) {
+            (true, _) => {
+                maps.export_counts.reuse_fd(known.export_counts.as_fd())?;
+                maps.export_times.reuse_fd(known.export_times.as_fd())?;
+            }
+            (false, BufferKind::Ring) => maps.ring.reuse_fd(known.ring.as_fd())?,
+            (false, BufferKind::Perf) => maps.perf.reuse_fd(known.perf.as_fd())?,
+        }
+    }
+    args.filter().configure(&mut open)?;
+    let once = first.is_none();
+    let progs = &mut open.progs;
+    for (program, wanted) in [
+        (&mut progs.accept_drop_reason, plan.has_reasons),
+        (&mut progs.accept_drop, !plan.has_reasons),
+        (&mut progs.accept_state, true),
+        (
+            &mut progs.accept_exit_4,
+            plan.hook == AcceptHook::FourArguments,
+        ),
+        (
+            &mut progs.accept_exit_2,
+            plan.hook == AcceptHook::TwoArguments,
+        ),
+        (&mut progs.accept_call, plan.hook == AcceptHook::SystemCall),
+        (&mut progs.accept_close, true),
+    ] {
+        program.set_autoload(wanted && once);
+    }
+    let skel = open
+        .load()
+        .map_err(|error| load::failure("failed to load the accept-trace programs", error))?;
+    fill_sets(args, &skel)?;
+    Ok(skel)
+}
+
+fn random() -> Result<u64> {
+    let mut bytes = [0; 8];
+    let mut file = std::fs::File::open("/dev/urandom").context("failed to open /dev/urandom")?;
+    std::io::Read::read_exact(&mut file, &mut bytes).context("failed to read /dev/urandom")?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+/// Sets the size of the map of a list, or does not create it. True: the list is not empty.
+fn size_set(map: &mut OpenMapMut<'_>, len: usize) -> Result<bool> {
+    if len == 0 {
+        map.set_autocreate(false)?;
+    } else {
+        map.set_max_entries(u32::try_from(len)?)?;
+    }
+    Ok(len > 0)
+}
+
+fn fill_sets(args: &AcceptTraceArgs, skel: &AcceptTraceSkel<'_>) -> Result<()> {
+    let add = |map: &MapMut<'_>, key: &[u8]| {
+        map.update(key, &[1], MapFlags::ANY)
+            .context("failed to fill the filter on processes")
+    };
+    for pid in &args.pid {
+        add(&skel.maps.pids, &pid.to_ne_bytes())?;
+    }
+    for uid in &args.uid {
+        add(&skel.maps.uids, &uid.to_ne_bytes())?;
+    }
+    for comm in &args.comm {
+        let mut key = CommKey::default();
+        key.comm[..comm.len()].copy_from_slice(comm);
+        add(&skel.maps.comms, skel::key_bytes(&key))?;
+    }
+    args.filter().fill(skel)
+}
+
+/// The attached programs, which are detached when this is dropped.
+pub struct Hooks {
+    /// The TC programs at interfaces.
+    pub interfaces: Attached,
+    /// The names of the tracing hooks.
+    pub hooks: Vec<&'static str>,
+    _links: Vec<Link>,
+}
+
+/// Attaches all programs. Those at interfaces are last, because an attempt begins there.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn attach(
+    hook: AcceptHook,
+    skels: &[AcceptTraceSkel<'_>],
+    interfaces: &[Interface],
+) -> Result<Hooks, Failure> {
+    let first = skels.first().context("there is no interface")?;
+    let progs = &first.progs;
+    let mut links = Vec::new();
+    let mut hooks = Vec::new();
+    let accept = match hook {
+        AcceptHook::FourArguments => &progs.accept_exit_4,
+        AcceptHook::TwoArguments => &progs.accept_exit_2,
+        AcceptHook::SystemCall => &progs.accept_call,
+    };
+    let drops = match progs.accept_drop.autoload() {
+        true => &progs.accept_drop,
+        false => &progs.accept_drop_reason,
+    };
+    for (name, program) in [
+        ("tracepoint kfree_skb", drops),
+        ("tracepoint inet_sock_set_state", &progs.accept_state),
+        (hook.name(), accept),
+    ] {
+        let link = program.attach_trace();
+        links
+            .push(link.map_err(|error| load::failure(&format!("failed to attach {name}"), error))?);
+        hooks.push(name);
+    }
+    let mut attached = Attached::default();
+    for interface in interfaces {
+        let kinds = skels.iter().find(|skel| {
+            let rodata = skel.maps.rodata_data;
+            rodata.is_some_and(|rodata| rodata.link_is_raw_ip == is_raw_ip(interface))
+        });
+        let progs = &kinds.context("an interface has no programs")?.progs;
+        attached.tc(&progs.accept_egress, interface, Direction::Egress)?;
+        attached.tc(&progs.accept_ingress, interface, Direction::Ingress)?;
+    }
+    Ok(Hooks {
+        interfaces: attached,
+        hooks,
+        _links: links,
+    })
+}
+
+/// The result of [`rehearse`].
+pub struct Rehearsed {
+    /// The hook for accepted connections.
+    pub hook: AcceptHook,
+    /// Whether the kernel gives reasons of drops.
+    pub has_reasons: bool,
+    /// Whether kernel functions can be named.
+    pub has_places: bool,
+}
+
+/// Loads the programs as a run would, attaches them if an interface is given, and detaches them
+/// again.
+///
+/// # Errors
+/// A run would fail in the same way.
+pub fn rehearse(
+    args: &AcceptTraceArgs,
+    interface: Option<&Interface>,
+    notices: Notices,
+) -> Result<Rehearsed, Failure> {
+    let buffer = BufferKind::choose(args.buffer.buffer)?;
+    let mut storage = [const { MaybeUninit::uninit() }; 2];
+    let interfaces = interface.into_iter().cloned().collect::<Vec<_>>();
+    let has_none = interfaces.is_empty();
+    let mut programs = Programs::load(args, buffer, &interfaces, &mut storage, notices)?;
+    if !has_none {
+        attach(programs.hook, &programs.skels, &interfaces)?;
+    }
+    Ok(Rehearsed {
+        hook: programs.hook,
+        has_reasons: programs.reasons.are_told(),
+        has_places: programs.symbols.range("tcp_v4_rcv").is_some(),
+    })
+}

@@ -1,0 +1,275 @@
+//! accept-trace: finds the fate of overdue attempts, whose end no BPF program has seen.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use libbpf_rs::ProgramInput;
+use nix::time::{ClockId, clock_gettime};
+
+use crate::domain::incoming::{Attempt, is_overdue};
+use crate::host::routes::Routes;
+use crate::host::sock_diag::{Found, SockDiag};
+use crate::skel::accept_trace::AcceptTraceSkel;
+use crate::skel::{
+    self, AcceptEvent, AcceptFate, AcceptFlag, AcceptPhase, AcceptReason, AcceptVerdict,
+    AttemptKey, RawAttempt,
+};
+use crate::sys::map;
+
+/// How often the table is read to report each fate soon.
+pub(in crate::cmd) const SWEEP_EVERY: Duration = Duration::from_millis(250);
+
+/// How long a sweep may take, of which each attempt that is overdue takes some microseconds.
+const SWEEP_AT_MOST: Duration = Duration::from_millis(50);
+
+/// What seldom changes is requested again only in one of this many sweeps.
+const SELDOM: u32 = 4;
+
+/// Keep the reason in the table, if there is one.
+const KNOWN: AcceptReason = AcceptReason(0);
+
+/// At the end, how many pending attempts are reported before their events are read.
+const PENDING_BATCH: usize = 4096;
+
+/// Sweeps the table of attempts.
+pub struct Table {
+    sockets: SockDiag,
+    routes: Routes,
+    every: Duration,
+    due: Instant,
+    looks: u32,
+    /// `--attempt-timeout` in nanoseconds.
+    timeout: u64,
+}
+
+impl Table {
+    /// Opens netlink sockets for the sockets and routes of this network namespace. The table is to be
+    /// read `every` so often.
+    ///
+    /// # Errors
+    /// A netlink socket can't be opened.
+    pub fn new(every: Duration, timeout: Duration) -> Result<Self> {
+        Ok(Self {
+            sockets: SockDiag::open()?,
+            routes: Routes::open()?,
+            every,
+            due: Instant::now() + every,
+            looks: 0,
+            timeout: u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX),
+        })
+    }
+
+    /// When the next sweep is due.
+    pub fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// Reports the fate of attempts that no BPF program has seen end.
+    ///
+    /// # Errors
+    /// The kernel refuses to read or change the table.
+    pub fn sweep(&mut self, skel: &mut AcceptTraceSkel<'_>) -> Result<()> {
+        self.looks = self.looks.wrapping_add(1);
+        self.due = Instant::now() + self.every;
+        let (now, started) = (monotonic_ns()?, Instant::now());
+        for (key, attempt) in read(skel)? {
+            // Events wait meanwhile. The rest is overdue in the next sweep, too.
+            if started.elapsed() > SWEEP_AT_MOST {
+                break;
+            }
+            if is_overdue(&attempt, now, self.timeout)
+                && let Some((fate, reason)) = self.judge(&key, &attempt)
+            {
+                tell(skel, &key, &attempt, fate, reason)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reports all attempts that are left as pending, after the programs are detached. `take` is
+    /// called to read the events.
+    ///
+    /// # Errors
+    /// As [`Table::sweep`], and those of `take`.
+    pub fn end(
+        &mut self,
+        skel: &mut AcceptTraceSkel<'_>,
+        mut take: impl FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let left = read(skel)?;
+        for batch in left.chunks(PENDING_BATCH) {
+            for (key, attempt) in batch {
+                let is_established = attempt.phase == AcceptPhase::ATTEMPT_ESTABLISHED.0 as u8;
+                let (fate, reason) = match is_established.then(|| self.socket(key, attempt)) {
+                    // It was accepted, which no program has seen.
+                    Some(Some(Some(found))) if !found.listens && found.inode != 0 => {
+                        (AcceptFate::FATE_ACCEPTED, KNOWN)
+                    }
+                    _ => (
+                        AcceptFate::FATE_PENDING,
+                        silent_reason(attempt).unwrap_or(KNOWN),
+                    ),
+                };
+                tell(skel, key, attempt, fate, reason)?;
+            }
+            take()?;
+        }
+        Ok(())
+    }
+
+    /// The fate and reason of an overdue attempt; `None`: it may still go on.
+    fn judge(
+        &mut self,
+        key: &AttemptKey,
+        attempt: &RawAttempt,
+    ) -> Option<(AcceptFate, AcceptReason)> {
+        let is_turn = self.looks.is_multiple_of(SELDOM);
+        match AcceptPhase(attempt.phase.into()) {
+            AcceptPhase::ATTEMPT_NEW => match self.socket(key, attempt)? {
+                // It is half-open, but its SYN-ACK was not seen at the interface.
+                Some(found) if !found.listens => {
+                    (attempt.reason != 0).then_some((AcceptFate::FATE_DROPPED, KNOWN))
+                }
+                _ => {
+                    let reason = silent_reason(attempt)
+                        .or_else(|| self.no_route_back(key, attempt))
+                        .unwrap_or(KNOWN);
+                    Some((AcceptFate::FATE_DROPPED, reason))
+                }
+            },
+            // A SYN cookie has no socket, and stays valid for a while.
+            AcceptPhase::ATTEMPT_ANSWERED
+                if !is_turn && has(attempt, AcceptFlag::ATTEMPT_COOKIE) =>
+            {
+                None
+            }
+            AcceptPhase::ATTEMPT_ANSWERED => match self.socket(key, attempt)? {
+                Some(found) if !found.listens => {
+                    // It was established, which no program has seen.
+                    (found.inode != 0).then_some((AcceptFate::FATE_ACCEPTED, KNOWN))
+                }
+                // A SYN cookie has no socket, and stays valid for a while.
+                _ if has(attempt, AcceptFlag::ATTEMPT_COOKIE) && !is_cookie_old(attempt)? => None,
+                _ if attempt.reason != 0 => Some((AcceptFate::FATE_DROPPED, KNOWN)),
+                _ => Some((
+                    AcceptFate::FATE_UNANSWERED,
+                    AcceptReason::REASON_NO_FINAL_ACK,
+                )),
+            },
+            _ if !is_turn => None,
+            _ => match self.socket(key, attempt)? {
+                Some(found) if !found.listens => {
+                    (found.inode != 0).then_some((AcceptFate::FATE_ACCEPTED, KNOWN))
+                }
+                // It has gone, and its listener has not: it was accepted and closed, neither of which
+                // a program has seen.
+                Some(_) => Some((AcceptFate::FATE_ACCEPTED, KNOWN)),
+                None => Some((AcceptFate::FATE_ABORTED, KNOWN)),
+            },
+        }
+    }
+
+    /// A listener also silently drops a SYN if there is no route back to its source.
+    fn no_route_back(&mut self, key: &AttemptKey, attempt: &RawAttempt) -> Option<AcceptReason> {
+        if attempt.reason != 0 || !has(attempt, AcceptFlag::ATTEMPT_HAS_LISTENER) {
+            return None;
+        }
+        let (_, (saddr, _)) = whole(key, attempt).socket();
+        match self.routes.lead_to(saddr) {
+            Ok(false) => Some(AcceptReason::REASON_NO_ROUTE_BACK),
+            Ok(true) | Err(_) => None,
+        }
+    }
+
+    /// The socket of an attempt, if it has one. The outer `None`: the request failed.
+    fn socket(&mut self, key: &AttemptKey, attempt: &RawAttempt) -> Option<Option<Found>> {
+        let (local, remote) = whole(key, attempt).socket();
+        self.sockets.find(local, remote).ok()
+    }
+}
+
+fn whole(key: &AttemptKey, attempt: &RawAttempt) -> Attempt {
+    Attempt {
+        raw: AcceptEvent {
+            key: *key,
+            attempt: *attempt,
+            ..AcceptEvent::default()
+        },
+    }
+}
+
+/// How long a SYN cookie is valid (MAX_SYNCOOKIE_AGE in net/tcp.h: two periods of a minute).
+const COOKIE_AGE_NS: u64 = 120_000_000_000;
+
+fn is_cookie_old(attempt: &RawAttempt) -> Option<bool> {
+    let now = monotonic_ns().ok()?;
+    Some(now.saturating_sub(attempt.last_syn_ack_ns) > COOKIE_AGE_NS)
+}
+
+fn has(attempt: &RawAttempt, flag: AcceptFlag) -> bool {
+    u32::from(attempt.flags) & flag.0 != 0
+}
+
+/// Why a SYN was silently dropped, from the state of the listener when it came.
+fn silent_reason(attempt: &RawAttempt) -> Option<AcceptReason> {
+    let is_new = attempt.phase == AcceptPhase::ATTEMPT_NEW.0 as u8 && attempt.reason == 0;
+    if !is_new {
+        None
+    } else if has(attempt, AcceptFlag::ATTEMPT_ACCEPT_QUEUE_FULL) {
+        Some(AcceptReason::REASON_ACCEPT_QUEUE_FULL)
+    } else if has(attempt, AcceptFlag::ATTEMPT_SYN_QUEUE_FULL) {
+        Some(AcceptReason::REASON_SYN_QUEUE_FULL)
+    } else {
+        None
+    }
+}
+
+fn monotonic_ns() -> Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("failed to read the clock")?;
+    Ok(u64::try_from(now.tv_sec())? * 1_000_000_000 + u64::try_from(now.tv_nsec())?)
+}
+
+/// All attempts in the table.
+fn read(skel: &AcceptTraceSkel<'_>) -> Result<Vec<(AttemptKey, RawAttempt)>> {
+    let mut all = Vec::new();
+    let mut add = |key: &[u8], attempt: &[u8]| {
+        let (mut whole_key, mut whole) = (AttemptKey::default(), RawAttempt::default());
+        let is_whole = plain::copy_from_bytes(&mut whole_key, key).is_ok()
+            && plain::copy_from_bytes(&mut whole, attempt).is_ok();
+        if is_whole {
+            all.push((whole_key, whole));
+        }
+    };
+    map::read_all(&skel.maps.attempts, false, &mut add)
+        .context("failed to read the table of attempts")?;
+    Ok(all)
+}
+
+fn tell(
+    skel: &mut AcceptTraceSkel<'_>,
+    key: &AttemptKey,
+    attempt: &RawAttempt,
+    fate: AcceptFate,
+    reason: AcceptReason,
+) -> Result<()> {
+    let bss = skel.maps.bss_verdict_data.as_deref_mut();
+    let bss = bss.context("the programs have no place for a verdict")?;
+    let verdict = AcceptVerdict {
+        key: *key,
+        last_syn_ns: attempt.last_syn_ns,
+        last_syn_ack_ns: attempt.last_syn_ack_ns,
+        fate,
+        reason: reason.0,
+        phase: attempt.phase.into(),
+        ..AcceptVerdict::default()
+    };
+    skel::set_accept_verdict(bss, &verdict);
+    let frame = [0; 14];
+    let input = ProgramInput {
+        data_in: Some(&frame),
+        ..ProgramInput::default()
+    };
+    let told = skel.progs.accept_close.test_run(input);
+    told.context("failed to tell what became of an attempt")?;
+    Ok(())
+}

@@ -1,0 +1,184 @@
+//! Wireshark's extcap protocol (extcap(4)): Wireshark runs a program in its directory of extcaps to
+//! learn of its interfaces and options, and then to capture into a FIFO. That is `port-monitor -w`.
+
+use std::ffi::OsString;
+use std::io::Write;
+
+use super::generate::printed;
+use crate::cli::usage;
+use crate::failure::{Exit, Failure};
+use crate::filter::expr::Expression;
+use crate::host::interfaces::{ANY, ResolveError, resolve};
+
+/// What the names of interfaces begin with, so that they are not those of Wireshark itself.
+const PREFIX: &str = "tcpinspect-";
+
+/// Options of Wireshark's dialog, and their values. The numbers are those by which values refer to
+/// options.
+const OPTIONS: &str = "\
+arg {number=0}{call=--direction}{display=Direction}{type=selector}{tooltip=Which way the packets go}
+value {arg=0}{value=both}{display=both}{default=true}
+value {arg=0}{value=ingress}{display=coming in}{default=false}
+value {arg=0}{value=egress}{display=going out}{default=false}
+arg {number=1}{call=--snaplen}{display=Bytes of each packet}{type=unsigned}{range=0,262144}{default=262144}{tooltip=How many bytes of each packet are captured}
+arg {number=2}{call=--filter}{display=Filter}{type=string}{tooltip=A filter expression as in tcpdump, such as port 80; without one all TCP packets are captured}
+";
+
+/// Whether these arguments, without the program's name, are those of Wireshark.
+pub fn is_meant(args: &[OsString]) -> bool {
+    let is_extcap = |arg: &OsString| arg.to_string_lossy().starts_with("--extcap-");
+    args.first()
+        .is_some_and(|first| first == "--capture" || is_extcap(first))
+        && args.iter().any(is_extcap)
+}
+
+/// Does what Wireshark asks for.
+///
+/// # Errors
+/// As `port-monitor`, or an argument is not one of the protocol.
+pub fn run(args: &[OsString]) -> Result<Exit, Failure> {
+    let mut asked = Asked::read(args)?;
+    if asked.interfaces {
+        return print(&interfaces()?);
+    }
+    let interface = asked.interface.take().unwrap_or_default();
+    let interface = interface.strip_prefix(PREFIX).ok_or_else(|| {
+        Failure::usage(format!("no interface {interface:?}"))
+            .hint("--extcap-interfaces lists those that there are")
+    })?;
+    if asked.dlts {
+        return print("dlt {number=1}{name=EN10MB}{display=Ethernet}\n");
+    }
+    if asked.config {
+        return print(OPTIONS);
+    }
+    if asked.capture {
+        let args = asked.port_monitor(interface)?;
+        return match usage::parse(args) {
+            Ok(command) => super::run(command),
+            Err(result) => result,
+        };
+    }
+    // Wireshark asks whether a filter is right, and shows what is printed if it is not.
+    let filter = asked.capture_filter.unwrap_or_default();
+    match Expression::new(&filter) {
+        Err(failure) if !filter.trim().is_empty() => print(&format!("{:#}\n", failure.error)),
+        _ => Ok(Exit::Success),
+    }
+}
+
+/// The interfaces that are up, and all of them together.
+fn interfaces() -> Result<String, Failure> {
+    let up = match resolve(&[ANY.to_owned()]) {
+        Ok(up) => up,
+        // None is up.
+        Err(ResolveError::Usage { .. }) => Vec::new(),
+        Err(ResolveError::Failed(error)) => return Err(error.into()),
+    };
+    let mut text = format!(
+        "extcap {{version={}}}{{display=tcpinspect}}\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    let names = up.into_iter().map(|interface| interface.name);
+    // In a name these would be read as the end of a value.
+    let names = names.filter(|name| !name.contains(['{', '}', '=']));
+    for name in names.chain([ANY.to_owned()]) {
+        text += &format!("interface {{value={PREFIX}{name}}}{{display=TCP of {name}}}\n");
+    }
+    Ok(text)
+}
+
+/// What the arguments ask for.
+#[derive(Default)]
+struct Asked {
+    interfaces: bool,
+    dlts: bool,
+    config: bool,
+    capture: bool,
+    interface: Option<String>,
+    fifo: Option<OsString>,
+    capture_filter: Option<String>,
+    direction: Option<String>,
+    snaplen: Option<String>,
+    filter: Option<String>,
+}
+
+impl Asked {
+    fn read(args: &[OsString]) -> Result<Self, Failure> {
+        let mut asked = Self::default();
+        let mut args = args.iter();
+        while let Some(arg) = args.next() {
+            let text = arg.to_string_lossy();
+            let (name, joined) = match text.split_once('=') {
+                Some((name, value)) => (name, Some(OsString::from(value))),
+                None => (&*text, None),
+            };
+            match name {
+                "--extcap-interfaces" => asked.interfaces = true,
+                "--extcap-dlts" => asked.dlts = true,
+                "--extcap-config" => asked.config = true,
+                "--capture" => asked.capture = true,
+                _ => {
+                    let value = joined.or_else(|| args.next().cloned());
+                    let value = value.ok_or_else(|| {
+                        Failure::usage(format!("a value is required for '{name}'"))
+                    })?;
+                    asked.take(name, value)?;
+                }
+            }
+        }
+        Ok(asked)
+    }
+
+    fn take(&mut self, name: &str, value: OsString) -> Result<(), Failure> {
+        let text = value.to_string_lossy().into_owned();
+        match name {
+            "--extcap-interface" => self.interface = Some(text),
+            "--extcap-capture-filter" => self.capture_filter = Some(text),
+            "--fifo" => self.fifo = Some(value),
+            "--direction" => self.direction = Some(text),
+            "--snaplen" => self.snaplen = Some(text),
+            "--filter" => self.filter = Some(text),
+            // The version of Wireshark; which option's values to reload: none.
+            "--extcap-version" | "--extcap-reload-option" => {}
+            _ => {
+                return Err(Failure::usage(format!(
+                    "unexpected argument '{name}' found"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The command line of the capture.
+    fn port_monitor(self, interface: &str) -> Result<Vec<OsString>, Failure> {
+        let fifo = self
+            .fifo
+            .ok_or_else(|| Failure::usage("--capture needs --fifo"))?;
+        // Wireshark takes what is said on stderr for an error.
+        let mut args = ["tcpinspect", "port-monitor", "-q", "-i", interface, "-w"]
+            .map(OsString::from)
+            .to_vec();
+        args.push(fifo);
+        args.push("--direction".into());
+        args.push(self.direction.unwrap_or_else(|| "both".to_owned()).into());
+        if let Some(snaplen) = self.snaplen {
+            args.extend(["--snaplen".into(), snaplen.into()]);
+        }
+        let filters: Vec<_> = [self.capture_filter, self.filter]
+            .into_iter()
+            .flatten()
+            .filter(|filter| !filter.trim().is_empty())
+            .map(|filter| format!("({filter})"))
+            .collect();
+        match filters.is_empty() {
+            true => args.extend(["--flags".into(), "any".into()]),
+            false => args.extend(["--filter".into(), filters.join(" and ").into()]),
+        }
+        Ok(args)
+    }
+}
+
+fn print(text: &str) -> Result<Exit, Failure> {
+    printed(std::io::stdout().write_all(text.as_bytes()))
+}

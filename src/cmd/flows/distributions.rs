@@ -1,0 +1,112 @@
+//! `flows --histogram`: how the times of flows are distributed.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::cli::{FlowBy, FlowHistogram, FlowsArgs};
+use crate::domain::flow::{Flow, Outcome};
+use crate::domain::histogram::{Histogram, Key};
+use crate::failure::Failure;
+use crate::output::clock::Clock;
+use crate::output::histogram::{Distribution, HistogramWriter};
+use crate::output::line::Line;
+use crate::run::session::Session;
+
+/// Keys that are kept, as many as the kernel's tables of histograms have. The times of more count
+/// nowhere.
+const KEYS_KEPT: usize = 4096;
+
+/// Distributions of a time by key.
+#[derive(Clone)]
+pub struct Distributions {
+    writer: HistogramWriter,
+    of: FlowHistogram,
+    by: Option<FlowBy>,
+    keys: HashMap<Key, Histogram>,
+    /// Times whose key found no room.
+    untracked: u64,
+}
+
+impl Distributions {
+    /// Those that are asked for.
+    ///
+    /// # Errors
+    /// A column is unknown, or there is no histogram by what is asked for.
+    pub fn new(args: &FlowsArgs) -> Result<Option<Self>, Failure> {
+        let Some(of) = args.histogram else {
+            return Ok(None);
+        };
+        if let Some(by @ (FlowBy::Uid | FlowBy::Container | FlowBy::Net)) = args.by {
+            return Err(
+                Failure::usage(format!("--histogram can't be shown by {}", by.name()))
+                    .hint("--histogram takes --by saddr, daddr, dport or process"),
+            );
+        }
+        Ok(Some(Self {
+            writer: HistogramWriter::new(&args.output.columns)?,
+            of,
+            by: args.by,
+            keys: HashMap::new(),
+            untracked: 0,
+        }))
+    }
+
+    /// Writes the header line of the text format.
+    pub fn header(&self, out: &mut Line<'_>, clock: &Clock) {
+        self.writer.header(out, clock);
+    }
+
+    /// Adds the time of a flow that is over, if it is known.
+    pub fn add(&mut self, flow: &Flow) {
+        // There is another record of the same flow later.
+        if flow.outcome() == Outcome::Unanswered {
+            return;
+        }
+        let time = match self.of {
+            FlowHistogram::Rtt => flow.round_trip().map(|trip| trip.us),
+            FlowHistogram::Handshake => flow.handshake_ns().map(|ns| ns / 1000),
+        };
+        let Some(micros) = time else {
+            return;
+        };
+        let key = match self.by {
+            Some(FlowBy::Saddr) => Key::Address(flow.saddr()),
+            Some(FlowBy::Daddr) => Key::Address(flow.daddr()),
+            Some(FlowBy::Dport) => Key::Port(flow.dport()),
+            Some(FlowBy::Process) => {
+                let comm = flow.process().map_or(&b""[..], |(_, comm)| comm);
+                Key::Comm(comm.to_vec())
+            }
+            _ => Key::All,
+        };
+        if self.keys.len() >= KEYS_KEPT && !self.keys.contains_key(&key) {
+            self.untracked += 1;
+            return;
+        }
+        self.keys.entry(key).or_default().add(micros);
+    }
+
+    /// Writes them, those with the most times first.
+    pub fn write(&self, session: &mut Session, length: Duration) {
+        let mut all = self.keys.iter().collect::<Vec<_>>();
+        all.sort_unstable_by_key(|(key, histogram)| (Reverse(histogram.count()), *key));
+        let at = session.clock.now();
+        for (key, histogram) in all {
+            let distribution = Distribution {
+                of: self.of.name(),
+                by: self.by.map(FlowBy::name),
+                key,
+                seconds: length.as_secs_f64(),
+                histogram,
+            };
+            session.write(at, &(&self.writer, &distribution));
+        }
+        if self.untracked > 0 {
+            session.notices.notice(&format!(
+                "{} times are in no histogram: there is room for {KEYS_KEPT} keys",
+                self.untracked
+            ));
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! `flows`: one line per finished connection, or the traffic of connections by key.
+
+mod book;
+mod distributions;
+mod replay;
+mod sockets;
+mod table;
+mod watch;
+
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use caps::Capability;
+use libbpf_rs::OpenObject;
+
+use book::Book;
+use distributions::Distributions;
+use sockets::Sockets;
+use table::Table;
+
+use crate::attach::{Attached, Direction};
+use crate::cli::{FlowBy, FlowsArgs};
+use crate::failure::{Exit, Failure};
+use crate::filter::process::ProcessRules;
+use crate::filter::{Filter, FlagsRule};
+use crate::host::interfaces::Interface;
+use crate::host::privileges;
+use crate::host::sandbox::Files;
+use crate::output::flows::FlowWriter;
+use crate::output::summary::Summary;
+use crate::run::events::{BufferKind, EventSource};
+use crate::run::packet::{self, Live, Options, PacketCommand, Replay, Target};
+use crate::skel::flows::types::process_filter;
+use crate::skel::flows::{FlowsSkel, FlowsSkelBuilder};
+use crate::skel::{PacketCounters, SweepMode};
+
+/// How often the table is swept for flows that are over.
+const SWEEP_EVERY: Duration = Duration::from_millis(100);
+
+/// How long a finished flow stays in the table for stragglers: a FIN whose ACK was lost can be
+/// retransmitted twice in this time (RFC 6298: after 1 s; Linux begins at 200 ms).
+const LINGER: Duration = Duration::from_secs(1);
+
+/// How long a flow waits for the answer to a SYN or to its FINs, unless --idle-timeout is shorter.
+/// Linux retransmits a SYN after at most 32 s.
+const HALF_OPEN: Duration = Duration::from_secs(60);
+
+/// Runs the command.
+///
+/// # Errors
+/// An option is wrong, or a program can't be loaded or attached.
+pub fn run(args: &FlowsArgs) -> Result<Exit, Failure> {
+    packet::run(&Flows::new(args)?)
+}
+
+/// The command as its options ask for it.
+pub struct Flows<'a> {
+    args: &'a FlowsArgs,
+    filter: Filter,
+    writer: FlowWriter,
+    distributions: Option<Distributions>,
+}
+
+impl<'a> Flows<'a> {
+    /// Which processes are wanted.
+    fn processes(&self) -> ProcessRules<'_> {
+        ProcessRules {
+            pids: &self.args.pid,
+            uids: &self.args.uid,
+            comms: &self.args.comm,
+        }
+    }
+
+    /// Whether the run means nothing without processes.
+    fn needs_processes(&self) -> bool {
+        let by_process = self.args.by.is_some_and(FlowBy::needs_process);
+        by_process || !self.processes().is_empty() || !self.args.container.is_empty()
+    }
+
+    /// The command with its default for `--flags`.
+    ///
+    /// # Errors
+    /// A column is unknown, or a file is asked for processes.
+    pub fn new(args: &'a FlowsArgs) -> Result<Self, Failure> {
+        if args.packets.read.is_some()
+            && let Some(by) = args.by.filter(|by| by.needs_process())
+        {
+            let what = format!("--by {} is about processes, and a file has none", by.name());
+            return Err(Failure::usage(what).hint("other keys are saddr, daddr, dport and net"));
+        }
+        Ok(Self {
+            args,
+            filter: args.packets.filter(FlagsRule::default()),
+            writer: {
+                // --columns is about what is shown.
+                let columns = match args.histogram {
+                    Some(_) => &[][..],
+                    None => &args.output.columns,
+                };
+                FlowWriter::new(columns, args.by.is_some(), args.names)?
+            },
+            distributions: Distributions::new(args)?,
+        })
+    }
+}
+
+/// Whether files have to be opened during the run: those that tell of containers.
+pub fn files(args: &FlowsArgs) -> Files {
+    match book::needs_containers(args) {
+        true => Files::Readable,
+        false => Files::Opened,
+    }
+}
+
+/// The directions to watch. The loopback device shows each packet twice, going out and coming in:
+/// once is enough.
+pub fn directions(interface: &Interface) -> &'static [Direction] {
+    // The kernel gives this index to the loopback device of each namespace, and to no other.
+    const LOOPBACK_IFINDEX: u32 = 1;
+    if interface.index == LOOPBACK_IFINDEX {
+        &[Direction::Ingress]
+    } else {
+        // An answer must not go unseen whose question was seen.
+        &[Direction::Egress, Direction::Ingress]
+    }
+}
+
+/// The ephemeral ports of this network namespace.
+fn ephemeral_ports() -> Option<(u16, u16)> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    let mut ports = text.split_whitespace().map(str::parse);
+    Some((ports.next()?.ok()?, ports.next()?.ok()?))
+}
+
+/// The buffer of the bytes that names are read from, with --names.
+fn name_source(
+    args: &FlowsArgs,
+    buffer: BufferKind,
+    skel: &FlowsSkel<'_>,
+) -> Result<Option<EventSource>> {
+    let maps = &skel.maps;
+    args.names
+        .then(|| {
+            let size = args.buffer.buffer_size;
+            EventSource::open(buffer, size, &maps.name_ring, &maps.name_perf)
+        })
+        .transpose()
+}
+
+impl PacketCommand for Flows<'_> {
+    const NAME: &'static str = "flows";
+    type Skel<'obj> = FlowsSkel<'obj>;
+
+    fn options(&self) -> Options<'_> {
+        Options {
+            packets: &self.args.packets,
+            filter: &self.filter,
+            buffer: Some(&self.args.buffer),
+            recording: None,
+            output: &self.args.output,
+            stop: &self.args.stop,
+            sandbox: self.args.sandbox,
+        }
+    }
+
+    fn load<'obj>(
+        &self,
+        target: &Target<'_>,
+        storage: &'obj mut MaybeUninit<OpenObject>,
+        first: Option<&FlowsSkel<'_>>,
+    ) -> Result<FlowsSkel<'obj>, Failure> {
+        // The key of a flow has 16 bits for the interface.
+        u16::try_from(target.position)?;
+        let mut open = packet::open(FlowsSkelBuilder::default(), storage, target, first)?;
+        let maps = &mut open.maps;
+        let rodata = maps.rodata_data.as_deref_mut();
+        let rodata = rodata.context("the programs have no settings")?;
+        // For a replay, this host's range means nothing: keep the default one.
+        if !target.replay
+            && let Some((first, last)) = ephemeral_ports()
+        {
+            (rodata.ephemeral_first, rodata.ephemeral_last) = (first, last);
+        }
+        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        rodata.max_flows = self.args.max_flows;
+        rodata.names = self.args.names;
+        rodata.idle_ns = nanos(self.args.idle_timeout);
+        rodata.half_open_ns = nanos(self.args.idle_timeout.min(HALF_OPEN));
+        rodata.linger_ns = nanos(LINGER);
+        // Only if flows have lines, and a live run shows them.
+        let has_lines = self.args.by.is_none() && self.args.histogram.is_none();
+        if has_lines && !target.replay && !watch::shows_view(self.args) {
+            rodata.attempt_ns = nanos(self.args.attempt_timeout);
+        }
+        let has_filter = rodata.filter.parts.0 != 0;
+        maps.passed_over.set_autocreate(has_filter)?;
+        if self.args.names {
+            let (ring, perf) = (&mut maps.name_ring, &mut maps.name_perf);
+            target.buffer.configure(&self.args.buffer, ring, perf)?;
+        } else {
+            maps.name_ring.set_autocreate(false)?;
+            maps.name_perf.set_autocreate(false)?;
+        }
+        for map in [&mut maps.flow_slots, &mut maps.slots, &mut maps.free_slots] {
+            map.set_max_entries(self.args.max_flows)?;
+        }
+        if let Some(first) = first {
+            maps.flow_slots.reuse_fd(first.maps.flow_slots.as_fd())?;
+            maps.slots.reuse_fd(first.maps.slots.as_fd())?;
+            maps.free_slots.reuse_fd(first.maps.free_slots.as_fd())?;
+            if has_filter {
+                maps.passed_over.reuse_fd(first.maps.passed_over.as_fd())?;
+            }
+            if self.args.names {
+                match target.buffer {
+                    BufferKind::Ring => maps.name_ring.reuse_fd(first.maps.name_ring.as_fd())?,
+                    BufferKind::Perf => maps.name_perf.reuse_fd(first.maps.name_perf.as_fd())?,
+                }
+            }
+            maps.unused_slots
+                .reuse_fd(first.maps.unused_slots.as_fd())?;
+        }
+        open.progs.flows_sweep.set_autoload(first.is_none());
+        // Only the sweep looks at processes.
+        let rules = match first {
+            Some(_) => ProcessRules::default(),
+            None => self.processes(),
+        };
+        let sets = [&mut maps.pids, &mut maps.uids, &mut maps.comms];
+        rodata.process_filter = process_filter(rules.size(sets)?);
+        let skel = packet::load(Self::NAME, open, target)?;
+        rules.fill([&skel.maps.pids, &skel.maps.uids, &skel.maps.comms])?;
+        Ok(skel)
+    }
+
+    fn attach(
+        &self,
+        skel: &FlowsSkel<'_>,
+        interface: &Interface,
+        attached: &mut Attached,
+    ) -> Result<(), Failure> {
+        for direction in directions(interface) {
+            attached.tc(&skel.progs.flows_packet, interface, *direction)?;
+        }
+        Ok(())
+    }
+
+    fn watch(&self, live: &mut Live<'_, FlowsSkel<'_>>) -> Result<Summary, Failure> {
+        let args = self.args;
+        let names = live.interfaces.iter();
+        let names = names
+            .map(|interface| Some(interface.name.as_str()))
+            .collect::<Vec<_>>();
+        let has_view = watch::shows_view(args);
+        let source = (live.take_source()?, live.buffer);
+        let mut book = Book::new(args, self.writer.clone(), &names, has_view);
+        book.distributions = self.distributions.clone();
+        let mut storage = MaybeUninit::uninit();
+        let mut table = Table::new(args, source, live.cpus, book);
+        table.name_source = name_source(args, live.buffer, live.first()?.1)?;
+        let (notices, interfaces) = (live.session.notices, live.interfaces);
+        let (_, first) = live.first()?;
+        table.sockets = match Sockets::new(&mut storage, self, first, interfaces) {
+            Ok(sockets) => Some(sockets),
+            Err(error) if self.needs_processes() => {
+                let error = error.context("failed to find the processes of connections");
+                return Err(Failure::from(error).hint(
+                    "this needs CAP_PERFMON and a Linux newer than 5.10, where programs that read sockets may lock flows",
+                ));
+            }
+            Err(error) => {
+                table::without_sockets(notices, &error);
+                None
+            }
+        };
+        if sockets::suits_sockets(self) {
+            table.seed(notices);
+        }
+
+        // The sweep needs bpf(2), which needs CAP_BPF before Linux 5.19.
+        let (session, first) = live.first()?;
+        let mut try_sweep = || {
+            table
+                .sweep(session, first, SweepMode::SWEEP_ENDED, 0)
+                .is_ok()
+        };
+        let keep = match privileges::without_capabilities(&mut try_sweep)? {
+            true => &[][..],
+            false => &[Capability::CAP_BPF],
+        };
+        if has_view {
+            live.give_up_privileges(keep)?;
+            live.session.stop.start();
+            live.say_attached();
+            watch::run_view(live, args, &mut table)?;
+        } else {
+            let files = files(args);
+            live.begin_with(keep, files, |out, clock| table.book.header(out, clock))?;
+            watch::run_sweeps(live, args, &mut table)?;
+        }
+
+        live.detach()?;
+        table.read_sockets_again(notices);
+        let (session, first) = live.first()?;
+        table.sweep(session, first, SweepMode::SWEEP_ALL, 0)?;
+        let counters = live.counters();
+        let counters = PacketCounters {
+            matched: table.ever(&counters),
+            ..counters
+        };
+        table.book.note_names_lost(&*live.skels);
+        let session = &mut *live.session;
+        table.book.end_interval(session, None, counters.untracked);
+        table.book.write_distributions(session);
+        session.flush();
+        Ok(table.book.summary(session, counters))
+    }
+
+    fn replay<'obj>(&self, replay: &mut Replay<'_, FlowsSkel<'obj>>) -> Result<Summary, Failure> {
+        let mut book = Book::new(self.args, self.writer.clone(), &[None], false);
+        book.distributions = self.distributions.clone();
+        let source = (replay.take_source()?, replay.buffer);
+        let name_source = name_source(self.args, replay.buffer, replay.skel)?;
+        replay.begin(|out, clock| book.header(out, clock))?;
+        let mut table = Table::new(self.args, source, replay.cpus, book);
+        table.name_source = name_source;
+        replay::run(self.args, table, replay)
+    }
+}

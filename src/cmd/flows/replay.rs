@@ -1,0 +1,138 @@
+//! Flows of a capture file. The time is that of its frames.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::SWEEP_EVERY;
+use super::table::Table;
+use crate::cli::FlowsArgs;
+use crate::failure::Failure;
+use crate::output::clock::UnixNanos;
+use crate::output::summary::Summary;
+use crate::run::packet::Replay;
+use crate::run::replay::{AroundFrames, Origin};
+use crate::run::session::Session;
+use crate::skel::flows::FlowsSkel;
+use crate::skel::{PacketSkel, SweepMode};
+
+/// Runs the file through the programs, and sweeps the table at the right times of the file.
+pub fn run(
+    args: &FlowsArgs,
+    table: Table<'_>,
+    replay: &mut Replay<'_, FlowsSkel<'_>>,
+) -> Result<Summary, Failure> {
+    let mut schedule = Schedule {
+        table,
+        cpus: replay.cpus,
+        interval: i64::try_from(args.interval.as_nanos()).unwrap_or(i64::MAX),
+        interval_started: None,
+        swept: None,
+        latest: 0,
+        frames: 0,
+    };
+    replay.run(|skel| &skel.progs.flows_packet, &mut schedule);
+    schedule.finish(replay.session, replay.skel)?;
+    schedule.table.book.write_distributions(replay.session);
+    replay.session.flush();
+    let mut book = schedule.table.book;
+    book.note_names_lost([&*replay.skel]);
+    Ok(book.summary(replay.session, replay.counters()))
+}
+
+/// When to sweep and to report in a replay. Times are UNIX times in ns, durations are in ns.
+struct Schedule<'a> {
+    table: Table<'a>,
+    cpus: usize,
+    interval: i64,
+    /// When the current interval began; `None` before the first frame.
+    interval_started: Option<UnixNanos>,
+    /// The time of the last sweep.
+    swept: Option<UnixNanos>,
+    latest: UnixNanos,
+    frames: u64,
+}
+
+/// How often to check how full the table is, in frames.
+const CHECK_ROOM_EVERY: u64 = 1024;
+
+impl Schedule<'_> {
+    fn end_interval(&mut self, session: &mut Session, skel: &FlowsSkel<'_>, length: i64) {
+        let end = self
+            .interval_started
+            .unwrap_or(self.latest)
+            .saturating_add(length);
+        let length = Duration::from_nanos(length.unsigned_abs());
+        let untracked = skel.counters(self.cpus).untracked;
+        let book = &mut self.table.book;
+        book.end_interval(session, Some((end, length)), untracked);
+    }
+
+    /// Whether a frame of this time comes after the current interval, if there are any.
+    fn ends_interval(&mut self, at: UnixNanos) -> bool {
+        let started = *self.interval_started.get_or_insert(at);
+        self.table.book.loads.is_some() && at.saturating_sub(started) >= self.interval
+    }
+
+    fn is_sweep_due(&mut self, at: UnixNanos) -> bool {
+        let swept = *self.swept.get_or_insert(at);
+        at.saturating_sub(swept).unsigned_abs() >= SWEEP_EVERY.as_nanos() as u64
+    }
+
+    fn is_room_due(&self) -> bool {
+        self.frames.is_multiple_of(CHECK_ROOM_EVERY)
+    }
+
+    fn finish(&mut self, session: &mut Session, skel: &mut FlowsSkel<'_>) -> Result<()> {
+        let now = self.latest.cast_unsigned();
+        self.table.sweep(session, skel, SweepMode::SWEEP_ALL, now)?;
+        if let Some(started) = self.interval_started {
+            // All frames may have the same time: then rates are per whole interval.
+            let passed = self.latest.saturating_sub(started);
+            let length = if passed > 0 { passed } else { self.interval };
+            self.end_interval(session, skel, length);
+        }
+        Ok(())
+    }
+}
+
+impl AroundFrames<FlowsSkel<'_>> for Schedule<'_> {
+    fn is_due(&mut self, at: UnixNanos) -> bool {
+        self.latest = self.latest.max(at);
+        self.frames += 1;
+        self.ends_interval(at) || self.is_sweep_due(at) || self.is_room_due()
+    }
+
+    fn after(&mut self, session: &mut Session, _: &[Origin]) {
+        self.table.read_names(session);
+    }
+
+    /// Does what is due before a frame of this time.
+    fn before(
+        &mut self,
+        session: &mut Session,
+        skel: &mut FlowsSkel<'_>,
+        at: UnixNanos,
+    ) -> Result<()> {
+        if self.ends_interval(at) {
+            self.table
+                .sweep(session, skel, SweepMode::SWEEP_LIVE, at.cast_unsigned())?;
+            self.end_interval(session, skel, self.interval);
+            // Skip intervals without a frame: a file can jump by years.
+            let started = self.interval_started.unwrap_or(at);
+            let whole = at.saturating_sub(started) / self.interval * self.interval;
+            self.interval_started = Some(started.saturating_add(whole));
+        }
+        if self.is_sweep_due(at) {
+            self.swept = Some(at);
+            self.table
+                .sweep(session, skel, SweepMode::SWEEP_ENDED, at.cast_unsigned())?;
+        }
+        if self.is_room_due() {
+            let ever = skel.counters(self.cpus).matched;
+            self.table
+                .make_room(session, skel, ever, at.cast_unsigned())?;
+        }
+        Ok(())
+    }
+}

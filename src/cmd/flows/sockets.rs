@@ -1,0 +1,179 @@
+//! What the sockets of this host tell about flows: connections that are older than the tool, the
+//! kernel's numbers, and processes.
+
+use std::io::{ErrorKind, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{Iter, Link, OpenObject};
+
+use super::Flows;
+use crate::filter::FlagsRule;
+use crate::host::interfaces::Interface;
+use crate::skel::flow_sockets::types::bss;
+use crate::skel::flow_sockets::{FlowSocketsSkel, FlowSocketsSkelBuilder};
+use crate::skel::{self, flows::FlowsSkel};
+
+/// After a scan, wait this many times as long as it took: a host may have very many open files.
+const REST: u32 = 50;
+
+/// Scan once more this long after a new flow: an incoming connection has no process until it is
+/// accepted.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// The programs that read sockets.
+pub struct Sockets<'obj> {
+    skel: FlowSocketsSkel<'obj>,
+    /// Hooks that stay attached.
+    _hooks: Vec<Link>,
+    /// Iterates over all TCP sockets of the network namespace.
+    sockets: Link,
+    /// Iterates over all open files.
+    files: Link,
+    /// How many flows there had ever been at the last scan of files.
+    known: u64,
+    /// The earliest time of the next scan.
+    due: Instant,
+    /// When to scan once more, if that is needed.
+    again: Option<Instant>,
+}
+
+impl<'obj> Sockets<'obj> {
+    /// Loads and attaches the programs for this table, which has flows of these interfaces, all in
+    /// this network namespace.
+    ///
+    /// # Errors
+    /// The kernel lacks a feature, or a privilege is missing.
+    pub fn new(
+        storage: &'obj mut MaybeUninit<OpenObject>,
+        command: &Flows<'_>,
+        flows: &FlowsSkel<'_>,
+        interfaces: &[Interface],
+    ) -> Result<Self> {
+        let netns = std::fs::metadata("/proc/self/ns/net")
+            .context("failed to look at the network namespace")?;
+        let mut open = FlowSocketsSkelBuilder::default().open(storage)?;
+        let rodata = open.maps.rodata_data.as_deref_mut();
+        let rodata = rodata.context("the programs have no settings")?;
+        rodata.netns = u32::try_from(netns.ino())?;
+        rodata.interfaces = u32::try_from(interfaces.len())?;
+        for (to, interface) in rodata.ifindexes.iter_mut().zip(interfaces) {
+            *to = interface.index;
+        }
+        rodata.max_flows = command.args.max_flows;
+        command
+            .args
+            .packets
+            .addresses
+            .filter()
+            .configure(&mut open)?;
+        let (maps, table) = (&mut open.maps, &flows.maps);
+        maps.flow_slots.reuse_fd(table.flow_slots.as_fd())?;
+        maps.slots.reuse_fd(table.slots.as_fd())?;
+        maps.free_slots.reuse_fd(table.free_slots.as_fd())?;
+        maps.unused_slots.reuse_fd(table.unused_slots.as_fd())?;
+        let skel = open.load()?;
+        command.args.packets.addresses.filter().fill(&skel)?;
+        let hooks = vec![skel.progs.flow_state.attach_trace()?];
+        let sockets = skel.progs.flow_sockets.attach()?;
+        let files = skel.progs.flow_owner.attach()?;
+        Ok(Self {
+            _hooks: hooks,
+            sockets,
+            files,
+            skel,
+            known: 0,
+            due: Instant::now(),
+            again: None,
+        })
+    }
+
+    fn bss(&mut self) -> Result<&mut bss> {
+        let bss = self.skel.maps.bss_data.as_deref_mut();
+        bss.context("the programs have no place for what they are told")
+    }
+
+    /// Adds the connections that are there already. Returns how many there was no room for.
+    ///
+    /// # Errors
+    /// The kernel refuses to list sockets.
+    pub fn seed(&mut self) -> Result<u64> {
+        skel::set_seeding(self.bss()?, true);
+        let listed = self.read_numbers();
+        let bss = self.bss()?;
+        skel::set_seeding(bss, false);
+        listed?;
+        let seeded = skel::seeded(bss);
+        if seeded.found > 0 {
+            // Now, for the first sweep may report an attempt.
+            self.look_now()?;
+        }
+        Ok(seeded.left_out)
+    }
+
+    /// How many flows were added for sockets.
+    pub fn seeded(&self) -> u64 {
+        let bss = self.skel.maps.bss_data.as_deref();
+        bss.map_or(0, |bss| skel::seeded(bss).added)
+    }
+
+    /// Copies the kernel's numbers of all connections into the table.
+    ///
+    /// # Errors
+    /// The kernel refuses to list sockets.
+    pub fn read_numbers(&mut self) -> Result<()> {
+        run(&self.sockets).context("failed to list TCP sockets")
+    }
+
+    /// Looks for processes by open files if there are new flows; `ever` is how many flows there
+    /// have ever been.
+    ///
+    /// # Errors
+    /// The kernel refuses the scan.
+    pub fn look(&mut self, ever: u64) -> Result<()> {
+        let started = Instant::now();
+        let is_new = ever != self.known;
+        if started < self.due || !(is_new || self.again.is_some_and(|again| started >= again)) {
+            return Ok(());
+        }
+        self.known = ever;
+        self.again = is_new.then_some(started + AGAIN);
+        self.look_now()?;
+        self.due = Instant::now() + started.elapsed() * REST;
+        Ok(())
+    }
+
+    /// Looks for processes now.
+    ///
+    /// # Errors
+    /// The kernel refuses the scan.
+    pub fn look_now(&mut self) -> Result<()> {
+        run(&self.files).context("failed to look at open files")
+    }
+}
+
+/// Whether the filter can tell from a socket alone which connections it wants.
+pub fn suits_sockets(command: &Flows<'_>) -> bool {
+    let filter = &command.filter;
+    filter.flags == FlagsRule::default() && filter.payload.is_none() && filter.expression.is_none()
+}
+
+/// Runs an iterator whose program writes no output: reading to the end makes it visit everything.
+fn run(link: &Link) -> Result<()> {
+    let mut visits = Iter::new(link)?;
+    let mut nothing = [0; 64];
+    loop {
+        match visits.read(&mut nothing) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            // The kernel ends a read(2) with EAGAIN after a million visits without output.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Sweeps the table of flows in the kernel.
+
+use anyhow::{Context, Result};
+use libbpf_rs::{ErrorKind, ProgramInput};
+
+use super::book::Book;
+use super::sockets::Sockets;
+use crate::cli::FlowsArgs;
+use crate::notice::Notices;
+use crate::run::events::{BufferKind, EventSource};
+use crate::run::session::Session;
+use crate::skel::flows::FlowsSkel;
+use crate::skel::{
+    self, FLOW_RANK_OLD, FLOW_RANKS, FlowRecord, PacketCounters, Sweep, SweepLimit, SweepMode,
+};
+
+/// The table is nearly full above this fraction. Then flows are evicted until it is not.
+const NEARLY_FULL: (u64, u64) = (9, 10);
+const LEFT: (u64, u64) = (3, 4);
+
+/// The table of flows, read by the sweep program.
+pub struct Table<'a> {
+    source: EventSource,
+    /// `None` if sockets can't be read.
+    pub sockets: Option<Sockets<'a>>,
+    /// With --names: the bytes that names are read from.
+    pub name_source: Option<EventSource>,
+    /// Receives the records.
+    pub book: Book<'a>,
+    /// Flows that were added for sockets before those could not be read any more.
+    lost_seeded: u64,
+    chunk: u32,
+    max_flows: u64,
+}
+
+impl<'a> Table<'a> {
+    /// Reads the records of the sweep from this buffer.
+    pub fn new(
+        args: &FlowsArgs,
+        (source, buffer): (EventSource, BufferKind),
+        cpus: usize,
+        book: Book<'a>,
+    ) -> Self {
+        Self {
+            source,
+            sockets: None,
+            name_source: None,
+            book,
+            lost_seeded: 0,
+            chunk: chunk(args, buffer, cpus),
+            max_flows: args.max_flows.into(),
+        }
+    }
+
+    /// How many flows there have ever been: those of packets that were counted, and those that were
+    /// added for sockets.
+    pub fn ever(&self, counted: &PacketCounters) -> u64 {
+        counted.matched + self.lost_seeded + self.sockets.as_ref().map_or(0, Sockets::seeded)
+    }
+
+    /// Adds the connections that are older than the tool.
+    pub fn seed(&mut self, notices: Notices) {
+        match self.sockets.as_mut().map(Sockets::seed) {
+            Some(Ok(0)) | None => {}
+            Some(Ok(left_out)) => notices.notice(&format!(
+                "{left_out} older connections have no room in the table; --max-flows makes it larger"
+            )),
+            Some(Err(error)) => self.lose_sockets(notices, &error),
+        }
+    }
+
+    /// Copies the kernel's numbers of all connections into the table.
+    pub fn read_numbers(&mut self, notices: Notices) {
+        if let Some(sockets) = &mut self.sockets
+            && let Err(error) = sockets.read_numbers()
+        {
+            self.lose_sockets(notices, &error);
+        }
+    }
+
+    /// Reads once more what sockets tell, at the end of the run.
+    pub fn read_sockets_again(&mut self, notices: Notices) {
+        self.read_numbers(notices);
+        if let Some(sockets) = &mut self.sockets
+            && let Err(error) = sockets.look_now()
+        {
+            self.lose_sockets(notices, &error);
+        }
+    }
+
+    /// Looks for the processes of new flows; `ever` is how many flows there have ever been.
+    pub fn find_owners(&mut self, ever: u64, notices: Notices) {
+        if let Some(sockets) = &mut self.sockets
+            && let Err(error) = sockets.look(ever)
+        {
+            self.lose_sockets(notices, &error);
+        }
+    }
+
+    fn lose_sockets(&mut self, notices: Notices, error: &anyhow::Error) {
+        without_sockets(notices, error);
+        self.lost_seeded = self.sockets.take().map_or(0, |sockets| sockets.seeded());
+    }
+
+    /// Reads the names in the bytes that have arrived.
+    pub fn read_names(&mut self, session: &mut Session) {
+        if let Some(source) = &mut self.name_source {
+            source.drain_all(|bytes| self.book.take_name(session, bytes));
+        }
+    }
+
+    /// Runs a whole sweep in this mode. In a replay, `now_ns` is the current time.
+    pub fn sweep(
+        &mut self,
+        session: &mut Session,
+        skel: &mut FlowsSkel<'_>,
+        mode: SweepMode,
+        now_ns: u64,
+    ) -> Result<Sweep> {
+        let request = Sweep {
+            mode: mode.0,
+            now_ns,
+            ..Sweep::default()
+        };
+        self.sweep_with(session, skel, request)
+    }
+
+    fn sweep_with(
+        &mut self,
+        session: &mut Session,
+        skel: &mut FlowsSkel<'_>,
+        mut request: Sweep,
+    ) -> Result<Sweep> {
+        // Before the flows that are over: a record is reported after its last packet.
+        self.read_names(session);
+        let maps = &mut skel.maps;
+        let bss = maps
+            .bss_sweep_data
+            .as_deref_mut()
+            .context("the sweep has no place for its settings")?;
+        let before = skel::read_sweep(bss);
+        request.lost = before.lost;
+        request.lost_packets = before.lost_packets;
+        skel::set_sweep(bss, &request);
+        let frame = [0; 14];
+        let mut left = before.end;
+        loop {
+            let input = ProgramInput {
+                data_in: Some(&frame),
+                repeat: (left / SweepLimit::SWEEP_STEP.0 + 2).min(self.chunk),
+                ..ProgramInput::default()
+            };
+            match skel.progs.flows_sweep.test_run(input) {
+                Ok(_) => {}
+                // Interrupted by a signal: go on from the cursor.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error).context("failed to read the table of flows"),
+            }
+            self.source
+                .drain_all(|bytes| self.book.take(session, bytes));
+            self.book.settle(session);
+            let sweep = skel::read_sweep(bss);
+            self.book.note_lost(&sweep);
+            left = sweep.end.saturating_sub(sweep.cursor);
+            if left == 0 {
+                return Ok(sweep);
+            }
+        }
+    }
+
+    /// Evicts the least valuable flows if the table is nearly full. Returns whether it was. `ever`
+    /// is how many flows there have ever been.
+    pub fn make_room(
+        &mut self,
+        session: &mut Session,
+        skel: &mut FlowsSkel<'_>,
+        ever: u64,
+        now_ns: u64,
+    ) -> Result<bool> {
+        let in_table = ever.saturating_sub(self.book.reported);
+        if in_table <= self.max_flows * NEARLY_FULL.0 / NEARLY_FULL.1 {
+            return Ok(false);
+        }
+        let surplus = in_table.saturating_sub(self.max_flows * LEFT.0 / LEFT.1);
+        let ranks = self
+            .sweep(session, skel, SweepMode::SWEEP_ENDED, now_ns)?
+            .ranks;
+        let request = Sweep {
+            mode: SweepMode::SWEEP_EVICT.0,
+            now_ns,
+            evict_rank: least_worth(&ranks, surplus),
+            budget: u32::try_from(surplus).unwrap_or(u32::MAX),
+            ..Sweep::default()
+        };
+        self.sweep_with(session, skel, request)?;
+        Ok(true)
+    }
+}
+
+/// The rank from which on there are at least `surplus` flows. Established flows with a packet in
+/// the last minute are never among them, so that a flood evicts no real connection.
+fn least_worth(ranks: &[u32; FLOW_RANKS], surplus: u64) -> u32 {
+    let mut sum = 0;
+    for (rank, count) in (0..FLOW_RANKS as u32).zip(ranks).rev() {
+        sum += u64::from(*count);
+        if sum >= surplus || rank == FLOW_RANK_OLD {
+            return rank;
+        }
+    }
+    FLOW_RANK_OLD
+}
+
+/// Reports why sockets tell nothing.
+pub fn without_sockets(notices: Notices, error: &anyhow::Error) {
+    notices.detail(&format!(
+        "no process is named, and no number of the kernel is shown: {error:#}"
+    ));
+}
+
+/// How many records certainly fit into the event buffer. Only the sweep writes to it, and it is
+/// emptied after each run. So no record is lost, except on a CPU that came online after the perf
+/// buffer was opened.
+fn chunk(args: &FlowsArgs, buffer: BufferKind, cpus: usize) -> u32 {
+    // Both kinds of buffer add less than this to a record.
+    const OVERHEAD: usize = 64;
+    let bytes = args.buffer.buffer_size as usize;
+    let bytes = match buffer {
+        BufferKind::Ring => bytes,
+        BufferKind::Perf => (bytes / cpus / 2).max(4096),
+    };
+    u32::try_from(bytes / (size_of::<FlowRecord>() + OVERHEAD)).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,168 @@
+//! The loops of a live run: lines, traffic by key, or the full-screen view.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::time::{ClockId, clock_gettime};
+
+use super::table::Table;
+use super::{SWEEP_EVERY, files};
+use crate::cli::{FlowsArgs, OutputFormat};
+use crate::run::packet::Live;
+use crate::run::screen;
+use crate::run::session::Wake;
+use crate::run::stop::ExitReason;
+use crate::skel::SweepMode;
+use crate::skel::flows::FlowsSkel;
+use crate::view::terminal::{self, Screen};
+use crate::view::{Interval, View};
+
+/// After a sweep, wait this many times as long as it took.
+const SWEEP_REST: u32 = 50;
+
+/// How often to sweep while the table is nearly full.
+const SWEEP_FULL: Duration = Duration::from_millis(10);
+
+/// Sweeps the table and writes the lines until the run is over.
+pub fn run_sweeps(
+    live: &mut Live<'_, FlowsSkel<'_>>,
+    args: &FlowsArgs,
+    table: &mut Table<'_>,
+) -> Result<()> {
+    let started = Instant::now();
+    let has_intervals = args.by.is_some() && args.histogram.is_none();
+    let mut interval_due = has_intervals.then(|| started + args.interval);
+    let mut sweep_due = started + SWEEP_EVERY;
+    loop {
+        let until = interval_due.map_or(sweep_due, |due| due.min(sweep_due));
+        if live.session.wait(None, Some(until))? == Wake::Stop {
+            return Ok(());
+        }
+        live.session.clock.sync()?;
+        let ever = table.ever(&live.counters());
+        table.find_owners(ever, live.session.notices);
+        let now = Instant::now();
+        let worked = cpu_time()?;
+        let interval_ends = interval_due.is_some_and(|due| now >= due);
+        let mode = if interval_ends {
+            SweepMode::SWEEP_LIVE
+        } else {
+            SweepMode::SWEEP_ENDED
+        };
+        let (session, skel) = live.first()?;
+        table.sweep(session, skel, mode, 0)?;
+        let counted = live.counters();
+        let (session, skel) = live.first()?;
+        if interval_ends {
+            table.book.end_interval(session, None, counted.untracked);
+            // After a suspend of the host, the missed intervals count as one long interval.
+            interval_due = interval_due.map(|due| (due + args.interval).max(now));
+        }
+        let ever = table.ever(&counted);
+        let evicted = table.make_room(session, skel, ever, 0)?;
+        session.flush();
+        let every = if evicted { SWEEP_FULL } else { SWEEP_EVERY };
+        sweep_due = Instant::now() + every.max(rest_since(worked)?);
+    }
+}
+
+/// Whether to show the view: there is a terminal, and no option asks for lines.
+pub fn shows_view(args: &FlowsArgs) -> bool {
+    // `--columns` is about lines.
+    let asks_for_lines = args.no_tui
+        || args.by.is_some()
+        || args.histogram.is_some()
+        || !args.output.columns.is_empty();
+    let is_asked = !asks_for_lines && args.stop.count.is_none();
+    is_asked && args.output.format() == OutputFormat::Text && terminal::is_there()
+}
+
+/// When the view is first drawn: soon, but late enough for meaningful rates.
+const FIRST_VIEW: Duration = Duration::from_millis(250);
+
+/// Shows the view until the run is over. The terminal is restored on return in any case.
+pub fn run_view(
+    live: &mut Live<'_, FlowsSkel<'_>>,
+    args: &FlowsArgs,
+    table: &mut Table<'_>,
+) -> Result<()> {
+    let names = live
+        .interfaces
+        .iter()
+        .map(|interface| interface.name.clone());
+    let mut view = View::new(names.collect());
+    let mut updated = live.started;
+    let session = &mut *live.session;
+    let opened = Screen::open(&session.sink)?;
+    let Some(mut screen) = opened else {
+        session.end(ExitReason::ClosedPipe);
+        return Ok(());
+    };
+    session.confine(files(args));
+    let stdin = std::io::stdin();
+    let mut due = Instant::now() + args.interval.min(FIRST_VIEW);
+    let mut sweep_due = due;
+    loop {
+        let session = &mut *live.session;
+        screen.show(&mut view, &mut session.sink);
+        let wake = session.wait(Some(stdin.as_fd()), Some(due.min(sweep_due)))?;
+        if wake == Wake::Stop {
+            return Ok(());
+        }
+        if wake == Wake::Events {
+            screen::take_keys(session, &mut screen, &mut view)?;
+            if session.is_over() {
+                return Ok(());
+            }
+        }
+        let ever = table.ever(&live.counters());
+        let (session, skel) = live.first()?;
+        table.find_owners(ever, session.notices);
+        let now = Instant::now();
+        let worked = cpu_time()?;
+        if now >= due {
+            table.read_numbers(session.notices);
+            table.sweep(session, skel, SweepMode::SWEEP_LIVE, 0)?;
+            let flows = std::mem::take(&mut table.book.rows);
+            let interval = Interval {
+                now_ns: monotonic_ns()?,
+                seconds: updated.elapsed().as_secs_f64(),
+                untracked: live.counters().untracked,
+                left_out: std::mem::take(&mut table.book.left_out),
+            };
+            view.update(flows, &interval);
+            screen.touch();
+            updated = now;
+            due = now + args.interval.max(rest_since(worked)?);
+        } else if now >= sweep_due {
+            table.sweep(session, skel, SweepMode::SWEEP_ENDED, 0)?;
+        }
+        if now >= sweep_due {
+            let ever = table.ever(&live.counters());
+            let (session, skel) = live.first()?;
+            let full = table.make_room(session, skel, ever, 0)?;
+            let every = if full { SWEEP_FULL } else { SWEEP_EVERY };
+            sweep_due = Instant::now() + every.max(rest_since(worked)?);
+        }
+    }
+}
+
+/// CPU time of this thread, which includes that of the sweep.
+fn cpu_time() -> Result<Duration> {
+    let time =
+        clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("failed to read the clock")?;
+    Ok(time.into())
+}
+
+/// How long to rest after work that began at this CPU time. Only CPU time counts: after waiting for
+/// other processes or for the reader of the output, a long rest would let the table fill up.
+fn rest_since(worked: Duration) -> Result<Duration> {
+    Ok(cpu_time()?.saturating_sub(worked) * SWEEP_REST)
+}
+
+/// The current time by the clock of the BPF programs.
+fn monotonic_ns() -> Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("failed to read the clock")?;
+    Ok(u64::try_from(Duration::from(now).as_nanos())?)
+}

@@ -1,0 +1,459 @@
+//! `loss-trace`: TCP segments that were dropped or retransmitted, and resets, with the reason.
+
+pub(super) mod programs;
+mod silent;
+
+use std::mem::MaybeUninit;
+
+use anyhow::{Context, Result};
+use caps::Capability;
+use libbpf_rs::Link;
+
+pub use programs::rehearse;
+use programs::{Kernel, Target, is_raw_ip};
+use silent::Silent;
+
+use crate::attach::{Attached, load};
+use crate::capture::recorder::{Destination, Recorder};
+use crate::capture::write::{Described, Encoder, RAW_IP, Statistics, Way, Written};
+use crate::cli::{LossByChoice, LossTraceArgs, OutputFormat, usage};
+use crate::domain::loss::{Loss, LossKey, detail_name, ip_len, kind_name};
+use crate::domain::tally::{Key, Label};
+use crate::failure::{Exit, Failure};
+use crate::host::containers::Containers;
+use crate::host::interfaces::{Interface, LinkLayer, ResolveError, resolve};
+use crate::host::kernel_symbols::KernelSymbols;
+use crate::host::netns;
+use crate::host::privileges;
+use crate::host::sandbox::Files;
+use crate::output::counts::CountsWriter;
+use crate::output::loss_trace::{LossWriter, Shown};
+use crate::output::summary::Summary;
+use crate::run::counts::KeyCounts;
+use crate::run::events::{BufferKind, EventSource};
+use crate::run::holders::{self, Holders, Which};
+use crate::run::session::{Session, Wake};
+use crate::skel::loss_trace::LossTraceSkel;
+use crate::skel::{self, CountKey, LOSS_BYTES, LossCounters};
+use crate::sys::key_tables::{KeyTables, Size};
+use crate::sys::link;
+
+const NAME: &str = "loss-trace";
+
+/// Runs the command.
+///
+/// # Errors
+/// An option is wrong, or a program can't be loaded or attached.
+pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
+    let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
+    if let Some(namespace) = &args.netns {
+        netns::enter(namespace)?;
+    }
+    let interfaces = match args.interfaces() {
+        [] => Vec::new(),
+        names => session.interfaces(names, usage::plain_interface_hint)?,
+    };
+    let tables = Size::of(load::possible_cpus()?);
+    let writer = Writer::new(args)?;
+    let is_recording = record(&mut session, args)?;
+    let buffer = BufferKind::choose(args.buffer.buffer)?;
+    let kernel = Kernel::look()?;
+    kernel.check_reasons(&args.reason)?;
+    kernel.say_what_is_missing(session.notices);
+    let mut symbols = KernelSymbols::open().unwrap_or_else(|error| {
+        let notices = session.notices;
+        notices.notice(&format!("places of drops can't be shown: {error:#}"));
+        KernelSymbols::none()
+    });
+    let watched = match kernel.watches_interfaces(args) {
+        true => watched(&interfaces)?,
+        false => Vec::new(),
+    };
+    let mut storage = [const { MaybeUninit::uninit() }; 2];
+    let mut skels = Vec::new();
+    let mut kinds = watched.iter().map(is_raw_ip).collect::<Vec<_>>();
+    kinds.sort_unstable();
+    kinds.dedup();
+    if kinds.is_empty() {
+        kinds.push(false);
+    }
+    for (is_raw_ip, storage) in kinds.into_iter().zip(&mut storage) {
+        let target = Target {
+            interfaces: &interfaces,
+            watched: &watched,
+            tables,
+            is_raw_ip,
+            first: skels.first(),
+        };
+        let skel = kernel.load(args, buffer, &target, &mut symbols, storage)?;
+        skels.push(skel);
+    }
+    let mut owners = MaybeUninit::uninit();
+    let holders = Holders::new(&mut owners, Which::All)
+        .inspect_err(|error| {
+            let notices = session.notices;
+            notices.notice(&format!("processes can't be shown: {error:#}"));
+        })
+        .ok();
+    let mut teller = Teller {
+        kernel: &kernel,
+        symbols,
+        holders,
+        silent: Silent::new(&watched, session.notices),
+        containers: (args.output.format() == OutputFormat::Json).then(Containers::new),
+    };
+    let mut output = match &writer {
+        Writer::Events(writer) => {
+            let maps = &first(&skels)?.maps;
+            let size = args.buffer.buffer_size;
+            Output::Events(
+                writer,
+                EventSource::open(buffer, size, &maps.ring, &maps.perf)?,
+            )
+        }
+        Writer::Counts(writer, by) => {
+            let tables = KeyTables::map(&first(&skels)?.maps.count_sets, tables)?;
+            let names = ("loss_count", by.name());
+            let counts = KeyCounts::new(writer, names, tables, args.interval, args.top);
+            Output::Counts(counts, *by)
+        }
+    };
+    let (links, hooks) = programs::attach(first(&skels)?)?;
+    let mut attached = programs::watch(&skels, &watched).unwrap_or_else(|failure| {
+        session.notices.notice(&format!(
+            "what no tracepoint tells of can't be shown, such as drops by full queues: {:#}",
+            failure.error
+        ));
+        Attached::default()
+    });
+    for note in attached.take_notes() {
+        session.notices.note(&note);
+    }
+    session.open_recording()?;
+    let mut keep = holders::needs(teller.holders.as_mut())?.to_vec();
+    keep.extend(session.recording_needs()?);
+    if attached.needs_privileges() {
+        keep.push(Capability::CAP_NET_ADMIN);
+    }
+    privileges::drop_all_but(&keep)?;
+    session.text_header(|out, clock| writer.header(out, clock));
+    session.start(match teller.containers {
+        Some(_) => Files::Readable,
+        None => Files::Opened,
+    });
+    let way = match output {
+        Output::Events(..) => buffer.name(),
+        Output::Counts(..) => "per-CPU counters",
+    };
+    let mut hooks = hooks.join(", ");
+    if !attached.hooks().is_empty() {
+        hooks += &format!(", {attached}");
+    }
+    session.attached(&format!("{hooks} ({NAME}, {way})"));
+    let summary = match &mut output {
+        Output::Events(writer, source) => {
+            let mut on_event = |session: &mut Session, bytes: &[u8]| match is_recording {
+                true => teller.record(session, bytes, || statistics(&skels)),
+                false => teller.take(session, writer, bytes),
+            };
+            match is_recording {
+                true => session.record_events(source, || statistics(&skels), &mut on_event)?,
+                false => session.run_events(source, &mut on_event)?,
+            }
+            detach(&session, attached, links);
+            session.drain_rest(source, &mut on_event)?;
+            session.end_recording(&statistics(&skels));
+            let counters = counters(&skels)?;
+            let matched = counters.kinds.iter().sum::<u64>() - teller.silent.discarded;
+            session.summary(NAME, matched, counters.lost, counters.suppressed)
+        }
+        Output::Counts(counts, by) => {
+            teller.count(&mut session, &mut skels, counts, *by, (attached, links))?
+        }
+    };
+    session.finish(&summary)
+}
+
+/// Has the session write a capture file if one is asked for.
+fn record(session: &mut Session, args: &LossTraceArgs) -> Result<bool, Failure> {
+    let recording = &args.recording;
+    let Some(path) = &recording.write else {
+        return Ok(false);
+    };
+    let destination = Destination::new(path)?;
+    // Packets are dropped at any interface and above them all, and have no link layer any more.
+    let described = Described {
+        name: String::new(),
+        link_type: RAW_IP,
+    };
+    let encoder = Encoder::new(
+        destination.format(),
+        recording.snaplen().min(LOSS_BYTES),
+        None,
+        vec![described],
+    );
+    let limits = recording.limits();
+    let count = args.stop.count;
+    session.record_to(Recorder::new(
+        destination,
+        limits,
+        &session.clock,
+        encoder,
+        count,
+    )?);
+    Ok(true)
+}
+
+/// What the capture file says of its packets.
+fn statistics(skels: &[LossTraceSkel<'_>]) -> Vec<Statistics> {
+    let counters = counters(skels).unwrap_or_default();
+    let matched = counters.kinds.iter().sum();
+    vec![Statistics {
+        received: matched,
+        matched,
+        lost: counters.lost,
+    }]
+}
+
+/// What writes the lines.
+enum Writer {
+    Events(LossWriter),
+    /// With `--by`.
+    Counts(CountsWriter, LossByChoice),
+}
+
+impl Writer {
+    fn new(args: &LossTraceArgs) -> Result<Self, Failure> {
+        let columns = &args.output.columns;
+        Ok(match args.by {
+            None => Self::Events(LossWriter::new(columns)?),
+            Some(by) => Self::Counts(CountsWriter::new(columns)?, by),
+        })
+    }
+
+    fn header(&self, out: &mut crate::output::line::Line<'_>, clock: &crate::output::clock::Clock) {
+        match self {
+            Self::Events(writer) => writer.text_header(out, clock),
+            Self::Counts(writer, _) => writer.header(out, clock),
+        }
+    }
+}
+
+/// Where lines come from.
+enum Output<'a> {
+    Events(&'a LossWriter, EventSource),
+    Counts(KeyCounts<'a>, LossByChoice),
+}
+
+/// The programs of tracepoints.
+fn first<'a, 'obj>(skels: &'a [LossTraceSkel<'obj>]) -> Result<&'a LossTraceSkel<'obj>> {
+    skels.first().context("there are no programs")
+}
+
+/// The interfaces to attach to: those that are named, else all of this network namespace that are
+/// up.
+fn watched(named: &[Interface]) -> Result<Vec<Interface>> {
+    if !named.is_empty() {
+        return Ok(named.to_vec());
+    }
+    let mut all = match resolve(&["any".to_owned()]) {
+        Ok(all) => all,
+        // None is up.
+        Err(ResolveError::Usage { .. }) => Vec::new(),
+        Err(ResolveError::Failed(error)) => return Err(error),
+    };
+    all.retain(|interface| !matches!(interface.link_layer, LinkLayer::Unsupported(_)));
+    Ok(all)
+}
+
+fn detach(session: &Session, mut attached: Attached, links: Vec<Link>) {
+    for note in attached.detach() {
+        session.notices.note(&note);
+    }
+    drop(links);
+    link::synchronize();
+}
+
+fn counters(skels: &[LossTraceSkel<'_>]) -> Result<LossCounters> {
+    let mut sum = LossCounters::default();
+    for skel in skels {
+        let bss = skel.maps.bss_loss_data.as_deref();
+        let bss = bss.context("the programs have no counters")?;
+        skel::add_loss_counters(bss, &mut sum);
+    }
+    Ok(sum)
+}
+
+/// Turns events into lines: adds reason, place and process, and writes what was asked for.
+struct Teller<'a> {
+    kernel: &'a Kernel,
+    symbols: KernelSymbols,
+    holders: Option<Holders<'a>>,
+    silent: Silent,
+    /// Only for JSON.
+    containers: Option<Containers>,
+}
+
+impl Teller<'_> {
+    fn take(&mut self, session: &mut Session, writer: &LossWriter, bytes: &[u8]) {
+        let Some(loss) = Loss::decode(bytes) else {
+            session.broken();
+            return;
+        };
+        let Some(loss) = self.silent.judge(loss) else {
+            return;
+        };
+        let raw = &loss.raw;
+        let place = match raw.place {
+            0 => None,
+            address => self.symbols.name(address),
+        };
+        let (reason, reason_from) = self.kernel.reason(loss.kind(), raw.reason, place);
+        let holders = self.holders.as_mut();
+        let holder = holders.and_then(|holders| holders.of_inode(raw.inode));
+        let container = match (&mut self.containers, holder) {
+            (Some(containers), Some(holder)) => containers.find(holder.cgroup_id, holder.pid),
+            _ => None,
+        };
+        let at = session.clock.unix(raw.ts_ns);
+        let shown = Shown {
+            writer,
+            loss: &loss,
+            reason,
+            reason_from,
+            place,
+            holder,
+            container,
+        };
+        session.write_event(at, &shown);
+    }
+
+    /// Writes a dropped segment to the capture file, with what is known of it as a comment.
+    fn record(
+        &mut self,
+        session: &mut Session,
+        bytes: &[u8],
+        statistics: impl FnOnce() -> Vec<Statistics>,
+    ) {
+        let (Some(loss), Some(packet)) = (Loss::decode(bytes), Loss::packet(bytes)) else {
+            session.broken();
+            return;
+        };
+        let Some(loss) = self.silent.judge(loss) else {
+            return;
+        };
+        let raw = &loss.raw;
+        let place = match raw.place {
+            0 => None,
+            address => self.symbols.name(address),
+        };
+        let (reason, reason_from) = self.kernel.reason(loss.kind(), raw.reason, place);
+        let mut comment = format!(
+            "reason={} reason_from={} place={}",
+            reason.unwrap_or("-"),
+            reason_from.name(),
+            place.unwrap_or("-")
+        );
+        if let Some(name) = loss.iface() {
+            comment += &format!(" iface={}", name.escape_ascii());
+        }
+        let holders = self.holders.as_mut();
+        if let Some(holder) = holders.and_then(|holders| holders.of_inode(raw.inode)) {
+            let comm = holder.comm.escape_ascii();
+            comment += &format!(" pid={} comm={comm}", holder.pid);
+        }
+        let len = ip_len(packet);
+        let written = Written {
+            interface: 0,
+            at: session.clock.unix(raw.ts_ns),
+            // A frame may be longer than the packet in it.
+            parts: [&packet[..len.min(packet.len())], &[], &[], &[]],
+            wire_len: u32::try_from(len).unwrap_or(u32::MAX),
+            way: Some(match loss.is_outgoing() {
+                true => Way::Out,
+                false => Way::In,
+            }),
+            // The comment names it.
+            process: None,
+            comment: Some(&comment),
+        };
+        session.write_frame(&written, statistics);
+    }
+
+    /// Writes the counts of each interval until the run is over, and after that what was counted
+    /// until the programs were detached.
+    fn count(
+        &mut self,
+        session: &mut Session,
+        skels: &mut [LossTraceSkel<'_>],
+        counts: &mut KeyCounts<'_>,
+        by: LossByChoice,
+        links: (Attached, Vec<Link>),
+    ) -> Result<Summary> {
+        let mut links = Some(links);
+        while links.is_some() {
+            if session.wait(None, Some(counts.due()))? == Wake::Stop
+                && let Some((attached, links)) = links.take()
+            {
+                detach(session, attached, links);
+            }
+            let mut tables = Vec::new();
+            let mut totals = Vec::new();
+            for skel in &mut *skels {
+                let maps = &mut skel.maps;
+                let table = maps.bss_counters_data.as_deref_mut();
+                let table = table.context("the programs have no table of counts")?;
+                tables.push(&mut table.open_table);
+                let counters = maps.bss_loss_data.as_deref();
+                totals.push(counters.context("the programs have no counters")?);
+            }
+            let figures = || {
+                let mut sum = LossCounters::default();
+                for counters in totals {
+                    skel::add_loss_counters(counters, &mut sum);
+                }
+                (sum.kinds.iter().sum(), sum.untracked + sum.in_use)
+            };
+            let label = |key: &CountKey| self.label(by, key);
+            counts.report(session, tables, figures, label);
+        }
+        let counters = counters(skels)?;
+        let matched = counters.kinds.iter().sum();
+        Ok(Summary {
+            // Every event is in a total: nothing is queued, so nothing can be lost.
+            emitted: matched,
+            lost: 0,
+            suppressed: 0,
+            untracked: Some(counters.untracked + counters.in_use),
+            ..session.summary(NAME, matched, 0, 0)
+        })
+    }
+
+    /// The kind of event that a key is of, and what it is called.
+    fn label(&mut self, by: LossByChoice, raw: &CountKey) -> (&'static str, Label) {
+        let key = LossKey(raw);
+        let name = |name: Option<&[u8]>| name.map_or(Label::Unknown, |it| Label::Name(it.to_vec()));
+        let label = match by {
+            LossByChoice::Saddr | LossByChoice::Dport => Label::Key(Key::new(raw)),
+            LossByChoice::Place => match key.number() {
+                0 => Label::Unknown,
+                address => name(self.symbols.name(address).map(str::as_bytes)),
+            },
+            LossByChoice::Comm => {
+                let holders = self.holders.as_mut();
+                let holder = holders.and_then(|holders| holders.of_inode(key.number()));
+                name(holder.map(|holder| holder.comm.as_slice()))
+            }
+            LossByChoice::Reason => {
+                let (reason, detail) = key.reason();
+                let place = match key.number() {
+                    0 => None,
+                    address => self.symbols.name(address),
+                };
+                let (reason, _) = self.kernel.reason(key.kind(), reason, place);
+                name(reason.or(detail_name(detail)).map(str::as_bytes))
+            }
+        };
+        (kind_name(key.kind()), label)
+    }
+}

@@ -1,0 +1,423 @@
+//! loss-trace: chooses the programs that this kernel supports, loads and attaches them.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::mem::MaybeUninit;
+
+use anyhow::{Context, Result, anyhow};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{Link, OpenObject};
+use std::os::fd::AsFd;
+
+use crate::attach::{Attached, Direction, load};
+use crate::cli::{LossByChoice, LossKindChoice, LossTraceArgs};
+use crate::domain::reasons::{ReasonFrom, Reasons, reason_of_place};
+use crate::failure::Failure;
+use crate::host::interfaces::{Interface, LinkLayer};
+use crate::host::kernel_symbols::KernelSymbols;
+use crate::host::kernel_types::KernelTypes;
+use crate::host::netns;
+use crate::notice::Notices;
+use crate::run::events::BufferKind;
+use crate::run::export;
+use crate::skel::loss_trace::{LossTraceSkel, LossTraceSkelBuilder};
+use crate::skel::{LossBy, LossKind};
+use crate::sys::key_tables::Size;
+
+/// Which reasons the running kernel gives.
+pub struct Kernel {
+    /// Whether the tracepoints of drops and of sent resets have a reason among their arguments.
+    drop_has_reason: bool,
+    /// The tracepoint of drops also has the socket.
+    drop_has_socket: bool,
+    reset_has_reason: bool,
+    drops: Reasons,
+    resets: Reasons,
+}
+
+impl Kernel {
+    /// Asks the running kernel.
+    ///
+    /// # Errors
+    /// It has no type information.
+    pub fn look() -> Result<Self, Failure> {
+        let types = KernelTypes::load().map_err(|error| {
+            Failure::from(error).hint(
+                "loss-trace needs /sys and a kernel with CONFIG_DEBUG_INFO_BTF; packet commands work without",
+            )
+        })?;
+        let has_more_than = |count, tracepoint| -> Result<bool> {
+            let arguments = types.tracepoint_arguments(tracepoint)?;
+            Ok(arguments.is_some_and(|arguments| arguments > count))
+        };
+        Ok(Self {
+            drop_has_reason: has_more_than(2, "kfree_skb")?,
+            drop_has_socket: has_more_than(3, "kfree_skb")?,
+            reset_has_reason: has_more_than(2, "tcp_send_reset")?,
+            drops: Reasons::new(&types.enumerators("skb_drop_reason")?, "SKB_DROP_REASON_"),
+            resets: Reasons::new(&types.enumerators("sk_rst_reason")?, "SK_RST_REASON_"),
+        })
+    }
+
+    /// Tells the user what this kernel does not tell.
+    pub fn say_what_is_missing(&self, notices: Notices) {
+        if !self.drop_has_reason {
+            notices
+                .notice("this kernel gives no reasons for drops: some are inferred from the place");
+        }
+        if !self.reset_has_reason {
+            notices.notice("this kernel gives no reasons for resets");
+        }
+    }
+
+    /// Checks the argument of `--reason`.
+    ///
+    /// # Errors
+    /// A reason is unknown.
+    pub fn check_reasons(&self, asked: &[String]) -> Result<(), Failure> {
+        let is_known = |asked: &&String| {
+            let mut known = self.drops.names().chain(self.resets.names());
+            known.any(|name| name == asked.as_str())
+        };
+        match asked.iter().find(|name| !is_known(name)) {
+            None => Ok(()),
+            Some(name) => Err(Failure::usage(format!(
+                "'{name}' is not a reason that this kernel gives"
+            ))
+            .hint("reasons are spelled as they are shown, such as no_socket, netfilter_drop")),
+        }
+    }
+
+    /// Whether programs at interfaces are needed.
+    pub fn watches_interfaces(&self, args: &LossTraceArgs) -> bool {
+        watches_syns(args) || self.watches_resets(args)
+    }
+
+    /// Whether resets are asked for that no tracepoint tells of.
+    fn watches_resets(&self, args: &LossTraceArgs) -> bool {
+        args.kinds().contains(&LossKind::LOSS_RESET)
+            && !self.reset_has_reason
+            && args.reason.is_empty()
+    }
+
+    /// Why something happened, and how that is known. `place` is the function that dropped a
+    /// segment.
+    pub fn reason(
+        &self,
+        kind: LossKind,
+        number: u32,
+        place: Option<&str>,
+    ) -> (Option<&str>, ReasonFrom) {
+        let names = match kind {
+            LossKind::LOSS_DROP => &self.drops,
+            _ => &self.resets,
+        };
+        match (names.name(number), place.and_then(reason_of_place)) {
+            (Some(ours), _) if Reasons::is_ours(number) => (Some(ours), ReasonFrom::Inferred),
+            (Some(told), _) => (Some(told), ReasonFrom::Kernel),
+            (None, Some(inferred)) => (Some(inferred), ReasonFrom::Inferred),
+            (None, None) => (None, ReasonFrom::Unknown),
+        }
+    }
+
+    /// Loads the programs.
+    ///
+    /// # Errors
+    /// The kernel refuses a program, or an option is wrong.
+    pub fn load<'obj>(
+        &self,
+        args: &LossTraceArgs,
+        buffer: BufferKind,
+        target: &Target<'_, '_>,
+        symbols: &mut KernelSymbols,
+        storage: &'obj mut MaybeUninit<OpenObject>,
+    ) -> Result<LossTraceSkel<'obj>, Failure> {
+        let Target {
+            interfaces, tables, ..
+        } = *target;
+        let mut open = LossTraceSkelBuilder::default()
+            .open(storage)
+            .context("failed to open the programs")?;
+        let maps = &mut open.maps;
+        let rodata = maps.rodata_data.as_deref_mut();
+        let rodata = rodata.context("the programs have no settings")?;
+        rodata.use_perf_buffer = buffer == BufferKind::Perf;
+        rodata.link_is_raw_ip = target.is_raw_ip;
+        if !target.watched.is_empty() {
+            rodata.own_netns = u32::try_from(netns::own()?)?;
+            rodata.watch_syns = watches_syns(args);
+            rodata.watch_resets = self.watches_resets(args);
+        }
+        let watch_syns = rodata.watch_syns;
+        for kind in args.kinds() {
+            rodata.wanted_kinds |= 1 << kind.0;
+        }
+        rodata.exporting = args.exporting;
+        if args.netns.is_some() || args.exporting || !interfaces.is_empty() {
+            rodata.netns = u32::try_from(netns::own()?)?;
+        }
+        rodata.interfaces = u32::try_from(interfaces.len())?;
+        if interfaces.len() > rodata.ifindexes.len() {
+            return Err(Failure::usage(format!(
+                "{} interfaces are too many: at most {} can be watched",
+                interfaces.len(),
+                rodata.ifindexes.len()
+            ))
+            .hint("name no interface to watch all of them"));
+        }
+        for (to, interface) in rodata.ifindexes.iter_mut().zip(interfaces) {
+            *to = interface.index;
+        }
+        rodata.with_noise = args.all;
+        let number = |name| self.drops.number(name);
+        rodata.reason_consumed = self.drops.consumed();
+        rodata.reason_not_specified = number("not_specified");
+        if !self.drop_has_reason
+            && let Some((start, end)) = symbols.range("packet_rcv")
+        {
+            rodata.packet_rcv_start = start;
+            rodata.packet_rcv_end = end;
+        }
+        rodata.reason_queue_purge = number("queue_purge");
+        rodata.reason_packet_sock_error = number("packet_sock_error");
+        if args.recording.write.is_some() {
+            rodata.snaplen = args.recording.snaplen();
+        }
+        let snaplen = rodata.snaplen;
+        rodata.max_rate = args.max_rate.unwrap_or(0);
+        rodata.filter_reasons = !args.reason.is_empty();
+        let add = |set: &mut [u64], number: u32| {
+            if let Some(word) = set.get_mut(number as usize / 64) {
+                *word |= 1 << (number % 64);
+            }
+        };
+        let mut ranges = Vec::new();
+        for name in &args.reason {
+            match self.drops.number(name) {
+                0 => {}
+                number => add(&mut rodata.drop_reasons, number),
+            }
+            if let Some(number) = Reasons::ours(name) {
+                add(&mut rodata.drop_reasons, number);
+            }
+            match self.resets.number(name) {
+                0 => {}
+                number => add(&mut rodata.reset_reasons, number),
+            }
+            ranges.extend(symbols.ranges(|place| reason_of_place(place) == Some(name)));
+        }
+        if ranges.len() > rodata.drop_places.len() {
+            return Err(anyhow!(
+                "failed to filter by reason: {} functions of this kernel tell these reasons, and {} can be watched for",
+                ranges.len(),
+                rodata.drop_places.len()
+            )
+            .into());
+        }
+        for (to, (start, end)) in rodata.drop_places.iter_mut().zip(ranges) {
+            (to.start, to.end) = (start, end);
+        }
+        rodata.count_by = match args.by {
+            None => LossBy::LOSS_BY_NOTHING,
+            Some(LossByChoice::Reason) => LossBy::LOSS_BY_REASON,
+            Some(LossByChoice::Place) => LossBy::LOSS_BY_PLACE,
+            Some(LossByChoice::Saddr) => LossBy::LOSS_BY_SADDR,
+            Some(LossByChoice::Dport) => LossBy::LOSS_BY_DPORT,
+            Some(LossByChoice::Comm) => LossBy::LOSS_BY_COMM,
+        };
+        rodata.hash_seed = RandomState::new().build_hasher().finish();
+        rodata.sets_per_cpu = u32::try_from(tables.sets)?;
+        rodata.possible_cpus = u32::try_from(tables.cpus)?;
+        maps.gathered.set_autocreate(snaplen > 0)?;
+        let sets = &mut maps.count_sets;
+        sets.set_max_entries(u32::try_from(tables.all_sets())?)?;
+        if args.by.is_some() {
+            maps.ring.set_autocreate(false)?;
+            maps.perf.set_autocreate(false)?;
+        } else {
+            sets.set_autocreate(false)?;
+            buffer.configure(&args.buffer, &mut maps.ring, &mut maps.perf)?;
+        }
+        if let Some(first) = target.first {
+            let known = &first.maps;
+            maps.last_syns.reuse_fd(known.last_syns.as_fd())?;
+            match (args.by, buffer) {
+                (Some(_), _) => maps.count_sets.reuse_fd(known.count_sets.as_fd())?,
+                (None, BufferKind::Ring) => maps.ring.reuse_fd(known.ring.as_fd())?,
+                (None, BufferKind::Perf) => maps.perf.reuse_fd(known.perf.as_fd())?,
+            }
+        }
+        export::configure(
+            args.exporting,
+            [&mut maps.export_counts, &mut maps.export_times],
+            [&mut maps.ring, &mut maps.perf],
+        )?;
+        args.addresses.filter().configure(&mut open)?;
+        let once = target.first.is_none();
+        let progs = &mut open.progs;
+        let wants = |kind| args.kinds().contains(&kind);
+        let (drops, resets) = (wants(LossKind::LOSS_DROP), wants(LossKind::LOSS_RESET));
+        let retransmits = wants(LossKind::LOSS_RETRANSMIT);
+        for (program, wanted) in [
+            (&mut progs.loss_drop_socket, drops && self.drop_has_socket),
+            (
+                &mut progs.loss_drop_reason,
+                drops && self.drop_has_reason && !self.drop_has_socket,
+            ),
+            (&mut progs.loss_drop, drops && !self.drop_has_reason),
+            (&mut progs.loss_retransmit, retransmits),
+            (&mut progs.loss_retransmit_synack, retransmits),
+            (
+                &mut progs.loss_sent_reset_reason,
+                resets && self.reset_has_reason,
+            ),
+            (&mut progs.loss_sent_reset, resets && !self.reset_has_reason),
+            (&mut progs.loss_received_reset, resets),
+            (&mut progs.loss_consumed, watch_syns),
+        ] {
+            program.set_autoload(wanted && once);
+        }
+        for program in [&mut progs.loss_ingress, &mut progs.loss_egress] {
+            program.set_autoload(!target.watched.is_empty());
+        }
+        let skel = open
+            .load()
+            .map_err(|error| load::failure("failed to load the loss-trace programs", error))?;
+        args.addresses.filter().fill(&skel)?;
+        Ok(skel)
+    }
+}
+
+/// What to load programs for.
+#[derive(Clone, Copy)]
+pub struct Target<'a, 'obj> {
+    /// Only events at these are reported; empty: all.
+    pub interfaces: &'a [Interface],
+    /// Programs are attached to these.
+    pub watched: &'a [Interface],
+    /// The size of the tables of counts.
+    pub tables: Size,
+    /// The frames of the watched interfaces have no Ethernet header.
+    pub is_raw_ip: bool,
+    /// The programs that are loaded already: those of tracepoints are loaded once.
+    pub first: Option<&'a LossTraceSkel<'obj>>,
+}
+
+/// Whether drops are asked for that only programs at interfaces can find.
+fn watches_syns(args: &LossTraceArgs) -> bool {
+    let is_silent = |name: &String| SILENT.contains(&name.as_str());
+    args.kinds().contains(&LossKind::LOSS_DROP)
+        && (args.reason.is_empty() || args.reason.iter().any(is_silent))
+}
+
+/// The reasons of drops that the kernel does not tell of.
+const SILENT: [&str; 3] = ["accept_queue_full", "syn_queue_full", "no_route_back"];
+
+/// Whether frames of an interface begin with the IP header.
+pub fn is_raw_ip(interface: &Interface) -> bool {
+    interface.link_layer == LinkLayer::None
+}
+
+/// Attaches the programs at interfaces.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn watch(skels: &[LossTraceSkel<'_>], watched: &[Interface]) -> Result<Attached, Failure> {
+    let mut attached = Attached::default();
+    for interface in watched {
+        let skel = skels.iter().find(|skel| {
+            let rodata = skel.maps.rodata_data;
+            rodata.is_some_and(|rodata| rodata.link_is_raw_ip == is_raw_ip(interface))
+        });
+        let progs = &skel.context("an interface has no programs")?.progs;
+        attached.tc(&progs.loss_egress, interface, Direction::Egress)?;
+        attached.tc(&progs.loss_ingress, interface, Direction::Ingress)?;
+    }
+    Ok(attached)
+}
+
+/// Attaches the programs of tracepoints. Returns the names of their hooks too.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn attach(skel: &LossTraceSkel<'_>) -> Result<(Vec<Link>, Vec<&'static str>), Failure> {
+    let progs = &skel.progs;
+    let mut links = Vec::new();
+    let mut hooks = Vec::new();
+    for (name, program) in [
+        ("kfree_skb", &progs.loss_drop_socket),
+        ("kfree_skb", &progs.loss_drop_reason),
+        ("kfree_skb", &progs.loss_drop),
+        ("tcp_retransmit_skb", &progs.loss_retransmit),
+        ("tcp_retransmit_synack", &progs.loss_retransmit_synack),
+        ("tcp_send_reset", &progs.loss_sent_reset_reason),
+        ("tcp_send_reset", &progs.loss_sent_reset),
+        ("tcp_receive_reset", &progs.loss_received_reset),
+        ("consume_skb", &progs.loss_consumed),
+    ] {
+        if !program.autoload() {
+            continue;
+        }
+        let link = program.attach_trace();
+        let failed = format!("failed to attach to the tracepoint {name}");
+        links.push(link.map_err(|error| load::failure(&failed, error))?);
+        hooks.push(name);
+    }
+    Ok((links, hooks))
+}
+
+/// Loads and attaches the programs as a run would, and detaches them again. Returns the hooks, and
+/// what can't be shown. `interface` is one to attach to.
+///
+/// # Errors
+/// A run would fail in the same way.
+pub fn rehearse(
+    args: &LossTraceArgs,
+    interface: Option<&Interface>,
+) -> Result<(String, Option<String>), Failure> {
+    let buffer = BufferKind::choose(args.buffer.buffer)?;
+    let kernel = Kernel::look()?;
+    let mut storage = MaybeUninit::uninit();
+    let target = Target {
+        interfaces: &[],
+        watched: interface.map_or(&[], std::slice::from_ref),
+        tables: Size::of(load::possible_cpus()?),
+        is_raw_ip: interface.is_some_and(is_raw_ip),
+        first: None,
+    };
+    let mut symbols = KernelSymbols::none();
+    let skel = kernel.load(args, buffer, &target, &mut symbols, &mut storage)?;
+    let (_links, hooks) = attach(&skel)?;
+    let hooks = hooks.join(", ");
+    let buffer = buffer.name();
+    Ok(match watch(&[skel], target.watched) {
+        Ok(attached) => {
+            let names = attached.hooks().iter().map(|hook| hook.name.as_str());
+            let all = [hooks.as_str()].into_iter().chain(names).chain([buffer]);
+            (all.collect::<Vec<_>>().join(", "), None)
+        }
+        Err(failure) => (
+            format!("{hooks}, {buffer}"),
+            Some(format!("no drops by full queues: {:#}", failure.error)),
+        ),
+    })
+}
+
+impl LossTraceArgs {
+    /// The kinds that are asked for.
+    pub fn kinds(&self) -> Vec<LossKind> {
+        let kind = |choice: &LossKindChoice| match choice {
+            LossKindChoice::Drop => LossKind::LOSS_DROP,
+            LossKindChoice::Retransmit => LossKind::LOSS_RETRANSMIT,
+            LossKindChoice::Reset => LossKind::LOSS_RESET,
+        };
+        match self.only.as_slice() {
+            [] if self.recording.write.is_some() => vec![LossKind::LOSS_DROP],
+            [] => vec![
+                LossKind::LOSS_DROP,
+                LossKind::LOSS_RETRANSMIT,
+                LossKind::LOSS_RESET,
+            ],
+            only => only.iter().map(kind).collect(),
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! loss-trace: drops that no tracepoint tells of, and what programs at interfaces can't know.
+
+use std::collections::HashMap;
+
+use crate::domain::loss::Loss;
+use crate::host::interfaces::Interface;
+use crate::host::routes::Routes;
+use crate::host::sock_diag::SockDiag;
+use crate::notice::Notices;
+
+/// Completes the events of programs at interfaces.
+pub struct Silent {
+    /// The names of the interfaces that have programs.
+    names: HashMap<u32, String>,
+    /// Asks for sockets and routes; `None` if the kernel can't be asked.
+    kernel: Option<(SockDiag, Routes)>,
+    /// Events that have turned out to be no drops.
+    pub discarded: u64,
+}
+
+impl Silent {
+    /// Opens the netlink sockets that are needed.
+    pub fn new(watched: &[Interface], notices: Notices) -> Self {
+        let names = watched.iter();
+        let names = names.map(|interface| (interface.index, interface.name.clone()));
+        let names = names.collect::<HashMap<_, _>>();
+        let open = || anyhow::Ok((SockDiag::open()?, Routes::open()?));
+        let kernel = match names.is_empty() {
+            true => None,
+            false => open()
+                .inspect_err(|error| {
+                    notices.notice(&format!(
+                        "drops without a route back can't be shown: {error:#}"
+                    ));
+                })
+                .ok(),
+        };
+        Self {
+            names,
+            kernel,
+            discarded: 0,
+        }
+    }
+
+    /// The event with the name of its interface; `None`: it is no drop.
+    ///
+    /// A SYN that was not answered at once is not always dropped. Its answer may wait for the
+    /// address of the next hop, or have left through an interface that is not watched: then the
+    /// half-open connection is there.
+    pub fn judge(&mut self, mut loss: Loss) -> Option<Loss> {
+        if loss.is_unsure() && !self.is_dropped(&mut loss) {
+            self.discarded += 1;
+            return None;
+        }
+        if loss.iface().is_none()
+            && let Some(name) = self.names.get(&loss.raw.ifindex)
+        {
+            loss.set_iface(name);
+        }
+        Some(loss)
+    }
+
+    fn is_dropped(&mut self, loss: &mut Loss) -> bool {
+        let Some((sockets, routes)) = &mut self.kernel else {
+            return false;
+        };
+        let remote = (loss.saddr(), loss.raw.sport);
+        match sockets.find((loss.daddr(), loss.raw.dport), remote) {
+            Ok(found) if found.is_none_or(|found| found.listens) => {}
+            _ => return false,
+        }
+        // With a route there is another cause, which is not known.
+        if !matches!(routes.lead_to(remote.0), Ok(false)) {
+            loss.raw.reason = 0;
+        }
+        true
+    }
+}

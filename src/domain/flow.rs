@@ -1,0 +1,452 @@
+//! A flow: what its record says in the words of RFC 9293 and of Zeek.
+
+use std::net::IpAddr;
+
+use super::address;
+use crate::skel::{EndKnown, EndState, FlowEnd, FlowEndReason, FlowKnown, FlowNumbers, FlowRecord};
+
+/// A TCP connection as it was seen.
+#[derive(Clone, Copy)]
+pub struct Flow {
+    /// The record as the programs kept it.
+    pub raw: FlowRecord,
+}
+
+/// Why the record of a flow was reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The flow goes on.
+    Live,
+    /// It goes on, but its SYN has had no answer for too long.
+    Unanswered,
+    /// Both ends have closed, or one has reset the connection.
+    Closed,
+    /// No packet came for too long.
+    Idle,
+    /// A new connection has the same addresses and ports.
+    Replaced,
+    /// The flow had to make room in the table.
+    Evicted,
+    /// The run ended before the flow.
+    Open,
+}
+
+impl Outcome {
+    /// As text and JSON have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Unanswered => "unanswered",
+            Self::Closed => "closed",
+            Self::Idle => "idle",
+            Self::Replaced => "replaced",
+            Self::Evicted => "evicted",
+            Self::Open => "open",
+        }
+    }
+}
+
+/// How a round-trip time was measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MeasuredBy {
+    /// The kernel has measured it at an end that is on this machine.
+    Kernel,
+    /// By the packets of the handshake as they passed.
+    Packets,
+}
+
+impl MeasuredBy {
+    /// As JSON has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Packets => "passive",
+        }
+    }
+}
+
+/// A round-trip time in microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoundTrip {
+    /// The smoothed one.
+    pub us: u64,
+    /// The shortest.
+    pub min_us: Option<u64>,
+    /// How it was measured.
+    pub from: MeasuredBy,
+}
+
+/// The states of RFC 9293 that a connection goes through, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum TcpState {
+    SynSent,
+    SynReceived,
+    Established,
+    FinWait1,
+    FinWait2,
+    Closing,
+    LastAck,
+    TimeWait,
+    Closed,
+}
+
+impl TcpState {
+    /// As RFC 9293 has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SynSent => "SYN-SENT",
+            Self::SynReceived => "SYN-RECEIVED",
+            Self::Established => "ESTABLISHED",
+            Self::FinWait1 => "FIN-WAIT-1",
+            Self::FinWait2 => "FIN-WAIT-2",
+            Self::Closing => "CLOSING",
+            Self::LastAck => "LAST-ACK",
+            Self::TimeWait => "TIME-WAIT",
+            Self::Closed => "CLOSED",
+        }
+    }
+}
+
+/// Zeek's `conn_state`, explained in its documentation of conn.log and in `docs/output.md`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum ConnState {
+    S0,
+    S1,
+    Sf,
+    Rej,
+    S2,
+    S3,
+    Rsto,
+    Rstr,
+    Rstos0,
+    Rstrh,
+    Sh,
+    Shr,
+    Oth,
+}
+
+impl ConnState {
+    /// As Zeek has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::S0 => "S0",
+            Self::S1 => "S1",
+            Self::Sf => "SF",
+            Self::Rej => "REJ",
+            Self::S2 => "S2",
+            Self::S3 => "S3",
+            Self::Rsto => "RSTO",
+            Self::Rstr => "RSTR",
+            Self::Rstos0 => "RSTOS0",
+            Self::Rstrh => "RSTRH",
+            Self::Sh => "SH",
+            Self::Shr => "SHR",
+            Self::Oth => "OTH",
+        }
+    }
+}
+
+impl Flow {
+    /// Decodes a record; `None` if it is too short or contradicts itself.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut raw = FlowRecord::default();
+        plain::copy_from_bytes(&mut raw, bytes).ok()?;
+        let history = raw.history.get(..raw.history_len.into());
+        let is_known = |letter: &u8| letter.is_ascii_alphabetic() || *letter == b'^';
+        let valid = history.is_some_and(|letters| letters.iter().all(is_known))
+            && raw.initiator <= 1
+            && matches!(raw.key.ip_version, 4 | 6);
+        valid.then_some(Self { raw })
+    }
+
+    fn initiator(&self) -> usize {
+        usize::from(self.raw.initiator & 1)
+    }
+
+    fn addr(&self, end: usize) -> IpAddr {
+        address(self.raw.key.addr[end], self.raw.key.ip_version == 4)
+    }
+
+    /// The initiator's address.
+    pub fn saddr(&self) -> IpAddr {
+        self.addr(self.initiator())
+    }
+
+    /// The responder's address.
+    pub fn daddr(&self) -> IpAddr {
+        self.addr(1 - self.initiator())
+    }
+
+    /// The initiator's port.
+    pub fn sport(&self) -> u16 {
+        self.raw.key.port[self.initiator()]
+    }
+
+    /// The responder's port.
+    pub fn dport(&self) -> u16 {
+        self.raw.key.port[1 - self.initiator()]
+    }
+
+    /// Ids of its VLANs, outermost first.
+    pub fn vlans(&self) -> impl Iterator<Item = u16> {
+        self.raw.key.vlan.into_iter().filter(|id| *id != 0)
+    }
+
+    /// What the initiator has sent.
+    pub fn orig(&self) -> &FlowEnd {
+        &self.raw.ends[self.initiator()]
+    }
+
+    /// What the responder has sent.
+    pub fn resp(&self) -> &FlowEnd {
+        &self.raw.ends[1 - self.initiator()]
+    }
+
+    /// Segments that were sent again, both ways, SYNs of the initiator among them.
+    pub fn retransmits(&self) -> u64 {
+        let data = self.raw.ends.iter().map(|end| u64::from(end.retransmits));
+        data.sum::<u64>() + u64::from(self.raw.syn_retransmits)
+    }
+
+    /// Packets both ways.
+    pub fn packets(&self) -> u64 {
+        self.raw.ends.iter().map(|end| end.packets).sum()
+    }
+
+    /// Packets and bytes both ways since the flow was last reported as live.
+    pub fn since_told(&self) -> (u64, u64) {
+        self.raw.ends.iter().fold((0, 0), |(packets, bytes), end| {
+            (
+                packets + (end.packets - end.packets_told.min(end.packets)),
+                bytes + (end.bytes - end.bytes_told.min(end.bytes)),
+            )
+        })
+    }
+
+    fn knows(&self, part: FlowKnown) -> bool {
+        u32::from(self.raw.known) & part.0 != 0
+    }
+
+    /// Whether the first packet seen was another than the initiator's SYN.
+    pub fn is_partial(&self) -> bool {
+        self.knows(FlowKnown::FLOW_PARTIAL)
+    }
+
+    /// Whether its socket was there before the programs.
+    pub fn is_seeded(&self) -> bool {
+        self.knows(FlowKnown::FLOW_SEEDED)
+    }
+
+    /// Payload bytes that the initiator and the responder have sent before the programs were there.
+    pub fn bytes_before(&self) -> Option<[u64; 2]> {
+        let before = self.raw.bytes_before;
+        let at = self.initiator();
+        self.is_seeded().then(|| [before[at], before[1 - at]])
+    }
+
+    /// What the kernel knows by the socket of an end that is on this machine.
+    pub fn numbers(&self) -> Option<&FlowNumbers> {
+        (self.raw.numbers.is_known != 0).then_some(&self.raw.numbers)
+    }
+
+    /// The round-trip time; `None` if there was nothing to measure it by.
+    pub fn round_trip(&self) -> Option<RoundTrip> {
+        if let Some(numbers) = self.numbers() {
+            return (numbers.srtt_us != 0).then_some(RoundTrip {
+                us: numbers.srtt_us.into(),
+                // The kernel has ~0 if it has measured none.
+                min_us: (numbers.min_rtt_us != u32::MAX).then_some(numbers.min_rtt_us.into()),
+                from: MeasuredBy::Kernel,
+            });
+        }
+        // With several SYNs it is not known which one was answered.
+        let us = self
+            .handshake_ns()
+            .filter(|_| self.raw.syn_retransmits == 0)?
+            / 1000;
+        Some(RoundTrip {
+            us,
+            min_us: Some(us),
+            from: MeasuredBy::Packets,
+        })
+    }
+
+    /// Whether the flow goes on, and only its numbers are reported.
+    pub fn is_live(&self) -> bool {
+        self.raw.reason == reason(FlowEndReason::FLOW_IS_LIVE)
+    }
+
+    /// Whether the flow had to make room in the table.
+    pub fn is_evicted(&self) -> bool {
+        self.raw.reason == reason(FlowEndReason::FLOW_EVICTED)
+    }
+
+    /// Whether a line before has told that it was unanswered, and all that was counted until then.
+    pub fn is_continued(&self) -> bool {
+        self.knows(FlowKnown::FLOW_TOLD)
+    }
+
+    /// Why the record was reported.
+    pub fn outcome(&self) -> Outcome {
+        match FlowEndReason(self.raw.reason.into()) {
+            FlowEndReason::FLOW_IS_LIVE => Outcome::Live,
+            FlowEndReason::FLOW_UNANSWERED => Outcome::Unanswered,
+            FlowEndReason::FLOW_CLOSED => Outcome::Closed,
+            FlowEndReason::FLOW_IDLE => Outcome::Idle,
+            FlowEndReason::FLOW_REPLACED => Outcome::Replaced,
+            FlowEndReason::FLOW_EVICTED => Outcome::Evicted,
+            _ => Outcome::Open,
+        }
+    }
+
+    /// Nanoseconds from the first packet to the last.
+    pub fn duration_ns(&self) -> u64 {
+        self.raw.last_ns.wrapping_sub(self.raw.start_ns)
+    }
+
+    /// Nanoseconds from the first SYN to the SYN-ACK.
+    pub fn syn_ack_ns(&self) -> Option<u64> {
+        self.since_syn(FlowKnown::FLOW_SYN_ACK, self.raw.syn_ack_ns)
+    }
+
+    /// Nanoseconds from the first SYN to the initiator's ACK of the SYN-ACK.
+    pub fn handshake_ns(&self) -> Option<u64> {
+        self.since_syn(FlowKnown::FLOW_ACK, self.raw.ack_ns)
+    }
+
+    fn since_syn(&self, part: FlowKnown, at: u64) -> Option<u64> {
+        // The times of a capture file may go back.
+        let passed = at.wrapping_sub(self.raw.start_ns).cast_signed().max(0);
+        (self.knows(part) && !self.is_partial()).then_some(passed.cast_unsigned())
+    }
+
+    /// The user who owns the socket of this machine's end; `None` if it was not found.
+    pub fn uid(&self) -> Option<u32> {
+        let owner = &self.raw.owner;
+        (owner.from != 0).then_some(owner.uid)
+    }
+
+    /// The process that holds that socket, its id and name; `None` if none was found, or several.
+    pub fn process(&self) -> Option<(u32, &[u8])> {
+        let owner = &self.raw.owner;
+        let name = owner.comm.split(|byte| *byte == 0).next();
+        (owner.from != 0 && owner.pid != 0).then(|| (owner.pid, name.unwrap_or_default()))
+    }
+
+    /// The cgroup of the process when it was found, and a process that was in it; 0 if there is none.
+    pub fn cgroup(&self) -> (u64, u32) {
+        (self.raw.owner.cgroup_id, self.raw.owner.pid)
+    }
+
+    /// What happened, in Zeek's letters, oldest first.
+    pub fn history(&self) -> &[u8] {
+        &self.raw.history[..usize::from(self.raw.history_len)]
+    }
+
+    /// The state of the connection: that of the end which closed first, or, before any did, of the
+    /// one that is further behind.
+    pub fn state(&self) -> TcpState {
+        let ends = [self.orig(), self.resp()];
+        if ends.iter().any(|end| is(end, EndState::END_RESET)) {
+            return TcpState::Closed;
+        }
+        let has = |part: EndKnown| {
+            ends.iter()
+                .filter(|end| u32::from(end.known) & part.0 != 0)
+                .count()
+        };
+        match (has(EndKnown::END_FIN), has(EndKnown::END_FIN_ACKED)) {
+            (2, 2) => TcpState::TimeWait,
+            (2, 1) => TcpState::LastAck,
+            (2, _) => TcpState::Closing,
+            (1, 1) => TcpState::FinWait2,
+            (1, _) => TcpState::FinWait1,
+            _ if is(ends[0], EndState::END_SYN_SENT) => TcpState::SynSent,
+            _ if self.awaits_ack() => TcpState::SynReceived,
+            _ => TcpState::Established,
+        }
+    }
+
+    /// Whether the responder's SYN was seen, and nothing that acknowledges it.
+    fn awaits_ack(&self) -> bool {
+        self.knows(FlowKnown::FLOW_SYN_ACK) && !self.knows(FlowKnown::FLOW_ACK)
+    }
+
+    /// Zeek's `conn_state`, from the states of both ends as its `Conn::conn_state` has it.
+    pub fn conn_state(&self) -> ConnState {
+        let (orig, resp) = (self.orig(), self.resp());
+        let inactive = |end| is(end, EndState::END_INACTIVE) || is(end, EndState::END_PARTIAL);
+        let reset = |end| is(end, EndState::END_RESET);
+        let closed = |end| is(end, EndState::END_CLOSED);
+        let syn_sent = is(orig, EndState::END_SYN_SENT);
+        if reset(resp) {
+            let nothing_sent = orig.bytes == 0 && resp.bytes == 0;
+            return if syn_sent || (reset(orig) && nothing_sent) {
+                ConnState::Rej
+            } else if inactive(orig) {
+                ConnState::Rstrh
+            } else {
+                ConnState::Rstr
+            };
+        }
+        if reset(orig) {
+            return if !inactive(resp) {
+                ConnState::Rsto
+            } else if is_syn_then_rst(self.history()) {
+                ConnState::Rstos0
+            } else {
+                ConnState::Oth
+            };
+        }
+        match (closed(orig), closed(resp)) {
+            (true, true) => ConnState::Sf,
+            (true, false) if inactive(resp) => ConnState::Sh,
+            (true, false) => ConnState::S2,
+            (false, true) if inactive(orig) => ConnState::Shr,
+            (false, true) => ConnState::S3,
+            _ if syn_sent && is(resp, EndState::END_INACTIVE) => ConnState::S0,
+            _ if is(orig, EndState::END_ESTABLISHED) && is(resp, EndState::END_ESTABLISHED) => {
+                ConnState::S1
+            }
+            _ => ConnState::Oth,
+        }
+    }
+}
+
+fn is(end: &FlowEnd, state: EndState) -> bool {
+    u32::from(end.state) == state.0
+}
+
+fn reason(reason: FlowEndReason) -> u8 {
+    // The enum's values are few.
+    reason.0 as u8
+}
+
+/// Zeek's `/\^?S[^HAFGIQ]*R.*/`: the initiator sent a SYN, then a RST, and nothing of note between.
+fn is_syn_then_rst(history: &[u8]) -> bool {
+    let history = history.strip_prefix(b"^").unwrap_or(history);
+    match history.split_first() {
+        Some((b'S', rest)) => rest.iter().find(|letter| b"HAFGIQR".contains(letter)) == Some(&b'R'),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_of_anything_but_zeeks_letters_is_no_record() {
+        let mut raw = FlowRecord::default();
+        raw.key.ip_version = 4;
+        raw.history[..2].copy_from_slice(b"^h");
+        for (len, is_valid) in [(0, true), (2, true), (3, false), (255, false)] {
+            raw.history_len = len;
+            // SAFETY: the record is Plain, made of integers without padding.
+            let bytes = unsafe { plain::as_bytes(&raw) };
+            assert_eq!(Flow::decode(bytes).is_some(), is_valid, "{len}");
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! What a run of flows amounts to, for `--summary`. Pure.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use super::flow::{ConnState, Flow, Outcome};
+
+/// Talkers that are kept. A scan brings any number of them: when there are twice as many, only those
+/// with the most bytes stay.
+const TALKERS_KEPT: usize = 16_384;
+
+/// How many talkers and handshakes are shown.
+const SHOWN: usize = 5;
+
+/// All states, in the order in which they are shown.
+const STATES: [ConnState; 13] = [
+    ConnState::Sf,
+    ConnState::S1,
+    ConnState::S2,
+    ConnState::S3,
+    ConnState::Oth,
+    ConnState::S0,
+    ConnState::Rej,
+    ConnState::Rsto,
+    ConnState::Rstr,
+    ConnState::Rstos0,
+    ConnState::Rstrh,
+    ConnState::Sh,
+    ConnState::Shr,
+];
+
+/// Who sends to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Talker {
+    /// The initiator.
+    pub saddr: IpAddr,
+    /// The responder.
+    pub daddr: IpAddr,
+    /// Its port.
+    pub dport: u16,
+}
+
+/// What a talker has sent and received.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Talk {
+    /// Connections.
+    pub flows: u64,
+    /// Payload bytes both ways.
+    pub bytes: u64,
+}
+
+/// A handshake that took long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handshake {
+    /// Nanoseconds from the first SYN to the ACK of the SYN-ACK.
+    pub ns: u64,
+    /// Between whom.
+    pub talker: Talker,
+    /// The initiator's port.
+    pub sport: u16,
+}
+
+/// The sums over all flows of a run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FlowReport {
+    states: [u64; STATES.len()],
+    /// Payload bytes of initiators and of responders.
+    pub bytes: [u64; 2],
+    /// SYNs that were sent again.
+    pub syn_retransmits: u64,
+    /// Segments with data that were sent again by initiators and by responders.
+    pub retransmits: [u64; 2],
+    talkers: HashMap<Talker, Talk>,
+    /// Talkers that were removed to save memory; one can count several times.
+    pub forgotten: u64,
+    /// The longest first.
+    longest: Vec<Handshake>,
+}
+
+impl FlowReport {
+    /// Adds a record of a flow that is over, or of one that had no answer so far.
+    pub fn add(&mut self, flow: &Flow) {
+        let talker = Talker {
+            saddr: flow.saddr(),
+            daddr: flow.daddr(),
+            dport: flow.dport(),
+        };
+        let sent = [flow.orig().bytes, flow.resp().bytes];
+        for (sum, bytes) in self.bytes.iter_mut().zip(sent) {
+            *sum += bytes;
+        }
+        let talk = self.talkers.entry(talker).or_default();
+        talk.bytes += sent.iter().sum::<u64>();
+        // There is another record of the same flow later.
+        if flow.outcome() != Outcome::Unanswered {
+            talk.flows += 1;
+            self.add_once(flow, talker);
+        }
+        if self.talkers.len() >= 2 * TALKERS_KEPT {
+            self.forget_small();
+        }
+    }
+
+    /// Adds what all records of a flow have.
+    fn add_once(&mut self, flow: &Flow, talker: Talker) {
+        let state = flow.conn_state();
+        if let Some(at) = STATES.iter().position(|it| *it == state) {
+            self.states[at] += 1;
+        }
+        self.syn_retransmits += u64::from(flow.raw.syn_retransmits);
+        for (sum, end) in self.retransmits.iter_mut().zip([flow.orig(), flow.resp()]) {
+            *sum += u64::from(end.retransmits);
+        }
+        if let Some(ns) = flow.handshake_ns() {
+            let at = self.longest.partition_point(|longer| longer.ns >= ns);
+            let sport = flow.sport();
+            self.longest.insert(at, Handshake { ns, talker, sport });
+            self.longest.truncate(SHOWN);
+        }
+    }
+
+    fn forget_small(&mut self) {
+        let mut all = self.talkers.drain().collect::<Vec<_>>();
+        all.select_nth_unstable_by_key(TALKERS_KEPT, |(_, talk)| Reverse((talk.bytes, talk.flows)));
+        self.forgotten += (all.len() - TALKERS_KEPT) as u64;
+        all.truncate(TALKERS_KEPT);
+        self.talkers.extend(all);
+    }
+
+    /// How many connections ended in each state, by Zeek's names.
+    pub fn states(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        STATES.iter().map(|state| state.name()).zip(self.states)
+    }
+
+    /// All connections.
+    pub fn connections(&self) -> u64 {
+        self.states.iter().sum()
+    }
+
+    /// Those with the most bytes, then connections.
+    pub fn talkers(&self) -> Vec<(Talker, Talk)> {
+        let mut all = self.talkers.iter().map(|(talker, talk)| (*talker, *talk));
+        let mut all = all.by_ref().collect::<Vec<_>>();
+        all.sort_unstable_by_key(|(talker, talk)| (Reverse((talk.bytes, talk.flows)), *talker));
+        all.truncate(SHOWN);
+        all
+    }
+
+    /// The longest handshakes, the longest first.
+    pub fn longest(&self) -> &[Handshake] {
+        &self.longest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::skel::{EndState, FlowEndReason, FlowKnown, FlowRecord};
+
+    fn flow(last: u8, bytes: u64, state: EndState, handshake: u64) -> Flow {
+        let mut raw = FlowRecord::default();
+        raw.key.ip_version = 4;
+        for (end, last) in [(0, last), (1, 200)] {
+            raw.key.addr[end][10..].copy_from_slice(&[0xff, 0xff, 10, 0, 0, last]);
+        }
+        raw.key.port = [5000, 443];
+        raw.known = (FlowKnown::FLOW_STARTED.0 | FlowKnown::FLOW_ACK.0) as u8;
+        raw.ack_ns = handshake;
+        raw.ends[0].state = EndState::END_ESTABLISHED.0 as u8;
+        raw.ends[1].state = state.0 as u8;
+        raw.ends[0].bytes = bytes;
+        raw.ends[1].retransmits = 2;
+        raw.reason = FlowEndReason::FLOW_CLOSED.0 as u8;
+        Flow { raw }
+    }
+
+    #[test]
+    fn flows_are_summed_up_and_the_worst_are_named() {
+        let mut report = FlowReport::default();
+        for last in 1..=9 {
+            let established = EndState::END_ESTABLISHED;
+            report.add(&flow(
+                last,
+                u64::from(last),
+                established,
+                u64::from(last) * 1000,
+            ));
+        }
+        report.add(&flow(7, 100, EndState::END_RESET, 5));
+        let states = report.states().filter(|(_, count)| *count > 0);
+        assert_eq!(states.collect::<Vec<_>>(), [("S1", 9), ("RSTR", 1)]);
+        assert_eq!(report.connections(), 10);
+        assert_eq!(report.bytes, [145, 0]);
+        assert_eq!(report.retransmits, [0, 20]);
+        let top = report.talkers();
+        assert_eq!(top.len(), SHOWN);
+        assert_eq!(top[0].0.saddr.to_string(), "10.0.0.7");
+        assert_eq!(
+            top[0].1,
+            Talk {
+                flows: 2,
+                bytes: 107
+            }
+        );
+        let longest = report.longest().iter().map(|it| it.ns).collect::<Vec<_>>();
+        assert_eq!(longest, [9000, 8000, 7000, 6000, 5000]);
+    }
+
+    #[test]
+    fn an_attempt_that_was_told_before_its_end_counts_once() {
+        let mut report = FlowReport::default();
+        let mut told = flow(1, 0, EndState::END_INACTIVE, 0);
+        told.raw.ends[0].state = EndState::END_SYN_SENT.0 as u8;
+        told.raw.syn_retransmits = 2;
+        told.raw.reason = FlowEndReason::FLOW_UNANSWERED.0 as u8;
+        report.add(&told);
+        assert_eq!(report.connections(), 0);
+        told.raw.syn_retransmits = 5;
+        told.raw.reason = FlowEndReason::FLOW_IDLE.0 as u8;
+        report.add(&told);
+        assert_eq!((report.connections(), report.syn_retransmits), (1, 5));
+    }
+
+    #[test]
+    fn a_scan_takes_bounded_memory_and_hides_no_busy_talker() {
+        let mut report = FlowReport::default();
+        for number in 0..100_000_u32 {
+            let mut small = flow(1, 1, EndState::END_ESTABLISHED, 0);
+            small.raw.key.addr[0][12..].copy_from_slice(&number.to_be_bytes());
+            report.add(&small);
+            if number % 1000 == 0 {
+                report.add(&flow(9, 1000, EndState::END_ESTABLISHED, 0));
+            }
+            assert!(report.talkers.len() < 2 * TALKERS_KEPT);
+        }
+        let (talker, talk) = report.talkers()[0];
+        assert_eq!(talker.saddr.to_string(), "10.0.0.9");
+        assert_eq!(talk.bytes, 100_000);
+        assert!(report.forgotten > 50_000);
+        assert_eq!(report.connections(), 100_100);
+    }
+}

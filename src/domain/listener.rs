@@ -1,0 +1,375 @@
+//! Listening sockets: those that share a port as one listener, and how each changes from one look
+//! to the next. Pure.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// What a socket is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Local {
+    /// The port; first, so that listeners are in its order.
+    pub port: u16,
+    /// The address; unspecified for all of its family.
+    pub addr: IpAddr,
+    /// The interface, by index; 0 for all.
+    pub ifindex: u32,
+}
+
+/// A listening socket, as the kernel tells of it at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListeningSocket {
+    /// What it is bound to.
+    pub local: Local,
+    /// It takes IPv6 connections only.
+    pub v6_only: bool,
+    /// Identifies the socket as long as the machine runs.
+    pub cookie: u64,
+    /// The inode that its descriptors have; 0 for a socket without any.
+    pub inode: u32,
+    /// Connections that are established and wait for accept(2).
+    pub queue_len: u32,
+    /// How many may wait, less one: the kernel takes one more.
+    pub queue_max: u32,
+    /// The user who made it.
+    pub uid: u32,
+    /// Attempts that the kernel dropped here. It wraps.
+    pub drops: u32,
+}
+
+/// A process that holds a listening socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The process.
+    pub pid: u32,
+    /// Its name, without the NUL that ends it.
+    pub comm: Vec<u8>,
+    /// Its cgroup.
+    pub cgroup_id: u64,
+}
+
+/// A socket of a listener.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Member {
+    /// As it was at the last look.
+    pub socket: ListeningSocket,
+    /// The processes that hold it, the lowest number first: a server's workers have that of their
+    /// parent.
+    pub holders: Vec<Holder>,
+    /// Attempts dropped since the look before.
+    pub drops_delta: u64,
+}
+
+/// All sockets that are bound to the same: one, or a group of SO_REUSEPORT.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listener {
+    /// What they are bound to.
+    pub local: Local,
+    /// The sockets, in the order in which they were made.
+    pub members: Vec<Member>,
+    /// Connections whose handshake is not complete.
+    pub half_open: u32,
+    /// Seconds since the look before; `None` at the first look.
+    pub seconds: Option<f64>,
+}
+
+impl Listener {
+    fn sum(&self, of: impl Fn(&Member) -> u64) -> u64 {
+        self.members.iter().map(of).sum()
+    }
+
+    /// Connections that wait for accept(2).
+    pub fn queue_len(&self) -> u64 {
+        self.sum(|member| member.socket.queue_len.into())
+    }
+
+    /// How many may wait.
+    pub fn queue_max(&self) -> u64 {
+        self.sum(|member| member.socket.queue_max.into())
+    }
+
+    /// Attempts dropped since the sockets were made.
+    pub fn drops_total(&self) -> u64 {
+        self.sum(|member| member.socket.drops.into())
+    }
+
+    /// Attempts dropped since the look before.
+    pub fn drops_delta(&self) -> u64 {
+        self.sum(|member| member.drops_delta)
+    }
+
+    /// Dropped attempts a second; `None` at the first look.
+    pub fn drop_rate(&self) -> Option<f64> {
+        self.seconds
+            .map(|seconds| self.drops_delta() as f64 / seconds.max(1e-9))
+    }
+
+    /// How full the fullest accept queue is, in percent. Each socket of a group has its own, and
+    /// the kernel does not look for one that has room.
+    pub fn fill(&self) -> f64 {
+        let fill = |member: &Member| {
+            let socket = &member.socket;
+            100.0 * f64::from(socket.queue_len) / f64::from(socket.queue_max.max(1))
+        };
+        self.members.iter().map(fill).fold(0.0, f64::max)
+    }
+
+    /// The process that holds the first socket; one of several, where `processes` says so.
+    pub fn holder(&self) -> Option<&Holder> {
+        self.members
+            .iter()
+            .find_map(|member| member.holders.first())
+    }
+
+    /// How many processes hold one of the sockets.
+    pub fn processes(&self) -> usize {
+        let holders = self.members.iter().flat_map(|member| &member.holders);
+        holders
+            .map(|holder| holder.pid)
+            .collect::<HashSet<_>>()
+            .len()
+    }
+
+    /// The user who made the first socket.
+    pub fn uid(&self) -> Option<u32> {
+        self.members.first().map(|member| member.socket.uid)
+    }
+
+    /// It takes connections of both families.
+    pub fn is_dual(&self) -> bool {
+        self.local.addr.is_ipv6()
+            && self.local.addr.is_unspecified()
+            && self.members.iter().any(|member| !member.socket.v6_only)
+    }
+}
+
+/// Whose accept queue is how full, and who drops attempts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Alert {
+    /// Raised, or cleared.
+    pub raised: bool,
+    /// Which listener, as a position among those of the look.
+    pub listener: usize,
+}
+
+/// What is remembered from one look to the next.
+#[derive(Debug, Default)]
+pub struct Looks {
+    /// Drops of each socket, by cookie.
+    drops: Option<HashMap<u64, u32>>,
+    alerted: HashSet<Local>,
+}
+
+impl Looks {
+    /// Makes listeners of what was found, the worst first. `half_open` are the local ends of
+    /// incomplete connections; `elapsed` is the time since the look before.
+    pub fn update(
+        &mut self,
+        sockets: &[ListeningSocket],
+        half_open: &[Local],
+        holders: &HashMap<u64, Vec<Holder>>,
+        elapsed: Duration,
+    ) -> Vec<Listener> {
+        let seconds = self.drops.as_ref().map(|_| elapsed.as_secs_f64());
+        let mut listeners = BTreeMap::new();
+        for socket in sockets {
+            let drops_delta = match &self.drops {
+                None => 0,
+                // A new socket has dropped nothing before it was made.
+                Some(known) => {
+                    let before = known.get(&socket.cookie).copied().unwrap_or(0);
+                    socket.drops.wrapping_sub(before).into()
+                }
+            };
+            let listener = listeners.entry(socket.local).or_insert_with(|| Listener {
+                local: socket.local,
+                members: Vec::new(),
+                half_open: 0,
+                seconds,
+            });
+            listener.members.push(Member {
+                socket: *socket,
+                holders: holders
+                    .get(&socket.inode.into())
+                    .cloned()
+                    .unwrap_or_default(),
+                drops_delta,
+            });
+        }
+        for local in half_open {
+            if let Some(at) = destination(&listeners, *local)
+                && let Some(listener) = listeners.get_mut(&at)
+            {
+                listener.half_open += 1;
+            }
+        }
+        let drops = sockets.iter().map(|socket| (socket.cookie, socket.drops));
+        self.drops = Some(drops.collect());
+        let mut listeners = listeners.into_values().collect::<Vec<_>>();
+        for listener in &mut listeners {
+            listener.members.sort_by_key(|member| member.socket.cookie);
+        }
+        // The sort is stable: alike ones stay in the order of their ports.
+        listeners.sort_by_key(|listener| Reverse((listener.drops_delta(), listener.fill() as u64)));
+        listeners
+    }
+
+    /// What changed in regard to alerts: a queue that is `percent` full, or any drop, raises one.
+    pub fn alerts(&mut self, listeners: &[Listener], percent: f64) -> Vec<Alert> {
+        let mut alerts = Vec::new();
+        let before = std::mem::take(&mut self.alerted);
+        for (at, listener) in listeners.iter().enumerate() {
+            let was_raised = before.contains(&listener.local);
+            let is_raised = listener.fill() >= percent || listener.drops_delta() > 0;
+            if is_raised {
+                self.alerted.insert(listener.local);
+            }
+            if was_raised != is_raised {
+                alerts.push(Alert {
+                    raised: is_raised,
+                    listener: at,
+                });
+            }
+        }
+        alerts
+    }
+}
+
+/// The listener that a connection to this address goes to: the most specific one, as in the
+/// kernel's own lookup.
+fn destination(listeners: &BTreeMap<Local, Listener>, local: Local) -> Option<Local> {
+    let any = |addr: IpAddr| match addr {
+        IpAddr::V4(_) => IpAddr::from([0; 4]),
+        IpAddr::V6(_) => IpAddr::from([0; 16]),
+    };
+    let dual = IpAddr::from([0; 16]);
+    for addr in [local.addr, any(local.addr), dual] {
+        for ifindex in [local.ifindex, 0] {
+            let candidate = Local {
+                addr,
+                ifindex,
+                ..local
+            };
+            let takes =
+                |listener: &Listener| addr.is_ipv6() == local.addr.is_ipv6() || listener.is_dual();
+            if listeners.get(&candidate).is_some_and(takes) {
+                return Some(candidate);
+            }
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn local(addr: &str, port: u16) -> Local {
+        Local {
+            port,
+            addr: addr.parse().unwrap(),
+            ifindex: 0,
+        }
+    }
+
+    fn socket(
+        addr: &str,
+        port: u16,
+        cookie: u64,
+        queue: (u32, u32),
+        drops: u32,
+    ) -> ListeningSocket {
+        ListeningSocket {
+            local: local(addr, port),
+            v6_only: false,
+            cookie,
+            inode: u32::try_from(cookie).unwrap(),
+            queue_len: queue.0,
+            queue_max: queue.1,
+            uid: 0,
+            drops,
+        }
+    }
+
+    fn look(looks: &mut Looks, sockets: &[ListeningSocket], half_open: &[Local]) -> Vec<Listener> {
+        looks.update(sockets, half_open, &HashMap::new(), Duration::from_secs(2))
+    }
+
+    #[test]
+    fn sockets_of_a_group_are_one_listener_and_each_queue_fills_for_itself() {
+        let sockets = [
+            socket("0.0.0.0", 80, 2, (5, 4), 7),
+            socket("0.0.0.0", 80, 1, (0, 4), 1),
+            socket("0.0.0.0", 81, 3, (0, 4), 0),
+        ];
+        let listeners = look(&mut Looks::default(), &sockets, &[]);
+        assert_eq!(listeners.len(), 2);
+        let group = &listeners[0];
+        let figures = (group.queue_len(), group.queue_max(), group.drops_total());
+        assert_eq!(figures, (5, 8, 8));
+        assert_eq!((group.fill(), group.drops_delta()), (125.0, 0));
+        assert_eq!(group.drop_rate(), None);
+        assert_eq!(group.members[0].socket.cookie, 1);
+    }
+
+    #[test]
+    fn drops_count_since_the_look_before_over_a_wrap_and_of_new_sockets() {
+        let mut looks = Looks::default();
+        let before = [
+            socket("::", 80, 1, (0, 4), u32::MAX),
+            socket("::", 81, 2, (0, 4), 9),
+        ];
+        look(&mut looks, &before, &[]);
+        let after = [
+            socket("::", 80, 1, (0, 4), 4),
+            socket("::", 81, 3, (0, 4), 2),
+            socket("::", 82, 4, (0, 4), 0),
+        ];
+        let listeners = look(&mut looks, &after, &[]);
+        let deltas = listeners.iter().map(|l| (l.local.port, l.drops_delta()));
+        assert_eq!(deltas.collect::<Vec<_>>(), [(80, 5), (81, 2), (82, 0)]);
+        assert_eq!(listeners[0].drop_rate(), Some(2.5));
+    }
+
+    #[test]
+    fn a_half_open_connection_counts_for_the_most_specific_listener() {
+        let mut v6_only = socket("::", 83, 6, (0, 4), 0);
+        v6_only.v6_only = true;
+        let sockets = [
+            socket("0.0.0.0", 80, 1, (0, 4), 0),
+            socket("10.0.0.1", 80, 2, (0, 4), 0),
+            socket("::", 81, 3, (0, 4), 0),
+            v6_only,
+        ];
+        let half_open = [
+            local("10.0.0.1", 80),
+            local("10.0.0.2", 80),
+            local("10.0.0.2", 81),
+            local("fe80::1", 81),
+            local("10.0.0.2", 83),
+            local("10.0.0.2", 84),
+        ];
+        let mut listeners = look(&mut Looks::default(), &sockets, &half_open);
+        listeners.sort_by_key(|listener| listener.local);
+        let found = listeners.iter().map(|l| l.half_open).collect::<Vec<_>>();
+        assert_eq!(found, [1, 1, 2, 0]);
+    }
+
+    #[test]
+    fn a_full_queue_and_a_drop_raise_an_alert_that_is_cleared_when_both_are_over() {
+        let mut looks = Looks::default();
+        let mut step = |queue_len, drops| {
+            let sockets = [socket("::", 80, 1, (queue_len, 10), drops)];
+            let listeners = look(&mut looks, &sockets, &[]);
+            let alerts = looks.alerts(&listeners, 80.0);
+            alerts.iter().map(|alert| alert.raised).collect::<Vec<_>>()
+        };
+        assert!(step(7, 3).is_empty());
+        assert_eq!(step(8, 3), [true]);
+        assert!(step(9, 3).is_empty());
+        assert!(step(0, 4).is_empty());
+        assert_eq!(step(0, 4), [false]);
+        assert_eq!(step(0, 5), [true]);
+    }
+}

@@ -1,0 +1,28 @@
+//! The events and records of the BPF programs, decoded. Pure: no map, no file, no clock.
+
+pub mod connect_totals;
+pub mod connection;
+pub mod distinct;
+pub mod export;
+pub mod flow;
+pub mod flow_report;
+pub mod histogram;
+pub mod incoming;
+pub mod listener;
+pub mod loss;
+pub mod names;
+pub mod packet;
+pub mod reasons;
+pub mod tally;
+pub mod traffic;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Decodes an address of 16 bytes, with IPv4 as v4-mapped.
+fn address(bytes: [u8; 16], is_ipv4: bool) -> IpAddr {
+    if is_ipv4 {
+        Ipv4Addr::new(bytes[12], bytes[13], bytes[14], bytes[15]).into()
+    } else {
+        Ipv6Addr::from(bytes).into()
+    }
+}

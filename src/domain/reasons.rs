@@ -1,0 +1,177 @@
+//! Why segments are dropped, attempts fail and connections are reset: the kernel's reasons, ours,
+//! and those that a kernel function tells.
+
+use crate::skel::AcceptReason;
+
+/// Names of the reasons that are not the kernel's, from [`AcceptReason::REASON_OURS`] on.
+const OURS: [&str; 8] = [
+    "no_listener",
+    "accept_queue_full",
+    "syn_queue_full",
+    "no_route_back",
+    "no_final_ack",
+    "peer_reset",
+    "listener_closed",
+    "table_full",
+];
+const _: () =
+    assert!(OURS.len() as u32 == AcceptReason::REASON_END.0 - AcceptReason::REASON_OURS.0);
+
+/// Kernel functions, and the reason why they drop segments, for drops without a kernel reason.
+const PLACES: [(&str, &str); 14] = [
+    ("nf_hook_slow", "netfilter_drop"),
+    ("nf_hook_slow_list", "netfilter_drop"),
+    ("nft_do_chain", "netfilter_drop"),
+    ("ipt_do_table", "netfilter_drop"),
+    ("ip6t_do_table", "netfilter_drop"),
+    ("do_xdp_generic", "xdp"),
+    ("veth_xdp_rcv_skb", "xdp"),
+    ("netem_enqueue", "qdisc_drop"),
+    ("__dev_queue_xmit", "qdisc_drop"),
+    ("sch_handle_ingress", "tc_ingress"),
+    ("__netif_receive_skb_core", "tc_ingress"),
+    ("ip_rcv_core", "ip_inhdr"),
+    ("ip_handle_martian_source", "martian_source"),
+    ("neigh_invalidate", "neigh_failed"),
+];
+
+/// The reason why a function drops segments. Its name may have the suffix of a compiler's variant,
+/// such as `.constprop.0`.
+pub fn reason_of_place(place: &str) -> Option<&'static str> {
+    let place = place.split('.').next()?;
+    let found = PLACES.iter().find(|(known, _)| *known == place);
+    found.map(|(_, reason)| *reason)
+}
+
+/// The names of a kernel enum of reasons, and of ours.
+#[derive(Debug, Default)]
+pub struct Reasons {
+    /// By number, in lower case.
+    kernel: Vec<Option<String>>,
+}
+
+impl Reasons {
+    /// Takes the names and values of an enum, whose reasons begin with this prefix.
+    pub fn new(enumerators: &[(String, u32)], prefix: &str) -> Self {
+        let mut kernel = Vec::new();
+        for (name, value) in enumerators {
+            let (Some(name), Ok(at)) = (name.strip_prefix(prefix), usize::try_from(*value)) else {
+                continue;
+            };
+            // Its last values are limits and masks, not reasons.
+            if *value >= AcceptReason::REASON_OURS.0 || name == "MAX" {
+                continue;
+            }
+            if kernel.len() <= at {
+                kernel.resize(at + 1, None);
+            }
+            kernel[at] = Some(name.to_ascii_lowercase());
+        }
+        Self { kernel }
+    }
+
+    /// Whether the kernel has the enum.
+    pub fn are_told(&self) -> bool {
+        !self.kernel.is_empty()
+    }
+
+    /// The number of a kernel reason; 0 if the kernel has none of this name.
+    pub fn number(&self, name: &str) -> u32 {
+        let mut names = self.kernel.iter();
+        let at = names.position(|known| known.as_deref() == Some(name));
+        at.and_then(|at| u32::try_from(at).ok()).unwrap_or(0)
+    }
+
+    /// The number of `SKB_CONSUMED`, which is no reason of a drop and has no prefix; 0: there is
+    /// none.
+    pub fn consumed(&self) -> u32 {
+        // SKB_CONSUMED (since Linux 6.3) is right before NOT_SPECIFIED.
+        match self.number("not_specified") {
+            0 | 1 => 0,
+            not_specified => not_specified - 1,
+        }
+    }
+
+    /// The name of a reason; `None` if it is unknown or "not specified".
+    pub fn name(&self, number: u32) -> Option<&str> {
+        if let Some(at) = number.checked_sub(AcceptReason::REASON_OURS.0) {
+            return OURS.get(at as usize).copied();
+        }
+        let name = self.kernel.get(number as usize)?.as_deref()?;
+        (name != "not_specified").then_some(name)
+    }
+
+    /// The number of one of our reasons.
+    pub fn ours(name: &str) -> Option<u32> {
+        let at = OURS.iter().position(|known| *known == name)?;
+        Some(AcceptReason::REASON_OURS.0 + u32::try_from(at).ok()?)
+    }
+
+    /// Whether a number is that of one of our reasons.
+    pub fn is_ours(number: u32) -> bool {
+        number >= AcceptReason::REASON_OURS.0
+    }
+
+    /// All names that `--reason` accepts.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let kernel = self.kernel.iter().filter_map(Option::as_deref);
+        kernel.chain(OURS).chain(PLACES.map(|(_, reason)| reason))
+    }
+}
+
+/// Where the reason of a failure comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReasonFrom {
+    /// The kernel gave the reason.
+    Kernel,
+    /// The reason is inferred from what was seen.
+    Inferred,
+    /// No reason is known.
+    Unknown,
+}
+
+impl ReasonFrom {
+    /// The name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Inferred => "inferred",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_have_the_names_of_the_running_kernel_in_lower_case() {
+        let kernel = [
+            ("SKB_NOT_DROPPED_YET", 0),
+            ("SKB_CONSUMED", 1),
+            ("SKB_DROP_REASON_NOT_SPECIFIED", 2),
+            ("SKB_DROP_REASON_NO_SOCKET", 3),
+            ("SKB_DROP_REASON_MAX", 90),
+            ("SKB_DROP_REASON_SUBSYS_MASK", 0xffff_0000),
+        ];
+        let kernel = kernel.map(|(name, value)| (name.to_owned(), value));
+        let names = Reasons::new(&kernel, "SKB_DROP_REASON_");
+        let found = [0, 1, 2, 3, 90, 256, u32::MAX].map(|number| names.name(number));
+        let no_socket = Some("no_socket");
+        let ours = Some("no_listener");
+        assert_eq!(found, [None, None, None, no_socket, None, ours, None]);
+        let numbers = ["no_socket", "not_specified", "other", "max"].map(|name| names.number(name));
+        assert_eq!(numbers, [3, 2, 0, 0]);
+        assert_eq!(names.consumed(), 1);
+        assert_eq!(Reasons::default().consumed(), 0);
+    }
+
+    #[test]
+    fn a_place_tells_the_reason_whatever_the_compiler_made_of_its_name() {
+        let reasons = ["nf_hook_slow", "nf_hook_slow.cold", "nf_hook", "tcp_v4_rcv"];
+        let reasons = reasons.map(reason_of_place);
+        let netfilter = Some("netfilter_drop");
+        assert_eq!(reasons, [netfilter, netfilter, None, None]);
+    }
+}

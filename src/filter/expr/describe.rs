@@ -1,0 +1,155 @@
+//! Describes a compiled expression in words.
+
+use std::net::Ipv4Addr;
+
+use super::compile::{Node, Operand, Program, Source, Target, Test};
+use crate::skel::expr::{Arithmetic, LoadBase, Word};
+
+/// One line of a description: a label and its text.
+pub type Described = (&'static str, String);
+
+/// Describes where packets of each IP version begin, and each test.
+pub(super) fn describe(program: &Program) -> Vec<Described> {
+    let begin = |target| match target {
+        Target::Accept => "every packet matches".to_owned(),
+        Target::Reject => "no packet matches".to_owned(),
+        Target::Node(number) => format!("begins with test {number}"),
+    };
+    let mut lines = vec![
+        ("ipv4", begin(program.start_v4)),
+        ("ipv6", begin(program.start_v6)),
+    ];
+    for (number, node) in program.nodes.iter().enumerate() {
+        lines.push(("test", format!("{number}: {}", of_node(node, program))));
+    }
+    lines
+}
+
+fn of_node(node: &Node, program: &Program) -> String {
+    let (value, kept) = match node.source {
+        Source::Field(word) => (name(word), None),
+        Source::Either(one, other) => (format!("{} or {}", name(one), name(other)), None),
+        Source::PortSet(word, set) => {
+            let set = program.port_sets.get(usize::from(set));
+            let ports = set.map_or(0, |set| set.iter().map(|bits| bits.count_ones()).sum());
+            let target = leads(node);
+            return format!("{} is one of {ports} ports{target}", name(word));
+        }
+        Source::AddressSet { word, set, .. } => {
+            let set = program.address_sets.get(usize::from(set));
+            let addresses = set.map_or(0, |set| set.addresses.len());
+            let target = leads(node);
+            return format!("{} is one of {addresses} addresses{target}", name(word));
+        }
+        Source::Load {
+            base,
+            offset,
+            index,
+            size,
+            to,
+        } => {
+            let base = match base {
+                LoadBase::EXPR_FROM_IP => "ip",
+                LoadBase::EXPR_FROM_TCP => "tcp",
+                _ => "ether",
+            };
+            let offset = match index {
+                Some(word) if offset == 0 => name(word),
+                Some(word) => format!("{} + {offset}", name(word)),
+                None => offset.to_string(),
+            };
+            (format!("{base}[{offset}:{size}]"), Some(to))
+        }
+        Source::Arithmetic {
+            operation,
+            left,
+            right,
+            to,
+        } => {
+            let right = match right {
+                Operand::Word(word) => name(word),
+                Operand::Number(number) => number.to_string(),
+            };
+            let value = format!("{} {} {right}", name(left), sign(operation));
+            (value, Some(to))
+        }
+    };
+    if node.passes == node.fails {
+        let kept = kept.map_or_else(String::new, |word| format!("{} = ", name(word)));
+        return format!("{kept}{value}{}", leads(node));
+    }
+    let is_address = matches!(
+        node.source,
+        Source::Field(Word::EXPR_SADDR_LOW | Word::EXPR_DADDR_LOW)
+            | Source::Either(Word::EXPR_SADDR_LOW, _)
+    );
+    format!("{value} {}{}", of_test(node.test, is_address), leads(node))
+}
+
+/// Describes what follows a node.
+fn leads(node: &Node) -> String {
+    let to = |target| match target {
+        Target::Accept => "match".to_owned(),
+        Target::Reject => "no match".to_owned(),
+        Target::Node(number) => number.to_string(),
+    };
+    if node.passes == node.fails {
+        return format!(", then {}", to(node.passes));
+    }
+    format!(": {}, else {}", to(node.passes), to(node.fails))
+}
+
+fn of_test(test: Test, is_address: bool) -> String {
+    let is_v4 = u32::try_from(test.mask).is_ok();
+    if let (true, true, Ok(address)) = (is_address, is_v4, u32::try_from(test.first)) {
+        let len = test.mask.count_ones();
+        return format!("in {}/{len}", Ipv4Addr::from(address));
+    }
+    let is_whole = test.mask == u64::MAX || test.mask == u64::from(u32::MAX);
+    let mask = if is_whole {
+        String::new()
+    } else {
+        format!("& {:#x} ", test.mask)
+    };
+    let last = test.first + test.more;
+    match test.more {
+        0 if test.first > u64::from(u32::MAX) => format!("{mask}= {:#x}", test.first),
+        0 => format!("{mask}= {}", test.first),
+        _ if last == u64::from(u32::MAX) => format!("{mask}>= {}", test.first),
+        _ => format!("{mask}in {}-{last}", test.first),
+    }
+}
+
+fn name(word: Word) -> String {
+    let name = match word {
+        Word::EXPR_SPORT => "source port",
+        Word::EXPR_DPORT => "destination port",
+        Word::EXPR_SADDR_HIGH => "source (first half)",
+        Word::EXPR_SADDR_LOW => "source",
+        Word::EXPR_DADDR_HIGH => "destination (first half)",
+        Word::EXPR_DADDR_LOW => "destination",
+        Word::EXPR_LEN => "length",
+        Word::EXPR_VLAN_OUTER => "outer tag",
+        Word::EXPR_VLAN_INNER => "inner tag",
+        Word::EXPR_OUTBOUND => "outbound",
+        Word(other) => return format!("t{}", other - Word::EXPR_TEMPORARY.0),
+    };
+    name.to_owned()
+}
+
+fn sign(operation: Arithmetic) -> &'static str {
+    match operation {
+        Arithmetic::EXPR_ADD => "+",
+        Arithmetic::EXPR_SUBTRACT => "-",
+        Arithmetic::EXPR_MULTIPLY => "*",
+        Arithmetic::EXPR_DIVIDE => "/",
+        Arithmetic::EXPR_MODULO => "%",
+        Arithmetic::EXPR_AND => "&",
+        Arithmetic::EXPR_OR => "|",
+        Arithmetic::EXPR_XOR => "^",
+        Arithmetic::EXPR_SHIFT_LEFT => "<<",
+        Arithmetic::EXPR_SHIFT_RIGHT => ">>",
+        Arithmetic::EXPR_IS_GREATER => ">",
+        _ => "=",
+    }
+}

@@ -1,0 +1,143 @@
+//! Finds the names of kernel functions by address, in /proc/kallsyms.
+
+use std::fs::{self, File};
+use std::io::Read;
+
+use anyhow::{Context, Result};
+
+const KALLSYMS: &str = "/proc/kallsyms";
+
+/// Whether the kernel has a function with that name. Names are shown to everyone.
+pub fn is_listed(function: &str) -> bool {
+    let text = fs::read_to_string(KALLSYMS).unwrap_or_default();
+    text.lines()
+        .any(|line| line.split_ascii_whitespace().nth(2) == Some(function))
+}
+
+/// The functions of the kernel. The file is opened early, because the privileges at open(2) decide
+/// whether it shows addresses. It is long, so it is read only at the first lookup.
+pub struct KernelSymbols {
+    file: Option<File>,
+    /// The start of each function, and of its name in `names`; sorted by address.
+    starts: Vec<(u64, usize)>,
+    names: String,
+}
+
+impl KernelSymbols {
+    /// Opens the list of symbols.
+    ///
+    /// # Errors
+    /// It can't be opened.
+    pub fn open() -> Result<Self> {
+        let file = File::open(KALLSYMS).with_context(|| format!("failed to open {KALLSYMS}"))?;
+        Ok(Self::from_file(Some(file)))
+    }
+
+    fn from_file(file: Option<File>) -> Self {
+        Self {
+            file,
+            starts: Vec::new(),
+            names: String::new(),
+        }
+    }
+
+    /// A list without symbols.
+    pub fn none() -> Self {
+        Self::from_file(None)
+    }
+
+    /// The name of the function that contains an address.
+    pub fn name(&mut self, address: u64) -> Option<&str> {
+        self.read();
+        let at = self.starts.partition_point(|(start, _)| *start <= address);
+        let (_, name) = self.starts.get(at.checked_sub(1)?)?;
+        self.names.get(*name..)?.split('\n').next()
+    }
+
+    /// The start of a function, and that of the next one.
+    pub fn range(&mut self, function: &str) -> Option<(u64, u64)> {
+        self.read();
+        let is_it = |(_, name): &(u64, usize)| {
+            let rest = self
+                .names
+                .get(*name..)
+                .and_then(|rest| rest.strip_prefix(function));
+            rest.is_some_and(|rest| rest.starts_with('\n'))
+        };
+        let at = self.starts.iter().position(is_it)?;
+        Some((self.starts[at].0, self.starts.get(at + 1)?.0))
+    }
+
+    /// The same for all functions whose name passes.
+    pub fn ranges(&mut self, mut is_wanted: impl FnMut(&str) -> bool) -> Vec<(u64, u64)> {
+        self.read();
+        let functions = self.starts.windows(2);
+        let wanted = functions.filter(|pair| {
+            let name = self.names.get(pair[0].1..).unwrap_or_default();
+            is_wanted(name.split('\n').next().unwrap_or_default())
+        });
+        wanted.map(|pair| (pair[0].0, pair[1].0)).collect()
+    }
+
+    fn read(&mut self) {
+        let Some(mut file) = self.file.take() else {
+            return;
+        };
+        let mut text = String::new();
+        // If this fails, no address has a name.
+        if file.read_to_string(&mut text).is_ok() {
+            self.parse(&text);
+        }
+    }
+
+    /// Parses lines of `ADDRESS TYPE NAME`, with the module after a tab if there is one.
+    fn parse(&mut self, text: &str) {
+        for line in text.lines() {
+            let mut words = line.split_ascii_whitespace();
+            let (Some(address), Some("t" | "T" | "w" | "W"), Some(name)) =
+                (words.next(), words.next(), words.next())
+            else {
+                continue;
+            };
+            // Without privileges all addresses are 0.
+            let Ok(address @ 1..) = u64::from_str_radix(address, 16) else {
+                continue;
+            };
+            self.starts.push((address, self.names.len()));
+            self.names.push_str(name);
+            self.names.push('\n');
+        }
+        self.starts.sort_unstable();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_in_the_function_that_begins_before_it() {
+        let mut symbols = KernelSymbols::none();
+        symbols.parse("30 t last\t[mod]\n10 T first\n18 d data\n20 W second\n");
+        for (address, name) in [
+            (0xf, None),
+            (0x10, Some("first")),
+            (0x1f, Some("first")),
+            (0x20, Some("second")),
+            (0x31, Some("last")),
+        ] {
+            assert_eq!(symbols.name(address), name);
+        }
+        assert_eq!(symbols.range("first"), Some((0x10, 0x20)));
+        assert_eq!(symbols.range("firs"), None);
+        let ranges = symbols.ranges(|name| name != "second");
+        assert_eq!(ranges, [(0x10, 0x20)]);
+    }
+
+    #[test]
+    fn hidden_addresses_have_no_names() {
+        let mut symbols = KernelSymbols::none();
+        symbols.parse("0000000000000000 T first\n0000000000000000 T second\n");
+        assert_eq!(symbols.name(1), None);
+    }
+}

@@ -1,0 +1,83 @@
+//! Whether a route leads to an address, from this network namespace (rtnetlink(7)).
+
+use std::net::IpAddr;
+
+use anyhow::Result;
+use nix::errno::Errno;
+use nix::libc::{AF_INET, AF_INET6, RTA_DST, RTM_GETROUTE, RTN_LOCAL};
+use nix::sys::socket::{SockFlag, SockProtocol};
+
+use super::netlink::{Socket, push_attribute};
+
+/// Bytes of `struct rtmsg`: family and prefix length, and what is 0 in a question.
+const RTMSG_LEN: usize = 12;
+
+/// Where `struct rtmsg` has the type of the route.
+const RTM_TYPE_AT: usize = 7;
+
+/// Asks for routes.
+pub struct Routes(Socket);
+
+impl Routes {
+    /// Opens the socket that questions go through.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn open() -> Result<Self> {
+        let protocol = SockProtocol::NetlinkRoute;
+        Ok(Self(Socket::open(protocol, 0, SockFlag::empty())?))
+    }
+
+    /// Whether there is a route.
+    ///
+    /// # Errors
+    /// The kernel can't be asked.
+    pub fn lead_to(&mut self, addr: IpAddr) -> Result<bool, Errno> {
+        Ok(self.kind(addr)?.is_some())
+    }
+
+    /// Whether the address is one of this machine.
+    ///
+    /// # Errors
+    /// The kernel can't be asked.
+    pub fn is_local(&mut self, addr: IpAddr) -> Result<bool, Errno> {
+        Ok(self.kind(addr)? == Some(RTN_LOCAL))
+    }
+
+    /// The type of the route; `None`: there is no route.
+    fn kind(&mut self, addr: IpAddr) -> Result<Option<u8>, Errno> {
+        let mut request = vec![0; RTMSG_LEN];
+        let (family, bits) = match addr {
+            IpAddr::V4(_) => (AF_INET, 32),
+            IpAddr::V6(_) => (AF_INET6, 128),
+        };
+        request[0] = family.to_le_bytes()[0];
+        request[1] = bits;
+        match addr {
+            IpAddr::V4(v4) => push_attribute(&mut request, RTA_DST, &v4.octets()),
+            IpAddr::V6(v6) => push_attribute(&mut request, RTA_DST, &v6.octets()),
+        }
+        match self.0.get(RTM_GETROUTE, &request) {
+            Ok(route) => Ok(route.get(RTM_TYPE_AT).copied()),
+            Err(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EINVAL | Errno::EACCES) => {
+                Ok(None)
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn a_route_leads_to_this_machine_itself() {
+        let mut routes = Routes::open().unwrap();
+        assert_eq!(routes.lead_to(Ipv4Addr::LOCALHOST.into()), Ok(true));
+        assert_eq!(routes.is_local(Ipv4Addr::LOCALHOST.into()), Ok(true));
+        assert_eq!(routes.is_local(Ipv4Addr::BROADCAST.into()), Ok(false));
+    }
+}

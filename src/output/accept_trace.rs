@@ -1,0 +1,365 @@
+//! The output of accept-trace: columns of the text format and keys of JSON.
+
+use super::Render;
+use super::clock::{Clock, Precision, UnixNanos};
+use super::columns::{Column, Layout, Row, Tone};
+use super::json::{Object, push_addr, push_int, push_opt_int, push_port};
+use super::line::Line;
+use crate::domain::incoming::{Attempt, Fate};
+use crate::domain::listener::Holder;
+use crate::domain::reasons::ReasonFrom;
+use crate::failure::Failure;
+use crate::key;
+use crate::skel::{AcceptFate, AcceptFlag};
+
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum AcceptColumn {
+    Time,
+    Iface,
+    Fate,
+    Saddr,
+    Sport,
+    Daddr,
+    Dport,
+    Handshake,
+    Wait,
+    Pid,
+    Comm,
+    Queue,
+    Place,
+    Reason,
+}
+
+const COLUMNS: [Column<AcceptColumn>; 14] = [
+    Column::time(AcceptColumn::Time, Precision::Micros),
+    Column::left(AcceptColumn::Iface, "IFACE", 8),
+    Column::left(AcceptColumn::Fate, "FATE", 10),
+    Column::left(AcceptColumn::Saddr, "SADDR", 15),
+    Column::right(AcceptColumn::Sport, "SPORT", 5),
+    Column::left(AcceptColumn::Daddr, "DADDR", 15),
+    Column::right(AcceptColumn::Dport, "DPORT", 5),
+    Column::right(AcceptColumn::Handshake, "HS_US", 6),
+    Column::right(AcceptColumn::Wait, "WAIT_US", 7),
+    Column::left(AcceptColumn::Pid, "PID", 5),
+    Column::left(AcceptColumn::Comm, "COMM", 7),
+    Column::left(AcceptColumn::Queue, "QUEUE", 7),
+    Column::left(AcceptColumn::Place, "PLACE", 16),
+    Column::left(AcceptColumn::Reason, "REASON", 6),
+];
+
+/// Writes attempts as text or JSON.
+pub struct AcceptWriter {
+    layout: Layout<AcceptColumn>,
+}
+
+impl AcceptWriter {
+    /// Takes the columns of `--columns`, or the default ones if there are none.
+    ///
+    /// # Errors
+    /// A column is unknown.
+    pub fn new(columns: &[String]) -> Result<Self, Failure> {
+        let layout = Layout::new(&COLUMNS, columns, |column| {
+            !matches!(
+                column,
+                AcceptColumn::Iface
+                    | AcceptColumn::Handshake
+                    | AcceptColumn::Queue
+                    | AcceptColumn::Place
+            )
+        })?;
+        Ok(Self { layout })
+    }
+
+    /// Writes the header line of the text format.
+    pub fn header(&self, out: &mut Line<'_>, clock: &Clock) {
+        self.layout.header(out, clock);
+    }
+}
+
+/// An attempt together with what user space has found out about it.
+pub struct Shown<'a> {
+    /// The columns to write.
+    pub writer: &'a AcceptWriter,
+    /// The attempt.
+    pub attempt: &'a Attempt,
+    /// The interface where its SYN came in.
+    pub iface: Option<&'a str>,
+    /// The network namespace, by inode number.
+    pub netns: u64,
+    /// Why it failed, and how that is known.
+    pub reason: (Option<&'a str>, ReasonFrom),
+    /// The kernel function that dropped its packet.
+    pub place: Option<&'a str>,
+    /// The process of the listener, if no process has accepted it.
+    pub owner: Option<&'a Holder>,
+    /// How long the listener's accept queue had been full.
+    pub queue_full_ns: Option<u64>,
+    /// The container of the process that accepted it, else of the listener's.
+    pub container: Option<&'a str>,
+}
+
+impl Shown<'_> {
+    fn has(&self, flag: AcceptFlag) -> bool {
+        self.attempt.has(flag)
+    }
+
+    /// Id and name of the process that accepted it, else of the listener's.
+    fn process(&self) -> Option<(u32, &[u8])> {
+        match self.has(AcceptFlag::ATTEMPT_HAS_PROCESS) {
+            true => Some((self.attempt.raw.pid, self.attempt.comm())),
+            false => self.owner.map(|owner| (owner.pid, owner.comm.as_slice())),
+        }
+    }
+}
+
+impl Row for Shown<'_> {
+    type Column = AcceptColumn;
+
+    fn cell(&self, column: AcceptColumn, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
+        let attempt = self.attempt;
+        let raw = &attempt.raw;
+        match column {
+            AcceptColumn::Time => clock.push_time(out, at, Precision::Micros),
+            AcceptColumn::Iface => out.push_text(self.iface.unwrap_or("-").as_bytes()),
+            AcceptColumn::Fate => out.extend_from_slice(attempt.name().as_bytes()),
+            AcceptColumn::Saddr => push_addr(out, attempt.saddr()),
+            AcceptColumn::Sport => push_port(out, Some(raw.key.port)),
+            AcceptColumn::Daddr => push_addr(out, attempt.daddr()),
+            AcceptColumn::Dport => push_port(out, Some(raw.attempt.dport)),
+            AcceptColumn::Handshake => push_opt_int(out, micros(attempt.handshake_ns())),
+            AcceptColumn::Wait => push_opt_int(out, micros(attempt.accept_wait_ns())),
+            AcceptColumn::Pid => push_opt_int(out, self.process().map(|(pid, _)| pid)),
+            AcceptColumn::Comm => match self.process() {
+                None | Some((_, [])) => out.push(b'-'),
+                Some((_, comm)) => out.push_text(comm),
+            },
+            AcceptColumn::Queue => {
+                if self.has(AcceptFlag::ATTEMPT_HAS_LISTENER) {
+                    push_int(out, raw.attempt.queue_len);
+                    out.push(b'/');
+                    push_int(out, raw.attempt.queue_max);
+                } else {
+                    out.push(b'-');
+                }
+            }
+            AcceptColumn::Place => out.push_text(self.place.unwrap_or("-").as_bytes()),
+            AcceptColumn::Reason => {
+                out.extend_from_slice(self.reason.0.unwrap_or("-").as_bytes());
+                // Also show for how long the process has not accepted.
+                if let Some(nanos) = self.queue_full_ns
+                    && self.reason.0 == Some(ACCEPT_QUEUE_FULL)
+                {
+                    let tenths = nanos / 100_000_000;
+                    out.push(b':');
+                    push_int(out, tenths / 10);
+                    out.push(b'.');
+                    push_int(out, tenths % 10);
+                    out.push(b's');
+                }
+            }
+        }
+    }
+
+    fn tone(&self, column: AcceptColumn) -> Tone {
+        let raw = &self.attempt.raw;
+        match column {
+            AcceptColumn::Fate => Fate(raw.fate).tone(),
+            AcceptColumn::Reason if self.attempt.has_failed() => Fate(raw.fate).tone(),
+            _ => Tone::Plain,
+        }
+    }
+}
+
+impl Fate {
+    /// The tone in which it is shown.
+    pub(super) fn tone(self) -> Tone {
+        match self.0 {
+            AcceptFate::FATE_ACCEPTED | AcceptFate::FATE_FORWARDED => Tone::Good,
+            AcceptFate::FATE_NONE | AcceptFate::FATE_PENDING => Tone::Notable,
+            _ => Tone::Bad,
+        }
+    }
+}
+
+/// The reason that is shown together with its duration.
+const ACCEPT_QUEUE_FULL: &str = "accept_queue_full";
+
+impl Render for Shown<'_> {
+    fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
+        self.writer.layout.row(self, out, clock, at);
+    }
+
+    fn json(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
+        let attempt = self.attempt;
+        let raw = &attempt.raw;
+        let known = &raw.attempt;
+        let event = match attempt.is_arrival() {
+            true => "attempt",
+            false => "fate",
+        };
+        let mut line = Object::new(out, |out| clock.push_rfc3339(out, at), event);
+        match self.iface {
+            Some(iface) => line.string(key!("iface"), iface.as_bytes()),
+            None => line.null(key!("iface")),
+        };
+        line.int(key!("netns"), self.netns);
+        line.int(key!("ip_version"), known.ip_version);
+        line.with(key!("saddr"), |out| push_addr(out, attempt.saddr()));
+        line.int(key!("sport"), raw.key.port);
+        line.with(key!("daddr"), |out| push_addr(out, attempt.daddr()));
+        line.int(key!("dport"), known.dport);
+        if !attempt.is_arrival() {
+            self.fate_keys(&mut line);
+        }
+        line.end();
+    }
+}
+
+impl Shown<'_> {
+    fn fate_keys(&self, line: &mut Object<'_, '_>) {
+        let attempt = self.attempt;
+        let raw = &attempt.raw;
+        let known = &raw.attempt;
+        let (reason, from) = self.reason;
+        line.name(key!("fate"), attempt.fate());
+        line.opt_name(key!("reason"), reason);
+        // Only a failed attempt has a reason.
+        line.opt_name(
+            key!("reason_from"),
+            attempt.has_failed().then(|| from.name()),
+        );
+        match self.place {
+            Some(place) => line.string(key!("place"), place.as_bytes()),
+            None => line.null(key!("place")),
+        };
+        let has_listener = self.has(AcceptFlag::ATTEMPT_HAS_LISTENER);
+        line.opt_int(key!("queue_len"), has_listener.then_some(known.queue_len));
+        line.opt_int(key!("queue_max"), has_listener.then_some(known.queue_max));
+        line.opt_int(
+            key!("syn_queue_len"),
+            has_listener.then_some(known.syn_queue_len),
+        );
+        let queue_full_ms = self.queue_full_ns.map(|nanos| nanos / 1_000_000);
+        line.opt_int(key!("queue_full_ms"), queue_full_ms);
+        line.int(key!("syn_retransmits"), known.syn_retransmits);
+        line.int(key!("syn_ack_retransmits"), known.syn_ack_retransmits);
+        line.opt_int(key!("syn_ack_us"), micros(attempt.syn_ack_ns()));
+        line.opt_int(key!("handshake_us"), micros(attempt.handshake_ns()));
+        line.opt_int(key!("accept_wait_us"), micros(attempt.accept_wait_ns()));
+        line.bool(key!("cookie"), self.has(AcceptFlag::ATTEMPT_COOKIE));
+        line.bool(key!("fast_open"), self.has(AcceptFlag::ATTEMPT_FAST_OPEN));
+        line.bool(key!("mptcp"), self.has(AcceptFlag::ATTEMPT_MPTCP));
+        line.bool(key!("continued"), self.has(AcceptFlag::ATTEMPT_CONTINUED));
+        let has_process = self.has(AcceptFlag::ATTEMPT_HAS_PROCESS);
+        let process = self.process();
+        line.opt_int(key!("pid"), process.map(|(pid, _)| pid));
+        line.opt_int(key!("tid"), has_process.then_some(raw.tid));
+        let uid = match has_process {
+            true => Some(raw.uid),
+            false => has_listener.then_some(known.uid),
+        };
+        line.opt_int(key!("uid"), uid);
+        match process {
+            Some((_, comm)) => line.string(key!("comm"), comm),
+            None => line.null(key!("comm")),
+        };
+        let cgroup_id = match has_process {
+            true => Some(raw.cgroup_id),
+            false => self.owner.map(|owner| owner.cgroup_id),
+        };
+        line.opt_int(key!("cgroup_id"), cgroup_id);
+        match self.container {
+            Some(container) => line.string(key!("container"), container.as_bytes()),
+            None => line.null(key!("container")),
+        };
+    }
+}
+
+fn micros(nanos: Option<u64>) -> Option<u64> {
+    nanos.map(|nanos| nanos / 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::line::rendered;
+    use crate::skel::AcceptEvent;
+
+    fn accepted() -> Attempt {
+        let mut raw = AcceptEvent {
+            ts_ns: 9_000_000,
+            pid: 4242,
+            tid: 4243,
+            fate: AcceptFate::FATE_ACCEPTED,
+            ..AcceptEvent::default()
+        };
+        raw.comm[..6].copy_from_slice(b"a name");
+        raw.key.port = 40000;
+        raw.key.addr[10..].copy_from_slice(&[0xff, 0xff, 192, 0, 2, 1]);
+        raw.attempt.daddr[10..].copy_from_slice(&[0xff, 0xff, 198, 51, 100, 2]);
+        raw.attempt.dport = 443;
+        raw.attempt.ip_version = 4;
+        raw.attempt.syn_ns = 1_000_000;
+        raw.attempt.syn_ack_ns = 1_001_000;
+        raw.attempt.established_ns = 4_000_000;
+        raw.attempt.flags = AcceptFlag::ATTEMPT_HAS_PROCESS.0 as u16;
+        Attempt { raw }
+    }
+
+    fn render(
+        attempt: &Attempt,
+        push: impl FnOnce(&Shown<'_>, &mut Line<'_>, &mut Clock),
+    ) -> String {
+        let writer = AcceptWriter::new(&[]).unwrap();
+        let shown = Shown {
+            writer: &writer,
+            attempt,
+            iface: Some("eth0"),
+            netns: 7,
+            reason: (None, ReasonFrom::Unknown),
+            place: None,
+            owner: None,
+            queue_full_ns: None,
+            container: None,
+        };
+        let mut clock = Clock::starting_at(
+            jiff::tz::TimeZone::UTC,
+            crate::cli::TimeStyle::Local,
+            jiff::Timestamp::UNIX_EPOCH,
+        );
+        rendered(|out| push(&shown, out, &mut clock))
+    }
+
+    #[test]
+    fn text_has_the_columns_of_its_header() {
+        let header = render(&accepted(), |shown, out, clock| {
+            shown.writer.header(out, clock)
+        });
+        let line = render(&accepted(), |shown, out, clock| shown.text(out, clock, 0));
+        for (column, value) in [
+            ("FATE", "accepted "),
+            ("SADDR", "192.0.2.1 "),
+            ("SPORT", "40000 "),
+            ("DADDR", "198.51.100.2 "),
+            ("DPORT", "  443 "),
+            ("WAIT_US", "   5000 "),
+            ("PID", "4242 "),
+            ("COMM", "a\\x20name "),
+        ] {
+            let at = header.find(column).unwrap();
+            assert!(line[at..].starts_with(value), "{column}: {line}");
+        }
+        assert!(line.len() <= 111, "{line}");
+    }
+
+    #[test]
+    fn an_arrival_says_no_more_than_is_known_then() {
+        let mut arrival = accepted();
+        arrival.raw.fate = AcceptFate::FATE_NONE;
+        let line = render(&arrival, |shown, out, clock| shown.json(out, clock, 0));
+        assert_eq!(
+            line,
+            "{\"ts\":\"1970-01-01T00:00:00.000000000Z\",\"event\":\"attempt\",\"iface\":\"eth0\",\"netns\":7,\"ip_version\":4,\"saddr\":\"192.0.2.1\",\"sport\":40000,\"daddr\":\"198.51.100.2\",\"dport\":443}\n"
+        );
+    }
+}

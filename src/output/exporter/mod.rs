@@ -1,0 +1,286 @@
+//! Renders metrics as OpenMetrics 1.0 or as the text format 0.0.4 of Prometheus.
+//!
+//! The crate prometheus-client writes OpenMetrics only. `promtool check metrics`, and whoever reads
+//! the page with curl, take the older format: the same lines, but for the names of counters and
+//! the end.
+
+pub mod metrics;
+
+use std::fmt::{Display, Write};
+
+use crate::domain::export::Histogram;
+
+/// The format of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+    /// Text format 0.0.4 of Prometheus.
+    Text,
+}
+
+impl Format {
+    /// The media type.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+
+    /// The format that an `Accept` header prefers. Whoever does not ask for OpenMetrics gets text.
+    pub fn negotiate(accept: &str) -> Self {
+        let (mut open_metrics, mut text) = (0.0, 0.0);
+        for range in accept.split(',') {
+            let mut parts = range.split(';').map(str::trim);
+            let media = parts.next().unwrap_or_default().to_ascii_lowercase();
+            let quality = parts
+                .filter_map(|part| part.strip_prefix("q="))
+                .find_map(|quality| quality.parse::<f64>().ok())
+                .unwrap_or(1.0);
+            match media.as_str() {
+                "application/openmetrics-text" => open_metrics = quality.max(open_metrics),
+                "text/plain" | "text/*" => text = quality.max(text),
+                _ => {}
+            }
+        }
+        match open_metrics > 0.0 && open_metrics >= text {
+            true => Self::OpenMetrics,
+            false => Self::Text,
+        }
+    }
+}
+
+/// The type of a family of metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It only grows.
+    Counter,
+    /// It grows and falls.
+    Gauge,
+    /// Always 1: its labels are what it says.
+    Info,
+    /// How many times were how long.
+    Histogram,
+}
+
+impl Kind {
+    fn name(self, format: Format) -> &'static str {
+        match (self, format) {
+            (Self::Counter, _) => "counter",
+            (Self::Info, Format::OpenMetrics) => "info",
+            (Self::Gauge | Self::Info, _) => "gauge",
+            (Self::Histogram, _) => "histogram",
+        }
+    }
+
+    /// What follows the name of the family in the name of its samples.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Counter => "_total",
+            Self::Info => "_info",
+            Self::Gauge | Self::Histogram => "",
+        }
+    }
+}
+
+/// Names and values of labels.
+pub type Labels<'a> = &'a [(&'a str, &'a str)];
+
+/// A family of metrics.
+#[derive(Clone, Copy, Debug)]
+pub struct Family {
+    /// The name without `_total`.
+    pub name: &'static str,
+    /// The type.
+    pub kind: Kind,
+    /// The unit that the name ends with; empty: it has none.
+    pub unit: &'static str,
+    /// What it counts.
+    pub help: &'static str,
+}
+
+/// The text of an answer, as far as it is written.
+pub struct Exposition {
+    format: Format,
+    text: String,
+}
+
+impl Exposition {
+    /// An empty one.
+    pub fn new(format: Format) -> Self {
+        Self {
+            format,
+            text: String::new(),
+        }
+    }
+
+    /// Begins a family, to which the samples that follow belong.
+    pub fn family(&mut self, family: &Family) {
+        let Family {
+            name,
+            kind,
+            unit,
+            help,
+        } = family;
+        let suffix = match self.format {
+            Format::OpenMetrics => "",
+            Format::Text => kind.suffix(),
+        };
+        let type_name = kind.name(self.format);
+        let _ = writeln!(self.text, "# HELP {name}{suffix} {help}");
+        let _ = writeln!(self.text, "# TYPE {name}{suffix} {type_name}");
+        if self.format == Format::OpenMetrics && !unit.is_empty() {
+            let _ = writeln!(self.text, "# UNIT {name} {unit}");
+        }
+    }
+
+    /// A sample of a counter, gauge or info.
+    pub fn sample(&mut self, family: &Family, labels: Labels<'_>, value: impl Display) {
+        self.line(family.name, family.kind.suffix(), labels, None, value);
+    }
+
+    /// The samples of a histogram.
+    pub fn histogram(&mut self, family: &Family, histogram: &Histogram) {
+        let mut count = 0;
+        for (at, bucket) in histogram.buckets.iter().enumerate() {
+            count += bucket;
+            let bound = Histogram::bound(at);
+            let bound = bound.map_or_else(|| "+Inf".to_owned(), |bound| bound.to_string());
+            self.line(family.name, "_bucket", &[], Some(&bound), count);
+        }
+        self.line(family.name, "_sum", &[], None, histogram.sum);
+        self.line(family.name, "_count", &[], None, count);
+    }
+
+    fn line(
+        &mut self,
+        name: &str,
+        suffix: &str,
+        labels: Labels<'_>,
+        bound: Option<&str>,
+        value: impl Display,
+    ) {
+        let _ = write!(self.text, "{name}{suffix}");
+        let bound = bound.map(|bound| ("le", bound));
+        let mut separator = '{';
+        for (label, value) in labels.iter().copied().chain(bound) {
+            let _ = write!(self.text, "{separator}{label}=\"");
+            push_escaped(&mut self.text, value);
+            self.text.push('"');
+            separator = ',';
+        }
+        if separator == ',' {
+            self.text.push('}');
+        }
+        let _ = writeln!(self.text, " {value}");
+    }
+
+    /// The whole text.
+    pub fn finish(mut self) -> String {
+        if self.format == Format::OpenMetrics {
+            self.text.push_str("# EOF\n");
+        }
+        self.text
+    }
+}
+
+/// Escapes the value of a label.
+fn push_escaped(text: &mut String, value: &str) {
+    for c in value.chars() {
+        match c {
+            '\\' => text.push_str("\\\\"),
+            '"' => text.push_str("\\\""),
+            '\n' => text.push_str("\\n"),
+            c => text.push(c),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SYNS: Family = Family {
+        name: "tcpinspect_syns",
+        kind: Kind::Counter,
+        unit: "",
+        help: "Incoming SYNs.",
+    };
+    const WAIT: Family = Family {
+        name: "tcpinspect_wait_seconds",
+        kind: Kind::Histogram,
+        unit: "seconds",
+        help: "Waits.",
+    };
+
+    fn rendered(format: Format) -> String {
+        let mut exposition = Exposition::new(format);
+        exposition.family(&SYNS);
+        exposition.sample(&SYNS, &[("iface", "e\"\\\n0"), ("kind", "x")], 7);
+        exposition.sample(&SYNS, &[], 0.5);
+        exposition.finish()
+    }
+
+    #[test]
+    fn a_counter_is_named_as_its_format_wants_it() {
+        assert_eq!(
+            rendered(Format::OpenMetrics),
+            "# HELP tcpinspect_syns Incoming SYNs.\n# TYPE tcpinspect_syns counter\n\
+             tcpinspect_syns_total{iface=\"e\\\"\\\\\\n0\",kind=\"x\"} 7\ntcpinspect_syns_total 0.5\n# EOF\n"
+        );
+        assert_eq!(
+            rendered(Format::Text),
+            "# HELP tcpinspect_syns_total Incoming SYNs.\n# TYPE tcpinspect_syns_total counter\n\
+             tcpinspect_syns_total{iface=\"e\\\"\\\\\\n0\",kind=\"x\"} 7\ntcpinspect_syns_total 0.5\n"
+        );
+    }
+
+    #[test]
+    fn buckets_of_a_histogram_add_up() {
+        let mut histogram = Histogram {
+            sum: 1.5,
+            ..Histogram::default()
+        };
+        histogram.buckets[0] = 1;
+        histogram.buckets[20] = 2;
+        histogram.buckets[27] = 1;
+        let mut exposition = Exposition::new(Format::OpenMetrics);
+        exposition.family(&WAIT);
+        exposition.histogram(&WAIT, &histogram);
+        let text = exposition.finish();
+        for line in [
+            "# UNIT tcpinspect_wait_seconds seconds",
+            "tcpinspect_wait_seconds_bucket{le=\"0.000001\"} 1",
+            "tcpinspect_wait_seconds_bucket{le=\"0.524288\"} 1",
+            "tcpinspect_wait_seconds_bucket{le=\"1.048576\"} 3",
+            "tcpinspect_wait_seconds_bucket{le=\"+Inf\"} 4",
+            "tcpinspect_wait_seconds_sum 1.5",
+            "tcpinspect_wait_seconds_count 4",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}: {text}");
+        }
+    }
+
+    #[test]
+    fn the_format_is_the_one_that_is_asked_for() {
+        for (accept, format) in [
+            ("", Format::Text),
+            ("*/*", Format::Text),
+            ("text/plain", Format::Text),
+            (
+                "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+                Format::OpenMetrics,
+            ),
+            (
+                "application/openmetrics-text; q=0.2, text/plain",
+                Format::Text,
+            ),
+            ("application/openmetrics-text;q=0", Format::Text),
+            ("application/openmetrics-text;q=x", Format::OpenMetrics),
+            (",;,;;q=,", Format::Text),
+        ] {
+            assert_eq!(Format::negotiate(accept), format, "{accept}");
+        }
+    }
+}

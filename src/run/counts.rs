@@ -1,0 +1,127 @@
+//! `--by` of the commands that trace: reads the counts by key of each interval, and writes them.
+
+use std::time::{Duration, Instant};
+
+use crate::domain::tally::{Count, Label, Tally};
+use crate::output::counts::{Counts, CountsWriter};
+use crate::run::session::Session;
+use crate::skel::CountKey;
+use crate::sys::key_tables::KeyTables;
+use crate::sys::link;
+
+/// The counts by key of a run.
+pub struct KeyCounts<'a> {
+    /// Writes them.
+    pub writer: &'a CountsWriter,
+    /// The name of the event in JSON.
+    pub event: &'static str,
+    /// What is counted by.
+    pub by: &'static str,
+    tables: KeyTables,
+    /// Which of the two tables the programs write to.
+    open: u32,
+    tally: Tally<(&'static str, Label)>,
+    interval: Duration,
+    started: Instant,
+    due: Instant,
+    /// All events up to the last interval.
+    last: u64,
+    /// An interval was written.
+    is_begun: bool,
+    /// The user was told that keys found no room.
+    is_full: bool,
+}
+
+impl<'a> KeyCounts<'a> {
+    /// Starts with empty tables. `top` keys are shown in each interval.
+    pub fn new(
+        writer: &'a CountsWriter,
+        (event, by): (&'static str, &'static str),
+        tables: KeyTables,
+        interval: Duration,
+        top: usize,
+    ) -> Self {
+        let started = Instant::now();
+        Self {
+            writer,
+            event,
+            by,
+            tables,
+            open: 0,
+            tally: Tally::new(top),
+            interval,
+            started,
+            due: started + interval,
+            last: 0,
+            is_begun: false,
+            is_full: false,
+        }
+    }
+
+    /// When the interval ends.
+    pub fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// Ends the interval: has the programs write to the other table, and reads the one that they
+    /// have written to.
+    ///
+    /// `open_tables` is where they look which table that is. `figures` reads the number of all
+    /// events, and of those whose key has found no room. `label` names a key and the kind of event.
+    pub fn report(
+        &mut self,
+        session: &mut Session,
+        open_tables: Vec<&mut u32>,
+        figures: impl FnOnce() -> (u64, u64),
+        mut label: impl FnMut(&CountKey) -> (&'static str, Label),
+    ) {
+        let elapsed = self.started.elapsed();
+        self.started = Instant::now();
+        // After the machine was suspended, the missed intervals become one long interval.
+        self.due = (self.due + self.interval).max(self.started);
+        let at = session.clock.now();
+        let closed = self.open;
+        self.open ^= 1;
+        for open_table in open_tables {
+            crate::skel::open_table(open_table, self.open);
+        }
+        link::synchronize();
+        let (total, untracked) = figures();
+        let mut found = Vec::new();
+        self.tables.take(closed, |key, count| {
+            found.push((label(key), count));
+        });
+        let is_empty = found.is_empty();
+        self.tally.take(elapsed, found);
+        let delta = total - self.last;
+        self.last = total;
+        // The end of the run may fall right after that of an interval. What is counted while an
+        // interval ends can be in its total, and with its key in the next one.
+        if delta == 0 && is_empty && session.is_over() && self.is_begun {
+            return;
+        }
+        self.is_begun = true;
+        let seconds = elapsed.as_secs_f64();
+        let counts = Counts {
+            writer: self.writer,
+            event: self.event,
+            seconds,
+            count: Count {
+                total,
+                delta,
+                rate: delta as f64 / seconds.max(1e-9),
+            },
+            by: self.by,
+            top: self.tally.busiest(),
+            untracked,
+        };
+        session.write(at, &counts);
+        session.flush();
+        if untracked > 0 && !self.is_full {
+            self.is_full = true;
+            session.notices.notice(
+                "more keys than the tables hold: the least busy ones are counted in the total only, as untracked",
+            );
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Counts and histograms that tracing programs keep in place of events.
+
+use anyhow::{Context, Result};
+use libbpf_rs::{MapCore, MapFlags, MapMut, OpenMapMut};
+
+use crate::domain::export::{Counts, Histogram, OF};
+use crate::skel::{self, ExportHistogram, ExportKey, ExportKind};
+
+/// Keys read per system call.
+const BATCH: u32 = 1024;
+
+/// Creates the maps of counts if they are wanted, else those of events.
+///
+/// # Errors
+/// A map can't be changed.
+pub fn configure<'obj>(
+    exporting: bool,
+    counts: [&mut OpenMapMut<'obj>; 2],
+    events: [&mut OpenMapMut<'obj>; 2],
+) -> Result<()> {
+    let unused = match exporting {
+        true => events,
+        false => counts,
+    };
+    for map in unused {
+        map.set_autocreate(false)?;
+    }
+    Ok(())
+}
+
+/// Makes room for events whose key finds none.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn prepare(events: &MapMut<'_>) -> Result<()> {
+    let rest = ExportKey {
+        kind: rest(),
+        ..ExportKey::default()
+    };
+    events
+        .update(
+            skel::key_bytes(&rest),
+            &0_u64.to_ne_bytes(),
+            MapFlags::NO_EXIST,
+        )
+        .context("failed to prepare the counts")
+}
+
+/// Reads all that was counted.
+///
+/// # Errors
+/// The kernel refuses to read the maps.
+pub fn read(events: &MapMut<'_>, histograms: &MapMut<'_>) -> Result<Counts> {
+    const FAILED: &str = "failed to read the counts";
+    let mut counts = Counts::default();
+    let entries = events
+        .lookup_batch(BATCH, MapFlags::ANY, MapFlags::ANY)
+        .context(FAILED)?;
+    for (key, count) in entries {
+        let mut whole = ExportKey::default();
+        let (Ok(()), Ok(count)) = (
+            plain::copy_from_bytes(&mut whole, &key),
+            <[u8; 8]>::try_from(count.as_slice()),
+        ) else {
+            continue;
+        };
+        let count = u64::from_ne_bytes(count);
+        match whole.kind == rest() {
+            true => counts.uncounted += count,
+            false => counts.events.push((whole, count)),
+        }
+    }
+    for of in OF {
+        let found = histograms
+            .lookup(&of.0.to_ne_bytes(), MapFlags::ANY)
+            .context(FAILED)?;
+        let mut raw = ExportHistogram::default();
+        if found.is_some_and(|bytes| plain::copy_from_bytes(&mut raw, &bytes).is_ok()) {
+            counts.histograms.push((of, Histogram::from(&raw)));
+        }
+    }
+    Ok(counts)
+}
+
+fn rest() -> u8 {
+    ExportKind::EXPORT_REST.0 as u8
+}

@@ -1,0 +1,105 @@
+//! Reads the histograms that the programs count, interval by interval.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use libbpf_rs::MapMut;
+
+use crate::domain::histogram::{By, Histogram, Key};
+use crate::output::histogram::{Distribution, HistogramWriter};
+use crate::run::session::Session;
+use crate::skel::{RawHistogram, RawHistogramKey};
+use crate::sys::map;
+
+/// The histograms of a run.
+pub struct Histograms {
+    writer: HistogramWriter,
+    /// What the times are of, as JSON names it.
+    of: &'static str,
+    by: By,
+    /// What earlier intervals had.
+    before: HashMap<Key, Histogram>,
+    began: Instant,
+    is_full: bool,
+}
+
+impl Histograms {
+    /// Begins the first interval.
+    pub fn new(writer: HistogramWriter, of: &'static str, by: By) -> Self {
+        Self {
+            writer,
+            of,
+            by,
+            before: HashMap::new(),
+            began: Instant::now(),
+            is_full: false,
+        }
+    }
+
+    /// Begins the first interval, and writes the text header.
+    pub fn begin(&mut self, session: &mut Session) {
+        self.began = Instant::now();
+        session.text_header(|out, clock| self.writer.header(out, clock));
+    }
+
+    /// Writes the histograms of an interval, those with the most values first, and begins the
+    /// next.
+    ///
+    /// # Errors
+    /// The map can't be read.
+    pub fn report(&mut self, session: &mut Session, table: &MapMut<'_>) -> Result<()> {
+        let seconds = self.began.elapsed().as_secs_f64();
+        self.began = Instant::now();
+        let at = session.clock.now();
+        for (key, histogram) in &self.take(table)? {
+            let distribution = Distribution {
+                of: self.of,
+                by: self.by.name(),
+                key,
+                seconds,
+                histogram,
+            };
+            session.write(at, &(&self.writer, &distribution));
+        }
+        session.flush();
+        Ok(())
+    }
+
+    /// Says once that values have found no room in the map.
+    pub fn note_untracked(&mut self, session: &Session, untracked: u64) {
+        if untracked > 0 && !self.is_full {
+            self.is_full = true;
+            session.notices.notice(
+                "more keys than the table of histograms holds: those that came last are counted as lost",
+            );
+        }
+    }
+
+    /// What has been added since the last call.
+    fn take(&mut self, table: &MapMut<'_>) -> Result<Vec<(Key, Histogram)>> {
+        let mut added = Vec::new();
+        let (by, before) = (self.by, &mut self.before);
+        let mut add = |key: &[u8], value: &[u8]| {
+            let (mut raw_key, mut raw) = (RawHistogramKey::default(), RawHistogram::default());
+            if plain::copy_from_bytes(&mut raw_key, key).is_err()
+                || plain::copy_from_bytes(&mut raw, value).is_err()
+            {
+                return;
+            }
+            let (key, now) = (by.key(&raw_key), Histogram::new(&raw));
+            let new = match before.get(&key) {
+                Some(before) => now.since(before),
+                None => now.clone(),
+            };
+            if new.count() > 0 {
+                before.insert(key.clone(), now);
+                added.push((key, new));
+            }
+        };
+        map::read_all(table, false, &mut add).context("failed to read the histograms")?;
+        added.sort_by_cached_key(|(key, histogram)| (Reverse(histogram.count()), key.clone()));
+        Ok(added)
+    }
+}

@@ -1,0 +1,175 @@
+//! Finds the processes that have TCP sockets open: their holders.
+
+use std::collections::HashMap;
+use std::io::{ErrorKind, Read};
+use std::mem::MaybeUninit;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use caps::Capability;
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{Iter, Link, OpenObject, ProgramType};
+
+use crate::domain::listener::{Holder, ListeningSocket};
+use crate::host::privileges;
+use crate::skel::SocketHolder;
+use crate::skel::socket_owner::{SocketOwnerSkel, SocketOwnerSkelBuilder};
+
+/// After a scan, wait this many times as long as it took: a host may have very many open files.
+const REST: u32 = 50;
+
+/// Scan again after this time even if all sockets are known: processes pass sockets on, and exit.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Which sockets to look for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// Listening sockets.
+    Listening,
+    /// All TCP sockets.
+    All,
+}
+
+/// Scans open files for TCP sockets, and keeps the result of the last scan.
+pub struct Holders<'obj> {
+    _skel: SocketOwnerSkel<'obj>,
+    link: Link,
+    /// The holders of each socket, by its inode.
+    known: HashMap<u64, Vec<Holder>>,
+    /// When the last scan ended.
+    looked: Instant,
+    /// How long the last scan took.
+    took: Duration,
+}
+
+impl<'obj> Holders<'obj> {
+    /// Loads the program and scans once.
+    ///
+    /// # Errors
+    /// The kernel lacks a feature, or a privilege is missing.
+    pub fn new(storage: &'obj mut MaybeUninit<OpenObject>, which: Which) -> Result<Self> {
+        let mut open = SocketOwnerSkelBuilder::default().open(storage)?;
+        let rodata = open.maps.rodata_data.as_deref_mut();
+        let rodata = rodata.context("the program has no settings")?;
+        rodata.all_states = which == Which::All;
+        let has_helper = ProgramType::Tracing
+            .is_helper_supported(libbpf_sys::BPF_FUNC_sock_from_file)
+            .unwrap_or(false);
+        open.progs.socket_owner.set_autoload(has_helper);
+        open.progs.socket_owner_old.set_autoload(!has_helper);
+        let skel = open.load()?;
+        let program = match has_helper {
+            true => &skel.progs.socket_owner,
+            false => &skel.progs.socket_owner_old,
+        };
+        let link = program.attach()?;
+        let mut holders = Self {
+            _skel: skel,
+            link,
+            known: HashMap::new(),
+            looked: Instant::now(),
+            took: Duration::ZERO,
+        };
+        holders.look()?;
+        Ok(holders)
+    }
+
+    /// The holders of all sockets found. Scans again first if one of `sockets` is not known, or the
+    /// last scan is too old.
+    ///
+    /// # Errors
+    /// The kernel refuses the scan.
+    pub fn of(&mut self, sockets: &[ListeningSocket]) -> Result<&HashMap<u64, Vec<Holder>>> {
+        let rested = self.looked.elapsed();
+        let is_new = |socket: &ListeningSocket| {
+            socket.inode != 0 && !self.known.contains_key(&socket.inode.into())
+        };
+        if rested >= AGAIN || sockets.iter().any(is_new) && rested >= self.took * REST {
+            self.look()?;
+        }
+        Ok(&self.known)
+    }
+
+    /// The process that has the socket of this inode open; of several, the one with the lowest pid.
+    /// Scans again first if the inode is not known.
+    pub fn of_inode(&mut self, inode: u64) -> Option<&Holder> {
+        if inode == 0 {
+            return None;
+        }
+        let rested = self.looked.elapsed();
+        if rested >= self.took * REST && !self.known.contains_key(&inode) {
+            // If this fails, the next unknown inode tries again.
+            self.look().ok()?;
+        }
+        self.known.get(&inode)?.first()
+    }
+
+    /// Scans the open files of all processes.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn look(&mut self) -> Result<()> {
+        const FAILED: &str = "failed to look at open files";
+        let started = Instant::now();
+        let mut files = Iter::new(&self.link).context(FAILED)?;
+        let mut bytes = Vec::new();
+        let mut chunk = [0; 4096];
+        loop {
+            match files.read(&mut chunk) {
+                Ok(0) => break,
+                Ok(len) => bytes.extend_from_slice(&chunk[..len]),
+                // The kernel ends a read(2) with EAGAIN after a million files without output.
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(error) => return Err(error).context(FAILED),
+            }
+        }
+        self.known = decode(&bytes);
+        self.looked = Instant::now();
+        self.took = started.elapsed();
+        Ok(())
+    }
+}
+
+/// The capabilities that scans need for the rest of a run. They use bpf(2), which before Linux 5.19
+/// needs one.
+///
+/// # Errors
+/// Capabilities can't be set.
+pub fn needs(holders: Option<&mut Holders<'_>>) -> Result<&'static [Capability]> {
+    let Some(holders) = holders else {
+        return Ok(&[]);
+    };
+    Ok(
+        match privileges::without_capabilities(|| holders.look().is_ok())? {
+            true => &[],
+            false => &[Capability::CAP_BPF],
+        },
+    )
+}
+
+/// The holders of each socket, sorted by pid. A process with several descriptors is there once.
+fn decode(bytes: &[u8]) -> HashMap<u64, Vec<Holder>> {
+    let mut holders = HashMap::<u64, Vec<Holder>>::new();
+    for bytes in bytes.chunks_exact(size_of::<SocketHolder>()) {
+        let mut raw = SocketHolder::default();
+        // Can't fail: the chunk has the size of the struct.
+        if plain::copy_from_bytes(&mut raw, bytes).is_err() {
+            continue;
+        }
+        let comm = raw.comm.map(i8::cast_unsigned);
+        let comm = comm.split(|byte| *byte == 0).next().unwrap_or(&[]);
+        let of_socket = holders.entry(raw.inode).or_default();
+        if of_socket.iter().all(|holder| holder.pid != raw.pid) {
+            of_socket.push(Holder {
+                pid: raw.pid,
+                comm: comm.to_vec(),
+                cgroup_id: raw.cgroup_id,
+            });
+        }
+    }
+    for of_socket in holders.values_mut() {
+        of_socket.sort_by_key(|holder| holder.pid);
+    }
+    holders
+}

@@ -1,0 +1,13 @@
+//! What all commands do while they run: wait, read events, replay capture files, and stop.
+
+pub mod counts;
+pub mod events;
+pub mod export;
+pub mod histograms;
+pub mod holders;
+pub mod packet;
+pub mod processes;
+pub mod replay;
+pub mod screen;
+pub mod session;
+pub mod stop;

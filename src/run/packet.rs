@@ -1,0 +1,637 @@
+//! Runs the commands that look at the packets of interfaces, from the command line to the summary:
+//! live, and with `-r`.
+
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use caps::Capability;
+use libbpf_rs::skel::SkelBuilder;
+use libbpf_rs::{OpenObject, ProgramMut};
+
+use crate::attach::{Attached, load};
+use crate::capture::recorder::{Destination, Recorder};
+use crate::capture::write::{Described, ETHERNET, Encoder, RAW_IP, Statistics};
+use crate::capture::{Capture, CaptureFile};
+use crate::cli::{
+    BufferArgs, BufferChoice, OutputArgs, PacketArgs, RecordingArgs, SandboxArgs, StopArgs, usage,
+};
+use crate::failure::{Exit, Failure};
+use crate::filter::Filter;
+use crate::host::interfaces::{Interface, LinkLayer};
+use crate::host::privileges;
+use crate::host::sandbox::Files;
+use crate::notice::Notices;
+use crate::output::clock::Clock;
+use crate::output::line::Line;
+use crate::output::summary::Summary;
+use crate::run::events::{BufferKind, EventSource};
+use crate::run::replay::{self, AroundFrames, Runner};
+use crate::run::session::Session;
+use crate::skel::{self, OpenPacketSkel, PacketCounters, PacketSkel};
+use crate::sys::link;
+
+/// A command that looks at the packets of interfaces.
+pub trait PacketCommand {
+    /// The subcommand.
+    const NAME: &'static str;
+    /// The skeleton of its BPF programs.
+    type Skel<'obj>: PacketSkel<'obj>;
+
+    /// The options that all packet commands have.
+    fn options(&self) -> Options<'_>;
+
+    /// Whether each frame of a file is to be the packet that a program gets from the kernel, as if it
+    /// had come in at the hook.
+    fn replays_one_at_a_time(&self) -> bool {
+        false
+    }
+
+    /// Loads the programs for an interface with [`open`] and [`load`]. `first` has the programs of
+    /// the first interface, whose event buffer the others share.
+    ///
+    /// # Errors
+    /// The kernel refuses the programs.
+    fn load<'obj>(
+        &self,
+        target: &Target<'_>,
+        storage: &'obj mut MaybeUninit<OpenObject>,
+        first: Option<&Self::Skel<'_>>,
+    ) -> Result<Self::Skel<'obj>, Failure>;
+
+    /// Attaches the programs to the interface.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    fn attach(
+        &self,
+        skel: &Self::Skel<'_>,
+        interface: &Interface,
+        attached: &mut Attached,
+    ) -> Result<(), Failure>;
+
+    /// Reports what the attached programs see until the run is over, then detaches them. It has to
+    /// call [`Live::begin`] and [`Live::detach`].
+    ///
+    /// # Errors
+    /// The kernel refuses something, or the output can't be set up.
+    fn watch(&self, live: &mut Live<'_, Self::Skel<'_>>) -> Result<Summary, Failure>;
+
+    /// Reports what the programs see in a capture file. It has to call [`Replay::begin`] and
+    /// [`Replay::run`].
+    ///
+    /// # Errors
+    /// As [`PacketCommand::watch`].
+    fn replay<'obj>(&self, replay: &mut Replay<'_, Self::Skel<'obj>>) -> Result<Summary, Failure>;
+}
+
+/// The options that all packet commands have.
+#[derive(Clone, Copy)]
+pub struct Options<'a> {
+    /// The source of packets: interfaces or a file.
+    pub packets: &'a PacketArgs,
+    /// Which packets match.
+    pub filter: &'a Filter,
+    /// The event buffer; `None` for programs that only count.
+    pub buffer: Option<&'a BufferArgs>,
+    /// The capture file to write, for commands that can write one.
+    pub recording: Option<&'a RecordingArgs>,
+    /// How to write the output.
+    pub output: &'a OutputArgs,
+    /// When to stop.
+    pub stop: &'a StopArgs,
+    /// Whether to run in the sandbox.
+    pub sandbox: SandboxArgs,
+}
+
+/// What the programs are loaded for: an interface or a replay.
+pub struct Target<'a> {
+    /// The index of the interface among the watched ones.
+    pub position: usize,
+    /// Frames of the interface begin with the IP header.
+    pub is_raw_ip: bool,
+    /// Frames come from a capture file.
+    pub replay: bool,
+    /// A test run takes many of them.
+    pub replay_batch: bool,
+    /// The kind of event buffer.
+    pub buffer: BufferKind,
+    /// Number of CPUs that can run programs.
+    pub cpus: usize,
+    options: Options<'a>,
+}
+
+/// Opens the programs, and sets the constants and maps that all packet programs have.
+///
+/// # Errors
+/// A setting can't be changed.
+pub fn open<'obj, 'first, B>(
+    builder: B,
+    storage: &'obj mut MaybeUninit<OpenObject>,
+    target: &Target<'_>,
+    first: Option<&impl PacketSkel<'first>>,
+) -> Result<B::Output>
+where
+    B: SkelBuilder<'obj, Output: OpenPacketSkel<'obj>>,
+{
+    let mut open = builder
+        .open(storage)
+        .context("failed to open the programs")?;
+    let link = open
+        .link_settings()
+        .context("the programs have no settings")?;
+    *link.is_raw_ip = target.is_raw_ip;
+    *link.replay = target.replay;
+    *link.replay_batch = target.replay_batch;
+    target.options.filter.simplified().configure(&mut open)?;
+    if let (Some(events), Some(args)) = (open.event_settings(), target.options.buffer) {
+        *events.interface = u32::try_from(target.position)?;
+        *events.use_perf_buffer = target.buffer == BufferKind::Perf;
+        target
+            .buffer
+            .configure(args, &mut *events.ring, &mut *events.perf)?;
+        if let Some((ring, perf)) = first.and_then(PacketSkel::event_maps) {
+            match target.buffer {
+                BufferKind::Ring => events.ring.reuse_fd(ring.as_fd())?,
+                BufferKind::Perf => events.perf.reuse_fd(perf.as_fd())?,
+            }
+        }
+    }
+    Ok(open)
+}
+
+/// Loads the opened programs, and fills the maps of their filter.
+///
+/// # Errors
+/// The kernel refuses a program, or has no memory for the filter.
+pub fn load<'obj, O: OpenPacketSkel<'obj>>(
+    command: &str,
+    open: O,
+    target: &Target<'_>,
+) -> Result<O::Output, Failure> {
+    let skel = open
+        .load()
+        .map_err(|error| load::failure(&format!("failed to load the {command} program"), error))?;
+    target.options.filter.fill(&skel)?;
+    Ok(skel)
+}
+
+/// Runs a packet command, on interfaces or on a file.
+///
+/// # Errors
+/// Something can't be attached, read or written.
+pub fn run<C: PacketCommand>(command: &C) -> Result<Exit, Failure> {
+    let options = command.options();
+    if let Some(file) = &options.packets.read {
+        return run_on_file(command, options, file);
+    }
+    let destination = destination(options)?;
+    let mut session = Session::new(options.output, options.stop, options.sandbox)?;
+    let interfaces = session.interfaces(options.packets.interfaces(), usage::interface_hint)?;
+    record(&mut session, options, destination, &interfaces)?;
+    let cpus = load::possible_cpus()?;
+    let buffer = choose_buffer(options)?;
+    let mut storage = storage_for(&interfaces);
+    let mut skels = load_all(command, &interfaces, &mut storage)?;
+    let first = skels.first().context("there is no interface")?;
+    let source = open_source(first, options, buffer)?;
+    let started = Instant::now();
+    let attached = attach_all(command, &mut session, &interfaces, &skels)?;
+    let mut live = Live {
+        interfaces: &interfaces,
+        skels: &mut skels,
+        source,
+        buffer,
+        cpus,
+        started,
+        attached,
+        command: C::NAME,
+        session: &mut session,
+    };
+    let summary = command.watch(&mut live)?;
+    session.finish(&summary)
+}
+
+/// Where `-w` writes to.
+fn destination(options: Options<'_>) -> Result<Option<Destination>, Failure> {
+    let path = options.recording.and_then(|args| args.write.as_ref());
+    path.map(|path| Destination::new(path)).transpose()
+}
+
+/// Has the session write to a capture file instead of stdout, if one is asked for.
+fn record(
+    session: &mut Session,
+    options: Options<'_>,
+    destination: Option<Destination>,
+    interfaces: &[Interface],
+) -> Result<(), Failure> {
+    let (Some(destination), Some(args)) = (destination, options.recording) else {
+        return Ok(());
+    };
+    let described = interfaces.iter().map(|interface| Described {
+        name: interface.name.clone(),
+        link_type: match interface.link_layer {
+            LinkLayer::None => RAW_IP,
+            LinkLayer::Ethernet | LinkLayer::Unsupported(_) => ETHERNET,
+        },
+    });
+    let encoder = Encoder::new(
+        destination.format(),
+        args.snaplen(),
+        options.packets.expression(),
+        described.collect(),
+    );
+    session.record_to(Recorder::new(
+        destination,
+        args.limits(),
+        &session.clock,
+        encoder,
+        options.stop.count,
+    )?);
+    Ok(())
+}
+
+/// Where the programs of each interface are put.
+pub fn storage_for(interfaces: &[Interface]) -> Vec<MaybeUninit<OpenObject>> {
+    let uninit = |_: &Interface| MaybeUninit::uninit();
+    interfaces.iter().map(uninit).collect()
+}
+
+/// Loads the programs of each interface.
+///
+/// # Errors
+/// The kernel refuses them.
+pub fn load_all<'obj, C: PacketCommand>(
+    command: &C,
+    interfaces: &[Interface],
+    storage: &'obj mut [MaybeUninit<OpenObject>],
+) -> Result<Vec<C::Skel<'obj>>, Failure> {
+    let options = command.options();
+    let buffer = choose_buffer(options)?;
+    let cpus = load::possible_cpus()?;
+    let mut skels = Vec::<C::Skel<'obj>>::new();
+    for (interface, storage) in interfaces.iter().zip(storage) {
+        let target = Target {
+            position: skels.len(),
+            is_raw_ip: interface.link_layer == LinkLayer::None,
+            replay: false,
+            replay_batch: false,
+            buffer,
+            cpus,
+            options,
+        };
+        let skel = command.load(&target, storage, skels.first())?;
+        skels.push(skel);
+    }
+    Ok(skels)
+}
+
+/// Attaches the programs of each interface. The session checks from now on that they stay so.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn attach_all<C: PacketCommand>(
+    command: &C,
+    session: &mut Session,
+    interfaces: &[Interface],
+    skels: &[C::Skel<'_>],
+) -> Result<Attached, Failure> {
+    let mut attached = Attached::default();
+    for (interface, skel) in interfaces.iter().zip(skels) {
+        command.attach(skel, interface, &mut attached)?;
+        for note in attached.take_notes() {
+            session.notices.note(&note);
+        }
+    }
+    for hook in attached.hooks() {
+        session.follow(hook)?;
+    }
+    Ok(attached)
+}
+
+fn choose_buffer(options: Options<'_>) -> Result<BufferKind> {
+    let choice = options
+        .buffer
+        .map_or(BufferChoice::Ring, |args| args.buffer);
+    BufferKind::choose(choice)
+}
+
+fn open_source<'obj>(
+    skel: &impl PacketSkel<'obj>,
+    options: Options<'_>,
+    buffer: BufferKind,
+) -> Result<Option<EventSource>> {
+    match (skel.event_maps(), options.buffer) {
+        (Some((ring, perf)), Some(args)) => {
+            EventSource::open(buffer, args.buffer_size, ring, perf).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Loads the programs as a run would, and attaches them if an interface is given. They are detached
+/// when the returned value is dropped.
+///
+/// # Errors
+/// A run would fail in the same way.
+pub fn rehearse<C: PacketCommand>(
+    command: &C,
+    interface: Option<&Interface>,
+    notices: Notices,
+) -> Result<Attached, Failure> {
+    let options = command.options();
+    let target = Target {
+        position: 0,
+        is_raw_ip: false,
+        replay: false,
+        replay_batch: false,
+        buffer: choose_buffer(options)?,
+        cpus: load::possible_cpus()?,
+        options,
+    };
+    let mut storage = MaybeUninit::uninit();
+    let skel = command.load(&target, &mut storage, None)?;
+    let mut attached = Attached::default();
+    if let Some(interface) = interface {
+        command.attach(&skel, interface, &mut attached)?;
+    }
+    for note in attached.take_notes() {
+        notices.note(&note);
+    }
+    Ok(attached)
+}
+
+/// A live run: the programs are attached.
+pub struct Live<'a, S> {
+    /// The session.
+    pub session: &'a mut Session,
+    /// The watched interfaces.
+    pub interfaces: &'a [Interface],
+    /// The programs of each interface.
+    pub skels: &'a mut [S],
+    /// The kind of event buffer.
+    pub buffer: BufferKind,
+    /// Number of CPUs that can run programs.
+    pub cpus: usize,
+    /// When attaching began.
+    pub started: Instant,
+    source: Option<EventSource>,
+    attached: Attached,
+    command: &'static str,
+}
+
+impl<'obj, S: PacketSkel<'obj>> Live<'_, S> {
+    /// Takes the reader of the event buffer that all programs share.
+    ///
+    /// # Errors
+    /// The programs have no event buffer, or it was taken before.
+    pub fn take_source(&mut self) -> Result<EventSource> {
+        self.source.take().context("the programs send no events")
+    }
+
+    /// The session, and the programs of the first interface.
+    ///
+    /// # Errors
+    /// There is no interface.
+    pub fn first(&mut self) -> Result<(&mut Session, &mut S)> {
+        let first = self.skels.first_mut().context("there is no interface")?;
+        Ok((&mut *self.session, first))
+    }
+
+    /// Where the programs are attached.
+    pub fn attached(&self) -> &Attached {
+        &self.attached
+    }
+
+    /// Gives up all capabilities that the rest of the run does not need, writes the header, enters
+    /// the sandbox, and reports that all is attached. `keep` lists further capabilities to keep.
+    ///
+    /// # Errors
+    /// A capability can't be given up.
+    pub fn begin(
+        &mut self,
+        keep: &[Capability],
+        header: impl FnOnce(&mut Line<'_>, &Clock),
+    ) -> Result<()> {
+        self.begin_with(keep, Files::Opened, header)
+    }
+
+    /// The same for a command that may have to open files later.
+    ///
+    /// # Errors
+    /// As [`Live::begin`].
+    pub fn begin_with(
+        &mut self,
+        keep: &[Capability],
+        files: Files,
+        header: impl FnOnce(&mut Line<'_>, &Clock),
+    ) -> Result<()> {
+        self.session.open_recording()?;
+        let keep = [keep, self.session.recording_needs()?].concat();
+        self.give_up_privileges(&keep)?;
+        self.session.text_header(header);
+        self.session.start(files);
+        self.say_attached();
+        Ok(())
+    }
+
+    /// Gives up all capabilities except `keep`, and CAP_NET_ADMIN if a clsact filter has to be
+    /// removed at the end, which needs it unlike a link.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn give_up_privileges(&self, keep: &[Capability]) -> Result<()> {
+        let mut keep = keep.to_vec();
+        if self.attached.needs_privileges() {
+            keep.push(Capability::CAP_NET_ADMIN);
+        }
+        privileges::drop_all_but(&keep)
+    }
+
+    /// Reports that all is attached.
+    pub fn say_attached(&self) {
+        let reader = match self.skels.first().and_then(PacketSkel::event_maps) {
+            Some(_) => self.buffer.name(),
+            None => "per-CPU counters",
+        };
+        self.session
+            .attached(&format!("{} ({}, {reader})", self.attached, self.command));
+    }
+
+    /// Stops and detaches the programs, so that their counters are final. If another process has
+    /// detached one before, the run ends with an error.
+    ///
+    /// # Errors
+    /// The kernel can't be asked about interfaces.
+    pub fn detach(&mut self) -> Result<()> {
+        let looked = self.session.look_at_hooks();
+        // If another process holds our links, detaching may fail: stop the programs before.
+        for stopped in self.skels.iter_mut().filter_map(PacketSkel::stopped) {
+            skel::stop(stopped);
+        }
+        for note in self.attached.detach() {
+            self.session.notices.note(&note);
+        }
+        looked
+    }
+
+    /// The session, and what counts the frames of each interface.
+    pub fn recording(&mut self) -> (&mut Session, impl Fn() -> Vec<Statistics>) {
+        let (skels, cpus) = (&*self.skels, self.cpus);
+        let counters = move || skels.iter().map(move |skel| skel.counters(cpus));
+        let statistics = move || counters().map(statistics).collect();
+        (&mut *self.session, statistics)
+    }
+
+    /// What the programs of all interfaces have counted.
+    pub fn counters(&self) -> PacketCounters {
+        sum_counters(self.skels, self.cpus)
+    }
+}
+
+fn statistics(counters: PacketCounters) -> Statistics {
+    Statistics {
+        received: counters.packets(),
+        matched: counters.matched,
+        lost: counters.lost,
+    }
+}
+
+/// What the programs of all interfaces have counted.
+fn sum_counters<'obj>(skels: &[impl PacketSkel<'obj>], cpus: usize) -> PacketCounters {
+    let mut sum = PacketCounters::default();
+    for skel in skels {
+        sum.add(&skel.counters(cpus));
+    }
+    sum
+}
+
+/// A run on a capture file.
+pub struct Replay<'a, S> {
+    /// The session.
+    pub session: &'a mut Session,
+    /// The programs.
+    pub skel: &'a mut S,
+    /// The kind of event buffer.
+    pub buffer: BufferKind,
+    /// Number of CPUs that can run programs.
+    pub cpus: usize,
+    source: Option<EventSource>,
+    /// See [`PacketCommand::replays_one_at_a_time`].
+    one_at_a_time: bool,
+    /// The opened file, until its header is read.
+    file: Option<CaptureFile>,
+    /// The file after its header; `None` if the run ended before that was read.
+    capture: Option<Capture>,
+    /// The error that ended the replay early.
+    failure: Option<Failure>,
+}
+
+impl<'obj, S: PacketSkel<'obj>> Replay<'_, S> {
+    /// Takes the reader of the event buffer.
+    ///
+    /// # Errors
+    /// The programs have no event buffer, or it was taken before.
+    pub fn take_source(&mut self) -> Result<EventSource> {
+        self.source.take().context("the programs send no events")
+    }
+
+    /// Gives up all capabilities that the rest of the run does not need, and enters the sandbox.
+    /// Only then it reads the header of the untrusted file, and writes that of the output.
+    ///
+    /// # Errors
+    /// A capability can't be given up, or the file is no capture or can't be read.
+    pub fn begin(&mut self, header: impl FnOnce(&mut Line<'_>, &Clock)) -> Result<(), Failure> {
+        self.session.open_recording()?;
+        let needs_capability = privileges::without_capabilities(link::needs_capability)?;
+        let mut keep = self.session.recording_needs()?.to_vec();
+        if needs_capability {
+            keep.push(Capability::CAP_BPF);
+        }
+        privileges::drop_all_but(&keep)?;
+        self.session.start(Files::Opened);
+        if let Some(file) = self.file.take() {
+            self.capture = replay::begin(self.session, file)?;
+        }
+        self.session.clock.expect_dates();
+        self.session.text_header(header);
+        Ok(())
+    }
+
+    /// Runs all frames of the file through a program.
+    pub fn run(
+        &mut self,
+        program: impl Fn(&S) -> &ProgramMut<'obj>,
+        around: &mut impl AroundFrames<S>,
+    ) {
+        let mut runner = Runner::new(&mut *self.skel, program, around, self.one_at_a_time);
+        if let Some(capture) = &mut self.capture {
+            self.failure = replay::run(self.session, capture, &mut runner);
+        }
+    }
+
+    /// What the programs have counted.
+    pub fn counters(&self) -> PacketCounters {
+        self.skel.counters(self.cpus)
+    }
+}
+
+fn run_on_file<C: PacketCommand>(
+    command: &C,
+    options: Options<'_>,
+    file: &Path,
+) -> Result<Exit, Failure> {
+    // Opened first, because this can wait for the writer of a FIFO: signals are not blocked yet,
+    // and can end the process.
+    let file = replay::open(file)?;
+    let destination = destination(options)?;
+    let mut session = Session::new(options.output, options.stop, options.sandbox)?;
+    record(&mut session, options, destination, &[])?;
+    let cpus = load::possible_cpus()?;
+    let buffer = choose_buffer(options)?;
+    let target = Target {
+        position: 0,
+        is_raw_ip: false,
+        replay: true,
+        replay_batch: !command.replays_one_at_a_time(),
+        buffer,
+        cpus,
+        options,
+    };
+    let mut storage = MaybeUninit::uninit();
+    let mut skel = match command.load(&target, &mut storage, None) {
+        Ok(skel) => skel,
+        Err(failure) => return Err(why_no_replay(&mut session, file, failure)),
+    };
+    let source = open_source(&skel, options, buffer)?;
+    let mut replay = Replay {
+        session: &mut session,
+        skel: &mut skel,
+        buffer,
+        cpus,
+        source,
+        one_at_a_time: command.replays_one_at_a_time(),
+        file: Some(file),
+        capture: None,
+        failure: None,
+    };
+    let summary = command.replay(&mut replay)?;
+    let failure = replay.failure.take();
+    let exit = session.finish(&summary)?;
+    failure.map_or(Ok(exit), Err)
+}
+
+/// The error to report if the programs can't be loaded. If the file is no capture file, that is
+/// reported instead: it would fail with every privilege.
+fn why_no_replay(session: &mut Session, file: CaptureFile, failure: Failure) -> Failure {
+    if file.may_wait() || privileges::drop_all().is_err() {
+        return failure;
+    }
+    session.start(Files::Opened);
+    match replay::begin(session, file) {
+        Err(error) if error.exit == Exit::Usage => error,
+        _ => failure,
+    }
+}

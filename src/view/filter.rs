@@ -1,0 +1,335 @@
+//! The filter that is typed into the live table of flows: words that must all be found in a flow, and
+//! comparisons such as `dport=443` or `retrans>0`.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+/// A typed filter.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    terms: Vec<Term>,
+    /// The first comparison that can't be made, perhaps because it is still being typed.
+    pub unfinished: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+struct Term {
+    is_negated: bool,
+    test: Test,
+}
+
+#[derive(Clone, Debug)]
+enum Test {
+    /// Lower-case text that is somewhere in the row.
+    Text(String),
+    /// The same, in one field.
+    Word(Word, String),
+    Address(Side, IpNet),
+    Number(Number, Compare, Option<f64>),
+}
+
+/// A field of text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    Comm,
+    State,
+    Conn,
+    Name,
+}
+
+/// Which end has an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Source,
+    Destination,
+    Either,
+}
+
+/// A field of numbers. Times are in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Number {
+    Sport,
+    Dport,
+    Port,
+    Pid,
+    Uid,
+    Packets,
+    Bytes,
+    PacketRate,
+    ByteRate,
+    Retransmits,
+    RoundTrip,
+    Handshake,
+    Age,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Compare {
+    Equal,
+    Less,
+    LessOrEqual,
+    More,
+    MoreOrEqual,
+}
+
+/// What a filter looks at.
+pub trait Fields {
+    /// All text of the row, in lower case.
+    fn text(&self) -> String;
+    /// A field of text.
+    fn word(&self, word: Word) -> String;
+    /// The addresses of initiator and responder.
+    fn addresses(&self) -> [IpAddr; 2];
+    /// The numbers of a field: none if they are unknown, two for the ports of both ends.
+    fn numbers(&self, number: Number) -> [Option<f64>; 2];
+}
+
+/// Each field by its name, and what it is for the help.
+const WORDS: [(&str, Word); 4] = [
+    ("comm", Word::Comm),
+    ("state", Word::State),
+    ("conn", Word::Conn),
+    ("name", Word::Name),
+];
+
+const SIDES: [(&str, Side); 3] = [
+    ("src", Side::Source),
+    ("dst", Side::Destination),
+    ("host", Side::Either),
+];
+
+const NUMBERS: [(&str, Number); 13] = [
+    ("sport", Number::Sport),
+    ("dport", Number::Dport),
+    ("port", Number::Port),
+    ("pid", Number::Pid),
+    ("uid", Number::Uid),
+    ("packets", Number::Packets),
+    ("bytes", Number::Bytes),
+    ("pps", Number::PacketRate),
+    ("bps", Number::ByteRate),
+    ("retrans", Number::Retransmits),
+    ("rtt", Number::RoundTrip),
+    ("handshake", Number::Handshake),
+    ("age", Number::Age),
+];
+
+/// The names of all fields, for the help.
+pub fn field_names() -> String {
+    let names = SIDES.iter().map(|(name, _)| *name);
+    let names = names.chain(NUMBERS.iter().map(|(name, _)| *name));
+    let names = names.chain(WORDS.iter().map(|(name, _)| *name));
+    names.collect::<Vec<_>>().join(" ")
+}
+
+impl Filter {
+    /// Understands what was typed, as far as it can be.
+    pub fn parse(typed: &str) -> Self {
+        let mut filter = Self::default();
+        for word in typed.split_whitespace() {
+            let (is_negated, positive) = match word.strip_prefix('!') {
+                Some(rest) => (true, rest),
+                None => (false, word),
+            };
+            match parse_test(positive) {
+                Ok(Some((flip, test))) => filter.terms.push(Term {
+                    is_negated: is_negated != flip,
+                    test,
+                }),
+                Ok(None) => {}
+                Err(()) => {
+                    filter.unfinished.get_or_insert_with(|| word.to_owned());
+                }
+            }
+        }
+        filter
+    }
+
+    /// Whether a row passes.
+    pub fn passes(&self, fields: &impl Fields) -> bool {
+        self.terms
+            .iter()
+            .all(|term| term.test.passes(fields) != term.is_negated)
+    }
+}
+
+fn find<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
+    let found = table.iter().find(|(known, _)| *known == name);
+    found.map(|(_, value)| *value)
+}
+
+/// A term, and whether it is true where its test is not. `None` for an empty one.
+fn parse_test(word: &str) -> Result<Option<(bool, Test)>, ()> {
+    let word = word.to_lowercase();
+    let text = |word: String| Ok((!word.is_empty()).then_some((false, Test::Text(word))));
+    let Some(at) = word.find(['=', '<', '>', '!']) else {
+        return text(word);
+    };
+    let name = &word[..at];
+    let (flip, compare, value) = match &word[at..] {
+        rest if rest.starts_with(">=") => (false, Compare::MoreOrEqual, &rest[2..]),
+        rest if rest.starts_with("<=") => (false, Compare::LessOrEqual, &rest[2..]),
+        rest if rest.starts_with("!=") => (true, Compare::Equal, &rest[2..]),
+        rest if rest.starts_with('>') => (false, Compare::More, &rest[1..]),
+        rest if rest.starts_with('<') => (false, Compare::Less, &rest[1..]),
+        rest if rest.starts_with('=') => (false, Compare::Equal, &rest[1..]),
+        _ => return text(word),
+    };
+    let test = if let Some(number) = find(&NUMBERS, name) {
+        let value = match value {
+            "-" => None,
+            value => Some(parse_number(value).ok_or(())?),
+        };
+        Test::Number(number, compare, value)
+    } else if let Some(side) = find(&SIDES, name) {
+        let net = value.parse::<IpNet>();
+        let net = net.or_else(|_| value.parse::<IpAddr>().map(IpNet::from));
+        Test::Address(side, net.map_err(|_| ())?)
+    } else if let Some(field) = find(&WORDS, name) {
+        Test::Word(field, value.to_owned())
+    } else {
+        return text(word);
+    };
+    let has_order = matches!(test, Test::Number(..));
+    if compare != Compare::Equal && !has_order {
+        return Err(());
+    }
+    Ok(Some((flip, test)))
+}
+
+/// A number with a multiple, or a time with a unit, which becomes nanoseconds.
+fn parse_number(text: &str) -> Option<f64> {
+    const UNITS: [(&str, f64); 8] = [
+        ("us", 1e3),
+        ("ms", 1e6),
+        ("s", 1e9),
+        ("min", 6e10),
+        ("h", 3.6e12),
+        ("k", 1e3),
+        ("m", 1e6),
+        ("g", 1e9),
+    ];
+    let unit = text.find(|letter: char| letter.is_ascii_alphabetic());
+    let (number, unit) = text.split_at(unit.unwrap_or(text.len()));
+    let factor = match unit {
+        "" => 1.0,
+        unit => find(&UNITS, unit)?,
+    };
+    let number = number.parse::<f64>().ok()?;
+    Some(number * factor)
+}
+
+impl Test {
+    fn passes(&self, fields: &impl Fields) -> bool {
+        match self {
+            Self::Text(text) => fields.text().contains(text),
+            Self::Word(word, text) => fields.word(*word).to_lowercase().contains(text),
+            Self::Address(side, net) => {
+                let [source, destination] = fields.addresses().map(|addr| net.contains(&addr));
+                match side {
+                    Side::Source => source,
+                    Side::Destination => destination,
+                    Side::Either => source || destination,
+                }
+            }
+            Self::Number(number, _, None) => fields.numbers(*number) == [None; 2],
+            Self::Number(number, compare, Some(value)) => {
+                let found = fields.numbers(*number);
+                found.into_iter().flatten().any(|it| match compare {
+                    Compare::Equal => it == *value,
+                    Compare::Less => it < *value,
+                    Compare::LessOrEqual => it <= *value,
+                    Compare::More => it > *value,
+                    Compare::MoreOrEqual => it >= *value,
+                })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Row;
+
+    impl Fields for Row {
+        fn text(&self) -> String {
+            "10.0.0.1:5000 10.0.0.2:443 established s1 nginx".to_owned()
+        }
+
+        fn word(&self, word: Word) -> String {
+            match word {
+                Word::Comm => "nginx",
+                Word::State => "ESTABLISHED",
+                Word::Conn => "S1",
+                Word::Name => "",
+            }
+            .to_owned()
+        }
+
+        fn addresses(&self) -> [IpAddr; 2] {
+            [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()]
+        }
+
+        fn numbers(&self, number: Number) -> [Option<f64>; 2] {
+            match number {
+                Number::Sport => [Some(5000.0), None],
+                Number::Dport => [Some(443.0), None],
+                Number::Port => [Some(5000.0), Some(443.0)],
+                Number::RoundTrip => [Some(2_500_000.0), None],
+                Number::Bytes => [Some(1_500_000.0), None],
+                _ => [None, None],
+            }
+        }
+    }
+
+    #[test]
+    fn words_and_comparisons_must_all_hold() {
+        for (typed, passes) in [
+            ("", true),
+            ("nginx", true),
+            ("NGINX 443", true),
+            ("nginx 80", false),
+            ("!nginx", false),
+            ("!apache", true),
+            ("dport=443", true),
+            ("dport!=443", false),
+            ("port=443 port=5000", true),
+            ("port=80", false),
+            ("rtt>2ms", true),
+            ("rtt>=2500us rtt<=2500us", true),
+            ("rtt<2ms", false),
+            ("bytes>1M", true),
+            ("bytes>2m", false),
+            ("pid=-", true),
+            ("dport=-", false),
+            ("pid>1", false),
+            ("src=10.0.0.0/8 dst=10.0.0.2", true),
+            ("dst=10.0.0.1", false),
+            ("host=10.0.0.1", true),
+            ("host=::1", false),
+            ("state=estab comm=ngi conn=s1", true),
+            ("name=a", false),
+            ("state!=closed", true),
+            // Not a field: text, as it is.
+            ("x=y", false),
+            ("[2001:db8::1]:443", false),
+        ] {
+            let filter = Filter::parse(typed);
+            assert_eq!(filter.unfinished, None, "{typed}");
+            assert_eq!(filter.passes(&Row), passes, "{typed}");
+        }
+    }
+
+    #[test]
+    fn what_is_still_being_typed_hides_nothing() {
+        for typed in ["rtt>", "nginx dport=", "dst=10.", "bytes>1x", "comm>a", "!"] {
+            let filter = Filter::parse(typed);
+            assert!(filter.passes(&Row), "{typed}");
+        }
+        let unfinished = Filter::parse("nginx rtt>").unfinished;
+        assert_eq!(unfinished.as_deref(), Some("rtt>"));
+    }
+}

@@ -1,0 +1,507 @@
+//! The full-screen table of listeners. Like [`super::View`] it uses no clock, kernel or terminal.
+
+use std::cmp::Ordering;
+
+use ratatui::Frame;
+use ratatui::layout::{Alignment, Constraint, Layout, Rect};
+use ratatui::style::{Color, Modifier, Style};
+use ratatui::text::{Line, Span, Text};
+use ratatui::widgets::{Block, Cell, Clear, Paragraph, Row, Table};
+
+use super::keys::Key;
+use super::{Picture, Reaction, short};
+use crate::domain::listener::Listener;
+use crate::output::escape::push_text;
+
+/// The columns, in their order. The table can be sorted by each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Column {
+    Addr,
+    Port,
+    Queue,
+    Max,
+    Fill,
+    HalfOpen,
+    Drops,
+    DropRate,
+    Sockets,
+    Pid,
+    Process,
+}
+
+/// Each column with its title and width; width 0 takes the rest of the line.
+const COLUMNS: [(Column, &str, u16); 11] = [
+    (Column::Addr, "ADDR", 16),
+    (Column::Port, "PORT", 5),
+    (Column::Queue, "QUEUE", 6),
+    (Column::Max, "MAX", 6),
+    (Column::Fill, "FULL", 5),
+    (Column::HalfOpen, "HALF", 6),
+    (Column::Drops, "DROPS", 7),
+    (Column::DropRate, "DROP/s", 7),
+    (Column::Sockets, "SOCKS", 6),
+    (Column::Pid, "PID", 7),
+    (Column::Process, "PROCESS", 0),
+];
+
+/// Columns that a narrow window leaves out, the first one first: a digit that is cut off would lie.
+const DISPENSABLE: [Column; 6] = [
+    Column::Sockets,
+    Column::HalfOpen,
+    Column::DropRate,
+    Column::Pid,
+    Column::Fill,
+    Column::Max,
+];
+
+/// The least that is shown of a process name.
+const PROCESS_WIDTH: u16 = 8;
+
+/// The indexes in [`COLUMNS`] of those that fit a window.
+fn fitting(width: u16) -> Vec<usize> {
+    let mut shown = (0..COLUMNS.len()).collect::<Vec<_>>();
+    let space = |shown: &[usize]| -> u16 {
+        let widths = shown.iter().map(|at| match COLUMNS[*at].2 {
+            0 => PROCESS_WIDTH,
+            width => width + 1,
+        });
+        widths.sum()
+    };
+    for column in DISPENSABLE {
+        if space(&shown) <= width {
+            break;
+        }
+        shown.retain(|at| COLUMNS[*at].0 != column);
+    }
+    shown
+}
+
+/// A queue that is at least this full, in percent, is shown as a warning.
+const WARN: f64 = 50.0;
+
+const KEYS: &str = " q quit  / filter  ←→ sort by  r reverse  ↑↓ select  Enter detail  Space pause";
+
+/// A listener with its interface and container.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The listener.
+    pub listener: Listener,
+    /// The interface that it is bound to, if any.
+    pub iface: Option<String>,
+    /// The container that its process is in.
+    pub container: Option<String>,
+}
+
+impl Entry {
+    fn addr(&self) -> String {
+        let mut addr = match self.listener.is_dual() {
+            true => "*".to_owned(),
+            false => self.listener.local.addr.to_string(),
+        };
+        if let Some(iface) = &self.iface {
+            addr.push('%');
+            addr.push_str(&escaped(iface.as_bytes()));
+        }
+        addr
+    }
+
+    fn process(&self) -> String {
+        let holder = self.listener.holder();
+        let mut process = holder.map_or("-".to_owned(), |holder| escaped(&holder.comm));
+        let others = self.listener.processes().saturating_sub(1);
+        if others > 0 {
+            process += &format!(" +{others}");
+        }
+        process
+    }
+
+    /// The text that the filter searches.
+    fn text(&self) -> String {
+        let container = self.container.as_deref().unwrap_or_default();
+        let (addr, port) = (self.addr(), self.listener.local.port);
+        format!("{addr}:{port} {} {container}", self.process()).to_lowercase()
+    }
+
+    fn cell(&self, column: Column) -> String {
+        let listener = &self.listener;
+        match column {
+            Column::Addr => self.addr(),
+            Column::Port => listener.local.port.to_string(),
+            Column::Queue => listener.queue_len().to_string(),
+            Column::Max => listener.queue_max().to_string(),
+            Column::Fill => format!("{:.0}%", listener.fill()),
+            Column::HalfOpen => listener.half_open.to_string(),
+            Column::Drops => listener.drops_total().to_string(),
+            Column::DropRate => listener.drop_rate().map_or("-".to_owned(), short),
+            Column::Sockets => listener.members.len().to_string(),
+            Column::Pid => listener
+                .holder()
+                .map_or("-".to_owned(), |holder| holder.pid.to_string()),
+            Column::Process => self.process(),
+        }
+    }
+
+    fn style(&self) -> Style {
+        if self.listener.drops_delta() > 0 || self.listener.fill() >= 100.0 {
+            Style::new().fg(Color::Red)
+        } else if self.listener.fill() >= WARN {
+            Style::new().fg(Color::Yellow)
+        } else {
+            Style::new()
+        }
+    }
+
+    fn compare(&self, other: &Self, column: Column) -> Ordering {
+        let (a, b) = (&self.listener, &other.listener);
+        let pid = |listener: &Listener| listener.holder().map(|holder| holder.pid);
+        match column {
+            Column::Addr => a.local.addr.cmp(&b.local.addr),
+            Column::Port => a.local.port.cmp(&b.local.port),
+            Column::Queue => a.queue_len().cmp(&b.queue_len()),
+            Column::Max => a.queue_max().cmp(&b.queue_max()),
+            Column::Fill => a.fill().total_cmp(&b.fill()),
+            Column::HalfOpen => a.half_open.cmp(&b.half_open),
+            Column::Drops => a.drops_total().cmp(&b.drops_total()),
+            Column::DropRate => a.drops_delta().cmp(&b.drops_delta()),
+            Column::Sockets => a.members.len().cmp(&b.members.len()),
+            Column::Pid => pid(a).cmp(&pid(b)),
+            Column::Process => self.process().cmp(&other.process()),
+        }
+    }
+}
+
+fn escaped(bytes: &[u8]) -> String {
+    let mut text = Vec::new();
+    push_text(&mut text, bytes);
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// The state of the view.
+pub struct ListenersView {
+    /// All listeners, the worst first.
+    entries: Vec<Entry>,
+    /// Indexes in `entries` of those that match the filter, in display order.
+    shown: Vec<usize>,
+    /// Index in [`COLUMNS`]; `None`: the order of `entries`.
+    sort: Option<usize>,
+    descending: bool,
+    filter: String,
+    typing: bool,
+    paused: bool,
+    detail: bool,
+    selected: usize,
+    /// The first row on the screen, and how many fit.
+    offset: usize,
+    height: usize,
+}
+
+impl ListenersView {
+    /// An empty view.
+    pub fn new() -> Self {
+        Self {
+            entries: Vec::new(),
+            shown: Vec::new(),
+            sort: None,
+            descending: true,
+            filter: String::new(),
+            typing: false,
+            paused: false,
+            detail: false,
+            selected: 0,
+            offset: 0,
+            height: 1,
+        }
+    }
+
+    /// Replaces the listeners.
+    pub fn update(&mut self, entries: Vec<Entry>) {
+        if self.paused {
+            return;
+        }
+        let selected = self.selected().map(|entry| entry.listener.local);
+        self.entries = entries;
+        self.arrange();
+        let is_selected = |at: &usize| Some(self.entries[*at].listener.local) == selected;
+        // If the first row is selected, keep the first row: the table is sorted for it.
+        if self.selected > 0
+            && let Some(found) = self.shown.iter().position(is_selected)
+        {
+            self.selected = found;
+        }
+    }
+
+    fn selected(&self) -> Option<&Entry> {
+        self.entries.get(*self.shown.get(self.selected)?)
+    }
+
+    fn arrange(&mut self) {
+        let filter = self.filter.to_lowercase();
+        let passes = |at: &usize| filter.is_empty() || self.entries[*at].text().contains(&filter);
+        let mut shown = (0..self.entries.len()).filter(passes).collect::<Vec<_>>();
+        if let Some(sort) = self.sort {
+            shown.sort_by(|a, b| {
+                let order = self.entries[*a].compare(&self.entries[*b], COLUMNS[sort].0);
+                match self.descending {
+                    true => order.reverse(),
+                    false => order,
+                }
+            });
+        }
+        self.shown = shown;
+        self.select(self.selected);
+    }
+
+    fn select(&mut self, line: usize) {
+        self.selected = line.min(self.shown.len().saturating_sub(1));
+    }
+
+    fn sort_by(&mut self, step: isize) {
+        let columns = COLUMNS.len() as isize;
+        let next = match self.sort {
+            Some(sort) => (sort as isize + step).rem_euclid(columns),
+            None if step < 0 => columns - 1,
+            None => 0,
+        };
+        self.sort = Some(next as usize);
+        self.arrange();
+    }
+
+    fn type_filter(&mut self, key: Key) {
+        match key {
+            Key::Enter => self.typing = false,
+            Key::Esc => {
+                self.typing = false;
+                self.filter.clear();
+            }
+            Key::Backspace => {
+                self.filter.pop();
+            }
+            Key::Char(letter) => self.filter.push(letter),
+            _ => {}
+        }
+        self.arrange();
+    }
+
+    fn draw_head(&self, frame: &mut Frame<'_>, area: Rect) {
+        let mut first = vec![Span::styled(
+            "tcpinspect listeners",
+            Style::new().add_modifier(Modifier::BOLD),
+        )];
+        if self.paused {
+            first.push(Span::styled("  PAUSED", Style::new().fg(Color::Yellow)));
+        }
+        let of = |value: fn(&Listener) -> f64| {
+            let values = self.entries.iter().map(|entry| value(&entry.listener));
+            values.sum::<f64>()
+        };
+        let mut second = format!(
+            "{} listening, {} waiting for accept, {} half-open, {} drops/s",
+            self.entries.len(),
+            of(|listener| listener.queue_len() as f64),
+            of(|listener| listener.half_open.into()),
+            short(of(|listener| listener.drop_rate().unwrap_or(0.0))),
+        );
+        if !self.filter.is_empty() {
+            second += &format!(", {} shown", self.shown.len());
+        }
+        let head = Paragraph::new(vec![Line::from(first), Line::raw(second)]);
+        frame.render_widget(head, area);
+    }
+
+    fn draw_table(&mut self, frame: &mut Frame<'_>, area: Rect) {
+        self.height = usize::from(area.height.saturating_sub(1)).max(1);
+        // The selected line is always on the screen.
+        let first = (self.selected + 1).saturating_sub(self.height);
+        self.offset = self.offset.clamp(first, self.selected);
+        let columns = fitting(area.width);
+        let lines = self.shown.iter().skip(self.offset).take(self.height);
+        let rows = (self.offset..).zip(lines).map(|(at, entry)| {
+            let entry = &self.entries[*entry];
+            let cells = columns.iter().map(|at| {
+                let column = COLUMNS[*at].0;
+                aligned(column, entry.cell(column))
+            });
+            let style = match at == self.selected {
+                true => entry.style().add_modifier(Modifier::REVERSED),
+                false => entry.style(),
+            };
+            Row::new(cells).style(style)
+        });
+        let header = columns.iter().map(|at| {
+            let (column, name, _) = COLUMNS[*at];
+            let arrow = match (self.sort == Some(*at), self.descending) {
+                (false, _) => "",
+                (true, true) => "▼",
+                (true, false) => "▲",
+            };
+            aligned(column, format!("{name}{arrow}"))
+        });
+        let widths = columns.iter().map(|at| match COLUMNS[*at].2 {
+            0 => Constraint::Fill(1),
+            width => Constraint::Length(width),
+        });
+        let table = Table::new(rows, widths)
+            .header(Row::new(header).style(Style::new().add_modifier(Modifier::BOLD)));
+        frame.render_widget(table, area);
+    }
+
+    fn draw_foot(&self, frame: &mut Frame<'_>, area: Rect) {
+        let foot = match self.typing {
+            true => Line::raw(format!(" filter: {}_   Enter done  Esc none", self.filter)),
+            false if !self.filter.is_empty() => {
+                Line::raw(format!(" filter: {}   Esc none  {KEYS}", self.filter))
+            }
+            false => Line::raw(KEYS),
+        };
+        frame.render_widget(
+            Paragraph::new(foot).style(Style::new().add_modifier(Modifier::DIM)),
+            area,
+        );
+    }
+
+    fn draw_detail(&self, frame: &mut Frame<'_>, area: Rect, entry: &Entry) {
+        let listener = &entry.listener;
+        let mut lines = vec![
+            Line::raw(format!(
+                "user {}, container {}",
+                listener.uid().map_or("-".to_owned(), |uid| uid.to_string()),
+                entry.container.as_deref().unwrap_or("-"),
+            )),
+            Line::raw(format!(
+                "{:>10} {:>6} {:>6} {:>8}  HELD BY",
+                "INODE", "QUEUE", "MAX", "DROPS"
+            )),
+        ];
+        for member in &listener.members {
+            let socket = &member.socket;
+            let holders = member.holders.iter();
+            let holders = holders.map(|holder| format!("{} {}", holder.pid, escaped(&holder.comm)));
+            lines.push(Line::raw(format!(
+                "{:>10} {:>6} {:>6} {:>8}  {}",
+                socket.inode,
+                socket.queue_len,
+                socket.queue_max,
+                socket.drops,
+                holders.collect::<Vec<_>>().join(", "),
+            )));
+        }
+        let height = u16::try_from(lines.len() + 2)
+            .unwrap_or(u16::MAX)
+            .min(area.height);
+        let [_, place] =
+            Layout::vertical([Constraint::Fill(1), Constraint::Length(height)]).areas(area);
+        let title = format!(" {} port {} ", entry.addr(), listener.local.port);
+        frame.render_widget(Clear, place);
+        frame.render_widget(
+            Paragraph::new(lines).block(Block::bordered().title(title)),
+            place,
+        );
+    }
+}
+
+impl Default for ListenersView {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Aligns text to the left and numbers to the right.
+fn aligned(column: Column, text: String) -> Cell<'static> {
+    let alignment = match column {
+        Column::Addr | Column::Process => Alignment::Left,
+        _ => Alignment::Right,
+    };
+    Cell::from(Text::raw(text).alignment(alignment))
+}
+
+impl Picture for ListenersView {
+    fn key(&mut self, key: Key) -> Reaction {
+        match key {
+            Key::Ctrl('c') => return Reaction::Quit,
+            Key::Ctrl('l') => return Reaction::Redraw,
+            Key::Ctrl('z') => return Reaction::Suspend,
+            _ if self.typing => {
+                self.type_filter(key);
+                return Reaction::Draw;
+            }
+            _ => {}
+        }
+        match key {
+            Key::Char('q') => return Reaction::Quit,
+            Key::Enter => self.detail = !self.detail,
+            Key::Esc if self.detail => self.detail = false,
+            Key::Esc => {
+                self.filter.clear();
+                self.arrange();
+            }
+            Key::Char('/') => self.typing = true,
+            Key::Char(' ' | 'p') => self.paused = !self.paused,
+            Key::Char('r') => {
+                self.descending = !self.descending;
+                self.arrange();
+            }
+            Key::Left | Key::Char('<') => self.sort_by(-1),
+            Key::Right | Key::Char('>') => self.sort_by(1),
+            Key::Up | Key::Char('k') => self.select(self.selected.saturating_sub(1)),
+            Key::Down | Key::Char('j') => self.select(self.selected + 1),
+            Key::PageUp => self.select(self.selected.saturating_sub(self.height)),
+            Key::PageDown => self.select(self.selected + self.height),
+            Key::Home => self.select(0),
+            Key::End => self.select(usize::MAX),
+            _ => {}
+        }
+        Reaction::Draw
+    }
+
+    fn draw(&mut self, frame: &mut Frame<'_>) {
+        let [head, table, foot] = Layout::vertical([
+            Constraint::Length(2),
+            Constraint::Fill(1),
+            Constraint::Length(1),
+        ])
+        .areas(frame.area());
+        self.draw_head(frame, head);
+        self.draw_table(frame, table);
+        self.draw_foot(frame, foot);
+        if self.detail
+            && let Some(entry) = self.selected()
+        {
+            self.draw_detail(frame, table, entry);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_narrow_window_leaves_columns_out_and_cuts_none() {
+        assert_eq!(fitting(200).len(), COLUMNS.len());
+        for width in 60..200 {
+            let shown = fitting(width);
+            let space: u16 = shown.iter().map(|at| COLUMNS[*at].2 + 1).sum();
+            assert!(space <= width, "{width}: {shown:?}");
+        }
+        let names = |width| {
+            let shown = fitting(width).into_iter();
+            shown.map(|at| COLUMNS[at].1).collect::<Vec<_>>()
+        };
+        assert!(!names(80).contains(&"SOCKS"));
+        assert_eq!(names(40), ["ADDR", "PORT", "QUEUE", "DROPS", "PROCESS"]);
+    }
+
+    #[test]
+    fn the_footer_has_the_filter() {
+        let mut view = ListenersView::new();
+        for key in "/ab".chars().map(Key::Char).chain([Key::Enter]) {
+            view.key(key);
+        }
+        let backend = ratatui::backend::TestBackend::new(80, 5);
+        let mut terminal = ratatui::Terminal::new(backend).unwrap();
+        terminal.draw(|frame| view.draw(frame)).unwrap();
+        let cells = terminal.backend().buffer().content();
+        let text: String = cells.iter().map(|cell| cell.symbol()).collect();
+        assert!(text.contains("filter: ab"), "{text}");
+    }
+}

@@ -1,0 +1,78 @@
+//! Very many attempts at once.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use super::Fates;
+use crate::common::{Namespace, Tool, is_guest, need};
+
+/// Of which every third is refused.
+const CONNECTS: u64 = 6000;
+const THREADS: u64 = 40;
+
+#[test]
+fn each_of_six_thousand_concurrent_connects_has_the_fate_that_its_client_saw() {
+    let namespace = need!(Namespace::new());
+    let open = SocketAddr::from((Ipv4Addr::LOCALHOST, 8201));
+    let closed = SocketAddr::from((Ipv4Addr::LOCALHOST, 8202));
+    let tool = Tool::start_in(&namespace, &["accept-trace", "--json", "--attempts", "lo"]);
+    let (accepted, refused, reset) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let done = AtomicBool::new(false);
+    let taken = namespace.enter(|| {
+        let listener = TcpListener::bind(open).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        thread::scope(|scope| {
+            let server = scope.spawn(|| {
+                let mut taken = 0;
+                loop {
+                    match listener.accept() {
+                        Ok(_) => taken += 1,
+                        Err(_) if done.load(Ordering::Relaxed) => return taken,
+                        Err(_) => thread::sleep(Duration::from_micros(100)),
+                    }
+                }
+            });
+            let clients = (0..THREADS).map(|thread| {
+                let (accepted, refused, reset) = (&accepted, &refused, &reset);
+                let client = move || {
+                    for turn in 0..CONNECTS / THREADS {
+                        let is_open = (thread + turn) % 3 != 0;
+                        let result = TcpStream::connect(if is_open { open } else { closed });
+                        let (counter, is_right) = match (&result, is_open) {
+                            (Ok(_), true) => (accepted, true),
+                            (Err(error), false) => (
+                                refused,
+                                error.kind() == std::io::ErrorKind::ConnectionRefused,
+                            ),
+                            _ => (reset, false),
+                        };
+                        assert!(is_right, "{result:?}");
+                        counter.fetch_add(1, Ordering::Relaxed);
+                    }
+                };
+                // It begins in the namespace of the thread that starts it.
+                thread::Builder::new()
+                    .stack_size(256 * 1024)
+                    .spawn_scoped(scope, client)
+            });
+            let clients = clients.collect::<Vec<_>>();
+            for client in clients {
+                client.unwrap().join().unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+            server.join().unwrap()
+        })
+    });
+    // The last ones are taken from the buffer at the end.
+    thread::sleep(Duration::from_millis(if is_guest() { 2000 } else { 300 }));
+    let fates = Fates::of(&tool.stop());
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    assert_eq!(count(&accepted) + count(&refused), CONNECTS);
+    assert_eq!(fates.summary["attempts"], CONNECTS, "{}", fates.summary);
+    assert_eq!(fates.count("refused"), count(&refused), "{}", fates.summary);
+    // The kernel may skip the program that sees an accept: then the end of the connection tells.
+    assert_eq!(fates.count("accepted"), taken, "{}", fates.summary);
+    assert_eq!(taken, count(&accepted));
+}

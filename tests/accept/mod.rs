@@ -1,0 +1,190 @@
+//! accept-trace: what becomes of incoming connection attempts.
+
+mod counts;
+mod filters;
+mod many;
+mod scenarios;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, bind,
+    listen, socket,
+};
+use serde_json::Value;
+
+pub use scenarios::{NOBODY, begin, late_ack, nft, segment, send, with_neighbour};
+
+use crate::common::{Namespace, Output, Tool, wait_for};
+
+/// A running accept-trace.
+struct Trace {
+    tool: Tool,
+}
+
+impl Trace {
+    /// Starts it with `--attempts` in a namespace.
+    fn start(namespace: &Namespace, args: &[&str]) -> Self {
+        let mut all = vec!["accept-trace", "--json", "--attempts"];
+        all.extend(args);
+        Self {
+            tool: Tool::start_in(namespace, &all),
+        }
+    }
+
+    /// Waits for the next fate at a port of the destination.
+    fn fate(&self, port: u16) -> Value {
+        self.tool.json(&format!("with a fate at {port}"), |line| {
+            line["event"] == "fate" && line["dport"] == port
+        })
+    }
+
+    /// Waits until so many attempts have arrived at a port.
+    fn arrived(&self, port: u16, count: usize) {
+        let mut seen = 0;
+        self.tool.json("of an attempt", |line| {
+            seen += usize::from(line["event"] == "attempt" && line["dport"] == port);
+            seen == count
+        });
+    }
+
+    /// Waits until so many fates are told.
+    fn told(&self, count: usize) {
+        let mut seen = 0;
+        self.tool.json("of a fate", |line| {
+            seen += usize::from(line["event"] == "fate");
+            seen == count
+        });
+    }
+
+    /// Ends it, and checks that each attempt has one fate.
+    fn stop(self) -> Fates {
+        Fates::of(&self.tool.stop())
+    }
+}
+
+/// What a run has told.
+struct Fates {
+    all: Vec<Value>,
+    summary: Value,
+}
+
+impl Fates {
+    fn of(output: &Output) -> Self {
+        assert_eq!(output.code(), 0, "{output:#?}");
+        let summary = output.summary();
+        let attempts = output.events("attempt");
+        let all = output.events("fate");
+        let fates = summary["fates"].as_object().unwrap();
+        let sum: u64 = fates.values().map(|count| count.as_u64().unwrap()).sum();
+        assert_eq!(summary["attempts"], sum, "{summary}");
+        assert_eq!(summary["untracked"], 0, "{summary}");
+        assert_eq!(summary["lost"], 0, "{summary}");
+        let identities = |lines: &[Value]| {
+            let mut counts = BTreeMap::<String, u32>::new();
+            for line in lines {
+                let ends = ["saddr", "sport", "daddr", "dport"].map(|key| line[key].to_string());
+                *counts.entry(ends.join(" ")).or_default() += 1;
+            }
+            counts
+        };
+        // What went on after its fate was told has another line.
+        let first = all.iter().filter(|line| line["continued"] == false);
+        let first = first.cloned().collect::<Vec<_>>();
+        assert_eq!(identities(&attempts), identities(&first), "{output:#?}");
+        Self { all, summary }
+    }
+
+    fn at(&self, port: u16) -> Vec<&Value> {
+        let all = self.all.iter();
+        all.filter(|line| line["dport"] == port).collect()
+    }
+
+    /// The one fate at this port.
+    fn only(&self, port: u16) -> &Value {
+        let at = self.at(port);
+        assert_eq!(at.len(), 1, "{at:#?}");
+        at[0]
+    }
+
+    /// How many attempts had this fate, as the summary says.
+    fn count(&self, fate: &str) -> u64 {
+        self.summary["fates"][fate].as_u64().unwrap()
+    }
+}
+
+/// Asserts on fate, reason and where the reason is from.
+fn assert_fate(line: &Value, fate: &str, reason: Option<&str>, from: Option<&str>) {
+    assert_eq!(line["fate"], fate, "{line}");
+    assert_eq!(line["reason"], serde_json::json!(reason), "{line}");
+    if let Some(from) = from {
+        assert_eq!(line["reason_from"], from, "{line}");
+    }
+}
+
+/// A socket that listens with this backlog, made in the namespace of the calling thread.
+pub fn listener(addr: SocketAddr, backlog: i32) -> OwnedFd {
+    let family = match addr {
+        SocketAddr::V4(_) => AddressFamily::Inet,
+        SocketAddr::V6(_) => AddressFamily::Inet6,
+    };
+    let fd = socket(
+        family,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::Tcp,
+    )
+    .unwrap();
+    match addr {
+        SocketAddr::V4(addr) => bind(fd.as_raw_fd(), &SockaddrIn::from(addr)).unwrap(),
+        SocketAddr::V6(addr) => bind(fd.as_raw_fd(), &SockaddrIn6::from(addr)).unwrap(),
+    }
+    listen(&fd, Backlog::new(backlog).unwrap()).unwrap();
+    fd
+}
+
+/// A counter of the namespace, as nstat names it.
+fn counter(namespace: &Namespace, name: &str) -> u64 {
+    namespace.enter(|| {
+        let (group, name) = match name.split_at_checked(6) {
+            Some(("TcpExt", rest)) => ("TcpExt:", rest),
+            _ => ("Tcp:", name.strip_prefix("Tcp").unwrap_or(name)),
+        };
+        let text = ["netstat", "snmp"]
+            .map(|file| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap())
+            .concat();
+        let mut lines = text.lines().filter(|line| line.starts_with(group));
+        let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+        let at = names.split(' ').position(|it| it == name);
+        let at = at.unwrap_or_else(|| panic!("no {name}: {names}"));
+        values.split(' ').nth(at).unwrap().parse().unwrap()
+    })
+}
+
+/// How much a counter has grown.
+pub struct Growth<'a> {
+    namespace: &'a Namespace,
+    name: &'a str,
+    before: u64,
+}
+
+impl<'a> Growth<'a> {
+    pub fn of(namespace: &'a Namespace, name: &'a str) -> Self {
+        let before = counter(namespace, name);
+        Self {
+            namespace,
+            name,
+            before,
+        }
+    }
+
+    pub fn now(&self) -> u64 {
+        counter(self.namespace, self.name) - self.before
+    }
+
+    pub fn reaches(&self, least: u64) {
+        wait_for(self.name, || (self.now() >= least).then_some(()));
+    }
+}

@@ -1,0 +1,27 @@
+//! The clsact attachment in network namespaces, beside filters, qdiscs and
+//! instances of others.
+
+// Tests say what they skip, and fail by panicking.
+mod bpf;
+mod company;
+mod instance;
+mod lifetime;
+mod net;
+mod order;
+
+/// The name of the test below, which is also what an instance runs.
+const INSTANCE: &str = "clsact::an_instance_attaches_and_leaves_when_its_input_ends";
+
+#[test]
+fn an_instance_attaches_and_leaves_when_its_input_ends() {
+    if let Some(directions) = instance::asked() {
+        return instance::main(&directions);
+    }
+    net::in_namespace(INSTANCE, || {
+        let instance = instance::Instance::start("egress");
+        assert_eq!(instance.notices, "");
+        assert_eq!(net::our_filters(net::V0).len(), 1);
+        instance.leave();
+        assert!(net::our_filters(net::V0).is_empty());
+    });
+}

@@ -1,0 +1,295 @@
+//! Attempts that are on their way when the tool starts or ends, and very many of them.
+
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::libc;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::SockFlag;
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, Pid, Uid, fork, pipe2, read, setuid, write};
+
+use super::sockets::{Blackhole, connect_to, connecting, connecting_for, listen, tcp};
+use super::{Trace, backends};
+use crate::common::{is_guest, need};
+
+#[test]
+fn an_attempt_that_is_pending_at_the_start_is_told_once_and_has_its_fate() {
+    let blackhole = need!(Blackhole::new());
+    for backend in backends!() {
+        let (first, second, other) = blackhole.namespace.enter(|| {
+            (
+                connecting(Blackhole::at(4601)),
+                connecting_for(Blackhole::at(4602), 4_000),
+                connecting(Blackhole::at(4603)),
+            )
+        });
+        let again = first.try_clone().unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        let trace = Trace::start(&blackhole.namespace, backend, &["-p", "4601,4602"]);
+        drop((first, again));
+        trace.wait_for("failed", 4602);
+        let events = trace.stop();
+        let (attempt, failed) = events.pair_at(4601, "failed");
+        for event in [attempt, failed] {
+            assert_eq!(event["pid"], std::process::id(), "{event}");
+            assert_eq!(event["uid"], 0, "{event}");
+            assert!(event["tid"].is_null(), "{event}");
+            assert!(event["comm"].is_string(), "{event}");
+            assert!(event["cgroup_id"].is_u64(), "{event}");
+            assert!(event["sport"].is_u64(), "{event}");
+            assert_eq!(event["saddr"], "10.99.0.1", "{event}");
+        }
+        assert_eq!(failed["given_up"], true, "{failed}");
+        assert!(failed["latency_us"].as_u64() > Some(298_000), "{failed}");
+        let (_, failed) = events.pair_at(4602, "failed");
+        assert_eq!(failed["error"], "ETIMEDOUT", "{failed}");
+        // The filter holds for them as well.
+        assert!(events.at(4603).is_empty(), "{:#?}", events.at(4603));
+        assert_eq!(events.summary["pending"], 0, "{}", events.summary);
+        events.assert_whole();
+        drop((second, other));
+    }
+}
+
+#[test]
+fn an_attempt_that_is_pending_at_the_end_is_told_so_and_no_other() {
+    let blackhole = need!(Blackhole::new());
+    for (backend, options, names) in backends!().iter().flat_map(|backend| {
+        let all: &[&str] = &["attempt", "pending"];
+        // A filter on the source port has to wait for it, but not for the fate.
+        let cases = [
+            (&["-p", "4611-4619"][..], all),
+            (&["-p", "4611-4619", "--sport", "1024-65535"], all),
+            (&["-p", "4611-4619", "--failed"], &[]),
+        ];
+        cases.map(|(options, names)| (*backend, options, names))
+    }) {
+        let old = blackhole
+            .namespace
+            .enter(|| connecting(Blackhole::at(4611)));
+        let trace = Trace::start(&blackhole.namespace, backend, options);
+        let new = blackhole.namespace.enter(|| {
+            drop(connecting(Blackhole::at(4613)));
+            let _listener = listen("127.0.0.1", 4614);
+            TcpStream::connect("127.0.0.1:4614").unwrap();
+            connecting(Blackhole::at(4612))
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        let events = trace.stop();
+        for port in [4611, 4612] {
+            assert_eq!(
+                events.names_at(port),
+                names,
+                "{options:?} {:#?}",
+                events.all
+            );
+        }
+        if !names.is_empty() {
+            let pending = events.at(4612)[1];
+            assert!(pending["latency_us"].as_u64() > Some(20_000), "{pending}");
+            assert_eq!(pending["pid"], std::process::id(), "{pending}");
+            let fates = ["established", "failed", "pending"].map(|name| events.count(name));
+            assert_eq!(fates, [1, 1, 2], "{:#?}", events.all);
+            assert_eq!(events.count("attempt"), 4, "{:#?}", events.all);
+        }
+        assert_eq!(events.summary["pending"], 2, "{}", events.summary);
+        events.assert_whole();
+        drop((old, new));
+    }
+}
+
+#[test]
+fn totals_tell_all_attempts_and_their_fates_by_process_and_destination() {
+    let blackhole = need!(Blackhole::new());
+    for backend in backends!() {
+        let options = [
+            "--summary",
+            "-p",
+            "4631-4634",
+            "--host",
+            "10.99.0.2,127.0.0.1",
+        ];
+        let trace = Trace::start(&blackhole.namespace, backend, &options);
+        let waiting = blackhole.namespace.enter(|| {
+            let _listener = listen("127.0.0.1", 4631);
+            for _ in 0..3 {
+                TcpStream::connect("127.0.0.1:4631").unwrap();
+                TcpStream::connect("127.0.0.1:4632").expect_err("nobody listens");
+            }
+            drop(connecting(Blackhole::at(4633)));
+            connecting(Blackhole::at(4634))
+        });
+        let output = trace.tool.stop();
+        let rows = output.events("connect_total");
+        let process = std::fs::read_to_string("/proc/self/comm").unwrap();
+        let found: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                assert_eq!(row["process"], process.trim_end(), "{row}");
+                let counts = ["attempts", "established", "failed", "given_up", "pending"]
+                    .map(|key| row[key].as_u64().unwrap());
+                (row["dport"].as_u64().unwrap(), counts)
+            })
+            .collect();
+        let expected = [
+            (4632, [3, 0, 3, 0, 0]),
+            (4633, [1, 0, 1, 1, 0]),
+            (4631, [3, 3, 0, 0, 0]),
+            (4634, [1, 0, 0, 0, 1]),
+        ];
+        assert_eq!(found, expected, "{rows:#?}");
+        let errors = serde_json::json!([{"error": "ECONNREFUSED", "count": 3}]);
+        assert_eq!(rows[0]["errors"], errors);
+        let summary = output.summary();
+        assert_eq!(summary["matched"], 16, "{summary}");
+        assert_eq!(summary["emitted"], 16, "{summary}");
+        drop(waiting);
+    }
+}
+
+/// Processes of nobody whose connects nobody answers, until this is dropped.
+struct Crowd {
+    children: Vec<Pid>,
+    until: Option<OwnedFd>,
+}
+
+impl Crowd {
+    /// Makes so many connects, by as many processes as the limit on open files wants.
+    fn new(count: usize) -> Result<Self, String> {
+        let (_, limit) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, limit, limit).unwrap();
+        let each = usize::try_from(limit).unwrap().min(20_000) - 1000;
+        let (ready, tell) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        let (wait, until) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        let mut crowd = Self {
+            children: Vec::new(),
+            until: Some(until),
+        };
+        let mut left = count;
+        while left > 0 {
+            let part = left.min(each);
+            left -= part;
+            // A destination each, so that there are source ports enough.
+            let addr = SocketAddr::from((
+                [10, 99, 1, u8::try_from(crowd.children.len()).unwrap()],
+                4621,
+            ));
+            // SAFETY: the child makes system calls, and allocates as its only thread.
+            match unsafe { fork() }.unwrap() {
+                ForkResult::Child => crowd_member(addr, part, &tell, &wait),
+                ForkResult::Parent { child } => crowd.children.push(child),
+            }
+        }
+        drop(tell);
+        let mut done = 0;
+        while done < crowd.children.len() {
+            let said = read(&ready, &mut [0; 16]).unwrap();
+            if said == 0 {
+                return Err("not all connects could be made".to_owned());
+            }
+            done += said;
+        }
+        Ok(crowd)
+    }
+}
+
+/// Connects, says so, and closes what it has when the other end of a pipe is closed.
+fn crowd_member(addr: SocketAddr, count: usize, tell: &OwnedFd, until: &OwnedFd) -> ! {
+    // The sockets of other tests must not stay open in here.
+    for fd in (3..4096).filter(|fd| ![tell, until].map(OwnedFd::as_raw_fd).contains(fd)) {
+        // SAFETY: this process uses no other descriptor any more.
+        unsafe { libc::close(fd) };
+    }
+    let work = || -> Result<Vec<OwnedFd>, Errno> {
+        setuid(Uid::from_raw(65534))?;
+        (0..count)
+            .map(|number| {
+                // Other tests have smaller buffers.
+                if number % 50 == 0 {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                let socket = tcp(addr, SockFlag::SOCK_NONBLOCK);
+                match connect_to(&socket, addr) {
+                    Err(Errno::EINPROGRESS) => Ok(socket),
+                    other => Err(other.err().unwrap_or(Errno::EISCONN)),
+                }
+            })
+            .collect()
+    };
+    let sockets = work();
+    if let Ok(sockets) = sockets {
+        let _ = write(tell, b"1");
+        let _ = read(until, &mut [0]);
+        for (number, socket) in sockets.into_iter().enumerate() {
+            if number % 50 == 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            drop(socket);
+        }
+        // SAFETY: as below.
+        unsafe { libc::_exit(0) }
+    }
+    // SAFETY: ends the child without touching what it shares with its parent.
+    unsafe { libc::_exit(1) }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        self.until = None;
+        for child in &self.children {
+            let _ = waitpid(*child, None);
+        }
+    }
+}
+
+#[test]
+fn waiting_connects_of_a_stranger_blind_nobody() {
+    // A table would have room for 16,384.
+    let count = if is_guest() { 20_000 } else { 100_000 };
+    let blackhole = need!(Blackhole::new());
+    blackhole
+        .namespace
+        .sysctl("ipv4/ip_local_port_range", "10000 65000");
+    for words in [
+        "ip addr add 10.99.1.254/24 dev va",
+        "ip link set va arp off",
+    ] {
+        blackhole.namespace.run(words);
+    }
+    for backend in backends!() {
+        // Before the tool starts, and then once more while it runs.
+        let old = need!(blackhole.namespace.enter(|| Crowd::new(200)));
+        let options = ["-p", "4621-4623", "--buffer-size", "67108864"];
+        let trace = Trace::start(&blackhole.namespace, backend, &options);
+        let crowd = need!(blackhole.namespace.enter(|| Crowd::new(count)));
+        blackhole.namespace.enter(|| {
+            let _listener = listen("127.0.0.1", 4622);
+            TcpStream::connect("127.0.0.1:4622").unwrap();
+            TcpStream::connect("127.0.0.1:4623").expect_err("nobody listens");
+        });
+        trace.wait_for("failed", 4623);
+        // Their end is told, too, for each that was told as an attempt.
+        drop(old);
+        drop(crowd);
+        let events = trace.stop();
+        let (attempt, established) = events.pair_at(4622, "established");
+        assert_eq!(attempt["pid"], std::process::id(), "{attempt}");
+        let (attempt, failed) = events.pair_at(4623, "failed");
+        assert_eq!(attempt["pid"], std::process::id(), "{attempt}");
+        assert_eq!(failed["error"], "ECONNREFUSED", "{failed}");
+        for fate in [established, failed] {
+            // Where there is no room for it, nobody knows whose it was.
+            let whose = &fate["pid"];
+            assert!(whose.is_null() || *whose == std::process::id(), "{fate}");
+        }
+        let attempts = events.count("attempt");
+        let fates = ["established", "failed", "pending"].map(|name| events.count(name));
+        assert_eq!(attempts, count + 202, "{}", events.summary);
+        assert_eq!(fates.iter().sum::<usize>(), attempts, "{}", events.summary);
+        events.assert_whole();
+    }
+}

@@ -1,0 +1,160 @@
+//! flows: which flows a filter chooses.
+
+use super::*;
+
+#[test]
+fn filters_are_about_the_initiator_and_choose_whole_connections() {
+    let pair = need!(Pair::new());
+    let listener = pair
+        .server
+        .enter(|| TcpListener::bind((SERVER4, 0)).unwrap());
+    let wanted = listener.local_addr().unwrap().port().to_string();
+    drop(listener);
+    let args = [
+        "flows",
+        "vs",
+        "--json",
+        "-p",
+        &wanted,
+        "--src",
+        &CLIENT4.to_string(),
+    ];
+    let tool = Tool::start_in(&pair.server, &args);
+    let addr = SocketAddr::from((SERVER4, wanted.parse().unwrap()));
+    pair.refused_connects((SERVER4, 81).into(), 3);
+    let port = transfer(&pair.client, &pair.server, addr, [1000, 2000]);
+    let line = flow_of(&tool, port);
+    assert_fields(
+        &line,
+        &[("orig_bytes", json!(1000)), ("resp_bytes", json!(2000))],
+    );
+    let output = tool.stop();
+    check_packets(&output);
+    assert_eq!(output.events("flow").len(), 1, "{output:#?}");
+}
+
+/// A connection of the pair that is there before any tool, and what its server pushes into it.
+fn pushed(pair: &Pair, push: impl FnOnce()) -> (SocketAddr, SocketAddr) {
+    let listener = pair
+        .server
+        .enter(|| TcpListener::bind((SERVER4, 0)).unwrap());
+    let addr = listener.local_addr().unwrap();
+    let mut stream = pair.client.enter(|| TcpStream::connect(addr).unwrap());
+    let mut accepted = listener.accept().unwrap().0;
+    push();
+    for _ in 0..3 {
+        accepted.write_all(b"news").unwrap();
+        stream.read_exact(&mut [0; 4]).unwrap();
+    }
+    let own = stream.local_addr().unwrap();
+    drop((stream, accepted));
+    (own, addr)
+}
+
+#[test]
+fn who_listens_is_the_responder_of_an_older_connection_and_no_filter_changes_that() {
+    let pair = need!(Pair::new());
+    // Both ports are ephemeral: they tell nothing.
+    for (options, is_shown) in [
+        (&[][..], true),
+        (&["--src", "10.77.0.1"], true),
+        (&["--dst", "10.77.0.2"], true),
+        (&["--host", "10.77.0.2"], true),
+        (&["--src", "10.77.0.2"], false),
+        (&["--dst", "10.77.0.1"], false),
+    ] {
+        let mut args = vec!["flows", "vs", "--json"];
+        args.extend(options);
+        let mut tool = None;
+        let (own, addr) = pushed(&pair, || tool = Some(Tool::start_in(&pair.server, &args)));
+        let tool = tool.unwrap();
+        if is_shown {
+            let line = flow_of(&tool, own.port());
+            assert_fields(
+                &line,
+                &[
+                    ("saddr", json!(own.ip().to_string())),
+                    ("dport", json!(addr.port())),
+                    ("resp_bytes", json!(12)),
+                    ("partial", json!(true)),
+                ],
+            );
+        }
+        let output = tool.stop();
+        check_packets(&output);
+        let flows = output.events("flow");
+        assert_eq!(flows.len(), usize::from(is_shown), "{options:?} {flows:#?}");
+    }
+}
+
+#[test]
+fn a_connection_that_is_not_asked_for_makes_no_flow_of_its_later_packets() {
+    let pair = need!(Pair::new());
+    for options in [
+        &["--src", "10.77.0.2"][..],
+        &["--flags", "rst"],
+        &["--flags", "fin"],
+        &["--payload", "0:\"oooo\""],
+    ] {
+        let mut args = vec!["flows", "vs", "--json"];
+        args.extend(options);
+        let tool = Tool::start_in(&pair.server, &args);
+        transfer(&pair.client, &pair.server, (SERVER4, 0).into(), [1000, 20]);
+        pair.refused_connects((SERVER4, 81).into(), 1);
+        let output = tool.stop();
+        check_packets(&output);
+        assert_eq!(output.events("flow"), Vec::<Value>::new(), "{options:?}");
+    }
+}
+
+#[test]
+fn filters_on_processes_choose_by_who_connected_and_nothing_else_counts() {
+    need!(has_socket_programs());
+    let pair = need!(Pair::new());
+    let (pid, own) = (std::process::id().to_string(), own_name());
+    for (options, is_shown) in [
+        (["--pid", &pid], true),
+        (["--pid", "1"], false),
+        (["--comm", &own], true),
+        (["--comm", "nosuch"], false),
+        (["--uid", "root"], true),
+        (["--uid", "4321"], false),
+        (["--container", "nosuch"], false),
+    ] {
+        let args = ["flows", "vc", "--json", options[0], options[1]];
+        let tool = Tool::start_in(&pair.client, &args);
+        transfer(&pair.client, &pair.server, (SERVER4, 0).into(), [1000, 20]);
+        let output = tool.stop();
+        check_packets(&output);
+        let count = usize::from(is_shown);
+        assert_eq!(output.events("flow").len(), count, "{options:?}");
+        assert_eq!(output.summary()["matched"], count, "{options:?}");
+    }
+}
+
+#[test]
+fn totals_are_by_process_user_and_network_too() {
+    need!(has_socket_programs());
+    let pair = need!(Pair::new());
+    let process = format!("{}/{}", own_name(), std::process::id());
+    for (options, key) in [
+        (&["process"][..], json!(process)),
+        (&["uid"], json!(0)),
+        (&["net"], json!("10.77.0.0/24")),
+        (&["net", "--prefix", "9"], json!("10.0.0.0/9")),
+        (&["container"], Value::Null),
+    ] {
+        let mut args = vec!["flows", "vc", "--json", "-I", "60", "--by"];
+        args.extend(options);
+        let tool = Tool::start_in(&pair.client, &args);
+        transfer(&pair.client, &pair.server, (SERVER4, 0).into(), [1000, 20]);
+        let lines = tool.stop().events("flow_count");
+        let top = lines[0]["top"].as_array().unwrap();
+        assert_eq!(top.len(), 1, "{options:?} {top:?}");
+        assert_eq!(
+            (&lines[0]["by"], &top[0]["key"]),
+            (&json!(options[0]), &key)
+        );
+        assert!(top[0]["bytes"].as_u64().unwrap() >= 1020, "{top:?}");
+    }
+}

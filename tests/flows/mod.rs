@@ -1,0 +1,279 @@
+//! flows: on captures and on real connections, one file a subject. What they share is here.
+
+mod captures;
+mod counts;
+mod filters;
+mod life;
+mod names;
+mod report;
+mod sequences;
+mod sockets;
+mod table;
+mod view;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use crate::common::frames::{RawSocket, syn_frame};
+use crate::common::net::Reaped;
+use crate::common::tool::{ENOUGH, PublicBinary, as_nobody, check_account, command_of, parse};
+use crate::common::{
+    CLIENT4, Namespace, Pair, SERVER4, SERVER6, Tool, command, is_guest, need, quick,
+};
+use crate::flow_model::Record;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc;
+use nix::pty::{Winsize, grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::signal::Signal;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, socket};
+use nix::sys::termios::{LocalFlags, tcgetattr};
+use nix::sys::utsname::uname;
+use serde_json::{Value, json};
+
+/// Runs a file through flows; `None` if the tool says that it can't read all of it.
+fn replay(path: &Path, args: &[&str]) -> Option<crate::common::Output> {
+    let file = path.to_str().unwrap();
+    let mut words = vec!["flows", "--json", "-r", file];
+    words.extend(args);
+    let output = Tool::spawn(&mut command(words)).finish();
+    (output.code() == 0).then_some(output)
+}
+
+/// Checks the sums that flows promises: no packet is counted twice or forgotten. Returns the
+/// summary. Lines are looked at one by one: there may be very many.
+fn check_packets(output: &crate::common::Output) -> Value {
+    let mut in_lines = 0;
+    let mut summary = Value::Null;
+    for line in output.stdout.iter().map(|line| parse(line)) {
+        if line["event"] == "summary" {
+            summary = line;
+        } else {
+            in_lines += line["orig_pkts"].as_u64().unwrap() + line["resp_pkts"].as_u64().unwrap();
+        }
+    }
+    check_account(&summary);
+    let number = |name: &str| summary[name].as_u64().unwrap();
+    assert_eq!(
+        number("segments"),
+        in_lines + number("untracked") + number("unreported"),
+        "{summary}"
+    );
+    assert_eq!(number("lost"), 0, "{summary}");
+    summary
+}
+
+/// A packet of a conversation that a test makes up.
+struct Said {
+    /// Microseconds since the one before.
+    wait: u64,
+    from_client: bool,
+    flags: u8,
+    seq: u32,
+    ack: u32,
+    len: usize,
+}
+
+/// The frame of what is said, by a client with this port or to it.
+fn frame_of(port: u16, said: &Said) -> Vec<u8> {
+    use crate::oracle::frames::{Ipv4, Segment, ethernet_ip};
+    let (client, server) = ([10, 0, 0, 1], [10, 0, 0, 2]);
+    let (source, destination) = if said.from_client {
+        (client, server)
+    } else {
+        (server, client)
+    };
+    let segment = Segment {
+        sport: if said.from_client { port } else { 80 },
+        dport: if said.from_client { 80 } else { port },
+        seq: said.seq,
+        ack: said.ack,
+        flags: said.flags,
+        payload: vec![b'x'; said.len],
+        ..Segment::default()
+    };
+    let packet = Ipv4 {
+        source,
+        destination,
+        ..Ipv4::default()
+    };
+    ethernet_ip(&packet.tcp(&segment))
+}
+
+/// Writes frames, each with the microseconds since the one before.
+fn write_frames(frames: impl IntoIterator<Item = (u64, Vec<u8>)>) -> Vec<u8> {
+    use crate::oracle::pcap_write::{Frame, Order, Pcap, Unit};
+    let (order, unit) = (Order::Little, Unit::Nanoseconds);
+    let mut file = Pcap::new(Vec::new(), order, unit, 1).unwrap();
+    let mut at = 1_700_000_000_000_000_000;
+    for (wait, frame) in frames {
+        at += wait * 1000;
+        file.frame(Frame::whole(at, &frame)).unwrap();
+    }
+    file.finish()
+}
+
+/// Writes conversations, each with a client port, one after another.
+fn write_capture(conversations: &[(u16, Vec<Said>)]) -> Vec<u8> {
+    write_frames(conversations.iter().flat_map(|(port, packets)| {
+        packets
+            .iter()
+            .map(|said| (said.wait, frame_of(*port, said)))
+    }))
+}
+
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const PSH: u8 = 0x08;
+const ACK: u8 = 0x10;
+
+/// Replays a made-up file.
+fn replay_bytes(bytes: &[u8], args: &[&str]) -> crate::common::Output {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), bytes).unwrap();
+    replay(file.path(), args).unwrap()
+}
+
+/// Checks some fields of a line.
+fn assert_fields(line: &Value, expected: &[(&str, Value)]) {
+    for (key, value) in expected {
+        assert_eq!(&line[*key], value, "{key} of {line}");
+    }
+}
+
+/// Sends this many bytes to a server that sends others back, and closes; returns the client's
+/// port.
+fn transfer(client: &Namespace, server: &Namespace, addr: SocketAddr, sizes: [usize; 2]) -> u16 {
+    let [stream, _] = transferred(client, server, addr, sizes);
+    stream.local_addr().unwrap().port()
+}
+
+/// The same; returns the client's and the server's end, closed both ways.
+fn transferred(
+    client: &Namespace,
+    server: &Namespace,
+    addr: SocketAddr,
+    sizes: [usize; 2],
+) -> [TcpStream; 2] {
+    let listener = server.enter(|| TcpListener::bind(addr).unwrap());
+    let addr = listener.local_addr().unwrap();
+    let serving = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut got = vec![0; sizes[0]];
+        stream.read_exact(&mut got).unwrap();
+        stream.write_all(&vec![b'r'; sizes[1]]).unwrap();
+        // The client closes first.
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+        stream.shutdown(Shutdown::Write).unwrap();
+        stream
+    });
+    let mut stream = client.enter(|| TcpStream::connect(addr).unwrap());
+    stream.write_all(&vec![b'o'; sizes[0]]).unwrap();
+    let mut got = vec![0; sizes[1]];
+    stream.read_exact(&mut got).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    [stream, serving.join().unwrap()]
+}
+
+/// What the kernel has counted for a socket, as `ss -ti` shows it: segments out and in, payload
+/// bytes sent, retransmissions included, and received.
+fn socket_counts(stream: &TcpStream) -> [u64; 4] {
+    let info = tcp_info(stream);
+    let eight = |at: usize| u64::from_ne_bytes(info[at..at + 8].try_into().unwrap());
+    [four(&info, 136), four(&info, 140), eight(200), eight(128)]
+}
+
+/// A member of struct tcp_info (linux/tcp.h) with four bytes.
+fn four(info: &[u8], at: usize) -> u64 {
+    u32::from_ne_bytes(info[at..at + 4].try_into().unwrap()).into()
+}
+
+/// What the kernel knows of a connection.
+fn tcp_info(stream: &TcpStream) -> [u8; 256] {
+    let mut info = [0u8; 256];
+    let mut len = info.len() as libc::socklen_t;
+    // SAFETY: the buffer and its length are valid for the call.
+    let ret = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    assert!(ret == 0 && len >= 208, "TCP_INFO: {ret}, {len} bytes");
+    info
+}
+
+/// The flow of a client's port, once it has ended.
+fn flow_of(tool: &Tool, port: u16) -> Value {
+    tool.json(&format!("of port {port}"), |line| line["sport"] == port)
+}
+
+/// A counter of a namespace, as `nstat` shows it.
+fn tcp_counter(namespace: &Namespace, name: &str) -> u64 {
+    let text = namespace.enter(|| fs::read_to_string("/proc/thread-self/net/snmp").unwrap());
+    let mut lines = text.lines().filter(|line| line.starts_with("Tcp:"));
+    let names = lines.next().unwrap().split_whitespace();
+    let mut values = names.zip(lines.next().unwrap().split_whitespace());
+    let (_, value) = values.find(|(found, _)| *found == name).unwrap();
+    value.parse().unwrap()
+}
+
+/// Whether programs that read sockets may lock flows, which Linux 5.10 does not allow.
+fn has_socket_programs() -> Result<(), String> {
+    let name = uname().unwrap();
+    let release = name.release().to_str().unwrap();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next().unwrap().parse::<u32>().unwrap();
+    let version = (number(), number());
+    (version >= (5, 11)).then_some(()).ok_or(format!(
+        "Linux {release} has no locks for programs that read sockets"
+    ))
+}
+
+/// Something said a millisecond after what was said before.
+fn say(from_client: bool, flags: u8, seq: u32, ack: u32, len: usize) -> Said {
+    Said {
+        wait: 1000,
+        from_client,
+        flags,
+        seq,
+        ack,
+        len,
+    }
+}
+
+/// The handshake of a connection whose ends begin with 100 and 500.
+fn handshake() -> Vec<Said> {
+    vec![
+        say(true, SYN, 100, 0, 0),
+        say(false, SYN | ACK, 500, 101, 0),
+        say(true, ACK, 101, 501, 0),
+    ]
+}
+
+/// The only flow of these packets.
+fn flow_of_packets(said: Vec<Said>) -> Value {
+    let output = replay_bytes(&write_capture(&[(4000, said)]), &[]);
+    check_packets(&output);
+    let mut flows = output.events("flow");
+    assert_eq!(flows.len(), 1, "{flows:#?}");
+    flows.remove(0)
+}
+
+/// The name of this process, as the kernel has it.
+fn own_name() -> String {
+    let name = fs::read_to_string("/proc/self/comm").unwrap();
+    name.trim_end().to_owned()
+}

@@ -1,0 +1,273 @@
+//! flows: the view on a terminal.
+
+use super::*;
+
+/// A terminal of 100 columns and 20 lines: the end that its user has, and that of a program.
+fn terminal() -> (fs::File, fs::File) {
+    // Not openpty(), whose descriptors a process of another test would inherit.
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let user = posix_openpt(flags).unwrap();
+    grantpt(&user).unwrap();
+    unlockpt(&user).unwrap();
+    let mut open = fs::OpenOptions::new();
+    open.read(true).write(true);
+    open.custom_flags(OFlag::O_NOCTTY.bits());
+    let program = open.open(ptsname_r(&user).unwrap()).unwrap();
+    resize(&program, 100, 20);
+    (OwnedFd::from(user).into(), program)
+}
+
+/// Gives a terminal another size.
+fn resize(terminal: &fs::File, columns: u16, lines: u16) {
+    let size = Winsize {
+        ws_row: lines,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: the size is valid for the call.
+    let ret = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+    assert_eq!(ret, 0, "TIOCSWINSZ");
+}
+
+/// What the program has written so far, read on a thread of its own.
+fn screen_of(user: &fs::File) -> std::sync::Arc<std::sync::Mutex<String>> {
+    let screen = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
+    let (to, mut user) = (screen.clone(), user.try_clone().unwrap());
+    std::thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while let Ok(len @ 1..) = user.read(&mut bytes) {
+            to.lock()
+                .unwrap()
+                .push_str(&String::from_utf8_lossy(&bytes[..len]));
+        }
+    });
+    screen
+}
+
+/// What was written, without the terminal's control sequences. Blanks that are there already are
+/// stepped over, not written: each such step is one blank here.
+fn plain(written: &str) -> String {
+    let mut text = String::new();
+    let mut rest = written.chars();
+    while let Some(letter) = rest.next() {
+        if letter != '\x1b' {
+            text.push(letter);
+        } else if rest.by_ref().skip(1).find(char::is_ascii_alphabetic) == Some('H') {
+            text.push(' ');
+        }
+    }
+    text
+}
+
+/// flows with a view on this terminal.
+fn view_command(program: &fs::File) -> std::process::Command {
+    let mut command = command(["flows", "lo", "-I", "0.1"]);
+    command
+        .env("TERM", "xterm")
+        .stdin(Stdio::from(program.try_clone().unwrap()))
+        .stdout(Stdio::from(program.try_clone().unwrap()));
+    command
+}
+
+const OTHER_SCREEN: &str = "\x1b[?1049h";
+const BACK: &str = "\x1b[?1049l";
+
+/// Longer than the view takes to end, and much shorter than somebody waits who has sent a signal.
+const SOON: Duration = Duration::from_secs(2);
+
+fn ends_soon(tool: Tool) -> crate::common::Output {
+    let asked = std::time::Instant::now();
+    let output = tool.finish();
+    assert!(
+        asked.elapsed() < quick(SOON),
+        "{:?} {output:#?}",
+        asked.elapsed()
+    );
+    assert_eq!(output.code(), 0, "{output:#?}");
+    output
+}
+
+#[test]
+fn the_view_shows_flows_and_gives_the_terminal_back_however_it_ends() {
+    let namespace = need!(Namespace::new());
+    for end in ["q", "\x03", "SIGTERM", "SIGINT"] {
+        let (mut user, program) = terminal();
+        let before = tcgetattr(&program).unwrap();
+        let tool = Tool::spawn_in(&namespace, &mut view_command(&program)).attached();
+        let screen = screen_of(&user);
+        let wait = |text: &str| {
+            crate::common::wait_for(text, || screen.lock().unwrap().contains(text).then_some(()));
+        };
+        wait(OTHER_SCREEN);
+        wait("q quit");
+        transfer(&namespace, &namespace, ([127, 0, 0, 1], 0).into(), [10, 10]);
+        wait("127.0.0.1:");
+        let taken = tcgetattr(&program).unwrap().local_flags;
+        assert!(!taken.intersects(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG));
+        // All of it again, as a smaller screen: the line of keys is cut. Nobody tells it.
+        screen.lock().unwrap().clear();
+        resize(&program, 30, 8);
+        wait("q quit  / filter");
+        match end {
+            "SIGTERM" => tool.signal(Signal::SIGTERM),
+            "SIGINT" => tool.signal(Signal::SIGINT),
+            keys => user.write_all(keys.as_bytes()).unwrap(),
+        }
+        let output = ends_soon(tool);
+        wait(BACK);
+        assert_eq!(tcgetattr(&program).unwrap(), before, "{end:?}");
+        let reason = if end.starts_with("SIG") {
+            "(signal)"
+        } else {
+            "(quit)"
+        };
+        let said = output.stderr.last().unwrap();
+        assert!(said.contains(reason), "{end:?}: {said}");
+        assert!(
+            output
+                .stderr
+                .last()
+                .unwrap()
+                .contains("matched 1 = emitted 1")
+        );
+    }
+}
+
+#[test]
+fn the_keys_of_the_view_do_what_it_says() {
+    let namespace = need!(Namespace::new());
+    let (mut user, program) = terminal();
+    resize(&program, 160, 20);
+    let _tool = Tool::spawn_in(&namespace, &mut view_command(&program)).attached();
+    let screen = screen_of(&user);
+    let listener = namespace.enter(|| TcpListener::bind(("127.0.0.1", 0)).unwrap());
+    let addr = listener.local_addr().unwrap();
+    let stream = namespace.enter(|| TcpStream::connect(addr).unwrap());
+    let own = stream.local_addr().unwrap();
+    // Each is followed by Ctrl-L, after which all is drawn again.
+    for (keys, shows) in [
+        ("", own.to_string().as_str()),
+        ("\x1b[C", "RETRANS▼"),
+        ("\x1b[D\x1b[D", "PKT/s▼"),
+        ("r", "PKT/s▲"),
+        (" ", "PAUSED"),
+        (" \r", &format!("{own} → {addr} on lo")),
+        ("\x1b", "q quit"),
+        ("/syn-sent", "filter: syn-sent_"),
+        ("\r", "0 shown"),
+        ("\x1b", "1 open, 0 ended"),
+    ] {
+        screen.lock().unwrap().clear();
+        user.write_all(keys.as_bytes()).unwrap();
+        crate::common::wait_for(&format!("{shows:?} after {keys:?}"), || {
+            user.write_all(b"\x0c").unwrap();
+            let text = plain(&screen.lock().unwrap());
+            text.contains(shows).then_some(())
+        });
+    }
+}
+
+#[test]
+fn ctrl_z_stops_the_view_which_gives_the_terminal_back_and_takes_it_again() {
+    let namespace = need!(Namespace::new());
+    let (mut user, program) = terminal();
+    let before = tcgetattr(&program).unwrap();
+    // In a process group that a shell, here this process, could continue: others aren't stopped.
+    let mut command = view_command(&program);
+    command.process_group(0);
+    let tool = Tool::spawn_in(&namespace, &mut command).attached();
+    let screen = screen_of(&user);
+    let wait = |text: &str| {
+        crate::common::wait_for(text, || screen.lock().unwrap().contains(text).then_some(()));
+    };
+    wait("q quit");
+    user.write_all(b"\x1a").unwrap();
+    crate::common::wait_for("stopped", || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", tool.pid())).unwrap();
+        stat.contains(") T ").then_some(())
+    });
+    wait(BACK);
+    assert_eq!(tcgetattr(&program).unwrap(), before);
+    screen.lock().unwrap().clear();
+    tool.signal(Signal::SIGCONT);
+    wait(OTHER_SCREEN);
+    wait("q quit");
+    assert!(tcgetattr(&program).unwrap() != before);
+    user.write_all(b"q").unwrap();
+    ends_soon(tool);
+    assert_eq!(tcgetattr(&program).unwrap(), before);
+}
+
+#[test]
+fn a_terminal_that_is_hung_up_ends_the_view() {
+    let namespace = need!(Namespace::new());
+    let (user, program) = terminal();
+    let tool = Tool::spawn_in(&namespace, &mut view_command(&program)).attached();
+    // Whether the view is there already, or about to be.
+    drop(program);
+    drop(user);
+    let output = ends_soon(tool);
+    assert!(
+        output.stderr.last().unwrap().contains("(closed_pipe)"),
+        "{output:#?}"
+    );
+}
+
+#[test]
+fn a_signal_ends_the_view_when_nobody_reads_the_terminal_and_half_a_key_was_pressed() {
+    let namespace = need!(Namespace::new());
+    let (mut user, program) = terminal();
+    let before = tcgetattr(&program).unwrap();
+    // No room is left for the view.
+    let nonblocking = |on: bool| {
+        let flags = if on {
+            OFlag::O_NONBLOCK
+        } else {
+            OFlag::empty()
+        };
+        fcntl(&program, FcntlArg::F_SETFL(OFlag::O_RDWR | flags)).unwrap();
+    };
+    nonblocking(true);
+    while (&program).write(&[b'x'; 512]).is_ok() {}
+    nonblocking(false);
+    let tool = Tool::spawn_in(&namespace, &mut view_command(&program)).attached();
+    user.write_all(b"\x1b[").unwrap();
+    crate::common::wait_for("raw mode", || {
+        (tcgetattr(&program).unwrap() != before).then_some(())
+    });
+    tool.signal(Signal::SIGTERM);
+    ends_soon(tool);
+    assert_eq!(tcgetattr(&program).unwrap(), before);
+}
+
+#[test]
+fn a_terminal_gets_lines_if_they_are_asked_for_or_it_can_not_draw() {
+    lines_on_a_terminal(&["--no-tui"], Some("xterm"));
+    lines_on_a_terminal(&[], Some("dumb"));
+    lines_on_a_terminal(&[], Some(""));
+    lines_on_a_terminal(&[], None);
+}
+
+fn lines_on_a_terminal(options: &[&str], term: Option<&str>) {
+    let namespace = need!(Namespace::new());
+    let (user, program) = terminal();
+    let mut command = command(["flows", "lo"].iter().chain(options));
+    match term {
+        Some(term) => command.env("TERM", term),
+        None => command.env_remove("TERM"),
+    };
+    command
+        .env("NO_COLOR", "1")
+        .stdin(Stdio::from(program.try_clone().unwrap()))
+        .stdout(Stdio::from(program.try_clone().unwrap()));
+    let tool = Tool::spawn_in(&namespace, &mut command).attached();
+    drop(command);
+    let screen = screen_of(&user);
+    transfer(&namespace, &namespace, ([127, 0, 0, 1], 0).into(), [10, 10]);
+    crate::common::wait_for("a line", || {
+        screen.lock().unwrap().contains(" SF ").then_some(())
+    });
+    assert!(!screen.lock().unwrap().contains(OTHER_SCREEN));
+    assert_eq!(tool.stop().code(), 0);
+}

@@ -1,0 +1,151 @@
+//! Programs that another process takes away.
+
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::{WAYS, is_tc, linked};
+use crate::common::bpf::{detach_link, hold_link, links_of, replace_xdp};
+use crate::common::frames::{RawSocket, syn_frame};
+use crate::common::{CLIENT4, Output, Pair, SERVER4, Tool, need, quick, release};
+
+/// Detaches one program of a tool from `vs`, as another process can.
+fn detach(pair: &Pair, tool: &Tool, args: &[&str], round: usize) {
+    if linked().iter().any(|way| args.starts_with(way)) {
+        let mut links = links_of(tool.pid());
+        let first = round % links.len();
+        links.rotate_left(first);
+        // Those of tracing programs can't be detached.
+        let detached = links.into_iter().any(|link| detach_link(link).is_ok());
+        assert!(detached, "{args:?}");
+        return;
+    }
+    pair.server.run(match round % 2 {
+        0 => "tc qdisc del dev vs clsact",
+        _ => "tc filter del dev vs ingress",
+    });
+}
+
+/// Wants the end of a run that was left without a program.
+fn is_told(output: &Output, args: &[&str]) {
+    assert_eq!(output.code(), 1, "{args:?}: {output:#?}");
+    let summary = output.summary();
+    assert_eq!(summary["exit_reason"], "detached", "{args:?}");
+    let told = |line: &String| {
+        line.starts_with("tcpinspect: ") && line.contains(" on vs was detached: another process")
+    };
+    assert!(output.stderr.iter().any(told), "{args:?}: {output:#?}");
+}
+
+#[test]
+fn a_program_that_another_process_detaches_ends_the_run_within_a_second() {
+    let pair = need!(Pair::new());
+    for (round, args) in [WAYS, WAYS].concat().into_iter().enumerate() {
+        let mut args = args.to_vec();
+        args.push("--json");
+        // One of two interfaces is enough: the first one.
+        let round = match args.contains(&"native") || round >= WAYS.len() {
+            true => round,
+            false => {
+                args.push("lo");
+                0
+            }
+        };
+        let tool = Tool::start_in(&pair.server, &args);
+        pair.refused_connects((SERVER4, 80).into(), 3);
+        let detached = Instant::now();
+        detach(&pair, &tool, &args, round);
+        let output = tool.finish();
+        let took = detached.elapsed();
+        assert!(took < quick(Duration::from_secs(1)), "{args:?}: {took:?}");
+        is_told(&output, &args);
+        assert!(output.summary()["matched"].as_u64() >= Some(3), "{args:?}");
+    }
+}
+
+#[test]
+fn a_program_that_another_takes_the_place_of_ends_the_run_within_a_second() {
+    let pair = need!(Pair::new());
+    for args in WAYS.into_iter().filter(|args| !is_tc(args)) {
+        let mut args = args.to_vec();
+        args.push("--json");
+        let tool = Tool::start_in(&pair.server, &args);
+        let replaced = Instant::now();
+        replace_xdp(links_of(tool.pid())[0]);
+        let output = tool.finish();
+        assert!(
+            replaced.elapsed() < quick(Duration::from_secs(1)),
+            "{args:?}"
+        );
+        is_told(&output, &args);
+    }
+}
+
+#[test]
+fn a_program_that_was_detached_just_before_the_end_is_told_too() {
+    let pair = need!(Pair::new());
+    for (round, args) in WAYS.into_iter().enumerate() {
+        let mut args = args.to_vec();
+        args.push("--json");
+        let tool = Tool::start_in(&pair.server, &args);
+        detach(&pair, &tool, &args, round);
+        is_told(&tool.stop(), &args);
+    }
+}
+
+#[test]
+fn nobody_can_detach_what_traces_connects() {
+    let pair = need!(Pair::new());
+    let tool = Tool::start_in(&pair.server, &["connect-trace", "--json"]);
+    let links = links_of(tool.pid());
+    for link in links {
+        assert!(detach_link(link).is_err(), "{link}");
+    }
+    pair.client
+        .enter(|| drop(TcpStream::connect((SERVER4, 80))));
+    tool.json("of the connect", |line| line["event"] == "failed");
+    assert_eq!(tool.stop().code(), 0);
+}
+
+#[test]
+fn the_account_is_exact_and_the_interface_clean_though_another_process_holds_the_links() {
+    let pair = need!(Pair::new());
+    let before = pair.state();
+    let syn = syn_frame(&[], CLIENT4.into(), SERVER4.into(), 80);
+    let client = pair.client.enter(|| RawSocket::open("vc"));
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::SeqCst) {
+                client.send(&syn);
+            }
+        });
+        for args in linked().into_iter().chain([&["connect-trace"][..]]) {
+            let mut args = args.to_vec();
+            args.extend(["--json", "-d", "0.3"]);
+            let tool = Tool::start_in(&pair.server, &args);
+            let held: Vec<_> = links_of(tool.pid()).into_iter().map(hold_link).collect();
+            if args[0] == "connect-trace" {
+                // Until its end, and beyond.
+                let end = Instant::now() + Duration::from_millis(600);
+                while Instant::now() < end {
+                    pair.client
+                        .enter(|| drop(TcpStream::connect((SERVER4, 80))));
+                }
+            }
+            let output = tool.finish();
+            // Which checks the sums.
+            let summary = output.summary();
+            assert_eq!(output.code(), 0, "{output:#?}");
+            assert!(summary["matched"].as_u64() > Some(0), "{summary}");
+            assert!(!held.is_empty());
+            // Before, it takes CAP_BPF.
+            if release() >= (5, 19) {
+                assert_eq!(pair.state(), before, "{args:?}");
+            }
+        }
+        over.store(true, Ordering::SeqCst);
+    });
+    assert_eq!(pair.state(), before);
+}

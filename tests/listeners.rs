@@ -1,0 +1,225 @@
+//! `listeners`: equal to what ss and nstat say, and the right process.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use crate::common::net::{CLIENT4, Reaped, SERVER4};
+use crate::common::{Namespace, Pair, Tool, command, need};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
+    sockopt,
+};
+use serde_json::Value;
+
+/// A listening socket with a limit of its own, which the standard library does not let choose.
+pub fn listener(addr: SocketAddr, backlog: i32) -> OwnedFd {
+    let family = match addr {
+        SocketAddr::V4(_) => AddressFamily::Inet,
+        SocketAddr::V6(_) => AddressFamily::Inet6,
+    };
+    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    setsockopt(&socket, sockopt::ReusePort, &true).unwrap();
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(addr)).unwrap();
+    listen(&socket, Backlog::new(backlog).unwrap()).unwrap();
+    socket
+}
+
+fn once(namespace: &Namespace, args: &[&str]) -> Vec<Value> {
+    let mut command = command(["listeners", "--once", "--json"]);
+    let output = Tool::spawn_in(namespace, command.args(args)).finish();
+    assert_eq!(output.code(), 0, "{output:#?}");
+    output.events("listener")
+}
+
+/// A counter of the kernel.
+fn counter(namespace: &Namespace, name: &str) -> u64 {
+    let text = namespace.run(&format!("nstat -asz {name}"));
+    let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Connects without waiting for an answer, and keeps the sockets.
+fn knock(namespace: &Namespace, from: SocketAddr, addr: SocketAddr, count: usize) -> Vec<OwnedFd> {
+    namespace.enter(|| {
+        let knock = |_| {
+            let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+            let client = socket(AddressFamily::Inet, SockType::Stream, flags, None).unwrap();
+            bind(client.as_raw_fd(), &SockaddrStorage::from(from)).unwrap();
+            let _ = nix::sys::socket::connect(client.as_raw_fd(), &SockaddrStorage::from(addr));
+            client
+        };
+        (0..count).map(knock).collect()
+    })
+}
+
+#[test]
+fn a_full_queue_its_process_and_its_drops_are_as_ss_and_nstat_say() {
+    let pair = need!(Pair::new());
+    let addr = SocketAddr::from((SERVER4, 80));
+    let _listener = pair.server.enter(|| listener(addr, 1));
+    let tool = Tool::start_in(&pair.server, &["listeners", "--json", "-I", "0.2"]);
+    tool.json("of the first look", |line| line["event"] == "listener");
+    let _clients = knock(&pair.client, (CLIENT4, 0).into(), addr, 8);
+    let full = tool.json("of a drop", |line| {
+        line["drops_delta"].as_u64().is_some_and(|drops| drops > 0)
+    });
+    assert!(full["drop_rate"].as_f64().unwrap() > 0.0, "{full}");
+    assert_eq!(tool.stop().code(), 0);
+
+    let shown = once(&pair.server, &[]);
+    let [shown] = shown.as_slice() else {
+        panic!("one listener: {shown:#?}")
+    };
+    let ss = pair.server.run("ss -Hltmn");
+    let fields = ss.split_whitespace().collect::<Vec<_>>();
+    let number = |text: &str| text.parse::<u64>().unwrap();
+    assert_eq!(shown["queue_len"], number(fields[1]), "{ss}");
+    assert_eq!(shown["queue_max"], number(fields[2]), "{ss}");
+    // Two fit where the limit is one.
+    assert_eq!(
+        (&shown["queue_len"], &shown["queue_max"]),
+        (&2.into(), &1.into())
+    );
+    // SYNs are sent again meanwhile, so that the figure grows from one look to the next.
+    let before = counter(&pair.server, "TcpExtListenDrops");
+    let drops = once(&pair.server, &[])[0]["drops_total"].as_u64().unwrap();
+    let after = counter(&pair.server, "TcpExtListenDrops");
+    assert!(
+        (before..=after).contains(&drops) && before >= 6,
+        "{before} {drops} {after}"
+    );
+    assert_eq!(shown["netns"], pair.server.inode());
+    if shown["pid"].is_null() {
+        // The kernel can't tell the sockets of files, which the notice says.
+        assert!(full["comm"].is_null());
+    } else {
+        assert_eq!(shown["pid"], std::process::id());
+        assert_eq!((&shown["processes"], &shown["uid"]), (&1.into(), &0.into()));
+    }
+}
+
+#[test]
+fn a_group_of_sockets_is_one_row_and_its_members_are_told() {
+    let namespace = need!(Namespace::new());
+    let addr = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 8080));
+    let sockets = namespace.enter(|| [7, 8, 9].map(|backlog| listener(addr, backlog)));
+    let rows = once(&namespace, &[]);
+    let [row] = rows.as_slice() else {
+        panic!("one row: {rows:#?}")
+    };
+    assert_eq!(
+        (&row["sockets"], &row["queue_max"]),
+        (&3.into(), &24.into())
+    );
+    assert_eq!(
+        (&row["addr"], &row["dual_stack"]),
+        (&"::".into(), &true.into())
+    );
+    let members = row["members"].as_array().unwrap();
+    let limits = members
+        .iter()
+        .map(|member| member["queue_max"].as_u64().unwrap());
+    assert_eq!(limits.collect::<Vec<_>>(), [7, 8, 9]);
+    drop(sockets);
+    assert_eq!(once(&namespace, &[]), [] as [Value; 0]);
+}
+
+#[test]
+fn half_open_connections_count_for_their_listener_and_all_families_are_there() {
+    let pair = need!(Pair::new());
+    let (first, second) = pair.server.enter(|| {
+        let first = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 81)).unwrap();
+        let second = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 82)).unwrap();
+        (first, second)
+    });
+    // The answers to this address go astray.
+    let from = SocketAddr::from((Ipv4Addr::new(10, 77, 0, 77), 0));
+    pair.client.run("ip addr add 10.77.0.77/24 dev vc");
+    pair.server
+        .run("ip neigh replace 10.77.0.77 lladdr 02:00:00:00:00:77 dev vs nud permanent");
+    let _clients = knock(&pair.client, from, (SERVER4, 81).into(), 5);
+    let rows = once(&pair.server, &[]);
+    let half_open = rows.iter().map(|row| {
+        let value = |key: &str| row[key].as_u64().unwrap();
+        (value("port"), value("syn_queue_len"))
+    });
+    let half_open = half_open.collect::<BTreeMap<_, _>>();
+    assert_eq!(half_open, BTreeMap::from([(81, 5), (82, 0)]), "{rows:#?}");
+    assert_eq!(once(&pair.server, &["-4"]).len(), 1);
+    assert_eq!(once(&pair.server, &["-p", "1-81"]).len(), 1);
+    assert_eq!(once(&pair.server, &["-p", "!81,!82"]).len(), 0);
+    drop((first, second));
+}
+
+#[test]
+fn an_alert_is_raised_while_a_queue_is_full_and_cleared_after() {
+    let pair = need!(Pair::new());
+    let addr = SocketAddr::from((SERVER4, 80));
+    let listener = pair.server.enter(|| TcpListener::bind(addr).unwrap());
+    listen(&listener, Backlog::new(4).unwrap()).unwrap();
+    let args = ["listeners", "--json", "-I", "0.2", "--alert", "75"];
+    let tool = Tool::start_in(&pair.server, &args);
+    let clients = (0..3).map(|_| pair.client.enter(|| TcpStream::connect(addr).unwrap()));
+    let clients = clients.collect::<Vec<_>>();
+    let alert = |state: &'static str| move |line: &Value| line["state"] == state;
+    let raised = tool.json("of an alert", alert("raised"));
+    assert_eq!(
+        (&raised["port"], &raised["threshold"]),
+        (&80.into(), &75.into())
+    );
+    for _ in &clients {
+        listener.accept().unwrap();
+    }
+    tool.json("of its end", alert("cleared"));
+    let output = tool.stop();
+    assert_eq!(output.code(), 0);
+    assert_eq!(output.events("listener_alert").len(), 2);
+}
+
+#[test]
+fn another_network_namespace_is_looked_at_by_path_and_by_process() {
+    let namespace = need!(Namespace::new());
+    let _listener = namespace.enter(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 83)).unwrap());
+    let mut sleeper = namespace.enter(|| {
+        let mut sleep = std::process::Command::new("sleep");
+        Reaped(sleep.arg("60").spawn().unwrap())
+    });
+    for place in [namespace.path(), sleeper.0.id().to_string()] {
+        let args = ["listeners", "--once", "--json", "--netns", &place];
+        let output = Tool::spawn(&mut command(args)).finish();
+        let rows = output.events("listener");
+        assert_eq!(
+            (rows.len(), &rows[0]["port"]),
+            (1, &83.into()),
+            "{output:#?}"
+        );
+        assert_eq!(rows[0]["netns"], namespace.inode());
+    }
+    sleeper.0.kill().unwrap();
+    let output = Tool::spawn(&mut command(["listeners", "--netns", "no-such"])).finish();
+    assert_eq!(output.code(), 2, "{output:#?}");
+    let (message, hint) = output.complaint();
+    assert!(
+        message.contains("unknown network namespace 'no-such'"),
+        "{message}"
+    );
+    assert!(hint.unwrap().contains("ip netns list"));
+}
+
+#[test]
+fn a_look_at_many_open_files_is_cheap_enough_to_be_repeated() {
+    let namespace = need!(Namespace::new());
+    let sockets = namespace.enter(|| {
+        let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        (0..300).map(bind).collect::<Vec<_>>()
+    });
+    let started = std::time::Instant::now();
+    assert_eq!(once(&namespace, &[]).len(), sockets.len());
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
+}

@@ -1,0 +1,336 @@
+//! One scenario after another: what is dropped is told once, with the right reason.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+
+use nix::libc;
+use serde_json::Value;
+
+use super::start;
+use crate::accept::{
+    Growth, NOBODY, begin, late_ack, listener, nft, segment, send, with_neighbour,
+};
+use crate::common::frames::SYN;
+use crate::common::net::{CLIENT4, SERVER4};
+use crate::common::{Namespace, Pair, Tool, command, need, release};
+
+const ACK: u8 = 0x10;
+
+fn server(port: u16) -> SocketAddr {
+    (SERVER4, port).into()
+}
+
+/// A run that shows the drops of segments to a port of the server.
+struct Drops {
+    tool: Tool,
+    port: u16,
+}
+
+impl Drops {
+    fn start(pair: &Pair, port: u16) -> Self {
+        let args = ["--only", "drop", "--any-port", &port.to_string()];
+        Self {
+            tool: start(&pair.server, &args),
+            port,
+        }
+    }
+
+    /// Waits for one, and checks that there is no other when it ends.
+    fn only(self) -> Value {
+        let port = self.port;
+        self.tool.json("of a drop", |line| line["event"] == "drop");
+        let output = self.tool.stop();
+        let mut drops = output.events("drop");
+        assert_eq!(drops.len(), 1, "{port}: {drops:#?}");
+        drops.remove(0)
+    }
+}
+
+/// Asserts on the reason, which may be one of several: it depends on the kernel. Without one from
+/// the kernel, it may also be unknown.
+fn assert_reason(drop: &Value, reasons: &[&str]) {
+    match drop["reason"].as_str() {
+        Some(reason) => assert!(reasons.contains(&reason), "{reasons:?}: {drop}"),
+        None => assert_eq!(drop["reason_from"], "unknown", "{drop}"),
+    }
+}
+
+/// TCP has freed most of what it drops without a word.
+fn are_all_drops_told() -> Result<(), String> {
+    match release() {
+        (..=4, _) | (5, ..18) => Err("TCP does not tell of each drop before Linux 5.18".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+fn syn(pair: &Pair, from: Ipv4Addr, port: u16) -> Vec<u8> {
+    segment(pair, from, SYN, (4000, port), 77, 0)
+}
+
+#[test]
+fn what_a_firewall_drops_in_any_hook_is_told_once() {
+    for (hook, rule) in [
+        (
+            "type filter hook prerouting priority 0",
+            "tcp dport 91 drop",
+        ),
+        ("type filter hook input priority 0", "tcp dport 91 drop"),
+        ("type filter hook output priority 0", "tcp sport 91 drop"),
+    ] {
+        let pair = need!(Pair::new());
+        with_neighbour(&pair);
+        need!(nft(&pair.server, hook, rule));
+        let _listener = pair.server.enter(|| listener(server(91), 16));
+        pair.server.sysctl("ipv4/tcp_synack_retries", "0");
+        let drops = Drops::start(&pair, 91);
+        send(&pair, &syn(&pair, NOBODY, 91));
+        let drop = drops.only();
+        assert_eq!(drop["reason"], "netfilter_drop", "{hook}: {drop}");
+        let way = match hook.contains("output") {
+            true => "egress",
+            false => "ingress",
+        };
+        assert_eq!(drop["direction"], way, "{drop}");
+    }
+}
+
+#[test]
+fn a_capture_file_has_each_dropped_segment_with_its_reason() {
+    let pair = need!(Pair::new());
+    need!(nft(
+        &pair.server,
+        "type filter hook input priority 0",
+        "tcp dport 90 drop"
+    ));
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("drops.pcapng");
+    let path = file.to_str().unwrap();
+    let tool = start(&pair.server, &["-w", path, "--any-port", "90", "-c", "3"]);
+    for isn in [1, 2, 3] {
+        send(&pair, &segment(&pair, CLIENT4, SYN, (4000, 90), isn, 0));
+    }
+    let output = tool.finish();
+    assert_eq!(output.summary()["emitted"], 3, "{output:#?}");
+    let bytes = std::fs::read(&file).unwrap();
+    let comment = b"reason=netfilter_drop reason_from=";
+    let found = bytes.windows(comment.len());
+    assert_eq!(found.filter(|it| it == comment).count(), 3);
+    let read = ["port-monitor", "--json", "-r", path];
+    let read = Tool::spawn(&mut command(read)).finish();
+    let packets = read.events("packet");
+    let isns = packets.iter().map(|packet| packet["seq"].as_u64().unwrap());
+    assert_eq!(isns.collect::<Vec<_>>(), [1, 2, 3], "{read:#?}");
+    assert!(packets.iter().all(|packet| packet["dport"] == 90));
+}
+
+#[test]
+fn what_iptables_drops_is_told_once() {
+    let pair = need!(Pair::new());
+    need!(
+        pair.server
+            .try_run("iptables -A INPUT -p tcp --dport 92 -j DROP")
+    );
+    let drops = Drops::start(&pair, 92);
+    send(&pair, &syn(&pair, CLIENT4, 92));
+    assert_eq!(drops.only()["reason"], "netfilter_drop");
+}
+
+#[test]
+fn a_source_that_no_route_leads_to_is_told_by_whoever_drops_it() {
+    let stranger = Ipv4Addr::new(198, 51, 100, 7);
+    let pair = need!(Pair::new());
+    let _listener = pair.server.enter(|| listener(server(93), 16));
+    // The listener, if the way back is not checked before.
+    let drops = Drops::start(&pair, 93);
+    let counted = Growth::of(&pair.server, "TcpExtListenDrops");
+    send(&pair, &syn(&pair, stranger, 93));
+    let drop = drops.only();
+    assert_eq!(
+        (&drop["reason"], &drop["reason_from"]),
+        (&"no_route_back".into(), &"inferred".into())
+    );
+    assert_eq!(
+        (&drop["iface"], &drop["state"]),
+        (&"vs".into(), &"listen".into())
+    );
+    assert_eq!(drop["pid"], std::process::id(), "{drop}");
+    assert_eq!(counted.now(), 1);
+    // The reverse path filter.
+    pair.server.sysctl("ipv4/conf/all/rp_filter", "1");
+    let drops = Drops::start(&pair, 93);
+    send(&pair, &syn(&pair, stranger, 93));
+    assert_reason(&drops.only(), &["ip_rpfilter"]);
+    assert_eq!(counted.now(), 1);
+}
+
+#[test]
+fn each_syn_that_a_full_accept_queue_turns_away_is_told_once() {
+    let namespace = need!(Namespace::new());
+    let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 94));
+    let _listener = namespace.enter(|| listener(addr, 1));
+    let overflows = Growth::of(&namespace, "TcpExtListenOverflows");
+    let established = Growth::of(&namespace, "TcpPassiveOpens");
+    let tool = start(&namespace, &["--reason", "accept_queue_full", "lo"]);
+    let begin_some = |count| {
+        let clients = || (0..count).map(|_| begin(addr)).collect::<Vec<_>>();
+        namespace.enter(clients)
+    };
+    let waiting = begin_some(2);
+    established.reaches(2);
+    let clients = begin_some(5);
+    overflows.reaches(5);
+    tool.events(5);
+    // No SYN may be sent again between the count and the end.
+    drop((waiting, clients));
+    let output = tool.stop();
+    let drops = output.events("drop");
+    assert_eq!(drops.len() as u64, overflows.now(), "{drops:#?}");
+    for drop in &drops {
+        let inferred = ("accept_queue_full".into(), "inferred".into(), "lo".into());
+        let told = (&drop["reason"], &drop["reason_from"], &drop["iface"]);
+        assert_eq!(told, (&inferred.0, &inferred.1, &inferred.2), "{drop}");
+        assert_eq!(drop["pid"], std::process::id(), "{drop}");
+    }
+}
+
+#[test]
+fn a_syn_that_a_full_syn_queue_turns_away_is_told_once() {
+    let pair = need!(Pair::new());
+    pair.server.sysctl("ipv4/tcp_syncookies", "0");
+    pair.server.sysctl("ipv4/tcp_max_syn_backlog", "4");
+    let _listener = pair.server.enter(|| listener(server(95), 4));
+    let dropped = Growth::of(&pair.server, "TcpExtListenDrops");
+    let tool = start(&pair.server, &["--only", "drop", "-p", "95"]);
+    for port in 4000..4012 {
+        send(&pair, &segment(&pair, NOBODY, SYN, (port, 95), 77, 0));
+    }
+    dropped.reaches(1);
+    let output = tool.stop();
+    let drops = output.events("drop");
+    assert_eq!(drops.len() as u64, dropped.now(), "{drops:#?}");
+    let is_full = |drop: &Value| drop["reason"] == "syn_queue_full";
+    assert!(drops.iter().all(is_full), "{drops:#?}");
+}
+
+#[test]
+fn a_final_ack_that_finds_the_queue_full_is_told_where_it_came_in() {
+    let pair = need!(Pair::new());
+    with_neighbour(&pair);
+    pair.server.sysctl("ipv4/tcp_abort_on_overflow", "1");
+    let _listener = pair.server.enter(|| listener(server(96), 0));
+    let resets = Growth::of(&pair.server, "TcpOutRsts");
+    let tool = start(
+        &pair.server,
+        &["--any-port", "96", "--host", &NOBODY.to_string()],
+    );
+    late_ack(&pair, 96);
+    tool.json("of a drop", |line| line["event"] == "drop");
+    resets.reaches(1);
+    let output = tool.stop();
+    let drops = output.events("drop");
+    assert_eq!(drops.len(), 1, "{output:#?}");
+    assert_reason(&drops[0], &["tcp_listen_overflow"]);
+    assert_eq!(drops[0]["iface"], "vs", "{}", drops[0]);
+    assert_eq!(
+        output.events("reset").len() as u64,
+        resets.now(),
+        "{output:#?}"
+    );
+}
+
+#[test]
+fn what_is_wrong_with_a_segment_is_told() {
+    need!(are_all_drops_told());
+    let pair = need!(Pair::new());
+    let _listener = pair.server.enter(|| listener(server(97), 16));
+    let mut damaged = syn(&pair, CLIENT4, 97);
+    damaged[14 + 20 + 16] ^= 0xff;
+    let drops = Drops::start(&pair, 97);
+    send(&pair, &damaged);
+    assert_reason(&drops.only(), &["tcp_csum"]);
+    // Flags that go together in no segment.
+    let drops = Drops::start(&pair, 97);
+    send(&pair, &segment(&pair, CLIENT4, SYN | 1, (4001, 97), 77, 0));
+    assert_reason(&drops.only(), &["tcp_flags"]);
+}
+
+#[test]
+fn a_ttl_below_the_least_one_is_told() {
+    let pair = need!(Pair::new());
+    let socket = pair.server.enter(|| listener(server(98), 16));
+    let least: libc::c_int = 255;
+    // SAFETY: the value is valid for the call, and its length is its size.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_MINTTL,
+            (&raw const least).cast(),
+            size_of_val(&least) as libc::socklen_t,
+        )
+    };
+    assert_eq!(set, 0);
+    let drops = Drops::start(&pair, 98);
+    send(&pair, &syn(&pair, CLIENT4, 98));
+    assert_reason(&drops.only(), &["tcp_minttl"]);
+}
+
+#[test]
+fn a_segment_outside_of_the_window_is_told() {
+    need!(are_all_drops_told());
+    let pair = need!(Pair::new());
+    let listener = pair.server.enter(|| TcpListener::bind(server(99)).unwrap());
+    let client = pair
+        .client
+        .enter(|| TcpStream::connect(server(99)).unwrap());
+    let (accepted, _) = listener.accept().unwrap();
+    let port = client.local_addr().unwrap().port();
+    let drops = Drops::start(&pair, 99);
+    // A number that is right by chance would be one in thousands.
+    send(&pair, &segment(&pair, CLIENT4, ACK, (port, 99), 1, 1));
+    let drop = drops.only();
+    let reasons = [
+        "tcp_overwindow",
+        "tcp_invalid_sequence",
+        "tcp_invalid_end_sequence",
+        "tcp_invalid_ack_sequence",
+        "tcp_old_sequence",
+        "tcp_old_ack",
+        "tcp_too_old_ack",
+        "tcp_rfc7323_paws",
+        "tcp_ack_unsent_data",
+    ];
+    assert_reason(&drop, &reasons);
+    // Since Linux 6.14 the kernel tells the socket.
+    if !drop["state"].is_null() {
+        assert_eq!(drop["state"], "established", "{drop}");
+        assert_eq!(drop["pid"], std::process::id(), "{drop}");
+    }
+    std::mem::drop((client, accepted));
+}
+
+#[test]
+fn what_is_no_tcp_behind_an_extension_header_is_no_segment() {
+    let pair = need!(Pair::new());
+    let tool = start(&pair.server, &["-6"]);
+    // The report of who listens to a group (MLDv2): ICMPv6 behind hop-by-hop options.
+    let mut frame = vec![0x33, 0x33, 0, 0, 0, 0x16, 2, 0, 0, 0, 0, 1, 0x86, 0xdd];
+    frame.extend([0x60, 0, 0, 0, 0, 36, 0, 1]);
+    let from: IpAddr = "fe80::1".parse().unwrap();
+    let to: IpAddr = "ff02::16".parse().unwrap();
+    for addr in [from, to] {
+        let IpAddr::V6(addr) = addr else { continue };
+        frame.extend(addr.octets());
+    }
+    frame.extend([58, 0, 5, 2, 0, 0, 1, 0]);
+    frame.extend([143, 0, 0, 0, 0, 0, 0, 1, 4, 0, 0, 0]);
+    frame.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 0, 1]);
+    send(&pair, &frame);
+    pair.refused_connects((crate::common::net::SERVER6, 9).into(), 1);
+    tool.json("of the drop after it", |line| line["dport"] == 9);
+    let drops = tool.stop().events("drop");
+    assert!(
+        drops.iter().all(|drop| drop["daddr"] != "ff02::16"),
+        "{drops:#?}"
+    );
+}

@@ -1,0 +1,310 @@
+//! loss-trace: what was dropped, sent again and reset, as the kernel counts it.
+
+mod matrix;
+
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use crate::common::frames::{RawSocket, syn_frame};
+use crate::common::net::{CLIENT4, SERVER4};
+use crate::common::{Namespace, Output, Pair, Tool, command, need, wait_for};
+use nix::sys::socket::{setsockopt, sockopt};
+use serde_json::{Value, json};
+
+/// Starts loss-trace in a namespace, for that namespace alone.
+fn start(namespace: &Namespace, args: &[&str]) -> Tool {
+    let path = namespace.path();
+    let mut all = vec!["loss-trace", "--json", "--netns", &path];
+    all.extend(args);
+    Tool::start(&all)
+}
+
+/// A counter of the kernel since the namespace was made.
+fn counter(namespace: &Namespace, name: &str) -> u64 {
+    let text = namespace.run(&format!("nstat -asz {name}"));
+    let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn segments(output: &Output) -> u64 {
+    let lines = output.events("retransmit").into_iter();
+    lines.map(|line| line["segments"].as_u64().unwrap()).sum()
+}
+
+/// Whether the kernel says why it drops and resets.
+fn has_reasons(tool: &Tool) -> bool {
+    !tool
+        .errors()
+        .iter()
+        .any(|line| line.contains("gives no reasons"))
+}
+
+fn nft(namespace: &Namespace, rule: &str) -> Result<(), String> {
+    namespace.try_run("nft add table inet loss")?;
+    let chain = "add chain inet loss in { type filter hook input priority 0 ; }";
+    for words in [chain, &format!("add rule inet loss in {rule}")] {
+        let run = || std::process::Command::new("nft").arg(words).status();
+        let status = namespace.enter(run).map_err(|error| error.to_string())?;
+        if !status.success() {
+            return Err(format!("nft {words}: {status}"));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_syn_to_a_closed_port_is_dropped_and_reset_for_the_same_reason() {
+    let pair = need!(Pair::new());
+    let tool = start(&pair.server, &["-p", "9", "--src", &CLIENT4.to_string()]);
+    pair.refused_connects(SocketAddr::from((SERVER4, 9)), 3);
+    tool.events(3);
+    let is_told = has_reasons(&tool);
+    let output = tool.stop();
+    let drops = output.events("drop");
+    assert_eq!(drops.len(), 3, "{output:#?}");
+    for drop in &drops {
+        assert_eq!(
+            (&drop["iface"], &drop["direction"]),
+            (&"vs".into(), &"ingress".into())
+        );
+        assert_eq!(
+            (&drop["tcp_flags"][0], &drop["len"]),
+            (&"syn".into(), &0.into())
+        );
+        assert_eq!(drop["netns"], pair.server.inode());
+        if is_told {
+            assert_eq!(
+                (&drop["reason"], &drop["reason_from"]),
+                (&"no_socket".into(), &"kernel".into())
+            );
+        }
+        assert!(drop["pid"].is_null(), "nobody listens: {drop}");
+    }
+}
+
+#[test]
+fn resets_are_as_many_as_the_kernel_counts() {
+    let pair = need!(Pair::new());
+    let sent = start(&pair.server, &["--only", "reset"]);
+    let is_told = has_reasons(&sent);
+    let received = start(&pair.client, &["--only", "reset"]);
+    let before = counter(&pair.server, "TcpOutRsts");
+    pair.refused_connects(SocketAddr::from((SERVER4, 9)), 2);
+    // Closed with unread data: a reset ends the connection.
+    let listener = pair
+        .server
+        .enter(|| TcpListener::bind((SERVER4, 80)).unwrap());
+    let mut client = pair
+        .client
+        .enter(|| TcpStream::connect((SERVER4, 80)).unwrap());
+    let (server, _) = listener.accept().unwrap();
+    client.write_all(b"unread").unwrap();
+    wait_for("the data", || {
+        let mut byte = [0];
+        server.peek(&mut byte).ok().filter(|len| *len == 1)
+    });
+    drop(server);
+    received.events(3);
+    let (sent, received) = (sent.stop(), received.stop());
+    let count = |output: &Output, way: &str| {
+        let lines = output.events("reset").into_iter();
+        lines.filter(|line| line["way"] == way).count() as u64
+    };
+    assert_eq!(
+        count(&sent, "sent"),
+        counter(&pair.server, "TcpOutRsts") - before,
+        "{sent:#?}"
+    );
+    assert_eq!(count(&received, "received"), 3, "{received:#?}");
+    let resets = sent.events("reset");
+    let mut refusals = resets.iter().filter(|line| line["sport"] == 9);
+    assert!(refusals.all(|line| line["iface"] == "vs"), "{resets:#?}");
+    if is_told {
+        let reasons = resets.iter().map(|line| line["reason"].as_str());
+        assert_eq!(reasons.collect::<Vec<_>>()[..2], [Some("no_socket"); 2]);
+    }
+}
+
+#[test]
+fn what_netfilter_drops_is_told_and_what_is_sent_again_is_what_nstat_counts() {
+    let pair = need!(Pair::new());
+    need!(nft(&pair.server, "tcp dport 81 drop"));
+    let drops = start(
+        &pair.server,
+        &["--only", "drop", "--reason", "netfilter_drop"],
+    );
+    let again = start(&pair.client, &["--only", "retransmit"]);
+    let addr = SocketAddr::from((SERVER4, 81));
+    let connect = || TcpStream::connect_timeout(&addr, Duration::from_millis(3500)).unwrap_err();
+    pair.client.enter(connect);
+    let (drops, again) = (drops.stop(), again.stop());
+    let expected = counter(&pair.client, "TcpRetransSegs");
+    assert!(
+        expected >= 1 && segments(&again) == expected,
+        "{expected}: {again:#?}"
+    );
+    // The first SYN, and those that were sent again.
+    assert_eq!(
+        drops.events("drop").len() as u64,
+        expected + 1,
+        "{drops:#?}"
+    );
+    for line in again.events("retransmit") {
+        assert_eq!(
+            (&line["kind"], &line["state"]),
+            (&"syn".into(), &"syn_sent".into())
+        );
+        if !line["pid"].is_null() {
+            assert_eq!(line["pid"], std::process::id());
+        }
+    }
+    for line in drops.events("drop") {
+        let place = line["place"].as_str();
+        assert!(place.is_none_or(|place| place.starts_with("nf")), "{line}");
+    }
+}
+
+#[test]
+fn data_that_is_sent_again_counts_by_segment() {
+    let pair = need!(Pair::new());
+    let tool = start(&pair.client, &["--only", "retransmit"]);
+    let listener = pair
+        .server
+        .enter(|| TcpListener::bind((SERVER4, 82)).unwrap());
+    let mut client = pair
+        .client
+        .enter(|| TcpStream::connect((SERVER4, 82)).unwrap());
+    let (server, _) = listener.accept().unwrap();
+    setsockopt(&client.as_fd(), sockopt::TcpNoDelay, &true).unwrap();
+    need!(nft(&pair.server, "tcp dport 82 drop"));
+    client.write_all(&vec![7; 20_000]).unwrap();
+    wait_for("data to be sent again", || {
+        (counter(&pair.client, "TcpRetransSegs") >= 2).then_some(())
+    });
+    pair.client.run("ip link set vc down");
+    let output = tool.stop();
+    assert_eq!(
+        segments(&output),
+        counter(&pair.client, "TcpRetransSegs"),
+        "{output:#?}"
+    );
+    let lines = output.events("retransmit");
+    let is_data = |line: &Value| line["kind"] == "data" && line["dport"] == 82;
+    assert!(lines.iter().all(is_data), "{lines:#?}");
+    drop((client, server));
+}
+
+#[test]
+fn what_max_rate_holds_back_is_counted_and_a_reason_that_is_not_asked_for_is_not() {
+    let pair = need!(Pair::new());
+    let args = ["-p", "9", "--only", "drop"];
+    let limited = start(&pair.server, &[&args[..], &["--max-rate", "2"]].concat());
+    let other = ["--reason", "netfilter_drop", "--max-rate", "1"];
+    let other = start(&pair.server, &[&args[..], &other].concat());
+    pair.refused_connects(SocketAddr::from((SERVER4, 9)), 8);
+    let (limited, other) = (limited.stop(), other.stop());
+    let figures = |output: &Output| {
+        let summary = output.summary();
+        ["matched", "emitted", "lost", "suppressed"].map(|key| summary[key].as_u64().unwrap())
+    };
+    assert_eq!(figures(&limited), [8, 2, 0, 6], "{limited:#?}");
+    assert_eq!(figures(&other), [0; 4], "{other:#?}");
+}
+
+/// The first count of a kind of event.
+fn first_of(count: &Value, kind: &str) -> (Value, u64) {
+    let top = count["top"].as_array().unwrap();
+    let found = top.iter().find(|key| key["of"] == kind);
+    let found = found.unwrap_or_else(|| panic!("no {kind} in {count}"));
+    (found["key"].clone(), found["delta"].as_u64().unwrap())
+}
+
+#[test]
+fn what_is_counted_by_key_adds_up_to_the_total() {
+    let pair = need!(Pair::new());
+    let client = CLIENT4.to_string();
+    let filter = ["--src", &client, "-p", "9"];
+    let keys = ["reason", "place", "saddr", "dport", "comm"];
+    let start_by = |by| start(&pair.server, &[&filter[..], &["--by", by]].concat());
+    let tools = keys.map(start_by);
+    let is_told = has_reasons(&tools[0]);
+    pair.refused_connects(SocketAddr::from((SERVER4, 9)), 7);
+    for (by, tool) in keys.into_iter().zip(tools) {
+        let output = tool.stop();
+        let counts = output.events("loss_count");
+        let sum = |key: &str| {
+            let figures = counts.iter().map(|count| count[key].as_u64().unwrap());
+            figures.sum::<u64>()
+        };
+        assert_eq!((sum("delta"), sum("untracked")), (7, 0), "{output:#?}");
+        // What is counted while an interval ends may be with its key in the next one.
+        let counted = counts.iter().filter(|count| count["top"] != json!([]));
+        let of_keys = counted.map(|count| first_of(count, "drop"));
+        let of_keys = of_keys.collect::<Vec<_>>();
+        let expected = match by {
+            "reason" if is_told => "no_socket".into(),
+            "place" => "tcp_v4_rcv".into(),
+            "saddr" => client.as_str().into(),
+            "dport" => 9.into(),
+            _ => Value::Null,
+        };
+        assert!(
+            of_keys.iter().all(|(key, _)| *key == expected),
+            "{output:#?}"
+        );
+        assert_eq!(of_keys.iter().map(|(_, delta)| delta).sum::<u64>(), 7);
+        let summary = output.summary();
+        assert_eq!(
+            (&summary["matched"], &summary["emitted"]),
+            (&7.into(), &7.into())
+        );
+    }
+}
+
+#[test]
+fn more_sources_than_the_table_holds_are_counted_and_a_busy_one_is_found() {
+    let namespace = need!(Namespace::new());
+    let args = [
+        "--by", "saddr", "--top", "1", "--only", "drop", "-p", "9", "-I", "1m",
+    ];
+    let tool = start(&namespace, &args);
+    let to = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let busy = Ipv4Addr::new(127, 0, 0, 99);
+    let first = u32::from(Ipv4Addr::new(127, 1, 0, 0));
+    let frames = (0..100_000).flat_map(|host| [Ipv4Addr::from(first + host), busy]);
+    namespace.enter(|| {
+        let sender = RawSocket::open("lo");
+        frames.for_each(|from| sender.send(&syn_frame(&[], from.into(), to, 9)));
+    });
+    let output = tool.stop();
+    let count = output.events("loss_count").pop().unwrap();
+    assert_eq!(count["total"], 200_000, "{output:#?}");
+    let untracked = count["untracked"].as_u64().unwrap();
+    assert!((1..100_000).contains(&untracked), "{output:#?}");
+    let (key, delta) = first_of(&count, "drop");
+    assert_eq!(key, busy.to_string(), "{output:#?}");
+    assert!((99_000..=100_000).contains(&delta), "{output:#?}");
+    assert_eq!(output.summary()["matched"], 200_000);
+}
+
+#[test]
+fn wrong_options_are_refused() {
+    for (args, message) in [
+        (
+            &["--reason", "no_such"][..],
+            "'no_such' is not a reason that this kernel gives",
+        ),
+        (
+            &["--netns", "no-such"],
+            "unknown network namespace 'no-such'",
+        ),
+        (&["--only", "lost"], "invalid value 'lost'"),
+    ] {
+        let mut command = command(["loss-trace"]);
+        let output = Tool::spawn(command.args(args)).finish();
+        assert_eq!(output.code(), 2, "{output:#?}");
+        assert!(output.complaint().0.contains(message), "{output:#?}");
+    }
+}

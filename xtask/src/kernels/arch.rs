@@ -1,0 +1,333 @@
+//! The processors that guests can have, and what differs between them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::index::Index;
+use super::packages::Archives;
+use super::tools;
+
+/// A processor, by Debian's name for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Arch {
+    /// What the machine has itself.
+    Amd64,
+    /// Built by Debian's cross compiler, against Debian's libraries.
+    Arm64,
+}
+
+/// Debian's release of the libraries and tools for [`Arch::Arm64`]; they run on any kernel.
+const SUITE: &str = "bookworm";
+
+/// What is linked, and what a guest's tests use, as far as it is not the machine's own.
+const PACKAGES: &[&str] = &[
+    "bpftool",
+    "busybox-static",
+    "dash",
+    "ethtool",
+    "iproute2",
+    "libcap2-bin",
+    "libelf-dev",
+    "nftables",
+    "util-linux",
+    "zlib1g-dev",
+];
+
+impl Arch {
+    /// Debian's name.
+    pub fn debian(self) -> &'static str {
+        match self {
+            Self::Amd64 => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// What programs for guests are built for.
+    pub fn target(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64-unknown-linux-gnu",
+            Self::Arm64 => "aarch64-unknown-linux-gnu",
+        }
+    }
+
+    /// The emulator and how it is told of the processor.
+    pub fn emulator(self) -> (&'static str, &'static [&'static str]) {
+        match self {
+            // All that QEMU can emulate, but for the string instructions that kernels copy with
+            // where they are fast. Emulated they go byte by byte, and then take a third of all
+            // time.
+            Self::Amd64 => ("qemu-system-x86_64", &["-cpu", "max,-erms,-fsrm"]),
+            // Pointers are signed by a quick algorithm of QEMU's own.
+            Self::Arm64 => (
+                "qemu-system-aarch64",
+                &["-M", "virt", "-cpu", "max,pauth-impdef=on"],
+            ),
+        }
+    }
+
+    /// What the kernel is told: its console, and on x86 the processor's clock, because the
+    /// chipset's is slow to emulate.
+    pub fn boot_arguments(self) -> &'static str {
+        match self {
+            Self::Amd64 => "console=ttyS0 tsc=reliable clocksource=tsc",
+            Self::Arm64 => "console=ttyAMA0",
+        }
+    }
+
+    /// The serial ports for the kernel's messages and for results, as the guest names them.
+    pub fn ports(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Amd64 => ("/dev/ttyS0", "/dev/ttyS1"),
+            Self::Arm64 => ("/dev/ttyAMA0", "/dev/ttyS0"),
+        }
+    }
+
+    /// The options that add the port for results, which goes to a file.
+    pub fn second_port(self, results: &Path) -> Vec<String> {
+        let file = results.display();
+        match self {
+            Self::Amd64 => vec!["-serial".to_owned(), format!("file:{file}")],
+            Self::Arm64 => ["-chardev", &format!("file,id=results,path={file}")]
+                .into_iter()
+                .chain(["-device", "pci-serial,chardev=results"])
+                .map(str::to_owned)
+                .collect(),
+        }
+    }
+
+    /// The kernels that are used where none are asked for.
+    pub fn default_kernels(self) -> &'static str {
+        match self {
+            Self::Amd64 => "5.10,6.1,6.12,6.12-rt",
+            // 5.10 works too, and refuses to attach fentry programs: an emulated machine takes long.
+            Self::Arm64 => "6.12",
+        }
+    }
+
+    /// The tests that are run where none are asked for; all if there are no words. What does not
+    /// depend on the processor is tested on the machine's own.
+    pub fn default_tests(self) -> &'static [&'static str] {
+        match self {
+            Self::Amd64 => &[],
+            Self::Arm64 => &[
+                "accept::scenarios::a_full_accept_queue_is_named",
+                "accept::scenarios::a_port_without_a_listener",
+                "accept::scenarios::who_accepts_is_named",
+                "check::what_check_says",
+                "connect::attempts::a_refused_connect",
+                "connect::attempts::an_established_connection",
+                "connect::ends::an_accepted_connection",
+                "connect::errors::an_icmp_error",
+                "connect::errors::failures_before_a_packet",
+                "connect::privileges::a_forced_backend",
+                "loss::a_syn_to_a_closed_port",
+                "network::a_thousand_syns",
+                "privileges::once_attached",
+                "programs::expressions::the_longest",
+                "programs::frames::every_crafted_frame",
+            ],
+        }
+    }
+
+    /// Where the files of guests come from.
+    pub fn files(self, archives: &Archives) -> Result<Files> {
+        match self {
+            Self::Amd64 => Ok(Files::Machine),
+            Self::Arm64 => Ok(Files::Unpacked(sysroot(archives)?)),
+        }
+    }
+}
+
+/// Where programs and libraries for guests come from.
+pub enum Files {
+    /// The machine itself.
+    Machine,
+    /// Debian's packages, unpacked below this directory.
+    Unpacked(PathBuf),
+}
+
+impl Files {
+    /// The path of a program, if there is one of that name.
+    pub fn program(&self, name: &str) -> Option<PathBuf> {
+        match self {
+            Self::Machine => tools::find(name),
+            Self::Unpacked(root) => ["usr/bin", "usr/sbin", "bin", "sbin"]
+                .map(|directory| root.join(directory).join(name))
+                .into_iter()
+                .find(|path| path.is_file()),
+        }
+    }
+
+    /// The shared libraries that a program needs, each with its path in the guest.
+    ///
+    /// # Errors
+    /// When the program can't be read, or a library is missing.
+    pub fn libraries(&self, program: &Path) -> Result<Vec<(String, PathBuf)>> {
+        match self {
+            Self::Machine => {
+                // A static program makes ldd fail: it needs nothing.
+                let linked = crate::text(tools::command("ldd").arg(program)).unwrap_or_default();
+                let paths = linked.split_whitespace();
+                Ok(paths
+                    .filter_map(|word| Some((word.strip_prefix('/')?.to_owned(), word.into())))
+                    .collect())
+            }
+            Self::Unpacked(root) => unpacked_libraries(root, program),
+        }
+    }
+}
+
+fn unpacked_libraries(root: &Path, program: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let mut found: Vec<(String, PathBuf)> = Vec::new();
+    let mut pending = vec![program.to_owned()];
+    while let Some(file) = pending.pop() {
+        let dynamic = crate::text(tools::command("readelf").arg("-dl").arg(&file))?;
+        for line in dynamic.lines() {
+            let named = |mark: &str| Some(line.split_once(mark)?.1.trim_end_matches(']'));
+            let name = if let Some(name) = named("Shared library: [") {
+                format!("lib/aarch64-linux-gnu/{name}")
+            } else if let Some(path) = named("program interpreter: /") {
+                path.to_owned()
+            } else {
+                continue;
+            };
+            if found.iter().any(|(have, _)| *have == name) {
+                continue;
+            }
+            let path = [root.join(&name), root.join("usr").join(&name)]
+                .into_iter()
+                .find(|path| path.is_file())
+                .with_context(|| format!("{} needs {name}: not unpacked", program.display()))?;
+            pending.push(path.clone());
+            found.push((name, path));
+        }
+    }
+    Ok(found)
+}
+
+/// Debian's packages for arm64, unpacked.
+fn sysroot(archives: &Archives) -> Result<PathBuf> {
+    let index = Index::open(archives, SUITE, super::packages::INDEX_LIFETIME)?;
+    let home = archives.cache.join("sysroot");
+    let root = home.join("root");
+    let stamp = home.join("unpacked");
+    let mut install = index.apt("apt-get");
+    install
+        .args(["install", "-y", "-qq", "--no-install-recommends"])
+        .args(PACKAGES);
+    // Lines of address, file, size and hash.
+    let wanted = crate::text(
+        Command::new(install.get_program())
+            .args(install.get_args())
+            .envs(
+                install
+                    .get_envs()
+                    .filter_map(|(name, value)| Some((name, value?))),
+            )
+            .arg("--print-uris"),
+    )?;
+    if fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
+        return Ok(root);
+    }
+    if home.exists() {
+        fs::remove_dir_all(&home)?;
+    }
+    let downloads = home.join("downloads");
+    fs::create_dir_all(downloads.join("partial"))?;
+    fs::create_dir_all(&root)?;
+    // Nothing is installed: apt only finds out what is needed, and fetches it.
+    crate::output(
+        install
+            .arg("--download-only")
+            .arg("-o")
+            .arg(format!("Dir::Cache::Archives={}", downloads.display())),
+    )?;
+    for file in fs::read_dir(&downloads)? {
+        let file = file?.path();
+        if file.extension().is_some_and(|extension| extension == "deb") {
+            crate::output(tools::command("dpkg-deb").arg("-x").arg(file).arg(&root))?;
+        }
+    }
+    fs::remove_dir_all(&downloads)?;
+    fs::write(stamp, wanted)?;
+    Ok(root)
+}
+
+/// The environment in which cargo builds static programs for a processor.
+///
+/// # Errors
+/// When libraries, or Rust's own for that processor, can't be had.
+pub fn build_environment(arch: Arch, archives: &Archives) -> Result<Vec<(String, String)>> {
+    let own = machine_libraries()?.display().to_string();
+    let Files::Unpacked(root) = arch.files(archives)? else {
+        return Ok(vec![("LIBBPF_SYS_LIBRARY_PATH".to_owned(), own)]);
+    };
+    let target = arch.target();
+    install_rust(target)?;
+    let name = target.replace('-', "_");
+    let libraries = root.join("usr/lib/aarch64-linux-gnu");
+    let compiler = "aarch64-linux-gnu-gcc".to_owned();
+    Ok(vec![
+        // Build scripts link libbpf too, for the machine itself.
+        (
+            "LIBBPF_SYS_LIBRARY_PATH_x86_64_unknown_linux_gnu".to_owned(),
+            own,
+        ),
+        (
+            format!("LIBBPF_SYS_LIBRARY_PATH_{name}"),
+            libraries.display().to_string(),
+        ),
+        (
+            format!("CARGO_TARGET_{}_LINKER", name.to_uppercase()),
+            compiler.clone(),
+        ),
+        (format!("CC_{name}"), compiler),
+        (format!("AR_{name}"), "aarch64-linux-gnu-ar".to_owned()),
+        (
+            format!("CFLAGS_{name}"),
+            format!("-isystem {}", root.join("usr/include").display()),
+        ),
+    ])
+}
+
+/// Makes sure that Rust's standard library for a target is there.
+fn install_rust(target: &str) -> Result<()> {
+    let directory =
+        crate::text(Command::new("rustc").args(["--print", "target-libdir", "--target", target]))?;
+    if Path::new(directory.trim()).is_dir() {
+        return Ok(());
+    }
+    crate::output(Command::new("rustup").args(["target", "add", target]))
+        .with_context(|| format!("Rust's standard library for {target} is not installed"))?;
+    Ok(())
+}
+
+/// The directory in which the linker finds the machine's own static libelf.
+fn machine_libraries() -> Result<PathBuf> {
+    let path = crate::text(tools::command("gcc").arg("-print-file-name=libelf.a"))?;
+    // Without such a file gcc answers with the bare name.
+    let path = Path::new(path.trim())
+        .canonicalize()
+        .context("gcc finds no libelf.a (package libelf-dev)")?;
+    Ok(path
+        .parent()
+        .context("libelf.a has no directory")?
+        .to_owned())
+}
+
+/// Prints the environment of [`build_environment`] for a shell.
+///
+/// # Errors
+/// As there, or when apt's sources name no archive.
+pub fn print_environment(arch: Arch, cache: &Path) -> Result<()> {
+    let Some(archives) = Archives::find(cache, arch)? else {
+        bail!("{}", super::NO_ARCHIVE);
+    };
+    for (name, value) in build_environment(arch, &archives)? {
+        println!("export {name}='{value}'");
+    }
+    Ok(())
+}

@@ -1,0 +1,660 @@
+//! Runs the privileged tests in QEMU guests, one for each kernel and mode.
+//!
+//! `cargo xtask kernels` is all there is to it; words choose tests by name, as for any test program.
+//! `TCPINSPECT_KERNELS` is a list of kernel series (`5.10,6.1`), or `all`. Kernels, images and logs
+//! are kept under `target/kernels`.
+
+mod arch;
+mod guest;
+mod image;
+mod index;
+mod modules;
+mod output;
+mod packages;
+mod programs;
+mod report;
+#[cfg(test)]
+mod tests;
+mod tools;
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::io::{self, Write};
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use anyhow::{Context, Result, bail};
+
+pub use arch::Arch;
+use guest::{Job, Machine, Mode};
+use modules::Kernel;
+use packages::{Archives, Flavour, Series};
+use programs::Programs;
+use report::{AllowedSkip, Run};
+
+/// The small build, or the complete one where a module is missing from that.
+const VIRTUAL: &[Flavour] = &[Flavour::Cloud, Flavour::Generic];
+
+/// The kernels that are known, the oldest first.
+const KERNELS: &[Series] = &[
+    Series {
+        name: "5.10",
+        version: "5.10",
+        flavours: VIRTUAL,
+        suites: &["bullseye"],
+    },
+    Series {
+        name: "6.1",
+        version: "6.1",
+        flavours: VIRTUAL,
+        suites: &["bookworm"],
+    },
+    Series {
+        name: "6.12",
+        version: "6.12",
+        flavours: VIRTUAL,
+        suites: &["trixie", "bookworm-backports", "bookworm"],
+    },
+    // Programs can be preempted there, at TC too.
+    Series {
+        name: "6.12-rt",
+        version: "6.12",
+        flavours: &[Flavour::Rt],
+        suites: &["trixie"],
+    },
+    // The newest one, which is whatever the development suite has of it.
+    Series {
+        name: "7",
+        version: "7",
+        flavours: VIRTUAL,
+        suites: &["sid"],
+    },
+];
+
+/// Guests besides the one in default mode that each kernel gets.
+const EXTRA_RUNS: &[(&str, Mode)] = &[
+    ("6.1", Mode::LockdownIntegrity),
+    ("6.1", Mode::LockdownConfidentiality),
+    ("6.1", Mode::Paranoid),
+];
+
+/// The test target that runs in guests.
+const TARGET: &str = "privileged";
+
+/// Its modules, in parts that take about as long as each other: a kernel that runs all tests does
+/// so in a guest for each part, so that no processor is idle in the end. One more guest runs the
+/// modules that are not named here.
+const PARTS: &[&[&str]] = &[
+    &[BACKENDS_MODULE],
+    &["accept::", "loss::", "check::"],
+    &["programs::"],
+    &["network::", "flows::", "schema::"],
+];
+
+/// How many of these every kernel runs: they depend on it most. With `--turns` each of the others,
+/// and the modules that are not named, run on one kernel.
+const CORE_PARTS: usize = 1;
+
+/// What a real-time kernel runs: state that is kept for each CPU, and what is counted there.
+const REAL_TIME_PART: &[&str] = &["flows::counts::", "flows::life::", "flows::table::"];
+
+/// The module with the tests of connect-trace, which has several backends.
+const BACKENDS_MODULE: &str = "connect::";
+
+/// What a kernel may lack. Any other skip is a failure.
+const ALLOWED_SKIPS: &[AllowedSkip] = &[
+    // Nothing in Prometheus depends on the kernel.
+    AllowedSkip {
+        series: "",
+        reason: "promtool: ",
+    },
+    AllowedSkip {
+        series: "",
+        reason: "prometheus: ",
+    },
+    AllowedSkip {
+        series: "",
+        reason: "rsyslogd: ",
+    },
+    AllowedSkip {
+        series: "",
+        reason: "a guest has no Wireshark",
+    },
+    // Other kernels run the same instructions on them.
+    AllowedSkip {
+        series: "",
+        reason: "a guest has no network to fetch the captures from",
+    },
+    AllowedSkip {
+        series: "5.10",
+        reason: "tcx",
+    },
+    AllowedSkip {
+        series: "6.1",
+        reason: "tcx",
+    },
+    AllowedSkip {
+        series: "5.10",
+        reason: "accounts BPF to locked memory",
+    },
+    // Built without it.
+    AllowedSkip {
+        series: "5.10",
+        reason: "the kernel has no MPTCP",
+    },
+    AllowedSkip {
+        series: "5.10",
+        reason: "before Linux 5.18",
+    },
+    // A guest is small.
+    AllowedSkip {
+        series: "5.10",
+        reason: "not all connects could be made",
+    },
+    // Guests have not all modules of nftables.
+    AllowedSkip {
+        series: "",
+        reason: "nft add chain inet t c { type nat",
+    },
+    AllowedSkip {
+        series: "",
+        reason: "netdev loss",
+    },
+    AllowedSkip {
+        series: "5.10",
+        reason: "before Linux 6.10",
+    },
+    AllowedSkip {
+        series: "6.1",
+        reason: "before Linux 6.10",
+    },
+    AllowedSkip {
+        series: "5.10",
+        reason: "has no locks for programs that read sockets",
+    },
+    // bpf_sock_from_file came with 5.11.
+    AllowedSkip {
+        series: "5.10",
+        reason: "can't tell the sockets of files",
+    },
+    // What bcc's tools see is compared on the kernel of the Debian that they come with.
+    AllowedSkip {
+        series: "5.10",
+        reason: "of libbpf-tools",
+    },
+    AllowedSkip {
+        series: "6.12",
+        reason: "of libbpf-tools",
+    },
+    AllowedSkip {
+        series: "7",
+        reason: "of libbpf-tools",
+    },
+];
+
+/// What is to be run in the guests.
+#[derive(clap::Args)]
+pub struct Options {
+    /// The processor of the guests
+    #[arg(long, value_enum, default_value = "amd64")]
+    arch: Arch,
+    /// Run on each kernel the tests that depend on it most, and a share of the others; the commit
+    /// decides which
+    #[arg(long)]
+    turns: bool,
+    /// Run the bench instead, and take the words as its arguments
+    #[arg(long)]
+    bench: bool,
+    /// Choose tests whose names contain one of these
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    words: Vec<String>,
+}
+
+/// Runs the guests and says whether all went well.
+///
+/// # Errors
+/// When an environment variable is wrong, or the programs for the guests do not build.
+pub fn run(options: &Options) -> Result<bool> {
+    match tools::missing(options.arch) {
+        Some(why) => Ok(skip(&why)),
+        None if options.bench => bench(options.arch, &options.words),
+        None => run_tests(options),
+    }
+}
+
+/// Says why nothing is run, and whether that is acceptable.
+fn skip(why: &str) -> bool {
+    eprintln!("SKIP kernels: {why}");
+    // A continuous integration service must not pass by doing nothing.
+    !env::var("CI").is_ok_and(|ci| ci == "true")
+}
+
+/// Prints the environment that programs for arm64 are built in.
+///
+/// # Errors
+/// When something that the build needs can't be had.
+pub fn print_cross_environment() -> Result<()> {
+    arch::print_environment(Arch::Arm64, &cache(Arch::Arm64)?)
+}
+
+/// Where programs are built, and kernels, images and logs are kept.
+fn directory(name: &str) -> Result<PathBuf> {
+    Ok(crate::target_directory()?.join(name))
+}
+
+/// Where all that is downloaded for a processor is kept, and the logs.
+pub fn cache(arch: Arch) -> Result<PathBuf> {
+    directory(match arch {
+        Arch::Amd64 => "kernels",
+        Arch::Arm64 => "kernels-arm64",
+    })
+}
+
+const NO_ARCHIVE: &str = "apt's sources name no Debian archive; TCPINSPECT_DEBIAN_MIRROR can";
+
+/// Runs the bench with these arguments on one kernel after the other, and prints what it says.
+fn bench(arch: Arch, arguments: &[String]) -> Result<bool> {
+    const NAME: &str = "bench";
+    let kernels = chosen_kernels(arch)?;
+    let cache = cache(arch)?;
+    let Some(archives) = Archives::find(&cache, arch)? else {
+        return Ok(skip(NO_ARCHIVE));
+    };
+    let programs = Programs::build_bench(NAME, &archives, &directory("guest")?)?;
+    let machine = Machine {
+        arch,
+        files: arch.files(&archives)?,
+    };
+    let job = Job {
+        binary: &programs.binary,
+        program: &programs.program,
+        arguments: arguments.join(" "),
+    };
+    let mut all_well = true;
+    for series in kernels {
+        let (kernel, name) = kernel(&archives, series)?;
+        eprintln!("{name}: running");
+        let logs = cache.join(series.name).join(NAME);
+        let finished = guest::run(&machine, &kernel, Mode::Default, &job, &logs)?;
+        writeln!(io::stdout(), "\n{name}:\n{}", finished.results)?;
+        if !finished.results.contains(&format!("@@ exit {NAME} 0")) {
+            all_well = false;
+            tell_messages(&finished.console);
+        }
+    }
+    Ok(all_well)
+}
+
+/// Shows the end of what a guest's kernel said.
+fn tell_messages(console: &Path) {
+    eprintln!("last messages of the kernel ({}):", console.display());
+    eprintln!("{}", last_lines(console, 20));
+}
+
+/// Runs the tests that the words choose.
+fn run_tests(options: &Options) -> Result<bool> {
+    let arch = options.arch;
+    let defaults: Vec<String> = arch
+        .default_tests()
+        .iter()
+        .map(|&word| word.into())
+        .collect();
+    let filters = if options.words.is_empty() {
+        defaults.as_slice()
+    } else {
+        options.words.as_slice()
+    };
+    if let Some(option) = filters.iter().find(|word| word.starts_with('-')) {
+        bail!("{option}: only words that choose tests can be given");
+    }
+    let kernels = chosen_kernels(arch)?;
+    let cache = cache(arch)?;
+    let Some(archives) = Archives::find(&cache, arch)? else {
+        return Ok(skip(NO_ARCHIVE));
+    };
+    // Fetching kernels waits for the network, building for processors.
+    let (programs, opened) = thread::scope(|scope| {
+        let open = || kernels.iter().map(|series| kernel(&archives, series));
+        let opened = scope.spawn(move || open().collect::<Vec<_>>());
+        let programs =
+            directory("guest").and_then(|built| Programs::build(TARGET, &archives, &built));
+        (programs, opened.join())
+    });
+    let programs = programs?;
+    let Ok(opened) = opened else {
+        bail!("the thread that fetches kernels panicked");
+    };
+
+    let machine = Machine {
+        arch,
+        files: arch.files(&archives)?,
+    };
+    let turns = if options.turns {
+        let real_time = kernels
+            .iter()
+            .filter(|series| series.is_real_time())
+            .count();
+        let mut turns = turns((kernels.len() - real_time).max(1), number_of_commit()?);
+        turns.resize(kernels.len(), Turn::Everything);
+        for (series, turn) in kernels.iter().zip(&turns) {
+            let parts = parts(series, Mode::Default, filters, *turn);
+            let names: Vec<String> = parts.into_iter().map(Part::name).collect();
+            eprintln!("kernel {}: {}", series.name, names.join(", "));
+        }
+        turns
+    } else {
+        vec![Turn::Everything; kernels.len()]
+    };
+    let mut runs = Vec::new();
+    let mut guests = Vec::new();
+    for ((series, opened), turn) in kernels.into_iter().zip(opened).zip(turns) {
+        match opened {
+            Ok((kernel, name)) => {
+                let kernel = Arc::new(kernel);
+                for mode in modes(series, filters) {
+                    guests.extend(parts(series, mode, filters, turn).into_iter().map(|part| {
+                        Guest {
+                            series,
+                            kernel: Arc::clone(&kernel),
+                            name: name.clone(),
+                            mode,
+                            part,
+                        }
+                    }));
+                }
+            }
+            // The other kernels are still worth running.
+            Err(error) => runs.push(failed_run(series, series.name, "-", &error)),
+        }
+    }
+    // Those with few tests come last, to fill what time is left.
+    guests.sort_by_key(|guest| guest.mode != Mode::Default);
+    runs.extend(report::merge(run_guests(
+        &guests, &machine, &programs, filters, &cache,
+    )));
+
+    writeln!(io::stdout(), "\n{}", report::render(&runs, ALLOWED_SKIPS))?;
+    Ok(!runs.is_empty() && runs.iter().all(|run| run.faults(ALLOWED_SKIPS).is_empty()))
+}
+
+fn chosen_kernels(arch: Arch) -> Result<Vec<&'static Series>> {
+    let wanted =
+        env::var("TCPINSPECT_KERNELS").unwrap_or_else(|_| arch.default_kernels().to_owned());
+    if wanted == "all" {
+        return Ok(KERNELS.iter().collect());
+    }
+    let known = |name: &str| {
+        let found = KERNELS.iter().find(|series| series.name == name);
+        found.with_context(|| {
+            let names: Vec<&str> = KERNELS.iter().map(|series| series.name).collect();
+            let names = names.join(", ");
+            format!("TCPINSPECT_KERNELS: {name:?} is none of {names}, and not all alone")
+        })
+    };
+    wanted.split(',').map(str::trim).map(known).collect()
+}
+
+/// The modes a kernel is run in. Where tests are chosen by name, the modes whose
+/// tests are not among them are left out.
+fn modes(series: &Series, filters: &[String]) -> Vec<Mode> {
+    let asked = |mode: &Mode| {
+        let word = mode.word().unwrap_or_default();
+        filters.is_empty() || filters.iter().any(|filter| filter.contains(word))
+    };
+    let extra = EXTRA_RUNS
+        .iter()
+        .filter(|(name, _)| *name == series.name)
+        .map(|(_, mode)| *mode);
+    std::iter::once(Mode::Default)
+        .chain(extra)
+        .filter(asked)
+        .collect()
+}
+
+/// The tests that one guest runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    All,
+    Only(&'static [&'static str]),
+    /// Those that are in no other part.
+    Rest,
+}
+
+impl Part {
+    fn name(self) -> String {
+        match self {
+            Self::All => "all".to_owned(),
+            Self::Only(modules) => modules.concat().trim_end_matches("::").replace("::", "+"),
+            Self::Rest => "rest".to_owned(),
+        }
+    }
+
+    /// What chooses them, for libtest.
+    fn arguments(self) -> String {
+        match self {
+            Self::All => String::new(),
+            Self::Only(modules) => modules.join(" "),
+            Self::Rest => {
+                let skips = PARTS.concat().into_iter();
+                skips.map(|module| format!("--skip {module} ")).collect()
+            }
+        }
+    }
+
+    fn has_backends(self) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(modules) => modules.contains(&BACKENDS_MODULE),
+            Self::Rest => false,
+        }
+    }
+}
+
+/// The part of each guest that a kernel gets in a mode. Few tests are worth one guest only.
+fn parts(series: &Series, mode: Mode, filters: &[String], turn: Turn) -> Vec<Part> {
+    if mode != Mode::Default || !filters.is_empty() {
+        return vec![Part::All];
+    }
+    if series.is_real_time() {
+        return vec![Part::Only(REAL_TIME_PART)];
+    }
+    let named = PARTS.iter().map(|modules| Part::Only(modules));
+    let mut parts: Vec<Part> = named.chain([Part::Rest]).collect();
+    if let Turn::Share { first, step } = turn {
+        let others = parts.split_off(CORE_PARTS);
+        parts.extend(others.into_iter().skip(first).step_by(step));
+    }
+    parts
+}
+
+/// What a kernel runs beyond the parts that every kernel runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Everything,
+    /// Every so many of the other parts.
+    Share {
+        first: usize,
+        step: usize,
+    },
+}
+
+/// The turn of each of so many kernels: together they run everything once. Which one runs what
+/// depends on a number.
+fn turns(kernels: usize, number: usize) -> Vec<Turn> {
+    let turn = |kernel| Turn::Share {
+        first: (kernel + number) % kernels,
+        step: kernels,
+    };
+    (0..kernels).map(turn).collect()
+}
+
+/// A number that is the same for a commit wherever it is tested, and another one for most others.
+fn number_of_commit() -> Result<usize> {
+    let hash = crate::text(Command::new("git").arg("-C").arg(crate::root()).args([
+        "rev-parse",
+        "--short=7",
+        "HEAD",
+    ]))?;
+    let digits = hash.trim().get(..7).context("git names no commit")?;
+    usize::from_str_radix(digits, 16).context("git names no commit")
+}
+
+/// The kernel of a series and its full version, of the first build that has all modules.
+fn kernel(archives: &Archives, series: &Series) -> Result<(Kernel, String)> {
+    let open = |flavour| -> Result<(Kernel, String)> {
+        let package = archives.kernel(series, flavour)?;
+        let kernel = Kernel::open(&package.root)?;
+        let name = format!("{} ({})", kernel.release, package.version);
+        let lacks = kernel.lacks(guest::OPTIONAL_MODULES);
+        if !lacks.is_empty() {
+            eprintln!("{name}: has no {}", lacks.join(", "));
+        }
+        let lacks = kernel.lacks(guest::REQUIRED_MODULES);
+        if !lacks.is_empty() {
+            bail!("{name} has no {}", lacks.join(", "));
+        }
+        Ok((kernel, name))
+    };
+    let (last, others) = series.flavours.split_last().context("it has no builds")?;
+    for flavour in others {
+        match open(*flavour) {
+            Ok(kernel) => return Ok(kernel),
+            Err(error) => eprintln!("kernel {}: {error:#}; trying another build", series.name),
+        }
+    }
+    open(*last)
+}
+
+/// A kernel in a mode, and what it runs.
+struct Guest {
+    series: &'static Series,
+    kernel: Arc<Kernel>,
+    name: String,
+    mode: Mode,
+    part: Part,
+}
+
+/// Runs as many guests at once as there are processors: a test waits more than it works, and what
+/// is emulated does so on one processor most of the time.
+fn run_guests(
+    guests: &[Guest],
+    machine: &Machine,
+    programs: &Programs,
+    filters: &[String],
+    cache: &Path,
+) -> Vec<Run> {
+    let at_once = thread::available_parallelism().map_or(1, NonZero::get);
+    let next = AtomicUsize::new(0);
+    let finished = Mutex::new(BTreeMap::new());
+    thread::scope(|scope| {
+        for _ in 0..at_once.min(guests.len()) {
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(guest) = guests.get(at) else {
+                        return;
+                    };
+                    let run = run_guest(guest, machine, programs, filters, cache);
+                    let mut finished = finished.lock().unwrap_or_else(PoisonError::into_inner);
+                    finished.insert(at, run);
+                }
+            });
+        }
+    });
+    let finished = finished.into_inner();
+    finished
+        .unwrap_or_else(PoisonError::into_inner)
+        .into_values()
+        .collect()
+}
+
+fn run_guest(
+    guest: &Guest,
+    machine: &Machine,
+    programs: &Programs,
+    filters: &[String],
+    cache: &Path,
+) -> Run {
+    let Guest {
+        series,
+        kernel,
+        name,
+        mode,
+        part,
+    } = guest;
+    let mode = *mode;
+    let what = format!("{name}, {}: {}", mode.name(), part.name());
+    eprintln!("{what}: running");
+    let directory: PathBuf = cache.join(series.name).join(mode.name()).join(part.name());
+    let job = Job {
+        binary: &programs.binary,
+        program: &programs.program,
+        arguments: format!("{} {}", mode.test_arguments(filters), part.arguments()),
+    };
+    let finished = match guest::run(machine, kernel, mode, &job, &directory) {
+        Ok(finished) => finished,
+        Err(error) => return failed_run(series, name, mode.name(), &error),
+    };
+    eprintln!("{what}: took {} s", finished.took.as_secs());
+    let mut results = output::parse(&finished.results);
+    if finished.timed_out {
+        results
+            .problems
+            .push("the guest took too long and was killed".to_owned());
+    }
+    if results
+        .release
+        .as_ref()
+        .is_some_and(|release| *release != kernel.release)
+    {
+        results
+            .problems
+            .push(format!("another kernel was booted: {:?}", results.release));
+    }
+    let run = Run {
+        series: series.name.to_owned(),
+        kernel: name.clone(),
+        mode: mode.name(),
+        // Tests chosen by name prove what they prove, and may be in one guest
+        // only.
+        needs_backends: mode == Mode::Default && part.has_backends() && filters.is_empty(),
+        needs_tests: filters.is_empty(),
+        seconds: finished.took.as_secs(),
+        results,
+    };
+    if !run.faults(ALLOWED_SKIPS).is_empty() {
+        eprintln!("{}", output::excerpt(&finished.results));
+        tell_messages(&finished.console);
+        eprintln!("all results: {}", directory.join("results.log").display());
+    }
+    run
+}
+
+/// A guest that could not even be started.
+fn failed_run(series: &Series, name: &str, mode: &'static str, error: &anyhow::Error) -> Run {
+    let problems = vec![format!("{error:#}")];
+    Run {
+        series: series.name.to_owned(),
+        kernel: name.to_owned(),
+        mode,
+        needs_backends: false,
+        needs_tests: false,
+        seconds: 0,
+        results: output::Results {
+            problems,
+            ..output::Results::default()
+        },
+    }
+}
+
+fn last_lines(path: &Path, count: usize) -> String {
+    let bytes = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
