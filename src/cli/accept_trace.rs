@@ -1,0 +1,195 @@
+//! Options of `accept-trace`.
+
+use std::time::Duration;
+
+use clap::{ArgGroup, Args, ValueEnum, ValueHint};
+
+use super::output::{BufferArgs, OutputArgs, SandboxArgs, StopArgs};
+use super::packets::{AddressArgs, expression};
+use super::values;
+use crate::failure::Failure;
+use crate::filter::Filter;
+use crate::filter::expr::Expression;
+
+/// What accept-trace counts by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AcceptBy {
+    /// Why attempts fail
+    Reason,
+    /// Address of the client
+    Saddr,
+    /// Destination port
+    Dport,
+    /// Process that accepts, or that listens
+    Comm,
+}
+
+impl AcceptBy {
+    /// The name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Reason => "reason",
+            Self::Saddr => "saddr",
+            Self::Dport => "dport",
+            Self::Comm => "comm",
+        }
+    }
+}
+
+/// The times of accepted attempts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AcceptHistogram {
+    /// From the SYN to the final ACK
+    Handshake,
+    /// From the final ACK to accept(2)
+    AcceptWait,
+}
+
+impl AcceptHistogram {
+    /// The name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Handshake => "handshake",
+            Self::AcceptWait => "accept-wait",
+        }
+    }
+}
+
+/// Arguments of `accept-trace`.
+#[derive(Clone, Debug, Args)]
+#[command(group = ArgGroup::new("counted").multiple(true))]
+pub struct AcceptTraceArgs {
+    /// For exporter: count events in the kernel and send none.
+    #[arg(skip)]
+    pub exporting: bool,
+    /// Print only attempts that were not accepted
+    #[arg(long)]
+    pub failed: bool,
+    /// Also print a line when an attempt arrives
+    #[arg(long)]
+    pub attempts: bool,
+    /// Instead of single attempts, count in the kernel how many have which fate
+    #[arg(long, value_enum, value_name = "KEY", group = "counted", conflicts_with_all = ["attempts", "max_rate"])]
+    pub by: Option<AcceptBy>,
+    /// How many keys to show, busiest first
+    #[arg(long, value_name = "N", default_value_t = 10, requires = "by")]
+    pub top: usize,
+    /// Instead of single attempts, show how these times are distributed; by port or process with
+    /// --by dport or --by comm
+    #[arg(long, value_enum, value_name = "TIMES", group = "counted", conflicts_with_all = ["attempts", "max_rate", "failed", "reason"])]
+    pub histogram: Option<AcceptHistogram>,
+    /// Time between two reports with --by [default: 1s], or with --histogram [default: one report,
+    /// at the end]
+    #[arg(short = 'I', long, value_name = "TIME", value_parser = values::time, requires = "counted")]
+    pub interval: Option<Duration>,
+    /// Print at most this many lines a second; the rest is counted as suppressed
+    #[arg(long, value_name = "N", value_parser = values::max_rate)]
+    pub max_rate: Option<u64>,
+    /// A SYN that is dropped without a trace has failed after this time, though a repeated one may
+    /// still get through
+    #[arg(long, value_name = "TIME", default_value = "3.5s", value_parser = values::time)]
+    pub attempt_timeout: Duration,
+    /// Print only failures for these reasons, as they are shown: accept_queue_full,netfilter_drop
+    #[arg(long, value_name = "REASONS", value_delimiter = ',')]
+    pub reason: Vec<String>,
+    /// Ids of processes that accept; leaves out attempts that nobody accepts
+    #[arg(
+        long,
+        value_name = "PIDS",
+        value_delimiter = ',',
+        value_parser = values::pid,
+        help_heading = "Filters (in the kernel)"
+    )]
+    pub pid: Vec<u32>,
+    /// Users that accept, or else own the listening socket: ids, or names of /etc/passwd
+    #[arg(
+        long,
+        value_name = "USERS",
+        value_delimiter = ',',
+        value_hint = ValueHint::Username,
+        value_parser = values::uid,
+        help_heading = "Filters (in the kernel)"
+    )]
+    pub uid: Vec<u32>,
+    /// Names of processes that accept, as in /proc/PID/comm or as the COMM column shows them;
+    /// leaves out attempts that nobody accepts
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = values::comm, help_heading = "Filters (in the kernel)")]
+    pub comm: Vec<Vec<u8>>,
+    /// Addresses and ports.
+    #[command(flatten)]
+    pub addresses: AddressArgs,
+    /// Filter expression as in tcpdump, for the SYN: 'port 80 and not host 192.0.2.1'. After -i it may
+    /// also be given as arguments without -f
+    #[arg(
+        short = 'f',
+        long = "filter",
+        value_name = "EXPR",
+        help_heading = "Filters (in the kernel)"
+    )]
+    expression: Option<String>,
+    /// The expression, once it is read.
+    #[arg(skip)]
+    compiled: Option<Expression>,
+    /// Network namespace: a name that `ip netns` knows, a path, or a process id
+    #[arg(long, value_name = "NAME|PATH|PID", help_heading = "Source")]
+    pub netns: Option<String>,
+    /// An interface to watch, as IFACE; may be repeated
+    #[arg(
+        short,
+        long,
+        value_name = "IFACE",
+        value_delimiter = ',',
+        help_heading = "Source"
+    )]
+    interface: Vec<String>,
+    /// Interfaces to watch; `any` for all that are up [default: that of the default route, else `any`]
+    ///
+    /// After -i, these arguments are a filter expression instead.
+    #[arg(value_name = "IFACE", help_heading = "Source")]
+    words: Vec<String>,
+    /// The event buffer.
+    #[command(flatten)]
+    pub buffer: BufferArgs,
+    /// How data is printed.
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// When to stop.
+    #[command(flatten)]
+    pub stop: StopArgs,
+    /// Whether to set a seccomp filter.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
+}
+
+impl AcceptTraceArgs {
+    pub(super) fn check(&mut self) -> Result<(), Failure> {
+        let words = (!self.interface.is_empty()).then_some(&*self.words);
+        self.compiled = expression(self.expression.as_deref(), words, &self.interface)?;
+        self.filter().check_families()?;
+        let by = self.by.filter(|_| self.histogram.is_some());
+        match by {
+            Some(AcceptBy::Reason | AcceptBy::Saddr) => Err(Failure::usage(
+                "--histogram can't be shown by reason or source address",
+            )
+            .hint("use --by dport or --by comm")),
+            _ => Ok(()),
+        }
+    }
+
+    /// The filter that these options ask for.
+    pub fn filter(&self) -> Filter {
+        Filter {
+            expression: self.compiled.clone(),
+            ..self.addresses.filter()
+        }
+    }
+
+    /// The names of the interfaces that are asked for.
+    pub fn interfaces(&self) -> &[String] {
+        if self.interface.is_empty() {
+            &self.words
+        } else {
+            &self.interface
+        }
+    }
+}

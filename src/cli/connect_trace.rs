@@ -1,0 +1,85 @@
+//! Options of `connect-trace`.
+
+use clap::{Args, ValueEnum, ValueHint};
+
+use super::output::{BufferArgs, OutputArgs, SandboxArgs, StopArgs};
+use super::packets::AddressArgs;
+use super::values;
+
+/// How connect-trace attaches to the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum BackendChoice {
+    /// The first of the following that works
+    #[default]
+    Auto,
+    /// fentry and fexit
+    Fentry,
+    /// kprobe and kretprobe
+    Kprobe,
+    /// The tracepoint for changes of a socket's state; sees the fewest details
+    Tracepoint,
+}
+
+/// Arguments of `connect-trace`.
+#[derive(Clone, Debug, Args)]
+pub struct ConnectTraceArgs {
+    /// For exporter: count events in the kernel and send none.
+    #[arg(skip)]
+    pub exporting: bool,
+    /// How to attach to the kernel
+    #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
+    pub backend: BackendChoice,
+    /// Print only failures
+    #[arg(long)]
+    pub failed: bool,
+    /// Also print incoming connections
+    #[arg(long)]
+    pub accept: bool,
+    /// Also print the end of each connection
+    #[arg(long)]
+    pub close: bool,
+    /// Instead of a line for each attempt, print totals at the end, by process and destination
+    #[arg(long, conflicts_with_all = ["failed", "accept", "close", "count", "max_rate"])]
+    pub summary: bool,
+    /// Print at most this many lines a second; the rest is counted as suppressed
+    #[arg(long, value_name = "N", value_parser = values::max_rate)]
+    pub max_rate: Option<u64>,
+    /// Process ids
+    #[arg(
+        long,
+        value_name = "PIDS",
+        value_delimiter = ',',
+        value_parser = values::pid,
+        help_heading = "Filters (in the kernel)"
+    )]
+    pub pid: Vec<u32>,
+    /// Users: ids, or names of /etc/passwd
+    #[arg(
+        long,
+        value_name = "USERS",
+        value_hint = ValueHint::Username,
+        value_delimiter = ',',
+        value_parser = values::uid,
+        help_heading = "Filters (in the kernel)"
+    )]
+    pub uid: Vec<u32>,
+    /// Names of processes or threads as in /proc/PID/comm (15 bytes at most), or as the COMM column
+    /// shows them: a\x20name
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = values::comm, help_heading = "Filters (in the kernel)")]
+    pub comm: Vec<Vec<u8>>,
+    /// Addresses and ports.
+    #[command(flatten)]
+    pub addresses: AddressArgs,
+    /// The event buffer.
+    #[command(flatten)]
+    pub buffer: BufferArgs,
+    /// How data is printed.
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// When to stop.
+    #[command(flatten)]
+    pub stop: StopArgs,
+    /// Whether to set a seccomp filter.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
+}

@@ -1,0 +1,128 @@
+//! Options of `exporter`.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, ValueEnum};
+
+use super::output::{OutputArgs, SandboxArgs, StopArgs};
+use super::values;
+
+/// What exporter collects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CollectorChoice {
+    /// Incoming SYNs, by interface
+    Syn,
+    /// Accept queues and drops, by listening address and port
+    Listeners,
+    /// Incoming connection attempts, by fate and reason; times of handshakes and of accepts
+    Accept,
+    /// Dropped and retransmitted segments, and resets
+    Loss,
+    /// Outgoing connection attempts, by error; the time they take
+    Connect,
+    /// Connections: opened, closed, open now; bytes, durations and round-trip times
+    Flows,
+}
+
+impl CollectorChoice {
+    /// Its name on the command line and in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Syn => "syn",
+            Self::Listeners => "listeners",
+            Self::Accept => "accept",
+            Self::Loss => "loss",
+            Self::Connect => "connect",
+            Self::Flows => "flows",
+        }
+    }
+}
+
+/// Arguments of `exporter`.
+#[derive(Clone, Debug, Args)]
+pub struct ExporterArgs {
+    /// Address and port to serve on
+    #[arg(
+        long,
+        value_name = "ADDR:PORT",
+        default_value = "127.0.0.1:9817",
+        value_parser = values::listen,
+        help_heading = "Server"
+    )]
+    pub listen: SocketAddr,
+    /// How many listening addresses and ports get metrics of their own; the rest is one
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 200,
+        value_parser = clap::value_parser!(u32).range(..=10_000),
+        help_heading = "Server"
+    )]
+    pub max_listeners: u32,
+    /// What to collect [default: all that this kernel allows]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "COLLECTORS",
+        value_delimiter = ',',
+        help_heading = "Source"
+    )]
+    pub collect: Vec<CollectorChoice>,
+    /// Network namespace to watch: a name that `ip netns` knows, a path, or a process id. The server
+    /// stays in the namespace in which it is started
+    #[arg(long, value_name = "NAME|PATH|PID", help_heading = "Source")]
+    pub netns: Option<String>,
+    /// An interface to watch, as IFACE; may be repeated
+    #[arg(
+        short,
+        long,
+        value_name = "IFACE",
+        value_delimiter = ',',
+        help_heading = "Source",
+        conflicts_with = "words"
+    )]
+    interface: Vec<String>,
+    /// Interfaces to watch; `any` for all that are up [default: that of the default route, else `any`]
+    #[arg(value_name = "IFACE", help_heading = "Source")]
+    words: Vec<String>,
+    /// Stop after this time: 90 (seconds), 500ms, 10m, 2h
+    #[arg(short, long, value_name = "TIME", value_parser = values::time, help_heading = "Output")]
+    duration: Option<Duration>,
+    /// No `attached:` line, summary or notices on stderr; -qq: errors only
+    #[arg(short, long, action = ArgAction::Count, help_heading = "Output")]
+    quiet: u8,
+    /// More notices on stderr; -vv: also the logs of libbpf and of the verifier
+    #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet", help_heading = "Output")]
+    verbose: u8,
+    /// Does nothing: names are never looked up (for those used to tcpdump -n)
+    #[arg(short = 'n', action = ArgAction::Count, help_heading = "Output")]
+    _numeric: u8,
+    /// Whether to set a seccomp filter.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
+}
+
+impl ExporterArgs {
+    /// The names of the interfaces that are asked for.
+    pub fn interfaces(&self) -> &[String] {
+        if self.interface.is_empty() {
+            &self.words
+        } else {
+            &self.interface
+        }
+    }
+
+    /// What is printed to stderr: to stdout nothing is.
+    pub fn output(&self) -> OutputArgs {
+        OutputArgs::of_verbosity(self.quiet, self.verbose)
+    }
+
+    /// When to stop.
+    pub fn stop(&self) -> StopArgs {
+        StopArgs {
+            duration: self.duration,
+            ..StopArgs::default()
+        }
+    }
+}

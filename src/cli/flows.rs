@@ -1,0 +1,167 @@
+//! Options of `flows`.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum, ValueHint};
+
+use super::output::{BufferArgs, OutputArgs, SandboxArgs, StopArgs};
+use super::packets::PacketArgs;
+use super::values;
+
+/// What the traffic of flows is counted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FlowBy {
+    /// Address of the initiator
+    #[value(alias = "src")]
+    Saddr,
+    /// Address of the responder
+    #[value(alias = "dst")]
+    Daddr,
+    /// Port of the responder
+    #[value(alias = "port")]
+    Dport,
+    /// Process on this machine
+    #[value(alias = "comm", alias = "pid")]
+    Process,
+    /// User whose socket it is
+    Uid,
+    /// Container of the process
+    Container,
+    /// Network of the initiator: see --prefix
+    Net,
+}
+
+impl FlowBy {
+    /// Its name on the command line and in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Saddr => "saddr",
+            Self::Daddr => "daddr",
+            Self::Dport => "dport",
+            Self::Process => "process",
+            Self::Uid => "uid",
+            Self::Container => "container",
+            Self::Net => "net",
+        }
+    }
+
+    /// Whether it is about the process of a flow.
+    pub fn needs_process(self) -> bool {
+        matches!(self, Self::Process | Self::Uid | Self::Container)
+    }
+}
+
+/// The times of flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FlowHistogram {
+    /// Round trip, as the kernel measured it at the end, else the time of the handshake
+    Rtt,
+    /// From the first SYN to the ACK of its answer
+    Handshake,
+}
+
+impl FlowHistogram {
+    /// The name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rtt => "rtt",
+            Self::Handshake => "handshake",
+        }
+    }
+}
+
+/// Arguments of `flows`.
+#[derive(Clone, Debug, Args)]
+pub struct FlowsArgs {
+    /// Time between two refreshes of the table, or between two reports with --by
+    #[arg(short = 'I', long, value_name = "TIME", default_value = "1s", value_parser = values::time)]
+    pub interval: Duration,
+    /// Instead of single flows, show the traffic by address, port, process and so on in each interval
+    #[arg(long, value_enum, value_name = "KEY")]
+    pub by: Option<FlowBy>,
+    /// How many of them to show, busiest first
+    #[arg(long, value_name = "N", default_value_t = 10, requires = "by", value_parser = values::top)]
+    pub top: usize,
+    /// Print at most this many lines a second; the rest is counted as suppressed
+    #[arg(long, value_name = "N", conflicts_with = "by", value_parser = values::max_rate)]
+    pub max_rate: Option<u64>,
+    /// Length of the prefixes of --by net [default: 24 for IPv4, 64 for IPv6]
+    #[arg(long, value_name = "BITS", requires = "by", value_parser = clap::value_parser!(u8).range(0..=128))]
+    pub prefix: Option<u8>,
+    /// Ids of processes on this machine; leaves out connections without one
+    #[arg(
+        long,
+        value_name = "PIDS",
+        value_delimiter = ',',
+        value_parser = values::pid,
+        help_heading = "Filters (in the kernel)",
+        conflicts_with = "read"
+    )]
+    pub pid: Vec<u32>,
+    /// Users whose sockets they are: ids, or names of /etc/passwd
+    #[arg(
+        long,
+        value_name = "USERS",
+        value_delimiter = ',',
+        value_hint = ValueHint::Username,
+        value_parser = values::uid,
+        help_heading = "Filters (in the kernel)",
+        conflicts_with = "read"
+    )]
+    pub uid: Vec<u32>,
+    /// Names of processes, as in /proc/PID/comm or as the COMM column shows them
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        value_parser = values::comm,
+        help_heading = "Filters (in the kernel)",
+        conflicts_with = "read"
+    )]
+    pub comm: Vec<Vec<u8>>,
+    /// Containers by id (12 digits are enough) or name of the machine, and pods by name or uid
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        help_heading = "Filters (after the kernel)",
+        conflicts_with = "read"
+    )]
+    pub container: Vec<String>,
+    /// Show the server that each client asks for: TLS server name or HTTP host, and ALPN or method
+    #[arg(long, conflicts_with = "by")]
+    pub names: bool,
+    /// Instead of flows, show at the end how these times are distributed, with --by for each key
+    #[arg(long, value_enum, value_name = "OF")]
+    pub histogram: Option<FlowHistogram>,
+    /// At the end, sum up the run: failures by kind, retransmissions, top talkers, longest handshakes
+    #[arg(long)]
+    pub summary: bool,
+    /// Size of the table of flows; each takes about 560 bytes of kernel memory, from the start
+    #[arg(long, value_name = "N", default_value_t = 65536, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    pub max_flows: u32,
+    /// A flow without packets for this long counts as ended
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = values::time)]
+    pub idle_timeout: Duration,
+    /// Print an attempt after this time without an answer, though it may still go on
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = values::time)]
+    pub attempt_timeout: Duration,
+    /// Print lines on a terminal too, not a live table
+    #[arg(long)]
+    pub no_tui: bool,
+    /// Which packets, and from where.
+    #[command(flatten)]
+    pub packets: PacketArgs,
+    /// The event buffer.
+    #[command(flatten)]
+    pub buffer: BufferArgs,
+    /// How data is printed.
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// When to stop.
+    #[command(flatten)]
+    pub stop: StopArgs,
+    /// Whether to set a seccomp filter.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
+}

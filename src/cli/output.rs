@@ -1,0 +1,142 @@
+//! Options that all commands have: output, when to stop, the sandbox, the event buffer.
+
+use std::time::Duration;
+
+use clap::{ArgAction, Args, ValueEnum};
+
+use super::values;
+use crate::failure::Failure;
+
+/// How data is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// Columns for people, grep and awk
+    #[default]
+    Text,
+    /// JSON Lines: one object per line
+    Json,
+}
+
+/// How times are shown in the TIME column.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum TimeStyle {
+    /// Local time of day, with the date if it is not the day of the start
+    #[default]
+    Local,
+    /// Local date and time with UTC offset, such as 2026-01-31T12:00:00.000000+01:00
+    Iso,
+    /// Seconds since 1970-01-01 UTC
+    Unix,
+    /// Seconds since the previous line
+    Delta,
+}
+
+/// Output, and how much is printed to stderr.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Output")]
+pub struct OutputArgs {
+    /// Format of the data on stdout [default: text]
+    #[arg(short, long, value_enum, value_name = "FORMAT")]
+    output: Option<OutputFormat>,
+    /// Short for --output json
+    #[arg(long)]
+    json: bool,
+    /// How times are shown in the TIME column of text; the time zone is that of TZ
+    #[arg(long, value_enum, default_value_t, value_name = "STYLE")]
+    pub time: TimeStyle,
+    /// Columns of text, in this order, by their names in the header: time,saddr,dport
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub columns: Vec<String>,
+    /// No `attached:` line, summary or notices on stderr; -qq: errors only
+    #[arg(short, long, action = ArgAction::Count)]
+    pub quiet: u8,
+    /// More notices on stderr; -vv: also the logs of libbpf and of the verifier
+    #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+    /// Does nothing: names are never looked up (for those used to tcpdump -n)
+    #[arg(short = 'n', action = ArgAction::Count)]
+    _numeric: u8,
+}
+
+impl OutputArgs {
+    /// The format asked for, by whichever option.
+    pub fn format(&self) -> OutputFormat {
+        if self.json {
+            OutputFormat::Json
+        } else {
+            self.output.unwrap_or_default()
+        }
+    }
+
+    /// Text, with this much on stderr.
+    pub(super) fn of_verbosity(quiet: u8, verbose: u8) -> Self {
+        Self {
+            quiet,
+            verbose,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        if self.json && self.output == Some(OutputFormat::Text) {
+            return Err(
+                Failure::usage("--json and --output text contradict each other")
+                    .hint("leave one of them out"),
+            );
+        }
+        if self.format() == OutputFormat::Json && !self.columns.is_empty() {
+            return Err(
+                Failure::usage("--columns is for text, and the output is JSON")
+                    .hint("choose keys with jq: tcpinspect ... --json | jq '{ts, saddr}'"),
+            );
+        }
+        Ok(())
+    }
+}
+
+/// When to stop.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Output")]
+pub struct StopArgs {
+    /// Stop after this time: 90 (seconds), 500ms, 10m, 2h
+    #[arg(short, long, value_name = "TIME", value_parser = values::time)]
+    pub duration: Option<Duration>,
+    /// Stop after this many lines of data
+    #[arg(short, long, value_name = "N", value_parser = values::count)]
+    pub count: Option<u64>,
+    /// Exit with status 3 if events were lost
+    #[arg(long)]
+    pub strict: bool,
+}
+
+/// The sandbox after attaching.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct SandboxArgs {
+    /// Set no seccomp filter after attaching; capabilities are dropped all the same
+    #[arg(long, help_heading = "Sandbox")]
+    pub no_sandbox: bool,
+}
+
+/// The event buffer.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Event buffer")]
+pub struct BufferArgs {
+    /// Size of the event buffer in bytes: a power of two
+    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, value_parser = values::buffer_size)]
+    pub buffer_size: u32,
+    /// Ring buffer where the kernel has it, else a perf event array
+    #[arg(long, value_enum, default_value_t, value_name = "KIND")]
+    pub buffer: BufferChoice,
+}
+
+/// `--buffer`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum BufferChoice {
+    /// Ring buffer where the kernel has it
+    #[default]
+    Auto,
+    /// Ring buffer (Linux 5.8)
+    Ring,
+    /// Perf event array
+    Perf,
+}

@@ -1,0 +1,47 @@
+//! Options of `port-monitor`.
+
+use clap::Args;
+
+use super::output::{BufferArgs, OutputArgs, SandboxArgs, StopArgs};
+use super::packets::{DirectionChoice, PacketArgs, RecordingArgs};
+use super::values;
+
+/// Arguments of `port-monitor`.
+#[derive(Clone, Debug, Args)]
+pub struct PortMonitorArgs {
+    /// Which way the packets go
+    #[arg(long, value_enum, default_value_t, value_name = "WAY")]
+    pub direction: DirectionChoice,
+    /// Print at most this many events a second; the rest is counted as suppressed
+    #[arg(long, value_name = "N", value_parser = values::max_rate)]
+    pub max_rate: Option<u64>,
+    /// Add the first 16 bytes of the payload in hex, or as many as --payload-bytes says
+    #[arg(short = 'x', conflicts_with = "write")]
+    pub hex: bool,
+    /// How many bytes of the payload to add, 256 at most
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(0..=256),
+        conflicts_with = "write"
+    )]
+    pub payload_bytes: Option<u32>,
+    /// A capture file in place of lines.
+    #[command(flatten)]
+    pub recording: RecordingArgs,
+    /// Which packets, and from where.
+    #[command(flatten)]
+    pub packets: PacketArgs,
+    /// The event buffer.
+    #[command(flatten)]
+    pub buffer: BufferArgs,
+    /// How data is printed.
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// When to stop.
+    #[command(flatten)]
+    pub stop: StopArgs,
+    /// Whether to set a seccomp filter.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
+}

@@ -1,0 +1,81 @@
+//! Options of `syn-count`.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use super::output::{OutputArgs, SandboxArgs, StopArgs};
+use super::packets::PacketArgs;
+use super::values;
+
+/// What SYNs are counted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CountBy {
+    /// Source address
+    #[value(alias = "src")]
+    Saddr,
+    /// Destination address
+    #[value(alias = "dst")]
+    Daddr,
+    /// Destination port
+    #[value(alias = "port")]
+    Dport,
+}
+
+impl CountBy {
+    /// Its name on the command line and in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Saddr => "saddr",
+            Self::Daddr => "daddr",
+            Self::Dport => "dport",
+        }
+    }
+}
+
+/// Where syn-count attaches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum CountMode {
+    /// The same as generic
+    #[default]
+    Auto,
+    /// XDP in the driver: cheapest, but may reset the link or turn offloads off
+    Native,
+    /// XDP in the stack: any interface, no effect on the driver
+    Generic,
+    /// TC ingress: works beside another XDP program
+    Tc,
+}
+
+/// Arguments of `syn-count`.
+#[derive(Clone, Debug, Args)]
+pub struct SynCountArgs {
+    /// Time between two reports
+    #[arg(short = 'I', long, value_name = "TIME", default_value = "2s", value_parser = values::time)]
+    pub interval: Duration,
+    /// Also count by source address, destination address or destination port
+    #[arg(long, value_enum, value_name = "KEY")]
+    pub by: Option<CountBy>,
+    /// How many of them to show, busiest first
+    #[arg(long, value_name = "N", default_value_t = 10, requires = "by", value_parser = values::top)]
+    pub top: usize,
+    /// Report when all SYNs, or those of one source (or other --by), exceed this many a second
+    /// (5000, 5k, 1M), and when they fall back
+    #[arg(long, value_name = "RATE", value_parser = values::rate)]
+    pub alert: Option<f64>,
+    /// Where to attach
+    #[arg(long, value_enum, default_value_t, value_name = "MODE")]
+    pub mode: CountMode,
+    /// Which packets, and from where.
+    #[command(flatten)]
+    pub packets: PacketArgs,
+    /// How data is printed.
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// When to stop.
+    #[command(flatten)]
+    pub stop: StopArgs,
+    /// Whether to set a seccomp filter.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
+}
