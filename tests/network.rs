@@ -8,7 +8,9 @@ use crate::common::bpf::{Foreign, Hook, XDP_PASS, has_xdp_frags};
 use crate::common::frames::{
     self, IPV4, IPV6, QINQ, RawSocket, SYN, TCP, Tun, VLAN, ethernet, ipv4, syn_frame, tcp,
 };
-use crate::common::{CLIENT4, CLIENT6, Namespace, Output, Pair, SERVER4, SERVER6, Tool, need};
+use crate::common::{
+    CLIENT4, CLIENT6, Namespace, Output, Pair, SERVER4, SERVER6, Tool, command, need,
+};
 use serde_json::{Value, json};
 
 /// All ways of syn-count to look at an Ethernet interface.
@@ -685,4 +687,35 @@ fn without_an_interface_it_is_that_of_the_default_route_else_all_that_are_up() {
     pair.server.run("ip route add default via 10.77.0.1");
     assert!(attached("port-monitor").contains(" on vs "));
     assert!(attached("syn-count").contains("xdp generic on vs "));
+}
+
+#[test]
+fn another_namespace_is_watched_with_netns() {
+    let pair = need!(Pair::new());
+    let path = pair.server.path();
+    for command in ["syn-count", "port-monitor", "flows"] {
+        // `vs` is in the server's namespace only, in which the tool is not started.
+        let args = [command, "--json", "-I", "0.05", "--netns", &path, "vs"];
+        let args: Vec<&str> = match command {
+            "port-monitor" => [&args[..2], &args[4..]].concat(),
+            _ => args.to_vec(),
+        };
+        let tool = Tool::start(&args);
+        let refused = pair
+            .client
+            .enter(|| TcpStream::connect((SERVER4, 8191)).unwrap_err());
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        tool.json("the attempt", |line| {
+            line["iface"] == "vs" && (line["dport"] == 8191 || line["syn_total"] == 1)
+        });
+        assert_eq!(tool.stop().code(), 0);
+    }
+}
+
+#[test]
+fn a_file_is_in_no_namespace() {
+    let args = ["syn-count", "-r", "-", "--netns", "1"];
+    let output = Tool::spawn(&mut command(args)).finish();
+    assert_eq!(output.code(), 2, "{output:#?}");
+    assert!(output.stderr[0].contains("--netns"), "{output:#?}");
 }

@@ -13,8 +13,8 @@
 
 const volatile __u32 wanted_kinds = 0; /* bits by enum connect_kind */
 
-/* With exporting: the network namespace whose connections are counted, by inode number. */
-const volatile __u32 export_netns = 0;
+/* The network namespace of the wanted connections, by inode number; 0: all. */
+const volatile __u32 wanted_netns = 0;
 
 struct connect_counters totals = {};
 
@@ -41,19 +41,12 @@ static __always_inline void count_lost(void)
 	__sync_fetch_and_add(&totals.lost, 1);
 }
 
-static __always_inline bool is_exported(const struct connect_event *e)
-{
-	return !e->netns || e->netns == export_netns;
-}
-
 static __always_inline void export_connection(const struct connect_event *e, enum connect_kind kind)
 {
 	struct export_key key = { .kind = kind, .reason = e->error };
 	struct export_key bytes = {};
 	bool has_start = e->known & KNOWN_START;
 
-	if (!is_exported(e))
-		return;
 	key.detail = e->direction << EXPORT_DIRECTION_SHIFT | e->closed_by;
 	if (e->known & KNOWN_GIVEN_UP)
 		key.detail |= EXPORT_GIVEN_UP;
@@ -179,10 +172,13 @@ static __always_inline void filter_address(__be32 *to, const struct connect_even
 	}
 }
 
+/* The part of the filter that is known when a connection begins, but for the process. */
 static __always_inline bool destination_matches(const struct connect_event *e)
 {
 	__be32 daddr[4];
 
+	if (wanted_netns && e->netns && e->netns != wanted_netns)
+		return false;
 	if (!version_matches(e->ip_version))
 		return false;
 	if ((filter.parts & FILTER_DPORT) && !has_port(dport_bits, e->dport))

@@ -112,11 +112,11 @@ static __always_inline void on_syn_sent(void *ctx, const struct sock *sk, const 
 	if (ending)
 		return;
 	set_ends_of(&c->event, sk);
+	c->event.netns = behind->netns;
 	/* First, for it takes least. */
 	if (!destination_matches(&c->event))
 		return;
 	start_connection(c);
-	c->event.netns = behind->netns;
 	c->old_sport = read_inet_sport(tp);
 	if (!process_matches(&c->event))
 		return;
@@ -303,7 +303,7 @@ static __always_inline void on_end(void *ctx, const struct sock *sk, const struc
 {
 	set_bytes(&c->event, sk, tp, old_state);
 	c->event.closed_by = closed_by(sk, old_state);
-	if (exporting && is_exported(&c->event))
+	if (exporting)
 		export_time(EXPORT_RTT, (tp->srtt_us >> 3) * 1000ULL);
 	emit(ctx, &c->event, CONNECT_CLOSED);
 }

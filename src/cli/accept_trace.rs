@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{ArgGroup, Args, ValueEnum, ValueHint};
 
 use super::output::{BufferArgs, OutputArgs, SandboxArgs, StopArgs};
-use super::packets::{AddressArgs, expression};
+use super::packets::{AddressArgs, NetnsArgs, expression};
 use super::values;
 use crate::failure::Failure;
 use crate::filter::Filter;
@@ -130,9 +130,9 @@ pub struct AcceptTraceArgs {
     /// The expression, once it is read.
     #[arg(skip)]
     compiled: Option<Expression>,
-    /// Network namespace: a name that `ip netns` knows, a path, or a process id
-    #[arg(long, value_name = "NAME|PATH|PID", help_heading = "Source")]
-    pub netns: Option<String>,
+    /// The network namespace to watch.
+    #[command(flatten)]
+    pub netns: NetnsArgs,
     /// An interface to watch, as IFACE; may be repeated
     #[arg(
         short,

@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum, ValueHint};
 
 use super::output::{BufferArgs, OutputArgs, SandboxArgs, StopArgs};
-use super::packets::AddressArgs;
+use super::packets::{AddressArgs, NetnsArgs};
 use super::values;
 
 /// How connect-trace attaches to the kernel.
@@ -70,6 +70,9 @@ pub struct ConnectTraceArgs {
     /// Addresses and ports.
     #[command(flatten)]
     pub addresses: AddressArgs,
+    /// The namespace of the connections.
+    #[command(flatten)]
+    pub netns: NetnsArgs,
     /// The event buffer.
     #[command(flatten)]
     pub buffer: BufferArgs,

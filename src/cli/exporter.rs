@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, ValueEnum};
 
 use super::output::{OutputArgs, SandboxArgs, StopArgs};
+use super::packets::NetnsArgs;
 use super::values;
 
 /// What exporter collects.
@@ -69,10 +70,9 @@ pub struct ExporterArgs {
         help_heading = "Source"
     )]
     pub collect: Vec<CollectorChoice>,
-    /// Network namespace to watch: a name that `ip netns` knows, a path, or a process id. The server
-    /// stays in the namespace in which it is started
-    #[arg(long, value_name = "NAME|PATH|PID", help_heading = "Source")]
-    pub netns: Option<String>,
+    /// The network namespace to watch.
+    #[command(flatten)]
+    pub netns: NetnsArgs,
     /// An interface to watch, as IFACE; may be repeated
     #[arg(
         short,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::output::{OutputArgs, SandboxArgs, StopArgs};
+use super::packets::NetnsArgs;
 use super::values;
 use crate::filter::PortRule;
 
@@ -38,9 +39,9 @@ pub struct ListenersArgs {
     /// IPv6 only
     #[arg(short = '6', help_heading = "Filters")]
     pub ipv6: bool,
-    /// Network namespace: a name that `ip netns` knows, a path, or a process id
-    #[arg(long, value_name = "NAME|PATH|PID", help_heading = "Source")]
-    pub netns: Option<String>,
+    /// The network namespace to watch.
+    #[command(flatten)]
+    pub netns: NetnsArgs,
     /// How data is printed.
     #[command(flatten)]
     pub output: OutputArgs,

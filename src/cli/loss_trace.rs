@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::output::{BufferArgs, OutputArgs, SandboxArgs, StopArgs};
-use super::packets::{AddressArgs, RecordingArgs};
+use super::packets::{AddressArgs, NetnsArgs, RecordingArgs};
 use super::values;
 use crate::failure::Failure;
 
@@ -83,9 +83,9 @@ pub struct LossTraceArgs {
     /// Addresses and ports.
     #[command(flatten)]
     pub addresses: AddressArgs,
-    /// Network namespace: a name that `ip netns` knows, a path, or a process id [default: all]
-    #[arg(long, value_name = "NAME|PATH|PID", help_heading = "Source")]
-    pub netns: Option<String>,
+    /// The network namespace to watch.
+    #[command(flatten)]
+    pub netns: NetnsArgs,
     /// An interface to watch, as IFACE; may be repeated
     #[arg(
         short,

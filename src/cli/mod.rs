@@ -30,7 +30,7 @@ use self::manual::Page;
 pub use self::output::{
     BufferArgs, BufferChoice, OutputArgs, OutputFormat, SandboxArgs, StopArgs, TimeStyle,
 };
-pub use self::packets::{AddressArgs, DirectionChoice, PacketArgs, RecordingArgs};
+pub use self::packets::{AddressArgs, DirectionChoice, NetnsArgs, PacketArgs, RecordingArgs};
 pub use self::port_monitor::PortMonitorArgs;
 pub use self::syn_count::{CountBy, CountMode, SynCountArgs};
 use crate::failure::Failure;

@@ -12,6 +12,7 @@ use crate::capture::write::MAX_SNAPLEN;
 use crate::failure::Failure;
 use crate::filter::expr::Expression;
 use crate::filter::{AddressRule, Filter, FlagsRule, PayloadRule, PortRule};
+use crate::host::netns;
 
 /// Filters on addresses and ports.
 #[derive(Clone, Debug, Args)]
@@ -64,6 +65,32 @@ impl AddressArgs {
     }
 }
 
+/// The network namespace to watch.
+#[derive(Clone, Debug, Default, Args)]
+pub struct NetnsArgs {
+    /// Network namespace to watch: a name that `ip netns` knows, a path, or a process id
+    #[arg(long, value_name = "NAME|PATH|PID", help_heading = "Source")]
+    netns: Option<String>,
+}
+
+impl NetnsArgs {
+    /// Whether a namespace is asked for.
+    pub fn is_given(&self) -> bool {
+        self.netns.is_some()
+    }
+
+    /// Moves this thread, and those that it starts later, into the namespace that is asked for.
+    ///
+    /// # Errors
+    /// There is no such namespace, or this process may not enter it.
+    pub fn enter(&self) -> Result<(), Failure> {
+        match &self.netns {
+            Some(namespace) => netns::enter(namespace),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Filters on packets, and where the packets come from.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Filters (in the kernel)")]
@@ -105,6 +132,9 @@ pub struct PacketArgs {
     /// After -i or -r, these arguments are a filter expression instead.
     #[arg(value_name = "IFACE", help_heading = "Source")]
     words: Vec<String>,
+    /// The namespace of the interfaces.
+    #[command(flatten)]
+    pub netns: NetnsArgs,
     /// The expression, once it is read.
     #[arg(skip)]
     compiled: Option<Expression>,
@@ -126,6 +156,11 @@ impl PacketArgs {
     }
 
     pub(super) fn check(&mut self) -> Result<(), Failure> {
+        if self.netns.is_given() && self.read.is_some() {
+            return Err(Failure::usage(
+                "--netns is about interfaces, and a file is read",
+            ));
+        }
         let words = self.words_are_expression().then_some(&*self.words);
         self.compiled = expression(self.expression.as_deref(), words, &self.interface)?;
         let needs_direction = self.compiled.as_ref().map(Expression::needs_direction);

@@ -61,6 +61,7 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
         .then(|| TotalsWriter::new(columns).map(|writer| (writer, Totals::default())))
         .transpose()?;
     let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
+    args.netns.enter()?;
     load::possible_cpus()?;
     let buffer = BufferKind::choose(args.buffer.buffer)?;
 
@@ -568,7 +569,9 @@ impl<'obj> Tracer<'obj> {
         rodata.wanted_kinds = wanted_kinds(args);
         rodata.max_rate = args.max_rate.unwrap_or(0);
         rodata.exporting = args.exporting;
-        rodata.export_netns = u32::try_from(netns::own()?)?;
+        if args.exporting || args.netns.is_given() {
+            rodata.wanted_netns = u32::try_from(netns::own()?)?;
+        }
         rodata.accept_is_hooked = plan.accept != Accept::Unhooked;
         rodata.may_probe_read = plan.may_probe_read;
         rodata.use_storage = plan.storage;

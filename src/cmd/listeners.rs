@@ -36,9 +36,7 @@ const WITH_PROCESSES: &str = "socket diagnostics, iter/task_file";
 /// An option is wrong, or the kernel does not list its sockets.
 pub fn run(args: &ListenersArgs) -> Result<Exit, Failure> {
     let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
-    if let Some(namespace) = &args.netns {
-        netns::enter(namespace)?;
-    }
+    args.netns.enter()?;
     let writer = ListenerWriter::new(&args.output.columns, netns::own()?, args.alert)?;
     let mut diag = SockDiag::open()?;
     // If the kernel has no socket diagnostics, fail before anything else.

@@ -189,6 +189,7 @@ pub fn run<C: PacketCommand>(command: &C) -> Result<Exit, Failure> {
     }
     let destination = destination(options)?;
     let mut session = Session::new(options.output, options.stop, options.sandbox)?;
+    options.packets.netns.enter()?;
     let interfaces = session.interfaces(options.packets.interfaces(), usage::interface_hint)?;
     record(&mut session, options, destination, &interfaces)?;
     let cpus = load::possible_cpus()?;

@@ -193,3 +193,24 @@ fn filters_hold_for_accepts_and_ends_too() {
         }
     }
 }
+
+#[test]
+fn the_filter_on_namespaces_leaves_out_all_others() {
+    let [wanted, other] = [need!(Namespace::new()), need!(Namespace::new())];
+    let path = wanted.path();
+    for backend in backends!() {
+        let trace = Trace::start(&other, backend, &["--netns", &path]);
+        connect_everywhere(&other);
+        connect_everywhere(&wanted);
+        let events = trace.stop();
+        assert_eq!(
+            events.named("established").len(),
+            1,
+            "{backend}: {events:?}"
+        );
+        assert_eq!(events.named("failed").len(), 2, "{backend}: {events:?}");
+        for event in events.named("attempt") {
+            assert_eq!(event["netns"], wanted.inode(), "{backend}: {event}");
+        }
+    }
+}

@@ -113,6 +113,7 @@ impl Trace {
 }
 
 /// The events of one namespace.
+#[derive(Debug)]
 struct Events {
     all: Vec<Value>,
     summary: Value,

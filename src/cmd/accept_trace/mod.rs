@@ -45,9 +45,7 @@ use crate::skel::{AcceptFate, AcceptFlag};
 /// An option is wrong, or a program can't be loaded or attached.
 pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
-    if let Some(namespace) = &args.netns {
-        netns::enter(namespace)?;
-    }
+    args.netns.enter()?;
     let writer = match args.by.is_some() || args.histogram.is_some() {
         true => AcceptWriter::new(&[])?,
         false => AcceptWriter::new(&args.output.columns)?,

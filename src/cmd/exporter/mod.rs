@@ -19,7 +19,6 @@ use http::{Answer, Request, Server};
 
 use crate::cli::{ExporterArgs, usage};
 use crate::failure::{Exit, Failure};
-use crate::host::netns;
 use crate::host::privileges;
 use crate::host::sandbox::Files;
 use crate::output::exporter::metrics::{self, Itself};
@@ -45,9 +44,7 @@ pub fn run(args: &ExporterArgs) -> Result<Exit, Failure> {
             "whoever reaches {address} can read the metrics: there is no TLS and no password"
         ));
     }
-    if let Some(namespace) = &args.netns {
-        netns::enter(namespace)?;
-    }
+    args.netns.enter()?;
     let interfaces = match collect::needs_interfaces(args) {
         true => session.interfaces(args.interfaces(), usage::plain_interface_hint)?,
         false => Vec::new(),

@@ -4,7 +4,6 @@
 use std::io::{ErrorKind, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -14,6 +13,7 @@ use libbpf_rs::{Iter, Link, OpenObject};
 use super::Flows;
 use crate::filter::FlagsRule;
 use crate::host::interfaces::Interface;
+use crate::host::netns;
 use crate::skel::flow_sockets::types::bss;
 use crate::skel::flow_sockets::{FlowSocketsSkel, FlowSocketsSkelBuilder};
 use crate::skel::{self, flows::FlowsSkel};
@@ -54,12 +54,10 @@ impl<'obj> Sockets<'obj> {
         flows: &FlowsSkel<'_>,
         interfaces: &[Interface],
     ) -> Result<Self> {
-        let netns = std::fs::metadata("/proc/self/ns/net")
-            .context("failed to look at the network namespace")?;
         let mut open = FlowSocketsSkelBuilder::default().open(storage)?;
         let rodata = open.maps.rodata_data.as_deref_mut();
         let rodata = rodata.context("the programs have no settings")?;
-        rodata.netns = u32::try_from(netns.ino())?;
+        rodata.netns = u32::try_from(netns::own()?)?;
         rodata.interfaces = u32::try_from(interfaces.len())?;
         for (to, interface) in rodata.ifindexes.iter_mut().zip(interfaces) {
             *to = interface.index;

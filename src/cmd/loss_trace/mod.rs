@@ -23,7 +23,6 @@ use crate::failure::{Exit, Failure};
 use crate::host::containers::Containers;
 use crate::host::interfaces::{Interface, LinkLayer, ResolveError, resolve};
 use crate::host::kernel_symbols::KernelSymbols;
-use crate::host::netns;
 use crate::host::privileges;
 use crate::host::sandbox::Files;
 use crate::output::counts::CountsWriter;
@@ -46,9 +45,7 @@ const NAME: &str = "loss-trace";
 /// An option is wrong, or a program can't be loaded or attached.
 pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
     let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
-    if let Some(namespace) = &args.netns {
-        netns::enter(namespace)?;
-    }
+    args.netns.enter()?;
     let interfaces = match args.interfaces() {
         [] => Vec::new(),
         names => session.interfaces(names, usage::plain_interface_hint)?,

@@ -152,7 +152,7 @@ impl Kernel {
             rodata.wanted_kinds |= 1 << kind.0;
         }
         rodata.exporting = args.exporting;
-        if args.netns.is_some() || args.exporting || !interfaces.is_empty() {
+        if args.netns.is_given() || args.exporting || !interfaces.is_empty() {
             rodata.netns = u32::try_from(netns::own()?)?;
         }
         rodata.interfaces = u32::try_from(interfaces.len())?;
