@@ -43,6 +43,9 @@ const PROGRAM_TIME: Duration = Duration::from_secs(45 * 60);
 /// How long a guest may take to start and to stop.
 const BOOT_TIME: Duration = Duration::from_secs(120);
 
+/// What the test programs are told in any case.
+const COMMON_ARGUMENTS: &str = "--test-threads=1 --color=never --include-ignored";
+
 /// How a guest is set up, apart from its kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -94,7 +97,12 @@ impl Mode {
                 own.cloned().collect::<Vec<_>>().join(" ")
             }
         };
-        format!("--test-threads=1 --color=never --include-ignored {chosen}")
+        format!("{COMMON_ARGUMENTS} {chosen}")
+    }
+
+    /// What the test programs are told to run these tests and no others.
+    pub fn named_tests(names: &[String]) -> String {
+        format!("{COMMON_ARGUMENTS} --exact {}", names.join(" "))
     }
 }
 

@@ -40,6 +40,31 @@ pub struct Results {
     pub tests: Vec<Test>,
     /// What went wrong apart from tests that failed.
     pub problems: Vec<String>,
+    /// The names of tests that passed at the second attempt only.
+    pub unsteady: Vec<String>,
+}
+
+impl Results {
+    /// The names of the tests that failed.
+    pub fn failed(&self) -> Vec<String> {
+        let failed = self.tests.iter().filter(|it| it.outcome == Outcome::Failed);
+        failed.map(|test| test.name.clone()).collect()
+    }
+
+    /// Takes the results of those that failed from another guest, which ran them again.
+    pub fn take_second_attempt(&mut self, second: Self) {
+        self.problems.extend(second.problems);
+        for again in second.tests {
+            let same = |test: &&mut Test| test.name == again.name;
+            let Some(test) = self.tests.iter_mut().find(same) else {
+                continue;
+            };
+            if again.outcome != Outcome::Failed {
+                self.unsteady.push(again.name.clone());
+            }
+            *test = again;
+        }
+    }
 }
 
 /// Reads the results of a guest.

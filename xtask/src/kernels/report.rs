@@ -86,6 +86,7 @@ pub fn merge(parts: Vec<Run>) -> Vec<Run> {
                 run.seconds += part.seconds;
                 run.results.tests.extend(part.results.tests);
                 run.results.problems.extend(part.results.problems);
+                run.results.unsteady.extend(part.results.unsteady);
             }
             None => runs.push(part),
         }
@@ -145,6 +146,15 @@ pub fn render(runs: &[Run], allowed: &[AllowedSkip]) -> String {
         let _ = writeln!(text, "  {why}");
         for test in tests {
             let _ = writeln!(text, "    {test}");
+        }
+    }
+
+    if runs.iter().any(|run| !run.results.unsteady.is_empty()) {
+        text.push_str("\npassed at the second attempt:\n");
+    }
+    for run in runs {
+        for name in &run.results.unsteady {
+            let _ = writeln!(text, "  {} {}: {name}", run.series, run.mode);
         }
     }
 

@@ -215,3 +215,23 @@ fn in_turns_each_part_runs_on_one_kernel_and_over_time_on_each() {
         assert_eq!(seen, [0, 1, 2], "{other:?}");
     }
 }
+
+#[test]
+fn what_passes_at_the_second_attempt_is_no_fault_and_is_told() {
+    let first = "@@ start a\ntest one ... FAILED\ntest two ... FAILED\ntest three ... ok\n\n\
+                 test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out\n\
+                 @@ exit a 101\n@@ end\n";
+    let second = "@@ start a\ntest one ... ok\ntest two ... FAILED\n\n\
+                  test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n\
+                  @@ exit a 101\n@@ end\n";
+    let mut run = run(first);
+    assert_eq!(run.results.failed(), ["one", "two"]);
+    run.results.take_second_attempt(parse(second));
+    assert_eq!(run.results.failed(), ["two"]);
+    assert_eq!(run.faults(&[]), ["a::two failed"]);
+    let text = render(&[run], &[]);
+    assert!(
+        text.contains("passed at the second attempt:\n  6.1 default: one\n"),
+        "{text}"
+    );
+}
