@@ -19,6 +19,8 @@ pub const REQUIRED_MODULES: &[&str] = &["cls_bpf", "dummy", "sch_ingress", "tun"
 
 /// Modules that are loaded where the kernel has them.
 pub const OPTIONAL_MODULES: &[&str] = &[
+    // The checksum that nftables' modules look for as they are loaded.
+    "crc32c_generic",
     "8021q",
     "act_gact",
     "act_mirred",
