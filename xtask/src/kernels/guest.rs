@@ -40,7 +40,7 @@ pub const OPTIONAL_MODULES: &[&str] = &[
 ];
 
 /// How long the tests may take, emulated.
-const PROGRAM_TIME: Duration = Duration::from_secs(45 * 60);
+const PROGRAM_TIME: Duration = Duration::from_secs(25 * 60);
 
 /// How long a guest may take to start and to stop.
 const BOOT_TIME: Duration = Duration::from_secs(120);
