@@ -38,7 +38,7 @@ fn has_reasons(tool: &Tool) -> bool {
     !tool
         .errors()
         .iter()
-        .any(|line| line.contains("gives no reasons"))
+        .any(|line| line.contains("gives no reasons for drops"))
 }
 
 fn nft(namespace: &Namespace, rule: &str) -> Result<(), String> {
