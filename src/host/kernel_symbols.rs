@@ -79,6 +79,23 @@ impl KernelSymbols {
         wanted.map(|pair| (pair[0].0, pair[1].0)).collect()
     }
 
+    /// Reads the list now, and forgets the functions whose name does not pass.
+    pub fn keep(&mut self, is_wanted: impl Fn(&str) -> bool) {
+        self.read();
+        let all = std::mem::take(&mut self.starts);
+        let names = std::mem::take(&mut self.names);
+        let mut follows = false;
+        for (start, at) in all {
+            let name = names[at..].split('\n').next().unwrap_or_default();
+            let is_wanted = is_wanted(name);
+            // The next one says where a function ends.
+            if is_wanted || follows {
+                self.add(start, name);
+            }
+            follows = is_wanted;
+        }
+    }
+
     fn read(&mut self) {
         let Some(mut file) = self.file.take() else {
             return;
@@ -103,11 +120,15 @@ impl KernelSymbols {
             let Ok(address @ 1..) = u64::from_str_radix(address, 16) else {
                 continue;
             };
-            self.starts.push((address, self.names.len()));
-            self.names.push_str(name);
-            self.names.push('\n');
+            self.add(address, name);
         }
         self.starts.sort_unstable();
+    }
+
+    fn add(&mut self, start: u64, name: &str) {
+        self.starts.push((start, self.names.len()));
+        self.names.push_str(name);
+        self.names.push('\n');
     }
 }
 
@@ -132,6 +153,9 @@ mod tests {
         assert_eq!(symbols.range("firs"), None);
         let ranges = symbols.ranges(|name| name != "second");
         assert_eq!(ranges, [(0x10, 0x20)]);
+        symbols.keep(|name| name == "first");
+        assert_eq!(symbols.name(0x1f), Some("first"));
+        assert_eq!(symbols.name(0x31), Some("second"));
     }
 
     #[test]

@@ -99,6 +99,8 @@ pub struct Collectors<'obj> {
     accept: Option<AcceptCollector<'obj>>,
     loss: Option<LossCollector<'obj>>,
     connect: Option<ConnectCollector<'obj>>,
+    /// The functions that tell why they drop segments.
+    places: RefCell<KernelSymbols>,
     /// Collectors, and whether they work.
     states: Vec<(CollectorChoice, bool)>,
 }
@@ -121,6 +123,20 @@ impl<'obj> Collectors<'obj> {
             states: Vec::new(),
             failure: None,
         };
+        let mut places = KernelSymbols::none();
+        if [Accept, Loss]
+            .iter()
+            .any(|one| loading.chosen.contains(one))
+        {
+            places = KernelSymbols::open().unwrap_or_else(|error| {
+                session
+                    .notices
+                    .detail(&format!("places of drops can't be told: {error:#}"));
+                KernelSymbols::none()
+            });
+            // Now, because it would delay a scrape.
+            places.keep(|name| reason_of_place(name).is_some());
+        }
         let has_flows = loading.chosen.contains(&Flows);
         let Storage {
             syn,
@@ -129,7 +145,7 @@ impl<'obj> Collectors<'obj> {
             connect,
         } = storage;
         // Programs at interfaces are last of all: connections begin there.
-        let loss = loading.take(&[Loss], || LossCollector::load(loss, session.notices))?;
+        let loss = loading.take(&[Loss], || LossCollector::load(loss))?;
         let connect = loading.take(&[Connect, Flows], || {
             ConnectCollector::load(connect, has_flows, session.notices)
         })?;
@@ -152,6 +168,7 @@ impl<'obj> Collectors<'obj> {
             accept,
             loss,
             connect,
+            places: RefCell::new(places),
             states,
         })
     }
@@ -201,10 +218,10 @@ impl<'obj> Collectors<'obj> {
             results.push((Listeners, listeners.write(out).is_ok()));
         }
         if let Some(accept) = &mut self.accept {
-            results.push((Accept, accept.write(out).is_ok()));
+            results.push((Accept, accept.write(out, &self.places).is_ok()));
         }
         if let Some(loss) = &mut self.loss {
-            results.push((Loss, loss.write(out).is_ok()));
+            results.push((Loss, loss.write(out, &self.places).is_ok()));
         }
         if let Some(connect) = &mut self.connect {
             let chosen = |one| self.states.iter().any(|(known, _)| *known == one);
@@ -389,7 +406,6 @@ struct AcceptCollector<'obj> {
     hooks: Hooks,
     table: Table,
     reasons: Reasons,
-    symbols: RefCell<KernelSymbols>,
 }
 
 impl<'obj> AcceptCollector<'obj> {
@@ -416,7 +432,6 @@ impl<'obj> AcceptCollector<'obj> {
             hooks,
             table: Table::new(SWEEP_EVERY, args.attempt_timeout)?,
             reasons: programs.reasons,
-            symbols: RefCell::new(programs.symbols),
         })
     }
 
@@ -425,12 +440,12 @@ impl<'obj> AcceptCollector<'obj> {
         self.table.sweep(first)
     }
 
-    fn write(&self, out: &mut Exposition) -> Result<()> {
+    fn write(&self, out: &mut Exposition, places: &RefCell<KernelSymbols>) -> Result<()> {
         let first = self.skels.first().context("there is no interface")?;
         let counts = export::read(&first.maps.export_counts, &first.maps.export_times)?;
         metrics::accept(out, &counts, |key| {
-            let mut symbols = self.symbols.borrow_mut();
-            let place = place(&mut symbols, key.place);
+            let mut places = places.borrow_mut();
+            let place = place(&mut places, key.place);
             name(&self.reasons, key.reason, place)
         });
         Ok(())
@@ -452,31 +467,28 @@ fn name(reasons: &Reasons, number: u32, place: Option<&str>) -> Option<String> {
         .map(str::to_owned)
 }
 
-fn place(symbols: &mut KernelSymbols, address: u64) -> Option<&str> {
+fn place(places: &mut KernelSymbols, address: u64) -> Option<&str> {
     match address {
         0 => None,
-        address => symbols.name(address),
+        address => places.name(address),
     }
 }
 
 struct LossCollector<'obj> {
     skel: LossTraceSkel<'obj>,
     kernel: Kernel,
-    symbols: RefCell<KernelSymbols>,
     hooks: Vec<&'static str>,
     _links: Vec<Link>,
 }
 
 impl<'obj> LossCollector<'obj> {
-    fn load(storage: &'obj mut MaybeUninit<OpenObject>, notices: Notices) -> Result<Self, Failure> {
+    fn load(storage: &'obj mut MaybeUninit<OpenObject>) -> Result<Self, Failure> {
         let mut args = arguments::<LossTraceArgs>(&[])?;
         args.exporting = true;
         let buffer = BufferKind::choose(args.buffer.buffer)?;
         let kernel = Kernel::look()?;
-        let mut symbols = KernelSymbols::open().unwrap_or_else(|error| {
-            notices.detail(&format!("places of drops can't be told: {error:#}"));
-            KernelSymbols::none()
-        });
+        // Only kernels without reasons need it here.
+        let mut symbols = KernelSymbols::open().unwrap_or_else(|_| KernelSymbols::none());
         let target = Target {
             interfaces: &[],
             watched: &[],
@@ -490,17 +502,16 @@ impl<'obj> LossCollector<'obj> {
         Ok(Self {
             skel,
             kernel,
-            symbols: RefCell::new(symbols),
             hooks,
             _links: links,
         })
     }
 
-    fn write(&self, out: &mut Exposition) -> Result<()> {
+    fn write(&self, out: &mut Exposition, places: &RefCell<KernelSymbols>) -> Result<()> {
         let counts = export::read(&self.skel.maps.export_counts, &self.skel.maps.export_times)?;
         metrics::loss(out, &counts, |key| {
-            let mut symbols = self.symbols.borrow_mut();
-            let place = place(&mut symbols, key.place);
+            let mut places = places.borrow_mut();
+            let place = place(&mut places, key.place);
             let kind = LossKind(key.kind.into());
             let (name, _) = self.kernel.reason(kind, key.reason, place);
             name.map(str::to_owned)
