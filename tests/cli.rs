@@ -562,3 +562,65 @@ fn every_test_that_the_docs_name_is_there() {
     }
     assert!(named > 20, "{named}");
 }
+
+/// The words of a command line, as a shell has them, up to a pipe, redirection or comment.
+fn words(line: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word = None::<String>;
+    let mut quote = None;
+    for letter in line.chars() {
+        match letter {
+            _ if quote == Some(letter) => quote = None,
+            '"' | '\'' if quote.is_none() => {
+                quote = Some(letter);
+                word.get_or_insert_default();
+            }
+            '|' | '>' | '&' | ';' | '#' if quote.is_none() => {
+                // The descriptor that is redirected.
+                word = word.filter(|word| letter != '>' || word.parse::<u8>().is_err());
+                break;
+            }
+            ' ' if quote.is_none() => words.extend(word.take()),
+            _ => word.get_or_insert_default().push(letter),
+        }
+    }
+    words.extend(word);
+    words
+}
+
+#[test]
+fn every_command_line_in_the_docs_is_accepted() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut texts = vec![std::fs::read_to_string(root.join("README.md")).unwrap()];
+    for entry in std::fs::read_dir(root.join("docs")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "md") {
+            texts.push(std::fs::read_to_string(path).unwrap());
+        }
+    }
+    let mut lines = Vec::new();
+    for text in texts {
+        // Lines of a block, or what is between backticks in a sentence.
+        for (at, part) in text.replace("\\\n", " ").split("```").enumerate() {
+            let codes = match at % 2 {
+                1 => part.lines().collect::<Vec<_>>(),
+                _ => part.split('`').skip(1).step_by(2).collect(),
+            };
+            let codes = codes.iter().map(|code| code.replace('\n', " "));
+            lines.extend(codes.filter_map(|code| {
+                let code = code.trim_start_matches([' ', '#', '$']);
+                let code = code.trim_start_matches("sudo ");
+                let is_one = code.starts_with("tcpinspect ") && !code.contains(" COMMAND");
+                is_one.then(|| code.to_owned())
+            }));
+        }
+    }
+    let mut wrong = Vec::new();
+    for line in &lines {
+        if let Err(error) = tcpinspect::cli::command().try_get_matches_from(words(line)) {
+            wrong.push(format!("{line}\n{error}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(lines.len() > 50, "{}", lines.len());
+}

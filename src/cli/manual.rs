@@ -329,6 +329,26 @@ const PAGES: &[(&str, Page)] = &[
             ],
             sections: &[
                 (
+                    "States (STATE), as RFC 9293 names them",
+                    &[
+                        ("SYN-SENT", "a SYN has no answer yet"),
+                        ("SYN-RECEIVED", "the SYN was answered by SYN-ACK"),
+                        ("ESTABLISHED", "both ends may send"),
+                        ("FIN-WAIT-1", "one end has sent FIN"),
+                        (
+                            "FIN-WAIT-2",
+                            "that FIN was acknowledged; the other end may still send",
+                        ),
+                        (
+                            "CLOSING",
+                            "both ends have sent FIN, neither is acknowledged",
+                        ),
+                        ("LAST-ACK", "both ends have sent FIN, one is acknowledged"),
+                        ("TIME-WAIT", "both FINs were acknowledged"),
+                        ("CLOSED", "an end has sent RST"),
+                    ],
+                ),
+                (
                     "How a connection went (CONN, conn_state), as Zeek names it",
                     &[
                         ("S0", "a SYN without an answer"),
@@ -440,31 +460,58 @@ const PAGES: &[(&str, Page)] = &[
                     "How long connections wait until their server accepts them",
                 ),
             ],
-            sections: &[(
-                "Fates",
-                &[
-                    (
-                        "accepted",
-                        "by PID, WAIT_US microseconds after the handshake",
-                    ),
-                    (
-                        "refused",
-                        "answered with a RST: nobody listens, or a firewall rejects it",
-                    ),
-                    (
-                        "dropped",
-                        "a packet of the handshake was dropped on this machine",
-                    ),
-                    ("unanswered", "the client never acknowledged the answer"),
-                    ("reset", "by the client, before it was accepted"),
-                    (
-                        "aborted",
-                        "the listening socket was closed before the connection was accepted",
-                    ),
-                    ("forwarded", "to another machine or network namespace"),
-                    ("pending", "the run ended before the outcome was known"),
-                ],
-            )],
+            sections: &[
+                (
+                    "Fates",
+                    &[
+                        (
+                            "accepted",
+                            "by PID, WAIT_US microseconds after the handshake",
+                        ),
+                        (
+                            "refused",
+                            "answered with a RST: nobody listens, or a firewall rejects it",
+                        ),
+                        (
+                            "dropped",
+                            "a packet of the handshake was dropped on this machine",
+                        ),
+                        ("unanswered", "the client never acknowledged the answer"),
+                        ("reset", "by the client, before it was accepted"),
+                        (
+                            "aborted",
+                            "the listening socket was closed before the connection was accepted",
+                        ),
+                        ("forwarded", "to another machine or network namespace"),
+                        ("pending", "the run ended before the outcome was known"),
+                    ],
+                ),
+                (
+                    "Reasons that are not the kernel's (REASON)",
+                    &[
+                        ("no_listener", "nothing listens on that port"),
+                        (
+                            "accept_queue_full",
+                            "the process accepts too slowly; after the colon, for how long the queue has been full",
+                        ),
+                        (
+                            "syn_queue_full",
+                            "too many half-open connections, and SYN cookies are off",
+                        ),
+                        (
+                            "no_route_back",
+                            "there is no route to the source of the SYN",
+                        ),
+                        ("no_final_ack", "the answer was sent and never acknowledged"),
+                        ("peer_reset", "the client sent a RST"),
+                        ("listener_closed", "the listening socket was closed"),
+                        (
+                            "table_full",
+                            "it had to make room in the table of attempts; its fate is pending",
+                        ),
+                    ],
+                ),
+            ],
         },
     ),
     (
