@@ -64,7 +64,9 @@ fn plain(written: &str) -> String {
 
 /// flows with a view on this terminal.
 fn view_command(program: &fs::File) -> std::process::Command {
-    let mut command = command(["flows", "lo", "-I", "0.1"]);
+    // An emulated processor takes longer than a tenth of a second to draw.
+    let interval = if is_guest() { "1" } else { "0.1" };
+    let mut command = command(["flows", "lo", "-I", interval]);
     command
         .env("TERM", "xterm")
         .stdin(Stdio::from(program.try_clone().unwrap()))
