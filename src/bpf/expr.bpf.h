@@ -167,17 +167,20 @@ static __always_inline bool load_bytes(const struct expr_input *in,
 	__u32 from = n->operand;
 	__u64 at;
 
-	if (base == EXPR_FROM_IP)
-		from += in->l3;
-	else if (base == EXPR_FROM_TCP)
-		from += in->l4;
-	else if (link_is_raw_ip)
-		return false;
 	/*
-	 * As in libpcap, a negative constant offset wraps around in 32 bits and so points back. One
-	 * that is computed from the packet does not.
+	 * As in libpcap, a negative offset wraps around in 32 bits and so points back: from the TCP
+	 * header into that of IP, and from there or from the start of the frame if it is constant.
 	 */
-	at = (__u64)from + added;
+	if (base == EXPR_FROM_TCP) {
+		from += in->l4 - in->l3 + added;
+		at = in->l3 + from;
+	} else {
+		if (base == EXPR_FROM_IP)
+			from += in->l3;
+		else if (link_is_raw_ip)
+			return false;
+		at = (__u64)from + added;
+	}
 	if (base == EXPR_FROM_FRAME && f->headless) {
 		if (at < ETH_HEADER_LEN) {
 			if (f->hook != HOOK_TC || at + size > ETH_HEADER_LEN ||

@@ -128,13 +128,18 @@ fn address(text: &str) -> Option<(Token, usize)> {
     Some((Token::V6(address), len))
 }
 
-/// `aa:bb:cc:dd:ee:ff`, also with `-` or `.`, and with one digit in a group, or `aabb.ccdd.eeff`.
+/// `aa:bb:cc:dd:ee:ff`, also with `-` or `.`, and with one digit in a group, `aabb.ccdd.eeff`, or
+/// `aabbccddeeff`.
 fn mac(word: &str) -> Option<[u8; 6]> {
-    let separator = word.chars().find(|c| ":-.".contains(*c))?;
-    let parts = word.split(separator).collect::<Vec<_>>();
+    let separator = word.chars().find(|c| ":-.".contains(*c));
+    let parts = match separator {
+        Some(separator) => word.split(separator).collect::<Vec<_>>(),
+        None => vec![word],
+    };
     let digits = match parts.len() {
         6 => 2,
-        3 if separator == '.' && parts.iter().all(|part| part.len() == 4) => 4,
+        3 if separator == Some('.') && parts.iter().all(|part| part.len() == 4) => 4,
+        1 if word.len() == 12 => 12,
         _ => return None,
     };
     let mut joined = String::new();
@@ -269,6 +274,7 @@ mod tests {
             "0:1b:21:a:b:c",
             "00-1b-21-0a-0b-0c",
             "001b.210a.0b0c",
+            "001b210a0b0c",
         ] {
             assert_eq!(tokens(text), mac, "{text}");
         }
