@@ -260,6 +260,38 @@ fn files_are_rotated_by_time_also_where_nothing_happens() {
 }
 
 #[test]
+fn a_period_that_a_packet_ends_is_not_ended_again() {
+    let namespace = need!(Namespace::new());
+    let dir = tempfile::tempdir().unwrap();
+    // A file of the same second would overwrite the one before.
+    let file = dir.path().join("at-%s");
+    let args = ["port-monitor", "-G", "1", "-W", "3", "-w"];
+    let mut args = args.to_vec();
+    args.extend([file.to_str().unwrap(), "lo"]);
+    let tool = Tool::start_in(&namespace, &args);
+    let over = AtomicBool::new(false);
+    let output = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            namespace.enter(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let _ = TcpStream::connect("127.0.0.1:81");
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            });
+        });
+        let output = tool.finish();
+        over.store(true, Ordering::Relaxed);
+        output
+    });
+    let names = fs::read_dir(dir.path()).unwrap();
+    let files: Vec<_> = names.map(|entry| frames(&entry.unwrap().path())).collect();
+    assert_eq!(files.len(), 3);
+    let [_, emitted, ..] = account(&output);
+    let sum: usize = files.iter().map(Vec::len).sum();
+    assert_eq!(sum as u64, emitted, "{output:#?}");
+}
+
+#[test]
 fn a_directory_that_goes_ends_a_rotation_with_an_error() {
     let pair = need!(Pair::new());
     let dir = tempfile::tempdir().unwrap();
@@ -457,8 +489,8 @@ fn a_packet_has_the_process_of_its_socket() {
         let nobody = ([198, 51, 100, 9], 8000).into();
         TcpStream::connect_timeout(&nobody, Duration::from_millis(50)).unwrap_err();
     });
-    drop(listener);
     let output = tool.stop();
+    drop(listener);
     assert_eq!(account(&output), [2, 2, 0, 0], "{output:#?}");
     let bytes = fs::read(&path).unwrap();
     let blocks = blocks(&bytes);

@@ -211,6 +211,11 @@ impl Recorder {
     /// # Errors
     /// It can't be opened.
     pub fn open(&mut self, stop: &Stop, now: UnixNanos) -> Result<()> {
+        if let Some(rotation) = &mut self.rotation {
+            rotation.begin(now);
+            let path = rotation.name().map_err(|failure| failure.error)?;
+            self.destination.rename(path);
+        }
         let file = self.destination.open()?;
         let found = file.metadata();
         self.is_regular = found.is_ok_and(|found| found.is_file());

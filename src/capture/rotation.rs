@@ -53,7 +53,7 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// Files named after this path; `now` is when the first one begins.
+    /// Files named after this path. `now` is for a first look at their names.
     ///
     /// # Errors
     /// The name has conversions of strftime(3) that are not known, or a directory has some.
@@ -80,6 +80,11 @@ impl Rotation {
         };
         rotation.name()?;
         Ok(rotation)
+    }
+
+    /// Begins the first period.
+    pub fn begin(&mut self, now: UnixNanos) {
+        self.began = now;
     }
 
     /// The path of the current file.

@@ -269,6 +269,10 @@ impl Session {
             if self.take_events(source, due, &mut on_event)? != Wake::Timer {
                 return Ok(());
             }
+            if self.recorder.as_ref().and_then(Recorder::due) != due {
+                // A packet has ended the period before.
+                continue;
+            }
             let now = self.clock.now();
             if let Some(recorder) = &mut self.recorder
                 && recorder.end_period(now)
