@@ -260,6 +260,61 @@ fn files_are_rotated_by_time_also_where_nothing_happens() {
 }
 
 #[test]
+fn large_frames_are_written_whole_to_a_file_and_to_a_pipe() {
+    let namespace = need!(Namespace::new());
+    let dir = tempfile::tempdir().unwrap();
+    let sent: Vec<_> = (0..1_000_000_u32).map(|n| (n % 251) as u8).collect();
+    let path = dir.path().join("large");
+    for is_fifo in [false, true] {
+        if is_fifo {
+            fs::remove_file(&path).unwrap();
+            mkfifo(&path, Mode::S_IRWXU).unwrap();
+        }
+        let args = ["port-monitor", "-w", path.to_str().unwrap(), "-i", "lo"];
+        let mut command = command(args);
+        let tool = Tool::spawn_in(&namespace, command.arg("dst port 81"));
+        let reader = is_fifo.then(|| {
+            let path = path.clone();
+            std::thread::spawn(move || fs::read(path).unwrap())
+        });
+        let tool = tool.attached();
+        namespace.enter(|| {
+            let listener = TcpListener::bind("127.0.0.1:81").unwrap();
+            let mut client = TcpStream::connect("127.0.0.1:81").unwrap();
+            let mut server = listener.accept().unwrap().0;
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    client.write_all(&sent).unwrap();
+                    drop(client);
+                });
+                server.read_to_end(&mut Vec::new()).unwrap();
+            });
+        });
+        let output = tool.stop();
+        let [_, emitted, lost, _] = account(&output);
+        assert_eq!(lost, 0, "{output:#?}");
+        let bytes = match reader {
+            Some(reader) => reader.join().unwrap(),
+            None => fs::read(&path).unwrap(),
+        };
+        let records = capture::read(&bytes).records;
+        assert_eq!(records.len() as u64, emitted);
+        assert!(records.iter().any(|record| record.bytes.len() > 30_000));
+        let seq = |frame: &[u8]| u32::from_be_bytes(frame[38..42].try_into().unwrap());
+        let first = seq(records[0].bytes).wrapping_add(1);
+        let mut found = vec![0; sent.len()];
+        for record in &records[1..] {
+            let payload = &record.bytes[34 + usize::from(record.bytes[46] >> 4) * 4..];
+            let at = seq(record.bytes).wrapping_sub(first) as usize;
+            if !payload.is_empty() {
+                found[at..at + payload.len()].copy_from_slice(payload);
+            }
+        }
+        assert!(found == sent);
+    }
+}
+
+#[test]
 fn a_period_that_a_packet_ends_is_not_ended_again() {
     let namespace = need!(Namespace::new());
     let dir = tempfile::tempdir().unwrap();

@@ -121,12 +121,29 @@ pub struct SandboxArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Event buffer")]
 pub struct BufferArgs {
-    /// Size of the event buffer in bytes: a power of two
-    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, value_parser = values::buffer_size)]
-    pub buffer_size: u32,
+    /// Size of the event buffer in bytes: a power of two [default: 4194304; port-monitor -w:
+    /// 33554432]
+    #[arg(long, value_name = "BYTES", value_parser = values::buffer_size)]
+    buffer_size: Option<u32>,
     /// Ring buffer where the kernel has it, else a perf event array
     #[arg(long, value_enum, default_value_t, value_name = "KIND")]
     pub buffer: BufferChoice,
+}
+
+impl BufferArgs {
+    /// The size in bytes.
+    pub fn size(&self) -> u32 {
+        self.buffer_size.unwrap_or(4 << 20)
+    }
+
+    /// The same for whole frames of live traffic: room for what comes while a file system is busy.
+    #[must_use]
+    pub fn for_frames(&self) -> Self {
+        Self {
+            buffer_size: self.buffer_size.or(Some(32 << 20)),
+            ..self.clone()
+        }
+    }
 }
 
 /// `--buffer`.

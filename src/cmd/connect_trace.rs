@@ -73,7 +73,7 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
     let mut containers = Containers::new();
     let mut pending = tracer.pending.take();
     let maps = &mut tracer.skel.maps;
-    let mut source = EventSource::open(buffer, args.buffer.buffer_size, &maps.ring, &maps.perf)?;
+    let mut source = EventSource::open(buffer, args.buffer.size(), &maps.ring, &maps.perf)?;
     let mut on_event = |session: &mut Session, bytes: &[u8]| {
         let Some(connection) = Connection::decode(bytes) else {
             session.broken();

@@ -9,7 +9,7 @@ use libbpf_rs::OpenObject;
 use crate::attach::{Attached, Direction};
 use crate::capture::write::{Process, Statistics, Way, Written};
 use crate::capture::{Frame, LinkKind};
-use crate::cli::{DirectionChoice, PortMonitorArgs};
+use crate::cli::{BufferArgs, DirectionChoice, PortMonitorArgs};
 use crate::domain::packet::{CapturedFrame, Packet};
 use crate::failure::{Exit, Failure};
 use crate::filter::{Filter, FlagsRule};
@@ -45,6 +45,7 @@ pub struct PortMonitor<'a> {
     args: &'a PortMonitorArgs,
     filter: Filter,
     writer: PacketWriter,
+    buffer: BufferArgs,
 }
 
 impl<'a> PortMonitor<'a> {
@@ -53,8 +54,13 @@ impl<'a> PortMonitor<'a> {
     /// # Errors
     /// A column is unknown.
     pub fn new(args: &'a PortMonitorArgs) -> Result<Self, Failure> {
+        let is_live_recording = args.recording.write.is_some() && args.packets.read.is_none();
         Ok(Self {
             args,
+            buffer: match is_live_recording {
+                true => args.buffer.for_frames(),
+                false => args.buffer.clone(),
+            },
             filter: args.packets.filter(FlagsRule::SYN),
             writer: PacketWriter::new(&args.output.columns, payload_bytes(args) > 0)?,
         })
@@ -98,7 +104,7 @@ impl PacketCommand for PortMonitor<'_> {
         Options {
             packets: &self.args.packets,
             filter: &self.filter,
-            buffer: Some(&self.args.buffer),
+            buffer: Some(&self.buffer),
             recording: Some(&self.args.recording),
             output: &self.args.output,
             stop: &self.args.stop,

@@ -61,7 +61,7 @@ impl BufferKind {
         match self {
             Self::Ring => {
                 perf.set_autocreate(false)?;
-                ring.set_max_entries(args.buffer_size)?;
+                ring.set_max_entries(args.size())?;
             }
             Self::Perf => ring.set_autocreate(false)?,
         }

@@ -326,7 +326,7 @@ fn open_source<'obj>(
 ) -> Result<Option<EventSource>> {
     match (skel.event_maps(), options.buffer) {
         (Some((ring, perf)), Some(args)) => {
-            EventSource::open(buffer, args.buffer_size, ring, perf).map(Some)
+            EventSource::open(buffer, args.size(), ring, perf).map(Some)
         }
         _ => Ok(None),
     }

@@ -143,7 +143,7 @@ fn name_source(
     let maps = &skel.maps;
     args.names
         .then(|| {
-            let size = args.buffer.buffer_size;
+            let size = args.buffer.size();
             EventSource::open(buffer, size, &maps.name_ring, &maps.name_perf)
         })
         .transpose()

@@ -223,7 +223,7 @@ pub fn without_sockets(notices: Notices, error: &anyhow::Error) {
 fn chunk(args: &FlowsArgs, buffer: BufferKind, cpus: usize) -> u32 {
     // Both kinds of buffer add less than this to a record.
     const OVERHEAD: usize = 64;
-    let bytes = args.buffer.buffer_size as usize;
+    let bytes = args.buffer.size() as usize;
     let bytes = match buffer {
         BufferKind::Ring => bytes,
         BufferKind::Perf => (bytes / cpus / 2).max(4096),

@@ -102,7 +102,7 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
     let mut output = match &writer {
         Writer::Events(writer) => {
             let maps = &first(&skels)?.maps;
-            let size = args.buffer.buffer_size;
+            let size = args.buffer.size();
             Output::Events(
                 writer,
                 EventSource::open(buffer, size, &maps.ring, &maps.perf)?,
