@@ -45,9 +45,7 @@ pub fn run(effort: Effort) -> Result<bool> {
     }
     let world = World::new()?;
     world.enter();
-    let mut server = Command::new("iperf3");
-    server.args(["--server", "--forceflush"]);
-    let _server = Tool::start(server, Stdio::null(), Ready::Stdout("listening"))?;
+    let _server = serve()?;
     let client = Client { world: &world };
     let in_short = [
         "syn-count, native XDP",
@@ -114,13 +112,33 @@ pub fn run(effort: Effort) -> Result<bool> {
     Ok(within)
 }
 
-struct Client<'a> {
-    world: &'a World,
+/// Starts the receiver of streams.
+pub fn serve() -> Result<Tool> {
+    let mut server = Command::new("iperf3");
+    server.args(["--server", "--forceflush"]);
+    Tool::start(server, Stdio::null(), Ready::Stdout("listening"))
+}
+
+/// What sends streams.
+pub struct Client<'a> {
+    pub world: &'a World,
+}
+
+/// A stream, as its receiver saw it.
+pub struct Stream {
+    /// In Gbit/s.
+    pub rate: f64,
+    pub bytes: f64,
 }
 
 impl Client<'_> {
     /// The throughput of one stream in Gbit/s.
-    fn measure(&self) -> Result<f64> {
+    pub fn measure(&self) -> Result<f64> {
+        Ok(self.stream()?.rate)
+    }
+
+    /// One stream of a second.
+    pub fn stream(&self) -> Result<Stream> {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             let mut client = Command::new("iperf3");
@@ -128,8 +146,11 @@ impl Client<'_> {
             let output = self.world.sender.enter(|| client.output());
             let output = output.context("failed to run iperf3")?;
             let report: Value = serde_json::from_slice(&output.stdout)?;
-            if let Some(rate) = report["end"]["sum_received"]["bits_per_second"].as_f64() {
-                return Ok(rate / 1e9);
+            let received = &report["end"]["sum_received"];
+            let numbers = ["bits_per_second", "bytes"].map(|key| received[key].as_f64());
+            if let [Some(rate), Some(bytes)] = numbers {
+                let rate = rate / 1e9;
+                return Ok(Stream { rate, bytes });
             }
             // The server may not be done with the one before.
             if Instant::now() > deadline {

@@ -21,6 +21,7 @@ mod replay;
 mod report;
 mod start;
 mod world;
+mod write;
 
 use std::num::NonZero;
 use std::os::unix::fs::symlink;
@@ -43,12 +44,13 @@ pub struct Effort {
 type Part = fn(Effort) -> Result<bool>;
 
 /// The measurements by name.
-const PARTS: [(&str, Part); 7] = [
+const PARTS: [(&str, Part); 8] = [
     ("program", program::run),
     ("rate", rate::run),
     ("events", events::run),
     ("connect", connect::run),
     ("iperf", iperf::run),
+    ("write", write::run),
     ("replay", replay::run),
     ("start", start::run),
 ];
