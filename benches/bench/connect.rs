@@ -224,7 +224,7 @@ fn measure(
 
 /// Connects and closes, and returns the CPU time of each in µs. On loopback the handshake is
 /// handled by the caller as well.
-fn connect(effort: Effort, addr: SocketAddr, listener: Option<&TcpListener>) -> Result<f64> {
+pub fn connect(effort: Effort, addr: SocketAddr, listener: Option<&TcpListener>) -> Result<f64> {
     let count = pairs(effort);
     let before = own_cpu()?;
     for _ in 0..count {

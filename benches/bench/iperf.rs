@@ -10,7 +10,7 @@ use crate::Effort;
 use crate::report::{Stat, bars, bound, table, target};
 use crate::world::{Contender, Ready, Tool, World, installed};
 
-const CONTENDERS: [Contender; 10] = [
+const CONTENDERS: [Contender; 11] = [
     Contender::peer(
         "empty program, native XDP",
         "attach native",
@@ -35,6 +35,7 @@ const CONTENDERS: [Contender; 10] = [
     Contender::ours("flows, no match", "tcpinspect flows r0 -p 1"),
     Contender::ours("flows, all", "tcpinspect flows r0"),
     Contender::ours("connect-trace, no match", "tcpinspect connect-trace -p 1"),
+    Contender::ours("accept-trace", "tcpinspect accept-trace r0"),
 ];
 
 pub fn run(effort: Effort) -> Result<bool> {

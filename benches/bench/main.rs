@@ -8,6 +8,7 @@
 #![allow(clippy::print_stdout, reason = "a bench is for who runs it")]
 #![allow(clippy::print_stderr, reason = "as above")]
 
+mod accept;
 mod chart;
 #[path = "../../tests/common/mod.rs"]
 mod common;
@@ -44,11 +45,12 @@ pub struct Effort {
 type Part = fn(Effort) -> Result<bool>;
 
 /// The measurements by name.
-const PARTS: [(&str, Part); 8] = [
+const PARTS: [(&str, Part); 9] = [
     ("program", program::run),
     ("rate", rate::run),
     ("events", events::run),
     ("connect", connect::run),
+    ("accept", accept::run),
     ("iperf", iperf::run),
     ("write", write::run),
     ("replay", replay::run),

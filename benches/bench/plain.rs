@@ -164,3 +164,11 @@ pub fn attach(what: &str) -> Result<()> {
 pub fn sender(object: &Object) -> Result<i32> {
     Ok(find(object, "send_xdp")?.as_fd().as_raw_fd())
 }
+
+/// The program that sends SYNs with other sequence numbers each.
+///
+/// # Errors
+/// As for [`sender`].
+pub fn numbering_sender(object: &Object) -> Result<i32> {
+    Ok(find(object, "number_xdp")?.as_fd().as_raw_fd())
+}

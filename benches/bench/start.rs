@@ -12,11 +12,12 @@ use crate::world::{Contender, Ready, Tool, World, tcpinspect};
 /// Bytes of the event buffer, which are mapped and counted as resident once they were used.
 const EVENT_BUFFER_MIB: f64 = 4.0;
 
-const CONTENDERS: [Contender; 12] = [
+const CONTENDERS: [Contender; 13] = [
     Contender::ours("syn-count", "tcpinspect syn-count r0"),
     Contender::ours("syn-count --mode tc", "tcpinspect syn-count r0 --mode tc"),
     Contender::ours("port-monitor", "tcpinspect port-monitor r0"),
     Contender::ours("connect-trace", "tcpinspect connect-trace"),
+    Contender::ours("accept-trace", "tcpinspect accept-trace r0"),
     Contender::ours("flows", "tcpinspect flows r0"),
     Contender::peer(
         "empty XDP program by libbpf-rs",

@@ -78,6 +78,22 @@ int send_xdp(struct xdp_md *ctx)
 	return bpf_redirect(*ifindex, 0);
 }
 
+__u32 number;
+
+/* The same, with another sequence number in each; the checksum stays as it is. */
+SEC("xdp")
+int number_xdp(struct xdp_md *ctx)
+{
+	struct frame *f = (void *)(long)ctx->data;
+	__u32 *ifindex = (void *)f + 56;
+
+	if ((void *)(ifindex + 1) > (void *)(long)ctx->data_end)
+		return 1;
+	f->seq = number++;
+	f->ack = ~f->seq;
+	return bpf_redirect(*ifindex, 0);
+}
+
 SEC("tc")
 int empty_tc(struct __sk_buff *skb)
 {

@@ -1,0 +1,156 @@
+//! What accept-trace costs: a connection that is accepted, as CPU time, and a flood of SYNs that are
+//! refused, as the rate that is kept.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::Effort;
+use crate::connect::connect;
+use crate::plain::{self, LIVE_FRAMES, test_run};
+use crate::report::{Stat, bound, table, target};
+use crate::world::{Contender, Tool, World, pin, syn};
+
+/// With the limits of the target and of a gross regression.
+const ACCEPTED: [(Contender, f64, f64); 2] = [
+    (
+        Contender::ours("accept-trace", "tcpinspect accept-trace lo"),
+        1.12,
+        2.0,
+    ),
+    (
+        Contender::ours(
+            "accept-trace --by reason",
+            "tcpinspect accept-trace lo --by reason",
+        ),
+        1.12,
+        2.0,
+    ),
+];
+
+const REFUSED: [(Contender, f64, f64); 3] = [
+    (
+        Contender::ours("accept-trace", "tcpinspect accept-trace r0"),
+        0.75,
+        0.25,
+    ),
+    (
+        Contender::ours(
+            "accept-trace --max-rate 1000",
+            "tcpinspect accept-trace r0 --max-rate 1000",
+        ),
+        0.75,
+        0.3,
+    ),
+    (
+        Contender::ours(
+            "accept-trace --by reason",
+            "tcpinspect accept-trace r0 --by reason",
+        ),
+        0.85,
+        0.3,
+    ),
+];
+
+pub fn run(effort: Effort) -> Result<bool> {
+    let world = World::new()?;
+    world.enter();
+    let accepted = accepted(effort)?;
+    Ok(refused(effort, &world)? && accepted)
+}
+
+fn accepted(effort: Effort) -> Result<bool> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let addr = listener.local_addr()?;
+    let once = || connect(effort, addr, Some(&listener));
+    let (mut rows, mut within) = (Vec::new(), true);
+    once()?;
+    for (contender, limit, gross) in &ACCEPTED {
+        let (mut over, mut added) = (Vec::new(), Vec::new());
+        for _ in 0..effort.rounds {
+            let before = once()?;
+            let tool = Tool::start(contender.command()?, Stdio::null(), contender.ready)?;
+            let with = once()?;
+            tool.stop()?;
+            let base = before.midpoint(once()?);
+            over.push(with / base);
+            added.push(with - base);
+        }
+        let over = Stat::of(over);
+        rows.push(vec![
+            contender.name.to_owned(),
+            Stat::of(added).to_string(),
+            over.to_string(),
+        ]);
+        let what = format!("{}, connect, accept and close, over none", contender.name);
+        target(&what, over.median, *limit, true);
+        within &= bound(&what, over.median, *gross, true);
+    }
+    table(
+        "CPU time of a connect, accept and close on loopback, µs",
+        &["attached", "caller, less none", "over none"],
+        &rows,
+    );
+    Ok(within)
+}
+
+fn refused(effort: Effort, world: &World) -> Result<bool> {
+    let plain = plain::load()?;
+    let sender = plain::numbering_sender(&plain)?;
+    let count = if effort.short { 100_000 } else { 500_000 };
+    let flood = || flood(world, sender, count);
+    let (mut rows, mut within) = (Vec::new(), true);
+    flood()?;
+    for (contender, limit, gross) in &REFUSED {
+        let (mut kept, mut lost) = (Vec::new(), Vec::new());
+        for _ in 0..effort.rounds {
+            let before = flood()?;
+            let tool = Tool::start(contender.command()?, Stdio::null(), contender.ready)?;
+            let with = flood()?;
+            tool.settle()?;
+            lost.extend(lost_of(&tool.stop()?).map(|lost| lost / f64::from(count) * 100.0));
+            let alone = (before + flood()?) / 2;
+            kept.push(alone.as_secs_f64() / with.as_secs_f64());
+        }
+        let kept = Stat::of(kept);
+        rows.push(vec![
+            contender.name.to_owned(),
+            kept.to_string(),
+            format!("{:.1} %", Stat::of(lost).median),
+        ]);
+        let what = format!("rate kept of refused SYNs, {}", contender.name);
+        target(&what, kept.median, *limit, false);
+        within &= bound(&what, kept.median, *gross, false);
+    }
+    table(
+        "SYN flood over veth to a closed port: rate kept (nothing attached = 1)",
+        &["attached", "rate kept", "lines lost, and counted"],
+        &rows,
+    );
+    Ok(within)
+}
+
+/// Sends SYNs, each of which is another attempt and is refused; returns how long it took.
+fn flood(world: &World, sender: i32, count: u32) -> Result<Duration> {
+    world.sender.enter(|| {
+        pin(0)?;
+        let mut frame = syn();
+        let index = nix::net::if_::if_nametoindex("s0")?;
+        frame[56..60].copy_from_slice(&index.to_ne_bytes());
+        // The sender makes the acknowledgement number the complement of the sequence number, and so
+        // the checksums are always these.
+        frame[24..26].copy_from_slice(&0xeea7_u16.to_be_bytes());
+        frame[50..52].copy_from_slice(&0x0d37_u16.to_be_bytes());
+        let started = Instant::now();
+        test_run(sender, &frame, count, LIVE_FRAMES)?;
+        Ok(started.elapsed())
+    })
+}
+
+/// The lines that were lost, as the summary counts them.
+fn lost_of(said: &str) -> Option<f64> {
+    let after = said.split("+ lost ").nth(1)?;
+    after.split_whitespace().next()?.parse().ok()
+}
