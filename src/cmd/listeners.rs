@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::net::if_::{Interface, if_nameindex};
@@ -29,6 +29,9 @@ use crate::view::terminal::{self, Screen};
 const NAME: &str = "listeners";
 const SOCKETS_ALONE: &str = "socket diagnostics";
 const WITH_PROCESSES: &str = "socket diagnostics, iter/task_file";
+
+/// How soon another size of the terminal is noticed.
+const SIZE_EVERY: Duration = Duration::from_millis(250);
 
 /// Runs the command.
 ///
@@ -134,7 +137,8 @@ fn show_view(session: &mut Session, look: &mut Look<'_>, files: Files) -> Result
             due = Instant::now() + look.args.interval;
         }
         screen.show(&mut view, &mut session.sink);
-        match session.wait(Some(stdin.as_fd()), Some(due))? {
+        let until = due.min(Instant::now() + SIZE_EVERY);
+        match session.wait(Some(stdin.as_fd()), Some(until))? {
             Wake::Stop => return Ok(()),
             Wake::Events => screen::take_keys(session, &mut screen, &mut view)?,
             Wake::Timer => {}

@@ -9,7 +9,7 @@ use ratatui::text::{Line, Span, Text};
 use ratatui::widgets::{Block, Cell, Clear, Paragraph, Row, Table};
 
 use super::keys::Key;
-use super::{Picture, Reaction, short};
+use super::{Picture, Reaction, draw_help, help_lines, short};
 use crate::domain::listener::Listener;
 use crate::output::escape::push_text;
 
@@ -79,7 +79,18 @@ fn fitting(width: u16) -> Vec<usize> {
 /// A queue that is at least this full, in percent, is shown as a warning.
 const WARN: f64 = 50.0;
 
-const KEYS: &str = " q quit  / filter  ←→ sort by  r reverse  ↑↓ select  Enter detail  Space pause";
+const KEYS: &str = " q quit  / filter  ←→ sort  r reverse  ↑↓ select  Enter detail  ? help";
+
+/// All keys, for the help.
+const HELP: [(&str, &str); 7] = [
+    ("q, Ctrl-C", "quit"),
+    ("↑ ↓ PgUp PgDn", "select a listener; Home and End too"),
+    ("Enter", "its sockets, and who holds them"),
+    ("← →, r", "sort by another column; reverse the order"),
+    ("Space, p", "pause"),
+    ("/", "filter by words, which Enter keeps and Esc clears"),
+    ("Ctrl-L, Ctrl-Z", "draw again; suspend"),
+];
 
 /// A listener with its interface and container.
 #[derive(Clone, Debug)]
@@ -189,6 +200,7 @@ pub struct ListenersView {
     typing: bool,
     paused: bool,
     detail: bool,
+    has_help: bool,
     selected: usize,
     /// The first row on the screen, and how many fit.
     offset: usize,
@@ -207,6 +219,7 @@ impl ListenersView {
             typing: false,
             paused: false,
             detail: false,
+            has_help: false,
             selected: 0,
             offset: 0,
             height: 1,
@@ -428,6 +441,8 @@ impl Picture for ListenersView {
         }
         match key {
             Key::Char('q') => return Reaction::Quit,
+            Key::Char('?') => self.has_help = !self.has_help,
+            Key::Esc | Key::Enter if self.has_help => self.has_help = false,
             Key::Enter => self.detail = !self.detail,
             Key::Esc if self.detail => self.detail = false,
             Key::Esc => {
@@ -468,6 +483,9 @@ impl Picture for ListenersView {
         {
             self.draw_detail(frame, table, entry);
         }
+        if self.has_help {
+            draw_help(frame, table, help_lines(&HELP).collect());
+        }
     }
 }
 
@@ -503,5 +521,24 @@ mod tests {
         let cells = terminal.backend().buffer().content();
         let text: String = cells.iter().map(|cell| cell.symbol()).collect();
         assert!(text.contains("filter: ab"), "{text}");
+    }
+
+    #[test]
+    fn a_question_mark_shows_all_keys_until_it_is_pressed_again() {
+        let mut view = ListenersView::new();
+        for (key, is_shown) in [
+            (Key::Char('?'), true),
+            (Key::Char('?'), false),
+            (Key::Char('?'), true),
+            (Key::Esc, false),
+        ] {
+            view.key(key);
+            let backend = ratatui::backend::TestBackend::new(80, 24);
+            let mut terminal = ratatui::Terminal::new(backend).unwrap();
+            terminal.draw(|frame| view.draw(frame)).unwrap();
+            let cells = terminal.backend().buffer().content();
+            let text: String = cells.iter().map(|cell| cell.symbol()).collect();
+            assert_eq!(text.contains("who holds them"), is_shown, "{text}");
+        }
     }
 }

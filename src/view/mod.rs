@@ -555,7 +555,7 @@ impl View {
             self.draw_detail(frame, table, entry);
         }
         if self.has_help {
-            draw_help(frame, table);
+            draw_help(frame, table, help());
         }
     }
 
@@ -850,11 +850,8 @@ fn centered(area: Rect, width: u16, height: u16) -> Rect {
     }
 }
 
-fn draw_help(frame: &mut Frame<'_>, area: Rect) {
-    let mut lines = HELP
-        .iter()
-        .map(|(key, meaning)| Line::raw(format!("{key:<15}{meaning}")))
-        .collect::<Vec<_>>();
+fn help() -> Vec<Line<'static>> {
+    let mut lines = help_lines(&HELP).collect::<Vec<_>>();
     lines.extend(wrapped(
         &format!("fields: {}", filter::field_names()),
         usize::from(DETAIL_WIDTH - 2),
@@ -876,6 +873,17 @@ fn draw_help(frame: &mut Frame<'_>, area: Rect) {
     lines.push(Line::from_iter(
         [Span::raw("states: ")].into_iter().chain(colors),
     ));
+    lines
+}
+
+/// A line for each key, with its meaning.
+fn help_lines(keys: &[(&str, &str)]) -> impl Iterator<Item = Line<'static>> {
+    let keys = keys.iter();
+    keys.map(|(key, meaning)| Line::raw(format!("{key:<15}{meaning}")))
+}
+
+/// Draws the box with all keys.
+fn draw_help(frame: &mut Frame<'_>, area: Rect, lines: Vec<Line<'_>>) {
     let place = centered(area, DETAIL_WIDTH, lines.len() as u16 + 2);
     frame.render_widget(Clear, place);
     let block = Block::bordered().title(" keys, ? closes ");

@@ -178,6 +178,32 @@ fn the_keys_of_the_view_do_what_it_says() {
 }
 
 #[test]
+fn the_view_of_listeners_fills_a_terminal_that_gets_another_size() {
+    let namespace = need!(Namespace::new());
+    let (user, program) = terminal();
+    let mut command = command(["listeners", "-I", "1h"]);
+    command
+        .env("TERM", "xterm")
+        .stdin(Stdio::from(program.try_clone().unwrap()))
+        .stdout(Stdio::from(program.try_clone().unwrap()));
+    let _tool = Tool::spawn_in(&namespace, &mut command).attached();
+    let screen = screen_of(&user);
+    // Without a key: the table is listed again in an hour.
+    for columns in [120, 80] {
+        crate::common::wait_for("the view is drawn", || {
+            let text = plain(&screen.lock().unwrap());
+            text.contains("q quit").then_some(())
+        });
+        screen.lock().unwrap().clear();
+        resize(&program, columns, 24);
+    }
+    crate::common::wait_for("the view is drawn", || {
+        let text = plain(&screen.lock().unwrap());
+        text.contains("q quit").then_some(())
+    });
+}
+
+#[test]
 fn ctrl_z_stops_the_view_which_gives_the_terminal_back_and_takes_it_again() {
     let namespace = need!(Namespace::new());
     let (mut user, program) = terminal();
