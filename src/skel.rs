@@ -611,7 +611,6 @@ pub fn accept_counters(bss: &accept_trace::types::bss_accept) -> AcceptCounters 
     for slot in &bss.accept_counters {
         // SAFETY: as for the packet counters.
         let slot = unsafe { std::ptr::read_volatile(slot) };
-        sum.attempts += slot.attempts;
         sum.untracked += slot.untracked;
         for (to, from) in sum.fates.iter_mut().zip(slot.fates) {
             // A fate that was taken back may have been counted on another CPU.
@@ -620,6 +619,7 @@ pub fn accept_counters(bss: &accept_trace::types::bss_accept) -> AcceptCounters 
         sum.matched += slot.matched;
         sum.lost += slot.lost;
         sum.suppressed += slot.suppressed;
+        sum.forgotten += slot.forgotten;
     }
     sum
 }

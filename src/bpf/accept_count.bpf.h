@@ -93,8 +93,6 @@ static __always_inline void count_time(const struct accept_count_key *count, __u
 {
 	struct histogram_key key = {};
 
-	if (!from || !to)
-		return;
 	if (accept_by == ACCEPT_BY_DPORT)
 		__builtin_memcpy(key.bytes, &count->port, sizeof(count->port));
 	else

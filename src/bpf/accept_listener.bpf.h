@@ -30,12 +30,15 @@ union lookup_ends {
  */
 static __always_inline __u16 full_queues(const struct sock *sk, const struct attempt *a)
 {
-	struct net *net = BPF_CORE_READ(sk, __sk_common.skc_net.net);
-	__u32 most = BPF_CORE_READ(net, ipv4.sysctl_max_syn_backlog);
-	__u16 flags = 0;
+	__u16 flags = a->queue_len > a->queue_max ? ATTEMPT_ACCEPT_QUEUE_FULL : 0;
+	struct net *net;
+	__u32 most;
 
-	if (a->queue_len > a->queue_max)
-		flags |= ATTEMPT_ACCEPT_QUEUE_FULL;
+	/* As nearly always: spare reading the settings. */
+	if (!a->syn_queue_len && a->queue_max)
+		return flags;
+	net = BPF_CORE_READ(sk, __sk_common.skc_net.net);
+	most = BPF_CORE_READ(net, ipv4.sysctl_max_syn_backlog);
 	/* Without SYN cookies the last quarter is for peers with an entry in the metrics cache. */
 	if (BPF_CORE_READ(net, ipv4.sysctl_tcp_syncookies) == SYNCOOKIES_OFF &&
 	    (a->syn_queue_len >= a->queue_max || most - a->syn_queue_len < most >> 2))
@@ -106,6 +109,21 @@ static __always_inline void set_local(struct attempt *a, const struct sock_commo
 	a->lport = BPF_CORE_READ(common, skc_num);
 }
 
+/*
+ * The initial sequence number that a SYN-ACK answers. That of Fast Open has a full socket before
+ * the final ACK, and acknowledges the data of the SYN, too.
+ */
+static __always_inline __u32 answered_isn(struct __sk_buff *skb, __u32 ack)
+{
+	struct bpf_sock *skc = skb->sk;
+	struct tcp_sock *tp;
+
+	if (!skc || skc->state != TCP_SYN_RECV)
+		return ack - 1;
+	tp = bpf_skc_to_tcp_sock(skc);
+	return tp ? BPF_CORE_READ(tp, copied_seq) - 1 : ack - 1;
+}
+
 /* Reads from the socket of a SYN-ACK what kind of attempt it answers, and which listener has it. */
 static __always_inline void look_at_request(struct __sk_buff *skb, struct attempt *a)
 {
@@ -119,7 +137,6 @@ static __always_inline void look_at_request(struct __sk_buff *skb, struct attemp
 		return;
 	}
 	if (skc->state == TCP_SYN_RECV) {
-		/* A full socket before the final ACK: it may even be accepted already. */
 		a->flags |= ATTEMPT_FAST_OPEN;
 		return;
 	}
@@ -127,8 +144,6 @@ static __always_inline void look_at_request(struct __sk_buff *skb, struct attemp
 	if (!request)
 		return;
 	set_local(a, &request->req.req.__req_common);
-	if (bpf_core_field_exists(request->is_mptcp) && BPF_CORE_READ(request, is_mptcp))
-		a->flags |= ATTEMPT_MPTCP;
 	listener = BPF_CORE_READ(request, req.req.__req_common.skc_listener);
 	if (listener && (__u64)listener != a->listener)
 		read_listener(listener, a);

@@ -93,9 +93,16 @@ static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *
 	}
 	if (told_fate(&key))
 		return;
-	if (!begin(skb, &key, s, FATE_NONE) && !(evict(skb) && begin(skb, &key, s, FATE_NONE))) {
-		__sync_fetch_and_add(&accept_counts()->untracked, 1);
-		return;
+	if (!begin(skb, &key, s, FATE_NONE)) {
+		/* The stack has no room for another key. */
+		known = choose_evicted(&key) ? bpf_map_lookup_elem(&attempts, &key) : NULL;
+		if (known)
+			tell(skb, &key, known, FATE_PENDING);
+		set_key(&key, s->saddr, s->sport, s->seq);
+		if (!known || !begin(skb, &key, s, FATE_NONE)) {
+			__sync_fetch_and_add(&accept_counts()->untracked, 1);
+			return;
+		}
 	}
 	if (!(wanted_fates & (1 << FATE_NONE)))
 		return;
@@ -124,7 +131,7 @@ static __always_inline void on_syn_ack(struct __sk_buff *skb, const struct segme
 	enum accept_fate told;
 	bool forwarded = skb->ingress_ifindex;
 
-	set_key(&key, s->daddr, s->dport, s->ack - 1);
+	set_key(&key, s->daddr, s->dport, answered_isn(skb, s->ack));
 	known = bpf_map_lookup_elem(&attempts, &key);
 	if (forwarded) {
 		if (known && known->phase == ATTEMPT_NEW)
@@ -132,7 +139,7 @@ static __always_inline void on_syn_ack(struct __sk_buff *skb, const struct segme
 		return;
 	}
 	if (!known) {
-		told = told_fate(&key);
+		told = may_go_on() ? told_fate(&key) : FATE_NONE;
 		if (!told || !begin(skb, &key, s, told))
 			return;
 		known = bpf_map_lookup_elem(&attempts, &key);

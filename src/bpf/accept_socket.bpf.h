@@ -35,7 +35,7 @@ static __always_inline void set_socket_key(struct attempt_key *key, const struct
 static __always_inline struct attempt *go_on(const struct attempt_key *key, const struct ends *ends,
 					     const struct tcp_sock *tp)
 {
-	enum accept_fate told = told_fate(key);
+	enum accept_fate told = may_go_on() ? told_fate(key) : FATE_NONE;
 	struct attempt a = {};
 
 	if (!told)
@@ -72,6 +72,8 @@ static __always_inline void on_established(const struct sock *sk, const struct t
 	/* Earlier drops did not stop it. */
 	known->reason = 0;
 	known->flags &= ~(ATTEMPT_ACK_DROPPED | ATTEMPT_REASON_FROM_KERNEL);
+	if (bpf_core_field_exists(tp->is_mptcp) && tp->is_mptcp)
+		known->flags |= ATTEMPT_MPTCP;
 	known->place = 0;
 }
 

@@ -16,11 +16,12 @@ const volatile __u32 netns = 0;
 /* Bits by enum accept_fate. */
 const volatile __u32 wanted_fates = 0;
 
-/* A random seed per run, so that no peer can choose attempts that collide in `told`. */
+/* A random seed per run, so that no peer can choose attempts that share a set of `told`. */
 const volatile __u64 told_seed = 0;
 
-#define TOLD_PLACES  65536
 #define ATTEMPTS_MAX 65536 /* a power of two */
+#define TOLD_SETS    65536
+#define TOLD_WAYS    4
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -30,18 +31,27 @@ struct {
 } attempts SEC(".maps");
 
 /*
- * Hashes of the attempts whose fate was reported, with the fate in their lowest bits, indexed by
- * part of the hash. A retransmitted SYN found here is no new attempt. If another attempt has
- * overwritten the entry, it counts as new.
+ * Attempts whose fate was reported. Part of the hash of an attempt chooses a set; each word in it
+ * has the time of the report, the rest of the hash, and in its lowest bits the fate. 0: it is free.
+ * A retransmitted SYN of an attempt that is found here is no new attempt.
  */
+struct told_set {
+	__u64 words[TOLD_WAYS];
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, TOLD_PLACES);
+	__uint(max_entries, TOLD_SETS);
 	__type(key, __u32);
-	__type(value, __u64);
+	__type(value, struct told_set);
 } told SEC(".maps");
 
 #define TOLD_FATE 0xfULL
+#define TOLD_HASH 0x0000fffffffffff0ULL
+#define TOLD_TIME 48 /* the first bit of the time, in units of some 1.07 seconds */
+
+/* When a client has sent its last SYN, by default after some 127 seconds. */
+#define TOLD_FOR 128
 
 _Static_assert(FATE_COUNT <= TOLD_FATE, "a fate fits");
 
@@ -92,36 +102,81 @@ static __always_inline __u64 attempt_hash(const struct attempt_key *key)
 
 	hash = mix_word(hash, (__u64)words[0] << 32 | words[1]);
 	hash = mix_word(hash, (__u64)words[2] << 32 | words[3]);
-	return mix_word(hash, (__u64)words[4] << 32 | words[5]) & ~TOLD_FATE;
+	return mix_word(hash, (__u64)words[4] << 32 | words[5]);
 }
 
-static __always_inline __u64 *told_place(__u64 hash)
+static __always_inline struct told_set *told_set(__u64 hash)
 {
-	__u32 at = hash >> 48;
+	__u32 at = hash >> TOLD_TIME;
 
 	return bpf_map_lookup_elem(&told, &at);
 }
 
-/* The fate that was reported of an attempt; FATE_NONE: none. */
-static __always_inline enum accept_fate told_fate(const struct attempt_key *key)
+static __always_inline __u16 told_now(void)
 {
-	__u64 hash = attempt_hash(key), *place = told_place(hash);
-
-	return place && (*place & ~TOLD_FATE) == hash ? *place & TOLD_FATE : FATE_NONE;
+	return bpf_ktime_get_ns() >> 30;
 }
 
+/* The fate that was reported of an attempt; FATE_NONE: none. */
+static __noinline enum accept_fate told_fate(const struct attempt_key *key)
+{
+	struct told_set *set;
+	__u64 hash;
+
+	if (!key)
+		return FATE_NONE;
+	hash = attempt_hash(key);
+	set = told_set(hash);
+	if (!set)
+		return FATE_NONE;
+#pragma unroll
+	for (int i = 0; i < TOLD_WAYS; i++) {
+		if (set->words[i] && !((set->words[i] ^ hash) & TOLD_HASH))
+			return set->words[i] & TOLD_FATE;
+	}
+	return FATE_NONE;
+}
+
+/* The word of the same attempt, else a free one, else the oldest. CPUs may use the same word. */
 static __always_inline void set_told(const struct attempt_key *key, enum accept_fate fate)
 {
-	__u64 hash = attempt_hash(key), *place = told_place(hash);
+	__u16 now = told_now(), age, oldest = 0;
+	struct told_set *set;
+	__u32 way = 0;
+	__u64 hash;
 
-	if (place)
-		*place = hash | fate;
+	hash = attempt_hash(key);
+	set = told_set(hash);
+	if (!set)
+		return;
+#pragma unroll
+	for (int i = 0; i < TOLD_WAYS; i++) {
+		age = now - (__u16)(set->words[i] >> TOLD_TIME);
+		if (!set->words[i] || !((set->words[i] ^ hash) & TOLD_HASH))
+			age = 0xffff;
+		if (age >= oldest) {
+			oldest = age;
+			way = i;
+		}
+	}
+	if (oldest < TOLD_FOR)
+		__sync_fetch_and_add(&accept_counts()->forgotten, 1);
+	/* Keeps the compiler from dropping the mask, which shows the verifier the bound. */
+	barrier_var(way);
+	way &= TOLD_WAYS - 1;
+	set->words[way] = (__u64)now << TOLD_TIME | (hash & TOLD_HASH) | fate;
 }
 
 static __always_inline void count_lost(void)
 {
 	__sync_fetch_and_add(&accept_counts()->matched, 1);
 	__sync_fetch_and_add(&accept_counts()->lost, 1);
+}
+
+static __always_inline void count_suppressed(void)
+{
+	__sync_fetch_and_add(&accept_counts()->matched, 1);
+	__sync_fetch_and_add(&accept_counts()->suppressed, 1);
 }
 
 /* The whole of an event but what it says of the process. */
@@ -167,6 +222,15 @@ static __always_inline bool begin_attempt(const struct attempt_key *key, const s
 		*place = *key;
 	__sync_fetch_and_add(&recent_at.added, 1);
 	return true;
+}
+
+/*
+ * Whether an attempt that goes on after a fate was reported gets another one. A count can't be
+ * corrected: where fates are counted, the first one stands.
+ */
+static __always_inline bool may_go_on(void)
+{
+	return !exporting && accept_output != OUTPUT_COUNTS;
 }
 
 /* Takes back a fate that was reported, for the attempt goes on. */
@@ -242,8 +306,8 @@ static __always_inline int tell_by_count(const struct attempt_key *key, const st
 	/* Once it is taken out of the table its memory is for another. */
 	set_count_key(&count, key, a, fate, by_current ? comm : NULL);
 	from = accept_output == OUTPUT_HANDSHAKE ? a->syn_ns : a->established_ns;
-	to = accept_output == OUTPUT_HANDSHAKE ? a->established_ns : now;
-	matches = is_wanted_fate(a, fate) &&
+	to = accept_output == OUTPUT_HANDSHAKE ? a->established_ns : by_current ? now : 0;
+	matches = is_wanted_fate(a, fate) && (accept_output == OUTPUT_COUNTS || (from && to)) &&
 		  process_matches(a->flags, a->uid, pid, uid, by_current ? comm : NULL);
 	if (!take_attempt(key, fate) || !matches)
 		return 0;
@@ -294,6 +358,12 @@ static __always_inline int tell_by_ring(const struct attempt_key *key, const str
 			take_attempt(key, fate);
 		return 0;
 	}
+	/* In a flood, what is suppressed takes no room in the buffer. */
+	if (!process_filter && is_over_rate()) {
+		if (fate == FATE_NONE || take_attempt(key, fate))
+			count_suppressed();
+		return 0;
+	}
 	e = bpf_ringbuf_reserve(&ring, sizeof(*e), 0);
 	if (!e) {
 		if (fate == FATE_NONE || take_attempt(key, fate))
@@ -312,19 +382,19 @@ static __always_inline int tell_by_ring(const struct attempt_key *key, const str
 		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
 		return 0;
 	}
-	__sync_fetch_and_add(&accept_counts()->matched, 1);
-	if (is_over_rate()) {
-		__sync_fetch_and_add(&accept_counts()->suppressed, 1);
+	if (process_filter && is_over_rate()) {
+		count_suppressed();
 		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
 		return 0;
 	}
+	__sync_fetch_and_add(&accept_counts()->matched, 1);
 	bpf_ringbuf_submit(e, 0);
 	return 0;
 }
 
 /* Counts what became of an attempt. Once it is taken out of the table its memory is for another. */
 static __always_inline int export_fate(const struct attempt_key *key, const struct attempt *a,
-				       enum accept_fate fate)
+				       enum accept_fate fate, bool by_current)
 {
 	__u64 syn_ns = a->syn_ns, established_ns = a->established_ns;
 	struct export_key counted = { .kind = fate };
@@ -339,7 +409,7 @@ static __always_inline int export_fate(const struct attempt_key *key, const stru
 	export_count(&counted, 1);
 	if (syn_ns && established_ns)
 		export_time(EXPORT_HANDSHAKE, established_ns - syn_ns);
-	if (fate == FATE_ACCEPTED && established_ns)
+	if (by_current && established_ns)
 		export_time(EXPORT_ACCEPT_WAIT, bpf_ktime_get_ns() - established_ns);
 	return 0;
 }
@@ -351,7 +421,7 @@ static __always_inline int tell_of(void *ctx, const struct attempt_key *key,
 	if (fate != FATE_NONE && fate != FATE_ACCEPTED)
 		set_told(key, fate);
 	if (exporting)
-		return export_fate(key, a, fate);
+		return export_fate(key, a, fate, by_current);
 	if (accept_output != OUTPUT_EVENTS)
 		return tell_by_count(key, a, fate, by_current);
 	if (use_perf_buffer)
@@ -380,15 +450,17 @@ static __noinline int tell_accepted(void *ctx, const struct attempt_key *key,
 #define EVICT_TRIES 8
 
 /*
- * Makes room in the full table: takes out an attempt that is half-open, and reports it as pending.
- * In a flood of SYNs with forged sources all are. Those that are established stay.
+ * Chooses the attempt that has to make room in the full table: one that is half-open, which is to
+ * be reported as pending. In a flood of SYNs with forged sources all are. Those that are
+ * established stay.
  */
-static __noinline int evict(struct __sk_buff *skb)
+static __noinline int choose_evicted(struct attempt_key *key)
 {
-	struct attempt_key key;
 	struct attempt *known;
 	struct attempt_key *place;
 
+	if (!key)
+		return 0;
 	for (int i = 0; i < EVICT_TRIES; i++) {
 		__u32 oldest = recent_at.oldest, added = recent_at.added;
 		__u32 at;
@@ -402,13 +474,12 @@ static __noinline int evict(struct __sk_buff *skb)
 		place = bpf_map_lookup_elem(&recent, &at);
 		if (!place)
 			return 0;
-		key = *place;
-		known = bpf_map_lookup_elem(&attempts, &key);
+		*key = *place;
+		known = bpf_map_lookup_elem(&attempts, key);
 		if (!known || known->phase == ATTEMPT_ESTABLISHED)
 			continue;
 		known->reason = REASON_TABLE_FULL;
 		known->flags &= ~ATTEMPT_REASON_FROM_KERNEL;
-		tell(skb, &key, known, FATE_PENDING);
 		return 1;
 	}
 	return 0;

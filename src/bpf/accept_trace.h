@@ -156,12 +156,12 @@ _Static_assert(sizeof(struct accept_count_key) == 32, "no hidden padding");
 
 /* One per CPU. Programs on a CPU can interrupt each other, so they add atomically. */
 struct accept_counters {
-	__u64 attempts;		 /* that passed the filter and are followed */
-	__u64 untracked;	 /* that found no room in the table: no fate is reported */
+	__u64 untracked;	 /* attempts that found no room in the table: no fate is reported */
 	__u64 fates[FATE_COUNT]; /* by enum accept_fate, whether or not they are wanted */
 	__u64 matched;		 /* events that were asked for */
 	__u64 lost;		 /* of these, those that found no room in the buffer */
 	__u64 suppressed;	 /* of these, those that --max-rate held back */
+	__u64 forgotten;	 /* whose fate was reported: a repeated SYN would count as new */
 	__u64 reserved[2];	 /* up to two cache lines */
 };
 

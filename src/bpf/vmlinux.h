@@ -322,6 +322,7 @@ struct tcp_sock {
 	__u32 srtt_us;
 	__u32 mdev_us;
 	struct minmax rtt_min;
+	bool is_mptcp;
 	__u32 total_retrans;
 	__u32 lost_out;
 	__u32 lost;
@@ -363,7 +364,6 @@ struct inet_request_sock {
 /* A half-open connection. */
 struct tcp_request_sock {
 	struct inet_request_sock req;
-	bool is_mptcp;
 };
 
 struct mptcp_sock {

@@ -122,10 +122,11 @@ impl Attempt {
         between(self.raw.attempt.syn_ns, self.raw.attempt.established_ns)
     }
 
-    /// Nanoseconds that it waited in the accept queue.
+    /// Nanoseconds that it waited in the accept queue. If no program saw the accept, it happened
+    /// some time before the event.
     pub fn accept_wait_ns(&self) -> Option<u64> {
-        let is_accepted = self.raw.fate == AcceptFate::FATE_ACCEPTED;
-        between(self.raw.attempt.established_ns, self.raw.ts_ns).filter(|_| is_accepted)
+        let is_seen = self.has(AcceptFlag::ATTEMPT_HAS_PROCESS);
+        between(self.raw.attempt.established_ns, self.raw.ts_ns).filter(|_| is_seen)
     }
 
     /// Why it failed, and how that is known. `place` is the function that dropped it.

@@ -51,6 +51,8 @@ pub struct AttemptTotals {
     pub fates: [u64; FATES.len()],
     /// Attempts that found no room in the table.
     pub untracked: u64,
+    /// Attempts whose fate was reported and forgotten: a repeated SYN counts as a new attempt.
+    pub forgotten: u64,
 }
 
 impl AttemptTotals {
@@ -121,6 +123,7 @@ impl Summary {
         if let Some(attempts) = &self.attempts {
             line.int(key!("attempts"), attempts.all());
             line.int(key!("untracked"), attempts.untracked);
+            line.int(key!("forgotten"), attempts.forgotten);
             line.object(key!("fates"), |fates| {
                 for (name, count) in attempts.named() {
                     fates.int_of(name, count);
@@ -180,7 +183,10 @@ impl Summary {
         }
         if let Some(attempts) = &self.attempts {
             text += &format!("; {} attempts", attempts.all());
-            let counts = attempts.named().chain([("untracked", attempts.untracked)]);
+            let counts = attempts.named().chain([
+                ("untracked", attempts.untracked),
+                ("forgotten", attempts.forgotten),
+            ]);
             for (name, count) in counts.filter(|(_, count)| *count > 0) {
                 text += &format!(", {name} {count}");
             }

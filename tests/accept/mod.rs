@@ -3,7 +3,9 @@
 mod counts;
 mod filters;
 mod many;
+mod repeated;
 mod scenarios;
+mod servers;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

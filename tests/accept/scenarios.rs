@@ -575,6 +575,37 @@ fn a_wrong_checksum_is_a_drop() {
     trace.stop();
 }
 
+#[test]
+fn what_another_namespace_does_not_answer_is_forwarded_though_only_the_client_s_side_is_watched() {
+    let pair = need!(Pair::new());
+    let inner = need!(Namespace::new());
+    pair.server.run(&format!(
+        "ip link add ri type veth peer name ii netns {}",
+        inner.path()
+    ));
+    pair.server.run("ip addr add 10.88.0.1/24 dev ri");
+    pair.server.run("ip link set ri up");
+    inner.run("ip addr add 10.88.0.2/24 dev ii");
+    inner.run("ip link set ii up");
+    pair.server.sysctl("ipv4/ip_forward", "1");
+    // As Docker publishes a port of a container.
+    need!(nft(
+        &pair.server,
+        "type nat hook prerouting priority -100",
+        "ip daddr 10.77.0.2 tcp dport 8025 dnat ip to 10.88.0.2:80"
+    ));
+    need!(nft(
+        &inner,
+        "type filter hook input priority 0",
+        "tcp dport 80 drop"
+    ));
+    pair.client.sysctl("ipv4/tcp_syn_retries", "1");
+    let trace = Trace::start(&pair.server, &["vs"]);
+    let _client = pair.client.enter(|| begin(server(8025)));
+    assert_fate(&trace.fate(8025), "forwarded", None, None);
+    assert_eq!(trace.stop().count("forwarded"), 1);
+}
+
 /// Sends the SYN of nobody, and the final ACK once somebody else has taken the last place in the
 /// accept queue.
 pub fn late_ack(pair: &Pair, port: u16) {

@@ -13,7 +13,7 @@ use nix::sys::socket::{
 };
 use std::os::fd::AsFd;
 
-use super::sockets::{connect_to, connected, fast_open, listen, mapped, set_int, tcp};
+use super::sockets::{connect_to, connected, fast_open, listen, mapped, multipath, set_int, tcp};
 use super::{Trace, assert_one_process, backends};
 use crate::common::{Namespace, Pair, SERVER4, need};
 
@@ -272,13 +272,6 @@ fn receive(listener: &TcpListener) {
     let mut bytes = [0; 5];
     stream.read_exact(&mut bytes).unwrap();
     assert_eq!(&bytes, b"hello");
-}
-
-fn multipath() -> Result<OwnedFd, Errno> {
-    // SAFETY: socket takes three integers and makes a descriptor or fails.
-    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP) };
-    // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
-    Errno::result(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 #[test]

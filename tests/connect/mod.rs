@@ -10,7 +10,7 @@ mod pending;
 mod privileges;
 mod process;
 pub(crate) mod sockets;
-mod uring;
+pub mod uring;
 
 use std::io::Write;
 use std::sync::OnceLock;

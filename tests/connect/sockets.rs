@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -21,6 +21,14 @@ pub fn tcp(addr: SocketAddr, flags: SockFlag) -> OwnedFd {
     };
     let flags = flags | SockFlag::SOCK_CLOEXEC;
     socket(family, SockType::Stream, flags, SockProtocol::Tcp).unwrap()
+}
+
+/// A multipath TCP socket.
+pub fn multipath() -> Result<OwnedFd, Errno> {
+    // SAFETY: socket takes three integers and makes a descriptor or fails.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP) };
+    // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
+    Errno::result(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// connect(2).

@@ -1,4 +1,4 @@
-//! The little of io_uring(7) that a connect needs, by its system calls.
+//! The little of io_uring(7) that connects and accepts need, by its system calls.
 
 use std::net::SocketAddrV4;
 use std::num::NonZeroUsize;
@@ -11,6 +11,7 @@ use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::socket::{SockaddrIn, SockaddrLike};
 
+const IORING_OP_ACCEPT: u8 = 13;
 const IORING_OP_CONNECT: u8 = 16;
 const IORING_ENTER_GETEVENTS: u32 = 1;
 const IORING_OFF_SQES: i64 = 0x1000_0000;
@@ -26,7 +27,7 @@ const SQ_ARRAY: usize = 16;
 const CQ_HEAD: usize = 20;
 const CQ_CQES: usize = 25;
 
-/// struct io_uring_sqe, as far as a connect uses it.
+/// struct io_uring_sqe, as far as these use it.
 #[repr(C)]
 struct Submission {
     opcode: u8,
@@ -77,13 +78,23 @@ impl Ring {
     /// Connects and waits; returns what connect(2) would, or the negative error.
     pub fn connect(&mut self, socket: &OwnedFd, addr: SocketAddrV4) -> i32 {
         let addr = SockaddrIn::from(addr);
+        let (addr_len, addr) = (u64::from(addr.len()), addr.as_ptr() as u64);
+        self.request(IORING_OP_CONNECT, socket, addr_len, addr)
+    }
+
+    /// Waits for a connection; returns what accept(2) would, or the negative error.
+    pub fn accept(&mut self, listener: &impl AsRawFd) -> i32 {
+        self.request(IORING_OP_ACCEPT, listener, 0, 0)
+    }
+
+    fn request(&mut self, opcode: u8, fd: &impl AsRawFd, addr_len: u64, addr: u64) -> i32 {
         let submission = Submission {
-            opcode: IORING_OP_CONNECT,
+            opcode,
             flags: 0,
             ioprio: 0,
-            fd: socket.as_raw_fd(),
-            addr_len: u64::from(addr.len()),
-            addr: addr.as_ptr() as u64,
+            fd: fd.as_raw_fd(),
+            addr_len,
+            addr,
             rest: [0; 5],
         };
         // SAFETY: the mapping has room for one submission, and the kernel does not read it yet.

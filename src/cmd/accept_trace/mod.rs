@@ -168,6 +168,7 @@ fn summary(
             *to = to.wrapping_add(from);
         }
         totals.untracked += counters.untracked;
+        totals.forgotten += counters.forgotten;
         matched += counters.matched + counters.untracked;
         lost += counters.lost + counters.untracked;
         suppressed += counters.suppressed;

@@ -130,6 +130,7 @@ impl Table {
                 Some(found) if !found.listens => {
                     (attempt.reason != 0).then_some((AcceptFate::FATE_DROPPED, KNOWN))
                 }
+                None if is_elsewhere(attempt) => Some((AcceptFate::FATE_FORWARDED, KNOWN)),
                 _ => {
                     let reason = silent_reason(attempt)
                         .or_else(|| self.no_route_back(key, attempt))
@@ -204,6 +205,12 @@ const COOKIE_AGE_NS: u64 = 120_000_000_000;
 fn is_cookie_old(attempt: &RawAttempt) -> Option<bool> {
     let now = monotonic_ns().ok()?;
     Some(now.saturating_sub(attempt.last_syn_ack_ns) > COOKIE_AGE_NS)
+}
+
+/// Whether a SYN without an answer has left by an interface that is not watched: only a listener drops
+/// one without a trace, and there was none.
+fn is_elsewhere(attempt: &RawAttempt) -> bool {
+    !has(attempt, AcceptFlag::ATTEMPT_HAS_LISTENER) && attempt.reason == 0 && attempt.place == 0
 }
 
 fn has(attempt: &RawAttempt, flag: AcceptFlag) -> bool {

@@ -1,0 +1,99 @@
+//! What is sent again after its fate was told.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+
+use serde_json::json;
+
+use super::{Growth, NOBODY, Trace, begin, listener, nft, segment};
+use crate::common::frames::RawSocket;
+use crate::common::{Namespace, Pair, SERVER4, Tool, need};
+
+const PORT: u16 = 8601;
+
+fn addr() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, PORT).into()
+}
+
+fn drops(namespace: &Namespace) -> Result<(), String> {
+    let rule = format!("tcp dport {PORT} drop");
+    nft(namespace, "type filter hook input priority 0", &rule)
+}
+
+/// A client that gets through by the repeated SYN, as its first was dropped.
+fn gets_through(namespace: &Namespace) -> (OwnedFd, TcpListener) {
+    let client = namespace.enter(|| begin(addr()));
+    let repeated = Growth::of(namespace, "TcpRetransSegs");
+    repeated.reaches(1);
+    namespace.run("nft flush ruleset");
+    let listener = namespace.enter(|| TcpListener::from(listener(addr(), 16)));
+    listener.accept().unwrap();
+    (client, listener)
+}
+
+#[test]
+fn where_fates_are_counted_the_first_one_stands() {
+    let namespace = need!(Namespace::new());
+    need!(drops(&namespace));
+    let args = ["accept-trace", "--json", "--by", "dport", "-I", "1h", "lo"];
+    let tool = Tool::start_in(&namespace, &args);
+    let _sockets = gets_through(&namespace);
+    let output = tool.stop();
+    let summary = output.summary();
+    assert_eq!(summary["attempts"], 1, "{summary}");
+    assert_eq!(summary["fates"]["dropped"], 1, "{summary}");
+    assert_eq!(summary["matched"], 1, "{summary}");
+    let counts = &output.events("accept_count")[0];
+    assert_eq!(counts["total"], 1, "{counts}");
+    assert_eq!(counts["top"].as_array().unwrap().len(), 1, "{counts}");
+    assert_eq!(counts["top"][0]["of"], "dropped", "{counts}");
+}
+
+#[test]
+fn in_a_histogram_what_gets_through_later_has_waited_and_no_time_from_its_syn() {
+    for (of, matched) in [("handshake", 0), ("accept-wait", 1)] {
+        // A new one for each, in which nothing waits for the port to be free again.
+        let namespace = need!(Namespace::new());
+        need!(drops(&namespace));
+        let args = ["accept-trace", "--json", "--histogram", of, "lo"];
+        let tool = Tool::start_in(&namespace, &args);
+        drop(gets_through(&namespace));
+        let summary = tool.stop().summary();
+        assert_eq!(summary["fates"]["accepted"], 1, "{summary}");
+        assert_eq!(summary["matched"], matched, "{of}: {summary}");
+        assert_eq!(summary["emitted"], matched, "{of}: {summary}");
+    }
+}
+
+#[test]
+fn a_flood_does_not_make_a_repeated_syn_another_attempt() {
+    let pair = need!(Pair::new());
+    let rule = "tcp dport 8602-8603 drop";
+    need!(nft(&pair.server, "type filter hook input priority 0", rule));
+    let trace = Trace::start(&pair.server, &["vs", "--max-rate", "100"]);
+    let repeated = Growth::of(&pair.client, "TcpRetransSegs");
+    let _client = pair.client.enter(|| begin((SERVER4, 8602).into()));
+    trace.fate(8602);
+    // As many as there was once room for. Sequence and acknowledgement number change together: the
+    // checksum stays right.
+    const FLOOD: u32 = 66_000;
+    let mut frame = segment(&pair, NOBODY, 2, (4000, 8603), 0, u32::MAX);
+    pair.client.enter(|| {
+        let socket = RawSocket::open("vc");
+        for at in 0..FLOOD {
+            frame[38..42].copy_from_slice(&at.to_be_bytes());
+            frame[42..46].copy_from_slice(&(!at).to_be_bytes());
+            socket.send(&frame);
+        }
+    });
+    let before = repeated.now();
+    repeated.reaches(before + 1);
+    let summary = trace.tool.stop().summary();
+    let (attempts, forgotten) = (
+        summary["attempts"].as_u64().unwrap(),
+        summary["forgotten"].as_u64().unwrap(),
+    );
+    assert!(attempts <= u64::from(FLOOD) + 1, "{summary}");
+    assert!(forgotten < 1000, "{summary}");
+    assert_eq!(summary["fates"]["dropped"], json!(attempts), "{summary}");
+}

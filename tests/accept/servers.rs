@@ -1,0 +1,283 @@
+//! Servers of each kind: their listeners, and how they accept.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::thread;
+use std::time::Duration;
+
+use nix::libc;
+use nix::sys::socket::{
+    Backlog, SockFlag, SockaddrIn, accept, accept4, bind, listen, setsockopt, sockopt,
+};
+
+use super::{Fates, Growth, Trace, assert_fate, begin, listener};
+use crate::common::{Namespace, Tool, need};
+use crate::connect::sockets::{connect_to, fast_open, multipath, set_int, tcp};
+use crate::connect::uring::Ring;
+
+fn at(port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)
+}
+
+/// A listener of a SO_REUSEPORT group.
+fn member(addr: SocketAddrV4, backlog: i32) -> TcpListener {
+    let fd = tcp(addr.into(), SockFlag::empty());
+    setsockopt(&fd, sockopt::ReusePort, &true).unwrap();
+    bind(fd.as_raw_fd(), &SockaddrIn::from(addr)).unwrap();
+    listen(&fd, Backlog::new(backlog).unwrap()).unwrap();
+    fd.into()
+}
+
+/// Owns what accept(2) has returned.
+fn owned(fd: i32) -> OwnedFd {
+    assert!(fd >= 0, "{fd}");
+    // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+#[test]
+fn each_connection_to_a_group_of_sockets_is_accepted_by_the_thread_that_gets_it() {
+    let namespace = need!(Namespace::new());
+    const SERVERS: usize = 3;
+    const CLIENTS: usize = 4;
+    const CONNECTS: usize = 100;
+    let tool = Tool::start_in(&namespace, &["accept-trace", "--json", "--attempts", "lo"]);
+    let sockets = namespace.enter(|| [(); SERVERS].map(|()| member(at(8501), 64)));
+    let taken = thread::scope(|scope| {
+        let servers = sockets.each_ref().map(|socket| {
+            scope.spawn(move || {
+                let (mut taken, tid) = (0, nix::unistd::gettid().as_raw());
+                // shutdown() ends accept().
+                while let Ok(fd) = accept4(socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+                    drop(owned(fd));
+                    taken += 1;
+                }
+                (tid, taken)
+            })
+        });
+        let clients = [(); CLIENTS].map(|()| {
+            scope.spawn(|| {
+                namespace.join();
+                for _ in 0..CONNECTS {
+                    TcpStream::connect(at(8501)).unwrap();
+                }
+            })
+        });
+        for client in clients {
+            client.join().unwrap();
+        }
+        // What waits in a queue is still accepted.
+        thread::sleep(Duration::from_millis(300));
+        for socket in &sockets {
+            nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both)
+                .unwrap();
+        }
+        servers.map(|server| server.join().unwrap())
+    });
+    let fates = Fates::of(&tool.stop());
+    let total = (CLIENTS * CONNECTS) as u64;
+    assert_eq!(taken.iter().map(|(_, taken)| taken).sum::<u64>(), total);
+    assert_eq!(fates.count("accepted"), total, "{}", fates.summary);
+    let mut seen = BTreeMap::<i64, u64>::new();
+    // The kernel may skip the program that sees an accept.
+    for tid in fates
+        .at(8501)
+        .iter()
+        .filter_map(|line| line["tid"].as_i64())
+    {
+        *seen.entry(tid).or_default() += 1;
+    }
+    for (tid, taken) in taken {
+        let seen = seen.remove(&i64::from(tid)).unwrap_or(0);
+        assert!(seen <= taken && seen + 20 >= taken, "{tid}: {seen} {taken}");
+    }
+    assert_eq!(seen, BTreeMap::new());
+}
+
+#[test]
+fn fast_open_is_told_whether_or_not_the_syn_has_data() {
+    let namespace = need!(Namespace::new());
+    namespace.sysctl("ipv4/tcp_fastopen", "3");
+    let passive = Growth::of(&namespace, "TcpExtTCPFastOpenPassive");
+    let trace = Trace::start(&namespace, &["lo"]);
+    namespace.enter(|| {
+        let listener = TcpListener::bind(at(8503)).unwrap();
+        set_int(&listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 16).unwrap();
+        // The first one fetches the cookie that the others use.
+        for data in [&b"hello"[..], b"hello", b""] {
+            let client = tcp(at(8503).into(), SockFlag::empty());
+            assert_eq!(fast_open(&client, at(8503), data), Ok(data.len()));
+            let (mut server, _) = listener.accept().unwrap();
+            server.read_exact(&mut vec![0; data.len()]).unwrap();
+        }
+    });
+    trace.told(3);
+    assert_eq!(passive.now(), 2);
+    let fates = trace.stop();
+    assert_eq!(fates.count("accepted"), 3);
+    let fast = fates.at(8503).into_iter().map(|line| &line["fast_open"]);
+    assert_eq!(fast.collect::<Vec<_>>(), [false, true, true]);
+    for line in fates.at(8503) {
+        assert!(line["syn_ack_us"].is_u64(), "{line}");
+    }
+}
+
+fn multipath_listener(port: u16) -> OwnedFd {
+    let fd = multipath().unwrap();
+    bind(fd.as_raw_fd(), &SockaddrIn::from(at(port))).unwrap();
+    listen(&fd, Backlog::new(8).unwrap()).unwrap();
+    fd
+}
+
+#[test]
+fn mptcp_is_told_if_both_ends_have_it() {
+    need!(multipath().map_err(|errno| format!("the kernel has no MPTCP ({errno})")));
+    let namespace = need!(Namespace::new());
+    let trace = Trace::start(&namespace, &["lo"]);
+    namespace.enter(|| {
+        let listener = multipath_listener(8504);
+        let plain = TcpListener::bind(at(8505)).unwrap();
+        for (port, listener, client) in [
+            (8504, listener.as_fd(), multipath().unwrap()),
+            (
+                8504,
+                listener.as_fd(),
+                tcp(at(8504).into(), SockFlag::empty()),
+            ),
+            (8505, plain.as_fd(), multipath().unwrap()),
+        ] {
+            connect_to(&client, at(port).into()).unwrap();
+            drop(owned(accept(listener.as_raw_fd()).unwrap()));
+        }
+    });
+    trace.told(3);
+    let fates = trace.stop();
+    assert_eq!(fates.count("accepted"), 3);
+    let told = |port| {
+        let lines = fates.at(port).into_iter();
+        lines.map(|line| line["mptcp"] == true).collect::<Vec<_>>()
+    };
+    assert_eq!((told(8504), told(8505)), (vec![true, false], vec![false]));
+}
+
+#[test]
+fn a_further_subflow_is_accepted_by_nobody_and_has_waited_for_nobody() {
+    need!(multipath().map_err(|errno| format!("the kernel has no MPTCP ({errno})")));
+    let namespace = need!(Namespace::new());
+    need!(namespace.try_run("ip mptcp limits set subflow 2 add_addr_accepted 2"));
+    need!(namespace.try_run("ip mptcp endpoint add 127.0.0.2 dev lo subflow"));
+    let trace = Trace::start(&namespace, &["lo", "-p", "8506"]);
+    let sockets = namespace.enter(|| {
+        let listener = multipath_listener(8506);
+        let client = multipath().unwrap();
+        connect_to(&client, at(8506).into()).unwrap();
+        let server = owned(accept(listener.as_raw_fd()).unwrap());
+        // Only when both have received something are there more subflows.
+        for (from, to) in [(&client, &server), (&server, &client)] {
+            nix::unistd::write(from, b"x").unwrap();
+            nix::unistd::read(to, &mut [0]).unwrap();
+        }
+        (listener, client, server)
+    });
+    trace.told(2);
+    let fates = trace.stop();
+    drop(sockets);
+    let lines = fates.at(8506);
+    let subflow = lines
+        .iter()
+        .find(|line| line["saddr"] == "127.0.0.2")
+        .unwrap();
+    assert_fate(subflow, "accepted", None, None);
+    assert_eq!(subflow["mptcp"], true, "{subflow}");
+    for key in ["pid", "accept_wait_us"] {
+        assert!(subflow[key].is_null(), "{subflow}");
+    }
+}
+
+#[test]
+fn what_io_uring_accepts_is_accepted() {
+    let namespace = need!(Namespace::new());
+    need!(Ring::new().map_err(|errno| format!("the kernel has no io_uring ({errno})")));
+    let trace = Trace::start(&namespace, &["lo"]);
+    let sockets = namespace.enter(|| {
+        let listener = TcpListener::bind(at(8507)).unwrap();
+        let client = TcpStream::connect(at(8507)).unwrap();
+        (owned(Ring::new().unwrap().accept(&listener)), client)
+    });
+    let line = trace.fate(8507);
+    assert_fate(&line, "accepted", None, None);
+    // Without a hook for the function of the kernel, its process is not seen.
+    if !line["pid"].is_null() {
+        assert_eq!(line["pid"], std::process::id(), "{line}");
+    }
+    drop(sockets);
+    trace.stop();
+}
+
+#[test]
+fn a_deferred_accept_waits_for_data() {
+    let namespace = need!(Namespace::new());
+    let trace = Trace::start(&namespace, &["lo"]);
+    namespace.enter(|| {
+        let listener = TcpListener::bind(at(8508)).unwrap();
+        set_int(&listener, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 10).unwrap();
+        let mut client = TcpStream::connect(at(8508)).unwrap();
+        thread::sleep(Duration::from_millis(50));
+        client.write_all(b"x").unwrap();
+        listener.accept().unwrap();
+    });
+    let line = trace.fate(8508);
+    assert_fate(&line, "accepted", None, None);
+    assert!(line["handshake_us"].as_u64() >= Some(40_000), "{line}");
+    trace.stop();
+}
+
+#[test]
+fn a_listener_that_is_closed_with_a_full_queue_leaves_both_kinds_behind() {
+    let namespace = need!(Namespace::new());
+    let established = Growth::of(&namespace, "TcpPassiveOpens");
+    let overflows = Growth::of(&namespace, "TcpExtListenOverflows");
+    let trace = Trace::start(&namespace, &["lo"]);
+    let server = namespace.enter(|| listener(at(8509).into(), 1));
+    let clients = namespace.enter(|| [(); 6].map(|()| begin(at(8509).into())));
+    established.reaches(2);
+    overflows.reaches(4);
+    drop(server);
+    trace.told(6);
+    let fates = trace.stop();
+    drop(clients);
+    assert_eq!((fates.count("aborted"), fates.count("refused")), (2, 4));
+    for line in fates.at(8509) {
+        let reason = match line["fate"] == "aborted" {
+            true => "listener_closed",
+            false => "no_listener",
+        };
+        assert_eq!(line["reason"], reason, "{line}");
+    }
+}
+
+#[test]
+fn a_backlog_of_nothing_has_room_for_one() {
+    let namespace = need!(Namespace::new());
+    namespace.sysctl("ipv4/tcp_syn_retries", "1");
+    let established = Growth::of(&namespace, "TcpPassiveOpens");
+    let trace = Trace::start(&namespace, &["lo"]);
+    let addr = SocketAddr::from(at(8510));
+    let server = namespace.enter(|| listener(addr, 0));
+    let first = namespace.enter(|| begin(addr));
+    established.reaches(1);
+    let others = namespace.enter(|| [(); 2].map(|()| begin(addr)));
+    trace.told(2);
+    let fates = trace.stop();
+    drop((server, first, others));
+    assert_eq!((fates.count("dropped"), fates.count("pending")), (2, 1));
+    for line in fates.at(8510).iter().filter(|it| it["fate"] == "dropped") {
+        assert_fate(line, "dropped", Some("accept_queue_full"), None);
+        assert_eq!(
+            (&line["queue_len"], &line["queue_max"]),
+            (&1.into(), &0.into())
+        );
+    }
+}
