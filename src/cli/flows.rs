@@ -51,6 +51,22 @@ impl FlowBy {
     }
 }
 
+/// What the busiest keys of --by have most of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum FlowSort {
+    /// Payload both ways
+    #[default]
+    Bytes,
+    /// Packets both ways
+    Packets,
+    /// Connections
+    Flows,
+    /// Different addresses at the other end
+    Peers,
+    /// Different ports of responders
+    Ports,
+}
+
 /// The times of flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum FlowHistogram {
@@ -82,6 +98,18 @@ pub struct FlowsArgs {
     /// How many of them to show, busiest first
     #[arg(long, value_name = "N", default_value_t = 10, requires = "by", value_parser = values::top)]
     pub top: usize,
+    /// Which of them are the busiest: those with the most bytes, or of something else. With ports or
+    /// peers, who scans comes first
+    #[arg(
+        long,
+        value_enum,
+        value_name = "BY",
+        default_value_t,
+        hide_default_value = true,
+        requires = "by",
+        conflicts_with = "histogram"
+    )]
+    pub sort: FlowSort,
     /// Print at most this many lines a second; the rest is counted as suppressed
     #[arg(long, value_name = "N", conflicts_with = "by", value_parser = values::max_rate)]
     pub max_rate: Option<u64>,

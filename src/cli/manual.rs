@@ -311,6 +311,10 @@ const PAGES: &[(&str, Page)] = &[
                     "The five destinations with the most traffic, every 10 seconds",
                 ),
                 (
+                    "tcpinspect flows --by saddr --sort ports eth0",
+                    "Who scans ports: the sources with the most different ports, every second",
+                ),
+                (
                     "tcpinspect flows --histogram handshake --by dport -d 1m eth0",
                     "How long handshakes with each port take",
                 ),

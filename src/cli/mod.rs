@@ -23,7 +23,7 @@ pub use self::accept_trace::{AcceptBy, AcceptHistogram, AcceptTraceArgs};
 pub use self::check::CheckArgs;
 pub use self::connect_trace::{BackendChoice, ConnectTraceArgs};
 pub use self::exporter::{CollectorChoice, ExporterArgs};
-pub use self::flows::{FlowBy, FlowHistogram, FlowsArgs};
+pub use self::flows::{FlowBy, FlowHistogram, FlowSort, FlowsArgs};
 pub use self::listeners::ListenersArgs;
 pub use self::loss_trace::{LossByChoice, LossKindChoice, LossTraceArgs};
 use self::manual::Page;

@@ -1,25 +1,80 @@
-//! How many different sources there were, from what the kernel kept of their hashes.
+//! How many different values there were.
 
-/// Bits of a hash that choose a register.
-const REGISTER_BITS: u32 = 12;
+/// Values that are kept as they are. With more, a sketch takes their place.
+const FEW: usize = 32;
 
-/// The most zeros that the rest of a hash can begin with.
-const MOST_ZEROS: usize = 64 - REGISTER_BITS as usize;
+/// Registers of a sketch, which take as much memory as the few values. The standard error is
+/// 1.04 / sqrt(256), 6.5 %.
+const REGISTERS: usize = 256;
 
-/// The number of different values that a HyperLogLog sketch of 4,096 registers has seen: its
-/// standard error is 1.04 / sqrt(4096), 1.6 %.
+/// Counts different values by their hashes, in at most 256 bytes: exactly up to 32, and beyond that
+/// about.
+#[derive(Clone, Debug)]
+pub enum Distinct {
+    /// All hashes.
+    Few(Vec<u64>),
+    /// The registers of a HyperLogLog sketch.
+    Many(Box<[u8; REGISTERS]>),
+}
+
+impl Default for Distinct {
+    fn default() -> Self {
+        Self::Few(Vec::new())
+    }
+}
+
+impl Distinct {
+    /// Adds a value by its hash.
+    pub fn add(&mut self, hash: u64) {
+        match self {
+            Self::Few(hashes) if hashes.contains(&hash) => {}
+            Self::Few(hashes) if hashes.len() < FEW => hashes.push(hash),
+            Self::Few(hashes) => {
+                let mut registers = Box::new([0; REGISTERS]);
+                for hash in hashes.iter().chain([&hash]) {
+                    note(&mut *registers, *hash);
+                }
+                *self = Self::Many(registers);
+            }
+            Self::Many(registers) => note(&mut **registers, hash),
+        }
+    }
+
+    /// How many different values were added.
+    pub fn count(&self) -> u64 {
+        match self {
+            Self::Few(hashes) => hashes.len() as u64,
+            Self::Many(registers) => estimate(&**registers),
+        }
+    }
+}
+
+/// Notes a hash in a sketch, whose number of registers is a power of two: the low bits choose the
+/// register, which keeps the most zeros that the rest begins with, and one more.
+fn note(registers: &mut [u8], hash: u64) {
+    let bits = registers.len().ilog2();
+    let rest = hash >> bits | 1 << (u64::BITS - bits);
+    let at = hash as usize & (registers.len() - 1);
+    registers[at] = registers[at].max(rest.trailing_zeros() as u8 + 1);
+}
+
+/// The number of different values that a HyperLogLog sketch has seen, with a standard error of 1.04
+/// by the square root of its number of registers. The programs of syn-count have 4,096, which makes
+/// 1.6 %.
 ///
 /// The estimator is that of Ertl (2017, arXiv:1702.01284), which needs no tables for small numbers
 /// as the first one does. The crates for this (hyperloglogplus, cardinality-estimator) hash by
 /// themselves and take no registers that somebody else has filled.
 pub fn estimate(registers: &[u8]) -> u64 {
-    let mut counts = [0.0; MOST_ZEROS + 2];
+    // The most zeros that what is left of a hash can begin with.
+    let most = (u64::BITS - registers.len().checked_ilog2().unwrap_or(0)) as usize;
+    let mut counts = [0.0; u64::BITS as usize + 2];
     for register in registers {
-        counts[usize::from(*register).min(MOST_ZEROS + 1)] += 1.0;
+        counts[usize::from(*register).min(most + 1)] += 1.0;
     }
     let all = registers.len() as f64;
-    let mut z = all * tau(1.0 - counts[MOST_ZEROS + 1] / all);
-    for count in counts[1..=MOST_ZEROS].iter().rev() {
+    let mut z = all * tau(1.0 - counts[most + 1] / all);
+    for count in counts[1..=most].iter().rev() {
         z = 0.5 * (z + count);
     }
     z += all * sigma(counts[0] / all);
@@ -71,23 +126,28 @@ mod tests {
     }
 
     #[test]
-    fn numbers_of_sources_are_estimated_within_four_standard_errors() {
-        let mut registers = vec![0_u8; 1 << REGISTER_BITS];
-        assert_eq!(estimate(&registers), 0);
+    fn numbers_of_values_are_estimated_within_four_standard_errors() {
+        let mut registers = vec![0_u8; 4096];
+        let mut distinct = Distinct::default();
+        assert_eq!((estimate(&registers), distinct.count()), (0, 0));
         let mut number = 0;
         for wanted in [
-            1, 2, 10, 100, 1000, 5000, 12_000, 30_000, 300_000, 1_000_000,
+            1, 2, 10, 32, 33, 100, 1000, 5000, 12_000, 30_000, 300_000, 1_000_000,
         ] {
             while number < wanted {
                 let hash = hash(number + 1);
-                let rest = hash >> REGISTER_BITS | 1 << MOST_ZEROS;
-                let register = &mut registers[(hash & 0xfff) as usize];
-                *register = (*register).max(rest.trailing_zeros() as u8 + 1);
+                note(&mut registers, hash);
+                // Once more counts no more.
+                (0..2).for_each(|_| distinct.add(hash));
                 number += 1;
             }
-            let found = estimate(&registers) as f64;
-            let error = (found / wanted as f64 - 1.0).abs();
-            assert!(error < 0.065, "{wanted}: {found}");
+            for (found, most) in [(estimate(&registers), 0.065), (distinct.count(), 0.26)] {
+                let error = (found as f64 / wanted as f64 - 1.0).abs();
+                assert!(error < most, "{wanted}: {found}");
+            }
+            if wanted <= FEW as u64 {
+                assert_eq!(distinct.count(), wanted);
+            }
         }
     }
 }

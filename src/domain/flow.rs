@@ -179,6 +179,15 @@ impl Flow {
         self.addr(1 - self.initiator())
     }
 
+    /// The address at the other end than the process of this machine; the responder's if none is
+    /// known.
+    pub fn peer(&self) -> IpAddr {
+        match self.uid() {
+            Some(_) => self.addr(1 - usize::from(self.raw.owner.end & 1)),
+            None => self.daddr(),
+        }
+    }
+
     /// The initiator's port.
     pub fn sport(&self) -> u16 {
         self.raw.key.port[self.initiator()]

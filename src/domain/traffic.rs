@@ -2,11 +2,13 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::cli::FlowBy;
+use crate::cli::{FlowBy, FlowSort};
+use crate::domain::distinct::Distinct;
 use crate::domain::flow::Flow;
 use crate::domain::tally::Key;
 
@@ -27,11 +29,68 @@ impl Traffic {
         self.packets += other.packets;
         self.bytes += other.bytes;
     }
+}
 
-    /// The order of the busiest: bytes, then packets, then flows.
-    fn weight(self) -> (u64, u64, u64) {
-        (self.bytes, self.packets, self.flows)
+/// What there was of a key, or of all flows, in an interval.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Its traffic.
+    pub traffic: Traffic,
+    /// Different addresses at the other end.
+    pub peers: u64,
+    /// Different ports of responders.
+    pub ports: u64,
+}
+
+impl Load {
+    /// The order of the busiest.
+    fn weight(self, sort: FlowSort) -> (u64, u64, u64) {
+        let Traffic {
+            flows,
+            packets,
+            bytes,
+        } = self.traffic;
+        match sort {
+            FlowSort::Bytes => (bytes, packets, flows),
+            FlowSort::Packets => (packets, bytes, flows),
+            FlowSort::Flows => (flows, packets, bytes),
+            FlowSort::Peers => (self.peers, flows, packets),
+            FlowSort::Ports => (self.ports, flows, packets),
+        }
     }
+}
+
+/// A load as it adds up.
+#[derive(Debug, Default)]
+struct Sum {
+    traffic: Traffic,
+    peers: Distinct,
+    ports: Distinct,
+}
+
+impl Sum {
+    fn add(&mut self, one: &One) {
+        self.traffic.add(one.traffic);
+        self.peers.add(one.peer);
+        self.ports.add(one.port);
+    }
+
+    fn load(&self) -> Load {
+        // Each flow has one of each: what is estimated can't be more.
+        let flows = self.traffic.flows;
+        Load {
+            traffic: self.traffic,
+            peers: self.peers.count().min(flows),
+            ports: self.ports.count().min(flows),
+        }
+    }
+}
+
+/// What a flow adds, with hashes of its peer and port.
+struct One {
+    traffic: Traffic,
+    peer: u64,
+    port: u64,
 }
 
 /// What the traffic of a flow is counted by.
@@ -87,26 +146,35 @@ pub struct TrafficByKey {
     /// Which key.
     pub by: FlowBy,
     /// How many of the busiest are shown.
-    pub top: usize,
-    loads: HashMap<(u16, TrafficKey), Traffic>,
-    /// For each interface, the traffic of keys that were removed from `loads`, and how many were.
-    forgotten: HashMap<u16, (Traffic, u64)>,
+    top: usize,
+    sort: FlowSort,
+    loads: HashMap<(u16, TrafficKey), Sum>,
+    /// For each interface, what all keys have together.
+    totals: HashMap<u16, Sum>,
+    /// For each interface, how many keys were removed from `loads`.
+    forgotten: HashMap<u16, u64>,
+    /// Keyed by chance, so that nobody can choose peers that are taken for one.
+    hasher: RandomState,
 }
 
 impl TrafficByKey {
     /// No traffic yet.
-    pub fn new(by: FlowBy, top: usize) -> Self {
+    pub fn new(by: FlowBy, top: usize, sort: FlowSort) -> Self {
         Self {
             by,
             top,
+            sort,
             loads: HashMap::new(),
+            totals: HashMap::new(),
             forgotten: HashMap::new(),
+            hasher: RandomState::new(),
         }
     }
 
     /// Begins a new interval.
     pub fn clear(&mut self) {
         self.loads.clear();
+        self.totals.clear();
         self.forgotten.clear();
     }
 
@@ -116,54 +184,65 @@ impl TrafficByKey {
         if packets == 0 {
             return;
         }
-        let load = Traffic {
-            flows: 1,
-            packets,
-            bytes,
+        let peer = match self.by {
+            FlowBy::Saddr | FlowBy::Net => flow.daddr(),
+            FlowBy::Daddr | FlowBy::Dport => flow.saddr(),
+            FlowBy::Process | FlowBy::Uid | FlowBy::Container => flow.peer(),
         };
-        self.add_to(flow.raw.key.interface, key, load);
+        let one = One {
+            traffic: Traffic {
+                flows: 1,
+                packets,
+                bytes,
+            },
+            peer: self.hasher.hash_one(peer),
+            port: self.hasher.hash_one(flow.dport()),
+        };
+        self.add_to(flow.raw.key.interface, key, &one);
     }
 
-    fn add_to(&mut self, interface: u16, key: TrafficKey, load: Traffic) {
-        self.loads.entry((interface, key)).or_default().add(load);
+    fn add_to(&mut self, interface: u16, key: TrafficKey, one: &One) {
+        self.totals.entry(interface).or_default().add(one);
+        self.loads.entry((interface, key)).or_default().add(one);
         if self.loads.len() >= 2 * KEYS_KEPT {
             self.forget_small();
         }
     }
 
-    /// Removes the keys with the least traffic.
+    /// Removes the keys that are least busy.
     fn forget_small(&mut self) {
-        let mut all = self.loads.drain().collect::<Vec<_>>();
-        all.select_nth_unstable_by_key(KEYS_KEPT, |(_, load)| Reverse(load.weight()));
-        for ((interface, _), load) in all.drain(KEYS_KEPT..) {
-            let (sum, keys) = self.forgotten.entry(interface).or_default();
-            sum.add(load);
-            *keys += 1;
+        let weight = |sum: &Sum| sum.load().weight(self.sort);
+        let all = self
+            .loads
+            .drain()
+            .map(|(key, sum)| (weight(&sum), key, sum));
+        let mut all = all.collect::<Vec<_>>();
+        all.select_nth_unstable_by_key(KEYS_KEPT, |(weight, ..)| Reverse(*weight));
+        for (_, (interface, _), _) in all.drain(KEYS_KEPT..) {
+            *self.forgotten.entry(interface).or_default() += 1;
         }
-        self.loads.extend(all);
+        self.loads
+            .extend(all.into_iter().map(|(_, key, sum)| (key, sum)));
     }
 
     /// How often a key of an interface was removed; the same key may count several times.
     pub fn forgotten(&self, interface: u16) -> u64 {
-        self.forgotten.get(&interface).map_or(0, |(_, keys)| *keys)
+        self.forgotten.get(&interface).copied().unwrap_or(0)
     }
 
-    /// The total of an interface, and its keys with the most bytes, then packets, then flows.
-    pub fn busiest(&self, interface: u16) -> (Traffic, Vec<(TrafficKey, Traffic)>) {
-        let mut all = self
-            .forgotten
-            .get(&interface)
-            .map_or_else(Traffic::default, |(sum, _)| *sum);
-        let mut keys = Vec::new();
-        for ((_, key), load) in self.loads.iter().filter(|((at, _), _)| *at == interface) {
-            all.add(*load);
-            keys.push((key.clone(), *load));
-        }
+    /// The total of an interface, and its busiest keys.
+    pub fn busiest(&self, interface: u16) -> (Load, Vec<(TrafficKey, Load)>) {
+        let loads = self.loads.iter().filter(|((at, _), _)| *at == interface);
+        let mut keys = loads
+            .map(|((_, key), sum)| (key.clone(), sum.load()))
+            .collect::<Vec<_>>();
+        let weight = |load: &Load| Reverse(load.weight(self.sort));
         keys.sort_unstable_by(|(key, load), (other, with)| {
-            (Reverse(load.weight()), key).cmp(&(Reverse(with.weight()), other))
+            (weight(load), key).cmp(&(weight(with), other))
         });
         keys.truncate(self.top);
-        (all, keys)
+        let total = self.totals.get(&interface);
+        (total.map_or_else(Load::default, Sum::load), keys)
     }
 }
 
@@ -183,33 +262,71 @@ mod tests {
         assert_eq!(net("2001:db8::1", Some(32)), "2001:db8::/32");
     }
 
-    #[test]
-    fn a_flood_of_keys_takes_bounded_memory_and_hides_neither_the_busy_ones_nor_the_sum() {
-        let mut traffic = TrafficByKey::new(FlowBy::Saddr, 2);
-        let small = Traffic {
+    fn key(number: u32) -> TrafficKey {
+        TrafficKey::Plain(Key::Address(Ipv4Addr::from(number).into()))
+    }
+
+    /// What a flow adds whose peer and port have these hashes.
+    fn one(bytes: u64, [peer, port]: [u64; 2]) -> One {
+        let traffic = Traffic {
             flows: 1,
             packets: 1,
-            bytes: 0,
+            bytes,
         };
-        let key = |number: u32| TrafficKey::Plain(Key::Address(Ipv4Addr::from(number).into()));
+        One {
+            traffic,
+            peer,
+            port,
+        }
+    }
+
+    #[test]
+    fn a_flood_of_keys_takes_bounded_memory_and_hides_neither_the_busy_ones_nor_the_sum() {
+        let mut traffic = TrafficByKey::new(FlowBy::Saddr, 2, FlowSort::Bytes);
         for number in 0..1_000_000 {
-            traffic.add_to(0, key(number), small);
+            traffic.add_to(0, key(number), &one(0, [1, 2]));
             assert!(traffic.loads.len() < 2 * KEYS_KEPT);
             if number % 1000 == 7 {
-                let busy = Traffic { bytes: 10, ..small };
-                traffic.add_to(0, key(u32::MAX), busy);
+                traffic.add_to(0, key(u32::MAX), &one(10, [1, 2]));
             }
         }
         let (all, top) = traffic.busiest(0);
-        assert_eq!((all.packets, all.bytes), (1_001_000, 10_000));
+        let sum = all.traffic;
+        assert_eq!((sum.packets, sum.bytes), (1_001_000, 10_000));
+        assert_eq!((all.peers, all.ports), (1, 1));
         assert_eq!(top[0].0, key(u32::MAX));
-        assert_eq!(top[0].1.bytes, 10_000);
+        assert_eq!(top[0].1.traffic.bytes, 10_000);
         assert!(traffic.forgotten(0) > 900_000);
         assert_eq!(traffic.forgotten(1), 0);
         traffic.clear();
         assert_eq!(
             (traffic.forgotten(0), traffic.busiest(0).0),
-            (0, Traffic::default())
+            (0, Load::default())
         );
+    }
+
+    #[test]
+    fn who_scans_is_first_by_ports_or_peers_however_little_it_sends() {
+        for (sort, first) in [
+            (FlowSort::Bytes, 1),
+            (FlowSort::Packets, 2),
+            (FlowSort::Flows, 2),
+            (FlowSort::Ports, 3),
+            (FlowSort::Peers, 4),
+        ] {
+            let mut traffic = TrafficByKey::new(FlowBy::Saddr, 1, sort);
+            let state = RandomState::new();
+            let hash = |number: u64| state.hash_one(number);
+            for number in 0..20 {
+                traffic.add_to(0, key(1), &one(1000, [7, 7]));
+                (0..3).for_each(|_| traffic.add_to(0, key(2), &one(1, [7, 7])));
+                traffic.add_to(0, key(3), &one(0, [7, hash(number)]));
+                traffic.add_to(0, key(4), &one(0, [hash(number), 7]));
+            }
+            let (all, top) = traffic.busiest(0);
+            assert_eq!(top[0].0, key(first), "{sort:?}");
+            assert_eq!((all.peers, all.ports), (21, 21));
+            assert_eq!(top[0].1.ports, if first == 3 { 20 } else { 1 });
+        }
     }
 }

@@ -9,7 +9,7 @@ use super::port_monitor::push_flag_names;
 use crate::cli::FlowBy;
 use crate::domain::flow::{ConnState, Flow, TcpState};
 use crate::domain::names::Name;
-use crate::domain::traffic::{Traffic, TrafficKey};
+use crate::domain::traffic::{Load, Traffic, TrafficKey};
 use crate::failure::Failure;
 use crate::host::containers::Pod;
 use crate::key;
@@ -24,9 +24,9 @@ pub struct FlowInterval<'a> {
     /// Which key.
     pub by: FlowBy,
     /// All flows.
-    pub all: Traffic,
+    pub all: Load,
     /// The busiest keys.
-    pub top: &'a [(TrafficKey, Traffic)],
+    pub top: &'a [(TrafficKey, Load)],
     /// How many keys with little traffic were removed to save memory; `all` includes theirs.
     pub forgotten: u64,
     /// Packets since the start whose flow found no room in the table.
@@ -112,22 +112,26 @@ pub(crate) enum TrafficColumn {
     Event,
     Key,
     Flows,
+    Peers,
+    Ports,
     Packets,
     Bytes,
     PacketRate,
     ByteRate,
 }
 
-const TRAFFIC_COLUMNS: [Column<TrafficColumn>; 9] = [
+const TRAFFIC_COLUMNS: [Column<TrafficColumn>; 11] = [
     Column::time(TrafficColumn::Time, Precision::Seconds),
     Column::left(TrafficColumn::Iface, "IFACE", 5),
     Column::left(TrafficColumn::Event, "EVENT", 6),
     Column::left(TrafficColumn::Key, "KEY", 15),
-    Column::right(TrafficColumn::Flows, "FLOWS", 8),
-    Column::right(TrafficColumn::Packets, "PACKETS", 11),
-    Column::right(TrafficColumn::Bytes, "BYTES", 13),
-    Column::right(TrafficColumn::PacketRate, "PACKETS/s", 11),
-    Column::right(TrafficColumn::ByteRate, "BYTES/s", 13),
+    Column::right(TrafficColumn::Flows, "FLOWS", 6),
+    Column::right(TrafficColumn::Peers, "PEERS", 5),
+    Column::right(TrafficColumn::Ports, "PORTS", 5),
+    Column::right(TrafficColumn::Packets, "PACKETS", 9),
+    Column::right(TrafficColumn::Bytes, "BYTES", 11),
+    Column::right(TrafficColumn::PacketRate, "PACKETS/s", 9),
+    Column::right(TrafficColumn::ByteRate, "BYTES/s", 11),
 ];
 
 const MILLI: f64 = 1e6;
@@ -431,7 +435,7 @@ struct TrafficRow<'a> {
     interval: &'a FlowInterval<'a>,
     event: &'static str,
     key: &'a TrafficKey,
-    load: Traffic,
+    load: Load,
 }
 
 impl Row for TrafficRow<'_> {
@@ -439,16 +443,23 @@ impl Row for TrafficRow<'_> {
 
     fn cell(&self, column: TrafficColumn, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         let seconds = self.interval.seconds;
+        let Load {
+            traffic,
+            peers,
+            ports,
+        } = self.load;
         match column {
             TrafficColumn::Time => clock.push_time(out, at, Precision::Seconds),
             TrafficColumn::Iface => out.push_text(self.interval.iface.unwrap_or("-").as_bytes()),
             TrafficColumn::Event => out.extend_from_slice(self.event.as_bytes()),
             TrafficColumn::Key => push_key(out, self.key),
-            TrafficColumn::Flows => push_int(out, self.load.flows),
-            TrafficColumn::Packets => push_int(out, self.load.packets),
-            TrafficColumn::Bytes => push_int(out, self.load.bytes),
-            TrafficColumn::PacketRate => push_float(out, rate(self.load.packets, seconds)),
-            TrafficColumn::ByteRate => push_float(out, rate(self.load.bytes, seconds)),
+            TrafficColumn::Flows => push_int(out, traffic.flows),
+            TrafficColumn::Peers => push_int(out, peers),
+            TrafficColumn::Ports => push_int(out, ports),
+            TrafficColumn::Packets => push_int(out, traffic.packets),
+            TrafficColumn::Bytes => push_int(out, traffic.bytes),
+            TrafficColumn::PacketRate => push_float(out, rate(traffic.packets, seconds)),
+            TrafficColumn::ByteRate => push_float(out, rate(traffic.bytes, seconds)),
         }
     }
 }
@@ -471,9 +482,13 @@ impl Render for (&FlowWriter, &FlowInterval<'_>) {
             push("key", key, *load);
         }
         if interval.untracked > 0 {
-            let load = Traffic {
+            let traffic = Traffic {
                 packets: interval.untracked,
                 ..Traffic::default()
+            };
+            let load = Load {
+                traffic,
+                ..Load::default()
             };
             push("untrkd", &TrafficKey::Unknown, load);
         }
@@ -487,13 +502,13 @@ impl Render for (&FlowWriter, &FlowInterval<'_>) {
             None => line.null(key!("iface")),
         };
         line.float(key!("interval_s"), interval.seconds);
-        push_traffic(&mut line, interval.all, interval.seconds);
+        push_load(&mut line, interval.all, interval.seconds);
         line.name(key!("by"), interval.by.name());
         line.array(key!("top"), |top| {
-            for (key, traffic) in interval.top {
+            for (key, load) in interval.top {
                 top.object(|object| {
                     push_json_key(object, key);
-                    push_traffic(object, *traffic, interval.seconds);
+                    push_load(object, *load, interval.seconds);
                 });
             }
         });
@@ -534,8 +549,11 @@ fn push_json_key(object: &mut Object<'_, '_>, key: &TrafficKey) {
     };
 }
 
-fn push_traffic(object: &mut Object<'_, '_>, traffic: Traffic, seconds: f64) {
+fn push_load(object: &mut Object<'_, '_>, load: Load, seconds: f64) {
+    let traffic = load.traffic;
     object.int(key!("flows"), traffic.flows);
+    object.int(key!("peers"), load.peers);
+    object.int(key!("ports"), load.ports);
     object.int(key!("packets"), traffic.packets);
     object.int(key!("bytes"), traffic.bytes);
     object.float(key!("packet_rate"), rate(traffic.packets, seconds));

@@ -254,3 +254,52 @@ fn loads_by_key_add_up_to_what_was_sent() {
         assert_eq!(line["iface"], "vs");
     }
 }
+
+#[test]
+fn who_scans_ports_or_addresses_is_seen_by_its_distinct_ports_and_peers() {
+    use crate::oracle::frames::{Ipv4, Segment, ethernet_ip};
+    let syn = |source: u8, destination: u8, dport: u16, len: usize| {
+        let segment = Segment {
+            sport: 40_000,
+            dport,
+            flags: SYN,
+            payload: vec![b'x'; len],
+            ..Segment::default()
+        };
+        let packet = Ipv4 {
+            source: [10, 0, 0, source],
+            destination: [10, 0, 1, destination],
+            ..Ipv4::default()
+        };
+        (1, ethernet_ip(&packet.tcp(&segment)))
+    };
+    let mut frames = (1..=30).map(|port| syn(1, 1, port, 0)).collect::<Vec<_>>();
+    frames.extend((1..=20).map(|host| syn(2, host, 22, 0)));
+    frames.push(syn(3, 1, 80, 1000));
+    let bytes = write_frames(frames);
+    for (by, sort, key, [flows, peers, ports]) in [
+        ("saddr", "bytes", "10.0.0.3", [1, 1, 1]),
+        ("saddr", "ports", "10.0.0.1", [30, 1, 30]),
+        ("saddr", "peers", "10.0.0.2", [20, 20, 1]),
+        ("daddr", "peers", "10.0.1.1", [32, 3, 31]),
+        ("net", "flows", "10.0.0.0/24", [51, 20, 31]),
+    ] {
+        let output = replay_bytes(&bytes, &["--by", by, "--sort", sort, "--top", "1"]);
+        let line = &output.events("flow_count")[0];
+        let expected = [
+            ("key", json!(key)),
+            ("flows", json!(flows)),
+            ("peers", json!(peers)),
+            ("ports", json!(ports)),
+        ];
+        assert_fields(&line["top"][0], &expected);
+        assert_fields(
+            line,
+            &[
+                ("flows", json!(51)),
+                ("peers", json!(if by == "daddr" { 3 } else { 20 })),
+                ("ports", json!(31)),
+            ],
+        );
+    }
+}

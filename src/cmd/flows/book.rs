@@ -100,7 +100,7 @@ impl<'a> Book<'a> {
             names,
             loads: match args.histogram {
                 Some(_) => None,
-                None => args.by.map(|by| TrafficByKey::new(by, args.top)),
+                None => args.by.map(|by| TrafficByKey::new(by, args.top, args.sort)),
             },
             distributions: None,
             report: args.summary.then(FlowReport::default),
