@@ -49,6 +49,8 @@ pub use generated::loss_trace::types::loss_kind as LossKind;
 pub use generated::loss_trace::types::loss_known as LossKnown;
 /// `struct connect_event`.
 pub type ConnectEvent = connect_trace::types::connect_event;
+/// `enum connect_histogram`.
+pub use generated::connect_trace::types::connect_histogram as ConnectHistogramBy;
 /// `struct connect_counters`.
 pub type ConnectCounters = connect_trace::types::connect_counters;
 /// `struct accept_event`.
@@ -157,7 +159,7 @@ pub const COUNTER_SLOTS: usize = 1024;
 // What the C side asserts too: a difference would shift every field after it.
 const _: () = assert!(size_of::<PacketEvent>() == 152);
 const _: () = assert!(size_of::<FrameEvent>() == 48);
-const _: () = assert!(size_of::<ConnectEvent>() == 152);
+const _: () = assert!(size_of::<ConnectEvent>() == 168);
 const _: () = assert!(size_of::<AcceptEvent>() == 200);
 const _: () = assert!(size_of::<RawAttempt>() == 128);
 const _: () = assert!(size_of::<AttemptKey>() == 24);
@@ -600,9 +602,9 @@ pub fn counts_untracked(bss: &accept_trace::types::bss_open) -> u64 {
 }
 
 /// How many values have found no room in the table of histograms.
-pub fn histogram_untracked(bss: &accept_trace::types::bss_histogram) -> u64 {
+pub fn histogram_untracked(count: &u64) -> u64 {
     // SAFETY: as for the packet counters.
-    unsafe { std::ptr::read_volatile(&bss.histogram_untracked) }
+    unsafe { std::ptr::read_volatile(count) }
 }
 
 /// Sums what accept-trace's programs have counted.

@@ -352,6 +352,22 @@ fn totals_of_connections_are_as_documented() {
     namespace.enter(|| TcpStream::connect(closed).unwrap_err());
     let output = tool.stop();
     check_lines(&output.json(), &["connect_total", "summary"]);
+    for by in ["process", "daddr", "dport"] {
+        let args = [
+            "connect-trace",
+            "--histogram",
+            "connect",
+            "--by",
+            by,
+            "--json",
+        ];
+        let tool = Tool::start_in(&namespace, &args);
+        namespace.enter(|| {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        });
+        check_lines(&tool.stop().json(), &["histogram", "summary"]);
+    }
 }
 
 #[test]

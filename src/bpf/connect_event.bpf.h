@@ -8,6 +8,7 @@
 #include "events.bpf.h"
 #include "rate.bpf.h"
 #include "export.bpf.h"
+#include "histogram.bpf.h"
 #include "socket.bpf.h"
 #include "connect_trace.h"
 
@@ -15,6 +16,8 @@ const volatile __u32 wanted_kinds = 0; /* bits by enum connect_kind */
 
 /* The network namespace of the wanted connections, by inode number; 0: all. */
 const volatile __u32 wanted_netns = 0;
+
+const volatile enum connect_histogram histogram_by = CONNECT_NO_HISTOGRAM;
 
 struct connect_counters totals = {};
 
@@ -63,6 +66,30 @@ static __always_inline void export_connection(const struct connect_event *e, enu
 	export_count(&bytes, e->rx_bytes);
 }
 
+/* Adds the time to connect to the histogram of its key. */
+static __always_inline void count_time(const struct connect_event *e)
+{
+	struct histogram_key key = {};
+	bool ended = false;
+
+	/* It may be unknown when an attempt that is older than the run began. */
+	if (!(e->known & KNOWN_START))
+		return;
+	__sync_fetch_and_add(&totals.matched, 1);
+	if (histogram_by == CONNECT_BY_PROCESS) {
+		/* The bytes after the NUL are undefined: they stay out. */
+		for (int i = 0; i < COMM_LEN; i++) {
+			ended |= !e->process[i];
+			key.bytes[i] = ended ? 0 : e->process[i];
+		}
+	} else if (histogram_by == CONNECT_BY_DADDR) {
+		__builtin_memcpy(key.bytes, e->daddr, sizeof(key.bytes));
+	} else if (histogram_by == CONNECT_BY_DPORT) {
+		__builtin_memcpy(key.bytes, &e->dport, sizeof(e->dport));
+	}
+	histogram_add(&key, e->elapsed_ns / 1000);
+}
+
 /* Programs on a CPU can interrupt each other: counters are atomic, and events are on the stack. */
 static __noinline int emit(void *ctx, struct connect_event *e, enum connect_kind kind)
 {
@@ -70,6 +97,10 @@ static __noinline int emit(void *ctx, struct connect_event *e, enum connect_kind
 		return 0;
 	if (exporting) {
 		export_connection(e, kind);
+		return 0;
+	}
+	if (histogram_by) {
+		count_time(e);
 		return 0;
 	}
 	e->kind = kind;

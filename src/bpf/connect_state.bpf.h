@@ -303,8 +303,11 @@ static __always_inline void on_end(void *ctx, const struct sock *sk, const struc
 {
 	set_bytes(&c->event, sk, tp, old_state);
 	c->event.closed_by = closed_by(sk, old_state);
+	c->event.srtt_us = tp->srtt_us >> 3;
+	c->event.min_rtt_us = tp->rtt_min.s[0].v;
+	c->event.retransmits = tp->total_retrans;
 	if (exporting)
-		export_time(EXPORT_RTT, (tp->srtt_us >> 3) * 1000ULL);
+		export_time(EXPORT_RTT, c->event.srtt_us * 1000ULL);
 	emit(ctx, &c->event, CONNECT_CLOSED);
 }
 

@@ -44,6 +44,15 @@ enum connect_export {
 	EXPORT_GIVEN_UP = 1 << 7, /* KNOWN_GIVEN_UP */
 };
 
+/* --histogram: what the times to connect are counted by. */
+enum connect_histogram {
+	CONNECT_NO_HISTOGRAM, /* events are sent instead */
+	CONNECT_BY_NOTHING,
+	CONNECT_BY_PROCESS,
+	CONNECT_BY_DADDR,
+	CONNECT_BY_DPORT,
+};
+
 /*
  * One event of a connection. Ports are in host order, addresses in network order, IPv4 as
  * v4-mapped. The source is the initiator; if that is unknown, it is this host.
@@ -71,9 +80,14 @@ struct connect_event {
 	__u32 ip_version;	/* 4 or 6 */
 	__u8 comm[COMM_LEN];	/* of the thread, any bytes, ended by NUL */
 	__u8 process[COMM_LEN]; /* comm of the process's first thread */
+	/* Closed only, as in struct tcp_info. */
+	__u32 srtt_us;	  /* smoothed round-trip time; 0: none was measured */
+	__u32 min_rtt_us; /* ~0: none was measured */
+	__u32 retransmits;
+	__u32 pad;
 };
 
-_Static_assert(sizeof(struct connect_event) == 152, "no hidden padding");
+_Static_assert(sizeof(struct connect_event) == 168, "no hidden padding");
 
 struct connect_counters {
 	__u64 matched;	  /* events that were asked for */

@@ -231,6 +231,10 @@ const PAGES: &[(&str, Page)] = &[
                     "tcpinspect connect-trace --summary -d 60",
                     "How often each process tried each destination in a minute, and with which errors",
                 ),
+                (
+                    "tcpinspect connect-trace --histogram connect --by process -I 10s",
+                    "How long it takes each process to connect, every ten seconds",
+                ),
             ],
             sections: &[
                 (

@@ -21,7 +21,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 
 pub use self::accept_trace::{AcceptBy, AcceptHistogram, AcceptTraceArgs};
 pub use self::check::CheckArgs;
-pub use self::connect_trace::{BackendChoice, ConnectTraceArgs};
+pub use self::connect_trace::{BackendChoice, ConnectBy, ConnectHistogram, ConnectTraceArgs};
 pub use self::exporter::{CollectorChoice, ExporterArgs};
 pub use self::flows::{FlowBy, FlowHistogram, FlowSort, FlowsArgs};
 pub use self::listeners::ListenersArgs;

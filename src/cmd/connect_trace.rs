@@ -3,17 +3,20 @@
 use std::io::Read;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
+use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use caps::Capability;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{
     ErrorKind, Iter, Link, MapCore, MapFlags, MapMut, OpenMapMut, OpenObject, ProgramMut,
 };
 
 use crate::attach::load;
-use crate::cli::{BackendChoice, ConnectTraceArgs, OutputFormat};
+use crate::cli::{BackendChoice, ConnectBy, ConnectTraceArgs, OutputFormat};
 use crate::domain::connect_totals::Totals;
 use crate::domain::connection::Connection;
+use crate::domain::histogram::By;
 use crate::failure::{Exit, Failure};
 use crate::host::containers::Containers;
 use crate::host::kernel_symbols;
@@ -23,14 +26,16 @@ use crate::host::privileges;
 use crate::host::sandbox::Files;
 use crate::notice::Notices;
 use crate::output::connect_trace::{ConnectWriter, TotalsWriter};
+use crate::output::histogram::HistogramWriter;
 use crate::run::events::{BufferKind, EventSource};
 use crate::run::export;
-use crate::run::session::Session;
+use crate::run::histograms::Histograms;
+use crate::run::session::{Session, Wake};
 use crate::skel::connect_trace::{
     ConnectTraceProgs, ConnectTraceSkel, ConnectTraceSkelBuilder, OpenConnectTraceProgs,
 };
-use crate::skel::{self, CommKey, ConnectCounters, ConnectKind, ProcessFilter};
-use crate::sys::{link, perf_event, probe};
+use crate::skel::{self, CommKey, ConnectCounters, ConnectHistogramBy, ConnectKind, ProcessFilter};
+use crate::sys::{link, map, perf_event, probe};
 
 /// The most attempts without a fate at a time.
 const WAITING_MAX: u32 = 16_384;
@@ -54,11 +59,19 @@ pub(super) const ATTEMPTS: usize = 13;
 /// An option is wrong, or a program can't be loaded or attached.
 pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
     let columns = &args.output.columns;
-    let lines = if args.summary { &[][..] } else { columns };
+    let has_lines = !args.summary && args.histogram.is_none();
+    let lines = if has_lines { columns } else { &[][..] };
     let mut writer = ConnectWriter::new(lines, args.close)?;
     let mut totals = args
         .summary
         .then(|| TotalsWriter::new(columns).map(|writer| (writer, Totals::default())))
+        .transpose()?;
+    let mut histograms = args
+        .histogram
+        .map(|of| {
+            let writer = HistogramWriter::new(columns)?;
+            Ok::<_, Failure>(Histograms::new(writer, of.name(), histogram_by(args).0))
+        })
         .transpose()?;
     let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
     args.netns.enter()?;
@@ -90,9 +103,18 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
         let at = session.clock.unix(raw.ts_ns);
         session.write_event(at, &writer.shown(&connection, container));
     };
-    privileges::drop_all()?;
-    if !args.summary {
+    // Histograms are read with bpf(2), which needs CAP_BPF before Linux 5.19.
+    let can_read = || map::read_all(&maps.histograms, false, |_, _| {}).is_ok();
+    let keep = match histograms.is_none() || privileges::without_capabilities(can_read)? {
+        true => &[][..],
+        false => &[Capability::CAP_BPF],
+    };
+    privileges::drop_all_but(keep)?;
+    if has_lines {
         session.text_header(|out, clock| writer.layout.header(out, clock));
+    }
+    if let Some(histograms) = &mut histograms {
+        histograms.begin(&mut session);
     }
     if let Some(pending) = &mut pending {
         pending.find(&mut session, &mut source, &mut on_event)?;
@@ -110,13 +132,24 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
         buffer.name()
     ));
 
-    session.run_events(&mut source, &mut on_event)?;
+    let started = Instant::now();
+    let next = |after: Instant| args.interval.map(|interval| after + interval);
+    let mut due = next(started);
+    while session.take_events(&mut source, due, &mut on_event)? != Wake::Stop {
+        if let (Some(histograms), Some(at)) =
+            (&mut histograms, due.filter(|at| Instant::now() >= *at))
+        {
+            histograms.report(&mut session, &maps.histograms)?;
+            // After the machine was suspended, the missed intervals become one long interval.
+            due = next(at).map(|at| at.max(Instant::now()));
+        }
+    }
     if let Some(bss) = maps.bss_data.as_deref_mut() {
         skel::stop(&mut bss.ending);
     }
     // Before the hooks are detached: they still report attempts that get their fate meanwhile.
     let told = match &mut pending {
-        Some(pending) => pending.tell(args.failed)?,
+        Some(pending) => pending.tell(args.failed || args.histogram.is_some())?,
         None => Told::default(),
     };
     // Read before the hooks are detached: afterwards each attempt would count as unhooked.
@@ -141,6 +174,12 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
             session.write(now, &writer.shown(key, counts));
         }
     }
+    let bss = maps.bss_histogram_data.as_deref();
+    let untracked = bss.map_or(0, |bss| skel::histogram_untracked(&bss.histogram_untracked));
+    if let Some(histograms) = &mut histograms {
+        histograms.report(&mut session, &maps.histograms)?;
+        histograms.note_untracked(&session, untracked);
+    }
     session.flush();
     let counters = maps
         .bss_data
@@ -158,12 +197,16 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
     let mut summary = session.summary(
         "connect-trace",
         counters.matched + told.count() + unseen,
-        counters.lost + unseen,
+        counters.lost + unseen + untracked,
         counters.suppressed,
     );
     summary.pending = pending.is_some().then_some(told.fates + untold);
     if let Some((_, totals)) = &totals {
         summary.emitted = totals.events();
+    }
+    if histograms.is_some() {
+        // What is counted is shown: nothing is queued.
+        summary.emitted = counters.matched - counters.lost - untracked;
     }
     session.finish(&summary)
 }
@@ -572,6 +615,7 @@ impl<'obj> Tracer<'obj> {
         if args.exporting || args.netns.is_given() {
             rodata.wanted_netns = u32::try_from(netns::own()?)?;
         }
+        rodata.histogram_by = histogram_by(args).1;
         rodata.accept_is_hooked = plan.accept != Accept::Unhooked;
         rodata.may_probe_read = plan.may_probe_read;
         rodata.use_storage = plan.storage;
@@ -611,6 +655,7 @@ impl<'obj> Tracer<'obj> {
             [&mut maps.export_counts, &mut maps.export_times],
             [&mut maps.ring, &mut maps.perf],
         )?;
+        maps.histograms.set_autocreate(args.histogram.is_some())?;
         maps.stored.set_autocreate(plan.storage)?;
         maps.connections
             .set_max_entries(if args.close { OPEN_MAX } else { WAITING_MAX })?;
@@ -649,7 +694,21 @@ impl<'obj> Tracer<'obj> {
     }
 }
 
+/// What `--histogram` is by: for decoding, and for the programs.
+fn histogram_by(args: &ConnectTraceArgs) -> (By, ConnectHistogramBy) {
+    match (args.histogram, args.by) {
+        (None, _) => (By::Nothing, ConnectHistogramBy::CONNECT_NO_HISTOGRAM),
+        (_, None) => (By::Nothing, ConnectHistogramBy::CONNECT_BY_NOTHING),
+        (_, Some(ConnectBy::Process)) => (By::Process, ConnectHistogramBy::CONNECT_BY_PROCESS),
+        (_, Some(ConnectBy::Daddr)) => (By::Daddr, ConnectHistogramBy::CONNECT_BY_DADDR),
+        (_, Some(ConnectBy::Dport)) => (By::Dport, ConnectHistogramBy::CONNECT_BY_DPORT),
+    }
+}
+
 fn wanted_kinds(args: &ConnectTraceArgs) -> u32 {
+    if args.histogram.is_some() {
+        return 1 << ConnectKind::CONNECT_ESTABLISHED.0;
+    }
     let mut kinds = vec![ConnectKind::CONNECT_FAILED];
     if !args.failed {
         kinds.extend([

@@ -38,6 +38,14 @@ pub struct Counts {
     pub errors: BTreeMap<i32, u64>,
 }
 
+impl Counts {
+    /// Failures whose error is not known.
+    pub fn unknown(&self) -> u64 {
+        let known = self.given_up + self.errors.values().sum::<u64>();
+        self.failed.saturating_sub(known)
+    }
+}
+
 /// Counts by key, of as many keys as there is room for.
 #[derive(Debug, Default)]
 pub struct Totals {

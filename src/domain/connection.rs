@@ -92,6 +92,22 @@ impl Connection {
         (self.is_closed() && self.known(ConnectKnown::KNOWN_START)).then_some(self.raw.elapsed_ns)
     }
 
+    /// The smoothed round-trip time when it ended, in microseconds; `None` if none was measured.
+    pub fn round_trip_us(&self) -> Option<u32> {
+        Some(self.raw.srtt_us).filter(|us| self.is_closed() && *us != 0)
+    }
+
+    /// The shortest round-trip time in microseconds.
+    pub fn min_round_trip_us(&self) -> Option<u32> {
+        // The kernel has ~0 if it has measured none.
+        Some(self.raw.min_rtt_us).filter(|us| self.is_closed() && *us != u32::MAX)
+    }
+
+    /// Segments that this end has sent again.
+    pub fn retransmits(&self) -> Option<u32> {
+        self.is_closed().then_some(self.raw.retransmits)
+    }
+
     /// Whether this is the fate of an attempt that failed.
     pub fn is_failed(&self) -> bool {
         self.raw.kind == ConnectKind::CONNECT_FAILED

@@ -1,6 +1,6 @@
 //! Distributions of times by key, as the programs count them. Pure.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use crate::skel::{RawHistogram, RawHistogramKey};
 
@@ -27,8 +27,12 @@ pub enum By {
     Nothing,
     /// Destination port.
     Dport,
-    /// Process name.
+    /// Destination address.
+    Daddr,
+    /// Thread name.
     Comm,
+    /// Process name.
+    Process,
 }
 
 impl By {
@@ -37,7 +41,9 @@ impl By {
         match self {
             Self::Nothing => None,
             Self::Dport => Some("dport"),
+            Self::Daddr => Some("daddr"),
             Self::Comm => Some("comm"),
+            Self::Process => Some("process"),
         }
     }
 
@@ -47,7 +53,8 @@ impl By {
         match self {
             Self::Nothing => Key::All,
             Self::Dport => Key::Port(u16::from_ne_bytes([bytes[0], bytes[1]])),
-            Self::Comm => {
+            Self::Daddr => Key::Address(Ipv6Addr::from(*bytes).to_canonical()),
+            Self::Comm | Self::Process => {
                 let name = bytes.split(|byte| *byte == 0).next();
                 Key::Comm(name.unwrap_or_default().to_vec())
             }
@@ -163,12 +170,21 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_ports_or_names() {
+    fn keys_are_ports_addresses_or_names() {
         let mut raw = RawHistogramKey::default();
         raw.bytes[..2].copy_from_slice(&443_u16.to_ne_bytes());
         assert_eq!(By::Dport.key(&raw), Key::Port(443));
         raw.bytes[..5].copy_from_slice(b"nginx");
         assert_eq!(By::Comm.key(&raw), Key::Comm(b"nginx".to_vec()));
+        assert_eq!(By::Process.key(&raw), Key::Comm(b"nginx".to_vec()));
         assert_eq!(By::Nothing.key(&raw), Key::All);
+        for addr in ["192.0.2.1", "2001:db8::1", "::1"] {
+            let addr: IpAddr = addr.parse().unwrap();
+            raw.bytes = match addr {
+                IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+                IpAddr::V6(v6) => v6.octets(),
+            };
+            assert_eq!(By::Daddr.key(&raw), Key::Address(addr));
+        }
     }
 }

@@ -33,9 +33,12 @@ pub(crate) enum ConnectColumn {
     TxBytes,
     RxBytes,
     ClosedBy,
+    RoundTrip,
+    MinRoundTrip,
+    Retransmits,
 }
 
-const COLUMNS: [Column<ConnectColumn>; 15] = [
+const COLUMNS: [Column<ConnectColumn>; 18] = [
     Column::time(ConnectColumn::Time, Precision::Micros),
     Column::left(ConnectColumn::Event, "EVENT", 8),
     Column::left(ConnectColumn::Pid, "PID", 7),
@@ -51,6 +54,9 @@ const COLUMNS: [Column<ConnectColumn>; 15] = [
     Column::right(ConnectColumn::TxBytes, "TX_BYTES", 9),
     Column::right(ConnectColumn::RxBytes, "RX_BYTES", 9),
     Column::left(ConnectColumn::ClosedBy, "CLOSED", 6),
+    Column::right(ConnectColumn::RoundTrip, "RTT_US", 7),
+    Column::right(ConnectColumn::MinRoundTrip, "MIN_RTT_US", 10),
+    Column::right(ConnectColumn::Retransmits, "RTX", 3),
 ];
 
 /// Writes events of connections as text or JSON.
@@ -69,7 +75,10 @@ impl ConnectWriter {
     /// A column is unknown.
     pub fn new(columns: &[String], with_close: bool) -> Result<Self, Failure> {
         let layout = Layout::new(&COLUMNS, columns, |column| match column {
-            ConnectColumn::Ip => false,
+            ConnectColumn::Ip
+            | ConnectColumn::RoundTrip
+            | ConnectColumn::MinRoundTrip
+            | ConnectColumn::Retransmits => false,
             ConnectColumn::Dur
             | ConnectColumn::TxBytes
             | ConnectColumn::RxBytes
@@ -96,6 +105,9 @@ impl ConnectWriter {
     }
 }
 
+/// What text shows in place of an error if the process itself ended the attempt.
+const GAVE_UP: &str = "gave-up";
+
 /// A column of `--summary`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TotalColumn {
@@ -106,12 +118,11 @@ pub(crate) enum TotalColumn {
     Attempts,
     Established,
     Failed,
-    GaveUp,
     Pending,
     Errors,
 }
 
-const TOTAL_COLUMNS: [Column<TotalColumn>; 10] = [
+const TOTAL_COLUMNS: [Column<TotalColumn>; 9] = [
     Column::time(TotalColumn::Time, Precision::Micros),
     Column::left(TotalColumn::Process, "PROCESS", 15),
     Column::left(TotalColumn::Daddr, "DADDR", 15),
@@ -119,7 +130,6 @@ const TOTAL_COLUMNS: [Column<TotalColumn>; 10] = [
     Column::right(TotalColumn::Attempts, "ATTEMPTS", 8),
     Column::right(TotalColumn::Established, "OK", 6),
     Column::right(TotalColumn::Failed, "FAILED", 6),
-    Column::right(TotalColumn::GaveUp, "GAVE_UP", 7),
     Column::right(TotalColumn::Pending, "PENDING", 7),
     Column::left(TotalColumn::Errors, "ERRORS", 14),
 ];
@@ -179,17 +189,23 @@ impl Row for ShownTotal<'_> {
             TotalColumn::Attempts => push_int(out, counts.attempts),
             TotalColumn::Established => push_int(out, counts.established),
             TotalColumn::Failed => push_int(out, counts.failed),
-            TotalColumn::GaveUp => push_int(out, counts.given_up),
             TotalColumn::Pending => push_int(out, counts.pending),
-            TotalColumn::Errors if counts.errors.is_empty() => out.push(b'-'),
+            TotalColumn::Errors if counts.failed == 0 => out.push(b'-'),
             TotalColumn::Errors => {
-                for (i, (errno, count)) in counts.errors.iter().enumerate() {
+                let errors = counts.errors.iter();
+                let errors = errors.map(|(errno, count)| (errno_name(*errno), *count));
+                let others = [
+                    (GAVE_UP.into(), counts.given_up),
+                    ("unknown".into(), counts.unknown()),
+                ];
+                let all = errors.chain(others).filter(|(_, count)| *count > 0);
+                for (i, (name, count)) in all.enumerate() {
                     if i > 0 {
                         out.push(b',');
                     }
-                    out.extend_from_slice(errno_name(*errno).as_bytes());
+                    out.extend_from_slice(name.as_bytes());
                     out.push(b':');
-                    push_int(out, *count);
+                    push_int(out, count);
                 }
             }
         }
@@ -267,7 +283,7 @@ impl Row for Shown<'_> {
             ConnectColumn::Error => {
                 let error = match connection.error() {
                     Some(errno) => errno_name(errno),
-                    None if connection.given_up() => "gave-up".into(),
+                    None if connection.given_up() => GAVE_UP.into(),
                     None => "-".into(),
                 };
                 out.extend_from_slice(error.as_bytes());
@@ -278,6 +294,9 @@ impl Row for Shown<'_> {
             ConnectColumn::ClosedBy => {
                 out.extend_from_slice(connection.closed_by().unwrap_or("-").as_bytes());
             }
+            ConnectColumn::RoundTrip => push_opt_int(out, connection.round_trip_us()),
+            ConnectColumn::MinRoundTrip => push_opt_int(out, connection.min_round_trip_us()),
+            ConnectColumn::Retransmits => push_opt_int(out, connection.retransmits()),
         }
     }
 
@@ -343,6 +362,9 @@ impl Render for Shown<'_> {
             line.int(key!("tx_bytes"), raw.tx_bytes);
             line.int(key!("rx_bytes"), raw.rx_bytes);
             line.opt_name(key!("closed_by"), connection.closed_by());
+            line.opt_int(key!("rtt_us"), connection.round_trip_us());
+            line.opt_int(key!("min_rtt_us"), connection.min_round_trip_us());
+            line.int(key!("retransmits"), raw.retransmits);
         }
         line.opt_int(key!("netns"), Some(raw.netns).filter(|inode| *inode != 0));
         line.opt_int(key!("cgroup_id"), has_process.then_some(raw.cgroup_id));
@@ -364,5 +386,35 @@ pub(crate) fn errno_name(errno: i32) -> Cow<'static, str> {
     match Errno::from_raw(errno) {
         Errno::UnknownErrno => format!("E{errno}").into(),
         known => format!("{known:?}").into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::line::rendered;
+
+    #[test]
+    fn the_errors_of_totals_add_up_to_the_failures() {
+        let mut counts = Counts {
+            attempts: 9,
+            established: 2,
+            failed: 7,
+            given_up: 2,
+            ..Counts::default()
+        };
+        counts.errors.insert(Errno::ECONNREFUSED as i32, 3);
+        let columns = ["failed", "errors"].map(str::to_owned);
+        let writer = TotalsWriter::new(&columns).unwrap();
+        let mut clock = Clock::starting_at(
+            jiff::tz::TimeZone::UTC,
+            crate::cli::TimeStyle::Local,
+            jiff::Timestamp::UNIX_EPOCH,
+        );
+        let mut text = |counts| rendered(|out| writer.shown(None, counts).text(out, &mut clock, 0));
+        let words = text(&counts);
+        let words = words.split_whitespace().collect::<Vec<_>>();
+        assert_eq!(words, ["7", "ECONNREFUSED:3,gave-up:2,unknown:2"]);
+        assert!(text(&Counts::default()).ends_with("0 -\n"));
     }
 }

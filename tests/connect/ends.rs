@@ -85,6 +85,10 @@ fn bytes_are_the_payload_and_the_one_who_closes_first_is_named() {
                 assert_bytes(out, up, down, by(client_first));
                 assert_bytes(into, down, up, by(!client_first));
                 assert!(out["duration_us"].is_u64() && into["duration_us"].is_u64());
+                // The client has measured its SYN, on loopback in no time.
+                let trip = ["min_rtt_us", "rtt_us"].map(|key| out[key].as_u64().unwrap());
+                assert!(trip[0] <= trip[1] && trip[1] < 1_000_000, "{out}");
+                assert!(out["retransmits"].is_u64(), "{out}");
                 // Whoever looks at it, the initiator is the source.
                 for key in ["saddr", "sport", "daddr", "dport"] {
                     assert_eq!(out[key], into[key], "{out} {into}");

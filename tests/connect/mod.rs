@@ -5,6 +5,7 @@ mod attempts;
 mod ends;
 mod errors;
 mod filters;
+mod histogram;
 mod peers;
 mod pending;
 mod privileges;

@@ -173,7 +173,9 @@ fn summary(
         lost += counters.lost + counters.untracked;
         suppressed += counters.suppressed;
         let bss = skel.maps.bss_histogram_data.as_deref();
-        lost += bss.map_or(0, crate::skel::histogram_untracked);
+        lost += bss.map_or(0, |bss| {
+            crate::skel::histogram_untracked(&bss.histogram_untracked)
+        });
     }
     matched -= teller.unwanted;
     let summary = session.summary("accept-trace", matched, lost, suppressed);
@@ -244,7 +246,9 @@ impl Reports {
                 histograms.report(session, &first.maps.histograms)?;
                 let untracked = skels.iter().map(|skel| {
                     let bss = skel.maps.bss_histogram_data.as_deref();
-                    bss.map_or(0, crate::skel::histogram_untracked)
+                    bss.map_or(0, |bss| {
+                        crate::skel::histogram_untracked(&bss.histogram_untracked)
+                    })
                 });
                 histograms.note_untracked(session, untracked.sum());
                 Ok(())
