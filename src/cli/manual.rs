@@ -423,7 +423,7 @@ const PAGES: &[(&str, Page)] = &[
                         ),
                         (
                             "unanswered",
-                            "no answer for --attempt-timeout; if more packets follow, there is another line",
+                            "no answer for --attempt-timeout; if more packets follow, there is another line, whose CONN ends with +",
                         ),
                         (
                             "idle",

@@ -136,6 +136,9 @@ const TRAFFIC_COLUMNS: [Column<TrafficColumn>; 11] = [
 
 const MILLI: f64 = 1e6;
 
+/// Marks the line of a connection that had one as unanswered before.
+const CONTINUED: u8 = b'+';
+
 /// Writes flows as text or JSON.
 #[derive(Clone)]
 pub struct FlowWriter {
@@ -227,7 +230,12 @@ impl Row for ShownFlow<'_> {
             FlowColumn::Daddr => push_addr(out, flow.daddr()),
             FlowColumn::Dport => push_port(out, Some(flow.dport())),
             FlowColumn::State => out.extend_from_slice(flow.state().name().as_bytes()),
-            FlowColumn::Conn => out.extend_from_slice(flow.conn_state().name().as_bytes()),
+            FlowColumn::Conn => {
+                out.extend_from_slice(flow.conn_state().name().as_bytes());
+                if flow.is_continued() {
+                    out.push(CONTINUED);
+                }
+            }
             FlowColumn::History => match flow.history() {
                 [] => out.push(b'-'),
                 history => out.extend_from_slice(history),

@@ -73,6 +73,8 @@ fn an_attempt_without_an_answer_is_told_at_once_and_its_connection_in_the_end() 
     let pair = need!(Pair::new());
     let args = ["flows", "vc", "--json", "--attempt-timeout", "300ms"];
     let tool = Tool::start_in(&pair.client, &args);
+    let text = ["flows", "vc", "--attempt-timeout", "300ms"];
+    let text = Tool::start_in(&pair.client, &text);
     let listener = pair
         .server
         .enter(|| TcpListener::bind(("0.0.0.0", 8080)).unwrap());
@@ -111,4 +113,18 @@ fn an_attempt_without_an_answer_is_told_at_once_and_its_connection_in_the_end() 
     assert!(line["syn_retransmits"].as_u64().unwrap() > 0, "{line}");
     assert!(line["handshake_us"].as_u64().unwrap() > 300_000, "{line}");
     check_packets(&tool.stop());
+    // In text a mark says which line is the second one.
+    let lines = text.stop().stdout;
+    let of = |port: &str| {
+        let words = lines.iter().map(|line| line.split_whitespace());
+        let words = words.filter(|words| words.clone().nth(5) == Some(port));
+        let conn = words.filter_map(|mut words| words.nth(6));
+        conn.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(of("8080"), ["S0", "SF+"], "{lines:#?}");
+    assert_eq!(
+        of("7").first().map(String::as_str),
+        Some("S0"),
+        "{lines:#?}"
+    );
 }

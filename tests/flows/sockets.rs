@@ -107,6 +107,11 @@ fn an_attempt_that_waits_since_before_the_tool_gets_its_fate() {
     std::thread::sleep(Duration::from_millis(500));
     let args = ["flows", "vc", "--json", "--attempt-timeout", "100ms"];
     let tool = Tool::start_in(&pair.client, &args);
+    let text = Tool::start_in(&pair.client, &["flows", "vc", "--attempt-timeout", "100ms"]);
+    text.line("unanswered", |line| line.contains(" S0 "));
+    // What is told at once comes after the header all the same.
+    let lines = text.stop().stdout;
+    assert!(lines[0].starts_with("TIME "), "{lines:#?}");
     for port in [7, 8080] {
         let line = tool.json("unanswered", |line| line["dport"] == port);
         assert_fields(

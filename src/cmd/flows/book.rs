@@ -40,6 +40,8 @@ pub struct Book<'a> {
     names_asked: Names,
     /// When the current interval began.
     interval_started: Instant,
+    /// The header is written: lines may follow.
+    has_begun: bool,
     /// Flows that have ended and are not written yet: they are sorted first.
     ended: Vec<Flow>,
     /// For the view: flows of the interval, live and ended.
@@ -106,6 +108,7 @@ impl<'a> Book<'a> {
             report: args.summary.then(FlowReport::default),
             names_asked: Names::default(),
             interval_started: Instant::now(),
+            has_begun: false,
             ended: Vec::new(),
             rows: Vec::new(),
             left_out: Traffic::default(),
@@ -141,6 +144,11 @@ impl<'a> Book<'a> {
             Some(_) => self.writer.traffic.header(out, clock),
             None => self.writer.flows.header(out, clock),
         }
+    }
+
+    /// Lets lines be written, once the header is. Until then flows that have ended are kept.
+    pub fn begin(&mut self) {
+        self.has_begun = true;
     }
 
     /// Takes bytes of an initiator, which may name what it asks for.
@@ -263,6 +271,9 @@ impl<'a> Book<'a> {
 
     /// Writes the flows that have ended, in the order of their last packets.
     pub fn settle(&mut self, session: &mut Session) {
+        if !self.has_begun {
+            return;
+        }
         let mut ended = std::mem::take(&mut self.ended);
         ended.sort_unstable_by_key(|flow| {
             let key = &flow.raw.key;

@@ -298,6 +298,7 @@ impl PacketCommand for Flows<'_> {
         } else {
             let files = files(args);
             live.begin_with(keep, files, |out, clock| table.book.header(out, clock))?;
+            table.book.begin();
             watch::run_sweeps(live, args, &mut table)?;
         }
 
@@ -324,6 +325,7 @@ impl PacketCommand for Flows<'_> {
         let source = (replay.take_source()?, replay.buffer);
         let name_source = name_source(self.args, replay.buffer, replay.skel)?;
         replay.begin(|out, clock| book.header(out, clock))?;
+        book.begin();
         let mut table = Table::new(self.args, source, replay.cpus, book);
         table.name_source = name_source;
         replay::run(self.args, table, replay)
