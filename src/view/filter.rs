@@ -1,15 +1,18 @@
-//! The filter that is typed into the live table of flows: words that must all be found in a flow, and
-//! comparisons such as `dport=443` or `retrans>0`.
+//! The filter that is typed into the live table of flows: an expression of tcpdump about the ends of
+//! a flow, or words that must all be found in it; and comparisons such as `dport=443` or `retrans>0`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
+
+use crate::filter::expr::{End, Expression};
 
 /// A typed filter.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     terms: Vec<Term>,
-    /// The first comparison that can't be made, perhaps because it is still being typed.
+    expression: Option<Expression>,
+    /// What says nothing yet, perhaps because it is still being typed.
     pub unfinished: Option<String>,
 }
 
@@ -79,8 +82,8 @@ pub trait Fields {
     fn text(&self) -> String;
     /// A field of text.
     fn word(&self, word: Word) -> String;
-    /// The addresses of initiator and responder.
-    fn addresses(&self) -> [IpAddr; 2];
+    /// Initiator and responder.
+    fn ends(&self) -> [End; 2];
     /// The numbers of a field: none if they are unknown, two for the ports of both ends.
     fn numbers(&self, number: Number) -> [Option<f64>; 2];
 }
@@ -127,6 +130,10 @@ impl Filter {
     /// Understands what was typed, as far as it can be.
     pub fn parse(typed: &str) -> Self {
         let mut filter = Self::default();
+        let typed = match is_expression(typed) {
+            true => filter.take_expression(typed),
+            false => typed.to_owned(),
+        };
         for word in typed.split_whitespace() {
             let (is_negated, positive) = match word.strip_prefix('!') {
                 Some(rest) => (true, rest),
@@ -146,12 +153,65 @@ impl Filter {
         filter
     }
 
+    /// Takes what is an expression, and returns the comparisons that are between its words, `and`
+    /// before them or not.
+    fn take_expression(&mut self, typed: &str) -> String {
+        let mut expression = Vec::new();
+        let mut comparisons = Vec::new();
+        for word in typed.split_whitespace() {
+            if !is_comparison(word) {
+                expression.push(word);
+                continue;
+            }
+            comparisons.push(word);
+            if matches!(expression.last(), Some(&("and" | "&&"))) {
+                expression.pop();
+            }
+        }
+        let expression = expression.join(" ");
+        // Any ends show whether it is about nothing else.
+        let ends = [(Ipv4Addr::UNSPECIFIED.into(), 0); 2];
+        match Expression::new(&expression) {
+            Ok(read) if read.judge(ends).is_some() => self.expression = Some(read),
+            _ => self.unfinished = Some(expression),
+        }
+        comparisons.join(" ")
+    }
+
     /// Whether a row passes.
     pub fn passes(&self, fields: &impl Fields) -> bool {
-        self.terms
-            .iter()
-            .all(|term| term.test.passes(fields) != term.is_negated)
+        let expression = self.expression.as_ref();
+        expression.is_none_or(|it| it.judge(fields.ends()).unwrap_or(true))
+            && self
+                .terms
+                .iter()
+                .all(|term| term.test.passes(fields) != term.is_negated)
     }
+}
+
+fn is_comparison(word: &str) -> bool {
+    let test = parse_test(word.trim_start_matches('!'));
+    matches!(test, Ok(Some((_, test))) if !matches!(test, Test::Text(_)))
+}
+
+/// Whether what was typed, but for comparisons, begins as an expression of tcpdump does.
+fn is_expression(typed: &str) -> bool {
+    const BEGINNINGS: [&str; 10] = [
+        "host",
+        "net",
+        "port",
+        "portrange",
+        "src",
+        "dst",
+        "ip",
+        "ip6",
+        "tcp",
+        "not",
+    ];
+    let mut words = typed.split_whitespace();
+    let first = words.find(|word| !is_comparison(word)).unwrap_or_default();
+    let name = first.trim_start_matches('(').split('[').next();
+    name.is_some_and(|name| BEGINNINGS.contains(&name))
 }
 
 fn find<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
@@ -226,7 +286,7 @@ impl Test {
             Self::Text(text) => fields.text().contains(text),
             Self::Word(word, text) => fields.word(*word).to_lowercase().contains(text),
             Self::Address(side, net) => {
-                let [source, destination] = fields.addresses().map(|addr| net.contains(&addr));
+                let [source, destination] = fields.ends().map(|(addr, _)| net.contains(&addr));
                 match side {
                     Side::Source => source,
                     Side::Destination => destination,
@@ -269,8 +329,8 @@ mod tests {
             .to_owned()
         }
 
-        fn addresses(&self) -> [IpAddr; 2] {
-            [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()]
+        fn ends(&self) -> [End; 2] {
+            [([10, 0, 0, 1].into(), 5000), ([10, 0, 0, 2].into(), 443)]
         }
 
         fn numbers(&self, number: Number) -> [Option<f64>; 2] {
@@ -313,6 +373,15 @@ mod tests {
             ("state=estab comm=ngi conn=s1", true),
             ("name=a", false),
             ("state!=closed", true),
+            ("port 443", true),
+            ("(src net 10.0.0.0/8 and dst port 443)", true),
+            ("not port 443", false),
+            ("host 10.0.0.1 and not port 80", true),
+            ("dst host 10.0.0.1", false),
+            ("port 443 rtt>2ms", true),
+            ("port 443 and rtt>2ms", true),
+            ("port 443 and rtt<2ms", false),
+            ("rtt>2ms port 443", true),
             // Not a field: text, as it is.
             ("x=y", false),
             ("[2001:db8::1]:443", false),
@@ -325,7 +394,19 @@ mod tests {
 
     #[test]
     fn what_is_still_being_typed_hides_nothing() {
-        for typed in ["rtt>", "nginx dport=", "dst=10.", "bytes>1x", "comm>a", "!"] {
+        for typed in [
+            "rtt>",
+            "nginx dport=",
+            "dst=10.",
+            "bytes>1x",
+            "comm>a",
+            "!",
+            "port",
+            "host 10.0.",
+            "port 443 and",
+            // A flow does not tell.
+            "tcp[13] & 2 != 0",
+        ] {
             let filter = Filter::parse(typed);
             assert!(filter.passes(&Row), "{typed}");
         }

@@ -19,9 +19,10 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Cell, Clear, Paragraph, Row, Sparkline, Table};
 
 use crate::cli::manual::Page;
-use crate::domain::flow::Flow;
+use crate::domain::flow::{Flow, MeasuredBy};
 use crate::domain::names::{Name, NamedFlow};
 use crate::domain::traffic::Traffic;
+use crate::filter::expr::End;
 use crate::output::columns::Tone;
 use crate::output::escape::push_text;
 use crate::output::flows::state_tone;
@@ -83,14 +84,15 @@ const KEYS: &str =
     " q quit  / filter  g group  ←→ sort  r reverse  ↑↓ select  Enter detail  ? help";
 
 /// All keys, for the help.
-const HELP: [(&str, &str); 9] = [
+const HELP: [(&str, &str); 10] = [
     ("q, Ctrl-C", "quit"),
     ("↑ ↓ PgUp PgDn", "select a flow; Home and End too"),
     ("Enter", "its details; of a group, its flows"),
     ("← →, r", "sort by another column; reverse the order"),
     ("g", "group by process, source, destination or port"),
     ("Space, p", "pause"),
-    ("/", "filter, which Enter keeps and Esc clears: words, or"),
+    ("/", "filter, which Enter keeps and Esc clears: words,"),
+    ("", "expressions such as: port 443 and not host 192.0.2.1"),
     ("", "comparisons such as: dport=443 retrans>0 rtt>10ms !ssh"),
     ("Ctrl-L, Ctrl-Z", "draw again; suspend"),
 ];
@@ -138,8 +140,9 @@ impl Fields for Entry {
         }
     }
 
-    fn addresses(&self) -> [IpAddr; 2] {
-        [self.flow.saddr(), self.flow.daddr()]
+    fn ends(&self) -> [End; 2] {
+        let flow = &self.flow;
+        [(flow.saddr(), flow.sport()), (flow.daddr(), flow.dport())]
     }
 
     fn numbers(&self, number: Number) -> [Option<f64>; 2] {
@@ -775,10 +778,17 @@ impl View {
         if let Some(trip) = flow.round_trip() {
             let us = |us: u64| time(us * 1000);
             let shortest = trip.min_us.map_or("-".to_owned(), us);
-            lines.push(Line::raw(format!(
-                "round trip {}, at least {shortest}",
-                us(trip.us)
-            )));
+            lines.push(Line::raw(match trip.from {
+                MeasuredBy::Kernel => {
+                    format!("round trip {}, at least {shortest}", us(trip.us))
+                }
+                MeasuredBy::Packets => {
+                    format!(
+                        "round trip {}, by the packets of the handshake",
+                        us(trip.us)
+                    )
+                }
+            }));
         }
         lines.push(Line::raw(match (flow.process(), flow.uid()) {
             (Some((pid, comm)), Some(uid)) => format!("{}, process {pid}, user {uid}", name(comm)),

@@ -7,6 +7,7 @@
 
 mod compile;
 mod describe;
+mod ends;
 mod lex;
 mod parse;
 mod simplify;
@@ -24,6 +25,7 @@ use crate::skel::expr::{
 };
 use compile::{Node, Operand, Program, Source, Target};
 pub use describe::Described;
+pub use ends::End;
 use syntax::Condition;
 
 /// A compiled expression.
