@@ -30,6 +30,19 @@ const STATES: [ConnState; 13] = [
     ConnState::Shr,
 ];
 
+/// States of connections that never were established.
+const FAILED: [ConnState; 6] = [
+    ConnState::S0,
+    ConnState::Rej,
+    ConnState::Rstos0,
+    ConnState::Rstrh,
+    ConnState::Sh,
+    ConnState::Shr,
+];
+
+/// States of those that ended with a RST.
+const RESET: [ConnState; 2] = [ConnState::Rsto, ConnState::Rstr];
+
 /// Who sends to whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Talker {
@@ -46,6 +59,10 @@ pub struct Talker {
 pub struct Talk {
     /// Connections.
     pub flows: u64,
+    /// Of these, those that never were established.
+    pub failed: u64,
+    /// Segments that were sent again, both ways, SYNs included.
+    pub retransmits: u64,
     /// Payload bytes both ways.
     pub bytes: u64,
 }
@@ -95,6 +112,8 @@ impl FlowReport {
         // There is another record of the same flow later.
         if flow.outcome() != Outcome::Unanswered {
             talk.flows += 1;
+            talk.failed += u64::from(FAILED.contains(&flow.conn_state()));
+            talk.retransmits += flow.retransmits();
             self.add_once(flow, talker);
         }
         if self.talkers.len() >= 2 * TALKERS_KEPT {
@@ -122,7 +141,9 @@ impl FlowReport {
 
     fn forget_small(&mut self) {
         let mut all = self.talkers.drain().collect::<Vec<_>>();
-        all.select_nth_unstable_by_key(TALKERS_KEPT, |(_, talk)| Reverse((talk.bytes, talk.flows)));
+        all.select_nth_unstable_by_key(TALKERS_KEPT, |(_, talk)| {
+            Reverse((talk.bytes, talk.failed, talk.flows))
+        });
         self.forgotten += (all.len() - TALKERS_KEPT) as u64;
         all.truncate(TALKERS_KEPT);
         self.talkers.extend(all);
@@ -138,11 +159,44 @@ impl FlowReport {
         self.states.iter().sum()
     }
 
-    /// Those with the most bytes, then connections.
+    /// Those that never were established.
+    pub fn failed(&self) -> u64 {
+        self.in_states(&FAILED)
+    }
+
+    /// Those that were reset after they had been established.
+    pub fn reset(&self) -> u64 {
+        self.in_states(&RESET)
+    }
+
+    fn in_states(&self, wanted: &[ConnState]) -> u64 {
+        let states = STATES.iter().zip(self.states);
+        let states = states.filter(|(state, _)| wanted.contains(state));
+        states.map(|(_, count)| count).sum()
+    }
+
+    /// Those with the most bytes.
     pub fn talkers(&self) -> Vec<(Talker, Talk)> {
-        let mut all = self.talkers.iter().map(|(talker, talk)| (*talker, *talk));
-        let mut all = all.by_ref().collect::<Vec<_>>();
-        all.sort_unstable_by_key(|(talker, talk)| (Reverse((talk.bytes, talk.flows)), *talker));
+        self.top(|talk| talk.bytes)
+    }
+
+    /// Those with the most failed connections.
+    pub fn failing(&self) -> Vec<(Talker, Talk)> {
+        self.top(|talk| talk.failed)
+    }
+
+    /// Those with the most segments that were sent again.
+    pub fn resending(&self) -> Vec<(Talker, Talk)> {
+        self.top(|talk| talk.retransmits)
+    }
+
+    /// Those with the most of something, then connections; none that have nothing of it.
+    fn top(&self, of: impl Fn(&Talk) -> u64) -> Vec<(Talker, Talk)> {
+        let all = self.talkers.iter().filter(|(_, talk)| of(talk) > 0);
+        let mut all = all
+            .map(|(talker, talk)| (*talker, *talk))
+            .collect::<Vec<_>>();
+        all.sort_unstable_by_key(|(talker, talk)| (Reverse((of(talk), talk.flows)), *talker));
         all.truncate(SHOWN);
         all
     }
@@ -200,9 +254,14 @@ mod tests {
             top[0].1,
             Talk {
                 flows: 2,
+                failed: 0,
+                retransmits: 4,
                 bytes: 107
             }
         );
+        assert_eq!((report.failed(), report.reset()), (0, 1));
+        assert_eq!(report.failing(), []);
+        assert_eq!(report.resending()[0], top[0]);
         let longest = report.longest().iter().map(|it| it.ns).collect::<Vec<_>>();
         assert_eq!(longest, [9000, 8000, 7000, 6000, 5000]);
     }
@@ -220,6 +279,7 @@ mod tests {
         told.raw.reason = FlowEndReason::FLOW_IDLE.0 as u8;
         report.add(&told);
         assert_eq!((report.connections(), report.syn_retransmits), (1, 5));
+        assert_eq!((report.failed(), report.failing()[0].1.failed), (1, 1));
     }
 
     #[test]

@@ -5,12 +5,14 @@ use std::net::SocketAddr;
 
 use super::json::Object;
 use crate::cli::manual::Page;
-use crate::domain::flow_report::{FlowReport, Talker};
+use crate::domain::flow_report::{FlowReport, Talk, Talker};
 use crate::key;
 
 /// Writes the members of the summary.
 pub fn push_members(line: &mut Object<'_, '_>, report: &FlowReport) {
     line.int(key!("connections"), report.connections());
+    line.int(key!("failed"), report.failed());
+    line.int(key!("reset"), report.reset());
     line.object(key!("conn_states"), |states| {
         for (name, count) in report.states() {
             states.int_of(name, count);
@@ -23,15 +25,23 @@ pub fn push_members(line: &mut Object<'_, '_>, report: &FlowReport) {
     let [orig_retransmits, resp_retransmits] = report.retransmits;
     line.int(key!("orig_retransmits"), orig_retransmits);
     line.int(key!("resp_retransmits"), resp_retransmits);
-    line.array(key!("talkers"), |talkers| {
-        for (talker, talk) in report.talkers() {
-            talkers.object(|object| {
-                push_talker(object, talker);
-                object.int(key!("connections"), talk.flows);
-                object.int(key!("bytes"), talk.bytes);
-            });
-        }
-    });
+    for (key, talkers) in [
+        (key!("talkers"), report.talkers()),
+        (key!("most_failures"), report.failing()),
+        (key!("most_retransmits"), report.resending()),
+    ] {
+        line.array(key, |list| {
+            for (talker, talk) in talkers {
+                list.object(|object| {
+                    push_talker(object, talker);
+                    object.int(key!("connections"), talk.flows);
+                    object.int(key!("failed"), talk.failed);
+                    object.int(key!("retransmits"), talk.retransmits);
+                    object.int(key!("bytes"), talk.bytes);
+                });
+            }
+        });
+    }
     line.int(key!("talkers_forgotten"), report.forgotten);
     line.array(key!("longest_handshakes"), |handshakes| {
         for handshake in report.longest() {
@@ -53,7 +63,13 @@ fn push_talker(object: &mut Object<'_, '_>, talker: Talker) {
 /// The same for people: lines that follow the summary.
 pub fn text(report: &FlowReport) -> String {
     let mut text = String::new();
-    let _ = write!(text, "\nconnections: {}", report.connections());
+    let _ = write!(
+        text,
+        "\nconnections: {} ({} failed, {} reset)",
+        report.connections(),
+        report.failed(),
+        report.reset()
+    );
     let page = Page::of("flows");
     for (name, count) in report.states().filter(|(_, count)| *count > 0) {
         let meaning = page.and_then(|page| page.meaning(name)).unwrap_or_default();
@@ -66,19 +82,27 @@ pub fn text(report: &FlowReport) -> String {
         "\nbytes: {orig} by initiators, {resp} by responders\nsent again: {} SYNs, {orig_again} segments by initiators, {resp_again} by responders",
         report.syn_retransmits
     );
-    let talkers = report.talkers();
-    if !talkers.is_empty() {
-        text += "\ntop talkers, by bytes:";
-    }
-    for (talker, talk) in talkers {
-        let to = SocketAddr::new(talker.daddr, talker.dport);
-        let plural = if talk.flows == 1 { "" } else { "s" };
-        let _ = write!(
-            text,
-            "\n  {:>15}  {} > {to} ({} connection{plural})",
-            talk.bytes, talker.saddr, talk.flows
-        );
-    }
+    let mut list = |title: &str, talkers: Vec<(Talker, Talk)>, of: fn(&Talk) -> u64| {
+        if !talkers.is_empty() {
+            let _ = write!(text, "\n{title}:");
+        }
+        for (talker, talk) in talkers {
+            let to = SocketAddr::new(talker.daddr, talker.dport);
+            let plural = if talk.flows == 1 { "" } else { "s" };
+            let _ = write!(
+                text,
+                "\n  {:>15}  {} > {to} ({} connection{plural})",
+                of(&talk),
+                talker.saddr,
+                talk.flows
+            );
+        }
+    };
+    list("top talkers, by bytes", report.talkers(), |talk| talk.bytes);
+    list("most failures", report.failing(), |talk| talk.failed);
+    list("most segments sent again", report.resending(), |talk| {
+        talk.retransmits
+    });
     if report.forgotten > 0 {
         let _ = write!(
             text,

@@ -48,9 +48,16 @@ fn the_summary_adds_up_what_the_lines_say() {
     assert_eq!(summary["conn_states"]["RSTR"], 5);
     let talker = json!({
         "saddr": "10.0.0.1", "daddr": "10.0.0.2", "dport": 80,
-        "connections": 12, "bytes": sum("orig_bytes"),
+        "connections": 12, "failed": 2, "bytes": sum("orig_bytes"),
+        "retransmits": sum("orig_retransmits") + sum("syn_retransmits"),
     });
-    assert_eq!(summary["talkers"], json!([talker]));
+    for key in ["talkers", "most_failures", "most_retransmits"] {
+        assert_eq!(summary[key], json!([talker]), "{key}");
+    }
+    assert_eq!(
+        (&summary["failed"], &summary["reset"]),
+        (&json!(2), &json!(5))
+    );
     let longest = summary["longest_handshakes"].as_array().unwrap();
     assert_eq!(longest.len(), 5);
     assert_eq!(longest[0]["handshake_us"], 2000);
