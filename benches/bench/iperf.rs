@@ -10,7 +10,7 @@ use crate::Effort;
 use crate::report::{Stat, bars, bound, table, target};
 use crate::world::{Contender, Ready, Tool, World, installed};
 
-const CONTENDERS: [Contender; 11] = [
+const CONTENDERS: [Contender; 12] = [
     Contender::peer(
         "empty program, native XDP",
         "attach native",
@@ -36,6 +36,7 @@ const CONTENDERS: [Contender; 11] = [
     Contender::ours("flows, all", "tcpinspect flows r0"),
     Contender::ours("connect-trace, no match", "tcpinspect connect-trace -p 1"),
     Contender::ours("accept-trace", "tcpinspect accept-trace r0"),
+    Contender::ours("loss-trace, nothing dropped", "tcpinspect loss-trace r0"),
 ];
 
 pub fn run(effort: Effort) -> Result<bool> {

@@ -15,6 +15,7 @@ mod common;
 mod connect;
 mod events;
 mod iperf;
+mod loss;
 mod plain;
 mod program;
 mod rate;
@@ -45,9 +46,10 @@ pub struct Effort {
 type Part = fn(Effort) -> Result<bool>;
 
 /// The measurements by name.
-const PARTS: [(&str, Part); 9] = [
+const PARTS: [(&str, Part); 10] = [
     ("program", program::run),
     ("rate", rate::run),
+    ("loss", loss::run),
     ("events", events::run),
     ("connect", connect::run),
     ("accept", accept::run),

@@ -63,17 +63,19 @@ const CONTENDERS: [Contender; 14] = [
 const PLAIN: &str = "plain TC program, event for each SYN";
 
 /// What became of a flood.
-struct Outcome {
+#[derive(Default)]
+pub struct Outcome {
     /// The rate, where nothing attached is 1.
-    kept: Vec<f64>,
+    pub kept: Vec<f64>,
     /// Of the packets that were sent, those that the tool has seen.
-    seen: Vec<f64>,
+    pub seen: Vec<f64>,
     /// CPUs that the tool used meanwhile.
-    cpu: Vec<f64>,
+    pub cpu: Vec<f64>,
 }
 
 impl Outcome {
-    fn row(&self, name: &str) -> Vec<String> {
+    /// Its row in a table with [`HEAD`].
+    pub fn row(&self, name: &str) -> Vec<String> {
         let seen = self.seen.clone();
         vec![
             name.to_owned(),
@@ -99,7 +101,8 @@ impl Outcome {
     }
 }
 
-const HEAD: [&str; 4] = ["attached", "rate kept", "its own loss", "its CPU, cores"];
+/// The head of a table of outcomes.
+pub const HEAD: [&str; 4] = ["attached", "rate kept", "its own loss", "its CPU, cores"];
 
 pub fn run(effort: Effort) -> Result<bool> {
     let world = World::new()?;
@@ -226,12 +229,7 @@ fn measure(
         if contender.absent().is_some() || effort.short && !is_own {
             continue;
         }
-        let outcome = Outcome {
-            kept: Vec::new(),
-            seen: Vec::new(),
-            cpu: Vec::new(),
-        };
-        results.push((contender, outcome));
+        results.push((contender, Outcome::default()));
     }
     for _ in 0..effort.rounds {
         let mut alone = world.flood(sender, count, rate)?;
@@ -266,7 +264,7 @@ fn measure(
 }
 
 /// The packets that a tool says it has seen, in its own words.
-fn seen(said: &str) -> Option<f64> {
+pub fn seen(said: &str) -> Option<f64> {
     let number_before = |words: &str| {
         let before = said.split(words).next().filter(|_| said.contains(words))?;
         before.split_whitespace().last()?.parse().ok()
@@ -284,7 +282,9 @@ fn seen(said: &str) -> Option<f64> {
     }
     number_before(" SYNs")
         .or_else(|| {
-            said.contains("port-monitor")
+            let is_events = ["port-monitor", "loss-trace"].map(|name| said.contains(name));
+            is_events
+                .contains(&true)
                 .then(|| number_after("emitted "))?
         })
         .or_else(|| number_before(" packets"))

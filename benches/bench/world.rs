@@ -48,9 +48,19 @@ impl World {
     /// program `sender`. They are received on the same core: what a tool costs there is missing
     /// from the rate. Returns how long it took.
     pub fn flood(&self, sender: i32, count: u64, rate: Option<u64>) -> Result<Duration> {
+        self.flood_of(syn(), sender, count, rate)
+    }
+
+    /// The same with another frame of 60 bytes.
+    pub fn flood_of(
+        &self,
+        mut frame: Vec<u8>,
+        sender: i32,
+        count: u64,
+        rate: Option<u64>,
+    ) -> Result<Duration> {
         self.sender.enter(|| {
             pin(0)?;
-            let mut frame = syn();
             let index = nix::net::if_::if_nametoindex("s0")?;
             frame[56..60].copy_from_slice(&index.to_ne_bytes());
             let started = Instant::now();
@@ -86,7 +96,7 @@ pub fn pin(cpu: usize) -> Result<()> {
     Ok(sched_setaffinity(Pid::from_raw(0), &cpus)?)
 }
 
-/// A SYN to port 80.
+/// A SYN to port 80. The checksum of its IP header is wrong: it goes no further up.
 pub fn syn() -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0];
     frame.extend([
