@@ -177,7 +177,7 @@ const _: () = assert!(size_of::<expr::ExprNode>() == 40);
 const _: () = assert!(size_of::<expr::expression>() == 8 + 40 * expr::EXPR_NODES);
 
 const _: () = assert!(size_of::<SocketHolder>() == 40);
-const _: () = assert!(size_of::<LossEvent>() == 120);
+const _: () = assert!(size_of::<LossEvent>() == 168);
 const _: () = assert!(size_of::<ExportKey>() == 16);
 const _: () = assert!(size_of::<ExportHistogram>() == 8 + 8 * EXPORT_BUCKETS);
 
@@ -234,8 +234,8 @@ macro_rules! same_types {
 }
 
 /// Bytes of a dropped packet that loss-trace copies at most.
-pub const LOSS_BYTES: u32 = 1920;
-const _: () = assert!(size_of::<LossPacket>() == 128 + LOSS_BYTES as usize);
+pub const LOSS_BYTES: u32 = 1872;
+const _: () = assert!(size_of::<LossPacket>() == 176 + LOSS_BYTES as usize);
 
 /// Above these bits of a key's family is the kind of event, in loss-trace.
 pub const LOSS_KIND_SHIFT: u32 = 4;

@@ -113,7 +113,7 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *skb, __u64 p
 	bool outgoing;
 
 	if ((protocol != bpf_htons(ETHERTYPE_IPV4) && protocol != bpf_htons(ETHERTYPE_IPV6)) ||
-	    is_no_drop(reason, place) || !read_segment(skb, &s))
+	    is_no_drop(skb, reason, place) || !read_segment(skb, &s))
 		return 0;
 	/* Data of established connections has later sequence numbers, and finds no attempt. */
 	outgoing = (s.flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);

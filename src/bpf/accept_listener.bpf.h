@@ -61,16 +61,16 @@ static __always_inline void read_listener(const struct sock *sk, struct attempt 
 }
 
 /*
- * Looks up the listener that a SYN will reach. Address translation or another BPF program can still
- * send it elsewhere; look_at_request() then corrects it by the SYN-ACK.
+ * Looks up the socket that a SYN will reach, and sets `listener` to its address if it listens.
+ * False: there is no socket. Address translation or another BPF program can still send the SYN
+ * elsewhere; look_at_request() then corrects it by the SYN-ACK.
  */
-static __always_inline void look_at_listener(struct __sk_buff *skb, __u8 ip_version,
-					     const __be32 *saddr, __u16 sport, const __be32 *daddr,
-					     __u16 dport, struct attempt *a)
+static __always_inline bool find_listener(struct __sk_buff *skb, __u8 ip_version,
+					  const __be32 *saddr, __u16 sport, const __be32 *daddr,
+					  __u16 dport, __u64 *listener)
 {
 	union lookup_ends ends = {};
 	struct bpf_sock *skc;
-	struct tcp_sock *tp;
 
 	if (ip_version == 4) {
 		ends.ipv4.saddr = saddr[3];
@@ -88,13 +88,11 @@ static __always_inline void look_at_listener(struct __sk_buff *skb, __u8 ip_vers
 					 0);
 	}
 	if (!skc)
-		return;
-	if (skc->state == TCP_LISTEN) {
-		tp = bpf_skc_to_tcp_sock(skc);
-		if (tp)
-			read_listener((const struct sock *)tp, a);
-	}
+		return false;
+	if (skc->state == TCP_LISTEN)
+		*listener = (__u64)bpf_skc_to_tcp_sock(skc);
 	bpf_sk_release(skc);
+	return true;
 }
 
 static __always_inline void set_local(struct attempt *a, const struct sock_common *common)

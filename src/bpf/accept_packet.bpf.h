@@ -34,7 +34,9 @@ static __always_inline struct sent_rst *my_sent_rst(void)
 
 static __always_inline void look(struct __sk_buff *skb, const struct segment *s, struct attempt *a)
 {
-	look_at_listener(skb, s->ip_version, s->saddr, s->sport, s->daddr, s->dport, a);
+	find_listener(skb, s->ip_version, s->saddr, s->sport, s->daddr, s->dport, &a->listener);
+	if (a->listener)
+		read_listener((const struct sock *)a->listener, a);
 }
 
 /*

@@ -30,6 +30,11 @@ const volatile __u64 reset_reasons[REASON_WORDS] = {};
 /* Drops without a reason are among them if one of these functions has dropped the segment. */
 const volatile struct code_range drop_places[PLACES_MAX] = {};
 
+/* Its number in the running kernel; 0: it has no such reason. */
+const volatile __u32 reason_netfilter_drop = 0;
+/* The functions of netfilter that drop segments; for kernels that give no reasons. */
+const volatile struct code_range netfilter_places[PLACES_MAX] = {};
+
 /* Count events by this key, and send none. */
 const volatile enum loss_by count_by = LOSS_BY_NOTHING;
 
@@ -43,6 +48,25 @@ struct {
 	__type(key, __u32);
 	__type(value, struct loss_packet);
 } gathered SEC(".maps");
+
+/* The callers of the function that drops a segment, from this program outwards. */
+#define STACK_MAX 16
+
+/* Of a stack so many are looked up in a jiffy by a CPU: one takes about a microsecond. */
+#define STACKS_A_JIFFY 10
+
+struct stack {
+	__u64 callers[STACK_MAX];
+	__u64 jiffy;
+	__u64 count;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct stack);
+} stacks SEC(".maps");
 
 struct loss_counters loss_counters[COUNTER_SLOTS] SEC(".bss.loss") __attribute__((aligned(64)));
 
@@ -99,17 +123,22 @@ static __always_inline bool has_reason(const volatile __u64 *reasons, __u32 reas
 	return word < REASON_WORDS && (reasons[word] & (1ULL << (reason & 63)));
 }
 
+static __always_inline bool is_in(const volatile struct code_range *places, __u64 place)
+{
+	for (int i = 0; i < PLACES_MAX; i++) {
+		if (place >= places[i].start && place < places[i].end)
+			return true;
+	}
+	return false;
+}
+
 static __always_inline bool drop_reason_matches(__u32 reason, __u64 place)
 {
 	if (!filter_reasons)
 		return true;
 	if (is_specific(reason))
 		return has_reason(drop_reasons, reason);
-	for (int i = 0; i < PLACES_MAX; i++) {
-		if (place >= drop_places[i].start && place < drop_places[i].end)
-			return true;
-	}
-	return false;
+	return is_in(drop_places, place);
 }
 
 static __always_inline bool reason_matches(const struct loss_event *e)
@@ -257,6 +286,38 @@ static __noinline int emit(void *ctx, struct loss_event *e, __u64 skb)
 	if (snaplen ? send_packet(ctx, c, e, skb) : send_event(ctx, e, sizeof(*e)))
 		__sync_fetch_and_add(&c->lost, 1);
 	return 0;
+}
+
+/*
+ * Which of its hooks netfilter was called from is only on the stack. In a flood not every event
+ * has it.
+ */
+static __always_inline void set_callers(void *ctx, struct loss_event *e)
+{
+	__u64 now = bpf_jiffies64();
+	struct stack *stack;
+	__u32 at = 0;
+
+	if (is_specific(e->reason) ? e->reason != reason_netfilter_drop
+				   : !is_in(netfilter_places, e->place))
+		return;
+	stack = bpf_map_lookup_elem(&stacks, &at);
+	if (!stack)
+		return;
+	if (stack->jiffy != now) {
+		stack->jiffy = now;
+		stack->count = 0;
+	}
+	if (stack->count++ >= STACKS_A_JIFFY ||
+	    bpf_get_stack(ctx, stack->callers, sizeof(stack->callers), 0) <
+		    (long)sizeof(stack->callers[0]))
+		return;
+	for (int i = 0; i < STACK_MAX - LOSS_CALLERS; i++) {
+		if (stack->callers[i] != e->place)
+			continue;
+		bpf_probe_read_kernel(e->callers, sizeof(e->callers), &stack->callers[i + 1]);
+		return;
+	}
 }
 
 static __always_inline void set_device(struct loss_event *e, const struct net_device *dev)

@@ -7,6 +7,7 @@
  * space looks up which process has that file open. For what no tracepoint tells, there are programs
  * at interfaces.
  */
+#include <asm-generic/errno.h>
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
@@ -23,7 +24,7 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *skb, __u64 p
 
 	if (protocol != bpf_htons(ETHERTYPE_IPV4) && protocol != bpf_htons(ETHERTYPE_IPV6))
 		return 0;
-	if (!with_noise && is_no_drop(reason, place))
+	if (!with_noise && is_no_drop(skb, reason, place))
 		return 0;
 	/* With SYNs to look after, all drops are of interest. */
 	if (!watch_syns && !drop_reason_matches(reason, place))
@@ -46,6 +47,8 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *skb, __u64 p
 	/* Counts show no device. */
 	if (!count_by || netns || interfaces)
 		set_device(&e, device_of(skb));
+	if (!count_by && !exporting)
+		set_callers(ctx, &e);
 	return emit(ctx, &e, (__u64)skb);
 }
 
@@ -68,7 +71,7 @@ int BPF_PROG(loss_drop_reason, const struct sk_buff *skb, void *place, __u32 rea
 	return on_drop(ctx, skb, (__u64)place, reason, NULL);
 }
 
-/* Since Linux 6.14 it also has the socket that has refused the segment, if there is one. */
+/* Since Linux 6.11 it also has the socket that has refused the segment, if there is one. */
 SEC("tp_btf/kfree_skb")
 int BPF_PROG(loss_drop_socket, const struct sk_buff *skb, void *place, __u32 reason,
 	     const struct sock *receiver)
@@ -83,8 +86,8 @@ int BPF_PROG(loss_drop, const struct sk_buff *skb, void *place)
 }
 
 /* The sk_buff has no TCP header yet: flags and sequence numbers are in its control block. */
-SEC("tp_btf/tcp_retransmit_skb")
-int BPF_PROG(loss_retransmit, const struct sock *sk, const struct sk_buff *skb)
+static __always_inline int on_retransmit(void *ctx, const struct sock *sk,
+					 const struct sk_buff *skb)
 {
 	const struct tcp_skb_cb *cb = (const void *)skb->cb;
 	struct loss_event e = {};
@@ -95,7 +98,7 @@ int BPF_PROG(loss_retransmit, const struct sock *sk, const struct sk_buff *skb)
 	set_socket(&e, sk);
 	e.seq = BPF_CORE_READ(cb, seq);
 	end_seq = BPF_CORE_READ(cb, end_seq);
-	/* The field has one byte before Linux 6.14, and two since. */
+	/* The field has one byte before Linux 6.15, and two since. */
 	e.tcp_flags = BPF_CORE_READ_BITFIELD_PROBED(cb, tcp_flags);
 	e.len = end_seq - e.seq - !!(e.tcp_flags & TCP_SYN) - (e.tcp_flags & 1);
 	e.known |= LOSS_KNOWN_SEGMENT;
@@ -104,6 +107,30 @@ int BPF_PROG(loss_retransmit, const struct sock *sk, const struct sk_buff *skb)
 	if (e.tcp_flags & TCP_SYN)
 		e.detail = e.tcp_flags & TCP_ACK ? LOSS_SYN_ACK : LOSS_SYN;
 	return emit(ctx, &e, 0);
+}
+
+SEC("tp_btf/tcp_retransmit_skb")
+int BPF_PROG(loss_retransmit, const struct sock *sk, const struct sk_buff *skb)
+{
+	return on_retransmit(ctx, sk, skb);
+}
+
+/*
+ * Since Linux 6.18 the tracepoint also tells of segments that could not be sent again. These errors
+ * are from before the kernel counts a retransmission.
+ */
+SEC("tp_btf/tcp_retransmit_skb")
+int BPF_PROG(loss_retransmit_tried, const struct sock *sk, const struct sk_buff *skb, int error)
+{
+	switch (error) {
+	case -EAGAIN:
+	case -EBUSY:
+	case -EHOSTUNREACH:
+	case -EINVAL:
+	case -ENOMEM:
+		return 0;
+	}
+	return on_retransmit(ctx, sk, skb);
 }
 
 /* A half-open connection is a request_sock, which is no full socket. */
@@ -142,7 +169,7 @@ int BPF_PROG(loss_consumed, const struct sk_buff *skb)
 		return 0;
 	last->waits = false;
 	set_device(&e, device_of(skb));
-	if (e.netns != own_netns)
+	if (e.netns != own_netns || !look_at_queues(&last->attempt))
 		return 0;
 	e.kind = LOSS_DROP;
 	if (last->attempt.flags & ATTEMPT_ACCEPT_QUEUE_FULL) {

@@ -60,11 +60,15 @@ struct code_range {
 	__u64 end;
 };
 
+/* Callers of the function that dropped a segment. */
+#define LOSS_CALLERS 6
+
 struct loss_event {
 	__u64 ts_ns;
-	__u64 place;	/* kernel address that dropped the segment; 0 for other kinds */
-	__u64 inode;	/* of the socket's file; 0: no file, or no socket is known */
-	__u8 saddr[16]; /* of the segment, in network order, IPv4 as v4-mapped */
+	__u64 place; /* kernel address that dropped the segment; 0 for other kinds */
+	__u64 inode; /* of the socket's file; 0: no file, or no socket is known */
+	__u64 callers[LOSS_CALLERS]; /* return addresses, innermost first; 0: not looked up */
+	__u8 saddr[16];		     /* of the segment, in network order, IPv4 as v4-mapped */
 	__u8 daddr[16];
 	__u32 seq;
 	__u32 len; /* bytes of payload */
@@ -85,10 +89,10 @@ struct loss_event {
 	__u8 pad[6];
 };
 
-_Static_assert(sizeof(struct loss_event) == 120, "no hidden padding");
+_Static_assert(sizeof(struct loss_event) == 168, "no hidden padding");
 
 /* Bytes of a dropped packet that are copied at most, from its IP header on. */
-#define LOSS_BYTES 1920
+#define LOSS_BYTES 1872
 
 /* A dropped packet, for a capture file. */
 struct loss_packet {

@@ -22,9 +22,22 @@ static __always_inline bool is_specific(__u32 reason)
 	return reason && reason != reason_not_specified;
 }
 
-/* Whether a free loses nothing: a queue of a closed socket, or the copy of a packet socket. */
-static __always_inline bool is_no_drop(__u32 reason, __u64 place)
+/* Whether a packet is the input of BPF_PROG_TEST_RUN: its socket is of no type, and no file's. */
+static __always_inline bool is_test_run(const struct sk_buff *skb)
 {
+	const struct sock *sk = skb->sk;
+
+	return sk && sk->__sk_common.skc_state == TCP_CLOSE && !sk->sk_type && !sk->sk_socket;
+}
+
+/*
+ * Whether a free loses nothing: a queue of a closed socket, the copy of a packet socket, or the
+ * packet of a test.
+ */
+static __always_inline bool is_no_drop(const struct sk_buff *skb, __u32 reason, __u64 place)
+{
+	if (is_test_run(skb))
+		return true;
 	if (reason)
 		return reason == reason_consumed || reason == reason_queue_purge ||
 		       reason == reason_packet_sock_error;

@@ -227,6 +227,7 @@ struct sock_common {
 	__u16 skc_num;
 	unsigned short skc_family;
 	volatile unsigned char skc_state;
+	unsigned char skc_reuseport : 1;
 	unsigned long skc_flags; /* bits by enum sock_flags */
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
@@ -264,6 +265,7 @@ enum sock_flags {
 struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
+	__u16 sk_type;
 	__u16 sk_protocol;
 	kuid_t sk_uid;
 	int sk_err;

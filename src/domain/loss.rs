@@ -199,6 +199,6 @@ mod tests {
         assert!(Loss::decode(&bytes(&raw)).is_none());
         raw.kind = 0;
         assert!(Loss::decode(&bytes(&raw)).is_some());
-        assert!(Loss::decode(&bytes(&raw)[..119]).is_none());
+        assert!(Loss::decode(&bytes(&raw)[..167]).is_none());
     }
 }

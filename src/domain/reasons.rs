@@ -35,12 +35,48 @@ const PLACES: [(&str, &str); 14] = [
     ("neigh_invalidate", "neigh_failed"),
 ];
 
-/// The reason why a function drops segments. Its name may have the suffix of a compiler's variant,
-/// such as `.constprop.0`.
+/// Kernel functions that call netfilter, and the hook that they call it at.
+const HOOKS: [(&str, &str); 23] = [
+    ("__netif_receive_skb_core", "ingress"),
+    ("ip_rcv", "prerouting"),
+    ("ip_sublist_rcv", "prerouting"),
+    ("ipv6_rcv", "prerouting"),
+    ("ip6_sublist_rcv", "prerouting"),
+    ("br_handle_frame", "prerouting"),
+    ("ip_local_deliver", "input"),
+    ("ip6_input", "input"),
+    ("br_pass_frame_up", "input"),
+    ("ip_forward", "forward"),
+    ("ip6_forward", "forward"),
+    ("__br_forward", "forward"),
+    ("__ip_local_out", "output"),
+    ("__ip6_local_out", "output"),
+    ("ip6_xmit", "output"),
+    ("ip_output", "postrouting"),
+    ("ip_mc_output", "postrouting"),
+    ("ip6_output", "postrouting"),
+    ("br_forward_finish", "postrouting"),
+    ("__dev_queue_xmit", "egress"),
+    ("ip_list_rcv", "prerouting"),
+    ("ipv6_list_rcv", "prerouting"),
+    ("__netif_receive_skb_list_core", "ingress"),
+];
+
+fn named<'a>(functions: &[(&str, &'a str)], function: &str) -> Option<&'a str> {
+    // A variant that the compiler has made has a suffix, such as `.constprop.0`.
+    let function = function.split('.').next()?;
+    let found = functions.iter().find(|(known, _)| *known == function);
+    found.map(|(_, name)| *name)
+}
+
+/// The reason why a function drops segments.
 pub fn reason_of_place(place: &str) -> Option<&'static str> {
-    let place = place.split('.').next()?;
-    let found = PLACES.iter().find(|(known, _)| *known == place);
-    found.map(|(_, reason)| *reason)
+    named(&PLACES, place)
+}
+
+/// The hook of netfilter that a function calls.
+pub fn hook_of_caller(caller: &str) -> Option<&'static str> {
+    named(&HOOKS, caller)
 }
 
 /// The names of a kernel enum of reasons, and of ours.
@@ -173,5 +209,12 @@ mod tests {
         let reasons = reasons.map(reason_of_place);
         let netfilter = Some("netfilter_drop");
         assert_eq!(reasons, [netfilter, netfilter, None, None]);
+    }
+
+    #[test]
+    fn who_calls_netfilter_tells_the_hook() {
+        let callers = ["nf_hook_slow", "ip_local_deliver", "ip_rcv.isra.0"];
+        let hooks = callers.map(hook_of_caller);
+        assert_eq!(hooks, [None, Some("input"), Some("prerouting")]);
     }
 }

@@ -2,10 +2,12 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
 
 const KALLSYMS: &str = "/proc/kallsyms";
+const KPTR_RESTRICT: &str = "/proc/sys/kernel/kptr_restrict";
 
 /// Whether the kernel has a function with that name. Names are shown to everyone.
 pub fn is_listed(function: &str) -> bool {
@@ -31,6 +33,32 @@ impl KernelSymbols {
     pub fn open() -> Result<Self> {
         let file = File::open(KALLSYMS).with_context(|| format!("failed to open {KALLSYMS}"))?;
         Ok(Self::from_file(Some(file)))
+    }
+
+    /// Why addresses have no names; `None` if they have.
+    ///
+    /// # Errors
+    /// The list can't be read.
+    pub fn hidden(&self) -> Result<Option<&'static str>> {
+        let Some(file) = &self.file else {
+            return Ok(None);
+        };
+        let mut start = [0; 4096];
+        let len = file
+            .read_at(&mut start, 0)
+            .with_context(|| format!("failed to read {KALLSYMS}"))?;
+        let mut digits = start[..len]
+            .split(|byte| *byte == b'\n')
+            .filter_map(|line| line.split(|byte| *byte == b' ').next())
+            .flatten();
+        if digits.any(|digit| *digit != b'0') {
+            return Ok(None);
+        }
+        let restricted = fs::read_to_string(KPTR_RESTRICT).unwrap_or_default();
+        Ok(Some(match restricted.trim() {
+            "2" => "kernel.kptr_restrict is 2, which hides addresses from everyone",
+            _ => "/proc/kallsyms shows addresses only with CAP_SYSLOG",
+        }))
     }
 
     fn from_file(file: Option<File>) -> Self {

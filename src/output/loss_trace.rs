@@ -29,11 +29,12 @@ pub(crate) enum LossColumn {
     State,
     Reason,
     Place,
+    Hook,
     Pid,
     Comm,
 }
 
-const COLUMNS: [Column<LossColumn>; 16] = [
+const COLUMNS: [Column<LossColumn>; 17] = [
     Column::time(LossColumn::Time, Precision::Micros),
     Column::left(LossColumn::Event, "EVENT", 10),
     Column::left(LossColumn::Iface, "IFACE", 5),
@@ -48,6 +49,7 @@ const COLUMNS: [Column<LossColumn>; 16] = [
     Column::left(LossColumn::State, "STATE", 11),
     Column::left(LossColumn::Reason, "REASON", 14),
     Column::left(LossColumn::Place, "PLACE", 14),
+    Column::left(LossColumn::Hook, "HOOK", 11),
     Column::right(LossColumn::Pid, "PID", 7),
     Column::left(LossColumn::Comm, "COMM", 8),
 ];
@@ -69,6 +71,7 @@ impl LossWriter {
                 LossColumn::Direction
                     | LossColumn::Seq
                     | LossColumn::State
+                    | LossColumn::Hook
                     | LossColumn::Pid
                     | LossColumn::Len
             )
@@ -94,6 +97,8 @@ pub struct Shown<'a> {
     pub reason_from: ReasonFrom,
     /// The kernel function that dropped the segment.
     pub place: Option<&'a str>,
+    /// The hook of netfilter that it was called from.
+    pub hook: Option<&'a str>,
     /// The process that has the socket open.
     pub holder: Option<&'a Holder>,
     /// The container of that process.
@@ -127,6 +132,7 @@ impl Row for Shown<'_> {
             LossColumn::State => word(out, loss.state()),
             LossColumn::Reason => word(out, self.reason.or(loss.detail())),
             LossColumn::Place => word(out, self.place),
+            LossColumn::Hook => word(out, self.hook),
             LossColumn::Pid => push_opt_int(out, self.holder.map(|holder| holder.pid)),
             LossColumn::Comm => match self.holder {
                 Some(holder) => out.push_text(&holder.comm),
@@ -183,7 +189,9 @@ impl Render for Shown<'_> {
             LossKind::LOSS_RESET => {
                 line.opt_name(key!("way"), loss.detail());
             }
-            _ => {}
+            _ => {
+                line.opt_name(key!("hook"), self.hook);
+            }
         }
         line.end();
     }

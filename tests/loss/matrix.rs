@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use nix::libc;
 use serde_json::Value;
@@ -10,6 +11,7 @@ use super::start;
 use crate::accept::{
     Growth, NOBODY, begin, late_ack, listener, nft, segment, send, with_neighbour,
 };
+use crate::common::bpf::{instruction, load};
 use crate::common::frames::SYN;
 use crate::common::net::{CLIENT4, SERVER4};
 use crate::common::{Namespace, Pair, Tool, command, need, release};
@@ -69,29 +71,131 @@ fn syn(pair: &Pair, from: Ipv4Addr, port: u16) -> Vec<u8> {
 
 #[test]
 fn what_a_firewall_drops_in_any_hook_is_told_once() {
-    for (hook, rule) in [
-        (
-            "type filter hook prerouting priority 0",
-            "tcp dport 91 drop",
-        ),
-        ("type filter hook input priority 0", "tcp dport 91 drop"),
-        ("type filter hook output priority 0", "tcp sport 91 drop"),
+    for (hook, device, rule) in [
+        ("ingress", "device vs ", "tcp dport 91 drop"),
+        ("prerouting", "", "tcp dport 91 drop"),
+        ("input", "", "tcp dport 91 drop"),
+        ("output", "", "tcp sport 91 drop"),
+        ("postrouting", "", "tcp sport 91 drop"),
     ] {
         let pair = need!(Pair::new());
         with_neighbour(&pair);
-        need!(nft(&pair.server, hook, rule));
+        let chain = format!("type filter hook {hook} {device}priority 0");
+        need!(nft(&pair.server, &chain, rule));
         let _listener = pair.server.enter(|| listener(server(91), 16));
         pair.server.sysctl("ipv4/tcp_synack_retries", "0");
         let drops = Drops::start(&pair, 91);
         send(&pair, &syn(&pair, NOBODY, 91));
         let drop = drops.only();
         assert_eq!(drop["reason"], "netfilter_drop", "{hook}: {drop}");
-        let way = match hook.contains("output") {
+        assert_eq!(drop["hook"], hook, "{drop}");
+        let way = match rule.contains("sport") {
             true => "egress",
             false => "ingress",
         };
         assert_eq!(drop["direction"], way, "{drop}");
     }
+}
+
+/// A network behind the server, to which it forwards what the client sends.
+fn with_network_behind(pair: &Pair) -> SocketAddr {
+    pair.server
+        .run("ip link add behind type veth peer name beyond");
+    pair.server.run("ip addr add 10.78.0.1/24 dev behind");
+    pair.server.run("ip link set behind up");
+    pair.server.run("ip link set beyond up");
+    pair.server
+        .run("ip neigh add 10.78.0.2 lladdr 02:00:00:00:00:98 dev behind");
+    pair.server.sysctl("ipv4/ip_forward", "1");
+    pair.client
+        .run(&format!("ip route add 10.78.0.0/24 via {SERVER4}"));
+    (Ipv4Addr::new(10, 78, 0, 2), 91).into()
+}
+
+#[test]
+fn what_a_router_drops_is_told_once() {
+    let pair = need!(Pair::new());
+    let behind = with_network_behind(&pair);
+    // It would be retransmitted after a second.
+    let limit = Duration::from_millis(300);
+    let connect = |ttl: &str| {
+        pair.client.sysctl("ipv4/ip_default_ttl", ttl);
+        pair.client
+            .enter(|| TcpStream::connect_timeout(&behind, limit).unwrap_err());
+    };
+    let drops = Drops::start(&pair, 91);
+    connect("1");
+    let drop = drops.only();
+    assert_reason(&drop, &["ip_inhdr"]);
+    assert_eq!(drop["iface"], "vs", "{drop}");
+    need!(nft(
+        &pair.server,
+        "type filter hook forward priority 0",
+        "tcp dport 91 drop"
+    ));
+    let drops = Drops::start(&pair, 91);
+    connect("64");
+    let drop = drops.only();
+    let told = (&drop["reason"], &drop["hook"], &drop["direction"]);
+    let expected = ("netfilter_drop".into(), "forward".into(), "ingress".into());
+    assert_eq!(told, (&expected.0, &expected.1, &expected.2), "{drop}");
+}
+
+#[test]
+fn what_a_queue_discipline_loses_is_told_with_its_device() {
+    let pair = need!(Pair::new());
+    need!(
+        pair.client
+            .try_run("tc qdisc add dev vc root netem loss 100%")
+    );
+    let tool = start(&pair.client, &["--only", "drop", "-p", "91"]);
+    let limit = Duration::from_millis(300);
+    pair.client
+        .enter(|| TcpStream::connect_timeout(&server(91), limit).unwrap_err());
+    tool.json("of a drop", |line| line["event"] == "drop");
+    let drops = tool.stop().events("drop");
+    assert_eq!(drops.len(), 1, "{drops:#?}");
+    assert_reason(&drops[0], &["qdisc_drop"]);
+    assert_eq!(drops[0]["iface"], "vc", "{}", drops[0]);
+}
+
+/// Runs an empty program on a frame, which is freed after that.
+fn run_program_on(frame: &[u8]) {
+    const MOV_IMMEDIATE: u8 = 0xb7;
+    const EXIT: u8 = 0x95;
+    let code = [
+        instruction(MOV_IMMEDIATE, 0, 0, 0),
+        instruction(EXIT, 0, 0, 0),
+    ];
+    let opts = libbpf_sys::bpf_prog_load_opts {
+        sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as libbpf_sys::size_t,
+        ..Default::default()
+    };
+    let program = load(libbpf_sys::BPF_PROG_TYPE_SCHED_CLS, c"empty", &code, &opts).unwrap();
+    let mut run = libbpf_sys::bpf_test_run_opts {
+        sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
+        data_in: frame.as_ptr().cast(),
+        data_size_in: frame.len() as u32,
+        repeat: 1,
+        ..Default::default()
+    };
+    // SAFETY: program and frame are valid for the call.
+    let ret = unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &raw mut run) };
+    assert_eq!(ret, 0);
+}
+
+#[test]
+fn the_frame_of_a_test_run_is_no_drop_unless_all_are_asked_for() {
+    let pair = need!(Pair::new());
+    let args = ["--only", "drop", "-p", "91"];
+    let drops = start(&pair.server, &args);
+    let all = start(&pair.server, &[&args[..], &["--all"]].concat());
+    let frame = syn(&pair, CLIENT4, 91);
+    pair.server.enter(|| run_program_on(&frame));
+    all.json("of a drop", |line| line["event"] == "drop");
+    assert_eq!(all.stop().events("drop").len(), 1);
+    let drops = drops.stop().events("drop");
+    assert!(drops.is_empty(), "{drops:#?}");
 }
 
 #[test]
@@ -196,6 +300,8 @@ fn each_syn_that_a_full_accept_queue_turns_away_is_told_once() {
 #[test]
 fn a_syn_that_a_full_syn_queue_turns_away_is_told_once() {
     let pair = need!(Pair::new());
+    // An answer that can't leave ends a half-open connection, which also counts as a drop.
+    with_neighbour(&pair);
     pair.server.sysctl("ipv4/tcp_syncookies", "0");
     pair.server.sysctl("ipv4/tcp_max_syn_backlog", "4");
     let _listener = pair.server.enter(|| listener(server(95), 4));
@@ -301,7 +407,7 @@ fn a_segment_outside_of_the_window_is_told() {
         "tcp_ack_unsent_data",
     ];
     assert_reason(&drop, &reasons);
-    // Since Linux 6.14 the kernel tells the socket.
+    // Since Linux 6.11 the kernel tells the socket.
     if !drop["state"].is_null() {
         assert_eq!(drop["state"], "established", "{drop}");
         assert_eq!(drop["pid"], std::process::id(), "{drop}");

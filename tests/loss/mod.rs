@@ -2,12 +2,13 @@
 
 mod matrix;
 
-use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use crate::common::frames::{RawSocket, syn_frame};
+use crate::accept::{Growth, NOBODY, segment, send, with_neighbour};
+use crate::common::frames::{RawSocket, SYN, syn_frame};
 use crate::common::net::{CLIENT4, SERVER4};
 use crate::common::{Namespace, Output, Pair, Tool, command, need, wait_for};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -184,6 +185,9 @@ fn data_that_is_sent_again_counts_by_segment() {
         (counter(&pair.client, "TcpRetransSegs") >= 2).then_some(())
     });
     pair.client.run("ip link set vc down");
+    // What can't be sent again is not counted.
+    let timeouts = Growth::of(&pair.client, "TcpExtTCPTimeouts");
+    timeouts.reaches(1);
     let output = tool.stop();
     assert_eq!(
         segments(&output),
@@ -194,6 +198,122 @@ fn data_that_is_sent_again_counts_by_segment() {
     let is_data = |line: &Value| line["kind"] == "data" && line["dport"] == 82;
     assert!(lines.iter().all(is_data), "{lines:#?}");
     drop((client, server));
+}
+
+#[test]
+fn what_is_sent_again_on_a_lossy_way_is_what_nstat_counts() {
+    let pair = need!(Pair::new());
+    // The number is another one when the segment is sent again.
+    need!(nft(&pair.server, "tcp dport 83 ip id and 3 == 0 drop"));
+    let tool = start(&pair.client, &["--only", "retransmit"]);
+    let listener = pair
+        .server
+        .enter(|| TcpListener::bind((SERVER4, 83)).unwrap());
+    let mut client = pair
+        .client
+        .enter(|| TcpStream::connect((SERVER4, 83)).unwrap());
+    let (mut server, _) = listener.accept().unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut all = Vec::new();
+        server.read_to_end(&mut all).map(|len| (len, server))
+    });
+    client.write_all(&vec![7; 300_000]).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let (len, server) = reader.join().unwrap().unwrap();
+    assert_eq!(len, 300_000);
+    let output = tool.stop();
+    let counted = counter(&pair.client, "TcpRetransSegs");
+    assert_eq!(segments(&output), counted, "{output:#?}");
+    assert!(counted > 0);
+    drop((client, server));
+}
+
+#[test]
+fn a_syn_ack_that_is_sent_again_is_counted_as_one() {
+    let pair = need!(Pair::new());
+    with_neighbour(&pair);
+    pair.server.sysctl("ipv4/tcp_synack_retries", "1");
+    let _listener = pair
+        .server
+        .enter(|| TcpListener::bind((SERVER4, 84)).unwrap());
+    let again = Growth::of(&pair.server, "TcpRetransSegs");
+    let tool = start(&pair.server, &["--only", "retransmit"]);
+    send(&pair, &segment(&pair, NOBODY, SYN, (4000, 84), 77, 0));
+    tool.json("of a retransmission", |line| line["event"] == "retransmit");
+    let output = tool.stop();
+    let lines = output.events("retransmit");
+    assert_eq!((lines.len() as u64, again.now()), (1, 1), "{output:#?}");
+    let told = (&lines[0]["kind"], &lines[0]["sport"], &lines[0]["state"]);
+    let expected = ("syn_ack".into(), 84.into(), "syn_recv".into());
+    assert_eq!(told, (&expected.0, &expected.1, &expected.2), "{output:#?}");
+}
+
+#[test]
+fn resets_of_connections_are_those_that_the_kernel_counts() {
+    let pair = need!(Pair::new());
+    let names = ["TcpOutRsts", "TcpEstabResets"];
+    let ends = [&pair.server, &pair.client];
+    let before = ends.map(|end| names.map(|name| Growth::of(end, name)));
+    let tools = ends.map(|end| start(end, &["--only", "reset"]));
+    let listener = pair
+        .server
+        .enter(|| TcpListener::bind((SERVER4, 85)).unwrap());
+    let connect = |listener: &TcpListener| {
+        let client = pair
+            .client
+            .enter(|| TcpStream::connect((SERVER4, 85)).unwrap());
+        let (server, _) = listener.accept().unwrap();
+        (client, server)
+    };
+    let wait_for_data = |stream: &TcpStream| {
+        let mut byte = [0];
+        assert_eq!(stream.peek(&mut byte).unwrap(), 1);
+    };
+    let both_know = |resets| tools.each_ref().map(|tool| tool.events(resets));
+    // Each side closes with unread data.
+    let (mut client, server) = connect(&listener);
+    client.write_all(b"unread").unwrap();
+    wait_for_data(&server);
+    drop(server);
+    both_know(1);
+    drop(client);
+    let (client, mut server) = connect(&listener);
+    server.write_all(b"unread").unwrap();
+    wait_for_data(&client);
+    drop(client);
+    both_know(2);
+    drop(server);
+    // Each side asks for a reset in place of a FIN.
+    let abort = nix::libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    let (client, server) = connect(&listener);
+    setsockopt(&server, sockopt::Linger, &abort).unwrap();
+    drop(server);
+    both_know(3);
+    drop(client);
+    let (client, server) = connect(&listener);
+    setsockopt(&client, sockopt::Linger, &abort).unwrap();
+    drop(client);
+    both_know(4);
+    drop(server);
+    // Nobody has accepted the connection when its listener goes.
+    let client = pair
+        .client
+        .enter(|| TcpStream::connect((SERVER4, 85)).unwrap());
+    drop(listener);
+    both_know(5);
+    drop(client);
+    for (tool, before) in tools.into_iter().zip(before) {
+        let output = tool.stop();
+        let resets = output.events("reset");
+        let is_sent = |line: &&Value| line["way"] == "sent";
+        let sent = resets.iter().filter(is_sent).count() as u64;
+        let counted = before.map(|counter| counter.now());
+        assert_eq!([sent, 5], counted, "{output:#?}");
+        assert_eq!(resets.len(), 5, "{output:#?}");
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ use crate::capture::recorder::{Destination, Recorder};
 use crate::capture::write::{Described, Encoder, RAW_IP, Statistics, Way, Written};
 use crate::cli::{LossByChoice, LossTraceArgs, OutputFormat, usage};
 use crate::domain::loss::{Loss, LossKey, detail_name, ip_len, kind_name};
+use crate::domain::reasons::{ReasonFrom, hook_of_caller};
 use crate::domain::tally::{Key, Label};
 use crate::failure::{Exit, Failure};
 use crate::host::containers::Containers;
@@ -25,6 +26,7 @@ use crate::host::interfaces::{Interface, LinkLayer, ResolveError, resolve};
 use crate::host::kernel_symbols::KernelSymbols;
 use crate::host::privileges;
 use crate::host::sandbox::Files;
+use crate::notice::Notices;
 use crate::output::counts::CountsWriter;
 use crate::output::loss_trace::{LossWriter, Shown};
 use crate::output::summary::Summary;
@@ -57,11 +59,7 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
     let kernel = Kernel::look()?;
     kernel.check_reasons(&args.reason)?;
     kernel.say_what_is_missing(session.notices);
-    let mut symbols = KernelSymbols::open().unwrap_or_else(|error| {
-        let notices = session.notices;
-        notices.notice(&format!("places of drops can't be shown: {error:#}"));
-        KernelSymbols::none()
-    });
+    let mut symbols = symbols(session.notices);
     let watched = match kernel.watches_interfaces(args) {
         true => watched(&interfaces)?,
         false => Vec::new(),
@@ -169,6 +167,22 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
         }
     };
     session.finish(&summary)
+}
+
+/// The names of kernel functions. Tells the user if there are none.
+fn symbols(notices: Notices) -> KernelSymbols {
+    let opened = KernelSymbols::open().and_then(|symbols| {
+        let hidden = symbols.hidden()?;
+        Ok((symbols, hidden))
+    });
+    let (symbols, missing) = match opened {
+        Ok((symbols, hidden)) => (symbols, hidden.map(str::to_owned)),
+        Err(error) => (KernelSymbols::none(), Some(format!("{error:#}"))),
+    };
+    if let Some(why) = missing {
+        notices.notice(&format!("places of drops can't be shown: {why}"));
+    }
+    symbols
 }
 
 /// Has the session write a capture file if one is asked for.
@@ -281,6 +295,33 @@ fn counters(skels: &[LossTraceSkel<'_>]) -> Result<LossCounters> {
     Ok(sum)
 }
 
+/// Why and where something happened.
+struct Cause<'a> {
+    reason: Option<&'a str>,
+    reason_from: ReasonFrom,
+    place: Option<&'a str>,
+    hook: Option<&'static str>,
+}
+
+impl<'a> Cause<'a> {
+    fn of(loss: &Loss, symbols: &'a mut KernelSymbols, kernel: &'a Kernel) -> Self {
+        let raw = &loss.raw;
+        let mut callers = raw.callers.iter().take_while(|caller| **caller != 0);
+        let hook = callers.find_map(|caller| hook_of_caller(symbols.name(*caller)?));
+        let place = match raw.place {
+            0 => None,
+            address => symbols.name(address),
+        };
+        let (reason, reason_from) = kernel.reason(loss.kind(), raw.reason, place);
+        Self {
+            reason,
+            reason_from,
+            place,
+            hook,
+        }
+    }
+}
+
 /// Turns events into lines: adds reason, place and process, and writes what was asked for.
 struct Teller<'a> {
     kernel: &'a Kernel,
@@ -301,11 +342,7 @@ impl Teller<'_> {
             return;
         };
         let raw = &loss.raw;
-        let place = match raw.place {
-            0 => None,
-            address => self.symbols.name(address),
-        };
-        let (reason, reason_from) = self.kernel.reason(loss.kind(), raw.reason, place);
+        let cause = Cause::of(&loss, &mut self.symbols, self.kernel);
         let holders = self.holders.as_mut();
         let holder = holders.and_then(|holders| holders.of_inode(raw.inode));
         let container = match (&mut self.containers, holder) {
@@ -316,9 +353,10 @@ impl Teller<'_> {
         let shown = Shown {
             writer,
             loss: &loss,
-            reason,
-            reason_from,
-            place,
+            reason: cause.reason,
+            reason_from: cause.reason_from,
+            place: cause.place,
+            hook: cause.hook,
             holder,
             container,
         };
@@ -340,17 +378,16 @@ impl Teller<'_> {
             return;
         };
         let raw = &loss.raw;
-        let place = match raw.place {
-            0 => None,
-            address => self.symbols.name(address),
-        };
-        let (reason, reason_from) = self.kernel.reason(loss.kind(), raw.reason, place);
+        let cause = Cause::of(&loss, &mut self.symbols, self.kernel);
         let mut comment = format!(
             "reason={} reason_from={} place={}",
-            reason.unwrap_or("-"),
-            reason_from.name(),
-            place.unwrap_or("-")
+            cause.reason.unwrap_or("-"),
+            cause.reason_from.name(),
+            cause.place.unwrap_or("-")
         );
+        if let Some(hook) = cause.hook {
+            comment += &format!(" hook={hook}");
+        }
         if let Some(name) = loss.iface() {
             comment += &format!(" iface={}", name.escape_ascii());
         }

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, OpenObject};
+use libbpf_rs::{ErrorKind, Link, OpenObject};
 use std::os::fd::AsFd;
 
 use crate::attach::{Attached, Direction, load};
@@ -16,6 +16,7 @@ use crate::host::interfaces::{Interface, LinkLayer};
 use crate::host::kernel_symbols::KernelSymbols;
 use crate::host::kernel_types::KernelTypes;
 use crate::host::netns;
+use crate::host::privileges;
 use crate::notice::Notices;
 use crate::run::events::BufferKind;
 use crate::run::export;
@@ -30,6 +31,8 @@ pub struct Kernel {
     /// The tracepoint of drops also has the socket.
     drop_has_socket: bool,
     reset_has_reason: bool,
+    /// The tracepoint of retransmissions also tells of those that failed.
+    retransmit_has_error: bool,
     drops: Reasons,
     resets: Reasons,
 }
@@ -53,6 +56,7 @@ impl Kernel {
             drop_has_reason: has_more_than(2, "kfree_skb")?,
             drop_has_socket: has_more_than(3, "kfree_skb")?,
             reset_has_reason: has_more_than(2, "tcp_send_reset")?,
+            retransmit_has_error: has_more_than(2, "tcp_retransmit_skb")?,
             drops: Reasons::new(&types.enumerators("skb_drop_reason")?, "SKB_DROP_REASON_"),
             resets: Reasons::new(&types.enumerators("sk_rst_reason")?, "SK_RST_REASON_"),
         })
@@ -179,6 +183,14 @@ impl Kernel {
         }
         rodata.reason_queue_purge = number("queue_purge");
         rodata.reason_packet_sock_error = number("packet_sock_error");
+        rodata.reason_netfilter_drop = number("netfilter_drop");
+        if !self.drop_has_reason {
+            let is_netfilter = |place: &str| reason_of_place(place) == Some("netfilter_drop");
+            let found = symbols.ranges(is_netfilter);
+            for (to, (start, end)) in rodata.netfilter_places.iter_mut().zip(found) {
+                (to.start, to.end) = (start, end);
+            }
+        }
         if args.recording.write.is_some() {
             rodata.snaplen = args.recording.snaplen();
         }
@@ -228,6 +240,8 @@ impl Kernel {
         rodata.sets_per_cpu = u32::try_from(tables.sets)?;
         rodata.possible_cpus = u32::try_from(tables.cpus)?;
         maps.gathered.set_autocreate(snaplen > 0)?;
+        maps.stacks
+            .set_autocreate(args.by.is_none() && !args.exporting)?;
         let sets = &mut maps.count_sets;
         sets.set_max_entries(u32::try_from(tables.all_sets())?)?;
         if args.by.is_some() {
@@ -264,7 +278,14 @@ impl Kernel {
                 drops && self.drop_has_reason && !self.drop_has_socket,
             ),
             (&mut progs.loss_drop, drops && !self.drop_has_reason),
-            (&mut progs.loss_retransmit, retransmits),
+            (
+                &mut progs.loss_retransmit,
+                retransmits && !self.retransmit_has_error,
+            ),
+            (
+                &mut progs.loss_retransmit_tried,
+                retransmits && self.retransmit_has_error,
+            ),
             (&mut progs.loss_retransmit_synack, retransmits),
             (
                 &mut progs.loss_sent_reset_reason,
@@ -279,9 +300,20 @@ impl Kernel {
         for program in [&mut progs.loss_ingress, &mut progs.loss_egress] {
             program.set_autoload(!target.watched.is_empty());
         }
-        let skel = open
-            .load()
-            .map_err(|error| load::failure("failed to load the loss-trace programs", error))?;
+        let skel = open.load().map_err(|error| {
+            let is_invalid = error.kind() == ErrorKind::InvalidInput;
+            let failure = load::failure("failed to load the loss-trace programs", error);
+            let limits = privileges::limits();
+            let lockdown = limits.iter().find(|(name, _)| *name == "lockdown");
+            match lockdown {
+                Some((_, meaning)) if is_invalid && meaning.starts_with("confidentiality") => {
+                    failure.hint(format!(
+                        "lockdown is {meaning}, where dropped segments are; packet commands do without"
+                    ))
+                }
+                _ => failure,
+            }
+        })?;
         args.addresses.filter().fill(&skel)?;
         Ok(skel)
     }
@@ -348,6 +380,7 @@ pub fn attach(skel: &LossTraceSkel<'_>) -> Result<(Vec<Link>, Vec<&'static str>)
         ("kfree_skb", &progs.loss_drop_reason),
         ("kfree_skb", &progs.loss_drop),
         ("tcp_retransmit_skb", &progs.loss_retransmit),
+        ("tcp_retransmit_skb", &progs.loss_retransmit_tried),
         ("tcp_retransmit_synack", &progs.loss_retransmit_synack),
         ("tcp_send_reset", &progs.loss_sent_reset_reason),
         ("tcp_send_reset", &progs.loss_sent_reset),
