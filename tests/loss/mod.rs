@@ -34,12 +34,10 @@ fn segments(output: &Output) -> u64 {
     lines.map(|line| line["segments"].as_u64().unwrap()).sum()
 }
 
-/// Whether the kernel says why it drops and resets.
-fn has_reasons(tool: &Tool) -> bool {
-    !tool
-        .errors()
-        .iter()
-        .any(|line| line.contains("gives no reasons for drops"))
+/// Whether the kernel gives reasons for "drops" or "resets".
+fn has_reasons(tool: &Tool, events: &str) -> bool {
+    let notice = format!("gives no reasons for {events}");
+    !tool.errors().iter().any(|line| line.contains(&notice))
 }
 
 fn nft(namespace: &Namespace, rule: &str) -> Result<(), String> {
@@ -61,7 +59,7 @@ fn a_syn_to_a_closed_port_is_dropped_and_reset_for_the_same_reason() {
     let tool = start(&pair.server, &["-p", "9", "--src", &CLIENT4.to_string()]);
     pair.refused_connects(SocketAddr::from((SERVER4, 9)), 3);
     tool.events(3);
-    let is_told = has_reasons(&tool);
+    let is_told = has_reasons(&tool, "drops");
     let output = tool.stop();
     let drops = output.events("drop");
     assert_eq!(drops.len(), 3, "{output:#?}");
@@ -89,7 +87,7 @@ fn a_syn_to_a_closed_port_is_dropped_and_reset_for_the_same_reason() {
 fn resets_are_as_many_as_the_kernel_counts() {
     let pair = need!(Pair::new());
     let sent = start(&pair.server, &["--only", "reset"]);
-    let is_told = has_reasons(&sent);
+    let is_told = has_reasons(&sent, "resets");
     let received = start(&pair.client, &["--only", "reset"]);
     let before = counter(&pair.server, "TcpOutRsts");
     pair.refused_connects(SocketAddr::from((SERVER4, 9)), 2);
@@ -349,7 +347,7 @@ fn what_is_counted_by_key_adds_up_to_the_total() {
     let keys = ["reason", "place", "saddr", "dport", "comm"];
     let start_by = |by| start(&pair.server, &[&filter[..], &["--by", by]].concat());
     let tools = keys.map(start_by);
-    let is_told = has_reasons(&tools[0]);
+    let is_told = has_reasons(&tools[0], "drops");
     pair.refused_connects(SocketAddr::from((SERVER4, 9)), 7);
     for (by, tool) in keys.into_iter().zip(tools) {
         let output = tool.stop();
