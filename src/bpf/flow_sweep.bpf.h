@@ -10,9 +10,9 @@
 
 struct sweep sweep SEC(".bss.sweep");
 
-/* A record for the sweep alone, because a packet can interrupt it. */
+/* A record for the sweep, which runs once at a time, and which a packet can interrupt. */
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct flow_record);
@@ -182,7 +182,7 @@ static __always_inline void report(struct __sk_buff *skb, struct flow_slot *slot
 	}
 	if (reason == FLOW_UNANSWERED)
 		/* The rest of this flow will be reported once more. */
-		my_counters()->matched++;
+		sweep.unanswered++;
 	if (send_event(skb, r, sizeof(*r)) && reason != FLOW_IS_LIVE) {
 		/* User space never runs the sweep for more than fits. But a CPU that came online
 		 * after the perf buffer was opened has no buffer. */

@@ -230,6 +230,7 @@ struct sweep {
 	__u32 pad;
 	__u64 lost; /* records for which the event buffer had no room */
 	__u64 lost_packets;
+	__u64 unanswered; /* records of flows that go on, each of which counts as one more flow */
 	__u64 unwanted; /* flows that the filter on processes has rejected */
 	__u64 unwanted_packets;
 	__u32 ranks[FLOW_RANKS]; /* flows in the table by rank, as this sweep has found them */
@@ -244,6 +245,6 @@ _Static_assert(sizeof(struct flow_record) ==
 		       48 + 5 * 8 + 2 * 80 + 8 + 4 + 32 + 40 + 56 + 16 + 24 + 12,
 	       "no padding");
 _Static_assert(sizeof(struct name_chunk) == 48 + 8 + 8, "no hidden padding");
-_Static_assert(sizeof(struct sweep) == 64 + 4 * FLOW_RANKS, "no hidden padding");
+_Static_assert(sizeof(struct sweep) == 72 + 4 * FLOW_RANKS, "no hidden padding");
 
 #endif /* TCPINSPECT_FLOWS_H */

@@ -133,6 +133,23 @@ fn filters_on_processes_choose_by_who_connected_and_nothing_else_counts() {
 }
 
 #[test]
+fn what_a_filter_on_processes_leaves_out_adds_up_over_many_sweeps() {
+    need!(has_socket_programs());
+    let pair = need!(Pair::new());
+    let args = ["flows", "vc", "--json", "--comm", "nosuch"];
+    let tool = Tool::start_in(&pair.client, &args);
+    for _ in 0..3 {
+        pair.refused_connects((SERVER4, 81).into(), 5);
+        // A sweep comes each second.
+        std::thread::sleep(Duration::from_millis(1500));
+    }
+    let output = tool.stop();
+    let summary = check_packets(&output);
+    assert_eq!(summary["matched"], 0, "{summary}");
+    assert_eq!(summary["segments"], 0, "{summary}");
+}
+
+#[test]
 fn totals_are_by_process_user_and_network_too() {
     need!(has_socket_programs());
     let pair = need!(Pair::new());

@@ -56,6 +56,8 @@ pub struct Book<'a> {
     suppressed: u64,
     /// Flows that have ended since the start.
     pub reported: u64,
+    /// Records of flows that go on: they have ended as well, as unanswered attempts.
+    pub unanswered: u64,
     /// Finds the containers of processes, if they are shown or asked for.
     containers: Option<Containers>,
     /// Flows that `--container` rejects, and the packets that they counted.
@@ -117,6 +119,7 @@ impl<'a> Book<'a> {
             second: Second::default(),
             suppressed: 0,
             reported: 0,
+            unanswered: 0,
             containers: needs_containers(args).then(Containers::new),
             foreign: 0,
             foreign_packets: 0,
@@ -247,9 +250,10 @@ impl<'a> Book<'a> {
         }
     }
 
-    /// Notes how many records the sweep could not send since the start.
+    /// Notes what the sweep has counted since the start.
     pub fn note_lost(&mut self, sweep: &Sweep) {
         self.reported += sweep.lost - self.lost + sweep.unwanted - self.unwanted;
+        self.unanswered = sweep.unanswered;
         self.unwanted = sweep.unwanted;
         self.unwanted_packets = sweep.unwanted_packets;
         self.lost = sweep.lost;

@@ -52,10 +52,10 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// How many flows there have ever been: those of packets that were counted, and those that were
-    /// added for sockets.
+    /// How many flows there have ever been: those of packets that were counted, those that were
+    /// added for sockets, and once more those that were reported as unanswered.
     pub fn ever(&self, counted: &PacketCounters) -> u64 {
-        counted.matched + self.lost_seeded + self.sockets.as_ref().map_or(0, Sockets::seeded)
+        counted.matched + self.book.unanswered + self.lost_seeded + self.sockets.as_ref().map_or(0, Sockets::seeded)
     }
 
     /// Adds the connections that are older than the tool.
@@ -141,6 +141,9 @@ impl<'a> Table<'a> {
         let before = skel::read_sweep(bss);
         request.lost = before.lost;
         request.lost_packets = before.lost_packets;
+        request.unanswered = before.unanswered;
+        request.unwanted = before.unwanted;
+        request.unwanted_packets = before.unwanted_packets;
         skel::set_sweep(bss, &request);
         let frame = [0; 14];
         let mut left = before.end;
