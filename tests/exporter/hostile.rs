@@ -1,5 +1,11 @@
 //! Clients that mean harm. The exporter has to answer a well-behaved one all the time.
 
+use std::fs;
+use std::path::Path;
+
+use nix::libc;
+use nix::unistd::Pid;
+
 use super::*;
 
 fn start(namespace: &Namespace) -> Exporter {
@@ -54,6 +60,87 @@ fn clients_that_do_not_read_their_answers_cost_little() {
         clients.push(client);
     }
     check(&exporter, Duration::from_secs(5));
+}
+
+#[test]
+fn clients_that_take_all_places_keep_nobody_out() {
+    let namespace = need!(Namespace::new());
+    let exporter = start(&namespace);
+    let deaf = (0..64).map(|_| {
+        let mut client = exporter.connect();
+        client.set_nonblocking(true).unwrap();
+        // More answers than the buffers of both ends hold.
+        let _ = client.write_all(&b"GET /metrics HTTP/1.1\r\n\r\n".repeat(8000));
+        client
+    });
+    let deaf = deaf.collect::<Vec<_>>();
+    thread::sleep(Duration::from_secs(1));
+    check(&exporter, Duration::from_secs(4));
+    drop(deaf);
+
+    let until = Instant::now() + Duration::from_secs(8);
+    thread::scope(|scope| {
+        let ask_on_and_on = || {
+            exporter.namespace.join();
+            while Instant::now() < until {
+                let mut client = exporter.connect();
+                while client.write_all(b"GET / HTTP/1.1\r\n\r\n").is_ok()
+                    && Instant::now() < until
+                    && client.read(&mut [0; 4096]).is_ok_and(|len| len > 0)
+                {}
+            }
+        };
+        for _ in 0..70 {
+            scope.spawn(ask_on_and_on);
+        }
+        thread::sleep(Duration::from_secs(1));
+        check(&exporter, Duration::from_secs(6));
+    });
+}
+
+#[test]
+fn without_a_free_descriptor_it_waits_and_does_not_spin() {
+    let namespace = need!(Namespace::new());
+    let exporter = start(&namespace);
+    let pid = exporter.tool.pid();
+    let is_free = |fd: &u64| !Path::new(&format!("/proc/{pid}/fd/{fd}")).exists();
+    let lowest = (0..).find(is_free).unwrap();
+    let limit = |soft: u64| {
+        let limit = libc::rlimit {
+            rlim_cur: soft,
+            rlim_max: 4096,
+        };
+        // SAFETY: the new limit is a whole struct, and the old one is not asked for.
+        let result = unsafe {
+            libc::prlimit(
+                pid.as_raw(),
+                libc::RLIMIT_NOFILE,
+                &raw const limit,
+                std::ptr::null_mut(),
+            )
+        };
+        assert_eq!(result, 0);
+    };
+    limit(lowest);
+    let client = exporter.connect();
+    let before = cpu_time(pid);
+    thread::sleep(Duration::from_secs(2));
+    let used = cpu_time(pid) - before;
+    assert!(used < Duration::from_millis(500), "{used:?}");
+    limit(1024);
+    drop(client);
+    check(&exporter, Duration::from_secs(5));
+}
+
+/// The CPU time that a process has used.
+fn cpu_time(pid: Pid) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields = stat.rsplit(") ").next().unwrap().split(' ');
+    let ticks = fields
+        .skip(11)
+        .take(2)
+        .map(|field| field.parse::<u64>().unwrap());
+    Duration::from_millis(ticks.sum::<u64>() * 10)
 }
 
 #[test]

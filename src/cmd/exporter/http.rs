@@ -2,6 +2,7 @@
 //! neither tiny_http (a thread per client) nor hyper (a runtime) can be used. httparse reads the
 //! requests.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::rc::Rc;
@@ -40,8 +41,12 @@ const ANSWER_TIME: Duration = Duration::from_secs(10);
 /// How long a connection may be idle between two requests.
 const IDLE_TIME: Duration = Duration::from_secs(150);
 
-/// While all places are taken, a client that has asked for nothing so long makes room for another.
+/// While all places are taken, a client that has asked for nothing so long, or has not read its
+/// answer, makes room for another.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long no client is accepted after the host had no descriptor or memory for one.
+const REST: Duration = Duration::from_millis(200);
 
 /// What a client wants.
 pub struct Request<'a> {
@@ -81,6 +86,8 @@ impl Answer {
 pub struct Server {
     listener: TcpListener,
     clients: Vec<Client>,
+    /// No client is accepted before.
+    rests_until: Instant,
 }
 
 impl Server {
@@ -118,6 +125,7 @@ impl Server {
         Ok(Self {
             listener: made.into(),
             clients: Vec::new(),
+            rests_until: Instant::now(),
         })
     }
 
@@ -139,7 +147,7 @@ impl Server {
     /// What to wait for.
     pub fn events(&self) -> Vec<PollFd<'_>> {
         let mut events = Vec::with_capacity(self.clients.len() + 1);
-        if self.clients.len() < CLIENTS_MAX || self.may_evict(Instant::now()).is_some() {
+        if self.has_room(Instant::now()) {
             events.push(PollFd::new(self.listener.as_fd(), PollFlags::POLLIN));
         }
         for client in &self.clients {
@@ -154,53 +162,60 @@ impl Server {
             return Some(Instant::now());
         }
         let deadlines = self.clients.iter().map(Client::deadline);
-        let eviction = match self.clients.len() < CLIENTS_MAX {
-            true => None,
-            false => {
-                let idle = self.clients.iter().filter(|client| client.is_idle());
-                idle.map(|client| client.since + PATIENCE).min()
-            }
-        };
+        let oldest = self.clients.iter().map(|client| client.since).min();
+        let eviction = oldest.filter(|_| self.is_full()).map(|at| at + PATIENCE);
+        let room = [eviction, Some(self.rests_until)].into_iter().flatten();
         deadlines
-            .chain(eviction.filter(|at| *at > Instant::now()))
+            .chain(room.filter(|at| *at > Instant::now()))
             .min()
     }
 
     /// Does what can be done without waiting.
     pub fn serve(&mut self, respond: &mut impl FnMut(&Request<'_>) -> Answer) {
         let now = Instant::now();
+        // Then each gets one more answer, so that clients that go on asking keep nobody out.
+        let is_full = self.is_full();
         self.clients
-            .retain_mut(|client| client.deadline() > now && client.go_on(respond));
-        while self.make_room(now) {
-            // Whatever the error, there is no client: it has gone, or no descriptor is left.
-            let Ok((stream, _)) = self.listener.accept() else {
-                return;
+            .retain_mut(|client| client.deadline() > now && client.go_on(is_full, respond));
+        while self.has_room(now) {
+            let stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    if !matches!(
+                        error.kind(),
+                        ErrorKind::WouldBlock | ErrorKind::ConnectionAborted
+                    ) {
+                        self.rests_until = now + REST;
+                    }
+                    return;
+                }
             };
+            if self.is_full()
+                && let Some(at) = self.may_evict(now)
+            {
+                self.clients.swap_remove(at);
+            }
             let mut client = Client::new(stream);
-            if client.go_on(respond) {
+            if client.go_on(is_full, respond) {
                 self.clients.push(client);
             }
         }
     }
 
-    /// Whether there is room for another client, if need be after an idle one was sent away.
-    fn make_room(&mut self, now: Instant) -> bool {
-        if self.clients.len() < CLIENTS_MAX {
-            return true;
-        }
-        match self.may_evict(now) {
-            Some(at) => {
-                self.clients.swap_remove(at);
-                true
-            }
-            None => false,
-        }
+    fn is_full(&self) -> bool {
+        self.clients.len() >= CLIENTS_MAX
     }
 
+    /// Whether another client can be accepted, if need be after one was sent away.
+    fn has_room(&self, now: Instant) -> bool {
+        self.rests_until <= now && (!self.is_full() || self.may_evict(now).is_some())
+    }
+
+    /// The client that has kept the server waiting for the longest time.
     fn may_evict(&self, now: Instant) -> Option<usize> {
         let clients = self.clients.iter().enumerate();
         clients
-            .filter(|(_, client)| client.is_idle() && client.since + PATIENCE <= now)
+            .filter(|(_, client)| client.since + PATIENCE <= now)
             .min_by_key(|(_, client)| client.since)
             .map(|(at, _)| at)
     }
@@ -257,11 +272,6 @@ impl Client {
         }
     }
 
-    /// It has asked for nothing that it has not got.
-    fn is_idle(&self) -> bool {
-        matches!(self.doing, Doing::Asking | Doing::Leaving)
-    }
-
     fn deadline(&self) -> Instant {
         self.since
             + match self.doing {
@@ -277,11 +287,11 @@ impl Client {
     }
 
     /// Reads, answers and writes as far as the socket allows. False: the client is gone.
-    fn go_on(&mut self, respond: &mut impl FnMut(&Request<'_>) -> Answer) -> bool {
+    fn go_on(&mut self, is_last: bool, respond: &mut impl FnMut(&Request<'_>) -> Answer) -> bool {
         self.has_more = false;
         for _ in 0..STEPS_AT_ONCE {
             let done = match self.doing {
-                Doing::Asking => self.ask(respond),
+                Doing::Asking => self.ask(is_last, respond),
                 Doing::Reading | Doing::ReadingLast => self.read_answer(),
                 Doing::Leaving => self.leave(),
             };
@@ -295,9 +305,14 @@ impl Client {
     }
 
     /// Takes a request, if it is there as a whole, and makes its answer.
-    fn ask(&mut self, respond: &mut impl FnMut(&Request<'_>) -> Answer) -> Result<(), Errno> {
+    fn ask(
+        &mut self,
+        is_last: bool,
+        respond: &mut impl FnMut(&Request<'_>) -> Answer,
+    ) -> Result<(), Errno> {
         loop {
-            if let Some(found) = parse(&self.request) {
+            if let Some(mut found) = parse(&self.request) {
+                found.is_last |= is_last;
                 self.answer(found, respond);
                 return Ok(());
             }
