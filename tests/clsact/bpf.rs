@@ -11,6 +11,9 @@ use libbpf_sys::{
     bpf_map_create, bpf_map_lookup_elem, bpf_prog_load_opts, bpf_prog_type, bpf_tc_attach,
     bpf_tc_hook, bpf_tc_opts,
 };
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+};
 use tcpinspect::attach::Direction;
 
 use crate::common::bpf::{instruction, load, owned};
@@ -118,5 +121,49 @@ impl Counter {
         // SAFETY: both structs are filled in as far as their sizes say.
         let result = unsafe { bpf_tc_attach(&raw const hook, &raw mut options) };
         assert_eq!(result, 0);
+    }
+
+    /// Attaches it under a name, as another version of the tool would: by a message of
+    /// rtnetlink(7) that is written out here, so that nothing of the tool takes part.
+    pub fn attach_named(&self, ifindex: u32, direction: Direction, name: &str) {
+        let attribute = |kind: u16, value: &[u8]| {
+            let mut bytes = (value.len() as u16 + 4).to_ne_bytes().to_vec();
+            bytes.extend(kind.to_ne_bytes());
+            bytes.extend(value);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+            bytes
+        };
+        let parent: u32 = match direction {
+            Direction::Ingress => 0xffff_fff2,
+            Direction::Egress => 0xffff_fff3,
+        };
+        // struct tcmsg: any handle, priority 37, ETH_P_ALL.
+        let info = 37 << 16 | u32::from(3_u16.to_be());
+        let header = [0, ifindex, 0, parent, info].map(u32::to_ne_bytes).concat();
+        // TCA_BPF_FD, TCA_BPF_NAME, and TCA_BPF_FLAGS with direct action.
+        let options = [
+            attribute(6, &self.program.as_raw_fd().to_ne_bytes()),
+            attribute(7, &[name.as_bytes(), &[0]].concat()),
+            attribute(8, &1_u32.to_ne_bytes()),
+        ];
+        // TCA_KIND and TCA_OPTIONS.
+        let kind = attribute(1, b"bpf\0");
+        let payload = [header, kind, attribute(2, &options.concat())].concat();
+        // RTM_NEWTFILTER; NLM_F_REQUEST, ACK, EXCL, CREATE.
+        let mut message = (payload.len() as u32 + 16).to_ne_bytes().to_vec();
+        message.extend(44_u16.to_ne_bytes());
+        message.extend(0x605_u16.to_ne_bytes());
+        message.extend([0; 8]);
+        message.extend(payload);
+
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let protocol = SockProtocol::NetlinkRoute;
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol).unwrap();
+        send(socket.as_raw_fd(), &message, MsgFlags::empty()).unwrap();
+        let mut answer = [0; 512];
+        recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty()).unwrap();
+        // struct nlmsgerr after the header.
+        let error = i32::from_ne_bytes(answer[16..20].try_into().unwrap());
+        assert_eq!(error, 0, "{name}");
     }
 }

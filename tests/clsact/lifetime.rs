@@ -1,6 +1,8 @@
 //! Instances that are killed, and instances at the same time.
 
 use std::env;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::thread;
 
@@ -54,6 +56,60 @@ fn the_next_start_removes_exactly_what_a_killed_one_left() {
             assert_eq!(state_of_others(V0, Some(49_151)), before);
             clsact.detach().unwrap();
             alive.leave();
+            assert_eq!(state(V0), before);
+        },
+    );
+}
+
+/// Filters with names of the form of version 0.1, and of one that is not known yet.
+#[test]
+fn another_version_is_respected_while_it_runs_and_cleaned_up_after_its_end() {
+    in_namespace(
+        "another_version_is_respected_while_it_runs_and_cleaned_up_after_its_end",
+        || {
+            let before = state(V0);
+            run(&format!("tc qdisc add dev {V0} clsact"));
+            let mut process = Command::new("sleep").arg("600").spawn().unwrap();
+            let pid = process.id();
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            let started = stat.rsplit(' ').nth(52 - 22).unwrap();
+            let inode = |of: &str| fs::metadata(format!("/proc/self/ns/{of}")).map(|ns| ns.ino());
+            let (pid_namespace, time_namespace) = (inode("pid").unwrap(), inode("time").unwrap());
+            let name = format!(
+                "tcpinspect/{pid}/{started}/{pid_namespace}-{time_namespace}+qdisc:old_program"
+            );
+            let (old, future) = (Counter::new(UNSPEC), Counter::new(UNSPEC));
+            old.attach_named(index(V0), Direction::Ingress, &name);
+            old.attach_named(index(V0), Direction::Egress, &name);
+            // Nothing is known of such a process, so the filter is a foreign one.
+            let unknown = format!("tcpinspect/2/{pid}/{started}/{pid_namespace}:new");
+            future.attach_named(index(V0), Direction::Ingress, &unknown);
+            let during = state(V0);
+
+            let counter = Counter::new(UNSPEC);
+            let clsact = attach(&counter);
+            assert_eq!(clsact.notices(), [""; 0]);
+            assert!(remove_stale(index(V0)).unwrap().is_empty());
+            send(5);
+            for each in [&counter, &old, &future] {
+                each.expect(5);
+            }
+            clsact.detach().unwrap();
+            assert_eq!(state(V0), during, "it leaves what others have");
+
+            process.kill().unwrap();
+            process.wait().unwrap();
+            let notices = remove_stale(index(V0)).unwrap();
+            let removed = |direction| {
+                format!(
+                    "removed the {direction} filter old_program that process {pid} had left when \
+                     it was killed"
+                )
+            };
+            assert_eq!(notices, [removed("ingress"), removed("egress")]);
+            let left = our_filters(V0);
+            assert!(left.len() == 1 && left[0].contains(&unknown), "{left:?}");
+            run(&format!("tc qdisc del dev {V0} clsact"));
             assert_eq!(state(V0), before);
         },
     );
