@@ -1,6 +1,7 @@
 //! Everything goes wrong that can, again and again, while four commands run all the time: floods
 //! from spoofed sources, links detached from outside, interfaces deleted, readers that stop, full
 //! disks, kills. Each command that ends must account for all that it has seen, and leave nothing.
+//! The clock of this machine is left alone: `lifecycle::machine` sets it, in guests.
 
 use std::io::{Read, Seek};
 use std::net::Ipv4Addr;
@@ -17,8 +18,8 @@ use crate::common::tool::{account, into_small_pipe, json_account, small_disk};
 use crate::common::{CLIENT4, Output, Pair, SERVER4, Tool, command, wait_within};
 use crate::{Ended, Run};
 
-/// What runs all the time; none by XDP, of which an interface takes one program. And whether it has an event for each SYN to port 80, or for a connection
-/// to port 81 an attempt and a fate.
+/// What runs all the time; none by XDP, of which an interface takes one program. And whether it has
+/// an event for each SYN to port 80, or for a connection to port 81 an attempt and a fate.
 const WATCHED: [(&[&str], bool); 4] = [
     (
         &[
@@ -41,11 +42,12 @@ const WATCHED: [(&[&str], bool); 4] = [
 ];
 
 /// What things go wrong for, one after the other.
-const VICTIMS: [&[&str]; 4] = [
+const VICTIMS: [&[&str]; 5] = [
     &["syn-count", "--mode", "generic"],
     &["syn-count", "--mode", "tc"],
     &["port-monitor"],
     &["flows"],
+    &["accept-trace"],
 ];
 
 /// SYNs of each flood, each from another source.

@@ -60,6 +60,10 @@ impl Run {
     fn start(namespace: &Namespace, args: &[&'static str]) -> Self {
         let mut command = command(args);
         command.stdout(Stdio::null());
+        if args[0] == "connect-trace" {
+            // It sees all namespaces, and others may connect to the same addresses.
+            command.args(["--pid", &std::process::id().to_string()]);
+        }
         Self {
             name: args[0],
             tool: Tool::spawn_in(namespace, &mut command).attached(),
