@@ -80,8 +80,9 @@ fn interfaces() -> Result<String, Failure> {
         env!("CARGO_PKG_VERSION")
     );
     let names = up.into_iter().map(|interface| interface.name);
-    // In a name these would be read as the end of a value.
-    let names = names.filter(|name| !name.contains(['{', '}', '=']));
+    // In a name these would be read as the end of a value, or by a terminal.
+    let is_plain = |c: char| c.is_ascii_graphic() && !matches!(c, '{' | '}' | '=');
+    let names = names.filter(|name| name.chars().all(is_plain));
     for name in names.chain([ANY.to_owned()]) {
         text += &format!("interface {{value={PREFIX}{name}}}{{display=TCP of {name}}}\n");
     }

@@ -9,6 +9,7 @@ pub mod metrics;
 use std::fmt::{Display, Write};
 
 use crate::domain::export::Histogram;
+use crate::output::escape;
 
 /// The format of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,15 +186,15 @@ impl Exposition {
     }
 }
 
-/// Escapes the value of a label.
+/// Escapes the value of a label: for terminals, as in all text, and then for the format.
 fn push_escaped(text: &mut String, value: &str) {
-    for c in value.chars() {
-        match c {
-            '\\' => text.push_str("\\\\"),
-            '"' => text.push_str("\\\""),
-            '\n' => text.push_str("\\n"),
-            c => text.push(c),
+    let mut shown = Vec::with_capacity(value.len());
+    escape::push_text(&mut shown, value.as_bytes());
+    for c in String::from_utf8_lossy(&shown).chars() {
+        if matches!(c, '\\' | '"') {
+            text.push('\\');
         }
+        text.push(c);
     }
 }
 
@@ -217,7 +218,7 @@ mod tests {
     fn rendered(format: Format) -> String {
         let mut exposition = Exposition::new(format);
         exposition.family(&SYNS);
-        exposition.sample(&SYNS, &[("iface", "e\"\\\n0"), ("kind", "x")], 7);
+        exposition.sample(&SYNS, &[("iface", "e\"\\\x1b0"), ("kind", "x")], 7);
         exposition.sample(&SYNS, &[], 0.5);
         exposition.finish()
     }
@@ -227,12 +228,12 @@ mod tests {
         assert_eq!(
             rendered(Format::OpenMetrics),
             "# HELP tcpinspect_syns Incoming SYNs.\n# TYPE tcpinspect_syns counter\n\
-             tcpinspect_syns_total{iface=\"e\\\"\\\\\\n0\",kind=\"x\"} 7\ntcpinspect_syns_total 0.5\n# EOF\n"
+             tcpinspect_syns_total{iface=\"e\\\"\\\\\\\\\\\\x1b0\",kind=\"x\"} 7\ntcpinspect_syns_total 0.5\n# EOF\n"
         );
         assert_eq!(
             rendered(Format::Text),
             "# HELP tcpinspect_syns_total Incoming SYNs.\n# TYPE tcpinspect_syns_total counter\n\
-             tcpinspect_syns_total{iface=\"e\\\"\\\\\\n0\",kind=\"x\"} 7\ntcpinspect_syns_total 0.5\n"
+             tcpinspect_syns_total{iface=\"e\\\"\\\\\\\\\\\\x1b0\",kind=\"x\"} 7\ntcpinspect_syns_total 0.5\n"
         );
     }
 
