@@ -231,7 +231,7 @@ struct sweep {
 	__u64 lost; /* records for which the event buffer had no room */
 	__u64 lost_packets;
 	__u64 unanswered; /* records of flows that go on, each of which counts as one more flow */
-	__u64 unwanted; /* flows that the filter on processes has rejected */
+	__u64 unwanted;	  /* flows that the filter on processes has rejected */
 	__u64 unwanted_packets;
 	__u32 ranks[FLOW_RANKS]; /* flows in the table by rank, as this sweep has found them */
 };

@@ -55,7 +55,10 @@ impl<'a> Table<'a> {
     /// How many flows there have ever been: those of packets that were counted, those that were
     /// added for sockets, and once more those that were reported as unanswered.
     pub fn ever(&self, counted: &PacketCounters) -> u64 {
-        counted.matched + self.book.unanswered + self.lost_seeded + self.sockets.as_ref().map_or(0, Sockets::seeded)
+        counted.matched
+            + self.book.unanswered
+            + self.lost_seeded
+            + self.sockets.as_ref().map_or(0, Sockets::seeded)
     }
 
     /// Adds the connections that are older than the tool.
