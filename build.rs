@@ -27,13 +27,17 @@ fn main() -> Result<()> {
     // The whole folder: every program includes headers from it.
     println!("cargo:rerun-if-changed={}", sources.display());
 
+    let here = env::var("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR is not set")?;
+    // Line information does not say where this was built, so that it can be reproduced.
+    let prefix_map = format!("-ffile-prefix-map={here}=.");
+
     let mut modules = String::new();
     for program in programs(&sources)? {
         let source = sources.join(format!("{program}.bpf.c"));
         let skeleton = out.join(format!("{program}.skel.rs"));
         SkeletonBuilder::new()
             .source(&source)
-            .clang_args(CLANG_ARGS)
+            .clang_args(CLANG_ARGS.into_iter().chain([prefix_map.as_str()]))
             .reference_obj(true)
             .build_and_generate(&skeleton)
             .with_context(|| {
