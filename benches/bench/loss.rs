@@ -78,7 +78,7 @@ pub fn run(effort: Effort) -> Result<bool> {
         &shown.collect::<Vec<_>>(),
     );
     let mut within = true;
-    for (name, least, gross) in [(LINES, 0.75, 0.15), (COUNTS, 0.9, 0.3)] {
+    for (name, least, gross) in [(LINES, 0.75, 0.3), (COUNTS, 0.9, 0.4)] {
         let found = results.iter().find(|(known, _)| *known == name);
         let (_, outcome) = found.context("one of ours was not measured")?;
         let kept = Stat::of(outcome.kept.clone()).median;
