@@ -14,6 +14,7 @@
 #define ETHERTYPE_QINQ_OLD 0x9100 /* QinQ before 802.1ad */
 #define MAX_VLAN_TAGS	   2
 #define MAX_EXT_HEADERS	   8
+#define COMMON_EXT_HEADERS 3 /* skipped by the fast path */
 
 #define IPPROTO_HOPOPTS	 0
 #define IPPROTO_ROUTING	 43
@@ -236,19 +237,9 @@ static __always_inline struct packet_counters *my_counters(void)
 	return &counters[bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1)];
 }
 
-/* Copies bytes from any part of the frame, which is slow. The packet is not changed. */
-static __always_inline long copy_out(const struct frame *f, __u64 off, void *to, __u32 len)
+/* The part of copy_out() that only a replay needs: once in a program, not once for each copy. */
+static __noinline int copy_replayed(__u64 off, __u8 *to, __u32 len)
 {
-	__u8 *bytes = to;
-
-	if (!replay_batch) {
-		if (f->hook == HOOK_TC && !bpf_skb_load_bytes(f->ctx, off, to, len))
-			return 0;
-		if (f->hook == HOOK_XDP_FRAGS && !bpf_xdp_load_bytes(f->ctx, off, to, len))
-			return 0;
-	}
-	if (!replay)
-		return -1;
 	off += replay_at;
 	for (__u32 i = 0; i < len; i++) {
 		__u64 at = off + i;
@@ -258,9 +249,21 @@ static __always_inline long copy_out(const struct frame *f, __u64 off, void *to,
 		barrier_var(at);
 		if (at >= REPLAY_BYTES)
 			return -1;
-		bytes[i] = replay_bytes[at];
+		to[i] = replay_bytes[at];
 	}
 	return 0;
+}
+
+/* Copies bytes from any part of the frame, which is slow. The packet is not changed. */
+static __always_inline long copy_out(const struct frame *f, __u64 off, void *to, __u32 len)
+{
+	if (!replay_batch) {
+		if (f->hook == HOOK_TC && !bpf_skb_load_bytes(f->ctx, off, to, len))
+			return 0;
+		if (f->hook == HOOK_XDP_FRAGS && !bpf_xdp_load_bytes(f->ctx, off, to, len))
+			return 0;
+	}
+	return replay ? copy_replayed(off, to, len) : -1;
 }
 
 /*
@@ -464,6 +467,22 @@ static __always_inline bool is_ext_header(__u8 next)
 	return next < 64 && (walked >> next & 1);
 }
 
+static __always_inline __u32 is_fragment(__u8 next)
+{
+	return 1ULL << IPPROTO_FRAGMENT >> next & 1;
+}
+
+/* The length without a branch, so that the verifier has one path to follow. */
+static __always_inline __u32 ext_header_len(__u8 next, const struct ext_header *ext)
+{
+	__u32 is_ah = 1ULL << IPPROTO_AH >> next & 1;
+	/* A fragment header has no length. */
+	__u32 len = ext->len & (is_fragment(next) - 1);
+
+	/* RFC 8200: units of 8 bytes, minus 1; RFC 4302: units of 4 bytes, minus 2. */
+	return (len + 1 + is_ah) << (3 - is_ah);
+}
+
 /*
  * The walk over extension headers is unrolled. The compiler may lay out a loop so that its end
  * falls through to its beginning, which the verifier rejects as a back-edge before Linux 6.8.
@@ -491,7 +510,6 @@ static __always_inline enum verdict parse_ipv6(struct frame *f, struct packet *p
 #pragma unroll
 	for (int i = 0; i <= MAX_EXT_HEADERS; i++) {
 		struct ext_header *ext;
-		__u32 len;
 
 		if (!is_ext_header(next))
 			break;
@@ -500,18 +518,10 @@ static __always_inline enum verdict parse_ipv6(struct frame *f, struct packet *p
 			return VERDICT_TRUNCATED;
 		if (i == MAX_EXT_HEADERS)
 			return VERDICT_TOO_DEEP;
-		if (next == IPPROTO_FRAGMENT) {
-			if (ext->fragment & bpf_htons(0xfff8))
-				return ext->next_header == IPPROTO_TCP ? VERDICT_FRAGMENT
-								       : VERDICT_NOT_TCP;
-			len = sizeof(*ext);
-		} else if (next == IPPROTO_AH) {
-			len = (ext->len + 2) * 4; /* RFC 4302: 32-bit words, minus 2 */
-		} else {
-			len = (ext->len + 1) * 8; /* RFC 8200: 8-byte units, minus 1 */
-		}
+		if (ext->fragment & bpf_htons(0xfff8) & -is_fragment(next))
+			return ext->next_header == IPPROTO_TCP ? VERDICT_FRAGMENT : VERDICT_NOT_TCP;
+		p->l4 = forget_range(p->l4 + ext_header_len(next, ext));
 		next = ext->next_header;
-		p->l4 = forget_range(p->l4 + len);
 	}
 	return next == IPPROTO_TCP ? VERDICT_TCP : VERDICT_NOT_TCP;
 }
@@ -628,8 +638,28 @@ static __always_inline bool pass_tags(const struct frame *f, struct packet *p, _
 }
 
 /*
- * The fast path for nearly all traffic: linear frames with IPv4 without options or IPv6 without
- * extension headers, with or without tags. It has the same result as parse_headers(), or none in
+ * Skips the first few extension headers like parse_ipv6(). False: leave the frame to
+ * parse_headers().
+ */
+static __always_inline bool pass_ext_headers(const struct frame *f, struct packet *p, __u8 *next)
+{
+#pragma unroll
+	for (int i = 0; i < COMMON_EXT_HEADERS; i++) {
+		struct ext_header *ext = f->data + p->l4;
+
+		if (i && !is_ext_header(*next))
+			break;
+		if ((void *)(ext + 1) > f->data_end || *next == IPPROTO_FRAGMENT)
+			return false;
+		p->l4 = (p->l4 + ext_header_len(*next, ext) + opaque_zero) & 0x1fff;
+		*next = ext->next_header;
+	}
+	return *next == IPPROTO_TCP;
+}
+
+/*
+ * The fast path for nearly all traffic: linear frames without fragments or many extension headers,
+ * with or without tags. It has the same result as parse_headers(), or none in
  * case of doubt. It uses no call and no loop, so that no register is spilled.
  */
 static __always_inline bool parse_common(struct frame *f, struct packet *p, enum verdict *v)
@@ -656,40 +686,50 @@ static __always_inline bool parse_common(struct frame *f, struct packet *p, enum
 	if (ethertype == bpf_htons(ETHERTYPE_IPV4)) {
 		struct ipv4_header *ip = f->data + p->l3;
 
-		tcp = (void *)(ip + 1);
-		if ((void *)tcp > f->data_end || ip->version_ihl != 0x45)
+		if ((void *)(ip + 1) > f->data_end)
 			return false;
+		p->l4 = p->l3 + sizeof(*ip);
+		if (ip->version_ihl != 0x45) {
+			/* With options, or malformed. */
+			if (ip->version_ihl < 0x45 || ip->version_ihl > 0x4f)
+				return false;
+			p->l4 = p->l3 + (ip->version_ihl & 0x0f) * 4;
+		}
 		len = bpf_ntohs(ip->total_len);
-		if (len < sizeof(*ip))
+		if (p->l3 + len < p->l4)
 			return false;
 		if (ip->protocol != IPPROTO_TCP) {
 			*v = VERDICT_NOT_TCP;
 			return true;
 		}
-		if (len < sizeof(*ip) + sizeof(*tcp) || (ip->fragment & bpf_htons(0x1fff)))
+		if (ip->fragment & bpf_htons(0x1fff))
 			return false;
 		p->ip_version = 4;
-		p->l4 = p->l3 + sizeof(*ip);
 	} else if (ethertype == bpf_htons(ETHERTYPE_IPV6)) {
 		struct ipv6_header *ip = f->data + p->l3;
+		__u8 next;
 
-		tcp = (void *)(ip + 1);
-		if ((void *)tcp > f->data_end || is_ext_header(ip->next_header) ||
+		if ((void *)(ip + 1) > f->data_end ||
 		    (ip->version_class_flow & bpf_htonl(0xf0000000)) != bpf_htonl(0x60000000))
 			return false;
-		if (ip->next_header != IPPROTO_TCP) {
+		p->l4 = p->l3 + sizeof(*ip);
+		len = bpf_ntohs(ip->payload_len) + sizeof(*ip);
+		next = ip->next_header;
+		if (is_ext_header(next)) {
+			if (!pass_ext_headers(f, p, &next))
+				return false;
+		} else if (next != IPPROTO_TCP) {
 			*v = VERDICT_NOT_TCP;
 			return true;
 		}
-		len = bpf_ntohs(ip->payload_len) + sizeof(*ip);
-		if (len < sizeof(*ip) + sizeof(*tcp))
-			return false;
 		p->ip_version = 6;
-		p->l4 = p->l3 + sizeof(*ip);
 	} else {
 		*v = VERDICT_NOT_IP;
 		return true;
 	}
+	tcp = f->data + p->l4;
+	if (p->l4 + sizeof(*tcp) > p->l3 + len)
+		return false;
 	if ((void *)(tcp + 1) > f->data_end || tcp->data_offset >> 4 < sizeof(*tcp) / 4)
 		return false;
 	p->flags = tcp->flags;
