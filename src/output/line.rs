@@ -42,11 +42,31 @@ impl Line<'_> {
     /// Appends to `out` what `render` writes.
     #[inline]
     pub fn render(room: &mut Room, out: &mut Vec<u8>, render: impl FnOnce(&mut Line<'_>)) {
+        if room.has_colors {
+            return Self::render_colored(room, out, render);
+        }
+        Self::render_with(false, &mut room.bytes, out, render);
+    }
+
+    /// Apart, so that lines without colors have nothing to do with them.
+    #[cold]
+    #[inline(never)]
+    fn render_colored(room: &mut Room, out: &mut Vec<u8>, render: impl FnOnce(&mut Line<'_>)) {
+        Self::render_with(true, &mut room.bytes, out, render);
+    }
+
+    #[inline(always)]
+    fn render_with(
+        has_colors: bool,
+        room: &mut [u8; ROOM],
+        out: &mut Vec<u8>,
+        render: impl FnOnce(&mut Line<'_>),
+    ) {
         let mut line = Line {
-            room: &mut room.bytes,
+            room,
             len: 0,
             out,
-            has_colors: room.has_colors,
+            has_colors,
         };
         render(&mut line);
         line.out.extend_from_slice(&line.room[..line.len]);
@@ -109,18 +129,31 @@ impl Line<'_> {
     }
 
     /// Puts spaces before what was written since a position, to make it this wide.
+    #[inline(always)]
     pub(super) fn align_right(&mut self, position: usize, width: usize) {
+        const WORD: usize = size_of::<u64>();
         let written = self.position() - position;
         // What was written to the buffer already stays where it is.
         let Some(start) = position.checked_sub(self.out.len()) else {
             return;
         };
-        if written < width && start + width <= ROOM {
-            let missing = width - written;
+        if written >= width || start + width.max(WORD) > ROOM {
+            return;
+        }
+        let missing = width - written;
+        if width <= WORD
+            && missing < WORD
+            && let Some(word) = self.room[start..].first_chunk_mut::<WORD>()
+        {
+            // Nearly all values are this short: they move within a register.
+            let shift = 8 * missing;
+            let spaces = u64::from_le_bytes([b' '; WORD]) >> (64 - shift);
+            *word = (u64::from_le_bytes(*word) << shift | spaces).to_le_bytes();
+        } else {
             self.room.copy_within(start..self.len, start + missing);
             self.room[start..start + missing].fill(b' ');
-            self.len += missing;
         }
+        self.len += missing;
     }
 
     /// Appends a text as [`escape::push_text`] does.
@@ -201,6 +234,32 @@ mod tests {
                 });
                 let spaces = " ".repeat(width.saturating_sub(len).max(1));
                 assert_eq!(out, format!("{value}{spaces}"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_is_aligned_right_however_short_or_wide_it_is() {
+        for before in [0, 1, ROOM - 10, ROOM - 8, ROOM - 4, ROOM - 1, ROOM] {
+            for width in [1, 2, 5, 7, 8, 9, 12, 40] {
+                for len in 0..=width + 1 {
+                    let (first, value) = ("a".repeat(before), "x".repeat(len));
+                    let out = rendered(|out| {
+                        out.extend_from_slice(first.as_bytes());
+                        let start = out.position();
+                        out.extend_from_slice(value.as_bytes());
+                        out.align_right(start, width);
+                        out.push(b'|');
+                    });
+                    // Without room for it in the array, the value stays where it is.
+                    let aligned = format!("{first}{value:>width$}|");
+                    let left = format!("{first}{value}|");
+                    let fits = before + width.max(8) <= ROOM;
+                    assert!(
+                        out == aligned || (!fits && out == left),
+                        "{before} {width} {len}"
+                    );
+                }
             }
         }
     }
