@@ -2,8 +2,9 @@
 //!
 //! `cargo bench --bench bench` runs all, `-- program start` some; `--short` takes few repetitions
 //! and no peers, and fails on gross regressions; `--rounds N` chooses the repetitions; `--update
-//! docs/performance.md` puts what was measured into that document. It needs root, and works in
-//! network namespaces of its own.
+//! docs/performance.md` puts what was measured into that document; `--history benches/history.jsonl`
+//! appends the ratios to those of earlier runs, and says which have become worse. It needs root, and
+//! works in network namespaces of its own.
 
 #![allow(clippy::print_stdout, reason = "a bench is for who runs it")]
 #![allow(clippy::print_stderr, reason = "as above")]
@@ -14,6 +15,7 @@ mod chart;
 mod common;
 mod connect;
 mod events;
+mod history;
 mod iperf;
 mod loss;
 mod plain;
@@ -66,6 +68,7 @@ fn main() -> Result<()> {
     let mut short = false;
     let mut rounds = None;
     let mut document = None;
+    let mut history = None;
     let mut wanted = Vec::new();
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -81,6 +84,10 @@ fn main() -> Result<()> {
             "--update" => {
                 let path = args.next().context("--update takes a document")?;
                 document = Some(PathBuf::from(path));
+            }
+            "--history" => {
+                let path = args.next().context("--history takes a file")?;
+                history = Some(PathBuf::from(path));
             }
             name if PARTS.iter().any(|(part, _)| *part == name) => wanted.push(arg),
             "all" => wanted.extend(PARTS.map(|(part, _)| part.to_owned())),
@@ -104,6 +111,10 @@ fn main() -> Result<()> {
     }
     if let Some(document) = document {
         report::update(&document)?;
+    }
+    if let Some(history) = history {
+        history::append(&history, &report::Machine::this(), &report::figures())?;
+        within &= history::show(&history)?;
     }
     if short && !within {
         bail!("a bound on gross regressions was broken: see above");

@@ -12,6 +12,7 @@ use crate::chart;
 static REPORT: Mutex<Report> = Mutex::new(Report {
     parts: Vec::new(),
     charts: Vec::new(),
+    figures: Vec::new(),
 });
 
 struct Report {
@@ -19,6 +20,44 @@ struct Report {
     parts: Vec<(&'static str, String)>,
     /// The name of a file, and the chart.
     charts: Vec<(String, String)>,
+    figures: Vec<Figure>,
+}
+
+/// What a target or a bound is about: a ratio, or a small difference.
+#[derive(Clone, Debug)]
+pub struct Figure {
+    /// The part that has measured it.
+    pub part: &'static str,
+    pub what: String,
+    pub value: f64,
+    /// The lower, the better.
+    pub at_most: bool,
+}
+
+/// What figures depend on beside the program.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    pub cpus: usize,
+    pub kernel: String,
+    pub arch: &'static str,
+}
+
+impl Machine {
+    /// The one that this runs on.
+    pub fn this() -> Self {
+        let release = read("/proc/sys/kernel/osrelease");
+        Self {
+            cpus: std::thread::available_parallelism().map_or(0, usize::from),
+            // What follows a dash names a build, not a kernel.
+            kernel: release.split('-').next().unwrap_or_default().to_owned(),
+            arch: std::env::consts::ARCH,
+        }
+    }
+}
+
+/// What targets and bounds were about, so far.
+pub fn figures() -> Vec<Figure> {
+    report().figures.clone()
 }
 
 /// The median and the quartiles of some measurements.
@@ -68,16 +107,12 @@ fn report() -> MutexGuard<'static, Report> {
 
 /// Begins the report of a part: says where and how it is measured.
 pub fn begin(name: &'static str, rounds: usize) {
-    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
-    let release = read("/proc/sys/kernel/osrelease");
-    // What follows a dash names a build, not a kernel.
-    let kernel = release.split('-').next().unwrap_or_default();
+    let Machine { cpus, kernel, arch } = Machine::this();
     let load = read("/proc/loadavg");
     let load = load.split(' ').next().unwrap_or_default();
     report().parts.push((name, String::new()));
     say(&format!(
-        "\n_{cpus} CPUs, Linux {kernel}, {}; load average before: {load}; {rounds} rounds; medians, in brackets the quartiles._",
-        std::env::consts::ARCH
+        "\n_{cpus} CPUs, Linux {kernel}, {arch}; load average before: {load}; {rounds} rounds; medians, in brackets the quartiles._",
     ));
 }
 
@@ -121,6 +156,7 @@ pub fn bars(file: &str, title: &str, bars: &[(String, Stat)]) {
 
 /// Prints what was wanted, and whether it is so. It fails nothing: [`bound`] does.
 pub fn target(what: &str, value: f64, limit: f64, at_most: bool) {
+    keep(what, value, at_most);
     let met = if within(value, limit, at_most) {
         "met"
     } else {
@@ -135,6 +171,7 @@ pub fn target(what: &str, value: f64, limit: f64, at_most: bool) {
 /// Prints a bound and whether it is kept. Bounds hold on a busy machine, and only a gross
 /// regression breaks them.
 pub fn bound(what: &str, value: f64, limit: f64, at_most: bool) -> bool {
+    keep(what, value, at_most);
     let kept = within(value, limit, at_most);
     let sign = if at_most { "≤" } else { "≥" };
     println!(
@@ -142,6 +179,19 @@ pub fn bound(what: &str, value: f64, limit: f64, at_most: bool) -> bool {
         if kept { "ok  " } else { "FAIL" }
     );
     kept
+}
+
+fn keep(what: &str, value: f64, at_most: bool) {
+    let mut report = report();
+    if let Some((part, _)) = report.parts.last() {
+        let figure = Figure {
+            part,
+            what: what.to_owned(),
+            value,
+            at_most,
+        };
+        report.figures.push(figure);
+    }
 }
 
 fn within(value: f64, limit: f64, at_most: bool) -> bool {
