@@ -6,19 +6,11 @@
 #include "connect_open.bpf.h"
 
 #define EPIPE	      32
-#define ENONET	      64
-#define ENOPROTOOPT   92
-#define EOPNOTSUPP    95
 #define EADDRNOTAVAIL 99
-#define ENETUNREACH   101
 #define ECONNABORTED  103
 #define ECONNRESET    104
-#define ECONNREFUSED  111
-#define EHOSTDOWN     112
-#define EHOSTUNREACH  113
 
-#define ICMP_DEST_UNREACH 3
-#define SHUTDOWN_MASK	  3
+#define SHUTDOWN_MASK 3
 
 /* inet_csk_accept() is hooked. Else a connection counts as accepted once it is established, and no
  * process is reported. */
@@ -85,6 +77,7 @@ static __always_inline void on_syn_sent_in_call(const struct sock *sk, const str
 {
 	set_ends_of(&kept->event, sk);
 	kept->old_sport = read_inet_sport(tp);
+	kept->old_errors = sk->sk_error_queue.qlen;
 	kept->sent = true;
 }
 
@@ -118,6 +111,7 @@ static __always_inline void on_syn_sent(void *ctx, const struct sock *sk, const 
 		return;
 	start_connection(c);
 	c->old_sport = read_inet_sport(tp);
+	c->old_errors = sk->sk_error_queue.qlen;
 	if (!process_matches(&c->event))
 		return;
 	if (sk->__sk_common.skc_family == AF_INET6 ? ipv6_is_hooked : ipv4_is_hooked)
@@ -197,9 +191,33 @@ static __always_inline void on_established(void *ctx, const struct sock *sk,
 }
 
 /*
+ * The errno of the last ICMP error of this attempt, if the kernel has queued it: over IPv4 it does
+ * so for each socket in SYN_SENT, over IPv6 for those that asked for it. SO_ERROR leaves it there.
+ */
+static __always_inline int queued_error(const struct sock *sk, const struct connection *c)
+{
+	__u32 at = bpf_core_field_offset(struct sock_exterr_skb, ee);
+	struct sock_extended_err ee = {};
+	const struct sk_buff *last;
+
+	if (!sk->sk_error_queue.qlen || (__u8)sk->sk_error_queue.qlen == c->old_errors)
+		return 0;
+	if (may_probe_read) {
+		last = BPF_CORE_READ(sk, sk_error_queue.prev);
+		bpf_core_read(&ee, sizeof(ee), &last->cb[at]);
+	} else {
+		/* In single bytes: to the kernel the control block is an array of them. */
+		last = sk->sk_error_queue.prev;
+		ee.ee_errno = (__u8)last->cb[at];
+		ee.ee_origin = last->cb[at + 4];
+	}
+	return ee.ee_origin == SO_EE_ORIGIN_ICMP ? ee.ee_errno : 0;
+}
+
+/*
  * Sets why a connection went from SYN_SENT to CLOSE. sk_err has the error that the network
  * reported. If it is 0, this host ended the attempt. An ICMP error that came while a system call
- * had locked the socket is in sk_err_soft, which SO_ERROR and tcp_write_err() read.
+ * had locked the socket is in sk_err_soft, until SO_ERROR or tcp_write_err() takes it from there.
  */
 static __always_inline void set_error(struct connection *c, const struct sock *sk,
 				      const struct behind *behind, __be16 sport)
@@ -208,6 +226,8 @@ static __always_inline void set_error(struct connection *c, const struct sock *s
 
 	if (!error && !behind->in_connect)
 		error = sk->sk_err_soft ? sk->sk_err_soft : c->soft_error;
+	if (!error && !behind->in_connect)
+		error = queued_error(sk, c);
 	if (!error) {
 		if (behind->in_connect) {
 			/* If no source port was set, the kernel ran out of ports. */
@@ -224,31 +244,6 @@ static __always_inline void set_error(struct connection *c, const struct sock *s
 	}
 	c->event.error = error;
 	c->event.known |= KNOWN_ERROR;
-}
-
-/* The errno of an ICMP "destination unreachable" by its code, as in icmp_err_convert[]. */
-static __always_inline int unreachable_error(int code)
-{
-	switch (code) {
-	case 0:	 /* net unreachable */
-	case 6:	 /* net unknown */
-	case 9:	 /* net prohibited */
-	case 11: /* net unreachable for this TOS */
-		return ENETUNREACH;
-	case 2:
-		return ENOPROTOOPT;
-	case 3: /* port unreachable */
-		return ECONNREFUSED;
-	case 4: /* fragmentation needed: the connection goes on */
-		return 0;
-	case 5: /* source route failed */
-		return EOPNOTSUPP;
-	case 7: /* host unknown */
-		return EHOSTDOWN;
-	case 8: /* host isolated */
-		return ENONET;
-	}
-	return EHOSTUNREACH;
 }
 
 static __always_inline bool has_sent_fin(int state)

@@ -18,10 +18,11 @@ struct connection {
 	__u64 started_ns;
 	__be16 old_sport; /* inet_sport when the attempt began: left by an earlier one, or 0 */
 	__u8 phase;
-	__u8 function;	  /* 4 or 6: the outermost connect function of the call */
-	__u8 sent;	  /* it has reached SYN_SENT, and not failed since */
-	__u8 announced;	  /* the attempt has passed the filter, and was sent if wanted */
-	__u16 soft_error; /* ICMP error that came while the connect function held the socket */
+	__u8 function;	 /* 4 or 6: the outermost connect function of the call */
+	__u8 sent;	 /* it has reached SYN_SENT, and not failed since */
+	__u8 announced;	 /* the attempt has passed the filter, and was sent if wanted */
+	__u8 soft_error; /* ICMP error that came while the connect function held the socket */
+	__u8 old_errors; /* in the socket's queue when the attempt began: left by earlier ones */
 };
 
 /* Set by user space at the end of the run: new attempts are ignored. */

@@ -121,24 +121,4 @@ int BPF_PROG(on_skipped_state_event, const struct sock *sk, int old_state, int n
 	return on_tracepoint(ctx, sk, old_state, new_state);
 }
 
-/*
- * When a local netfilter rule rejects a SYN, the ICMP error arrives while the connect function
- * holds the socket, which only stores it in sk_err_soft. If the process fetches it with SO_ERROR
- * and closes the socket, the error is gone by then; this program has seen it before. The hooks on
- * the connect functions see it too. Without them this program helps, for IPv4 only.
- */
-SEC("tp_btf/icmp_send")
-int BPF_PROG(on_icmp_send, const struct sk_buff *rejected, int type, int code)
-{
-	const struct sock *sk = rejected->sk;
-	struct connection *kept;
-
-	if (!sk || type != ICMP_DEST_UNREACH)
-		return 0;
-	kept = find(sk);
-	if (kept && kept->phase == PHASE_WAITING)
-		kept->soft_error = unreachable_error(code);
-	return 0;
-}
-
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -262,6 +262,11 @@ enum sock_flags {
 	SOCK_DONE = 1, /* a FIN was received */
 };
 
+struct sk_buff_head {
+	struct sk_buff *prev; /* the last one */
+	__u32 qlen;
+};
+
 struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
@@ -270,6 +275,7 @@ struct sock {
 	kuid_t sk_uid;
 	int sk_err;
 	int sk_err_soft;
+	struct sk_buff_head sk_error_queue; /* for recvmsg(MSG_ERRQUEUE) */
 	__u8 sk_shutdown;
 	struct socket *sk_socket;
 	struct dst_entry *sk_dst_cache;
@@ -411,6 +417,18 @@ struct tcp_skb_cb {
 	__u32 end_seq;
 	__u16 tcp_gso_segs;
 	__u8 tcp_flags;
+};
+
+#define SO_EE_ORIGIN_ICMP 2
+
+struct sock_extended_err {
+	__u32 ee_errno;
+	__u8 ee_origin;
+};
+
+/* The control block in a socket's queue of errors. */
+struct sock_exterr_skb {
+	struct sock_extended_err ee;
 };
 
 /* What a program of the perf event of this tracepoint is given. */

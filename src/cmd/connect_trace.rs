@@ -407,8 +407,6 @@ struct Plan {
     storage: bool,
     /// Iterators find attempts without a fate at the start and the end.
     pending: bool,
-    /// ICMP errors that this host sends are hooked, because the connect functions are not.
-    icmp: bool,
 }
 
 /// The hook for accepted connections.
@@ -436,17 +434,10 @@ pub(super) fn choose<'obj>(
             "connect-trace needs /sys and a kernel with CONFIG_DEBUG_INFO_BTF; packet commands work without",
         )
     })?;
-    let [
-        ipv6,
-        storage_helper,
-        icmp_event,
-        file_iterator,
-        map_iterator,
-    ] = types
+    let [ipv6, storage_helper, file_iterator, map_iterator] = types
         .functions([
             "tcp_v6_connect",
             "bpf_sk_storage_get_tracing",
-            "__traceiter_icmp_send",
             "bpf_iter_task_file",
             "bpf_iter_bpf_map_elem",
         ])?
@@ -478,7 +469,6 @@ pub(super) fn choose<'obj>(
             by_perf_event: false,
             storage: *backend != Backend::Kprobe && has_storage,
             pending: file_iterator && map_iterator && !args.exporting,
-            icmp: *backend == Backend::Tracepoint && icmp_event,
         };
         plan.by_perf_event = !plan.storage && state_event.is_ok();
         loop {
@@ -771,7 +761,6 @@ fn select_programs(plan: Plan, progs: &mut OpenConnectTraceProgs<'_>) {
         (&mut progs.on_nested_state_change, !plan.by_perf_event),
         (&mut progs.on_state_event, plan.by_perf_event),
         (&mut progs.on_skipped_state_event, plan.by_perf_event),
-        (&mut progs.on_icmp_send, plan.icmp),
         (&mut progs.find_pending, plan.pending),
         (
             &mut progs.tell_pending_of_table,
@@ -875,9 +864,6 @@ fn attach_programs(
             keep("kretprobe inet_csk_accept", link)?;
         }
         Accept::Unhooked => {}
-    }
-    if plan.icmp {
-        keep("tracepoint icmp_send", progs.on_icmp_send.attach_trace())?;
     }
     let tracepoint = "tracepoint inet_sock_set_state";
     if plan.by_perf_event {
