@@ -56,6 +56,13 @@ impl Notices {
         }
     }
 
+    /// Lines that were asked for, unless `-qq`.
+    pub fn result(self, lines: &str) {
+        if self.level >= -1 {
+            lines.lines().for_each(say);
+        }
+    }
+
     /// A detail, with `-v`.
     pub fn detail(self, text: &str) {
         if self.level >= 1 {

@@ -65,7 +65,7 @@ pub fn text(report: &FlowReport) -> String {
     let mut text = String::new();
     let _ = write!(
         text,
-        "\nconnections: {} ({} failed, {} reset)",
+        "connections: {} ({} failed, {} reset)",
         report.connections(),
         report.failed(),
         report.reset()

@@ -136,7 +136,7 @@ impl Summary {
         line.end();
     }
 
-    /// The summary for people: one line without its end, and with `--summary` of flows some more.
+    /// The summary for people: one line without its end.
     pub fn text(&self) -> String {
         let mut text = format!(
             "summary: {} after {:.1} s ({})",
@@ -191,9 +191,13 @@ impl Summary {
                 text += &format!(", {name} {count}");
             }
         }
-        if let Some(report) = &self.report {
-            text += &flow_report::text(report);
-        }
         text
+    }
+
+    /// With `--summary` of flows: the lines that follow it.
+    pub fn report_text(&self) -> String {
+        self.report
+            .as_ref()
+            .map_or_else(String::new, flow_report::text)
     }
 }

@@ -748,11 +748,14 @@ impl Session {
                 let now = clock.now();
                 let written = sink.extra(stop, |out| summary.json(out, clock, now));
                 if !written && sink.ended() != Some(ExitReason::ClosedPipe) {
-                    let text = summary.text();
-                    text.lines().for_each(|line| self.notices.status(line));
+                    self.notices.status(&summary.text());
+                    self.notices.result(&summary.report_text());
                 }
             }
-            OutputFormat::Text => text.lines().for_each(|line| self.notices.status(line)),
+            OutputFormat::Text => {
+                text.lines().for_each(|line| self.notices.status(line));
+                self.notices.result(&summary.report_text());
+            }
         }
         if let Some(error) = error.or_else(|| sink.take_error()) {
             return Err(error.into());

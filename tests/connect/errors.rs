@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use super::sockets::{Blackhole, connect_to, connecting, disconnect, listen, set_int, states, tcp};
 use super::{Events, Trace, assert_one_process, backends};
-use crate::common::{Namespace, Tool, need, release, wait_for};
+use crate::common::{Namespace, Tool, need, wait_for};
 
 fn assert_given_up(failed: &Value) {
     assert!(failed["error"].is_null(), "{failed}");
