@@ -1,41 +1,29 @@
-//! `connect-trace`: outgoing connection attempts and their fate, accepted and closed connections.
+//! What is loaded and attached: the first backend that works.
 
-use std::io::Read;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
-use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use caps::Capability;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{
-    ErrorKind, Iter, Link, MapCore, MapFlags, MapMut, OpenMapMut, OpenObject, ProgramMut,
-};
+use libbpf_rs::{ErrorKind, Link, MapCore, MapFlags, MapMut, OpenMapMut, OpenObject, ProgramMut};
 
+use super::pending::Pending;
 use crate::attach::load;
-use crate::cli::{BackendChoice, ConnectBy, ConnectTraceArgs, OutputFormat};
-use crate::domain::connect_totals::Totals;
-use crate::domain::connection::Connection;
+use crate::cli::{BackendChoice, ConnectBy, ConnectTraceArgs};
 use crate::domain::histogram::By;
-use crate::failure::{Exit, Failure};
-use crate::host::containers::Containers;
+use crate::failure::Failure;
 use crate::host::kernel_symbols;
 use crate::host::kernel_types::KernelTypes;
 use crate::host::netns;
 use crate::host::privileges;
-use crate::host::sandbox::Files;
 use crate::notice::Notices;
-use crate::output::connect_trace::{ConnectWriter, TotalsWriter};
-use crate::output::histogram::HistogramWriter;
-use crate::run::events::{BufferKind, EventSource};
+use crate::run::events::BufferKind;
 use crate::run::export;
-use crate::run::histograms::Histograms;
-use crate::run::session::{Session, Wake};
 use crate::skel::connect_trace::{
     ConnectTraceProgs, ConnectTraceSkel, ConnectTraceSkelBuilder, OpenConnectTraceProgs,
 };
 use crate::skel::{self, CommKey, ConnectCounters, ConnectHistogramBy, ConnectKind, ProcessFilter};
-use crate::sys::{link, map, perf_event, probe};
+use crate::sys::{link, perf_event, probe};
 
 /// The most attempts without a fate at a time.
 const WAITING_MAX: u32 = 16_384;
@@ -43,311 +31,12 @@ const WAITING_MAX: u32 = 16_384;
 /// The most connections that are followed to their end at a time.
 const OPEN_MAX: u32 = 65_536;
 
-/// The size of an event.
-const EVENT_LEN: usize = size_of::<skel::ConnectEvent>();
-
 /// The tracepoint of changes of the TCP state.
 const STATE_EVENT: &str = "sock/inet_sock_set_state";
 
 /// The most loads: each backend can be tried again without socket storage, without the perf event
 /// of the tracepoint, and, except kprobe, without bpf_probe_read_kernel().
-pub(super) const ATTEMPTS: usize = 13;
-
-/// Runs the command.
-///
-/// # Errors
-/// An option is wrong, or a program can't be loaded or attached.
-pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
-    let columns = &args.output.columns;
-    let has_lines = !args.summary && args.histogram.is_none();
-    let lines = if has_lines { columns } else { &[][..] };
-    let mut writer = ConnectWriter::new(lines, args.close)?;
-    let mut totals = args
-        .summary
-        .then(|| TotalsWriter::new(columns).map(|writer| (writer, Totals::default())))
-        .transpose()?;
-    let mut histograms = args
-        .histogram
-        .map(|of| {
-            let writer = HistogramWriter::new(columns)?;
-            Ok::<_, Failure>(Histograms::new(writer, of.name(), histogram_by(args).0))
-        })
-        .transpose()?;
-    let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
-    args.netns.enter()?;
-    load::possible_cpus()?;
-    let buffer = BufferKind::choose(args.buffer.buffer)?;
-
-    // One for each load: the skeleton that is kept borrows its own.
-    let mut storage = [const { MaybeUninit::uninit() }; ATTEMPTS];
-    let mut tracer = choose(args, buffer, &mut storage, session.notices)?;
-    writer.backend = tracer.backend.name();
-    let has_containers = args.output.format() == OutputFormat::Json;
-    let mut containers = Containers::new();
-    let mut pending = tracer.pending.take();
-    let maps = &mut tracer.skel.maps;
-    let mut source = EventSource::open(buffer, args.buffer.size(), &maps.ring, &maps.perf)?;
-    let mut on_event = |session: &mut Session, bytes: &[u8]| {
-        let Some(connection) = Connection::decode(bytes) else {
-            session.broken();
-            return;
-        };
-        if let Some((_, totals)) = &mut totals {
-            totals.add(&connection);
-            return;
-        }
-        let raw = &connection.raw;
-        let container = (has_containers && connection.has_process())
-            .then(|| containers.find(raw.cgroup_id, raw.pid))
-            .flatten();
-        let at = session.clock.unix(raw.ts_ns);
-        session.write_event(at, &writer.shown(&connection, container));
-    };
-    // Histograms are read with bpf(2), which needs CAP_BPF before Linux 5.19.
-    let can_read = || map::read_all(&maps.histograms, false, |_, _| {}).is_ok();
-    let keep = match histograms.is_none() || privileges::without_capabilities(can_read)? {
-        true => &[][..],
-        false => &[Capability::CAP_BPF],
-    };
-    privileges::drop_all_but(keep)?;
-    if has_lines {
-        session.text_header(|out, clock| writer.layout.header(out, clock));
-    }
-    if let Some(histograms) = &mut histograms {
-        histograms.begin(&mut session);
-    }
-    if let Some(pending) = &mut pending {
-        pending.find(&mut session, &mut source, &mut on_event)?;
-    }
-    // The container of a process is found in files.
-    session.start(if has_containers {
-        Files::Readable
-    } else {
-        Files::Opened
-    });
-    session.attached(&format!(
-        "{} (connect-trace, backend {}, {})",
-        tracer.hooks.join(", "),
-        tracer.backend.name(),
-        buffer.name()
-    ));
-
-    let started = Instant::now();
-    let next = |after: Instant| args.interval.map(|interval| after + interval);
-    let mut due = next(started);
-    while session.take_events(&mut source, due, &mut on_event)? != Wake::Stop {
-        if let (Some(histograms), Some(at)) =
-            (&mut histograms, due.filter(|at| Instant::now() >= *at))
-        {
-            histograms.report(&mut session, &maps.histograms)?;
-            // After the machine was suspended, the missed intervals become one long interval.
-            due = next(at).map(|at| at.max(Instant::now()));
-        }
-    }
-    if let Some(bss) = maps.bss_data.as_deref_mut() {
-        skel::stop(&mut bss.ending);
-    }
-    // Before the hooks are detached: they still report attempts that get their fate meanwhile.
-    let told = match &mut pending {
-        Some(pending) => pending.tell(args.failed || args.histogram.is_some())?,
-        None => Told::default(),
-    };
-    // Read before the hooks are detached: afterwards each attempt would count as unhooked.
-    let unhooked = maps
-        .bss_data
-        .as_deref()
-        .map_or(0, |bss| skel::connect_counters(bss).unhooked);
-    // If another process holds the links, the programs stay attached: stop them.
-    if let Some(bss) = maps.bss_data.as_deref_mut() {
-        skel::stop(&mut bss.stopped);
-    }
-    drop(tracer.links);
-    link::synchronize();
-    session.drain_rest(&mut source, &mut on_event)?;
-    for event in told.events.chunks_exact(EVENT_LEN) {
-        on_event(&mut session, event);
-    }
-    if let Some((writer, totals)) = &totals {
-        session.text_header(|out, clock| writer.layout.header(out, clock));
-        let now = session.clock.now();
-        for (key, counts) in totals.rows() {
-            session.write(now, &writer.shown(key, counts));
-        }
-    }
-    let bss = maps.bss_histogram_data.as_deref();
-    let untracked = bss.map_or(0, |bss| skel::histogram_untracked(&bss.histogram_untracked));
-    if let Some(histograms) = &mut histograms {
-        histograms.report(&mut session, &maps.histograms)?;
-        histograms.note_untracked(&session, untracked);
-    }
-    session.flush();
-    let counters = maps
-        .bss_data
-        .as_deref()
-        .map(skel::connect_counters)
-        .context("the programs have no counters")?;
-    let untold = counters.untold.cast_signed().max(0).cast_unsigned();
-    let unseen = unseen(&counters, unhooked, &tracer.skel.progs) + untold;
-    if counters.unkept > 0 {
-        session.notices.notice(&format!(
-            "{} times there was no room for another connection in the table: their fates were reported without a process, or counted as lost; a filter (--uid, --pid, -p, --dst) helps, or Linux 5.11, which has no such limit",
-            counters.unkept
-        ));
-    }
-    let mut summary = session.summary(
-        "connect-trace",
-        counters.matched + told.count() + unseen,
-        counters.lost + unseen + untracked,
-        counters.suppressed,
-    );
-    summary.pending = pending.is_some().then_some(told.fates + untold);
-    if let Some((_, totals)) = &totals {
-        summary.emitted = totals.events();
-    }
-    if histograms.is_some() {
-        // What is counted is shown: nothing is queued.
-        summary.emitted = counters.matched - counters.lost - untracked;
-    }
-    session.finish(&summary)
-}
-
-/// Finds attempts without a fate, at the start and at the end of the run.
-struct Pending {
-    at_start: Iter,
-    at_end: Iter,
-    /// Kept because before Linux 6.0 an iterator needs its link.
-    _links: [Link; 2],
-}
-
-/// The events of attempts without a fate at the end.
-#[derive(Default)]
-struct Told {
-    events: Vec<u8>,
-    fates: u64,
-}
-
-impl Told {
-    fn count(&self) -> u64 {
-        (self.events.len() / EVENT_LEN) as u64
-    }
-}
-
-impl Pending {
-    /// Creates the iterators, as long as there are privileges for it.
-    fn open(plan: Plan, skel: &ConnectTraceSkel<'_>) -> Result<Self> {
-        let (progs, maps) = (&skel.progs, &skel.maps);
-        let start = progs.find_pending.attach();
-        let end = if plan.storage {
-            progs
-                .tell_pending_of_sockets
-                .attach_iter(maps.stored.as_fd())
-        } else {
-            progs
-                .tell_pending_of_table
-                .attach_iter(maps.connections.as_fd())
-        };
-        let links = [start?, end?];
-        Ok(Self {
-            at_start: Iter::new(&links[0])?,
-            at_end: Iter::new(&links[1])?,
-            _links: links,
-        })
-    }
-
-    /// Finds and reports attempts that began before everything was attached.
-    fn find(
-        &mut self,
-        session: &mut Session,
-        source: &mut EventSource,
-        on_event: &mut impl FnMut(&mut Session, &[u8]),
-    ) -> Result<()> {
-        // The bytes mean nothing. Their number limits how many attempts one read(2) reports, so
-        // that the event buffer can be emptied in between.
-        let mut found = [0; 4096];
-        while read_iterator(&mut self.at_start, &mut found)? > 0 {
-            session.drain_rest(source, &mut *on_event)?;
-        }
-        Ok(())
-    }
-
-    /// Reads the events of attempts without a fate. With `only_failures` they are only counted.
-    fn tell(&mut self, only_failures: bool) -> Result<Told> {
-        let mut bytes = vec![0; 256 * EVENT_LEN];
-        let mut filled = 0;
-        let mut told = Told::default();
-        loop {
-            let len = read_iterator(&mut self.at_end, &mut bytes[filled..])?;
-            if len == 0 {
-                return Ok(told);
-            }
-            filled += len;
-            let whole = filled - filled % EVENT_LEN;
-            for event in bytes[..whole].chunks_exact(EVENT_LEN) {
-                let is_fate = Connection::decode(event).is_some_and(|event| event.is_pending());
-                told.fates += u64::from(is_fate);
-                if !(is_fate && only_failures) {
-                    told.events.extend_from_slice(event);
-                }
-            }
-            bytes.copy_within(whole..filled, 0);
-            filled -= whole;
-        }
-    }
-}
-
-/// Reads from an iterator until there is output, or its end.
-fn read_iterator(iterator: &mut Iter, bytes: &mut [u8]) -> Result<usize> {
-    loop {
-        match iterator.read(bytes) {
-            Ok(len) => return Ok(len),
-            // The kernel ends a read(2) with EAGAIN after a million files without output.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted
-                ) => {}
-            Err(error) => return Err(error).context("failed to look for pending attempts"),
-        }
-    }
-}
-
-/// Calls, accepts and state changes for which the kernel skipped the programs. Whether they match
-/// is unknown.
-pub(super) fn unseen(
-    counters: &ConnectCounters,
-    unhooked: u64,
-    progs: &ConnectTraceProgs<'_>,
-) -> u64 {
-    let skipped = |programs: &[&ProgramMut<'_>]| {
-        let programs = programs.iter().filter(|program| program.autoload());
-        programs
-            .map(|program| link::skipped_runs(program.as_fd()))
-            .sum::<u64>()
-    };
-    let changes = skipped(&[&progs.on_state_change, &progs.on_state_event]);
-    let calls = skipped(&[
-        &progs.enter_tcp_v4_connect,
-        &progs.enter_tcp_v6_connect,
-        &progs.kprobe_tcp_v4_connect,
-        &progs.kprobe_tcp_v6_connect,
-    ]);
-    let accepts = skipped(&[
-        &progs.exit_accept_2,
-        &progs.exit_accept_4,
-        &progs.kretprobe_accept,
-    ]);
-    accepts + changes.saturating_sub(counters.nested) + calls.saturating_sub(unhooked)
-}
-
-/// Loads and attaches the programs as a run would, and detaches them again. Returns the backend.
-///
-/// # Errors
-/// A run would fail in the same way.
-pub fn rehearse(args: &ConnectTraceArgs, notices: Notices) -> Result<Backend, Failure> {
-    let buffer = BufferKind::choose(args.buffer.buffer)?;
-    let mut storage = [const { MaybeUninit::uninit() }; ATTEMPTS];
-    Ok(choose(args, buffer, &mut storage, notices)?.backend)
-}
+pub(in crate::cmd) const ATTEMPTS: usize = 13;
 
 /// The ways to hook connection attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -382,13 +71,13 @@ pub fn candidates(choice: BackendChoice) -> &'static [Backend] {
 }
 
 /// Programs that are loaded and attached.
-pub(super) struct Tracer<'obj> {
-    pub(super) backend: Backend,
-    pub(super) skel: ConnectTraceSkel<'obj>,
-    links: Vec<Link>,
-    pub(super) hooks: Vec<&'static str>,
+pub(in crate::cmd) struct Tracer<'obj> {
+    pub(in crate::cmd) backend: Backend,
+    pub(in crate::cmd) skel: ConnectTraceSkel<'obj>,
+    pub(super) links: Vec<Link>,
+    pub(in crate::cmd) hooks: Vec<&'static str>,
     /// `None` before Linux 5.9, which lacks the iterators.
-    pending: Option<Pending>,
+    pub(super) pending: Option<Pending>,
 }
 
 /// What to load for a backend.
@@ -423,7 +112,7 @@ enum Accept {
 }
 
 /// Loads and attaches the first backend that works.
-pub(super) fn choose<'obj>(
+pub(in crate::cmd) fn choose<'obj>(
     args: &ConnectTraceArgs,
     buffer: BufferKind,
     storage: &'obj mut [MaybeUninit<OpenObject>],
@@ -671,7 +360,7 @@ impl<'obj> Tracer<'obj> {
         let (links, hooks) = attach_programs(plan, &skel)?;
         let pending = plan
             .pending
-            .then(|| Pending::open(plan, &skel))
+            .then(|| Pending::open(plan.storage, &skel))
             .transpose()
             .context("failed to make iterators over pending attempts")?;
         Ok(Self {
@@ -685,7 +374,7 @@ impl<'obj> Tracer<'obj> {
 }
 
 /// What `--histogram` is by: for decoding, and for the programs.
-fn histogram_by(args: &ConnectTraceArgs) -> (By, ConnectHistogramBy) {
+pub(super) fn histogram_by(args: &ConnectTraceArgs) -> (By, ConnectHistogramBy) {
     match (args.histogram, args.by) {
         (None, _) => (By::Nothing, ConnectHistogramBy::CONNECT_NO_HISTOGRAM),
         (_, None) => (By::Nothing, ConnectHistogramBy::CONNECT_BY_NOTHING),
@@ -876,4 +565,32 @@ fn attach_programs(
     }
     hooks.dedup();
     Ok((links, hooks))
+}
+
+/// Calls, accepts and state changes for which the kernel skipped the programs. Whether they match
+/// is unknown.
+pub(in crate::cmd) fn unseen(
+    counters: &ConnectCounters,
+    unhooked: u64,
+    progs: &ConnectTraceProgs<'_>,
+) -> u64 {
+    let skipped = |programs: &[&ProgramMut<'_>]| {
+        let programs = programs.iter().filter(|program| program.autoload());
+        programs
+            .map(|program| link::skipped_runs(program.as_fd()))
+            .sum::<u64>()
+    };
+    let changes = skipped(&[&progs.on_state_change, &progs.on_state_event]);
+    let calls = skipped(&[
+        &progs.enter_tcp_v4_connect,
+        &progs.enter_tcp_v6_connect,
+        &progs.kprobe_tcp_v4_connect,
+        &progs.kprobe_tcp_v6_connect,
+    ]);
+    let accepts = skipped(&[
+        &progs.exit_accept_2,
+        &progs.exit_accept_4,
+        &progs.kretprobe_accept,
+    ]);
+    accepts + changes.saturating_sub(counters.nested) + calls.saturating_sub(unhooked)
 }

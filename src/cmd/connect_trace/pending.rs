@@ -1,0 +1,114 @@
+//! Attempts without a fate, when the run starts and when it ends.
+
+use std::io::Read;
+use std::os::fd::AsFd;
+
+use anyhow::{Context, Result};
+use libbpf_rs::{Iter, Link};
+
+use super::EVENT_LEN;
+use crate::domain::connection::Connection;
+use crate::run::events::EventSource;
+use crate::run::session::Session;
+use crate::skel::connect_trace::ConnectTraceSkel;
+
+/// Finds attempts without a fate, at the start and at the end of the run.
+pub(super) struct Pending {
+    at_start: Iter,
+    at_end: Iter,
+    /// Kept because before Linux 6.0 an iterator needs its link.
+    _links: [Link; 2],
+}
+
+/// The events of attempts without a fate at the end.
+#[derive(Default)]
+pub(super) struct Told {
+    pub(super) events: Vec<u8>,
+    pub(super) fates: u64,
+}
+
+impl Told {
+    pub(super) fn count(&self) -> u64 {
+        (self.events.len() / EVENT_LEN) as u64
+    }
+}
+
+impl Pending {
+    /// Creates the iterators, as long as there are privileges for it. `storage`: connections are kept
+    /// in socket storage.
+    pub(super) fn open(storage: bool, skel: &ConnectTraceSkel<'_>) -> Result<Self> {
+        let (progs, maps) = (&skel.progs, &skel.maps);
+        let start = progs.find_pending.attach();
+        let end = if storage {
+            progs
+                .tell_pending_of_sockets
+                .attach_iter(maps.stored.as_fd())
+        } else {
+            progs
+                .tell_pending_of_table
+                .attach_iter(maps.connections.as_fd())
+        };
+        let links = [start?, end?];
+        Ok(Self {
+            at_start: Iter::new(&links[0])?,
+            at_end: Iter::new(&links[1])?,
+            _links: links,
+        })
+    }
+
+    /// Finds and reports attempts that began before everything was attached.
+    pub(super) fn find(
+        &mut self,
+        session: &mut Session,
+        source: &mut EventSource,
+        on_event: &mut impl FnMut(&mut Session, &[u8]),
+    ) -> Result<()> {
+        // The bytes mean nothing. Their number limits how many attempts one read(2) reports, so
+        // that the event buffer can be emptied in between.
+        let mut found = [0; 4096];
+        while read_iterator(&mut self.at_start, &mut found)? > 0 {
+            session.drain_rest(source, &mut *on_event)?;
+        }
+        Ok(())
+    }
+
+    /// Reads the events of attempts without a fate. With `only_failures` they are only counted.
+    pub(super) fn tell(&mut self, only_failures: bool) -> Result<Told> {
+        let mut bytes = vec![0; 256 * EVENT_LEN];
+        let mut filled = 0;
+        let mut told = Told::default();
+        loop {
+            let len = read_iterator(&mut self.at_end, &mut bytes[filled..])?;
+            if len == 0 {
+                return Ok(told);
+            }
+            filled += len;
+            let whole = filled - filled % EVENT_LEN;
+            for event in bytes[..whole].chunks_exact(EVENT_LEN) {
+                let is_fate = Connection::decode(event).is_some_and(|event| event.is_pending());
+                told.fates += u64::from(is_fate);
+                if !(is_fate && only_failures) {
+                    told.events.extend_from_slice(event);
+                }
+            }
+            bytes.copy_within(whole..filled, 0);
+            filled -= whole;
+        }
+    }
+}
+
+/// Reads from an iterator until there is output, or its end.
+fn read_iterator(iterator: &mut Iter, bytes: &mut [u8]) -> Result<usize> {
+    loop {
+        match iterator.read(bytes) {
+            Ok(len) => return Ok(len),
+            // The kernel ends a read(2) with EAGAIN after a million files without output.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted
+                ) => {}
+            Err(error) => return Err(error).context("failed to look for pending attempts"),
+        }
+    }
+}
