@@ -12,7 +12,7 @@ use nix::sys::socket::SockFlag;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, Uid, fork, pipe2, read, setuid, write};
 
-use super::sockets::{Blackhole, connect_to, connecting, connecting_for, listen, tcp};
+use super::sockets::{Blackhole, connect_to, connecting, listen, set_int, tcp};
 use super::{Trace, backends};
 use crate::common::{is_guest, need};
 
@@ -23,7 +23,7 @@ fn an_attempt_that_is_pending_at_the_start_is_told_once_and_has_its_fate() {
         let (first, second, other) = blackhole.namespace.enter(|| {
             (
                 connecting(Blackhole::at(4601)),
-                connecting_for(Blackhole::at(4602), 4_000),
+                connecting(Blackhole::at(4602)),
                 connecting(Blackhole::at(4603)),
             )
         });
@@ -31,6 +31,8 @@ fn an_attempt_that_is_pending_at_the_start_is_told_once_and_has_its_fate() {
         std::thread::sleep(Duration::from_millis(300));
         let trace = Trace::start(&blackhole.namespace, backend, &["-p", "4601,4602"]);
         drop((first, again));
+        // It fails when the next SYN would be due.
+        set_int(&second, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 1).unwrap();
         trace.wait_for("failed", 4602);
         let events = trace.stop();
         let (attempt, failed) = events.pair_at(4601, "failed");

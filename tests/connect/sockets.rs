@@ -46,14 +46,6 @@ pub fn connecting(addr: SocketAddr) -> OwnedFd {
     socket
 }
 
-/// A socket that fails with ETIMEDOUT when it has waited for so long.
-pub fn connecting_for(addr: SocketAddr, millis: i32) -> OwnedFd {
-    let socket = tcp(addr, SockFlag::SOCK_NONBLOCK);
-    set_int(&socket, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, millis).unwrap();
-    assert_eq!(connect_to(&socket, addr), Err(Errno::EINPROGRESS));
-    socket
-}
-
 /// connect(2) to AF_UNSPEC, which ends an association.
 pub fn disconnect(socket: &OwnedFd) {
     let addr = libc::sockaddr {
