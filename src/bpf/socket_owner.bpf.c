@@ -21,17 +21,28 @@ const volatile bool all_states = false;
 /* The current result: only one thread reads the iterator. */
 struct socket_holder holder;
 
-static __always_inline int report(struct bpf_iter__task_file *ctx, struct task_struct *task,
-				  __u64 inode)
+static __always_inline bool is_asked_for(__u16 protocol, __u8 state)
 {
-	holder.inode = inode;
-	holder.cgroup_id = task->cgroups->dfl_cgrp->kn->id;
-	holder.pid = task->tgid;
-	for (int i = 0; i < SOCKET_COMM_LEN; i++)
-		holder.comm[i] = task->comm[i];
-	/* If there is no room, the kernel calls the program again with an empty buffer. */
-	bpf_seq_write(ctx->meta->seq, &holder, sizeof(holder));
-	return 0;
+	return protocol == IPPROTO_TCP && (all_states || state == TCP_LISTEN);
+}
+
+/* Whether the file is a socket to report. Linux before 5.11 has no bpf_sock_from_file(). */
+static __always_inline bool is_wanted(struct file *file)
+{
+	struct socket *socket;
+	struct sock *sk;
+
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_sock_from_file)) {
+		socket = bpf_sock_from_file(file);
+		sk = socket ? socket->sk : NULL;
+		return sk && is_asked_for(sk->sk_protocol, sk->__sk_common.skc_state);
+	}
+	if (file->f_inode->i_sb->s_magic != SOCKFS_MAGIC)
+		return false;
+	socket = file->private_data;
+	sk = BPF_CORE_READ(socket, sk);
+	return is_asked_for(BPF_CORE_READ(sk, sk_protocol),
+			    BPF_CORE_READ(sk, __sk_common.skc_state));
 }
 
 SEC("iter/task_file")
@@ -39,39 +50,17 @@ int socket_owner(struct bpf_iter__task_file *ctx)
 {
 	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
-	struct socket *socket;
-	struct sock *sk;
 
-	if (!task || !file)
+	if (!task || !file || !is_wanted(file))
 		return 0;
-	socket = bpf_sock_from_file(file);
-	if (!socket)
-		return 0;
-	sk = socket->sk;
-	if (!sk || sk->sk_protocol != IPPROTO_TCP ||
-	    (!all_states && sk->__sk_common.skc_state != TCP_LISTEN))
-		return 0;
-	return report(ctx, task, file->f_inode->i_ino);
-}
-
-/* The same for Linux before 5.11, which has no bpf_sock_from_file(). */
-SEC("iter/task_file")
-int socket_owner_old(struct bpf_iter__task_file *ctx)
-{
-	struct task_struct *task = ctx->task;
-	struct file *file = ctx->file;
-	struct socket *socket;
-	struct sock *sk;
-
-	if (!task || !file || file->f_inode->i_sb->s_magic != SOCKFS_MAGIC)
-		return 0;
-	socket = file->private_data;
-	sk = BPF_CORE_READ(socket, sk);
-	if (BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
-		return 0;
-	if (!all_states && BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_LISTEN)
-		return 0;
-	return report(ctx, task, file->f_inode->i_ino);
+	holder.inode = file->f_inode->i_ino;
+	holder.cgroup_id = task->cgroups->dfl_cgrp->kn->id;
+	holder.pid = task->tgid;
+	for (int i = 0; i < SOCKET_COMM_LEN; i++)
+		holder.comm[i] = task->comm[i];
+	/* If there is no room, the kernel calls the program again with an empty buffer. */
+	bpf_seq_write(ctx->meta->seq, &holder, sizeof(holder));
+	return 0;
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use caps::Capability;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Iter, Link, OpenObject, ProgramType};
+use libbpf_rs::{Iter, Link, OpenObject};
 
 use crate::domain::listener::{Holder, ListeningSocket};
 use crate::host::privileges;
@@ -52,17 +52,8 @@ impl<'obj> Holders<'obj> {
         let rodata = open.maps.rodata_data.as_deref_mut();
         let rodata = rodata.context("the program has no settings")?;
         rodata.all_states = which == Which::All;
-        let has_helper = ProgramType::Tracing
-            .is_helper_supported(libbpf_sys::BPF_FUNC_sock_from_file)
-            .unwrap_or(false);
-        open.progs.socket_owner.set_autoload(has_helper);
-        open.progs.socket_owner_old.set_autoload(!has_helper);
         let skel = open.load()?;
-        let program = match has_helper {
-            true => &skel.progs.socket_owner,
-            false => &skel.progs.socket_owner_old,
-        };
-        let link = program.attach()?;
+        let link = skel.progs.socket_owner.attach()?;
         let mut holders = Self {
             _skel: skel,
             link,
