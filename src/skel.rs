@@ -153,7 +153,7 @@ pub const FLOW_RANK_OLD: u32 = 60;
 /// Buckets of a histogram.
 pub const EXPORT_BUCKETS: usize = 28;
 
-/// CPUs that have a counter slot of their own.
+/// The most slots of counters.
 pub const COUNTER_SLOTS: usize = 1024;
 
 // What the C side asserts too: a difference would shift every field after it.
@@ -306,7 +306,7 @@ pub mod expr {
     }
 }
 
-/// What the packet programs have counted, summed over all CPUs.
+/// What the packet programs have counted, summed over all slots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PacketCounters {
     /// Frames by verdict, in the order of [`VERDICTS`].
@@ -381,20 +381,26 @@ pub struct FilterSettings<'a> {
 /// Programs of a packet command, opened but not yet loaded.
 pub trait OpenPacketSkel<'obj>: OpenFilteredSkel<'obj, Output: PacketSkel<'obj>> {
     /// The settings that all packet programs have; `None` if libbpf has not found them.
-    fn link_settings(&mut self) -> Option<LinkSettings<'_>>;
+    fn link_settings(&mut self) -> Option<LinkSettings<'_, 'obj>>;
 
     /// The settings and maps of programs that send events; `None` for those that only count.
     fn event_settings(&mut self) -> Option<EventSettings<'_, 'obj>>;
 }
 
 /// Settings on where frames come from.
-pub struct LinkSettings<'a> {
+pub struct LinkSettings<'a, 'obj> {
     /// Frames begin with the IP header.
     pub is_raw_ip: &'a mut bool,
     /// Frames come from a file.
     pub replay: &'a mut bool,
     /// A test run takes many of them.
     pub replay_batch: &'a mut bool,
+    /// Runs can be preempted by others on their CPU.
+    pub preemptible: &'a mut bool,
+    /// The slots that are not taken.
+    pub idle_slots: &'a mut OpenMapMut<'obj>,
+    /// Scratch space.
+    pub expr_words: &'a mut OpenMapMut<'obj>,
 }
 
 /// Settings on how events are sent.
@@ -411,8 +417,11 @@ pub struct EventSettings<'a, 'obj> {
 
 /// Programs of a packet command that are loaded.
 pub trait PacketSkel<'obj>: Skel<'obj> {
-    /// The counters of each CPU.
+    /// The counters of each slot.
     fn counter_slots(&self) -> Option<&[CounterSlot]>;
+
+    /// The slots that are not taken; the map exists where slots are.
+    fn idle_slots(&self) -> &MapMut<'obj>;
 
     /// Where the programs are told to count nothing any more.
     fn stopped(&mut self) -> Option<&mut u32>;
@@ -424,10 +433,10 @@ pub trait PacketSkel<'obj>: Skel<'obj> {
     /// count.
     fn event_maps(&self) -> Option<(&MapMut<'obj>, &MapMut<'obj>)>;
 
-    /// Sums the counters of all CPUs.
-    fn counters(&self, cpus: usize) -> PacketCounters {
+    /// Sums the counters of all slots.
+    fn counters(&self, slots: usize) -> PacketCounters {
         let mut sum = PacketCounters::default();
-        for slot in self.counter_slots().unwrap_or_default().iter().take(cpus) {
+        for slot in self.counter_slots().unwrap_or_default().iter().take(slots) {
             // SAFETY: the slot is a valid, aligned reference into the mapping. The kernel writes
             // to it concurrently, in whole words, hence the volatile read.
             let slot = unsafe { std::ptr::read_volatile(slot) };
@@ -528,12 +537,15 @@ macro_rules! packet_skel {
         filtered_skel!($module: $open, expressions);
 
         impl<'obj> OpenPacketSkel<'obj> for $module::$open<'obj> {
-            fn link_settings(&mut self) -> Option<LinkSettings<'_>> {
+            fn link_settings(&mut self) -> Option<LinkSettings<'_, 'obj>> {
                 let rodata = self.maps.rodata_data.as_deref_mut()?;
                 Some(LinkSettings {
                     is_raw_ip: &mut rodata.link_is_raw_ip,
                     replay: &mut rodata.replay,
                     replay_batch: &mut rodata.replay_batch,
+                    preemptible: &mut rodata.preemptible,
+                    idle_slots: &mut self.maps.idle_slots,
+                    expr_words: &mut self.maps.expr_words,
                 })
             }
 
@@ -545,6 +557,10 @@ macro_rules! packet_skel {
         impl<'obj> PacketSkel<'obj> for $module::$loaded<'obj> {
             fn counter_slots(&self) -> Option<&[CounterSlot]> {
                 slots(&self.maps.bss_counters_data.as_deref()?.counters)
+            }
+
+            fn idle_slots(&self) -> &MapMut<'obj> {
+                &self.maps.idle_slots
             }
 
             fn stopped(&mut self) -> Option<&mut u32> {

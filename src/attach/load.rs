@@ -2,12 +2,19 @@
 
 use std::io::Write;
 
-use anyhow::{Result, bail};
-use libbpf_rs::{PrintLevel, set_print};
+use anyhow::{Context, Result, bail};
+use libbpf_rs::{MapCore, MapFlags, MapType, OpenMapMut, PrintLevel, set_print};
+use nix::sys::utsname::uname;
 
 use crate::failure::Failure;
 use crate::host::privileges::{self, Operation, explain_eperm};
 use crate::skel::COUNTER_SLOTS;
+
+/// What the version of a kernel with PREEMPT_RT contains.
+const RT: &[u8] = b"PREEMPT_RT";
+
+/// How many runs of packet programs each CPU may have begun, where they can be preempted.
+const SLOTS_PER_CPU: usize = 8;
 
 /// Sends libbpf's log and the verifier's to stderr, or nowhere.
 pub fn set_log(verbose: bool) {
@@ -58,7 +65,7 @@ pub fn kprobe_failure(what: &str, error: libbpf_rs::Error) -> Failure {
     failure.hint(format!("{}: {}", explanation.reason, explanation.hint))
 }
 
-/// How many CPUs can run a program, each with a counter slot of its own.
+/// How many CPUs can run a program, each with counters of its own.
 ///
 /// # Errors
 /// There are more than there are slots, or the kernel does not tell.
@@ -68,4 +75,69 @@ pub fn possible_cpus() -> Result<usize> {
         bail!("this machine may have {cpus} CPUs, and counts are kept for {COUNTER_SLOTS} at most");
     }
     Ok(cpus)
+}
+
+/// How many slots packet programs have, each with counters and scratch space: one for each CPU, or
+/// more where they can be preempted.
+///
+/// # Errors
+/// As for [`possible_cpus`].
+pub fn packet_slots() -> Result<usize> {
+    let cpus = possible_cpus()?;
+    Ok(match is_real_time() {
+        true => (cpus * SLOTS_PER_CPU).min(COUNTER_SLOTS),
+        false => cpus,
+    })
+}
+
+/// Has each run of a packet program take a slot, where it can be preempted by another one on its
+/// CPU. `scratch` are the maps with one entry per CPU.
+///
+/// # Errors
+/// A map can't be changed.
+pub fn configure_slots<'obj>(
+    preemptible: &mut bool,
+    idle_slots: &mut OpenMapMut<'obj>,
+    scratch: &mut [&mut OpenMapMut<'obj>],
+) -> Result<()> {
+    *preemptible = is_real_time();
+    if !*preemptible {
+        idle_slots.set_autocreate(false)?;
+        return Ok(());
+    }
+    let slots = u32::try_from(packet_slots()?)?;
+    idle_slots.set_max_entries(slots)?;
+    for map in scratch {
+        map.set_type(MapType::Array)?;
+        map.set_max_entries(slots)?;
+    }
+    Ok(())
+}
+
+/// Gives the programs their slots, of which the first has no scratch space.
+///
+/// # Errors
+/// The map can't be written to.
+pub fn fill_slots(idle_slots: &impl MapCore) -> Result<()> {
+    if !is_real_time() {
+        return Ok(());
+    }
+    for slot in 1..u32::try_from(packet_slots()?)? {
+        let slot = slot.to_ne_bytes();
+        idle_slots
+            .update(&[], &slot, MapFlags::ANY)
+            .context("failed to give the programs their slots")?;
+    }
+    Ok(())
+}
+
+/// Whether this is a kernel with PREEMPT_RT. Since Linux 6.18 a packet program can be preempted
+/// there, by one that runs for another task.
+fn is_real_time() -> bool {
+    uname().is_ok_and(|name| {
+        name.version()
+            .as_encoded_bytes()
+            .windows(RT.len())
+            .any(|at| at == RT)
+    })
 }

@@ -183,10 +183,19 @@ static __always_inline void on_rst_sent(struct __sk_buff *skb, const struct segm
 /* Whether the expression of the filter accepts a SYN. */
 static __always_inline bool is_expected(struct frame *f, struct packet *p)
 {
+	bool matches;
+
 	if (!(filter.parts & FILTER_EXPRESSION))
 		return true;
+	f->slot = begin_run();
+	if (!has_slot(f->slot)) {
+		__sync_fetch_and_add(&accept_counts()->untracked, 1);
+		return false;
+	}
 	forget_packet(p);
-	return expression_matches(f, p, false);
+	matches = expression_matches(f, p, false);
+	end_run(f->slot);
+	return matches;
 }
 
 static __always_inline int on_packet(struct __sk_buff *skb, bool egress)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Counts by key in bounded memory. Each CPU keeps the busiest keys in its own table, by the
- * Space-Saving algorithm (Metwally et al., 2005) within sets of COUNT_WAYS keys.
+ * Counts by key in bounded memory. Each slot has a table of the busiest keys, by the Space-Saving
+ * algorithm (Metwally et al., 2005) within sets of COUNT_WAYS keys.
  */
 #ifndef TCPINSPECT_COUNT_TABLE_BPF_H
 #define TCPINSPECT_COUNT_TABLE_BPF_H
@@ -11,18 +11,19 @@
 /* A random seed per run, so that no sender can choose addresses that collide in one set. */
 const volatile __u64 hash_seed = 0;
 
-/* Number of sets in the table of one CPU: a power of two. */
-const volatile __u32 sets_per_cpu = 1;
+/* Number of sets in a table: a power of two. */
+const volatile __u32 sets_per_table = 1;
 
-const volatile __u32 possible_cpus = 1;
+/* Number of slots: a CPU has one, or a run of a program (run.bpf.h). */
+const volatile __u32 count_slots = 1;
 
 /*
- * Which of the two tables of each CPU is written to. It has the counts of the current interval;
+ * Which of the two tables of each slot is written to. It has the counts of the current interval;
  * user space reads and empties the other one.
  */
 __u32 open_table SEC(".bss.counters");
 
-/* User space maps the array, and sets its size to two tables per CPU. */
+/* User space maps the array, and sets its size to two tables per slot. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -57,10 +58,10 @@ static __always_inline bool same_key(const struct count_key *a, const struct cou
 	       a->addr[1] == b->addr[1] && a->addr[2] == b->addr[2] && a->addr[3] == b->addr[3];
 }
 
-/* The index of the table of this CPU that is written to. */
-static __always_inline __u32 my_table(void)
+/* The index of the table of a slot that is written to. */
+static __always_inline __u32 table_of(__u32 slot)
 {
-	return (open_table & 1) * possible_cpus + bpf_get_smp_processor_id();
+	return (open_table & 1) * count_slots + slot;
 }
 
 /*
@@ -68,9 +69,10 @@ static __always_inline __u32 my_table(void)
  * and inherits this rank; what the other was counted is added to `untracked`. A key with more than
  * one in COUNT_WAYS of the counts of its set is in the table at the end of the interval.
  */
-static __always_inline void count_key(__u64 *untracked, const struct count_key *key, __u64 hash)
+static __always_inline void count_key(__u64 *untracked, __u32 slot, const struct count_key *key,
+				      __u64 hash)
 {
-	__u32 at = my_table() * sets_per_cpu + (hash & (sets_per_cpu - 1));
+	__u32 at = table_of(slot) * sets_per_table + (hash & (sets_per_table - 1));
 	struct count_set *set = bpf_map_lookup_elem(&count_sets, &at);
 	__u32 tag = hash >> 32 | 1;
 	__u64 least, way = 0;

@@ -7,7 +7,7 @@
 #ifndef TCPINSPECT_EXPR_BPF_H
 #define TCPINSPECT_EXPR_BPF_H
 
-#include "packet.bpf.h"
+#include "run.bpf.h"
 #include "expr.h"
 
 const volatile struct expression expression = {};
@@ -49,7 +49,8 @@ struct expr_input {
 	__u64 l3;
 	__u64 l4;
 	__u64 ip_version;
-	bool swap; /* exchange source and destination */
+	bool swap;     /* exchange source and destination */
+	__u64 scratch; /* where its words are */
 };
 
 static __always_inline __u64 frame_len(const struct frame *f)
@@ -253,10 +254,10 @@ static __always_inline bool passes(const volatile struct expr_node *n, __u64 val
 static __always_inline bool run_expression(struct expr_input *in)
 {
 	struct expr_words *found;
+	__u32 key = in->scratch;
 	__u64 *words, at;
-	__u32 zero = 0;
 
-	found = bpf_map_lookup_elem(&expr_words, &zero);
+	found = bpf_map_lookup_elem(&expr_words, &key);
 	if (!found)
 		return false;
 	words = found->word;
@@ -315,26 +316,30 @@ static __always_inline bool run_expression(struct expr_input *in)
 }
 
 /* One subprogram per hook, because each hook has other helpers. */
-static __noinline int expression_xdp(struct xdp_md *ctx, __u64 l3, __u64 l4, __u64 ip_version)
+static __noinline int expression_xdp(struct xdp_md *ctx, __u64 l3, __u64 l4, __u64 ip_version,
+				     __u32 scratch)
 {
 	struct expr_input in = {
 		.frame = xdp_frame(ctx, HOOK_XDP, false),
 		.l3 = l3,
 		.l4 = l4,
 		.ip_version = ip_version,
+		.scratch = scratch,
 	};
 
 	in.frame.ingress = true;
 	return run_expression(&in);
 }
 
-static __noinline int expression_xdp_frags(struct xdp_md *ctx, __u64 l3, __u64 l4, __u64 ip_version)
+static __noinline int expression_xdp_frags(struct xdp_md *ctx, __u64 l3, __u64 l4, __u64 ip_version,
+					   __u32 scratch)
 {
 	struct expr_input in = {
 		.frame = xdp_frame(ctx, HOOK_XDP_FRAGS, false),
 		.l3 = l3,
 		.l4 = l4,
 		.ip_version = ip_version,
+		.scratch = scratch,
 	};
 
 	in.frame.ingress = true;
@@ -344,6 +349,8 @@ static __noinline int expression_xdp_frags(struct xdp_md *ctx, __u64 l3, __u64 l
 #define EXPR_INGRESS  1
 #define EXPR_HEADLESS 2
 #define EXPR_SWAP     4
+/* Above these bits is where the words are. */
+#define EXPR_SCRATCH_SHIFT 3
 
 static __noinline int expression_tc(struct __sk_buff *skb, __u64 l3, __u64 l4, __u64 ip_version,
 				    __u32 how)
@@ -354,6 +361,7 @@ static __noinline int expression_tc(struct __sk_buff *skb, __u64 l3, __u64 l4, _
 		.l4 = l4,
 		.ip_version = ip_version,
 		.swap = how & EXPR_SWAP,
+		.scratch = how >> EXPR_SCRATCH_SHIFT,
 	};
 
 	in.frame.headless = how & EXPR_HEADLESS;
@@ -364,14 +372,15 @@ static __noinline int expression_tc(struct __sk_buff *skb, __u64 l3, __u64 l4, _
 static __always_inline bool expression_matches(const struct frame *f, const struct packet *p,
 					       bool swap)
 {
+	__u32 scratch = scratch_key(f->slot);
 	__u32 how = (f->ingress ? EXPR_INGRESS : 0) | (f->headless ? EXPR_HEADLESS : 0) |
-		    (swap ? EXPR_SWAP : 0);
+		    (swap ? EXPR_SWAP : 0) | scratch << EXPR_SCRATCH_SHIFT;
 
 	if (f->hook == HOOK_TC)
 		return expression_tc(f->ctx, p->l3, p->l4, p->ip_version, how);
 	if (f->hook == HOOK_XDP_FRAGS)
-		return expression_xdp_frags(f->ctx, p->l3, p->l4, p->ip_version);
-	return expression_xdp(f->ctx, p->l3, p->l4, p->ip_version);
+		return expression_xdp_frags(f->ctx, p->l3, p->l4, p->ip_version, scratch);
+	return expression_xdp(f->ctx, p->l3, p->l4, p->ip_version, scratch);
 }
 
 #endif /* TCPINSPECT_EXPR_BPF_H */

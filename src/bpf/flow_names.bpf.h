@@ -4,7 +4,7 @@
 #ifndef TCPINSPECT_FLOW_NAMES_BPF_H
 #define TCPINSPECT_FLOW_NAMES_BPF_H
 
-#include "packet.bpf.h"
+#include "run.bpf.h"
 #include "events.bpf.h"
 #include "flow_state.bpf.h"
 
@@ -26,7 +26,7 @@ struct {
 	__uint(value_size, sizeof(__u32));
 } name_perf SEC(".maps");
 
-/* The chunk that this CPU is sending. */
+/* The chunk that is being sent. */
 struct name_event {
 	struct name_chunk chunk;
 	__u8 bytes[NAME_BYTES]; /* only as many as there are, are sent */
@@ -94,14 +94,14 @@ static __always_inline bool copy_name(struct name_event *event, struct __sk_buff
 
 /* Sends the bytes that place_name() has chosen. */
 static __always_inline void send_name(struct __sk_buff *skb, const struct flow_key *key,
-				      const struct name_place *name)
+				      const struct name_place *name, __u32 slot)
 {
-	__u32 zero = 0, at = name->at;
+	__u32 scratch = scratch_key(slot), at = name->at;
 	struct name_event *event;
 	__u64 len, size;
 	long failed;
 
-	event = bpf_map_lookup_elem(&name_events, &zero);
+	event = bpf_map_lookup_elem(&name_events, &scratch);
 	if (!event || name->end <= name->payload || at >= NAME_BYTES)
 		return;
 	len = name->end - name->payload;

@@ -90,16 +90,15 @@ static __always_inline __u32 forget_option(__u32 offset)
 }
 
 /*
- * Finds the window scale option of the SYN in `tracked`. This is a global function without
- * arguments so that the verifier checks it once, and not for each path through the headers.
+ * Finds the window scale option of the SYN in `tracked`. This is a global function so that the
+ * verifier checks it once, and not for each path through the headers.
  */
-__attribute__((noinline)) int find_wscale(void)
+__attribute__((noinline)) int find_wscale(__u32 run)
 {
+	struct tracked *t = tracked_by(run);
 	struct segment *s;
-	struct tracked *t;
-	__u32 zero = 0, at = 0;
+	__u32 at = 0;
 
-	t = bpf_map_lookup_elem(&tracked, &zero);
 	if (!t)
 		return 0;
 	s = &t->segment;
@@ -136,7 +135,7 @@ static __always_inline void read_wscale(const struct frame *f, const struct pack
 
 	tmp->options_len = copy_bytes(f, p->l4 + sizeof(struct tcp_header), end, tmp->options,
 				      TCP_OPTIONS_MAX);
-	find_wscale();
+	find_wscale(f->slot);
 }
 
 /* Where the packet ends. A capture file may have cut it, so a replay goes by its IP header. */

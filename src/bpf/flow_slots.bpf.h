@@ -10,7 +10,7 @@
 /* How often the slot of a packet's flow is looked up before the packet counts as untracked. */
 #define TRIES 4
 
-/* The packet that this CPU is adding to the table. */
+/* The packet that is being added to the table. */
 struct tracked {
 	struct flow_key key;
 	struct segment segment;
@@ -29,6 +29,13 @@ struct {
 	__type(key, __u32);
 	__type(value, struct tracked);
 } tracked SEC(".maps");
+
+static __always_inline struct tracked *tracked_by(__u32 run)
+{
+	__u32 key = scratch_key(run);
+
+	return bpf_map_lookup_elem(&tracked, &key);
+}
 
 /* Adds an empty record to the table. False: there is no room. Else the flow is in the table, where
  * another CPU may have added it first. */
@@ -99,19 +106,18 @@ static __always_inline bool replace_flow(struct flow_slot *slot, const struct fl
 }
 
 /*
- * Adds the packet in `tracked` to its flow, and returns 0. This is a global function without
- * arguments so that the verifier checks it once, and not for each path through the headers.
+ * Adds the packet in `tracked` to its flow, and returns 0. This is a global function so that the
+ * verifier checks it once, and not for each path through the headers.
  */
-__attribute__((noinline)) int track(void)
+__attribute__((noinline)) int track(__u32 run)
 {
-	struct packet_counters *c = my_counters();
+	struct packet_counters *c = counters_of(run);
 	struct flow_slot *slot = NULL;
 	bool full = false, locked = false, is_answer;
 	struct segment *s;
 	struct tracked *t;
-	__u32 zero = 0;
 
-	t = bpf_map_lookup_elem(&tracked, &zero);
+	t = tracked_by(run);
 	if (!t)
 		return 0;
 	s = &t->segment;

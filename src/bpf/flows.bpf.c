@@ -69,13 +69,11 @@ static __always_inline bool is_listening(struct __sk_buff *skb, const struct flo
  * Finds the responder of a connection whose SYN was not seen, for the packet in `tracked`: the end
  * that has a listener on this host. If both or neither have, the guess by port numbers stays.
  */
-__attribute__((noinline)) int find_responder(struct __sk_buff *skb)
+__attribute__((noinline)) int find_responder(struct __sk_buff *skb, __u32 run)
 {
+	struct tracked *t = tracked_by(run);
 	bool first, second;
-	struct tracked *t;
-	__u32 zero = 0;
 
-	t = bpf_map_lookup_elem(&tracked, &zero);
 	if (!t)
 		return 0;
 	first = is_listening(skb, &t->key, 0);
@@ -123,46 +121,43 @@ static __always_inline bool is_wanted(struct frame *f, const struct packet *p,
 }
 
 /* Copies the bytes that track() has chosen. A global function: the verifier checks it once. */
-__attribute__((noinline)) int copy_names(struct __sk_buff *skb)
+__attribute__((noinline)) int copy_names(struct __sk_buff *skb, __u32 run)
 {
-	struct tracked *t;
-	__u32 zero = 0;
+	struct tracked *t = tracked_by(run);
 
-	t = bpf_map_lookup_elem(&tracked, &zero);
 	if (names && t)
-		send_name(skb, &t->key, &t->name);
+		send_name(skb, &t->key, &t->name, run);
 	return 0;
 }
 
-/* Attached at ingress and at egress: a flow has the same key in both directions. */
-SEC("tc")
-int flows_packet(struct __sk_buff *skb)
+static __always_inline void follow(struct __sk_buff *skb, __u32 run)
 {
-	struct packet_counters *c = my_counters();
+	struct packet_counters *c = counters_of(run);
 	struct tcp_header scratch, *tcp;
 	struct packet_ends ends;
 	struct tracked *t;
 	struct packet p;
-	__u32 zero = 0, *number;
+	__u32 *number;
 	struct frame f;
 	enum verdict v;
 
 	if (stopped || !next_frame())
-		return TCX_NEXT;
+		return;
 	/* Parsed as an incoming packet, which checks more, and is right for outgoing ones too. */
 	f = tc_frame(skb, true, false);
+	f.slot = run;
 	v = parse_packet(&f, &p);
 	c->verdicts[v]++;
 	if (v != VERDICT_TCP)
-		return TCX_NEXT;
+		return;
 	forget_packet(&p);
-	t = bpf_map_lookup_elem(&tracked, &zero);
+	t = tracked_by(run);
 	tcp = tcp_at(&f, &p, &scratch);
 	if (!t || !tcp || !read_addresses(&f, &p, &ends.addresses)) {
 		/* Can't happen: the parser has read the headers. */
 		c->untracked++;
 		c->segments++;
-		return TCX_NEXT;
+		return;
 	}
 	ends.sport = bpf_ntohs(tcp->sport);
 	ends.dport = bpf_ntohs(tcp->dport);
@@ -174,9 +169,9 @@ int flows_packet(struct __sk_buff *skb)
 	t->number = number ? *number : 0;
 	if (!number && !(t->segment.flags & TCP_SYN)) {
 		if (filter.parts && bpf_map_lookup_elem(&passed_over, &t->key))
-			return TCX_NEXT;
+			return;
 		if (!replay)
-			find_responder(skb);
+			find_responder(skb, run);
 	}
 	/* A flow in the table is followed without the filter. A SYN may begin a new one. */
 	t->is_wanted = number && !(t->segment.flags & TCP_SYN);
@@ -188,9 +183,24 @@ int flows_packet(struct __sk_buff *skb)
 		bpf_map_update_elem(&passed_over, &t->key, &seen, BPF_ANY);
 	}
 	if (t->has_flow || t->is_wanted)
-		track();
+		track(run);
 	if (names && t->name.is_wanted)
-		copy_names(skb);
+		copy_names(skb, run);
+}
+
+/* Attached at ingress and at egress: a flow has the same key in both directions. */
+SEC("tc")
+int flows_packet(struct __sk_buff *skb)
+{
+	__u32 run = begin_run();
+
+	if (has_slot(run)) {
+		follow(skb, run);
+		end_run(run);
+	} else {
+		__sync_fetch_and_add(&counters[0].untracked, 1);
+		__sync_fetch_and_add(&counters[0].segments, 1);
+	}
 	return TCX_NEXT;
 }
 

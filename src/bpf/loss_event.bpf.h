@@ -188,24 +188,48 @@ static __always_inline void set_count_key(struct count_key *key, const struct lo
 	}
 }
 
+/* Since Linux 6.11. */
+extern void bpf_preempt_disable(void) __ksym __weak;
+extern void bpf_preempt_enable(void) __ksym __weak;
+
+static __always_inline void release(struct loss_counters *c)
+{
+	barrier();
+	c->is_busy = false;
+	if (bpf_ksym_exists(bpf_preempt_enable))
+		bpf_preempt_enable();
+}
+
 /*
- * The table of a CPU is not made for programs that interrupt each other, as a softirq can: the
- * second one leaves it alone.
+ * Takes what a CPU has for one program at a time. False: a program has it, which this one has
+ * interrupted, as a softirq can. Since Linux 7.0 a task can be preempted inside a tracepoint
+ * program, and with PREEMPT_RT since 6.18 in a packet program too: not while it has this.
  */
+static __always_inline bool claim(struct loss_counters *c)
+{
+	if (bpf_ksym_exists(bpf_preempt_disable))
+		bpf_preempt_disable();
+	if (c->is_busy) {
+		if (bpf_ksym_exists(bpf_preempt_enable))
+			bpf_preempt_enable();
+		return false;
+	}
+	c->is_busy = true;
+	barrier();
+	return true;
+}
+
 static __always_inline void count_event(struct loss_counters *c, const struct loss_event *e)
 {
 	struct count_key key = {};
 
-	if (c->is_busy) {
+	if (!claim(c)) {
 		__sync_fetch_and_add(&c->in_use, 1);
 		return;
 	}
-	c->is_busy = true;
-	barrier();
 	set_count_key(&key, e);
-	count_key(&c->untracked, &key, hash_key(&key));
-	barrier();
-	c->is_busy = false;
+	count_key(&c->untracked, bpf_get_smp_processor_id(), &key, hash_key(&key));
+	release(c);
 }
 
 static __always_inline void export_loss(const struct loss_event *e)
@@ -227,13 +251,9 @@ static __always_inline long send_packet(void *ctx, struct loss_counters *c,
 	__u32 at = 0, start, end, len;
 	long failed;
 
-	if (c->is_busy)
-		return -1;
 	p = bpf_map_lookup_elem(&gathered, &at);
-	if (!p)
+	if (!p || !claim(c))
 		return -1;
-	c->is_busy = true;
-	barrier();
 	p->event = *e;
 	head = BPF_CORE_READ(skb, head);
 	start = BPF_CORE_READ(skb, network_header);
@@ -252,8 +272,7 @@ static __always_inline long send_packet(void *ctx, struct loss_counters *c,
 	if (len > LOSS_BYTES)
 		len = LOSS_BYTES;
 	failed = send_event(ctx, p, sizeof(*p) - LOSS_BYTES + len);
-	barrier();
-	c->is_busy = false;
+	release(c);
 	return failed;
 }
 

@@ -97,6 +97,9 @@ struct frame {
 	bool ingress;  /* at TC: an incoming frame */
 	bool headless; /* it starts after its Ethernet header: see lacks_ethernet() */
 	bool is_plain; /* link_is_raw_ip and replay are ignored */
+	/* Of this run of the program: see run.bpf.h. It has 64 bits so that the members before it
+	 * are not copied together with it, which hides their values from the verifier. */
+	__u64 slot;
 };
 
 /*
@@ -230,11 +233,6 @@ static __always_inline struct frame tc_frame(struct __sk_buff *skb, bool ingress
 		f.end = replay_len;
 	}
 	return f;
-}
-
-static __always_inline struct packet_counters *my_counters(void)
-{
-	return &counters[bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1)];
 }
 
 /* The part of copy_out() that only a replay needs: once in a program, not once for each copy. */

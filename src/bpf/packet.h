@@ -19,9 +19,8 @@ enum verdict {
 };
 
 /*
- * One slot per CPU, each on cache lines of its own: two CPUs that count never touch the same
- * line, so a plain add is exact. Packet programs run with bottom halves off, hence a slot has
- * one writer at a time.
+ * Each run of a packet program has a slot to itself (run.bpf.h), so a plain add is exact. It is on
+ * cache lines of its own: two CPUs that count never touch the same line.
  */
 struct packet_counters {
 	__u64 verdicts[VERDICT_COUNT]; /* frames, by verdict */
@@ -33,7 +32,7 @@ struct packet_counters {
 	__u64 reserved[4];	       /* up to two cache lines */
 };
 
-/* The most CPUs, each with its own slot; user space refuses to run on a host with more. */
+/* The most slots. Each CPU has one; user space refuses to run on a host with more. */
 #define COUNTER_SLOTS 1024
 
 /*

@@ -29,7 +29,7 @@ const volatile __u32 interface = 0;
 /* Events a second that may pass; 0 for all. */
 const volatile __u64 max_rate = 0;
 
-/* An event too large for the stack, on its way to the perf buffer. One writer a CPU: softirq. */
+/* An event too large for the stack, on its way to the perf buffer. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -309,9 +309,9 @@ static __always_inline bool emit(struct frame *f, const struct packet *p, __u64 
 	if (snaplen)
 		return emit_frame(f, p, now, egress);
 	if (use_perf_buffer) {
-		__u32 zero = 0;
+		__u32 key = scratch_key(f->slot);
 
-		e = bpf_map_lookup_elem(&scratch, &zero);
+		e = bpf_map_lookup_elem(&scratch, &key);
 		return e && fill_event(e, f, p, now, egress) && !send_event(f->ctx, e, size);
 	}
 	/* The size is a constant to the verifier: payload_capture is frozen before load. */
@@ -326,27 +326,40 @@ static __always_inline bool emit(struct frame *f, const struct packet *p, __u64 
 	return true;
 }
 
-static __always_inline int monitor(struct __sk_buff *skb, bool egress)
+static __always_inline void look(struct __sk_buff *skb, bool egress, __u32 slot)
 {
-	struct packet_counters *c = my_counters();
+	struct packet_counters *c = counters_of(slot);
 	struct packet p;
 	struct frame f;
 	enum verdict v;
 	__u64 now;
 
 	if (stopped || !next_frame())
-		return TCX_NEXT;
+		return;
 	f = tc_frame(skb, !egress, false);
+	f.slot = slot;
 	v = parse_packet(&f, &p);
 	c->verdicts[v]++;
 	if (v != VERDICT_TCP || !packet_matches(&f, &p))
-		return TCX_NEXT;
+		return;
 	c->matched++;
 	now = packet_time();
 	if (max_rate && over_rate(now))
 		c->suppressed++;
 	else if (!emit(&f, &p, now, egress))
 		c->lost++;
+}
+
+static __always_inline int monitor(struct __sk_buff *skb, bool egress)
+{
+	__u32 slot = begin_run();
+
+	if (has_slot(slot)) {
+		look(skb, egress, slot);
+		end_run(slot);
+	} else {
+		count_overrun();
+	}
 	return TCX_NEXT;
 }
 

@@ -6,7 +6,7 @@
 #include "syn_count.h"
 #include "count_table.bpf.h"
 
-/* User space maps it, and sets its size to two per CPU. */
+/* User space maps it, and sets its size to two per slot. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -31,9 +31,9 @@ static __always_inline __u8 trailing_zeros(__u64 bits)
 }
 
 /* Notes a source: its register has the most trailing zero bits of all hashes that share it. */
-static __always_inline void note_source(__u64 hash)
+static __always_inline void note_source(__u32 slot, __u64 hash)
 {
-	__u32 at = my_table();
+	__u32 at = table_of(slot);
 	struct source_sketch *sketch = bpf_map_lookup_elem(&source_sketches, &at);
 	__u64 zeros = hash >> SKETCH_BITS;
 	__u8 *longest;

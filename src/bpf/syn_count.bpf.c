@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* syn-count: counts incoming SYNs per CPU, at XDP or at TC ingress, and lets every packet pass. */
+/* syn-count: counts incoming SYNs, at XDP or at TC ingress, and lets every packet pass. */
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
@@ -41,26 +41,24 @@ static __always_inline void count_by_key(struct packet_counters *c, struct frame
 	}
 	source = address_key(p, a.saddr);
 	source_hash = hash_key(&source);
-	note_source(source_hash);
+	note_source(f->slot, source_hash);
 	if (count_by == COUNT_BY_SADDR) {
-		count_key(&c->untracked, &source, source_hash);
+		count_key(&c->untracked, f->slot, &source, source_hash);
 		return;
 	}
 	if (count_by == COUNT_BY_DPORT)
 		key.port = dport;
 	else
 		key = address_key(p, a.daddr);
-	count_key(&c->untracked, &key, hash_key(&key));
+	count_key(&c->untracked, f->slot, &key, hash_key(&key));
 }
 
-static __always_inline void count_frame(struct frame *f)
+static __always_inline void count_in_slot(struct frame *f)
 {
-	struct packet_counters *c = my_counters();
+	struct packet_counters *c = counters_of(f->slot);
 	struct packet p;
 	enum verdict v;
 
-	if (stopped)
-		return;
 	v = parse_packet(f, &p);
 	c->verdicts[v]++;
 	if (v != VERDICT_TCP || (p.flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
@@ -74,6 +72,19 @@ static __always_inline void count_frame(struct frame *f)
 	c->matched++;
 	if (count_by != COUNT_BY_NOTHING)
 		count_by_key(c, f, &p);
+}
+
+static __always_inline void count_frame(struct frame *f)
+{
+	if (stopped)
+		return;
+	f->slot = begin_run();
+	if (has_slot(f->slot)) {
+		count_in_slot(f);
+		end_run(f->slot);
+	} else {
+		count_overrun();
+	}
 }
 
 /*

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use anyhow::{Context, Result};
 use libbpf_rs::OpenObject;
 
-use crate::attach::{Attached, Direction};
+use crate::attach::{Attached, Direction, load};
 use crate::capture::write::{Process, Statistics, Way, Written};
 use crate::capture::{Frame, LinkKind};
 use crate::cli::{BufferArgs, DirectionChoice, PortMonitorArgs};
@@ -122,6 +122,11 @@ impl PacketCommand for PortMonitor<'_> {
         let maps = &mut open.maps;
         let rodata = maps.rodata_data.as_deref_mut();
         let rodata = rodata.context("the programs have no settings")?;
+        load::configure_slots(
+            &mut rodata.preemptible,
+            &mut maps.idle_slots,
+            &mut [&mut maps.scratch],
+        )?;
         rodata.payload_capture = payload_bytes(self.args);
         if self.is_recording() {
             rodata.snaplen = self.args.recording.snaplen();

@@ -85,14 +85,14 @@ impl<'a> SynCount<'a> {
         iface: Option<&'n str>,
         mode: &'static str,
         skel: &SynCountSkel<'_>,
-        cpus: usize,
+        slots: usize,
     ) -> Result<Counter<'n>> {
         let keys = |by| -> Result<_> {
             let maps = &skel.maps;
             Ok(KeyCounter {
                 by,
-                tables: KeyTables::map(&maps.count_sets, Size::of(cpus))?,
-                sketches: Sketches::map(&maps.source_sketches, Size::of(cpus))?,
+                tables: KeyTables::map(&maps.count_sets, Size::of(slots))?,
+                sketches: Sketches::map(&maps.source_sketches, Size::of(slots))?,
                 open: 0,
                 sources: 0,
                 tally: Tally::new(self.args.by.map_or(0, |_| self.args.top)),
@@ -110,9 +110,9 @@ impl<'a> SynCount<'a> {
 
     fn summary(&self, session: &Session, counters: PacketCounters) -> Summary {
         Summary {
-            // Every SYN that is counted is shown: nothing is queued, so nothing can be lost.
-            emitted: counters.matched,
-            lost: 0,
+            // Every SYN that is counted is shown: nothing is queued. What is lost found no slot.
+            emitted: counters.matched - counters.lost,
+            lost: counters.lost,
             suppressed: 0,
             packets: Some(counters),
             syn_total: Some(counters.matched),
@@ -165,10 +165,10 @@ impl PacketCommand for SynCount<'_> {
             Some(CountBy::Daddr) => CountByKey::COUNT_BY_DADDR,
             Some(CountBy::Dport) => CountByKey::COUNT_BY_DPORT,
         };
-        let size = Size::of(target.cpus);
+        let size = Size::of(target.slots);
         rodata.hash_seed = RandomState::new().build_hasher().finish();
-        rodata.sets_per_cpu = u32::try_from(size.sets)?;
-        rodata.possible_cpus = u32::try_from(target.cpus)?;
+        rodata.sets_per_table = u32::try_from(size.sets)?;
+        rodata.count_slots = u32::try_from(target.slots)?;
         for (map, len) in [
             (&mut maps.count_sets, size.all_sets()),
             (&mut maps.source_sketches, size.all_sketches()),
@@ -226,7 +226,7 @@ impl PacketCommand for SynCount<'_> {
                 CountMode::Tc => "tc",
                 _ => hook.kind(),
             };
-            counters.push(self.counter(Some(&interface.name), mode, skel, live.cpus)?);
+            counters.push(self.counter(Some(&interface.name), mode, skel, live.slots)?);
         }
         // Counters and keys are mapped: reading them needs no privilege.
         live.begin(&[], |out, clock| writer.layout.header(out, clock))?;
@@ -241,8 +241,8 @@ impl PacketCommand for SynCount<'_> {
     ) -> Result<Summary, Failure> {
         let mut schedule = Schedule {
             writer: &self.writer,
-            counter: self.counter(None, "replay", replay.skel, replay.cpus)?,
-            cpus: replay.cpus,
+            counter: self.counter(None, "replay", replay.skel, replay.slots)?,
+            slots: replay.slots,
             interval: i64::try_from(self.args.interval.as_nanos()).unwrap_or(i64::MAX),
             started: None,
             latest: UnixNanos::MIN,
@@ -288,7 +288,7 @@ impl SynCount<'_> {
                 let interval = Ended {
                     at,
                     elapsed,
-                    counters: skel.counters(live.cpus),
+                    counters: skel.counters(live.slots),
                     closed,
                     cut_short,
                 };
@@ -458,7 +458,7 @@ impl Counter<'_> {
 struct Schedule<'a> {
     writer: &'a CountWriter,
     counter: Counter<'a>,
-    cpus: usize,
+    slots: usize,
     interval: i64,
     /// When the current interval began; `None` before the first frame.
     started: Option<UnixNanos>,
@@ -478,7 +478,7 @@ impl Schedule<'_> {
         let interval = Ended {
             at: self.started.unwrap_or(self.latest).saturating_add(length),
             elapsed: Duration::from_nanos(length.unsigned_abs()),
-            counters: skel.counters(self.cpus),
+            counters: skel.counters(self.slots),
             // A test run is over when the call returns: there is nothing to wait for.
             closed: self.counter.close_table(skel),
             cut_short,

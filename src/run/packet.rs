@@ -118,8 +118,8 @@ pub struct Target<'a> {
     pub replay_batch: bool,
     /// The kind of event buffer.
     pub buffer: BufferKind,
-    /// Number of CPUs that can run programs.
-    pub cpus: usize,
+    /// Number of slots that runs of programs have.
+    pub slots: usize,
     options: Options<'a>,
 }
 
@@ -145,6 +145,7 @@ where
     *link.is_raw_ip = target.is_raw_ip;
     *link.replay = target.replay;
     *link.replay_batch = target.replay_batch;
+    load::configure_slots(link.preemptible, link.idle_slots, &mut [link.expr_words])?;
     target.options.filter.simplified().configure(&mut open)?;
     if let (Some(events), Some(args)) = (open.event_settings(), target.options.buffer) {
         *events.interface = u32::try_from(target.position)?;
@@ -174,6 +175,7 @@ pub fn load<'obj, O: OpenPacketSkel<'obj>>(
     let skel = open
         .load()
         .map_err(|error| load::failure(&format!("failed to load the {command} program"), error))?;
+    load::fill_slots(skel.idle_slots())?;
     target.options.filter.fill(&skel)?;
     Ok(skel)
 }
@@ -192,7 +194,7 @@ pub fn run<C: PacketCommand>(command: &C) -> Result<Exit, Failure> {
     options.packets.netns.enter()?;
     let interfaces = session.interfaces(options.packets.interfaces(), usage::interface_hint)?;
     record(&mut session, options, destination, &interfaces)?;
-    let cpus = load::possible_cpus()?;
+    let slots = load::packet_slots()?;
     let buffer = choose_buffer(options)?;
     let mut storage = storage_for(&interfaces);
     let mut skels = load_all(command, &interfaces, &mut storage)?;
@@ -205,7 +207,7 @@ pub fn run<C: PacketCommand>(command: &C) -> Result<Exit, Failure> {
         skels: &mut skels,
         source,
         buffer,
-        cpus,
+        slots,
         started,
         attached,
         command: C::NAME,
@@ -271,7 +273,7 @@ pub fn load_all<'obj, C: PacketCommand>(
 ) -> Result<Vec<C::Skel<'obj>>, Failure> {
     let options = command.options();
     let buffer = choose_buffer(options)?;
-    let cpus = load::possible_cpus()?;
+    let slots = load::packet_slots()?;
     let mut skels = Vec::<C::Skel<'obj>>::new();
     for (interface, storage) in interfaces.iter().zip(storage) {
         let target = Target {
@@ -280,7 +282,7 @@ pub fn load_all<'obj, C: PacketCommand>(
             replay: false,
             replay_batch: false,
             buffer,
-            cpus,
+            slots,
             options,
         };
         let skel = command.load(&target, storage, skels.first())?;
@@ -349,7 +351,7 @@ pub fn rehearse<C: PacketCommand>(
         replay: false,
         replay_batch: false,
         buffer: choose_buffer(options)?,
-        cpus: load::possible_cpus()?,
+        slots: load::packet_slots()?,
         options,
     };
     let mut storage = MaybeUninit::uninit();
@@ -374,8 +376,8 @@ pub struct Live<'a, S> {
     pub skels: &'a mut [S],
     /// The kind of event buffer.
     pub buffer: BufferKind,
-    /// Number of CPUs that can run programs.
-    pub cpus: usize,
+    /// Number of slots that runs of programs have.
+    pub slots: usize,
     /// When attaching began.
     pub started: Instant,
     source: Option<EventSource>,
@@ -480,15 +482,15 @@ impl<'obj, S: PacketSkel<'obj>> Live<'_, S> {
 
     /// The session, and what counts the frames of each interface.
     pub fn recording(&mut self) -> (&mut Session, impl Fn() -> Vec<Statistics>) {
-        let (skels, cpus) = (&*self.skels, self.cpus);
-        let counters = move || skels.iter().map(move |skel| skel.counters(cpus));
+        let (skels, slots) = (&*self.skels, self.slots);
+        let counters = move || skels.iter().map(move |skel| skel.counters(slots));
         let statistics = move || counters().map(statistics).collect();
         (&mut *self.session, statistics)
     }
 
     /// What the programs of all interfaces have counted.
     pub fn counters(&self) -> PacketCounters {
-        sum_counters(self.skels, self.cpus)
+        sum_counters(self.skels, self.slots)
     }
 }
 
@@ -501,10 +503,10 @@ fn statistics(counters: PacketCounters) -> Statistics {
 }
 
 /// What the programs of all interfaces have counted.
-fn sum_counters<'obj>(skels: &[impl PacketSkel<'obj>], cpus: usize) -> PacketCounters {
+fn sum_counters<'obj>(skels: &[impl PacketSkel<'obj>], slots: usize) -> PacketCounters {
     let mut sum = PacketCounters::default();
     for skel in skels {
-        sum.add(&skel.counters(cpus));
+        sum.add(&skel.counters(slots));
     }
     sum
 }
@@ -517,8 +519,8 @@ pub struct Replay<'a, S> {
     pub skel: &'a mut S,
     /// The kind of event buffer.
     pub buffer: BufferKind,
-    /// Number of CPUs that can run programs.
-    pub cpus: usize,
+    /// Number of slots that runs of programs have.
+    pub slots: usize,
     source: Option<EventSource>,
     /// See [`PacketCommand::replays_one_at_a_time`].
     one_at_a_time: bool,
@@ -575,7 +577,7 @@ impl<'obj, S: PacketSkel<'obj>> Replay<'_, S> {
 
     /// What the programs have counted.
     pub fn counters(&self) -> PacketCounters {
-        self.skel.counters(self.cpus)
+        self.skel.counters(self.slots)
     }
 }
 
@@ -590,7 +592,7 @@ fn run_on_file<C: PacketCommand>(
     let destination = destination(options)?;
     let mut session = Session::new(options.output, options.stop, options.sandbox)?;
     record(&mut session, options, destination, &[])?;
-    let cpus = load::possible_cpus()?;
+    let slots = load::packet_slots()?;
     let buffer = choose_buffer(options)?;
     let target = Target {
         position: 0,
@@ -598,7 +600,7 @@ fn run_on_file<C: PacketCommand>(
         replay: true,
         replay_batch: !command.replays_one_at_a_time(),
         buffer,
-        cpus,
+        slots,
         options,
     };
     let mut storage = MaybeUninit::uninit();
@@ -611,7 +613,7 @@ fn run_on_file<C: PacketCommand>(
         session: &mut session,
         skel: &mut skel,
         buffer,
-        cpus,
+        slots,
         source,
         one_at_a_time: command.replays_one_at_a_time(),
         file: Some(file),

@@ -20,30 +20,30 @@ const WAYS: usize = CountSet::WAYS;
 /// The size of the tables.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
-    /// Number of CPUs that can run programs.
-    pub cpus: usize,
+    /// Number of slots: of CPUs, or of runs of programs.
+    pub slots: usize,
     /// Sets per CPU in one table: a power of two.
     pub sets: usize,
 }
 
 impl Size {
     /// The size for this many CPUs.
-    pub fn of(cpus: usize) -> Self {
-        let keys = (KEYS / cpus.max(1)).max(KEYS_PER_CPU);
+    pub fn of(slots: usize) -> Self {
+        let keys = (KEYS / slots.max(1)).max(KEYS_PER_CPU);
         Self {
-            cpus,
+            slots,
             sets: (keys / WAYS).next_power_of_two(),
         }
     }
 
     /// Sets in both tables of all CPUs.
     pub fn all_sets(self) -> usize {
-        2 * self.cpus * self.sets
+        2 * self.slots * self.sets
     }
 
     /// Sketches in both tables of all CPUs.
     pub fn all_sketches(self) -> usize {
-        2 * self.cpus
+        2 * self.slots
     }
 }
 
@@ -72,7 +72,7 @@ impl KeyTables {
     /// key and how often it was counted, once per CPU that has the key.
     pub fn take(&mut self, table: u32, mut each: impl FnMut(&CountKey, u64)) {
         let table = (table & 1) as usize;
-        let per_table = self.size.cpus * self.size.sets;
+        let per_table = self.size.slots * self.size.sets;
         let sets = self.sets.start().cast::<CountSet>();
         for at in table * per_table..(table + 1) * per_table {
             // SAFETY: inside the mapping, which has `all_sets()` sets, and aligned, as the mapping
@@ -116,7 +116,7 @@ impl Sketches {
         let table = (table & 1) as usize;
         let mut sum = SourceSketch::default();
         let sketches = self.sketches.start().cast::<SourceSketch>();
-        for at in table * self.size.cpus..(table + 1) * self.size.cpus {
+        for at in table * self.size.slots..(table + 1) * self.size.slots {
             // SAFETY: inside the mapping, which has `all_sketches()` sketches, and aligned, as the
             // mapping starts at a page. Any bytes are a valid sketch; volatile, as above.
             let (place, sketch) = unsafe { (sketches.add(at), sketches.add(at).read_volatile()) };

@@ -172,6 +172,11 @@ fn load_one<'obj>(
     let rodata = rodata.context("the programs have no settings")?;
     rodata.link_is_raw_ip = is_raw_ip;
     rodata.use_perf_buffer = buffer == BufferKind::Perf;
+    load::configure_slots(
+        &mut rodata.preemptible,
+        &mut maps.idle_slots,
+        &mut [&mut maps.expr_words],
+    )?;
     rodata.netns = u32::try_from(netns::own()?)?;
     rodata.wanted_fates = wanted_fates(args);
     rodata.exporting = args.exporting;
@@ -272,6 +277,7 @@ fn load_one<'obj>(
     let skel = open
         .load()
         .map_err(|error| load::failure("failed to load the accept-trace programs", error))?;
+    load::fill_slots(&skel.maps.idle_slots)?;
     fill_sets(args, &skel)?;
     Ok(skel)
 }

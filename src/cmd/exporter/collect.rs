@@ -336,7 +336,7 @@ struct SynCollector<'obj> {
     skels: Vec<SynCountSkel<'obj>>,
     attached: Attached,
     interfaces: Vec<String>,
-    cpus: usize,
+    slots: usize,
 }
 
 impl<'obj> SynCollector<'obj> {
@@ -355,12 +355,12 @@ impl<'obj> SynCollector<'obj> {
             skels,
             attached,
             interfaces: names.collect(),
-            cpus: load::possible_cpus()?,
+            slots: load::packet_slots()?,
         })
     }
 
     fn write(&self, out: &mut Exposition) {
-        let counters = self.skels.iter().map(|skel| skel.counters(self.cpus));
+        let counters = self.skels.iter().map(|skel| skel.counters(self.slots));
         let names = self.interfaces.iter().map(String::as_str);
         metrics::syn(out, &names.zip(counters).collect::<Vec<_>>());
     }

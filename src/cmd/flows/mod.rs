@@ -20,7 +20,7 @@ use distributions::Distributions;
 use sockets::Sockets;
 use table::Table;
 
-use crate::attach::{Attached, Direction};
+use crate::attach::{Attached, Direction, load};
 use crate::cli::{FlowBy, FlowsArgs};
 use crate::failure::{Exit, Failure};
 use crate::filter::process::ProcessRules;
@@ -194,6 +194,11 @@ impl PacketCommand for Flows<'_> {
         if has_lines && !target.replay && !watch::shows_view(self.args) {
             rodata.attempt_ns = nanos(self.args.attempt_timeout);
         }
+        load::configure_slots(
+            &mut rodata.preemptible,
+            &mut maps.idle_slots,
+            &mut [&mut maps.tracked, &mut maps.name_events],
+        )?;
         let has_filter = rodata.filter.parts.0 != 0;
         maps.passed_over.set_autocreate(has_filter)?;
         if self.args.names {
@@ -258,7 +263,7 @@ impl PacketCommand for Flows<'_> {
         let mut book = Book::new(args, self.writer.clone(), &names, has_view);
         book.distributions = self.distributions.clone();
         let mut storage = MaybeUninit::uninit();
-        let mut table = Table::new(args, source, live.cpus, book);
+        let mut table = Table::new(args, source, live.slots, book);
         table.name_source = name_source(args, live.buffer, live.first()?.1)?;
         let (notices, interfaces) = (live.session.notices, live.interfaces);
         let (_, first) = live.first()?;
@@ -326,7 +331,7 @@ impl PacketCommand for Flows<'_> {
         let name_source = name_source(self.args, replay.buffer, replay.skel)?;
         replay.begin(|out, clock| book.header(out, clock))?;
         book.begin();
-        let mut table = Table::new(self.args, source, replay.cpus, book);
+        let mut table = Table::new(self.args, source, replay.slots, book);
         table.name_source = name_source;
         replay::run(self.args, table, replay)
     }

@@ -24,7 +24,7 @@ pub fn run(
 ) -> Result<Summary, Failure> {
     let mut schedule = Schedule {
         table,
-        cpus: replay.cpus,
+        slots: replay.slots,
         interval: i64::try_from(args.interval.as_nanos()).unwrap_or(i64::MAX),
         interval_started: None,
         swept: None,
@@ -43,7 +43,7 @@ pub fn run(
 /// When to sweep and to report in a replay. Times are UNIX times in ns, durations are in ns.
 struct Schedule<'a> {
     table: Table<'a>,
-    cpus: usize,
+    slots: usize,
     interval: i64,
     /// When the current interval began; `None` before the first frame.
     interval_started: Option<UnixNanos>,
@@ -63,7 +63,7 @@ impl Schedule<'_> {
             .unwrap_or(self.latest)
             .saturating_add(length);
         let length = Duration::from_nanos(length.unsigned_abs());
-        let untracked = skel.counters(self.cpus).untracked;
+        let untracked = skel.counters(self.slots).untracked;
         let book = &mut self.table.book;
         book.end_interval(session, Some((end, length)), untracked);
     }
@@ -129,7 +129,7 @@ impl AroundFrames<FlowsSkel<'_>> for Schedule<'_> {
                 .sweep(session, skel, SweepMode::SWEEP_ENDED, at.cast_unsigned())?;
         }
         if self.is_room_due() {
-            let ever = skel.counters(self.cpus).matched;
+            let ever = skel.counters(self.slots).matched;
             self.table
                 .make_room(session, skel, ever, at.cast_unsigned())?;
         }

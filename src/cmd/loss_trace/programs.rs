@@ -237,11 +237,12 @@ impl Kernel {
             Some(LossByChoice::Comm) => LossBy::LOSS_BY_COMM,
         };
         rodata.hash_seed = RandomState::new().build_hasher().finish();
-        rodata.sets_per_cpu = u32::try_from(tables.sets)?;
-        rodata.possible_cpus = u32::try_from(tables.cpus)?;
+        rodata.sets_per_table = u32::try_from(tables.sets)?;
+        rodata.count_slots = u32::try_from(tables.slots)?;
         maps.gathered.set_autocreate(snaplen > 0)?;
         maps.stacks
             .set_autocreate(args.by.is_none() && !args.exporting)?;
+        maps.idle_slots.set_autocreate(false)?;
         let sets = &mut maps.count_sets;
         sets.set_max_entries(u32::try_from(tables.all_sets())?)?;
         if args.by.is_some() {

@@ -104,8 +104,15 @@ const CORE_PARTS: usize = 1;
 /// processors that are emulated, and stand still for tenths of a second.
 const SECOND_ATTEMPTS: usize = 3;
 
-/// What a real-time kernel runs: state that is kept for each CPU, and what is counted there.
-const REAL_TIME_PART: &[&str] = &["flows::counts::", "flows::life::", "flows::table::"];
+/// What a real-time kernel runs: what is counted, and what a run of a program has to itself.
+const REAL_TIME_PART: &[&str] = &[
+    "accounting::",
+    "flows::counts::",
+    "flows::life::",
+    "flows::table::",
+    "programs::counts::",
+    "programs::expressions::",
+];
 
 /// The module with the tests of connect-trace, which has several backends.
 const BACKENDS_MODULE: &str = "connect::";
