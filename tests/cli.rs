@@ -122,7 +122,7 @@ fn options_that_contradict_each_other_are_refused() {
 fn a_similar_name_is_proposed() {
     let (error, hint) = refusal(["syn-count", "lo0"]);
     assert!(error.contains("no interface \"lo0\""), "{error}");
-    assert!(hint.starts_with("there are lo"), "{hint}");
+    assert!(hint.starts_with("the interfaces are lo"), "{hint}");
     let (_, hint) = refusal(["syn-count", "--interva", "1", "lo"]);
     assert!(hint.contains("--interval"), "{hint}");
     let (_, hint) = refusal(["port-monitr"]);

@@ -121,7 +121,10 @@ fn an_unknown_name_is_a_usage_error_that_lists_what_there_is() {
                     assert!(message.contains(expected), "{message}");
                     assert!(message.contains(name), "{message}");
                     let hint = hint.unwrap();
-                    let told = hint.strip_prefix("there are ").unwrap().split(", ");
+                    let told = hint
+                        .strip_prefix("the interfaces are ")
+                        .unwrap()
+                        .split(", ");
                     let mut told = told.map(str::to_owned).collect::<Vec<_>>();
                     told.sort_unstable();
                     assert_eq!(told, there);

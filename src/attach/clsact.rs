@@ -97,7 +97,7 @@ impl Clsact {
                 return Err(Errno::ENOENT)
                     .context("the kernel has no clsact qdisc (module sch_ingress)");
             }
-            Err(errno) => return Err(errno).context("failed to make a clsact qdisc"),
+            Err(errno) => return Err(errno).context("failed to add a clsact qdisc"),
         };
         let mut clsact = Self {
             tc,
@@ -287,7 +287,7 @@ pub fn remove_stale(ifindex: u32) -> Result<Vec<String>> {
     let made_qdisc = found.made_qdisc;
     let mut notices = found.clean(&mut tc);
     if made_qdisc && remove_empty_qdisc(&mut tc)? {
-        notices.push("removed the clsact qdisc that it had made".to_owned());
+        notices.push("removed the clsact qdisc that a killed run had added".to_owned());
     }
     Ok(notices)
 }
@@ -338,8 +338,8 @@ impl Found {
         }
         notices.extend(self.unknown.into_iter().map(|(filter, name)| {
             format!(
-                "left the {} filter {} of process {} alone: it can't be told from here whether \
-                 that runs",
+                "kept the {} filter {} of process {}: it is not visible from here whether that process \
+                 still runs",
                 filter.direction, name.program, name.owner.pid
             )
         }));
@@ -353,12 +353,12 @@ fn check_qdisc(qdisc: &Qdisc, direction: Direction) -> Result<()> {
     if !qdisc.directions().contains(&direction) {
         bail!(
             "another program's {} qdisc is there, which has no {direction}, and a clsact qdisc \
-             can't be made beside it",
+             can't be added beside it",
             qdisc.kind
         );
     }
     if qdisc.shared.contains(&direction) {
-        bail!("its filters are in a block that other interfaces share");
+        bail!("its filters are in a shared block, which other interfaces use too");
     }
     Ok(())
 }

@@ -142,26 +142,29 @@ impl Attached {
                 interface.name
             )));
         }
-        if mode == XdpMode::Native {
-            self.note_changes(interface, before);
-        }
+        self.note_changes(interface, mode, before);
         let name = format!("xdp {}", mode.name());
         self.push(interface, name, HookLink::Xdp(link, mode));
         Ok(())
     }
 
-    /// Native XDP may change settings of an interface, which is never hidden.
-    fn note_changes(&mut self, interface: &Interface, before: Result<Snapshot>) {
+    /// XDP may change settings of an interface, which is never hidden.
+    fn note_changes(&mut self, interface: &Interface, mode: XdpMode, before: Result<Snapshot>) {
+        let (name, end) = match mode {
+            XdpMode::Native => ("native", "it is restored at the end"),
+            // The kernel turns LRO and hardware GRO off (generic_xdp_install()).
+            XdpMode::Generic => ("generic", "it stays so; --mode tc changes nothing"),
+        };
         let changes = before
             .and_then(|before| Ok((Snapshot::take(interface)?.changes_since(&before), before)));
         match changes {
             Ok((changes, before)) => {
-                self.notes.extend(changes.into_iter().map(|change| {
-                    Note::Notice(format!(
-                        "native XDP changed {change}; it is restored at the end"
-                    ))
-                }));
-                if before.has_unseen_peer() {
+                self.notes.extend(
+                    changes
+                        .into_iter()
+                        .map(|change| Note::Notice(format!("{name} XDP changed {change}; {end}"))),
+                );
+                if mode == XdpMode::Native && before.has_unseen_peer() {
                     self.notes.push(Note::Notice(format!(
                         "native XDP on {} turns off TSO and GSO of its peer in another network namespace until the end; --mode generic and tc don't",
                         interface.name
@@ -169,7 +172,7 @@ impl Attached {
                 }
             }
             Err(error) => self.notes.push(Note::Detail(format!(
-                "can't tell what native XDP changed: {error:#}"
+                "can't tell what {name} XDP changed: {error:#}"
             ))),
         }
     }

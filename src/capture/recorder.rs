@@ -82,7 +82,7 @@ impl Destination {
                 let parent = match path.parent() {
                     Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
                     Some(parent) => parent,
-                    None => return Err(wrong("it is no name of a file")),
+                    None => return Err(wrong("it is not a file name")),
                 };
                 if !parent.is_dir() {
                     return Err(wrong(&format!(
@@ -177,7 +177,7 @@ impl Recorder {
         let rotation = if limits.rotates() {
             if destination.file.is_some() {
                 return Err(Failure::usage(format!(
-                    "-C and -G make files, and {} is none",
+                    "-C and -G need a regular file, and {} is not one",
                     destination.name
                 )));
             }

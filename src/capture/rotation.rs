@@ -95,7 +95,7 @@ impl Rotation {
         let name = self.path.file_name().unwrap_or_default();
         let mut name = name.to_os_string();
         if self.limits.period.is_some() {
-            let wrong = |why: String| Failure::usage(format!("the name of the file: {why}"));
+            let wrong = |why: String| Failure::usage(format!("invalid file name for -w: {why}"));
             let pattern = name.to_str();
             let pattern = pattern.ok_or_else(|| wrong("with -G it has to be UTF-8".to_owned()))?;
             let time = Timestamp::from_nanosecond(self.began.into())?.to_zoned(self.zone.clone());

@@ -68,7 +68,7 @@ pub struct AcceptTraceArgs {
     /// Also print a line when an attempt arrives
     #[arg(long)]
     pub attempts: bool,
-    /// Instead of single attempts, count in the kernel how many have which fate
+    /// Instead of a line for each attempt, count attempts by fate in the kernel, by this key
     #[arg(long, value_enum, value_name = "KEY", group = "counted", conflicts_with_all = ["attempts", "max_rate"])]
     pub by: Option<AcceptBy>,
     /// How many keys to show, busiest first

@@ -52,7 +52,7 @@ pub struct ExporterArgs {
         help_heading = "Server"
     )]
     pub listen: SocketAddr,
-    /// How many listening addresses and ports get metrics of their own; the rest is one
+    /// How many listening addresses and ports get metrics of their own; the others share one set
     #[arg(
         long,
         value_name = "N",

@@ -95,11 +95,10 @@ pub struct FlowsArgs {
     /// Instead of single flows, show the traffic by address, port, process and so on in each interval
     #[arg(long, value_enum, value_name = "KEY")]
     pub by: Option<FlowBy>,
-    /// How many of them to show, busiest first
+    /// How many keys to show, busiest first
     #[arg(long, value_name = "N", default_value_t = 10, requires = "by", value_parser = values::top)]
     pub top: usize,
-    /// Which of them are the busiest: those with the most bytes, or of something else. With ports or
-    /// peers, who scans comes first
+    /// What makes a key busy; ports or peers puts scanners first
     #[arg(
         long,
         value_enum,

@@ -161,7 +161,7 @@ const PAGES: &[(&str, Page)] = &[
                     &[
                         (
                             "generic",
-                            "XDP in the network stack: works on any interface, changes nothing in the driver",
+                            "XDP in the network stack: works on any interface; turns off LRO and hardware GRO where they are on",
                         ),
                         (
                             "native",
@@ -324,7 +324,7 @@ const PAGES: &[(&str, Page)] = &[
                 ),
                 (
                     "tcpinspect flows --summary --by daddr -I 1m -d 1h eth0 > traffic.txt",
-                    "An hour, and what it amounts to at the end",
+                    "An hour of traffic by destination, with a summary at the end",
                 ),
                 (
                     "tcpinspect flows --names --json eth0 | jq -r '[.saddr, .server_name, .http_method] | @tsv'",
@@ -500,7 +500,7 @@ const PAGES: &[(&str, Page)] = &[
                         ("no_listener", "nothing listens on that port"),
                         (
                             "accept_queue_full",
-                            "the process accepts too slowly; after the colon, for how long the queue has been full",
+                            "the process accepts too slowly; after the colon, for how long at least the queue has been full",
                         ),
                         (
                             "syn_queue_full",
@@ -583,7 +583,7 @@ const PAGES: &[(&str, Page)] = &[
                 ),
                 (
                     "tcpinspect listeners --alert 80 --json | jq 'select(.event == \"listener_alert\")'",
-                    "A line when an accept queue is 80 % full or attempts are dropped, and when neither is so",
+                    "A line when an accept queue is 80 % full or attempts are dropped, and when both have ended",
                 ),
             ],
             sections: &[(

@@ -35,10 +35,10 @@ pub use self::port_monitor::PortMonitorArgs;
 pub use self::syn_count::{CountBy, CountMode, SynCountArgs};
 use crate::failure::Failure;
 
-/// Shows incoming TCP from inside the kernel.
+/// Shows TCP connections from inside the kernel, and why they fail.
 ///
-/// It only observes: it never drops, delays or changes a packet, and when it ends it leaves nothing
-/// behind.
+/// It only observes: it never drops or changes a packet, and when it ends it leaves nothing behind
+/// (before Linux 6.6, a killed run leaves a TC filter, which the next run removes).
 #[derive(Debug, Parser)]
 #[command(
     name = "tcpinspect",

@@ -158,7 +158,7 @@ impl PacketArgs {
     pub(super) fn check(&mut self) -> Result<(), Failure> {
         if self.netns.is_given() && self.read.is_some() {
             return Err(Failure::usage(
-                "--netns is about interfaces, and a file is read",
+                "--netns can't be used with -r: a file has no network namespace",
             ));
         }
         let words = self.words_are_expression().then_some(&*self.words);
@@ -166,9 +166,9 @@ impl PacketArgs {
         let needs_direction = self.compiled.as_ref().map(Expression::needs_direction);
         if needs_direction == Some(true) && self.read.is_some() {
             return Err(Failure::usage(
-                "the filter is about the direction of packets, and a file does not say which it is",
+                "'inbound' and 'outbound' can't be used with -r: a file does not say the direction of packets",
             )
-            .hint("leave out inbound and outbound"));
+            .hint("leave them out"));
         }
         self.addresses.filter().check_families()
     }
@@ -251,7 +251,7 @@ pub struct RecordingArgs {
         conflicts_with = "columns"
     )]
     pub write: Option<PathBuf>,
-    /// How many bytes of each packet to write; 0 is the default [default: 262144]
+    /// How many bytes of each packet to write; 0 means the default [default: 262144]
     #[arg(
         short,
         long,
@@ -306,18 +306,21 @@ impl RecordingArgs {
     pub(super) fn check(&self, output: &OutputArgs, is_replay: bool) -> Result<(), Failure> {
         if self.files.is_some() && !self.limits().rotates() {
             return Err(Failure::usage(
-                "-W says how many files -C or -G make, and neither is given",
+                "-W limits how many files -C or -G make, and neither is given",
             ));
         }
         if self.period.is_some() && is_replay {
-            return Err(Failure::usage(
-                "-G is about the time that passes, and a file is read at once",
-            )
-            .hint("editcap -i SECONDS splits a file by time"));
+            return Err(
+                Failure::usage("-G can't be used with -r: it counts real time")
+                    .hint("editcap -i SECONDS splits a file by time"),
+            );
         }
         let is_stdout = |path: &PathBuf| path.as_os_str() == "-";
         if self.write.as_ref().is_some_and(is_stdout) && output.format() == OutputFormat::Json {
-            return Err(Failure::usage("-w - and JSON both want stdout").hint("give -w a file"));
+            return Err(
+                Failure::usage("-w - can't be used with JSON: both write to stdout")
+                    .hint("give -w a file"),
+            );
         }
         Ok(())
     }

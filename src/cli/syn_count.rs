@@ -41,7 +41,7 @@ pub enum CountMode {
     Auto,
     /// XDP in the driver: cheapest, but may reset the link or turn offloads off
     Native,
-    /// XDP in the stack: any interface, no effect on the driver
+    /// XDP in the stack: any interface; turns off LRO and hardware GRO where they are on
     Generic,
     /// TC ingress: works beside another XDP program
     Tc,
@@ -56,7 +56,7 @@ pub struct SynCountArgs {
     /// Also count by source address, destination address or destination port
     #[arg(long, value_enum, value_name = "KEY")]
     pub by: Option<CountBy>,
-    /// How many of them to show, busiest first
+    /// How many keys to show, busiest first
     #[arg(long, value_name = "N", default_value_t = 10, requires = "by", value_parser = values::top)]
     pub top: usize,
     /// Report when all SYNs, or those of one source (or other --by), exceed this many a second

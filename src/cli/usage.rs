@@ -133,6 +133,7 @@ impl Given<'_> {
             }
             "-e" => "MAC addresses and VLAN tags are in --json",
             "-S" => "sequence numbers are always absolute",
+            "--failed" => "connect-trace and accept-trace have it; flows shows in CONN what failed",
             "--pid" | "--uid" | "--comm" if self.takes("port") => {
                 "a packet belongs to no process yet when it arrives; connect-trace knows processes"
             }

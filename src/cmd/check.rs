@@ -184,10 +184,10 @@ fn find_out(notices: Notices) -> Result<Vec<Finding>, Failure> {
             Some(false) => "does not offer it",
             None => "does not say whether it offers it",
         };
-        let why = format!(
-            "the driver of {} {what}; not tried, because some drivers reset the link for it and veth turns offloads off; --mode native uses it, and saves building an skb for each packet",
-            interface.name
-        );
+        let mut why = format!("the driver of {} {what}", interface.name);
+        if offer != Some(false) {
+            why += "; not tried, because some drivers reset the link for it and veth turns offloads off; --mode native uses it, and saves building an skb for each packet";
+        }
         report.feature("xdp_native", offer, Some(why));
     }
     let Trials {
@@ -212,7 +212,8 @@ fn find_out(notices: Notices) -> Result<Vec<Finding>, Failure> {
     }
 
     if let Ok(accept) = &accept {
-        let why = (!accept.has_reasons).then(|| "accept-trace tells places instead".to_owned());
+        let why = (!accept.has_reasons)
+            .then(|| "accept-trace shows the kernel function instead".to_owned());
         report.feature("drop_reasons", Some(accept.has_reasons), why);
         let why = (!accept.has_places).then(|| {
             "/proc/kallsyms shows no addresses (kernel.kptr_restrict, CAP_SYSLOG)".to_owned()
@@ -370,7 +371,7 @@ fn try_apart(notices: Notices) -> Result<Trials, Failure> {
             Err(Errno::EPERM) => (
                 None,
                 Some(
-                    "not attached: to try it takes a network namespace, which takes CAP_SYS_ADMIN",
+                    "not attached: trying it needs a temporary network namespace, and so CAP_SYS_ADMIN",
                 ),
             ),
             Err(_) => (
@@ -471,7 +472,7 @@ fn accept_trace_answer(
         );
     }
     if accept.hook == accept_trace::AcceptHook::SystemCall {
-        untold.push("who accepts by io_uring is not named");
+        untold.push("processes that accept through io_uring are not named");
     }
     Ok((uses, (!untold.is_empty()).then(|| untold.join("; "))))
 }

@@ -90,7 +90,7 @@ pub fn rehearse() -> Result<(String, Option<String>)> {
     Ok(match Holders::new(&mut storage, Which::Listening) {
         Ok(_) => (WITH_PROCESSES.to_owned(), None),
         Err(error) => {
-            let why = format!("processes can't be told: {error:#}");
+            let why = format!("processes can't be shown: {error:#}");
             (SOCKETS_ALONE.to_owned(), Some(why))
         }
     })

@@ -67,7 +67,7 @@ fn port(text: &str) -> Result<u16, Refusal> {
         Ok(Some(port)) => Ok(port),
         Ok(None) => Err(format!("no TCP service '{text}' in {}", names::SERVICES).into()),
         Err(error) => Err(format!(
-            "'{text}' is no number, and {} can't be read: {error}",
+            "'{text}' is not a number, and {} can't be read: {error}",
             names::SERVICES
         )
         .into()),
@@ -158,7 +158,7 @@ impl FromStr for FlagsRule {
             };
             let bit = 1 << position;
             if rule.mask & bit != 0 && (rule.value & bit != 0) == clear {
-                return Err(format!("'{name}' and '!{name}' can't both be"));
+                return Err(format!("'{name}' and '!{name}' contradict each other"));
             }
             rule.mask |= bit;
             if !clear {

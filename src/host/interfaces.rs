@@ -230,7 +230,7 @@ fn existing(name: &str, links: &[Link]) -> Option<String> {
         0 => String::new(),
         count => format!(" and {count} more"),
     };
-    (!names.is_empty()).then(|| format!("there are {}{more}", names.join(", ")))
+    (!names.is_empty()).then(|| format!("the interfaces are {}{more}", names.join(", ")))
 }
 
 /// What rtnetlink reports of an interface, as far as it is used here.
@@ -458,7 +458,10 @@ mod tests {
             ..Link::default()
         });
         let hint = existing("eno2", &links).unwrap();
-        assert!(hint.starts_with("there are eno1, veth0, "), "{hint}");
+        assert!(
+            hint.starts_with("the interfaces are eno1, veth0, "),
+            "{hint}"
+        );
         assert!(hint.ends_with(" and 13 more"), "{hint}");
         assert_eq!(existing("eno2", &[]), None);
     }

@@ -26,13 +26,13 @@ pub fn enter(namespace: &str) -> Result<(), Failure> {
             "unknown network namespace '{namespace}': there is no {}",
             path.display()
         ))
-        .hint("`ip netns list` tells the names; a path or a process id will do as well"),
+        .hint("`ip netns list` lists the names; a path or a process id works too"),
         _ => Failure::from(
             anyhow::Error::from(error).context(format!("failed to open {}", path.display())),
         ),
     })?;
     setns(file, CloneFlags::CLONE_NEWNET).map_err(|errno| match errno {
-        Errno::EINVAL => Failure::usage(format!("{} is no network namespace", path.display())),
+        Errno::EINVAL => Failure::usage(format!("{} is not a network namespace", path.display())),
         Errno::EPERM => Failure::from(
             anyhow::Error::from(errno).context(format!("failed to enter {}", path.display())),
         )

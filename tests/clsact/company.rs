@@ -159,7 +159,7 @@ fn a_shared_block_is_refused() {
             let counter = Counter::new(UNSPEC);
             let result = Clsact::attach(counter.fd(), "monitor", V0, index(V0), direction);
             let error = format!("{:#}", result.err().unwrap());
-            assert!(error.contains("other interfaces share"), "{error}");
+            assert!(error.contains("in a shared block"), "{error}");
         }
         assert_eq!(state(V0), before);
     });

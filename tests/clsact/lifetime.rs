@@ -241,8 +241,8 @@ fn instances_of_another_pid_namespace_are_left_alone() {
         assert_eq!(
             clsact.notices(),
             [
-                "left the ingress filter monitor of process 1 alone: it can't be told from here \
-              whether that runs"
+                "kept the ingress filter monitor of process 1: it is not visible from here whether that \
+                 process still runs"
             ]
         );
         clsact.detach().unwrap();

@@ -67,7 +67,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     let notices = session.notices;
     teller.owners = Owners::new(&mut owners_storage)
         .inspect_err(|error| {
-            notices.detail(&format!("who listens is not told: {error:#}"));
+            notices.detail(&format!("processes that listen can't be shown: {error:#}"));
         })
         .ok();
     let mut skels = programs.skels;

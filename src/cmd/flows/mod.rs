@@ -87,7 +87,10 @@ impl<'a> Flows<'a> {
         if args.packets.read.is_some()
             && let Some(by) = args.by.filter(|by| by.needs_process())
         {
-            let what = format!("--by {} is about processes, and a file has none", by.name());
+            let what = format!(
+                "--by {} can't be used with -r: a file has no processes",
+                by.name()
+            );
             return Err(Failure::usage(what).hint("other keys are saddr, daddr, dport and net"));
         }
         Ok(Self {
@@ -272,7 +275,7 @@ impl PacketCommand for Flows<'_> {
             Err(error) if self.needs_processes() => {
                 let error = error.context("failed to find the processes of connections");
                 return Err(Failure::from(error).hint(
-                    "this needs CAP_PERFMON and a Linux newer than 5.10, where programs that read sockets may lock flows",
+                    "this needs CAP_PERFMON and Linux 5.11 or later, where programs that read sockets may take spin locks",
                 ));
             }
             Err(error) => {

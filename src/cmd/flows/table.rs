@@ -219,7 +219,7 @@ fn least_worth(ranks: &[u32; FLOW_RANKS], surplus: u64) -> u32 {
 /// Reports why sockets tell nothing.
 pub fn without_sockets(notices: Notices, error: &anyhow::Error) {
     notices.notice(&format!(
-        "no process is named, and no number of the kernel is shown, which takes CAP_PERFMON and a Linux newer than 5.10: {error:#}"
+        "processes and the kernel's TCP metrics can't be shown, which needs CAP_PERFMON and Linux 5.11 or later: {error:#}"
     ));
 }
 

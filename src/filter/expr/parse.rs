@@ -677,10 +677,7 @@ impl Parser {
             Protocol::Ip6 => "ip6",
             Protocol::Tcp | Protocol::Other => "tcp",
         };
-        Wrong::new(
-            self.since(first),
-            format!("'{word}' can't be said of {what}"),
-        )
+        Wrong::new(self.since(first), format!("'{word}' can't qualify {what}"))
     }
 
     fn v6(&mut self, q: Qualifiers, address: Ipv6Addr, first: usize) -> Outcome<Condition> {
@@ -1102,7 +1099,7 @@ fn service(name: &str, at: Range<usize>) -> Outcome<u16> {
         Err(error) => Err(Wrong::new(
             at,
             format!(
-                "'{name}' is no number, and {} can't be read: {error}",
+                "'{name}' is not a number, and {} can't be read: {error}",
                 names::SERVICES
             ),
         )),

@@ -58,7 +58,7 @@ const LISTENERS: Family = gauge(
 );
 const LISTENERS_CUT: Family = gauge(
     "tcpinspect_listeners_cut",
-    "Of these, those without metrics of their own: they are in addr=\"other\".",
+    "Listening addresses and ports beyond --max-listeners, which are in addr=\"other\".",
 );
 const ACCEPT_QUEUE: Family = gauge(
     "tcpinspect_accept_queue_length",
