@@ -448,6 +448,17 @@ impl Session {
         Ok(interfaces)
     }
 
+    /// Watches these interfaces too, without which the run goes on.
+    ///
+    /// # Errors
+    /// Netlink can't be used.
+    pub fn watch_also(&mut self, interfaces: &[Interface]) -> Result<()> {
+        let mut watch = LinkWatch::new()?;
+        watch.follow(interfaces);
+        self.watch = Some(watch);
+        Ok(())
+    }
+
     /// Checks from now on whether this hook is still attached.
     ///
     /// # Errors
@@ -583,7 +594,6 @@ impl Session {
     }
 
     fn read_link_news(&mut self) -> Result<()> {
-        let notices = self.notices;
         let Some(watch) = &mut self.watch else {
             return Ok(());
         };
@@ -592,25 +602,33 @@ impl Session {
             match &event.change {
                 LinkChange::Gone => self.lose(&event),
                 LinkChange::MovedAway if self.is_attached(event.index) => {
-                    notices.notice(&format!(
+                    self.say_of_link(&format!(
                         "interface {name} was moved to another network namespace and is followed there"
                     ));
                     self.moved.push(event);
                 }
                 LinkChange::MovedAway => {
-                    notices.notice(&format!(
+                    self.say_of_link(&format!(
                         "interface {name} was moved to another network namespace, and the filter was lost"
                     ));
                     self.lose(&event);
                 }
                 LinkChange::Renamed { to } => {
-                    notices.notice(&format!("interface {name} was renamed to {to}"))
+                    self.say_of_link(&format!("interface {name} was renamed to {to}"))
                 }
-                LinkChange::Up => notices.notice(&format!("interface {name} is up")),
-                LinkChange::Down => notices.notice(&format!("interface {name} is down")),
+                LinkChange::Up => self.say_of_link(&format!("interface {name} is up")),
+                LinkChange::Down => self.say_of_link(&format!("interface {name} is down")),
             }
         }
         Ok(())
+    }
+
+    /// What becomes of interfaces that are needed is a notice, else a detail.
+    fn say_of_link(&self, text: &str) {
+        match self.present.is_empty() {
+            true => self.notices.detail(text),
+            false => self.notices.notice(text),
+        }
     }
 
     fn is_attached(&mut self, index: u32) -> bool {
@@ -664,11 +682,11 @@ impl Session {
     }
 
     fn lose(&mut self, event: &LinkEvent) {
-        self.notices
-            .notice(&format!("interface {} is gone", event.name));
-        self.present.retain(|present| present.index != event.index);
+        self.say_of_link(&format!("interface {} is gone", event.name));
         self.hooks.retain(|hook| hook.ifindex != event.index);
-        if self.present.is_empty() {
+        let were = self.present.len();
+        self.present.retain(|present| present.index != event.index);
+        if self.present.is_empty() && were > 0 {
             self.end(ExitReason::InterfaceGone);
         }
     }

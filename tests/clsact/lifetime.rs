@@ -296,8 +296,8 @@ fn ordinary_users_with_capabilities_judge_as_root_does() {
             let notices: Vec<&str> = ordinary.notices.split("; ").collect();
             let removed = format!("removed the egress filter monitor that process {killed_pid}");
             assert!(notices[0].starts_with(&removed), "{notices:?}");
-            let left = format!("left the ingress filter monitor of process {alive_pid} alone");
-            let expected: &[&str] = if sees_others { &[] } else { &[&left] };
+            let kept = format!("kept the ingress filter monitor of process {alive_pid}: ");
+            let expected: &[&str] = if sees_others { &[] } else { &[&kept] };
             assert_eq!(notices.len() - 1, expected.len(), "{notices:?}");
             assert!(
                 notices[1..]

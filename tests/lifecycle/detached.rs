@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{WAYS, is_tc, linked};
-use crate::common::bpf::{detach_link, hold_link, links_of, replace_xdp};
+use crate::common::bpf::{detach_link, has_tcx, hold_link, links_of, replace_xdp};
 use crate::common::frames::{RawSocket, syn_frame};
 use crate::common::{CLIENT4, Output, Pair, SERVER4, Tool, need, quick, release};
 
@@ -62,6 +62,47 @@ fn a_program_that_another_process_detaches_ends_the_run_within_a_second() {
         is_told(&output, &args);
         assert!(output.summary()["matched"].as_u64() >= Some(3), "{args:?}");
     }
+}
+
+#[test]
+fn what_watches_the_interface_for_tracing_commands_is_missed_within_a_second() {
+    need!(has_tcx());
+    let pair = need!(Pair::new());
+    for args in [
+        &["loss-trace", "vs", "--json"][..],
+        &["loss-trace", "vs", "--json", "--by", "reason"],
+        &["accept-trace", "vs", "--json"],
+    ] {
+        let tool = Tool::start_in(&pair.server, args);
+        pair.refused_connects((SERVER4, 80).into(), 3);
+        let detached = Instant::now();
+        // Those of tracing programs can't be detached.
+        let mut links = links_of(tool.pid()).into_iter();
+        assert!(links.any(|link| detach_link(link).is_ok()), "{args:?}");
+        let output = tool.finish();
+        let took = detached.elapsed();
+        assert!(took < quick(Duration::from_secs(1)), "{args:?}: {took:?}");
+        is_told(&output, args);
+        assert!(output.summary()["matched"].as_u64() >= Some(3), "{args:?}");
+    }
+}
+
+#[test]
+fn loss_trace_of_all_interfaces_goes_on_without_one() {
+    let pair = need!(Pair::new());
+    pair.server
+        .run("ip link add spare type veth peer name other");
+    pair.server.run("ip link set spare up");
+    let tool = Tool::start_in(&pair.server, &["loss-trace", "--json"]);
+    pair.server.run("ip link del spare");
+    std::thread::sleep(Duration::from_millis(1200));
+    pair.refused_connects((SERVER4, 80).into(), 3);
+    let output = tool.stop();
+    assert_eq!(output.code(), 0, "{output:#?}");
+    assert!(
+        output.summary()["matched"].as_u64() >= Some(3),
+        "{output:#?}"
+    );
 }
 
 #[test]

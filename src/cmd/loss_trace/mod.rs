@@ -116,13 +116,19 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
     let (links, hooks) = programs::attach(first(&skels)?)?;
     let mut attached = programs::watch(&skels, &watched).unwrap_or_else(|failure| {
         session.notices.notice(&format!(
-            "what no tracepoint tells of can't be shown, such as drops by full queues: {:#}",
+            "drops that no tracepoint reports, such as those by full queues, can't be shown: {:#}",
             failure.error
         ));
         Attached::default()
     });
     for note in attached.take_notes() {
         session.notices.note(&note);
+    }
+    if interfaces.is_empty() {
+        session.watch_also(&watched)?;
+    }
+    for hook in attached.hooks() {
+        session.follow(hook)?;
     }
     session.open_recording()?;
     let mut keep = holders::needs(teller.holders.as_mut())?.to_vec();
@@ -155,7 +161,7 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
                 true => session.record_events(source, || statistics(&skels), &mut on_event)?,
                 false => session.run_events(source, &mut on_event)?,
             }
-            detach(&session, attached, links);
+            detach(&mut session, attached, links)?;
             session.drain_rest(source, &mut on_event)?;
             session.end_recording(&statistics(&skels));
             let counters = counters(&skels)?;
@@ -180,7 +186,9 @@ fn symbols(notices: Notices) -> KernelSymbols {
         Err(error) => (KernelSymbols::none(), Some(format!("{error:#}"))),
     };
     if let Some(why) = missing {
-        notices.notice(&format!("places of drops can't be shown: {why}"));
+        notices.notice(&format!(
+            "the functions that drop segments can't be shown: {why}"
+        ));
     }
     symbols
 }
@@ -277,12 +285,14 @@ fn watched(named: &[Interface]) -> Result<Vec<Interface>> {
     Ok(all)
 }
 
-fn detach(session: &Session, mut attached: Attached, links: Vec<Link>) {
+fn detach(session: &mut Session, mut attached: Attached, links: Vec<Link>) -> Result<()> {
+    let looked = session.look_at_hooks();
     for note in attached.detach() {
         session.notices.note(&note);
     }
     drop(links);
     link::synchronize();
+    looked
 }
 
 fn counters(skels: &[LossTraceSkel<'_>]) -> Result<LossCounters> {
@@ -429,7 +439,7 @@ impl Teller<'_> {
             if session.wait(None, Some(counts.due()))? == Wake::Stop
                 && let Some((attached, links)) = links.take()
             {
-                detach(session, attached, links);
+                detach(session, attached, links)?;
             }
             let mut tables = Vec::new();
             let mut totals = Vec::new();
