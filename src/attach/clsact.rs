@@ -8,7 +8,7 @@
 //! of these is there, alive or not, writes it in its own. So the last one knows,
 //! in whatever order they leave.
 //!
-//! What can't be had with this interface of the kernel:
+//! Limits of this kernel interface:
 //! - If a process is killed between making the qdisc and adding its filter, the
 //!   empty qdisc stays.
 //! - The kernel can't be told to remove a qdisc only if it is empty. If another
@@ -16,10 +16,10 @@
 //!   its filter goes too.
 //! - Filters that others add later may come before ours.
 
+mod lock;
 mod owner;
 mod place;
 mod rtnl;
-mod turn;
 
 use std::os::fd::BorrowedFd;
 
@@ -27,9 +27,9 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 
 use super::Direction;
+use lock::NamespaceLock;
 use owner::{Fate, Name, Owner};
 use rtnl::{Filter, Qdisc, Tc};
-use turn::Turns;
 
 /// The handle of our filters, or the first free one after it: `tcpi` in ASCII. A
 /// filter at the same priority that another program adds or replaces by a handle
@@ -46,7 +46,7 @@ const PLACE_ATTEMPTS: usize = 5;
 /// Removal needs `CAP_NET_ADMIN`, in the thread that drops it.
 pub struct Clsact {
     tc: Tc,
-    turns: Turns,
+    lock: NamespaceLock,
     direction: Direction,
     place: Place,
     name: Name,
@@ -88,8 +88,8 @@ impl Clsact {
         direction: Direction,
     ) -> Result<Self> {
         let mut tc = Tc::open(ifindex)?;
-        let turns = Turns::open();
-        let turn = turns.take();
+        let lock = NamespaceLock::open();
+        let locked = lock.lock();
         let made_qdisc = match tc.create_qdisc() {
             Ok(()) => true,
             Err(Errno::EEXIST) => false,
@@ -101,7 +101,7 @@ impl Clsact {
         };
         let mut clsact = Self {
             tc,
-            turns,
+            lock,
             direction,
             place: (0, 0),
             name: Name {
@@ -119,7 +119,7 @@ impl Clsact {
             }
             return Err(error);
         }
-        drop(turn);
+        drop(locked);
         clsact.check_order()?;
         Ok(clsact)
     }
@@ -136,7 +136,7 @@ impl Clsact {
     ///
     /// # Errors
     ///
-    /// If no netlink socket can be had.
+    /// If no netlink socket can be opened.
     pub fn state(&self) -> Result<FilterState> {
         Ok(FilterState {
             tc: self.tc.reopen()?,
@@ -150,7 +150,7 @@ impl Clsact {
     ///
     /// # Errors
     ///
-    /// If the kernel refuses. That they are gone already is none.
+    /// If the kernel refuses. It is no error if they are already gone.
     pub fn detach(mut self) -> Result<()> {
         self.remove()
     }
@@ -226,7 +226,7 @@ impl Clsact {
         if !self.attached {
             return Ok(());
         }
-        let _turn = self.turns.take();
+        let _locked = self.lock.lock();
         // If somebody else removed the filter, nothing tells whether the qdisc is
         // still the one that we know, so it is left.
         if let Some(filter) = self.find()? {
@@ -271,12 +271,11 @@ impl Drop for Clsact {
 ///
 /// # Errors
 ///
-/// If the kernel can't be asked. That something could not be removed is told in
-/// the answer.
+/// If the kernel can't be asked. What could not be removed is among the notices.
 pub fn remove_stale(ifindex: u32) -> Result<Vec<String>> {
     let mut tc = Tc::open(ifindex)?;
-    let turns = Turns::open();
-    let _turn = turns.take();
+    let lock = NamespaceLock::open();
+    let _locked = lock.lock();
     let Some(qdisc) = tc.qdisc()? else {
         return Ok(Vec::new());
     };
@@ -363,7 +362,7 @@ fn check_qdisc(qdisc: &Qdisc, direction: Direction) -> Result<()> {
     Ok(())
 }
 
-/// Removes a filter of ours. That it is gone already is as good.
+/// Removes a filter of ours; one that is gone already counts as removed.
 fn delete(tc: &mut Tc, filter: &Filter) -> Result<(), Errno> {
     match tc.delete_filter(filter) {
         Err(Errno::ENOENT | Errno::ENODEV) => Ok(()),

@@ -178,11 +178,14 @@ fn find_out(notices: Notices) -> Result<Vec<Finding>, Failure> {
 
     let interface = default_interface();
     if let Ok(interface) = &interface {
-        let offer = offers_native_xdp(interface).unwrap_or(None);
-        let what = match offer {
-            Some(true) => "offers it",
-            Some(false) => "does not offer it",
-            None => "does not say whether it offers it",
+        let (offer, what) = match offers_native_xdp(interface) {
+            Ok(Some(true)) => (Some(true), "offers it".to_owned()),
+            Ok(Some(false)) => (Some(false), "does not offer it".to_owned()),
+            Ok(None) => (None, "does not say whether it offers it".to_owned()),
+            Err(error) => (
+                None,
+                format!("can't be asked whether it offers it ({error:#})"),
+            ),
         };
         let mut why = format!("the driver of {} {what}", interface.name);
         if offer != Some(false) {

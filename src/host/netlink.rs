@@ -146,8 +146,8 @@ impl Socket {
                 torn |= message.flags & NLM_F_DUMP_INTR != 0;
                 match message.kind {
                     NLMSG_NOOP => {}
-                    // Both begin with a negative errno, or 0 for success. An
-                    // end without it is one without an error.
+                    // Both begin with a negative errno, or 0 for success. NLMSG_DONE
+                    // without it means success.
                     NLMSG_ERROR | NLMSG_DONE => {
                         return match read_i32(message.payload, 0).unwrap_or(0) {
                             0 if torn => Err(Errno::EAGAIN),

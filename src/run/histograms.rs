@@ -53,7 +53,7 @@ impl Histograms {
         let seconds = self.began.elapsed().as_secs_f64();
         self.began = Instant::now();
         let at = session.clock.now();
-        for (key, histogram) in &self.take(table)? {
+        for (key, histogram) in &self.take(session, table)? {
             let distribution = Distribution {
                 of: self.of,
                 by: self.by.name(),
@@ -78,7 +78,7 @@ impl Histograms {
     }
 
     /// What has been added since the last call.
-    fn take(&mut self, table: &MapMut<'_>) -> Result<Vec<(Key, Histogram)>> {
+    fn take(&mut self, session: &mut Session, table: &MapMut<'_>) -> Result<Vec<(Key, Histogram)>> {
         let mut added = Vec::new();
         let (by, before) = (self.by, &mut self.before);
         let mut add = |key: &[u8], value: &[u8]| {
@@ -86,6 +86,7 @@ impl Histograms {
             if plain::copy_from_bytes(&mut raw_key, key).is_err()
                 || plain::copy_from_bytes(&mut raw, value).is_err()
             {
+                session.broken();
                 return;
             }
             let (key, now) = (by.key(&raw_key), Histogram::new(&raw));
