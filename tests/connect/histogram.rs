@@ -8,16 +8,17 @@ use super::sockets::listen;
 use super::{Trace, backends};
 use crate::common::{Namespace, need};
 
-/// Connects five times to one port, twice to another, and to one that refuses.
-fn connect(namespace: &Namespace) {
+/// Connects five times to the first port, twice to the next, and to one that refuses. The ports are a
+/// test's own, because the tool sees those of the others too.
+fn connect(namespace: &Namespace, [open, next, closed]: [u16; 3]) {
     namespace.enter(|| {
-        let listeners = [4641, 4642].map(|port| listen("127.0.0.1", port));
-        for (port, times) in [(4641, 5), (4642, 2)] {
+        let listeners = [open, next].map(|port| listen("127.0.0.1", port));
+        for (port, times) in [(open, 5), (next, 2)] {
             for _ in 0..times {
                 TcpStream::connect(("127.0.0.1", port)).unwrap();
             }
         }
-        TcpStream::connect("127.0.0.1:4643").expect_err("nobody listens");
+        TcpStream::connect(("127.0.0.1", closed)).expect_err("nobody listens");
         drop(listeners);
     });
 }
@@ -38,7 +39,7 @@ fn times_to_connect_are_counted_by_process_destination_and_port() {
         let mut options = vec!["--histogram", "connect", "-p", "4641-4643"];
         options.extend(by.iter().flat_map(|by| ["--by", *by]));
         let trace = Trace::start(&namespace, all[turn % all.len()], &options);
-        connect(&namespace);
+        connect(&namespace, [4641, 4642, 4643]);
         let output = trace.tool.stop();
         let lines = output.events("histogram");
         let found = lines.iter().map(|line| {
@@ -58,10 +59,10 @@ fn times_to_connect_are_counted_by_process_destination_and_port() {
 #[test]
 fn a_report_of_an_interval_has_what_was_connected_in_it() {
     let namespace = need!(Namespace::new());
-    let options = ["--histogram", "connect", "-p", "4641-4643", "-I", "0.1"];
+    let options = ["--histogram", "connect", "-p", "4646-4648", "-I", "0.1"];
     let trace = Trace::start(&namespace, backends!()[0], &options);
     for expected in [7, 14] {
-        connect(&namespace);
+        connect(&namespace, [4646, 4647, 4648]);
         let mut seen = 0;
         trace.tool.json("with all times", |line| {
             seen += line["count"].as_u64().unwrap_or(0);
