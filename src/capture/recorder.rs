@@ -4,7 +4,7 @@
 //! reads at the end, can leave one that is cut.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, IoSlice, IsTerminal, Seek, Write};
+use std::io::{ErrorKind, IsTerminal, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -20,11 +20,9 @@ use crate::output::clock::{Clock, UnixNanos};
 use crate::output::sink::{Patience, Stdout, has_room};
 use crate::run::stop::{ExitReason, Stop};
 
-/// Bytes gathered before they are written, where nothing asks for them sooner.
-const BUFFER: usize = 256 * 1024;
-
-/// From this size on, a frame is written from where it is: copying it costs more than a write.
-const LARGE: u32 = 16 * 1024;
+/// Bytes gathered before they are written, where nothing asks for them sooner. Large frames are
+/// gathered too: a file system takes a few large writes for less than the copies cost.
+const BUFFER: usize = 512 * 1024;
 
 /// What a pipe takes without waiting if it takes anything (PIPE_BUF).
 const SMALL_PIECE: usize = 4096;
@@ -304,15 +302,8 @@ impl Recorder {
         if self.ended.is_some() {
             return false;
         }
-        if !self.destination.may_block && self.encoder.captured(packet) >= LARGE {
-            let (at, parts) = self.encoder.packet_around(&mut self.buffer, packet);
-            let frame: usize = parts.iter().map(|part| part.len()).sum();
-            self.ends.push(self.buffer.len() + frame);
-            self.flush_around(stop, at, parts);
-        } else {
-            self.encoder.packet(&mut self.buffer, packet);
-            self.ends.push(self.buffer.len());
-        }
+        self.encoder.packet(&mut self.buffer, packet);
+        self.ends.push(self.buffer.len());
         self.accepted += 1;
         if self.limit == Some(self.accepted) {
             self.flush(stop);
@@ -392,15 +383,10 @@ impl Recorder {
 
     /// Writes what was gathered, as far as the reader takes it until the run must stop.
     pub fn flush(&mut self, stop: &Stop) {
-        self.flush_around(stop, 0, [&[]; 4]);
-    }
-
-    /// The same with a frame whose bytes are not in the buffer, but belong there at `at`.
-    fn flush_around(&mut self, stop: &Stop, at: usize, frame: [&[u8]; 4]) {
-        let all = self.buffer.len() + frame.iter().map(|part| part.len()).sum::<usize>();
+        let all = self.buffer.len();
         let mut done = 0;
         while done < all && self.can_write() {
-            match self.write(done, at, frame) {
+            match self.write(done) {
                 Ok(0) => self.fail(anyhow!(
                     "failed to write to {}: it takes no more data",
                     self.destination.name
@@ -457,24 +443,18 @@ impl Recorder {
         !is_closed && !self.is_cut
     }
 
-    fn write(&mut self, from: usize, at: usize, frame: [&[u8]; 4]) -> std::io::Result<usize> {
-        let (before, after) = self.buffer.split_at(at);
-        let [a, b, c, d] = frame;
-        let mut pieces = [before, a, b, c, d, after].map(IoSlice::new);
-        let mut rest = &mut pieces[..];
-        IoSlice::advance_slices(&mut rest, from);
+    fn write(&mut self, from: usize) -> std::io::Result<usize> {
         let Some(file) = &mut self.file else {
             return Err(ErrorKind::NotConnected.into());
         };
+        let mut rest = &self.buffer[from..];
         if self.destination.may_block {
             if !has_room(file.as_fd()) {
                 return Err(ErrorKind::WouldBlock.into());
             }
-            // Nothing but the buffer is written here.
-            let piece = rest.first().map_or(&[][..], |piece| piece);
-            return file.write(&piece[..piece.len().min(SMALL_PIECE)]);
+            rest = &rest[..rest.len().min(SMALL_PIECE)];
         }
-        file.write_vectored(rest)
+        file.write(rest)
     }
 
     fn fail(&mut self, error: anyhow::Error) {

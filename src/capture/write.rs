@@ -249,7 +249,7 @@ impl Encoder {
 
     /// How many bytes of a frame are written.
     #[inline]
-    pub fn captured(&self, packet: &Written<'_>) -> u32 {
+    fn captured(&self, packet: &Written<'_>) -> u32 {
         let available: usize = packet.parts.iter().map(|part| part.len()).sum();
         self.snaplen
             .min(u32::try_from(available).unwrap_or(u32::MAX))
@@ -258,31 +258,10 @@ impl Encoder {
     /// Appends a frame.
     #[inline]
     pub fn packet(&mut self, out: &mut Vec<u8>, packet: &Written<'_>) {
-        self.encode(out, packet, true);
-    }
-
-    /// Appends what surrounds the bytes of a frame. Returns where they belong, and the pieces.
-    pub fn packet_around<'a>(
-        &mut self,
-        out: &mut Vec<u8>,
-        packet: &Written<'a>,
-    ) -> (usize, [&'a [u8]; 4]) {
-        let at = self.encode(out, packet, false);
-        (at, cut(packet.parts, self.captured(packet) as usize))
-    }
-
-    /// Appends a frame, with its bytes or without them. Returns where they begin.
-    #[inline]
-    fn encode(&mut self, out: &mut Vec<u8>, packet: &Written<'_>, with_bytes: bool) -> usize {
         let captured = self.captured(packet);
-        let elsewhere = if with_bytes { 0 } else { captured as usize };
-        let mut begin = 0;
-        let mut push = |out: &mut Vec<u8>| {
-            begin = out.len();
-            if with_bytes {
-                for part in cut(packet.parts, captured as usize) {
-                    out.extend_from_slice(part);
-                }
+        let push = |out: &mut Vec<u8>| {
+            for part in cut(packet.parts, captured as usize) {
+                out.extend_from_slice(part);
             }
         };
         let process = match self.format {
@@ -293,7 +272,7 @@ impl Encoder {
         let wire_len = packet.wire_len.max(captured);
         let at = u64::try_from(packet.at).unwrap_or(0);
         match self.format {
-            Format::PcapNg => block_around(out, PACKET, elsewhere, |out| {
+            Format::PcapNg => block(out, PACKET, |out| {
                 let mut head = [0; 20];
                 for (to, value) in head.chunks_exact_mut(4).zip([
                     packet.interface,
@@ -340,7 +319,6 @@ impl Encoder {
         if let Some(delivered) = self.delivered.get_mut(packet.interface as usize) {
             *delivered += 1;
         }
-        begin
     }
 
     /// The number of a process in this file, which is described now if it was not before.
@@ -422,17 +400,11 @@ fn cut(parts: [&[u8]; 4], captured: usize) -> [&[u8]; 4] {
 /// Appends a block with this body.
 #[inline]
 fn block(out: &mut Vec<u8>, kind: u32, body: impl FnOnce(&mut Vec<u8>)) {
-    block_around(out, kind, 0, body);
-}
-
-/// The same for a block of whose body so many bytes are not appended.
-#[inline]
-fn block_around(out: &mut Vec<u8>, kind: u32, elsewhere: usize, body: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.extend_from_slice(&kind.to_le_bytes());
     out.extend_from_slice(&[0; 4]);
     body(out);
-    let len = (out.len() - start + elsewhere + 4) as u32;
+    let len = (out.len() - start + 4) as u32;
     out.extend_from_slice(&len.to_le_bytes());
     if let Some(place) = out.get_mut(start + 4..start + 8) {
         place.copy_from_slice(&len.to_le_bytes());
