@@ -103,7 +103,10 @@ fn next(text: &str) -> Result<(Token, usize), String> {
         return Ok((classify(word)?, word.len()));
     }
     let Some(symbol) = SYMBOLS.into_iter().find(|symbol| text.starts_with(symbol)) else {
-        return Err("this character has no meaning in a filter".into());
+        return Err(match text.starts_with(',') {
+            true => "several values are joined by 'or', as in port 80 or 443".into(),
+            false => "this character has no meaning in a filter".into(),
+        });
     };
     let token = match symbol {
         "&&" => Token::Word("and".to_owned()),

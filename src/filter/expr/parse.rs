@@ -112,7 +112,10 @@ pub(super) fn parse(text: &str) -> Outcome<(Condition, Option<Wrong>)> {
     }
     let (condition, _) = parser.expression(None)?;
     if parser.peek().is_some() {
-        return Err(parser.unexpected("'and' or 'or' is missing before this"));
+        return Err(parser.unexpected(match parser.is_symbol(0, ")") {
+            true => "there is no '(' for this",
+            false => "'and' or 'or' is missing before this",
+        }));
     }
     Ok((condition, parser.never.into_inner()))
 }
@@ -1092,10 +1095,16 @@ fn protocol(word: &str) -> Option<Protocol> {
 fn service(name: &str, at: Range<usize>) -> Outcome<u16> {
     match names::service_port(name) {
         Ok(Some(port)) => Ok(port),
-        Ok(None) => Err(Wrong::new(
-            at,
-            format!("no TCP service '{name}' in {}", names::SERVICES),
-        )),
+        Ok(None) => {
+            let why = format!("no TCP service '{name}' in {}", names::SERVICES);
+            let wrong = Wrong::new(at, why);
+            let range = name.split_once('-');
+            let ports = range.map(|(first, last)| (first.parse::<u16>(), last.parse::<u16>()));
+            Err(match matches!(ports, Some((Ok(_), Ok(_)))) {
+                true => wrong.hint(format!("for a range: portrange {name}")),
+                false => wrong,
+            })
+        }
         Err(error) => Err(Wrong::new(
             at,
             format!(

@@ -195,7 +195,8 @@ fn the_place_of_what_is_wrong_is_told() {
         ("port 80 and (port 443", "", "')' is missing"),
         ("port 80 and", "", "condition is missing"),
         ("and port 80", "and", "missing before"),
-        ("port 80)", ")", "'and' or 'or'"),
+        ("port 80)", ")", "no '('"),
+        ("port 80,443", ",", "80 or 443"),
         ("tcp[13", "", "']' is missing"),
         ("tcp[13:3] = 1", "3", "1, 2 or 4"),
         ("tcp[13] = 1 / 0", "1 / 0", "zero"),
@@ -252,6 +253,8 @@ fn what_points_at_the_place_is_below_it() {
         excerpt_of("port 80 and"),
         ["  port 80 and", "             ^"]
     );
+    let range = Expression::new("port 80-90").unwrap_err();
+    assert_eq!(range.hint.unwrap(), "for a range: portrange 80-90");
     let long = format!("port 80{} and udp", " and host 10.0.0.1".repeat(100));
     let [text, pointer] = excerpt_of(&long).try_into().unwrap();
     assert_eq!(&text[pointer.find('^').unwrap()..], "udp");
