@@ -149,16 +149,16 @@ impl ConnState {
 }
 
 impl Flow {
-    /// Decodes a record; `None` if it is too short or contradicts itself.
+    /// Decodes a record, which begins at a multiple of 8 in memory; `None` if it is too short or
+    /// contradicts itself.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let mut raw = FlowRecord::default();
-        plain::copy_from_bytes(&mut raw, bytes).ok()?;
+        let raw: &FlowRecord = plain::from_bytes(bytes).ok()?;
         let history = raw.history.get(..raw.history_len.into());
         let is_known = |letter: &u8| letter.is_ascii_alphabetic() || *letter == b'^';
         let valid = history.is_some_and(|letters| letters.iter().all(is_known))
             && raw.initiator <= 1
             && matches!(raw.key.ip_version, 4 | 6);
-        valid.then_some(Self { raw })
+        valid.then_some(Self { raw: *raw })
     }
 
     fn initiator(&self) -> usize {

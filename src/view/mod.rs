@@ -7,7 +7,6 @@ pub mod keys;
 pub mod listeners;
 pub mod terminal;
 
-use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -19,7 +18,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Cell, Clear, Paragraph, Row, Sparkline, Table};
 
 use crate::cli::manual::Page;
-use crate::domain::flow::{Flow, MeasuredBy};
+use crate::domain::flow::{Flow, MeasuredBy, TcpState};
 use crate::domain::names::{Name, NamedFlow};
 use crate::domain::traffic::Traffic;
 use crate::filter::expr::End;
@@ -53,29 +52,34 @@ enum Column {
     History,
 }
 
-/// Each with its width, and its place among those that go where there is no room; the ends of a flow
-/// share what the others leave, and like its state and rate they always stay.
+/// Each with its width, and its place among those that are shown where there is room, the last ones
+/// first; the ends of a flow share what the others leave, and like its state and rate they always
+/// stay.
 const COLUMNS: [(Column, &str, u16, u8); 15] = [
     (Column::State, "STATE", 12, STAYS),
     (Column::Source, "SOURCE", 0, STAYS),
     (Column::Destination, "DESTINATION", 0, STAYS),
-    (Column::Name, "NAME", 24, 9),
-    (Column::Process, "PROCESS", 15, 8),
+    (Column::Name, "NAME", 24, 8),
+    (Column::Process, "PROCESS", 15, 7),
     (Column::Pid, "PID", 7, 1),
     (Column::Age, "AGE", 7, 4),
-    (Column::Handshake, "HANDSHK", 8, 3),
-    (Column::Packets, "PACKETS", 8, 5),
-    (Column::Bytes, "BYTES", 7, 6),
-    (Column::PacketRate, "PKT/s", 7, 2),
-    (Column::ByteRate, "BYTE/s", 7, STAYS),
-    (Column::Retransmits, "RETRANS", 8, 10),
-    (Column::RoundTrip, "RTT", 7, 7),
+    (Column::Handshake, "HANDSHK", 7, 3),
+    (Column::Packets, "PACKETS", 7, 5),
+    (Column::Bytes, "BYTES", 6, 6),
+    (Column::PacketRate, "PKT/s", 6, 2),
+    (Column::ByteRate, "BYTE/s", 6, STAYS),
+    (Column::Retransmits, "RETRANS", 7, 10),
+    (Column::RoundTrip, "RTT", 7, 9),
     (Column::History, "HISTORY", 10, 0),
 ];
 const STAYS: u8 = 11;
 
-/// Letters of an address and port that tell it from others: for more no other column goes.
-const ENOUGH_OF_AN_END: usize = 24;
+/// Letters of an address and port that tell it from others, all those of IPv4: for more no other
+/// column goes. With these, retransmits and round trips have room on 80 columns.
+const ENOUGH_OF_AN_END: usize = 21;
+
+/// Letters of a process's name, where there is no room for all.
+const SHORT_PROCESS: u16 = 8;
 
 /// Columns of the box with a flow's details, unless they need more or there is less.
 const DETAIL_WIDTH: u16 = 76;
@@ -288,30 +292,39 @@ impl View {
     }
 
     /// Takes the flows of an interval: those that are live, and those that have ended in it.
-    pub fn update(&mut self, flows: Vec<NamedFlow>, interval: &Interval) {
+    pub fn update(&mut self, flows: impl IntoIterator<Item = NamedFlow>, interval: &Interval) {
         let seconds = interval.seconds.max(1e-3);
         let (mut packets, mut bytes) = (interval.left_out.packets, interval.left_out.bytes);
-        let mut entries = Vec::with_capacity(flows.len());
+        let selected = self.selected().map(Entry::key);
+        let group = self.selected_group().map(|group| group.filter.clone());
+        if !self.paused {
+            // Its memory is used again: with very many flows it is large.
+            self.entries.clear();
+        }
         self.live = 0;
         for NamedFlow { flow, name } in flows {
             let since = flow.since_told();
             packets += since.0;
             bytes += since.1;
-            self.live += usize::from(flow.is_live());
-            entries.push(Entry {
+            let is_live = flow.is_live();
+            self.live += usize::from(is_live);
+            self.ended += u64::from(!is_live);
+            if self.paused {
+                continue;
+            }
+            self.entries.push(Entry {
                 packet_rate: since.0 as f64 / seconds,
                 byte_rate: since.1 as f64 / seconds,
-                age: if flow.is_live() {
-                    interval.now_ns.saturating_sub(flow.raw.start_ns)
-                } else {
-                    flow.duration_ns()
+                age: match is_live {
+                    true => interval.now_ns.saturating_sub(flow.raw.start_ns),
+                    false => flow.duration_ns(),
                 },
                 iface: flow.raw.key.interface.into(),
                 flow,
                 name,
             });
         }
-        self.ended += (entries.len() - self.live) as u64 + interval.left_out.flows;
+        self.ended += interval.left_out.flows;
         self.left_out = interval.left_out.flows;
         self.packet_rate = packets as f64 / seconds;
         self.loads.push_back((bytes as f64 / seconds) as u64);
@@ -320,10 +333,7 @@ impl View {
         }
         self.untracked = interval.untracked;
         if !self.paused {
-            let selected = self.selected().map(Entry::key);
-            let group = self.selected_group().map(|group| group.filter.clone());
-            self.has_names |= entries.iter().any(|entry| server(entry).is_some());
-            self.entries = entries;
+            self.has_names |= self.entries.iter().any(|entry| server(entry).is_some());
             self.arrange();
             self.follow(selected, group);
             self.update_detail();
@@ -399,7 +409,7 @@ impl View {
     /// Chooses and sorts what is shown.
     fn arrange(&mut self) {
         let filter = Filter::parse(&self.filter);
-        let mut shown = (0..self.entries.len())
+        let shown = (0..self.entries.len())
             .filter(|at| filter.passes(&self.entries[*at]))
             .collect::<Vec<_>>();
         self.unfinished = filter.unfinished;
@@ -420,16 +430,22 @@ impl View {
             self.selected = self.selected.min(self.lines().saturating_sub(1));
             return;
         }
-        shown.sort_by(|a, b| {
-            let (a, b) = (&self.entries[*a], &self.entries[*b]);
-            let order = compare(column, a, b);
+        // The keys are taken out first: flows are large, and far apart in memory.
+        let keyed = shown.iter().map(|at| {
+            let entry = &self.entries[*at];
+            (sort_key(column, entry), entry.flow.raw.start_ns, *at)
+        });
+        let mut keyed = keyed.collect::<Vec<_>>();
+        keyed.sort_unstable_by(|a, b| {
+            let order = a.0.cmp(&b.0);
             let order = if self.descending {
                 order.reverse()
             } else {
                 order
             };
-            order.then_with(|| a.flow.raw.start_ns.cmp(&b.flow.raw.start_ns))
+            order.then_with(|| (a.1, a.2).cmp(&(b.1, b.2)))
         });
+        let shown = keyed.into_iter().map(|(.., at)| at).collect::<Vec<_>>();
         // So that columns stay where they are while the user moves, not only what is on the screen
         // counts; but of very many flows the first are enough.
         let longest = shown.iter().take(1000).map(|at| {
@@ -624,13 +640,13 @@ impl View {
         if let Some(by) = self.grouped {
             return self.draw_groups(frame, area, by);
         }
-        let (columns, end_width) = self.columns(area.width);
+        let columns = self.columns(area.width);
         let lines = self.shown.iter().skip(self.offset).take(self.height);
         let rows = (self.offset..).zip(lines).map(|(at, entry)| {
             let entry = &self.entries[*entry];
             let cells = columns
                 .iter()
-                .map(|at| cell(COLUMNS[*at].0, entry, end_width));
+                .map(|(at, width)| cell(COLUMNS[*at].0, entry, usize::from(*width)));
             let row = Row::new(cells);
             if at == self.selected {
                 row.style(Style::new().add_modifier(Modifier::REVERSED))
@@ -638,15 +654,12 @@ impl View {
                 row
             }
         });
-        let header = columns.iter().map(|at| {
+        let header = columns.iter().map(|(at, _)| {
             let (column, name, ..) = COLUMNS[*at];
             let arrow = self.arrow(*at == self.sort);
             aligned(column, format!("{name}{arrow}"))
         });
-        let widths = columns.iter().map(|at| match COLUMNS[*at].2 {
-            0 => Constraint::Length(end_width as u16),
-            width => Constraint::Length(width),
-        });
+        let widths = columns.iter().map(|(_, width)| *width);
         let table = Table::new(rows, widths)
             .header(Row::new(header).style(Style::new().add_modifier(Modifier::BOLD)));
         frame.render_widget(table, area);
@@ -657,7 +670,8 @@ impl View {
         let columns = COLUMNS
             .iter()
             .filter(|(column, ..)| groups::SUMMED.contains(column));
-        let columns = columns.map(|(column, name, width, _)| (*column, *name, *width));
+        let columns = columns
+            .map(|(column, name, width, _)| (*column, *name, (*width).max(name.len() as u16 + 1)));
         let groups = self.groups.iter().skip(self.offset).take(self.height);
         let rows = (self.offset..).zip(groups).map(|(at, group)| {
             let summed = columns.clone().map(|(column, ..)| {
@@ -705,26 +719,56 @@ impl View {
         }
     }
 
-    /// The columns that there is room for, and the width of each end of a flow. The column that is
-    /// sorted by is always there.
-    fn columns(&self, width: u16) -> (Vec<usize>, usize) {
-        let room = |columns: &[usize]| {
-            let others: usize = columns.iter().map(|at| usize::from(COLUMNS[*at].2)).sum();
-            let gaps = columns.len().saturating_sub(1);
-            usize::from(width).saturating_sub(others + gaps) / 2
-        };
+    /// The width of a column. The one that is sorted by has a mark in its header.
+    fn width(&self, at: usize) -> u16 {
+        let (_, name, width, _) = COLUMNS[at];
+        match at == self.sort && width > 0 {
+            true => width.max(name.len() as u16 + 1),
+            false => width,
+        }
+    }
+
+    /// The columns that there is room for, and their widths. The column that is sorted by is always
+    /// there.
+    fn columns(&self, width: u16) -> Vec<(usize, u16)> {
+        let there = (0..COLUMNS.len()).filter(|at| self.has_column(COLUMNS[*at].0));
+        let (first, mut others) =
+            there.partition::<Vec<_>, _>(|at| COLUMNS[*at].3 == STAYS || *at == self.sort);
+        let mut columns = first
+            .iter()
+            .map(|at| (*at, self.width(*at)))
+            .collect::<Vec<_>>();
+        // With the gaps.
+        let mut used = columns
+            .iter()
+            .map(|(_, width)| usize::from(*width) + 1)
+            .sum::<usize>()
+            - 1;
+        let room = |used: usize| usize::from(width).saturating_sub(used) / 2;
         let longest = self.longest.max("DESTINATION▼".chars().count());
-        let columns = (0..COLUMNS.len()).filter(|at| self.has_column(COLUMNS[*at].0));
-        let mut columns = columns.collect::<Vec<_>>();
-        for rank in 0..STAYS {
-            if room(&columns) >= longest.min(ENOUGH_OF_AN_END) {
-                break;
+        others.sort_by_key(|at| std::cmp::Reverse(COLUMNS[*at].3));
+        for at in others {
+            let width = self.width(at);
+            let shortest = match COLUMNS[at].0 {
+                Column::Process => SHORT_PROCESS,
+                _ => width,
+            };
+            let enough = longest.min(ENOUGH_OF_AN_END);
+            let mut widths = [width, shortest].into_iter();
+            if let Some(width) = widths.find(|it| room(used + usize::from(*it) + 1) >= enough) {
+                used += usize::from(width) + 1;
+                columns.push((at, width));
             }
-            columns.retain(|at| COLUMNS[*at].3 != rank || *at == self.sort);
         }
         // As much as is needed, so that what belongs together is close together.
-        let end_width = room(&columns).min(longest);
-        (columns, end_width)
+        let end = room(used).min(longest) as u16;
+        for (at, width) in &mut columns {
+            if COLUMNS[*at].2 == 0 {
+                *width = end;
+            }
+        }
+        columns.sort_unstable();
+        columns
     }
 
     fn draw_foot(&self, frame: &mut Frame<'_>, area: Rect) {
@@ -952,16 +996,16 @@ fn asked_for(asked: &Name) -> Option<Line<'static>> {
 }
 
 /// The text of a flow in a column.
-fn cell(column: Column, entry: &Entry, end_width: usize) -> Cell<'static> {
+fn cell(column: Column, entry: &Entry, width: usize) -> Cell<'static> {
     let flow = &entry.flow;
     let text = match column {
         Column::State => {
             return Cell::from(state(flow)).style(Style::new().fg(color(flow)));
         }
-        Column::Source => shortened(&endpoint(flow.saddr(), flow.sport()), end_width),
-        Column::Destination => shortened(&endpoint(flow.daddr(), flow.dport()), end_width),
-        Column::Name => shortened(&server(entry).unwrap_or_else(|| "-".to_owned()), 24),
-        Column::Process => process(flow).unwrap_or_else(|| "-".to_owned()),
+        Column::Source => shortened(&endpoint(flow.saddr(), flow.sport()), width),
+        Column::Destination => shortened(&endpoint(flow.daddr(), flow.dport()), width),
+        Column::Name => shortened(&server(entry).unwrap_or_else(|| "-".to_owned()), width),
+        Column::Process => shortened(&process(flow).unwrap_or_else(|| "-".to_owned()), width),
         Column::Pid => flow
             .process()
             .map_or("-".to_owned(), |(pid, _)| pid.to_string()),
@@ -1037,38 +1081,39 @@ fn shortened(text: &str, width: usize) -> String {
     format!("{}…{}", &text[..head], &text[tail..])
 }
 
-fn compare(column: Column, a: &Entry, b: &Entry) -> Ordering {
-    match column {
-        Column::State => a.flow.state().cmp(&b.flow.state()),
-        Column::Source => (a.flow.saddr(), a.flow.sport()).cmp(&(b.flow.saddr(), b.flow.sport())),
-        Column::Destination => {
-            (a.flow.daddr(), a.flow.dport()).cmp(&(b.flow.daddr(), b.flow.dport()))
+/// What a flow is sorted by. The keys of a column are all of one kind.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum SortKey<'a> {
+    State(TcpState),
+    End(IpAddr, u16),
+    Name(Option<String>),
+    Process(Option<(&'a [u8], u32)>),
+    Number(Option<u64>),
+    Text(&'a [u8]),
+}
+
+fn sort_key(column: Column, entry: &Entry) -> SortKey<'_> {
+    let flow = &entry.flow;
+    SortKey::Number(match column {
+        Column::State => return SortKey::State(flow.state()),
+        Column::Source => return SortKey::End(flow.saddr(), flow.sport()),
+        Column::Destination => return SortKey::End(flow.daddr(), flow.dport()),
+        Column::Name => return SortKey::Name(server(entry)),
+        Column::Process => {
+            return SortKey::Process(flow.process().map(|(pid, comm)| (comm, pid)));
         }
-        Column::Name => server(a).cmp(&server(b)),
-        Column::Pid => pid(a).cmp(&pid(b)),
-        Column::Process => a
-            .flow
-            .process()
-            .map(by_name)
-            .cmp(&b.flow.process().map(by_name)),
-        Column::Age => a.age.cmp(&b.age),
-        Column::Handshake => a.flow.handshake_ns().cmp(&b.flow.handshake_ns()),
-        Column::Packets => a.flow.packets().cmp(&b.flow.packets()),
-        Column::Bytes => bytes(&a.flow).cmp(&bytes(&b.flow)),
-        Column::PacketRate => a.packet_rate.total_cmp(&b.packet_rate),
-        Column::ByteRate => a.byte_rate.total_cmp(&b.byte_rate),
-        Column::Retransmits => a.flow.retransmits().cmp(&b.flow.retransmits()),
-        Column::RoundTrip => a.round_trip_ns().cmp(&b.round_trip_ns()),
-        Column::History => a.flow.history().cmp(b.flow.history()),
-    }
-}
-
-fn pid(entry: &Entry) -> Option<u32> {
-    entry.flow.process().map(|(pid, _)| pid)
-}
-
-fn by_name((pid, comm): (u32, &[u8])) -> (&[u8], u32) {
-    (comm, pid)
+        Column::History => return SortKey::Text(flow.history()),
+        Column::Pid => flow.process().map(|(pid, _)| pid.into()),
+        Column::Age => Some(entry.age),
+        Column::Handshake => flow.handshake_ns(),
+        Column::Packets => Some(flow.packets()),
+        Column::Bytes => Some(bytes(flow)),
+        // Rates are not negative: their bits are ordered as they are.
+        Column::PacketRate => Some(entry.packet_rate.to_bits()),
+        Column::ByteRate => Some(entry.byte_rate.to_bits()),
+        Column::Retransmits => Some(flow.retransmits()),
+        Column::RoundTrip => entry.round_trip_ns(),
+    })
 }
 
 /// What a filter is looked for in.

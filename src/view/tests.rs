@@ -168,8 +168,11 @@ fn long_flow() -> Flow {
 fn a_narrow_terminal_shows_both_ports_and_the_column_that_is_sorted_by() {
     let mut view = view(vec![long_flow()]);
     for (width, columns) in [
-        (80, "STATE SOURCE DESTINATION BYTE/s▼ RETRANS"),
-        (110, "STATE SOURCE DESTINATION PROCESS BYTE/s▼ RETRANS RTT"),
+        (80, "STATE SOURCE DESTINATION BYTE/s▼ RETRANS RTT"),
+        (
+            110,
+            "STATE SOURCE DESTINATION PROCESS BYTES PKT/s BYTE/s▼ RETRANS RTT",
+        ),
         (
             190,
             "STATE SOURCE DESTINATION PROCESS PID AGE HANDSHK PACKETS BYTES PKT/s BYTE/s▼ RETRANS RTT HISTORY",
@@ -358,13 +361,13 @@ fn type_keys(view: &mut View, text: &str) {
 }
 
 #[test]
-fn on_an_ordinary_terminal_a_flow_has_its_process_and_retransmits() {
+fn on_an_ordinary_terminal_a_flow_has_its_process_retransmits_and_round_trip() {
     let mut view = view(vec![asking(65_535, 1, "", (1, "a-name-of-15---")).flow]);
     for (width, columns) in [
-        (80, "STATE SOURCE DESTINATION PROCESS BYTE/s▼ RETRANS"),
+        (80, "STATE SOURCE DESTINATION PROCESS BYTE/s▼ RETRANS RTT"),
         (
             120,
-            "STATE SOURCE DESTINATION PROCESS AGE HANDSHK PACKETS BYTES BYTE/s▼ RETRANS RTT",
+            "STATE SOURCE DESTINATION PROCESS AGE HANDSHK PACKETS BYTES PKT/s BYTE/s▼ RETRANS RTT",
         ),
     ] {
         let lines = screen(&mut view, width, 24);

@@ -124,14 +124,13 @@ pub fn run_view(
         if now >= due {
             table.read_numbers(session.notices);
             table.sweep(session, skel, SweepMode::SWEEP_LIVE, 0)?;
-            let flows = std::mem::take(&mut table.book.rows);
             let interval = Interval {
                 now_ns: monotonic_ns()?,
                 seconds: updated.elapsed().as_secs_f64(),
                 untracked: live.counters().untracked,
                 left_out: std::mem::take(&mut table.book.left_out),
             };
-            view.update(flows, &interval);
+            view.update(table.book.rows.drain(..), &interval);
             screen.touch();
             updated = now;
             due = now + args.interval.max(rest_since(worked)?);
