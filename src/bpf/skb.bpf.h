@@ -71,58 +71,77 @@ static __noinline void *tcp_after(__u64 network, __u8 next)
 	return next == IPPROTO_TCP ? (void *)at : NULL;
 }
 
-/* Reads the headers of a packet, of which there must be a BTF pointer. False: it is not a TCP
- * segment. */
+/* Both headers as most packets have them: without options or extension headers of IP. */
+union usual_headers {
+	struct {
+		struct ipv4_header ip;
+		struct tcp_header tcp;
+	} v4;
+	struct {
+		struct ipv6_header ip;
+		struct tcp_header tcp;
+	} v6;
+};
+
+/*
+ * Reads the headers of a packet, of which there must be a BTF pointer. False: it is not a TCP
+ * segment. They are read at once: behind the data of an sk_buff is more than their size.
+ */
 static __always_inline bool read_segment(const struct sk_buff *skb, struct segment *s)
 {
 	const unsigned char *head = skb->head, *network, *transport;
 	__u16 protocol = skb->protocol;
-	struct ipv6_header ip = {};
-	struct tcp_header tcp;
+	union usual_headers usual = {};
+	struct tcp_header *tcp;
+	bool is_usual = true;
 	__u32 len, headers;
 
 	network = head + skb->network_header;
-	if (bpf_probe_read_kernel(&ip, sizeof(struct ipv4_header), network))
+	if (bpf_probe_read_kernel(&usual, sizeof(usual), network))
 		return false;
 	if (protocol == bpf_htons(ETHERTYPE_IPV4)) {
-		const struct ipv4_header *ip4 = (const void *)&ip;
+		const struct ipv4_header *ip4 = &usual.v4.ip;
 
 		if (ip4->version_ihl >> 4 != 4 || ip4->protocol != IPPROTO_TCP ||
 		    (ip4->fragment & bpf_htons(0x1fff)))
 			return false;
 		transport = network + (ip4->version_ihl & 0x0f) * 4;
+		is_usual = transport == network + sizeof(*ip4);
+		tcp = &usual.v4.tcp;
 		set_mapped(s->saddr, ip4->saddr);
 		set_mapped(s->daddr, ip4->daddr);
 		s->ip_version = 4;
 		len = bpf_ntohs(ip4->total_len);
 	} else if (protocol == bpf_htons(ETHERTYPE_IPV6)) {
-		if (bpf_probe_read_kernel(&ip, sizeof(ip), network))
-			return false;
-		if (ip.next_header == IPPROTO_TCP)
-			transport = network + sizeof(ip);
-		else if (is_ext_header(ip.next_header))
-			transport = tcp_after((__u64)network, ip.next_header);
+		const struct ipv6_header *ip6 = &usual.v6.ip;
+
+		is_usual = ip6->next_header == IPPROTO_TCP;
+		if (is_usual)
+			transport = network + sizeof(*ip6);
+		else if (is_ext_header(ip6->next_header))
+			transport = tcp_after((__u64)network, ip6->next_header);
 		else
 			return false;
 		if (!transport)
 			return false;
-		__builtin_memcpy(s->saddr, ip.saddr, sizeof(s->saddr));
-		__builtin_memcpy(s->daddr, ip.daddr, sizeof(s->daddr));
+		tcp = &usual.v6.tcp;
+		__builtin_memcpy(s->saddr, ip6->saddr, sizeof(s->saddr));
+		__builtin_memcpy(s->daddr, ip6->daddr, sizeof(s->daddr));
 		s->ip_version = 6;
-		len = bpf_ntohs(ip.payload_len);
+		len = bpf_ntohs(ip6->payload_len);
 		if (len)
-			len += sizeof(ip);
+			len += sizeof(*ip6);
 	} else {
 		return false;
 	}
-	if (bpf_probe_read_kernel(&tcp, sizeof(tcp), transport))
+	if (!is_usual && bpf_probe_read_kernel(tcp, sizeof(*tcp), transport))
 		return false;
-	s->sport = bpf_ntohs(tcp.sport);
-	s->dport = bpf_ntohs(tcp.dport);
-	s->seq = bpf_ntohl(tcp.seq);
-	s->ack = bpf_ntohl(tcp.ack);
-	s->flags = tcp.flags;
-	headers = transport - network + (tcp.data_offset >> 4) * 4;
+	s->sport = bpf_ntohs(tcp->sport);
+	s->dport = bpf_ntohs(tcp->dport);
+	s->seq = bpf_ntohl(tcp->seq);
+	s->ack = bpf_ntohl(tcp->ack);
+	s->flags = tcp->flags;
+	headers = transport - network + (tcp->data_offset >> 4) * 4;
 	s->payload_len = len > headers ? len - headers : 0;
 	return true;
 }
