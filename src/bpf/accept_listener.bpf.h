@@ -3,6 +3,7 @@
 #ifndef TCPINSPECT_ACCEPT_LISTENER_BPF_H
 #define TCPINSPECT_ACCEPT_LISTENER_BPF_H
 
+#include "segment.bpf.h"
 #include "socket.bpf.h"
 #include "accept_trace.h"
 
@@ -95,16 +96,61 @@ static __always_inline bool find_listener(struct __sk_buff *skb, __u8 ip_version
 	return true;
 }
 
+/* What a lookup for the last SYN on a CPU has found. */
+struct found_listener {
+	__be32 daddr[4];
+	__u64 listener;
+	__u64 at; /* in jiffies; 0: the next SYN may have another one */
+	__u32 ifindex;
+	__u16 dport;
+	__u16 pad;
+};
+
+/*
+ * The address of the listener that a SYN will reach; 0: none. A lookup takes hundreds of
+ * nanoseconds, so in a flood to one port its result holds for a jiffy; unless it depends on more
+ * than the destination, as in a group of SO_REUSEPORT, or where a connection with the same
+ * addresses was found; or the listener was closed.
+ */
+static __always_inline __u64 listener_of(struct __sk_buff *skb, const struct segment *s,
+					 struct found_listener *last)
+{
+	__u64 now = bpf_jiffies64();
+	const struct sock *sk = (const struct sock *)last->listener;
+	bool found;
+
+	if (last->at == now && last->ifindex == skb->ifindex && last->dport == s->dport &&
+	    last->daddr[0] == s->daddr[0] && last->daddr[1] == s->daddr[1] &&
+	    last->daddr[2] == s->daddr[2] && last->daddr[3] == s->daddr[3] &&
+	    (!sk || BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN))
+		return last->listener;
+	last->ifindex = skb->ifindex;
+	last->dport = s->dport;
+	__builtin_memcpy(last->daddr, s->daddr, sizeof(last->daddr));
+	last->listener = 0;
+	found = find_listener(skb, s->ip_version, s->saddr, s->sport, s->daddr, s->dport,
+			      &last->listener);
+	sk = (const struct sock *)last->listener;
+	last->at = now;
+	if (found && (!sk || BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuseport)))
+		last->at = 0;
+	return last->listener;
+}
+
 static __always_inline void set_local(struct attempt *a, const struct sock_common *common)
 {
 	__be32 addr[4];
 
-	if (BPF_CORE_READ(common, skc_family) == AF_INET6)
-		BPF_CORE_READ_INTO(&addr, common, skc_v6_rcv_saddr);
-	else
-		set_mapped(addr, BPF_CORE_READ(common, skc_rcv_saddr));
+	if (common->skc_family == AF_INET6) {
+		addr[0] = common->skc_v6_rcv_saddr.in6_u.u6_addr32[0];
+		addr[1] = common->skc_v6_rcv_saddr.in6_u.u6_addr32[1];
+		addr[2] = common->skc_v6_rcv_saddr.in6_u.u6_addr32[2];
+		addr[3] = common->skc_v6_rcv_saddr.in6_u.u6_addr32[3];
+	} else {
+		set_mapped(addr, common->skc_rcv_saddr);
+	}
 	__builtin_memcpy(a->laddr, addr, sizeof(a->laddr));
-	a->lport = BPF_CORE_READ(common, skc_num);
+	a->lport = common->skc_num;
 }
 
 /*
@@ -142,7 +188,7 @@ static __always_inline void look_at_request(struct __sk_buff *skb, struct attemp
 	if (!request)
 		return;
 	set_local(a, &request->req.req.__req_common);
-	listener = BPF_CORE_READ(request, req.req.__req_common.skc_listener);
+	listener = request->req.req.__req_common.skc_listener;
 	if (listener && (__u64)listener != a->listener)
 		read_listener(listener, a);
 }

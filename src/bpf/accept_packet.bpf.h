@@ -22,19 +22,33 @@ struct sent_rst {
 	__u8 addr[16];
 	__u16 port;
 	__u8 valid;
-	__u8 pad[45]; /* no cache line is shared between CPUs */
+	__u8 pad[5];
 };
 
-struct sent_rst sent_rsts[COUNTER_SLOTS] SEC(".bss.accept") __attribute__((aligned(64)));
+/* What a CPU remembers. No cache line is shared between CPUs. */
+struct on_cpu {
+	struct sent_rst sent;
+	struct found_listener found;
+	__u8 pad[64];
+};
+
+_Static_assert(sizeof(struct on_cpu) == 128, "two cache lines");
+
+struct on_cpu on_cpus[COUNTER_SLOTS] SEC(".bss.accept") __attribute__((aligned(128)));
+
+static __always_inline struct on_cpu *my(void)
+{
+	return &on_cpus[bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1)];
+}
 
 static __always_inline struct sent_rst *my_sent_rst(void)
 {
-	return &sent_rsts[bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1)];
+	return &my()->sent;
 }
 
 static __always_inline void look(struct __sk_buff *skb, const struct segment *s, struct attempt *a)
 {
-	find_listener(skb, s->ip_version, s->saddr, s->sport, s->daddr, s->dport, &a->listener);
+	a->listener = listener_of(skb, s, &my()->found);
 	if (a->listener)
 		read_listener((const struct sock *)a->listener, a);
 }

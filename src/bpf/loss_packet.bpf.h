@@ -25,10 +25,9 @@ const volatile bool watch_resets = false;
 /* The last SYN that came in on a CPU, which TCP handles right after, in the same softirq. */
 struct last_syn {
 	struct attempt_key key;
-	struct attempt attempt; /* its destination and listener */
+	struct attempt attempt; /* the state of its listener */
 	__u64 waits;		/* there is a listener, which has not answered yet */
-	/* In jiffies, when the listener was looked up; 0: the next SYN may have another one. */
-	__u64 found_at;
+	struct found_listener found;
 	/* The last reset that a tracepoint has told of. */
 	__u64 reset_ns;
 	__u8 reset_addr[16];
@@ -92,44 +91,16 @@ static __always_inline void note_told_reset(const struct loss_event *e)
 	__builtin_memcpy(last->reset_addr, e->daddr, sizeof(last->reset_addr));
 }
 
-static __always_inline bool has_destination(const struct attempt *a, const struct segment *s)
-{
-	const __be32 *addr = (const __be32 *)a->daddr;
-
-	return a->dport == s->dport && addr[0] == s->daddr[0] && addr[1] == s->daddr[1] &&
-	       addr[2] == s->daddr[2] && addr[3] == s->daddr[3];
-}
-
-/*
- * Finds the listener. A lookup takes hundreds of nanoseconds, so in a flood to one port its result
- * holds for a jiffy; unless it depends on more than the destination, as in a group of
- * SO_REUSEPORT, or where a connection with the same addresses was found.
- */
 static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *s)
 {
 	struct last_syn *last = my_last_syn();
-	struct attempt *a;
-	const struct sock *sk;
-	__u64 now = bpf_jiffies64();
-	bool found;
 
 	if (!last)
 		return;
-	a = &last->attempt;
-	set_key(&last->key, s->saddr, s->sport, s->seq);
-	if (last->found_at != now || a->ifindex != skb->ifindex || !has_destination(a, s)) {
-		a->ifindex = skb->ifindex;
-		a->dport = s->dport;
-		__builtin_memcpy(a->daddr, s->daddr, sizeof(a->daddr));
-		a->listener = 0;
-		found = find_listener(skb, s->ip_version, s->saddr, s->sport, s->daddr, s->dport,
-				      &a->listener);
-		sk = (const struct sock *)a->listener;
-		last->found_at = now;
-		if (found && (!sk || BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuseport)))
-			last->found_at = 0;
-	}
-	last->waits = a->listener;
+	last->attempt.listener = listener_of(skb, s, &last->found);
+	last->waits = last->attempt.listener;
+	if (last->waits)
+		set_key(&last->key, s->saddr, s->sport, s->seq);
 }
 
 /*
