@@ -98,6 +98,8 @@ static __always_inline void on_closed(void *ctx, const struct sock *sk, const st
  * A connection that a process has, or had, ends: it was accepted. If it is still in the table, the
  * program that sees accepts was not run, because the kernel runs no program that interrupts itself
  * on a CPU. (rcv_nxt counts from the initial sequence number, bytes_received from its successor.)
+ * Outgoing connections, which never listened, are not looked up: that would be a cache miss for
+ * each. Those of a listener have its limit, unless it is 0; then the next sweep finds them.
  */
 static __always_inline void on_owned_closed(void *ctx, const struct sock *sk,
 					    const struct tcp_sock *tp)
@@ -106,6 +108,8 @@ static __always_inline void on_owned_closed(void *ctx, const struct sock *sk,
 	struct attempt *known;
 	struct ends ends;
 
+	if (!sk->sk_max_ack_backlog)
+		return;
 	read_ends(&ends, sk);
 	set_key(&key, ends.remote, ends.remote_port, tp->rcv_nxt - (__u32)tp->bytes_received - 1);
 	known = bpf_map_lookup_elem(&attempts, &key);
@@ -163,45 +167,61 @@ static __always_inline int on_accept_return(void *ctx, const struct sock *sk)
 	return on_accepted(ctx, &key);
 }
 
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
+
+/* Reads a member of a kernel object: since Linux 6.2 a load, before a call of a function. */
+#define READ_MEMBER(object, member)                                                                \
+	(bpf_rdonly_cast ? ((typeof(object))bpf_rdonly_cast(                                       \
+				    object, bpf_core_type_id_kernel(typeof(*(object)))))           \
+				   ->member                                                        \
+			 : BPF_CORE_READ(object, member))
+
 /* Finds the socket that accept(2) returned by its file descriptor. */
 static __always_inline int on_accept_call(void *ctx, long fd)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	const struct tcp_sock *tp;
 	const struct sock *sk;
+	struct net *net;
 	struct file **files, *file;
+	struct files_struct *opened;
+	struct fdtable *table;
 	struct socket *socket;
 	struct attempt_key key;
 	__be32 addr[4];
 
-	files = BPF_CORE_READ(task, files, fdt, fd);
+	opened = READ_MEMBER(task, files);
+	table = READ_MEMBER(opened, fdt);
+	files = READ_MEMBER(table, fd);
 	if (bpf_probe_read_kernel(&file, sizeof(file), files + fd) || !file)
 		return 0;
-	socket = BPF_CORE_READ(file, private_data);
-	sk = BPF_CORE_READ(socket, sk);
-	if (sk && BPF_CORE_READ(sk, sk_protocol) == IPPROTO_MPTCP) {
+	socket = READ_MEMBER(file, private_data);
+	sk = READ_MEMBER(socket, sk);
+	if (sk && READ_MEMBER(sk, sk_protocol) == IPPROTO_MPTCP) {
 		const struct mptcp_sock *msk = (const void *)sk;
 
 		sk = NULL;
 		if (bpf_core_field_exists(msk->first))
 			sk = BPF_CORE_READ(msk, first);
 	}
-	if (!sk || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP ||
-	    BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum) != netns)
+	if (!sk || READ_MEMBER(sk, sk_protocol) != IPPROTO_TCP)
+		return 0;
+	net = READ_MEMBER(sk, __sk_common.skc_net.net);
+	if (READ_MEMBER(net, ns.inum) != netns)
 		return 0;
 	tp = (const struct tcp_sock *)sk;
-	switch (BPF_CORE_READ(sk, __sk_common.skc_family)) {
+	switch (READ_MEMBER(sk, __sk_common.skc_family)) {
 	case AF_INET6:
 		BPF_CORE_READ_INTO(&addr, sk, __sk_common.skc_v6_daddr);
 		break;
 	case AF_INET:
-		set_mapped(addr, BPF_CORE_READ(sk, __sk_common.skc_daddr));
+		set_mapped(addr, READ_MEMBER(sk, __sk_common.skc_daddr));
 		break;
 	default:
 		return 0;
 	}
-	set_key(&key, addr, bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport)),
-		BPF_CORE_READ(tp, copied_seq) - 1);
+	set_key(&key, addr, bpf_ntohs(READ_MEMBER(sk, __sk_common.skc_dport)),
+		READ_MEMBER(tp, copied_seq) - 1);
 	return on_accepted(ctx, &key);
 }
 

@@ -76,6 +76,9 @@ struct {
 struct accept_counters accept_counters[COUNTER_SLOTS] SEC(".bss.accept")
 	__attribute__((aligned(128)));
 
+/* A fate was reported: until then `told` is empty, and nothing is looked up in it. */
+bool any_told SEC(".bss.recent");
+
 struct accept_verdict accept_verdict SEC(".bss.verdict");
 
 /* BTF has the type only if something refers to it. */
@@ -123,7 +126,7 @@ static __noinline enum accept_fate told_fate(const struct attempt_key *key)
 	struct told_set *set;
 	__u64 hash;
 
-	if (!key)
+	if (!key || !any_told)
 		return FATE_NONE;
 	hash = attempt_hash(key);
 	set = told_set(hash);
@@ -145,6 +148,8 @@ static __always_inline void set_told(const struct attempt_key *key, enum accept_
 	__u32 way = 0;
 	__u64 hash;
 
+	if (!any_told)
+		any_told = true;
 	hash = attempt_hash(key);
 	set = told_set(hash);
 	if (!set)
@@ -289,7 +294,7 @@ static __always_inline bool is_wanted_fate(const struct attempt *a, enum accept_
 static __always_inline int tell_by_count(const struct attempt_key *key, const struct attempt *a,
 					 enum accept_fate fate, bool by_current)
 {
-	__u64 id, from, to, now = bpf_ktime_get_ns();
+	__u64 id, from, to = 0;
 	struct accept_count_key count = {};
 	__u8 comm[COMM_LEN] = {};
 	__u32 pid = 0, uid = 0;
@@ -306,7 +311,10 @@ static __always_inline int tell_by_count(const struct attempt_key *key, const st
 	/* Once it is taken out of the table its memory is for another. */
 	set_count_key(&count, key, a, fate, by_current ? comm : NULL);
 	from = accept_output == OUTPUT_HANDSHAKE ? a->syn_ns : a->established_ns;
-	to = accept_output == OUTPUT_HANDSHAKE ? a->established_ns : by_current ? now : 0;
+	if (accept_output == OUTPUT_HANDSHAKE)
+		to = a->established_ns;
+	else if (accept_output == OUTPUT_ACCEPT_WAIT && by_current)
+		to = bpf_ktime_get_ns();
 	matches = is_wanted_fate(a, fate) && (accept_output == OUTPUT_COUNTS || (from && to)) &&
 		  process_matches(a->flags, a->uid, pid, uid, by_current ? comm : NULL);
 	if (!take_attempt(key, fate) || !matches)

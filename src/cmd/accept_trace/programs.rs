@@ -171,6 +171,8 @@ fn load_one<'obj>(
     let rodata = maps.rodata_data.as_deref_mut();
     let rodata = rodata.context("the programs have no settings")?;
     rodata.link_is_raw_ip = is_raw_ip;
+    // A socket's BTF pointer is at hand wherever its namespace is read, and quicker.
+    rodata.may_probe_read = false;
     rodata.use_perf_buffer = buffer == BufferKind::Perf;
     load::configure_slots(
         &mut rodata.preemptible,
@@ -242,6 +244,7 @@ fn load_one<'obj>(
         maps.attempts.reuse_fd(known.attempts.as_fd())?;
         maps.told.reuse_fd(known.told.as_fd())?;
         maps.recent.reuse_fd(known.recent.as_fd())?;
+        maps.bss_recent.reuse_fd(known.bss_recent.as_fd())?;
         maps.even_counts.reuse_fd(known.even_counts.as_fd())?;
         maps.odd_counts.reuse_fd(known.odd_counts.as_fd())?;
         maps.histograms.reuse_fd(known.histograms.as_fd())?;
