@@ -276,6 +276,14 @@ static __always_inline long send_packet(void *ctx, struct loss_counters *c,
 	return failed;
 }
 
+/* Sends an event. Nonzero: it is lost. */
+static __always_inline long send_loss(void *ctx, struct loss_event *e)
+{
+	if (e->callers[0])
+		return send_event(ctx, e, sizeof(*e));
+	return send_event(ctx, e, __builtin_offsetof(struct loss_event, callers));
+}
+
 /* `skb` is the address of the packet that was dropped, or 0. */
 static __noinline int emit(void *ctx, struct loss_event *e, __u64 skb)
 {
@@ -297,12 +305,12 @@ static __noinline int emit(void *ctx, struct loss_event *e, __u64 skb)
 		count_event(c, e);
 		return 0;
 	}
-	e->ts_ns = bpf_ktime_get_ns();
 	if (is_over_rate()) {
 		__sync_fetch_and_add(&c->suppressed, 1);
 		return 0;
 	}
-	if (snaplen ? send_packet(ctx, c, e, skb) : send_event(ctx, e, sizeof(*e)))
+	e->ts_ns = bpf_ktime_get_ns();
+	if (snaplen ? send_packet(ctx, c, e, skb) : send_loss(ctx, e))
 		__sync_fetch_and_add(&c->lost, 1);
 	return 0;
 }
@@ -337,6 +345,14 @@ static __always_inline void set_callers(void *ctx, struct loss_event *e)
 		bpf_probe_read_kernel(e->callers, sizeof(e->callers), &stack->callers[i + 1]);
 		return;
 	}
+}
+
+/* That of a packet outside of TCP, which is a BTF pointer. */
+static __always_inline void set_own_device(struct loss_event *e, const struct net_device *dev)
+{
+	e->ifindex = dev->ifindex;
+	e->netns = dev->nd_net.net->ns.inum;
+	bpf_core_read(e->iface, sizeof(e->iface), &dev->name);
 }
 
 static __always_inline void set_device(struct loss_event *e, const struct net_device *dev)

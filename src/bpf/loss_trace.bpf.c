@@ -45,8 +45,14 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *skb, __u64 p
 	if (sk && (!count_by || count_by == LOSS_BY_COMM))
 		set_socket(&e, sk);
 	/* Counts show no device. */
-	if (!count_by || netns || interfaces)
-		set_device(&e, device_of(skb));
+	if (!count_by || netns || interfaces) {
+		const struct net_device *dev = skb->dev;
+
+		if (dev)
+			set_own_device(&e, dev);
+		else
+			set_device(&e, device_of(skb));
+	}
 	if (!count_by && !exporting)
 		set_callers(ctx, &e);
 	return emit(ctx, &e, (__u64)skb);

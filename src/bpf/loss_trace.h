@@ -65,10 +65,9 @@ struct code_range {
 
 struct loss_event {
 	__u64 ts_ns;
-	__u64 place; /* kernel address that dropped the segment; 0 for other kinds */
-	__u64 inode; /* of the socket's file; 0: no file, or no socket is known */
-	__u64 callers[LOSS_CALLERS]; /* return addresses, innermost first; 0: not looked up */
-	__u8 saddr[16];		     /* of the segment, in network order, IPv4 as v4-mapped */
+	__u64 place;	/* kernel address that dropped the segment; 0 for other kinds */
+	__u64 inode;	/* of the socket's file; 0: no file, or no socket is known */
+	__u8 saddr[16]; /* of the segment, in network order, IPv4 as v4-mapped */
 	__u8 daddr[16];
 	__u32 seq;
 	__u32 len; /* bytes of payload */
@@ -87,6 +86,8 @@ struct loss_event {
 	__u8 ip_version;
 	__u8 iface[LOSS_NAME_LEN]; /* ended by NUL; empty: no interface */
 	__u8 pad[6];
+	/* Return addresses, innermost first; an event without any ends before them. */
+	__u64 callers[LOSS_CALLERS];
 };
 
 _Static_assert(sizeof(struct loss_event) == 168, "no hidden padding");

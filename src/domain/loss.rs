@@ -73,10 +73,16 @@ const STATES: [&str; 12] = [
 ];
 
 impl Loss {
-    /// Decodes an event; `None` if it is too short or of an unknown kind.
+    /// Decodes an event; `None` if it is too short or of an unknown kind. One that ends before the
+    /// callers has none.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
+        const SHORT: usize = offset_of!(LossEvent, callers);
         let mut raw = LossEvent::default();
-        plain::copy_from_bytes(&mut raw, bytes).ok()?;
+        if plain::copy_from_bytes(&mut raw, bytes).is_err() {
+            let mut whole = [0; size_of::<LossEvent>()];
+            whole[..SHORT].copy_from_slice(bytes.get(..SHORT)?);
+            plain::copy_from_bytes(&mut raw, &whole).ok()?;
+        }
         (u32::from(raw.kind) < LossKind::LOSS_KINDS.0).then_some(Self { raw })
     }
 
@@ -199,6 +205,10 @@ mod tests {
         assert!(Loss::decode(&bytes(&raw)).is_none());
         raw.kind = 0;
         assert!(Loss::decode(&bytes(&raw)).is_some());
-        assert!(Loss::decode(&bytes(&raw)[..167]).is_none());
+        raw.callers = [7; 6];
+        let whole = bytes(&raw);
+        assert_eq!(Loss::decode(&whole).unwrap().raw.callers, [7; 6]);
+        assert_eq!(Loss::decode(&whole[..124]).unwrap().raw.callers, [0; 6]);
+        assert!(Loss::decode(&whole[..119]).is_none());
     }
 }
