@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
@@ -23,6 +24,9 @@ pub struct KernelSymbols {
     /// The start of each function, and of its name in `names`; sorted by address.
     starts: Vec<(u64, usize)>,
     names: String,
+    /// The function that the last address was in, and where its name is: in a flood it is always the
+    /// same.
+    last: (Range<u64>, Range<usize>),
 }
 
 impl KernelSymbols {
@@ -66,6 +70,7 @@ impl KernelSymbols {
             file,
             starts: Vec::new(),
             names: String::new(),
+            last: (0..0, 0..0),
         }
     }
 
@@ -76,10 +81,15 @@ impl KernelSymbols {
 
     /// The name of the function that contains an address.
     pub fn name(&mut self, address: u64) -> Option<&str> {
-        self.read();
-        let at = self.starts.partition_point(|(start, _)| *start <= address);
-        let (_, name) = self.starts.get(at.checked_sub(1)?)?;
-        self.names.get(*name..)?.split('\n').next()
+        if !self.last.0.contains(&address) {
+            self.read();
+            let at = self.starts.partition_point(|(start, _)| *start <= address);
+            let (start, name) = *self.starts.get(at.checked_sub(1)?)?;
+            let end = self.starts.get(at).map_or(u64::MAX, |(next, _)| *next);
+            let len = self.names.get(name..)?.find('\n')?;
+            self.last = (start..end, name..name + len);
+        }
+        self.names.get(self.last.1.clone())
     }
 
     /// The start of a function, and that of the next one.
@@ -110,6 +120,7 @@ impl KernelSymbols {
     /// Reads the list now, and forgets the functions whose name does not pass.
     pub fn keep(&mut self, is_wanted: impl Fn(&str) -> bool) {
         self.read();
+        self.last = (0..0, 0..0);
         let all = std::mem::take(&mut self.starts);
         let names = std::mem::take(&mut self.names);
         let mut follows = false;

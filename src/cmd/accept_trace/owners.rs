@@ -100,9 +100,12 @@ impl FullQueues {
         if !attempt.has(AcceptFlag::ATTEMPT_HAS_LISTENER) {
             return None;
         }
-        let (place, _) = attempt.socket();
         let is_full = attempt.has(AcceptFlag::ATTEMPT_ACCEPT_QUEUE_FULL)
             || attempt.has(AcceptFlag::ATTEMPT_ACK_DROPPED);
+        if !is_full && self.since.is_empty() {
+            return None;
+        }
+        let (place, _) = attempt.socket();
         if !is_full {
             // A failed attempt may have arrived long ago, so room then means nothing now.
             if !attempt.has_failed() {
