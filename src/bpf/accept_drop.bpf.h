@@ -104,8 +104,10 @@ static __always_inline bool is_elsewhere(const struct sk_buff *skb)
 	return BPF_CORE_READ(dev, nd_net.net, ns.inum) != netns;
 }
 
-static __always_inline int on_drop(void *ctx, const struct sk_buff *skb, __u64 place, __u32 reason)
+static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u64 place,
+				   __u32 reason)
 {
+	const struct sk_buff *skb = UNTRUSTED(trusted);
 	struct attempt_key key;
 	struct attempt *known;
 	struct segment s;

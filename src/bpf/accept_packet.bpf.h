@@ -188,6 +188,15 @@ static __always_inline void on_rst_sent(struct __sk_buff *skb, const struct segm
 			tell(skb, &key, known, FATE_FORWARDED);
 		return;
 	}
+	if (rsts_wait) {
+		/* It had to wait for the address of the next hop. */
+		set_key(&key, s->daddr, s->dport, s->ack - 1);
+		known = bpf_map_lookup_elem(&attempts, &key);
+		if (known && known->phase == ATTEMPT_NEW && known->reason == REASON_NO_LISTENER) {
+			tell(skb, &key, known, FATE_REFUSED);
+			return;
+		}
+	}
 	sent = my_sent_rst();
 	__builtin_memcpy(sent->addr, s->daddr, sizeof(sent->addr));
 	sent->port = s->dport;

@@ -119,8 +119,10 @@ static __always_inline void on_owned_closed(void *ctx, const struct sock *sk,
 	tell(ctx, &key, known, FATE_ACCEPTED);
 }
 
-static __always_inline int on_state(void *ctx, const struct sock *sk, int old_state, int new_state)
+static __always_inline int on_state(void *ctx, const struct sock *trusted, int old_state,
+				    int new_state)
 {
+	const struct sock *sk = UNTRUSTED(trusted);
 	bool established = old_state == TCP_SYN_RECV && new_state == TCP_ESTABLISHED;
 	const struct tcp_sock *tp;
 
@@ -129,7 +131,7 @@ static __always_inline int on_state(void *ctx, const struct sock *sk, int old_st
 		return 0;
 	if (sk->sk_protocol != IPPROTO_TCP || read_netns(sk) != netns)
 		return 0;
-	tp = bpf_skc_to_tcp_sock((void *)sk);
+	tp = bpf_skc_to_tcp_sock((void *)trusted);
 	if (!tp)
 		return 0;
 	if (established)
@@ -167,14 +169,9 @@ static __always_inline int on_accept_return(void *ctx, const struct sock *sk)
 	return on_accepted(ctx, &key);
 }
 
-extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
-
-/* Reads a member of a kernel object: since Linux 6.2 a load, before a call of a function. */
+/* Reads a member of a kernel object: by a load if possible, before a call of a function. */
 #define READ_MEMBER(object, member)                                                                \
-	(bpf_rdonly_cast ? ((typeof(object))bpf_rdonly_cast(                                       \
-				    object, bpf_core_type_id_kernel(typeof(*(object)))))           \
-				   ->member                                                        \
-			 : BPF_CORE_READ(object, member))
+	(bpf_rdonly_cast ? AS_BTF_POINTER(object)->member : BPF_CORE_READ(object, member))
 
 /* Finds the socket that accept(2) returned by its file descriptor. */
 static __always_inline int on_accept_call(void *ctx, long fd)

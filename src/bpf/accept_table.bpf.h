@@ -79,6 +79,9 @@ struct accept_counters accept_counters[COUNTER_SLOTS] SEC(".bss.accept")
 /* A fate was reported: until then `told` is empty, and nothing is looked up in it. */
 bool any_told SEC(".bss.recent");
 
+/* A RST was not sent at once: from then on it is looked for. */
+bool rsts_wait SEC(".bss.recent");
+
 struct accept_verdict accept_verdict SEC(".bss.verdict");
 
 /* BTF has the type only if something refers to it. */

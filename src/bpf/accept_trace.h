@@ -55,6 +55,7 @@ enum accept_flag {
 	ATTEMPT_HAS_PROCESS = 1 << 7,	     /* pid, tid, uid, comm and cgroup_id are known */
 	ATTEMPT_REASON_FROM_KERNEL = 1 << 8, /* the kernel gave the reason; else it is inferred */
 	ATTEMPT_CONTINUED = 1 << 9,	     /* it went on after a fate was reported */
+	ATTEMPT_RST_DROPPED = 1 << 10,	     /* the RST that refuses it was dropped here */
 };
 
 /*

@@ -89,7 +89,6 @@ int BPF_PROG(on_nested_state_change, const struct sock *sk, int old_state, int n
  * call on a BPF map.
  */
 extern const int bpf_prog_active __ksym __weak;
-extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 
 SEC("tracepoint/sock/inet_sock_set_state")
 int on_state_event(struct trace_event_raw_inet_sock_set_state *e)

@@ -325,9 +325,12 @@ static __always_inline void set_callers(void *ctx, struct loss_event *e)
 	struct stack *stack;
 	__u32 at = 0;
 
-	if (is_specific(e->reason) ? e->reason != reason_netfilter_drop
-				   : !is_in(netfilter_places, e->place))
+	if (is_specific(e->reason)) {
+		if (e->reason != reason_netfilter_drop)
+			return;
+	} else if (!netfilter_places[0].end || !is_in(netfilter_places, e->place)) {
 		return;
+	}
 	stack = bpf_map_lookup_elem(&stacks, &at);
 	if (!stack)
 		return;

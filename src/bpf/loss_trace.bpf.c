@@ -15,9 +15,10 @@
 #include <bpf/bpf_tracing.h>
 #include "loss_packet.bpf.h"
 
-static __always_inline int on_drop(void *ctx, const struct sk_buff *skb, __u64 place, __u32 reason,
-				   const struct sock *receiver)
+static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u64 place,
+				   __u32 reason, const struct sock *receiver)
 {
+	const struct sk_buff *skb = UNTRUSTED(trusted);
 	struct loss_event e = {};
 	const struct sock *sk;
 	__u16 protocol = skb->protocol;
@@ -162,8 +163,9 @@ int BPF_PROG(loss_retransmit_synack, const struct sock *sk, const struct request
  * or no route for the answer.
  */
 SEC("tp_btf/consume_skb")
-int BPF_PROG(loss_consumed, const struct sk_buff *skb)
+int BPF_PROG(loss_consumed, const struct sk_buff *trusted)
 {
+	const struct sk_buff *skb = UNTRUSTED(trusted);
 	struct last_syn *last;
 	struct loss_event e = {};
 
@@ -195,8 +197,9 @@ int BPF_PROG(loss_consumed, const struct sk_buff *skb)
 }
 
 static __always_inline int on_sent_reset(void *ctx, const struct sock *sk,
-					 const struct sk_buff *skb, __u32 reason)
+					 const struct sk_buff *trusted, __u32 reason)
 {
+	const struct sk_buff *skb = UNTRUSTED(trusted);
 	struct loss_event e = {};
 	struct segment s;
 

@@ -23,6 +23,19 @@ enum tcp_state {
 /* False under lockdown=confidentiality, where the kernel forbids bpf_probe_read_kernel(). */
 const volatile bool may_probe_read = true;
 
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
+
+/*
+ * Any address as a BTF pointer, which is read by loads; since Linux 6.2. Of the pointer that a
+ * tracepoint passes, the verifier looks up by name in all of BTF whether to trust what each pointer
+ * read through it points to, which takes a millisecond. Of this one it does not.
+ */
+#define AS_BTF_POINTER(pointer)                                                                    \
+	((typeof(pointer))bpf_rdonly_cast(pointer, bpf_core_type_id_kernel(typeof(*(pointer)))))
+
+/* The same for a pointer that a tracepoint passes; before Linux 6.2 the pointer itself. */
+#define UNTRUSTED(pointer) (bpf_rdonly_cast ? AS_BTF_POINTER(pointer) : (pointer))
+
 static __always_inline bool is_unset(const __u8 *addr)
 {
 	const __be32 *word = (const __be32 *)addr;
