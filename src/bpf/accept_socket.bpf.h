@@ -134,6 +134,13 @@ static __always_inline int on_state(void *ctx, const struct sock *trusted, int o
 	tp = bpf_skc_to_tcp_sock((void *)trusted);
 	if (!tp)
 		return 0;
+	/*
+	 * When two CPUs handle a final ACK and what follows it at once, each makes a socket, and
+	 * the second one is closed. The attempt goes on with the first. Only a socket of Fast Open
+	 * is an attempt's before it is established.
+	 */
+	if (!established && old_state == TCP_SYN_RECV && !tp->fastopen_rsk)
+		return 0;
 	if (established)
 		on_established(sk, tp);
 	else if (sk->sk_socket || (sk->__sk_common.skc_flags & (1UL << SOCK_DEAD)))

@@ -331,6 +331,7 @@ struct tcp_sock {
 	__u32 mdev_us;
 	struct minmax rtt_min;
 	bool is_mptcp;
+	struct request_sock *fastopen_rsk; /* of Fast Open, until the final ACK */
 	__u32 total_retrans;
 	__u32 lost_out;
 	__u32 lost;
