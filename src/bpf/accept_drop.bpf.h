@@ -40,8 +40,19 @@ static __always_inline void on_syn_dropped(void *ctx, const struct segment *s,
 	/* The drop of a retransmitted SYN does no harm once a SYN-ACK was sent. */
 	if (a->phase != ATTEMPT_NEW)
 		return;
+	if (reason && reason == reason_no_socket && !refused) {
+		/* The RST was dropped; else it waits for the address of the next hop. */
+		if (a->flags & ATTEMPT_RST_DROPPED) {
+			tell(ctx, key, a, FATE_DROPPED);
+			return;
+		}
+		set_reason(a, REASON_NO_LISTENER, true);
+		a->place = place;
+		rsts_wait = true;
+		return;
+	}
 	a->place = place;
-	if (reason == reason_no_socket && reason)
+	if (reason && reason == reason_no_socket)
 		set_reason(a, REASON_NO_LISTENER, true);
 	else if (is_specific(reason))
 		set_reason(a, reason, true);
@@ -79,6 +90,26 @@ static __always_inline void on_ack_dropped(void *ctx, const struct segment *s,
 		tell(ctx, key, a, FATE_REFUSED);
 }
 
+/* The peer gets no answer: a SYN-ACK was dropped here, or the RST that refuses. */
+static __always_inline void on_answer_dropped(void *ctx, const struct attempt_key *key,
+					      struct attempt *a, bool is_rst, __u32 reason,
+					      __u64 place)
+{
+	bool waited = a->reason == REASON_NO_LISTENER;
+
+	if (a->phase == ATTEMPT_ESTABLISHED || (is_rst && a->phase != ATTEMPT_NEW))
+		return;
+	/* Before Linux 5.17 the place is all there is. */
+	a->place = place;
+	if (is_specific(reason))
+		set_reason(a, reason, true);
+	if (!is_rst)
+		return;
+	a->flags |= ATTEMPT_RST_DROPPED;
+	if (waited)
+		tell(ctx, key, a, FATE_DROPPED);
+}
+
 static __always_inline void on_rst_dropped(void *ctx, const struct attempt_key *key,
 					   struct attempt *a, __u32 reason)
 {
@@ -112,13 +143,15 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	struct attempt *known;
 	struct segment s;
 	__u16 protocol = skb->protocol;
-	bool outgoing;
+	bool outgoing, is_rst;
 
 	if ((protocol != bpf_htons(ETHERTYPE_IPV4) && protocol != bpf_htons(ETHERTYPE_IPV6)) ||
 	    is_no_drop(skb, reason, place) || !read_segment(skb, &s))
 		return 0;
 	/* Data of established connections has later sequence numbers, and finds no attempt. */
-	outgoing = (s.flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);
+	is_rst = s.flags & TCP_RST;
+	outgoing =
+		(s.flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) || (is_rst && !skb->skb_iif);
 	if (outgoing)
 		set_key(&key, s.daddr, s.dport, s.ack - 1);
 	else if (s.flags & TCP_SYN)
@@ -129,17 +162,11 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	if (!known || is_elsewhere(skb))
 		return 0;
 	if (outgoing) {
-		/* The SYN-ACK was dropped here, so the peer got no answer. */
-		if (known->phase != ATTEMPT_ESTABLISHED) {
-			/* Before Linux 5.17 the place is all there is. */
-			known->place = place;
-			if (is_specific(reason))
-				set_reason(known, reason, true);
-		}
+		on_answer_dropped(ctx, &key, known, is_rst, reason, place);
 	} else if ((s.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) {
 		on_syn_dropped(ctx, &s, &key, known, reason, place);
 	} else if (known->phase == ATTEMPT_ANSWERED) {
-		if (s.flags & TCP_RST)
+		if (is_rst)
 			on_rst_dropped(ctx, &key, known, reason);
 		else
 			on_ack_dropped(ctx, &s, &key, known, reason, place);

@@ -360,6 +360,38 @@ fn an_answer_without_a_neighbour_is_a_drop() {
 }
 
 #[test]
+fn a_refusal_that_waits_for_the_next_hop_is_one() {
+    let pair = need!(Pair::new());
+    let trace = Trace::start(&pair.server, &["vs"]);
+    // The server does not know the client's link-layer address yet.
+    send(&pair, &segment(&pair, CLIENT4, 2, (4000, 8030), 77, 0));
+    let line = trace.fate(8030);
+    // Before Linux 5.17 nothing says that nobody listens.
+    if line["reason_from"] == "kernel" {
+        assert_fate(&line, "refused", Some("no_listener"), Some("kernel"));
+    }
+    trace.stop();
+}
+
+#[test]
+fn a_refusal_that_a_firewall_drops_is_a_drop() {
+    let pair = need!(Pair::new());
+    need!(nft(
+        &pair.server,
+        "type filter hook output priority 0",
+        "tcp flags & rst == rst drop"
+    ));
+    let trace = Trace::start(&pair.server, &["vs"]);
+    send(&pair, &segment(&pair, CLIENT4, 2, (4000, 8031), 77, 0));
+    let line = trace.fate(8031);
+    assert_eq!(line["fate"], "dropped", "{line}");
+    if line["reason_from"] == "kernel" {
+        assert_eq!(line["reason"], "netfilter_drop", "{line}");
+    }
+    trace.stop();
+}
+
+#[test]
 fn where_no_route_leads_back_is_told() {
     let pair = need!(Pair::new());
     let _listener = pair.server.enter(|| listener(server(8022), 16));
