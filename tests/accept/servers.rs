@@ -241,13 +241,15 @@ fn a_listener_that_is_closed_with_a_full_queue_leaves_both_kinds_behind() {
     let overflows = Growth::of(&namespace, "TcpExtListenOverflows");
     let trace = Trace::start(&namespace, &["lo"]);
     let server = namespace.enter(|| listener(at(8509).into(), 1));
-    let clients = namespace.enter(|| [(); 6].map(|()| begin(at(8509).into())));
+    let first = namespace.enter(|| [(); 2].map(|()| begin(at(8509).into())));
+    // A busy CPU leaves packets to ksoftirqd, which would answer all SYNs before the queue is full.
     established.reaches(2);
+    let others = namespace.enter(|| [(); 4].map(|()| begin(at(8509).into())));
     overflows.reaches(4);
     drop(server);
     trace.told(6);
     let fates = trace.stop();
-    drop(clients);
+    drop((first, others));
     assert_eq!((fates.count("aborted"), fates.count("refused")), (2, 4));
     for line in fates.at(8509) {
         let reason = match line["fate"] == "aborted" {
