@@ -22,6 +22,7 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	struct loss_event e = {};
 	const struct sock *sk;
 	__u16 protocol = skb->protocol;
+	bool ends_half_open;
 
 	if (protocol != bpf_htons(ETHERTYPE_IPV4) && protocol != bpf_htons(ETHERTYPE_IPV6))
 		return 0;
@@ -33,11 +34,18 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	if (!set_segment(&e, skb))
 		return 0;
 	forget_syn(&e);
-	if (!ends_wanted(&e))
+	/* A RST for a half-open connection is freed as if it was dropped: the listener's. */
+	ends_half_open = (e.tcp_flags & TCP_RST) && receiver && !is_specific(reason) &&
+			 receiver->__sk_common.skc_state == TCP_LISTEN;
+	e.kind = ends_half_open ? LOSS_RESET : LOSS_DROP;
+	if (!(wanted_kinds & (1 << e.kind)) || !ends_wanted(&e))
 		return 0;
-	e.kind = LOSS_DROP;
-	e.place = place;
-	e.reason = reason;
+	if (ends_half_open) {
+		e.detail = LOSS_RECEIVED;
+	} else {
+		e.place = place;
+		e.reason = reason;
+	}
 	/* Without an input interface, this host has sent it. */
 	if (!skb->skb_iif)
 		e.known |= LOSS_OUTGOING;
@@ -54,8 +62,12 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 		else
 			set_device(&e, device_of(skb));
 	}
-	if (!count_by && !exporting)
+	if (ends_half_open) {
+		e.state = TCP_SYN_RECV;
+		e.known |= LOSS_KNOWN_STATE;
+	} else if (!count_by && !exporting) {
 		set_callers(ctx, &e);
+	}
 	return emit(ctx, &e, (__u64)skb);
 }
 

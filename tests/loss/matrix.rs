@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use nix::libc;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::start;
 use crate::accept::{
@@ -342,6 +342,30 @@ fn a_final_ack_that_finds_the_queue_full_is_told_where_it_came_in() {
         resets.now(),
         "{output:#?}"
     );
+}
+
+#[test]
+fn a_reset_of_a_half_open_connection_is_one_and_no_drop() {
+    let pair = need!(Pair::new());
+    let _listener = pair.server.enter(|| listener(server(97), 16));
+    let resets = Growth::of(&pair.server, "TcpExtEmbryonicRsts");
+    let tool = start(&pair.server, &["--any-port", "97"]);
+    // The client knows nothing of this, and resets what it is sent.
+    send(&pair, &segment(&pair, CLIENT4, 2, (4000, 97), 77, 0));
+    resets.reaches(1);
+    let is_it = |line: &Value| line["sport"] == 4000 && line["tcp_flags"] == json!(["rst"]);
+    let line = tool.json("of the reset", is_it);
+    let output = tool.stop();
+    let [resets, drops] = ["reset", "drop"].map(|event| output.events(event).len());
+    // Before, the kernel does not tell whose segment it drops.
+    if release() < (6, 11) {
+        assert_eq!((resets, drops), (0, 1), "{output:#?}");
+        return;
+    }
+    assert_eq!((resets, drops), (1, 0), "{output:#?}");
+    assert_eq!(line["way"], "received", "{line}");
+    assert_eq!(line["state"], "syn_recv", "{line}");
+    assert_eq!(line["direction"], "ingress", "{line}");
 }
 
 #[test]

@@ -273,7 +273,11 @@ impl Kernel {
         let (drops, resets) = (wants(LossKind::LOSS_DROP), wants(LossKind::LOSS_RESET));
         let retransmits = wants(LossKind::LOSS_RETRANSMIT);
         for (program, wanted) in [
-            (&mut progs.loss_drop_socket, drops && self.drop_has_socket),
+            // It also tells of resets of half-open connections.
+            (
+                &mut progs.loss_drop_socket,
+                (drops || resets) && self.drop_has_socket,
+            ),
             (
                 &mut progs.loss_drop_reason,
                 drops && self.drop_has_reason && !self.drop_has_socket,
