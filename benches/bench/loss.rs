@@ -14,7 +14,7 @@ use crate::world::{Contender, Ready, Tool, World, installed, syn};
 const LINES: &str = "loss-trace, a line for each drop";
 const COUNTS: &str = "loss-trace --by reason";
 
-const CONTENDERS: [Contender; 8] = [
+const CONTENDERS: [Contender; 9] = [
     Contender::ours(LINES, "tcpinspect loss-trace --only drop"),
     Contender::ours(COUNTS, "tcpinspect loss-trace --only drop --by reason"),
     Contender::ours(
@@ -30,6 +30,11 @@ const CONTENDERS: [Contender; 8] = [
         "tcpinspect loss-trace --only drop -p 1",
     ),
     Contender::peer("tcpdrop of bcc", "tcpdrop-bpfcc", Ready::Waiting),
+    Contender::peer(
+        "tcpdrop.bt of bpftrace",
+        "tcpdrop.bt",
+        Ready::Stdout("Tracing tcp drops"),
+    ),
     Contender::peer("bpftrace", "bpftrace", Ready::Stdout("ready")),
     Contender::peer(
         "perf trace",
@@ -106,10 +111,14 @@ fn measure(
     count: u64,
     flood: impl Fn() -> Result<Duration>,
 ) -> Result<Vec<(&'static str, Outcome)>> {
-    let mut results: Vec<_> = CONTENDERS
+    let wanted = CONTENDERS
         .iter()
+        .filter(|contender| contender.is_ours() || !effort.short);
+    for (contender, why) in wanted.clone().filter_map(|it| Some((it, it.absent()?))) {
+        println!("\n{}: {why}", contender.name);
+    }
+    let mut results: Vec<_> = wanted
         .filter(|contender| contender.absent().is_none())
-        .filter(|contender| contender.is_ours() || !effort.short)
         .map(|contender| (contender, Outcome::default()))
         .collect();
     for round in 0..effort.rounds {
