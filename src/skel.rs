@@ -233,6 +233,31 @@ macro_rules! same_types {
     )*};
 }
 
+/// Says of counters that each CPU writes to cache lines of its own, which nothing else is on.
+macro_rules! own_lines {
+    ($($module:ident: $section:ident.$slots:ident of $slot:ident;)*) => {$(
+        const _: () = assert!(
+            std::mem::offset_of!($module::types::$section, $slots) % CACHE_LINE == 0
+                && size_of::<$module::types::$slot>() % CACHE_LINE == 0
+        );
+    )*};
+}
+
+const CACHE_LINE: usize = 64;
+
+own_lines! {
+    syn_count: bss_counters.counters of packet_counters;
+    port_monitor: bss_counters.counters of packet_counters;
+    flows: bss_counters.counters of packet_counters;
+    accept_trace: bss_accept.accept_counters of accept_counters;
+    accept_trace: bss_accept.on_cpus of on_cpu;
+    loss_trace: bss_loss.loss_counters of loss_counters;
+    connect_trace: bss_running.running of running;
+}
+
+// What each packet of a flow needs is on four cache lines, with the eight bytes before a record.
+const _: () = assert!(8 + std::mem::offset_of!(FlowRecord, start_ns) == 4 * CACHE_LINE);
+
 /// Bytes of a dropped packet that loss-trace copies at most.
 pub const LOSS_BYTES: u32 = 1872;
 const _: () = assert!(size_of::<LossPacket>() == 176 + LOSS_BYTES as usize);

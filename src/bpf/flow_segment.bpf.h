@@ -102,29 +102,24 @@ __attribute__((noinline)) int find_wscale(__u32 run)
 	if (!t)
 		return 0;
 	s = &t->segment;
-	for (int i = 0; i < TCP_OPTIONS_MAX; i++) {
+	/* Once more than there can be options: the last time there is none left. */
+	for (int i = 0; i <= TCP_OPTIONS_MAX; i++) {
 		/* Read again each time, so that the verifier learns nothing of it on one path. */
-		__u8 kind, option_len = 1, len = *(volatile __u8 *)&t->options_len;
+		__u8 len = *(volatile __u8 *)&t->options_len, kind = t->options[at];
+		/* 0 for the option of one byte, else 1; without a branch, for the same reason. */
+		__u32 has_len = ((kind ^ TCP_OPT_NOP) + 255) >> 8;
+		__u32 option_len = 1 + has_len * (t->options[at + 1] - 1);
 
-		if (at >= len)
+		if (kind == TCP_OPT_END || option_len < 1 + has_len || at + option_len > len)
+			return 0;
+		if ((option_len << 8 | kind) == (3 << 8 | TCP_OPT_WSCALE))
 			break;
-		kind = t->options[at];
-		if (kind == TCP_OPT_END)
-			break;
-		if (kind != TCP_OPT_NOP) {
-			option_len = t->options[at + 1];
-			if (option_len < 2 || at + option_len > len)
-				break;
-			if (kind == TCP_OPT_WSCALE && option_len == 3) {
-				__u8 shift = t->options[at + 2];
-
-				s->has_wscale = true;
-				s->wscale = shift < TCP_WSCALE_MAX ? shift : TCP_WSCALE_MAX;
-				break;
-			}
-		}
 		at = forget_option(at + option_len);
 	}
+	s->has_wscale = true;
+	s->wscale = t->options[at + 2];
+	if (s->wscale > TCP_WSCALE_MAX)
+		s->wscale = TCP_WSCALE_MAX;
 	return 0;
 }
 
@@ -155,12 +150,13 @@ static __always_inline __u64 packet_end(const struct frame *f, const struct pack
 		       : f->end;
 }
 
-/* How likely it is that this is a server's port. */
-static __always_inline __u32 service_rank(__u16 port)
+/* How likely it is that this is a server's port; without a branch, for the verifier. */
+static __always_inline __u32 service_rank(__u32 port)
 {
-	if (port < WELL_KNOWN_PORTS)
-		return 2;
-	return port < ephemeral_first || port > ephemeral_last;
+	__u32 is_low = (port - WELL_KNOWN_PORTS) >> 31;
+	__u32 is_lasting = (port - ephemeral_first | ephemeral_last - port) >> 31;
+
+	return is_low << 1 | (is_lasting & (is_low ^ 1));
 }
 
 static __always_inline void read_segment(struct segment *s, struct __sk_buff *skb,
@@ -168,17 +164,20 @@ static __always_inline void read_segment(struct segment *s, struct __sk_buff *sk
 					 const struct tcp_header *tcp, struct tracked *tmp)
 {
 	__u16 sport = bpf_ntohs(tcp->sport), dport = bpf_ntohs(tcp->dport);
-	__u64 payload = payload_at(p, tcp), end = packet_end(f, p);
+	__u64 payload = payload_at(p, tcp), end;
 
+	s->seq = bpf_ntohl(tcp->seq);
+	s->ack = bpf_ntohl(tcp->ack);
+	s->window = bpf_ntohs(tcp->window);
+	s->flags = p->flags;
+	/* From here on it does not matter to the verifier where the header is. */
+	barrier();
+	end = packet_end(f, p);
 	if (names) {
 		tmp->name.payload = payload;
 		tmp->name.end = f->end;
 		tmp->name.is_wanted = false;
 	}
-	s->seq = bpf_ntohl(tcp->seq);
-	s->ack = bpf_ntohl(tcp->ack);
-	s->window = bpf_ntohs(tcp->window);
-	s->flags = p->flags;
 	s->now = packet_time();
 	s->len = end > payload ? end - payload : 0;
 	s->size = skb->gso_size;
@@ -192,6 +191,7 @@ static __always_inline void read_segment(struct segment *s, struct __sk_buff *sk
 		s->from_responder = service_rank(sport) > service_rank(dport);
 	s->has_wscale = false;
 	s->wscale = 0;
+	barrier();
 	if (s->flags & TCP_SYN)
 		read_wscale(f, p, payload, tmp);
 }

@@ -7,19 +7,37 @@
 #include "flow_state.bpf.h"
 #include "flow_table.bpf.h"
 
-/* How often the slot of a packet's flow is looked up before the packet counts as untracked. */
+/* How often a packet is tried before it counts as untracked. */
 #define TRIES 4
+
+/* A power of two: see struct recent_flow. */
+#define RECENT_FLOWS 1024
+
+/*
+ * Where a flow was when the last packet came with this slot of packet programs, which is mostly
+ * that of a CPU. Most packets then need no lookup in flow_slots, for the flow's slot itself shows
+ * whether it still has the flow.
+ */
+struct recent_flow {
+	__u32 hash;
+	__u32 number;
+};
 
 /* The packet that is being added to the table. */
 struct tracked {
 	struct flow_key key;
 	struct segment segment;
 	__u32 number;	/* of its flow's slot */
-	bool has_flow;	/* its flow was in the table at the first lookup */
+	bool has_flow;	/* its flow is in the table */
 	bool is_wanted; /* it may begin a flow */
+	bool is_stale;	/* look again where its flow is */
+	bool is_full;	/* there is no room for a new record of its ends */
+	__u32 seen_new; /* the number, plus 1, of a slot that was in SLOT_NEW at an earlier try */
 	__u8 options_len;
 	__u8 options[72];
 	struct name_place name;
+	__u64 hash; /* of the key */
+	struct recent_flow recent[RECENT_FLOWS];
 	struct flow_record record; /* while it moves from one slot to another */
 };
 
@@ -37,132 +55,181 @@ static __always_inline struct tracked *tracked_by(__u32 run)
 	return bpf_map_lookup_elem(&tracked, &key);
 }
 
-/* Adds an empty record to the table. False: there is no room. Else the flow is in the table, where
- * another CPU may have added it first. */
-static __always_inline bool add_flow(const struct flow_key *key, __u64 now,
-				     struct packet_counters *c)
-{
-	struct flow_slot *slot;
-	__u32 number;
+/* What became of a packet in track(). */
+enum track_result {
+	TRACK_DONE,
+	TRACK_AGAIN,   /* another CPU has changed the table, or there is a new record now */
+	TRACK_NOTHING, /* the filter does not want it, after all */
+	TRACK_NO_ROOM,
+};
 
-	slot = take_slot(&number);
-	if (!slot)
-		return false;
-	/* Under the lock, because a CPU with an old number may be reading the key. */
-	bpf_spin_lock(&slot->lock);
-	__builtin_memset(&slot->record, 0, sizeof(slot->record));
-	slot->record.key = *key;
-	slot->record.last_ns = now;
-	slot->state = SLOT_LIVE;
-	bpf_spin_unlock(&slot->lock);
-	if (bpf_map_update_elem(&flow_slots, key, &number, BPF_NOEXIST)) {
-		give_back(slot, number);
-		return bpf_map_lookup_elem(&flow_slots, key);
-	}
-	c->matched++;
-	return true;
+/* Its upper bits are the place among the recent flows. */
+static __always_inline __u64 hash_of(const struct flow_key *key)
+{
+	const __u64 *x = (const __u64 *)key;
+	__u64 hash;
+
+	/* Odd constants without a pattern. */
+	hash = (x[0] ^ x[5]) * 0x9e3779b97f4a7c15 + x[1] * 0xbf58476d1ce4e5b9 +
+	       x[2] * 0x94d049bb133111eb + x[3] * 0xd6e8feb86659fd93 + x[4] * 0xa0761d6478bd642f;
+	return (hash ^ hash >> 32) * 0xe7037ed1a0b428db;
 }
 
-/* Begins a new record in the slot of a flow whose ends have a new connection, after moving the old
- * record to another slot. False: there is no room. */
-static __always_inline bool replace_flow(struct flow_slot *slot, const struct flow_key *key,
-					 const struct segment *s, struct packet_counters *c,
-					 struct tracked *tmp)
+static __always_inline struct recent_flow *recent_place(struct tracked *t)
 {
-	struct flow_slot *other;
+	return &t->recent[t->hash >> 54];
+}
+
+_Static_assert(RECENT_FLOWS == 1 << (64 - 54), "recent_place() has the bits of a place");
+
+/* Finds the slot of the flow in `tracked`. */
+static __always_inline void find_flow(struct tracked *t)
+{
+	const struct recent_flow *recent;
+	const struct flow_slot *slot;
+	__u32 *number;
+
+	t->hash = hash_of(&t->key);
+	t->has_flow = true;
+	recent = recent_place(t);
+	if (recent->hash == (__u32)t->hash) {
+		t->number = recent->number;
+		slot = bpf_map_lookup_elem(&slots, &t->number);
+		/* In SLOT_NEW it may never come into flow_slots. */
+		if (slot && slot->state == SLOT_LIVE && same_key(&slot->record.key, &t->key))
+			return;
+	}
+	number = bpf_map_lookup_elem(&flow_slots, &t->key);
+	t->has_flow = number;
+	if (number)
+		t->number = *number;
+}
+
+/*
+ * Moves the record of a flow whose ends have a new connection to another slot, and begins a new
+ * record in its slot. Returns true if there is no room. Like track(), it is a global function so
+ * that the verifier checks it once, and not for each path that leads to it.
+ */
+__attribute__((noinline)) int replace_flow(__u32 run)
+{
+	struct tracked *t = tracked_by(run);
+	struct flow_slot *slot, *other;
 	bool done = false;
+	struct segment *s;
 	__u32 number;
 
-	other = take_slot(&number);
-	if (!other)
-		return false;
+	if (!t)
+		return true;
+	s = &t->segment;
+	if (!take_slot(&number))
+		return true;
+	slot = bpf_map_lookup_elem(&slots, &t->number);
+	other = bpf_map_lookup_elem(&slots, &number);
+	/* Can't happen: both numbers are below max_flows. */
+	if (!slot || !other)
+		return true;
 	bpf_spin_lock(&slot->lock);
-	if (slot->state == SLOT_LIVE && same_key(&slot->record.key, key) &&
-	    forget_why(is_new_connection(&slot->record, s))) {
-		tmp->record = slot->record;
+	if (holds_flow(slot, &t->key) && forget_why(is_new_connection(&slot->record, s))) {
+		t->record = slot->record;
 		__builtin_memset(&slot->record, 0, sizeof(slot->record));
-		slot->record.key = *key;
+		slot->record.key = t->key;
 		slot->record.last_ns = s->now;
-		if (answers_other_syn(&tmp->record, s))
-			begin_by_other_syn(&slot->record, &tmp->record);
+		if (answers_other_syn(&t->record, s))
+			begin_by_other_syn(&slot->record, &t->record);
 		done = true;
 	}
 	bpf_spin_unlock(&slot->lock);
 	if (!done) {
 		/* Another CPU was first. */
 		give_back(other, number);
-		return true;
+		return false;
 	}
-	if (tmp->record.known & FLOW_FINISHED)
-		tmp->record.reason = FLOW_CLOSED;
+	if (t->record.known & FLOW_FINISHED)
+		t->record.reason = FLOW_CLOSED;
 	else
-		tmp->record.reason = is_due(&tmp->record, s->now) ? FLOW_IDLE : FLOW_REPLACED;
+		t->record.reason = is_due(&t->record, s->now) ? FLOW_IDLE : FLOW_REPLACED;
 	bpf_spin_lock(&other->lock);
-	other->record = tmp->record;
+	other->record = t->record;
 	other->state = SLOT_OVER;
 	bpf_spin_unlock(&other->lock);
-	c->matched++;
-	return true;
+	counters_of(run)->matched++;
+	return false;
 }
 
-/*
- * Adds the packet in `tracked` to its flow, and returns 0. This is a global function so that the
- * verifier checks it once, and not for each path through the headers.
- */
+/* Adds the packet in `tracked` to its flow, which it may begin. Returns enum track_result. */
 __attribute__((noinline)) int track(__u32 run)
 {
-	struct packet_counters *c = counters_of(run);
-	struct flow_slot *slot = NULL;
-	bool full = false, locked = false, is_answer;
+	struct tracked *t = tracked_by(run);
+	struct recent_flow *recent;
+	struct flow_slot *slot;
 	struct segment *s;
-	struct tracked *t;
+	bool is_answer;
+	__u32 number;
 
-	t = tracked_by(run);
 	if (!t)
-		return 0;
+		return TRACK_NO_ROOM;
 	s = &t->segment;
-	for (int i = 0; i < TRIES; i++) {
-		__u32 *number = &t->number;
+	if (t->is_stale) {
+		__u32 *found = bpf_map_lookup_elem(&flow_slots, &t->key);
 
-		if (i || !t->has_flow)
-			number = bpf_map_lookup_elem(&flow_slots, &t->key);
-		if (!number) {
-			if (!t->is_wanted)
-				return 0;
-			if (!add_flow(&t->key, s->now, c))
-				break;
-			continue;
-		}
-		slot = bpf_map_lookup_elem(&slots, number);
-		if (!slot)
-			break;
-		bpf_spin_lock(&slot->lock);
-		if (slot->state != SLOT_LIVE || !same_key(&slot->record.key, &t->key)) {
-			bpf_spin_unlock(&slot->lock);
-			continue;
-		}
-		/* If there is no room for a new record, the packet counts into the old one. */
-		if (full || !forget_why(is_new_connection(&slot->record, s))) {
-			locked = true;
-			break;
-		}
+		t->has_flow = found;
+		if (found)
+			t->number = *found;
+		else if (!t->is_wanted)
+			return TRACK_NOTHING;
+	}
+	t->is_stale = true;
+	if (!t->has_flow) {
+		if (!take_slot(&number))
+			return TRACK_NO_ROOM;
+		t->number = number;
+	}
+	slot = bpf_map_lookup_elem(&slots, &t->number);
+	if (!slot)
+		return TRACK_NO_ROOM;
+	number = t->number;
+
+	bpf_spin_lock(&slot->lock);
+	if (!t->has_flow) {
+		/* Under the lock, because a CPU with an old number may be reading the key. */
+		__builtin_memset(&slot->record, 0, sizeof(slot->record));
+		slot->record.key = t->key;
+		slot->state = SLOT_NEW;
+	} else if (!holds_flow(slot, &t->key) ||
+		   (slot->state == SLOT_NEW && t->seen_new != number + 1)) {
+		/* A new slot may yet be given back, unless flow_slots has it at the next try. */
+		if (slot->state == SLOT_NEW)
+			t->seen_new = number + 1;
+		bpf_spin_unlock(&slot->lock);
+		return TRACK_AGAIN;
+	} else if (!t->is_full && forget_why(is_new_connection(&slot->record, s))) {
 		is_answer = answers_other_syn(&slot->record, s);
 		bpf_spin_unlock(&slot->lock);
 		/* An answer to other_syn belongs to the connection that this SYN began. */
 		if (!t->is_wanted && !is_answer)
-			return 0;
-		full = !replace_flow(slot, &t->key, s, c, t);
+			return TRACK_NOTHING;
+		/* If there is no room for a new record, the packet counts into the old one. */
+		t->is_full = replace_flow(run);
+		return TRACK_AGAIN;
 	}
-	if (locked) {
-		count_segment(&slot->record, s);
-		if (names)
-			place_name(&t->name, &slot->record, s);
-		bpf_spin_unlock(&slot->lock);
-	} else {
-		c->untracked += s->packets;
+	count_segment(&slot->record, s);
+	if (names)
+		place_name(&t->name, &slot->record, s);
+	bpf_spin_unlock(&slot->lock);
+
+	if (!t->has_flow) {
+		if (bpf_map_update_elem(&flow_slots, &t->key, &number, BPF_NOEXIST)) {
+			/* Another CPU was first. */
+			give_back(slot, number);
+			return TRACK_AGAIN;
+		}
+		slot->state = SLOT_LIVE;
+		counters_of(run)->matched++;
 	}
-	c->segments += s->packets;
-	return 0;
+	recent = recent_place(t);
+	recent->hash = t->hash;
+	recent->number = number;
+	return TRACK_DONE;
 }
 
 #endif /* TCPINSPECT_FLOW_SLOTS_BPF_H */

@@ -147,7 +147,7 @@ int BPF_PROG(flow_state, const struct sock *sk, int old_state, int new_state)
 		if (!slot)
 			continue;
 		bpf_spin_lock(&slot->lock);
-		if (slot->state == SLOT_LIVE && same_key(&slot->record.key, &news.key)) {
+		if (holds_flow(slot, &news.key)) {
 			if (news.owner.from)
 				own_by_call(&slot->record, &news.owner);
 			if (news.numbers.is_known)
@@ -166,11 +166,13 @@ static __always_inline void seed(const struct flow_key *key, const struct older 
 
 	if (bpf_map_lookup_elem(&flow_slots, key))
 		return;
-	slot = take_slot(&number);
-	if (!slot) {
+	if (!take_slot(&number)) {
 		left_out++;
 		return;
 	}
+	slot = bpf_map_lookup_elem(&slots, &number);
+	if (!slot)
+		return;
 	bpf_spin_lock(&slot->lock);
 	__builtin_memset(&slot->record, 0, sizeof(slot->record));
 	slot->record.key = *key;
@@ -257,7 +259,7 @@ int flow_sockets(struct bpf_iter__tcp *ctx)
 		if (!slot)
 			continue;
 		bpf_spin_lock(&slot->lock);
-		if (slot->state == SLOT_LIVE && same_key(&slot->record.key, &key)) {
+		if (holds_flow(slot, &key)) {
 			take_numbers(&slot->record, &numbers);
 			if (seeding && is_older(&slot->record, &older)) {
 				note_older(&slot->record, &older);
@@ -305,7 +307,7 @@ int flow_owner(struct bpf_iter__task_file *ctx)
 		if (!slot)
 			continue;
 		bpf_spin_lock(&slot->lock);
-		if (slot->state == SLOT_LIVE && same_key(&slot->record.key, &key))
+		if (holds_flow(slot, &key))
 			own(&slot->record, &found);
 		bpf_spin_unlock(&slot->lock);
 	}

@@ -55,15 +55,9 @@ static __always_inline bool is_syn_ack(const struct segment *s)
 /* The sequence number after the segment. The payload of a RST does not count. */
 static __always_inline __u32 seq_end(const struct segment *s)
 {
-	__u32 end = s->seq;
+	__u32 is_rst = s->flags >> 2 & 1, is_syn = s->flags >> 1 & 1, is_fin = s->flags & 1;
 
-	if (!(s->flags & TCP_RST))
-		end += s->len;
-	if (s->flags & TCP_SYN)
-		end++;
-	if (s->flags & TCP_FIN)
-		end++;
-	return end;
+	return s->seq + (s->len & (is_rst - 1)) + is_syn + is_fin;
 }
 
 /* Whether a SYN has had no answer for attempt_ns, and that was not reported yet. */
@@ -376,6 +370,7 @@ static __always_inline void take_state(struct flow_end *e, struct flow_end *peer
 			state = END_PARTIAL;
 		}
 	}
+	state = (state + opaque_zero) & 7;
 	if (s->flags & TCP_RST) {
 		/* After both FINs a RST changes nothing. */
 		if (state != END_CLOSED || peer->state != END_CLOSED)
@@ -437,7 +432,8 @@ static __always_inline void take_letters(struct flow_record *r, struct flow_end 
 					 const struct flow_end *peer, bool is_orig,
 					 const struct segment *s)
 {
-	__u32 again = sent_again(e, s);
+	/* As with forget_why(). */
+	__u32 again = sent_again(e, s) + opaque_zero;
 
 	note_flags(r, e, is_orig, s);
 	if (!s->window && !(s->flags & TCP_RST) && peer->state != END_CLOSED &&
@@ -534,12 +530,20 @@ static __always_inline void follow_gap(struct flow_record *r, struct flow_end *e
 /* Adds a packet to the record of its flow. */
 static __always_inline void count_segment(struct flow_record *r, const struct segment *s)
 {
-	struct flow_end *e = &r->ends[s->from & 1];
-	struct flow_end *peer = &r->ends[(s->from & 1) ^ 1];
+	__u64 from = s->from & 1;
+	struct flow_end *e, *peer;
 	bool is_orig;
 
+	barrier_var(from);
+	e = &r->ends[from];
+	peer = &r->ends[from ^ 1];
 	if (!(r->known & FLOW_STARTED))
 		start_flow(r, s);
+	/*
+	 * Between the steps all is read again: else the verifier would follow each combination of
+	 * flags and of what is known of both ends through all later steps.
+	 */
+	barrier();
 	is_orig = forget_why(r->initiator == s->from);
 	e->packets += s->packets;
 	e->bytes += s->len;
@@ -553,13 +557,19 @@ static __always_inline void count_segment(struct flow_record *r, const struct se
 	}
 	if ((__s64)(s->now - r->last_ns) > 0)
 		r->last_ns = s->now;
+	barrier();
 	take_letters(r, e, peer, is_orig, s);
+	barrier();
 	if (has_odd_flags(s) || (s->len && e->state == END_SYN_SENT))
 		r->unexpected++;
 	take_handshake(r, e, peer, is_orig, s);
+	barrier();
 	take_sequence(e, s);
+	barrier();
 	take_ack(e, peer, s);
+	barrier();
 	take_state(e, peer, is_orig, s);
+	barrier();
 	e->flags |= s->flags;
 	if (!(r->known & FLOW_FINISHED) &&
 	    (e->state == END_RESET || (e->known & peer->known & END_FIN_ACKED))) {

@@ -35,10 +35,12 @@ static __always_inline __u32 age_class(__u64 now, __u64 last)
 
 	if (ms < 4)
 		return ms;
+	/* Without a branch, so that the verifier has one path to follow. */
 	for (__u32 shift = 16; shift; shift >>= 1) {
-		if (ms >> (octave + shift + 2))
-			octave += shift;
-		octave = forget_number(octave, 32);
+		__u64 above = ms >> (octave + shift + 2), negative = -above;
+
+		barrier_var(negative);
+		octave += shift * ((above | negative) >> 63);
 	}
 	return forget_number(4 + 4 * octave + ((ms >> octave) & 3), AGE_CLASSES);
 }
@@ -51,7 +53,7 @@ static __always_inline __u32 rank_of(const struct flow_record *r, __u64 now)
 		worth = WORTH_FINISHED;
 	else if (forget_why(is_half_open(r)))
 		worth = WORTH_HALF_OPEN;
-	return worth * AGE_CLASSES + age_class(now, r->last_ns);
+	return forget_number(worth, 4) * AGE_CLASSES + age_class(now, r->last_ns);
 }
 
 /* Whether the filter on processes wants the flow. One whose process is unknown is not wanted. */
@@ -80,6 +82,8 @@ static __always_inline int why_report(const struct flow_slot *slot, __u64 now)
 		return r->reason;
 	if (forget_why(is_due(r, now)))
 		return r->known & FLOW_FINISHED ? FLOW_CLOSED : FLOW_IDLE;
+	/* As in count_segment(). */
+	barrier();
 	if (sweep.mode == SWEEP_ALL)
 		return r->known & FLOW_FINISHED ? FLOW_CLOSED : FLOW_OPEN;
 	if (!(r->known & FLOW_STARTED))
@@ -89,6 +93,7 @@ static __always_inline int why_report(const struct flow_slot *slot, __u64 now)
 		return FLOW_UNANSWERED;
 	if (sweep.mode == SWEEP_LIVE)
 		return forget_why(owner_is_wanted(r)) ? FLOW_IS_LIVE : -1;
+	barrier();
 	rank = rank_of(r, now);
 	if (sweep.mode == SWEEP_EVICT && sweep.budget && rank >= sweep.evict_rank) {
 		sweep.budget--;

@@ -7,8 +7,9 @@
 
 enum slot_state {
 	SLOT_FREE,
-	SLOT_LIVE, /* flow_slots has its number */
 	SLOT_OVER, /* removed from flow_slots, and not reported yet: only the sweep reads it */
+	SLOT_NEW,  /* being added to flow_slots: packets count, and nothing else touches it */
+	SLOT_LIVE, /* flow_slots has its number */
 };
 
 struct flow_slot {
@@ -63,8 +64,14 @@ static __always_inline bool same_key(const struct flow_key *a, const struct flow
 	       x[5] == y[5];
 }
 
-/* Takes a free slot, and sets its number; NULL if there is none. */
-static __always_inline struct flow_slot *take_slot(__u32 *number)
+/* Whether the slot has the record of the flow. To rely on it, hold the slot's lock. */
+static __always_inline bool holds_flow(const struct flow_slot *slot, const struct flow_key *key)
+{
+	return slot->state >= SLOT_NEW && same_key(&slot->record.key, key);
+}
+
+/* Takes a free slot, and sets its number. False: there is none. */
+static __always_inline bool take_slot(__u32 *number)
 {
 	__u32 zero = 0;
 
@@ -72,18 +79,19 @@ static __always_inline struct flow_slot *take_slot(__u32 *number)
 		struct unused_slots *unused = bpf_map_lookup_elem(&unused_slots, &zero);
 		__u32 first;
 
-		if (!unused)
-			return NULL;
+		/* Without the lock first: a full table stays full. */
+		if (!unused || unused->first >= max_flows)
+			return false;
 		bpf_spin_lock(&unused->lock);
 		first = unused->first;
 		if (first < max_flows)
 			unused->first = first + 1;
 		bpf_spin_unlock(&unused->lock);
 		if (first >= max_flows)
-			return NULL;
+			return false;
 		*number = first;
 	}
-	return bpf_map_lookup_elem(&slots, number);
+	return true;
 }
 
 static __always_inline void give_back(struct flow_slot *slot, __u32 number)

@@ -130,6 +130,23 @@ __attribute__((noinline)) int copy_names(struct __sk_buff *skb, __u32 run)
 	return 0;
 }
 
+/* Adds the packet in `tracked` to its flow, or counts that there was no room. */
+static __always_inline void count_packet(struct tracked *t, struct packet_counters *c, __u32 run)
+{
+	int result = TRACK_AGAIN;
+
+	t->is_stale = false;
+	t->is_full = false;
+	t->seen_new = 0;
+	for (int i = 0; i < TRIES && result == TRACK_AGAIN; i++)
+		result = track(run);
+	if (result == TRACK_NOTHING)
+		return;
+	if (result != TRACK_DONE)
+		c->untracked += t->segment.packets;
+	c->segments += t->segment.packets;
+}
+
 static __always_inline void follow(struct __sk_buff *skb, __u32 run)
 {
 	struct packet_counters *c = counters_of(run);
@@ -137,7 +154,6 @@ static __always_inline void follow(struct __sk_buff *skb, __u32 run)
 	struct packet_ends ends;
 	struct tracked *t;
 	struct packet p;
-	__u32 *number;
 	struct frame f;
 	enum verdict v;
 
@@ -153,28 +169,24 @@ static __always_inline void follow(struct __sk_buff *skb, __u32 run)
 	forget_packet(&p);
 	t = tracked_by(run);
 	tcp = tcp_at(&f, &p, &scratch);
-	if (!t || !tcp || !read_addresses(&f, &p, &ends.addresses)) {
-		/* Can't happen: the parser has read the headers. */
-		c->untracked++;
-		c->segments++;
-		return;
-	}
+	if (!t || !tcp)
+		goto unread;
 	ends.sport = bpf_ntohs(tcp->sport);
 	ends.dport = bpf_ntohs(tcp->dport);
 	read_segment(&t->segment, skb, &f, &p, tcp, t);
+	if (!read_addresses(&f, &p, &ends.addresses))
+		goto unread;
 	t->segment.from = make_key(&t->key, p.ip_version, &ends);
 	read_vlans(&t->key, skb, &f, &p);
-	number = bpf_map_lookup_elem(&flow_slots, &t->key);
-	t->has_flow = number;
-	t->number = number ? *number : 0;
-	if (!number && !(t->segment.flags & TCP_SYN)) {
+	find_flow(t);
+	if (!t->has_flow && !(t->segment.flags & TCP_SYN)) {
 		if (filter.parts && bpf_map_lookup_elem(&passed_over, &t->key))
 			return;
 		if (!replay)
 			find_responder(skb, run);
 	}
 	/* A flow in the table is followed without the filter. A SYN may begin a new one. */
-	t->is_wanted = number && !(t->segment.flags & TCP_SYN);
+	t->is_wanted = t->has_flow && !(t->segment.flags & TCP_SYN);
 	if (!t->is_wanted)
 		t->is_wanted = is_wanted(&f, &p, &ends, &t->segment);
 	if (filter.parts && !t->has_flow && !t->is_wanted) {
@@ -182,10 +194,17 @@ static __always_inline void follow(struct __sk_buff *skb, __u32 run)
 
 		bpf_map_update_elem(&passed_over, &t->key, &seen, BPF_ANY);
 	}
-	if (t->has_flow || t->is_wanted)
-		track(run);
+	if (!t->has_flow && !t->is_wanted)
+		return;
+	count_packet(t, c, run);
 	if (names && t->name.is_wanted)
 		copy_names(skb, run);
+	return;
+
+unread:
+	/* Can't happen: the parser has read the headers. */
+	c->untracked++;
+	c->segments++;
 }
 
 /* Attached at ingress and at egress: a flow has the same key in both directions. */

@@ -154,21 +154,23 @@ struct flow_numbers {
 };
 
 struct flow_record {
+	/* What each packet needs: with lock and state of the slot, four cache lines. */
 	struct flow_key key;
-	__u64 start_ns; /* all times are CLOCK_MONOTONIC, or those of the file in a replay */
-	__u64 last_ns;
-	__u64 syn_ack_ns;  /* when the SYN-ACK came */
-	__u64 ack_ns;	   /* when the initiator's ACK of the SYN-ACK came */
-	__u64 finished_ns; /* when it was finished; later packets are stragglers */
+	__u8 initiator; /* which end: 0 or 1 */
+	__u8 known;	/* enum flow_known, or-ed */
+	__u8 reason;	/* enum flow_end_reason */
+	__u8 history_len;
+	__u32 unexpected; /* packets outside of the window or otherwise impossible */
+	__u64 last_ns;	  /* all times are CLOCK_MONOTONIC, or those of the file in a replay */
 	struct flow_end ends[2];
 	struct other_syn other_syn;
-	__u32 syn_retransmits; /* of the initiator */
-	__u32 unexpected;      /* packets outside of the window or otherwise impossible */
-	__u8 initiator;	       /* which end: 0 or 1 */
-	__u8 known;	       /* enum flow_known, or-ed */
-	__u8 reason;	       /* enum flow_end_reason */
-	__u8 history_len;
+
+	__u64 start_ns;
+	__u64 syn_ack_ns;		/* when the SYN-ACK came */
+	__u64 ack_ns;			/* when the initiator's ACK of the SYN-ACK came */
+	__u64 finished_ns;		/* when it was finished; later packets are stragglers */
 	__u8 history[FLOW_HISTORY_MAX]; /* Zeek's letters, no NUL at the end */
+	__u32 syn_retransmits;		/* of the initiator */
 	/* Replay only: data that an end has sent beyond the window, perhaps after a gap. */
 	__u32 gap_first;
 	__u32 gap_end;
