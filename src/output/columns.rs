@@ -100,6 +100,10 @@ pub(crate) trait Row {
     /// The ids of its columns.
     type Column: Copy + 'static;
 
+    /// Columns at the start of the table that most lines begin with. They are written one after the
+    /// other, without a branch on the id of each.
+    const FIRST: &'static [Column<Self::Column>] = &[];
+
     /// Writes the value of a column: a word, or `-` if there is none.
     fn cell(&self, column: Self::Column, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos);
 
@@ -113,6 +117,8 @@ pub(crate) trait Row {
 #[derive(Clone, Debug)]
 pub struct Layout<C> {
     shown: Vec<Shown<C>>,
+    /// How many of the first ones are those of the table, in its order.
+    as_in_table: usize,
     /// How exactly times are shown, if they are.
     times: Option<Precision>,
 }
@@ -145,8 +151,12 @@ impl<C: Copy + PartialEq> Layout<C> {
             Align::Time(precision) => Some(precision),
             _ => None,
         });
+        let pairs = columns.iter().zip(table);
+        let as_in_table = pairs.take_while(|(shown, known)| shown.id == known.id);
+        let as_in_table = as_in_table.count();
         let shown = columns.into_iter();
         let mut layout = Self {
+            as_in_table,
             times,
             shown: shown.map(|column| Shown { column, start: 0 }).collect(),
         };
@@ -156,9 +166,12 @@ impl<C: Copy + PartialEq> Layout<C> {
 
     /// Makes a column wide enough for values of this many characters.
     pub fn widen(&mut self, id: C, width: usize) {
-        for shown in &mut self.shown {
-            if shown.column.id == id {
-                shown.column.width = shown.column.width.max(width);
+        for (i, shown) in self.shown.iter_mut().enumerate() {
+            if shown.column.id == id && shown.column.width < width {
+                shown.column.width = width;
+                if shown.column.align == Align::Right {
+                    self.as_in_table = self.as_in_table.min(i);
+                }
             }
         }
         self.place();
@@ -174,10 +187,13 @@ impl<C: Copy + PartialEq> Layout<C> {
 
     /// Writes the header line.
     pub fn header(&self, out: &mut Line<'_>, clock: &Clock) {
+        let mut start = out.position();
         let plain = |_: &Column<C>| Tone::Plain;
-        self.line(out, self.time_width(clock), plain, |column, out| {
+        let width = self.time_width(clock);
+        self.rest(0, &mut start, out, width, plain, |column, out| {
             out.extend_from_slice(column.name.as_bytes());
         });
+        out.push(b'\n');
     }
 
     /// Writes the line of a record.
@@ -189,10 +205,28 @@ impl<C: Copy + PartialEq> Layout<C> {
         clock: &mut Clock,
         at: UnixNanos,
     ) {
+        let mut start = out.position();
+        let mut written = 0;
+        let width = self.time_width(clock);
+        // A macro and not a loop, so that the compiler knows each column.
+        macro_rules! each {
+            ($($i:literal)*) => {
+                const { assert!(R::FIRST.len() <= [$($i),*].len()) };
+                $(if let (Some(column), Some(shown)) = (R::FIRST.get($i), self.shown.get($i)) {
+                    pad($i, start + shown.start, out);
+                    start += aligned(column, width, out, |out| row.cell(column.id, out, clock, at));
+                })*
+            };
+        }
+        if self.as_in_table >= R::FIRST.len() && !out.has_colors() {
+            each!(0 1 2 3 4 5 6 7 8 9 10 11);
+            written = R::FIRST.len();
+        }
         let tone = |column: &Column<C>| row.tone(column.id);
-        self.line(out, self.time_width(clock), tone, |column, out| {
+        self.rest(written, &mut start, out, width, tone, |column, out| {
             row.cell(column.id, out, clock, at);
         });
+        out.push(b'\n');
     }
 
     #[inline(always)]
@@ -200,40 +234,61 @@ impl<C: Copy + PartialEq> Layout<C> {
         self.times.map_or(0, |precision| clock.width(precision))
     }
 
-    /// A value that is too long moves those after it, as far as they leave no room to make up for
-    /// it.
+    /// Writes the columns that follow the first `written` ones. A value that is too long moves those
+    /// after it, as far as they leave no room to make up for it.
     #[inline(always)]
-    fn line(
+    fn rest(
         &self,
+        written: usize,
+        start: &mut usize,
         out: &mut Line<'_>,
         time_width: usize,
         tone: impl Fn(&Column<C>) -> Tone,
         mut push: impl FnMut(&Column<C>, &mut Line<'_>),
     ) {
-        let mut start = out.position();
-        for (i, Shown { column, start: at }) in self.shown.iter().enumerate() {
-            if i > 0 {
-                out.pad_to(start + at);
-            }
+        let shown = self.shown.iter().enumerate().skip(written);
+        for (i, Shown { column, start: at }) in shown {
+            pad(i, *start + at, out);
             let tone = match out.has_colors() {
                 true => tone(column),
                 false => Tone::Plain,
             };
             if tone != Tone::Plain {
-                start += push_code(out, tone.style().render());
+                *start += push_code(out, tone.style().render());
             }
-            let value = out.position();
-            push(column, out);
-            match column.align {
-                Align::Left => {}
-                Align::Right => out.align_right(value, column.space()),
-                Align::Time(_) => start += time_width - column.space(),
-            }
+            *start += aligned(column, time_width, out, |out| push(column, out));
             if tone != Tone::Plain {
-                start += push_code(out, tone.style().render_reset());
+                *start += push_code(out, tone.style().render_reset());
             }
         }
-        out.push(b'\n');
+    }
+}
+
+/// Goes on to where a column begins.
+#[inline(always)]
+fn pad(i: usize, position: usize, out: &mut Line<'_>) {
+    if i > 0 {
+        out.pad_to(position);
+    }
+}
+
+/// Writes a value in its column. Returns how many characters more than the column has it takes.
+#[inline(always)]
+fn aligned<C>(
+    column: &Column<C>,
+    time_width: usize,
+    out: &mut Line<'_>,
+    push: impl FnOnce(&mut Line<'_>),
+) -> usize {
+    let value = out.position();
+    push(out);
+    match column.align {
+        Align::Left => 0,
+        Align::Right => {
+            out.align_right(value, column.space());
+            0
+        }
+        Align::Time(_) => time_width - column.space(),
     }
 }
 
@@ -284,6 +339,19 @@ mod tests {
 
         fn cell(&self, column: u8, out: &mut Line<'_>, _: &mut Clock, _: UnixNanos) {
             out.extend_from_slice(self.0[usize::from(column)].as_bytes());
+        }
+    }
+
+    /// The same, with first columns that the compiler knows.
+    struct Known(Values);
+
+    impl Row for Known {
+        type Column = u8;
+
+        const FIRST: &'static [Column<u8>] = TABLE.split_at(3).0;
+
+        fn cell(&self, column: u8, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
+            self.0.cell(column, out, clock, at);
         }
     }
 
@@ -349,6 +417,26 @@ mod tests {
                 "a     b        1234567890 c",
             ]
         );
+    }
+
+    #[test]
+    fn columns_that_the_compiler_knows_are_written_as_others_are() {
+        let rows = [
+            ["a", "b", "1", "c"],
+            ["1234567", "1234567890", "1234567890", "-"],
+        ];
+        for asked in [&["first", "b", "number"][..], &[], &["number", "first"]] {
+            for width in [0, 9, 20] {
+                let mut layout = layout(asked).unwrap();
+                layout.widen(1, width);
+                layout.widen(2, width);
+                let known = rows.iter().map(|row| {
+                    rendered(|out| layout.row(&Known(Values(*row)), out, &mut utc(), 0))
+                });
+                let known: Vec<_> = known.map(|line| line.trim_end().to_owned()).collect();
+                assert_eq!(known, lines(&layout, &rows)[1..], "{asked:?} {width}");
+            }
+        }
     }
 
     /// The length of a line with values as wide as their columns.

@@ -117,6 +117,8 @@ pub struct Shown<'a> {
 impl Row for Shown<'_> {
     type Column = PacketColumn;
 
+    const FIRST: &'static [Column<PacketColumn>] = COLUMNS.split_at(12).0;
+
     #[inline(always)]
     fn cell(&self, column: PacketColumn, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         let packet = self.packet;
