@@ -4,7 +4,6 @@
 #define TCPINSPECT_FLOW_SEGMENT_BPF_H
 
 #include "packet_filter.bpf.h"
-#include "replay.bpf.h"
 #include "flow_slots.bpf.h"
 
 #define WELL_KNOWN_PORTS 1024
@@ -178,7 +177,6 @@ static __always_inline void read_segment(struct segment *s, struct __sk_buff *sk
 		tmp->name.end = f->end;
 		tmp->name.is_wanted = false;
 	}
-	s->now = packet_time();
 	s->len = end > payload ? end - payload : 0;
 	s->size = skb->gso_size;
 	s->packets = skb->gso_segs;

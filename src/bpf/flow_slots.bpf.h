@@ -6,6 +6,7 @@
 #include "flow_names.bpf.h"
 #include "flow_state.bpf.h"
 #include "flow_table.bpf.h"
+#include "replay.bpf.h"
 
 /* How often a packet is tried before it counts as untracked. */
 #define TRIES 4
@@ -36,7 +37,10 @@ struct tracked {
 	__u8 options_len;
 	__u8 options[72];
 	struct name_place name;
-	__u64 hash; /* of the key */
+	__u64 hash;	 /* of the key */
+	__u64 jiffies;	 /* when the clock was read last */
+	__u64 clock_ns;	 /* what it said */
+	bool is_ongoing; /* see is_ongoing() */
 	struct recent_flow recent[RECENT_FLOWS];
 	struct flow_record record; /* while it moves from one slot to another */
 };
@@ -82,6 +86,35 @@ static __always_inline struct recent_flow *recent_place(struct tracked *t)
 
 _Static_assert(RECENT_FLOWS == 1 << (64 - 54), "recent_place() has the bits of a place");
 
+/*
+ * Whether the packet is one of many in the middle of a connection. That is read without the lock,
+ * for it only decides how exact the packet's time is.
+ */
+static __always_inline bool is_ongoing(const struct flow_record *r, const struct segment *s)
+{
+	return !(s->flags & (TCP_SYN | TCP_FIN | TCP_RST)) &&
+	       (r->known & (FLOW_ACK | FLOW_PARTIAL)) && !(r->known & FLOW_FINISHED) &&
+	       !((r->ends[0].known | r->ends[1].known) & END_FIN);
+}
+
+/*
+ * The time of the packet. Reading the clock takes longer than most other things here, so in the
+ * middle of a connection it is read once in a tick of the kernel's timer.
+ */
+static __always_inline __u64 segment_time(struct tracked *t)
+{
+	__u64 jiffies;
+
+	if (replay)
+		return packet_time();
+	jiffies = bpf_jiffies64();
+	if (!t->is_ongoing || t->jiffies != jiffies) {
+		t->jiffies = jiffies;
+		t->clock_ns = packet_time();
+	}
+	return t->clock_ns;
+}
+
 /* Finds the slot of the flow in `tracked`. */
 static __always_inline void find_flow(struct tracked *t)
 {
@@ -91,13 +124,16 @@ static __always_inline void find_flow(struct tracked *t)
 
 	t->hash = hash_of(&t->key);
 	t->has_flow = true;
+	t->is_ongoing = false;
 	recent = recent_place(t);
 	if (recent->hash == (__u32)t->hash) {
 		t->number = recent->number;
 		slot = bpf_map_lookup_elem(&slots, &t->number);
 		/* In SLOT_NEW it may never come into flow_slots. */
-		if (slot && slot->state == SLOT_LIVE && same_key(&slot->record.key, &t->key))
+		if (slot && slot->state == SLOT_LIVE && same_key(&slot->record.key, &t->key)) {
+			t->is_ongoing = is_ongoing(&slot->record, &t->segment);
 			return;
+		}
 	}
 	number = bpf_map_lookup_elem(&flow_slots, &t->key);
 	t->has_flow = number;

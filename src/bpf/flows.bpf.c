@@ -179,6 +179,7 @@ static __always_inline void follow(struct __sk_buff *skb, __u32 run)
 	t->segment.from = make_key(&t->key, p.ip_version, &ends);
 	read_vlans(&t->key, skb, &f, &p);
 	find_flow(t);
+	t->segment.now = segment_time(t);
 	if (!t->has_flow && !(t->segment.flags & TCP_SYN)) {
 		if (filter.parts && bpf_map_lookup_elem(&passed_over, &t->key))
 			return;
