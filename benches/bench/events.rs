@@ -23,6 +23,7 @@ pub fn run(effort: Effort) -> Result<bool> {
     world.enter();
     let within = saturation(effort)?;
     if !effort.short {
+        throttled(effort)?;
         steady(effort)?;
         latency(effort)?;
     }
@@ -94,21 +95,9 @@ fn saturation(effort: Effort) -> Result<bool> {
         "port-monitor at saturation: M lines/s delivered",
         &chart,
     );
-    if let [text, text_pipe, json, json_pipe] = lines_of_ring[..] {
+    if let [text, _, json, _] = lines_of_ring[..] {
         target("M lines/s, text to /dev/null", text, 8.0, false);
         target("M lines/s, JSON to /dev/null", json, 4.0, false);
-        target(
-            "text to a pipe over /dev/null",
-            text_pipe / text,
-            0.8,
-            false,
-        );
-        target(
-            "JSON to a pipe over /dev/null",
-            json_pipe / json,
-            0.8,
-            false,
-        );
     }
     Ok(within)
 }
@@ -235,6 +224,74 @@ fn lost(said: &str) -> f64 {
     let line = said.lines().find(|line| line.contains("events were lost"));
     let number = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
     number.unwrap_or(0.0)
+}
+
+/// What a line costs if the producer pauses, so that there is a core for the reader.
+fn throttled(effort: Effort) -> Result<()> {
+    const BATCH: u32 = 2000;
+    const BATCHES: u32 = 500;
+    let mut rows = Vec::new();
+    for (format, limit) in [("text", 0.8), ("json", 0.7)] {
+        let mut costs = [const { Vec::new() }; 2];
+        for _ in 0..effort.rounds {
+            for (to_pipe, costs) in [false, true].into_iter().zip(&mut costs) {
+                let stdout = match to_pipe {
+                    true => Stdio::piped(),
+                    false => Stdio::null(),
+                };
+                let mut monitor = Monitor::start("ring", format, stdout)?;
+                if let Some(mut stdout) = monitor.tool.stdout() {
+                    std::thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
+                }
+                let program = monitor.program.as_raw_fd();
+                let before = monitor.tool.cpu()?;
+                let producer = std::thread::spawn(move || -> Result<()> {
+                    pin(0)?;
+                    for _ in 0..BATCHES {
+                        test_run(program, &syn(), BATCH, 0)?;
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    Ok(())
+                });
+                producer
+                    .join()
+                    .map_err(|_| anyhow::anyhow!("the producer panicked"))??;
+                monitor.tool.settle()?;
+                let used = monitor.tool.cpu()? - before;
+                let lines = f64::from(BATCH * BATCHES) - lost(&monitor.tool.stop()?);
+                costs.push(used * 1e9 / lines.max(1.0));
+            }
+        }
+        let ratios = costs[0]
+            .iter()
+            .zip(&costs[1])
+            .map(|(null, pipe)| null / pipe);
+        let ratio = Stat::of(ratios.collect());
+        target(
+            &format!("{format}: lines that a core can write to a pipe, over /dev/null"),
+            ratio.median,
+            limit,
+            false,
+        );
+        let [null, pipe] = costs.map(Stat::of);
+        rows.push(vec![
+            format.to_owned(),
+            null.to_string(),
+            pipe.to_string(),
+            ratio.to_string(),
+        ]);
+    }
+    table(
+        "port-monitor, bursts of 2000 events with pauses between: the tool's CPU, ns for each line",
+        &[
+            "format",
+            "/dev/null",
+            "pipe",
+            "lines to the pipe over /dev/null",
+        ],
+        &rows,
+    );
+    Ok(())
 }
 
 /// What the tool uses at a rate that a busy server may have.

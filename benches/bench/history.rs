@@ -3,7 +3,6 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
-use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -17,7 +16,7 @@ const TOLERANCE: f64 = 0.1;
 /// Appends what was measured to a history.
 ///
 /// # Errors
-/// The file can't be written, or git does not say which commit this is.
+/// The file can't be written.
 pub fn append(file: &Path, machine: &Machine, figures: &[Figure]) -> Result<()> {
     let mut ratios = Map::new();
     for figure in figures {
@@ -26,7 +25,7 @@ pub fn append(file: &Path, machine: &Machine, figures: &[Figure]) -> Result<()> 
     }
     let line = json!({
         "time": SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
-        "commit": commit()?,
+        "commit": machine.commit,
         "kernel": machine.kernel,
         "arch": machine.arch,
         "cpus": machine.cpus,
@@ -34,14 +33,6 @@ pub fn append(file: &Path, machine: &Machine, figures: &[Figure]) -> Result<()> 
     });
     let mut file = OpenOptions::new().create(true).append(true).open(file)?;
     writeln!(file, "{line}").context("failed to write the history")
-}
-
-fn commit() -> Result<String> {
-    let git = Command::new("git")
-        .args(["describe", "--always", "--dirty"])
-        .output()
-        .context("failed to run git")?;
-    Ok(String::from_utf8(git.stdout)?.trim().to_owned())
 }
 
 /// Prints each ratio of a history: its course, the last one, and the median of those before it on

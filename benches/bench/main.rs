@@ -23,6 +23,7 @@ mod program;
 mod rate;
 mod replay;
 mod report;
+mod scale;
 mod start;
 mod world;
 mod write;
@@ -48,7 +49,7 @@ pub struct Effort {
 type Part = fn(Effort) -> Result<bool>;
 
 /// The measurements by name.
-const PARTS: [(&str, Part); 10] = [
+const PARTS: [(&str, Part); 11] = [
     ("program", program::run),
     ("rate", rate::run),
     ("loss", loss::run),
@@ -58,6 +59,7 @@ const PARTS: [(&str, Part); 10] = [
     ("iperf", iperf::run),
     ("write", write::run),
     ("replay", replay::run),
+    ("scale", scale::run),
     ("start", start::run),
 ];
 

@@ -12,7 +12,7 @@ use nix::time::{ClockId, clock_gettime};
 use tcpinspect::attach::xdp::{self, XdpMode};
 use tcpinspect::host::interfaces::resolve;
 use tcpinspect::skel::CountByKey;
-use tcpinspect::skel::flows::FlowsSkelBuilder;
+use tcpinspect::skel::flows::{FlowsSkelBuilder, OpenFlowsSkel};
 use tcpinspect::skel::port_monitor::PortMonitorSkelBuilder;
 use tcpinspect::skel::syn_count::SynCountSkelBuilder;
 
@@ -23,7 +23,7 @@ use crate::report::{Stat, bars, bound, table, target};
 use crate::world::{World, pin};
 
 /// Runs of a program in one measurement.
-const REPEAT: u32 = 500_000;
+pub const REPEAT: u32 = 500_000;
 
 /// The positions of the IPv4 SYN in [`frames`], and of the one with a tag.
 const SYN: usize = 3;
@@ -93,12 +93,7 @@ fn tc(effort: Effort, empty: &ProgramMut<'_>, plain: &ProgramMut<'_>) -> Result<
     let mut storage = MaybeUninit::uninit();
     let mut open = FlowsSkelBuilder::default().open(&mut storage)?;
     leave_out(open.open_object_mut(), &[]);
-    let rodata = open.maps.rodata_data.as_deref_mut();
-    let rodata = rodata.context("no settings")?;
-    rodata.max_flows = 65_536;
-    rodata.idle_ns = 300_000_000_000;
-    rodata.half_open_ns = rodata.idle_ns;
-    rodata.linger_ns = 1_000_000_000;
+    set_flows(&mut open)?;
     let flows = open.load()?;
     let mut storage = MaybeUninit::uninit();
     let mut open = SynCountSkelBuilder::default().open(&mut storage)?;
@@ -124,6 +119,17 @@ fn tc(effort: Effort, empty: &ProgramMut<'_>, plain: &ProgramMut<'_>) -> Result<
         1.5,
         true,
     ))
+}
+
+/// The settings of flows that it has by default.
+pub fn set_flows(open: &mut OpenFlowsSkel<'_>) -> Result<()> {
+    let rodata = open.maps.rodata_data.as_deref_mut();
+    let rodata = rodata.context("no settings")?;
+    rodata.max_flows = 65_536;
+    rodata.idle_ns = 300_000_000_000;
+    rodata.half_open_ns = rodata.idle_ns;
+    rodata.linger_ns = 1_000_000_000;
+    Ok(())
 }
 
 /// What a frame costs on one core.
@@ -174,7 +180,7 @@ fn cost(program: &ProgramMut<'_>, frame: &[u8]) -> Result<f64> {
 
 /// CPU time of this thread for a run, in ns: the kernel's own figure has no fractions, and a wait
 /// before XDP runs is no part of it.
-fn run_for(fd: i32, frame: &[u8], repeat: u32) -> Result<f64> {
+pub fn run_for(fd: i32, frame: &[u8], repeat: u32) -> Result<f64> {
     let before = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?;
     test_run(fd, frame, repeat, 0)?;
     let after = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?;

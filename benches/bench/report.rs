@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail};
@@ -40,6 +41,8 @@ pub struct Machine {
     pub cpus: usize,
     pub kernel: String,
     pub arch: &'static str,
+    /// What was built, by git.
+    pub commit: String,
 }
 
 impl Machine {
@@ -51,8 +54,24 @@ impl Machine {
             // What follows a dash names a build, not a kernel.
             kernel: release.split('-').next().unwrap_or_default().to_owned(),
             arch: std::env::consts::ARCH,
+            commit: commit().unwrap_or_else(|| "unknown".to_owned()),
         }
     }
+}
+
+/// The commit, and whether anything that is built was changed since; `None` without git.
+fn commit() -> Option<String> {
+    let git = |args: &[&str]| Command::new("git").args(args).output().ok();
+    let head = git(&["rev-parse", "--short", "HEAD"])?;
+    let head = String::from_utf8(head.stdout).ok()?;
+    let built = ["src", "benches", "build.rs", "Cargo.lock"];
+    let is_same = git(&[&["diff", "--quiet", "HEAD", "--"], &built[..]].concat())?;
+    let changed = if is_same.status.success() {
+        ""
+    } else {
+        "-dirty"
+    };
+    Some(format!("{}{changed}", head.trim()))
 }
 
 /// What targets and bounds were about, so far.
@@ -107,12 +126,17 @@ fn report() -> MutexGuard<'static, Report> {
 
 /// Begins the report of a part: says where and how it is measured.
 pub fn begin(name: &'static str, rounds: usize) {
-    let Machine { cpus, kernel, arch } = Machine::this();
+    let Machine {
+        cpus,
+        kernel,
+        arch,
+        commit,
+    } = Machine::this();
     let load = read("/proc/loadavg");
     let load = load.split(' ').next().unwrap_or_default();
     report().parts.push((name, String::new()));
     say(&format!(
-        "\n_{cpus} CPUs, Linux {kernel}, {arch}; load average before: {load}; {rounds} rounds; medians, in brackets the quartiles._",
+        "\n_{cpus} CPUs, Linux {kernel}, {arch}, commit {commit}; load average before: {load}; {rounds} rounds; medians, in brackets the quartiles._",
     ));
 }
 
