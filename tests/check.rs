@@ -51,6 +51,29 @@ fn what_check_says_a_command_would_use_is_what_it_uses() {
 }
 
 #[test]
+fn check_tells_the_memory_of_each_possible_cpu() {
+    let namespace = need!(Namespace::new());
+    let check = Tool::spawn_in(&namespace, &mut command(["check", "--json"])).finish();
+    let cpus = finding(&check, "cpus");
+    let possible = run("cat /sys/devices/system/cpu/possible");
+    let last = possible.trim().rsplit(['-', ',']).next().unwrap();
+    let count = last.parse::<usize>().unwrap() + 1;
+    let told = cpus["detail"].as_str().unwrap();
+    assert!(told.starts_with(&format!("{count} possible, ")), "{told}");
+    let (_, memory) = told.split_once("; memory for each possible one: ").unwrap();
+    let parts = memory.split(", ").map(|part| {
+        let words: Vec<_> = part.split(' ').collect();
+        let [name, kib, "KiB"] = words[..] else {
+            panic!("{part}");
+        };
+        assert!((1..8192).contains(&kib.parse::<u32>().unwrap()), "{part}");
+        name
+    });
+    let parts: Vec<_> = parts.collect();
+    assert_eq!(parts, ["port-monitor", "flows", "loss-trace", "--by"]);
+}
+
+#[test]
 fn check_leaves_no_program_on_any_interface() {
     let namespace = need!(Namespace::new());
     let look = "ip -d link show";

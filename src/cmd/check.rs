@@ -1,13 +1,16 @@
 //! `check`: what this kernel and these privileges allow, and what each command would use. It finds
 //! out by loading and attaching the programs of the commands, and removes them at once.
 
+use std::mem::MaybeUninit;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use libbpf_rs::{ErrorKind, MapType};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{ErrorKind, MapType, OpenObject};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::utsname::uname;
+use nix::unistd::{SysconfVar, sysconf};
 
 use super::accept_trace::{self, Rehearsed};
 use super::connect_trace;
@@ -18,7 +21,7 @@ use super::listeners;
 use super::loss_trace;
 use super::port_monitor::PortMonitor;
 use super::syn_count::{self, SynCount};
-use crate::attach::{Attached, xdp};
+use crate::attach::{Attached, load, xdp};
 use crate::cli::{
     BackendChoice, BufferChoice, CheckArgs, CollectorChoice, SandboxArgs, StopArgs, arguments,
 };
@@ -35,6 +38,10 @@ use crate::run::events::BufferKind;
 use crate::run::packet;
 use crate::run::session::Session;
 use crate::run::stop::ExitReason;
+use crate::skel::flows::FlowsSkelBuilder;
+use crate::skel::loss_trace::LossTraceSkelBuilder;
+use crate::skel::port_monitor::PortMonitorSkelBuilder;
+use crate::sys::key_tables::Size;
 
 /// Runs the command.
 ///
@@ -301,7 +308,65 @@ fn look_at_kernel(report: &mut Report) -> Result<()> {
         Err(error) => (None, Some(error.to_string())),
     };
     report.feature("ring_buffer", has_ring, why);
+    match look_at_cpus() {
+        Ok(found) => report.feature("cpus", Some(true), Some(found)),
+        Err(error) => report.feature("cpus", Some(false), Some(format!("{error:#}"))),
+    }
     Ok(())
+}
+
+/// CPUs and NUMA nodes, and the memory that grows with the CPUs that the kernel thinks possible:
+/// there may be many more of them than are there.
+fn look_at_cpus() -> Result<String> {
+    let possible = load::possible_cpus()?;
+    let online = sysconf(SysconfVar::_NPROCESSORS_ONLN)?.context("no number of CPUs online")?;
+    let kib = |bytes: usize| bytes.div_ceil(1024);
+    let [mut first, mut second, mut third] = [const { MaybeUninit::uninit() }; 3];
+    let monitor = per_cpu_memory(PortMonitorSkelBuilder::default(), &mut first)?;
+    let flows = per_cpu_memory(FlowsSkelBuilder::default(), &mut second)?;
+    let loss = per_cpu_memory(LossTraceSkelBuilder::default(), &mut third)?;
+    let memory = [
+        ("port-monitor", monitor),
+        ("flows", flows),
+        ("loss-trace", loss),
+        (
+            "--by",
+            Size::of(load::packet_slots()?).bytes() / possible.max(1),
+        ),
+    ];
+    let memory = memory.map(|(name, bytes)| format!("{name} {} KiB", kib(bytes)));
+    Ok(format!(
+        "{possible} possible, {online} online{}; memory for each possible one: {}",
+        numa_nodes().map_or(String::new(), |nodes| format!(", NUMA nodes: {nodes}")),
+        memory.join(", "),
+    ))
+}
+
+/// Bytes that each possible CPU has to itself in the maps of some programs.
+fn per_cpu_memory<'obj>(
+    builder: impl SkelBuilder<'obj>,
+    storage: &'obj mut MaybeUninit<OpenObject>,
+) -> Result<usize> {
+    let open = builder.open(storage)?;
+    let maps = open.open_object().maps();
+    let per_cpu = maps.filter(|map| map.map_type().is_percpu());
+    let bytes = per_cpu.map(|map| map.value_size() as usize * map.max_entries() as usize);
+    Ok(bytes.sum())
+}
+
+/// How many NUMA nodes there are; `None` if the kernel does not tell.
+fn numa_nodes() -> Option<usize> {
+    let nodes = std::fs::read_dir("/sys/devices/system/node").ok()?;
+    let is_node = |name: &str| {
+        let number = name.strip_prefix("node");
+        number.is_some_and(|number| number.parse::<u32>().is_ok())
+    };
+    let names = nodes.flatten().map(|entry| entry.file_name());
+    Some(
+        names
+            .filter(|name| name.to_str().is_some_and(is_node))
+            .count(),
+    )
 }
 
 /// The interface that packet commands watch if none is named.

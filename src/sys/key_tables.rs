@@ -41,6 +41,11 @@ impl Size {
         2 * self.slots * self.sets
     }
 
+    /// Memory of all tables and sketches.
+    pub fn bytes(self) -> usize {
+        self.all_sets() * size_of::<CountSet>() + self.all_sketches() * size_of::<SourceSketch>()
+    }
+
     /// Sketches in both tables of all CPUs.
     pub fn all_sketches(self) -> usize {
         2 * self.slots
