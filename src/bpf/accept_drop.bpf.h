@@ -127,12 +127,14 @@ static __always_inline void on_rst_dropped(void *ctx, const struct attempt_key *
 static __always_inline bool is_elsewhere(const struct sk_buff *skb)
 {
 	const struct net_device *dev = skb->dev;
+	const struct net *net;
 
 	if (!dev)
 		dev = route_device(skb);
 	if (!dev)
 		return false;
-	return BPF_CORE_READ(dev, nd_net.net, ns.inum) != netns;
+	net = READ_MEMBER(dev, nd_net.net);
+	return READ_MEMBER(net, ns.inum) != netns;
 }
 
 static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u64 place,

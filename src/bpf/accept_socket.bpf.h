@@ -176,10 +176,6 @@ static __always_inline int on_accept_return(void *ctx, const struct sock *sk)
 	return on_accepted(ctx, &key);
 }
 
-/* Reads a member of a kernel object: by a load if possible, before a call of a function. */
-#define READ_MEMBER(object, member)                                                                \
-	(bpf_rdonly_cast ? AS_BTF_POINTER(object)->member : BPF_CORE_READ(object, member))
-
 /* Finds the socket that accept(2) returned by its file descriptor. */
 static __always_inline int on_accept_call(void *ctx, long fd)
 {

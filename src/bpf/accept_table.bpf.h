@@ -118,11 +118,6 @@ static __always_inline struct told_set *told_set(__u64 hash)
 	return bpf_map_lookup_elem(&told, &at);
 }
 
-static __always_inline __u16 told_now(void)
-{
-	return bpf_ktime_get_ns() >> 30;
-}
-
 /* The fate that was reported of an attempt; FATE_NONE: none. */
 static __noinline enum accept_fate told_fate(const struct attempt_key *key)
 {
@@ -144,9 +139,9 @@ static __noinline enum accept_fate told_fate(const struct attempt_key *key)
 }
 
 /* The word of the same attempt, else a free one, else the oldest. CPUs may use the same word. */
-static __always_inline void set_told(const struct attempt_key *key, enum accept_fate fate)
+static __always_inline void set_told(const struct attempt_key *key, enum accept_fate fate, __u64 ns)
 {
-	__u16 now = told_now(), age, oldest = 0;
+	__u16 now = ns >> 30, age, oldest = 0;
 	struct told_set *set;
 	__u32 way = 0;
 	__u64 hash;
@@ -295,9 +290,9 @@ static __always_inline bool is_wanted_fate(const struct attempt *a, enum accept_
 
 /* Counts a fate in place of sending an event. */
 static __always_inline int tell_by_count(const struct attempt_key *key, const struct attempt *a,
-					 enum accept_fate fate, bool by_current)
+					 enum accept_fate fate, bool by_current, __u64 now)
 {
-	__u64 id, from, to = 0;
+	__u64 id, from, to;
 	struct accept_count_key count = {};
 	__u8 comm[COMM_LEN] = {};
 	__u32 pid = 0, uid = 0;
@@ -314,10 +309,7 @@ static __always_inline int tell_by_count(const struct attempt_key *key, const st
 	/* Once it is taken out of the table its memory is for another. */
 	set_count_key(&count, key, a, fate, by_current ? comm : NULL);
 	from = accept_output == OUTPUT_HANDSHAKE ? a->syn_ns : a->established_ns;
-	if (accept_output == OUTPUT_HANDSHAKE)
-		to = a->established_ns;
-	else if (accept_output == OUTPUT_ACCEPT_WAIT && by_current)
-		to = bpf_ktime_get_ns();
+	to = accept_output == OUTPUT_HANDSHAKE ? a->established_ns : by_current ? now : 0;
 	matches = is_wanted_fate(a, fate) && (accept_output == OUTPUT_COUNTS || (from && to)) &&
 		  process_matches(a->flags, a->uid, pid, uid, by_current ? comm : NULL);
 	if (!take_attempt(key, fate) || !matches)
@@ -333,12 +325,12 @@ static __always_inline int tell_by_count(const struct attempt_key *key, const st
 /* Over a perf event array: an event is gathered on the stack, for programs interrupt each other. */
 static __always_inline int tell_by_perf(void *ctx, const struct attempt_key *key,
 					const struct attempt *a, enum accept_fate fate,
-					bool by_current)
+					bool by_current, __u64 now)
 {
 	struct accept_counters *c = accept_counts();
 	struct accept_event e;
 
-	fill_event(&e, key, a, fate, bpf_ktime_get_ns());
+	fill_event(&e, key, a, fate, now);
 	if (by_current)
 		fill_process(&e);
 	if (fate != FATE_NONE && !take_attempt(key, fate))
@@ -359,9 +351,8 @@ static __always_inline int tell_by_perf(void *ctx, const struct attempt_key *key
  * stack.
  */
 static __always_inline int tell_by_ring(const struct attempt_key *key, const struct attempt *a,
-					enum accept_fate fate, bool by_current)
+					enum accept_fate fate, bool by_current, __u64 now)
 {
-	__u64 now = bpf_ktime_get_ns();
 	struct accept_event *e;
 
 	if (!is_wanted_fate(a, fate)) {
@@ -405,7 +396,7 @@ static __always_inline int tell_by_ring(const struct attempt_key *key, const str
 
 /* Counts what became of an attempt. Once it is taken out of the table its memory is for another. */
 static __always_inline int export_fate(const struct attempt_key *key, const struct attempt *a,
-				       enum accept_fate fate, bool by_current)
+				       enum accept_fate fate, bool by_current, __u64 now)
 {
 	__u64 syn_ns = a->syn_ns, established_ns = a->established_ns;
 	struct export_key counted = { .kind = fate };
@@ -421,7 +412,7 @@ static __always_inline int export_fate(const struct attempt_key *key, const stru
 	if (syn_ns && established_ns)
 		export_time(EXPORT_HANDSHAKE, established_ns - syn_ns);
 	if (by_current && established_ns)
-		export_time(EXPORT_ACCEPT_WAIT, bpf_ktime_get_ns() - established_ns);
+		export_time(EXPORT_ACCEPT_WAIT, now - established_ns);
 	return 0;
 }
 
@@ -429,15 +420,17 @@ static __always_inline int export_fate(const struct attempt_key *key, const stru
 static __always_inline int tell_of(void *ctx, const struct attempt_key *key,
 				   const struct attempt *a, enum accept_fate fate, bool by_current)
 {
+	__u64 now = bpf_ktime_get_ns();
+
 	if (fate != FATE_NONE && fate != FATE_ACCEPTED)
-		set_told(key, fate);
+		set_told(key, fate, now);
 	if (exporting)
-		return export_fate(key, a, fate, by_current);
+		return export_fate(key, a, fate, by_current, now);
 	if (accept_output != OUTPUT_EVENTS)
-		return tell_by_count(key, a, fate, by_current);
+		return tell_by_count(key, a, fate, by_current, now);
 	if (use_perf_buffer)
-		return tell_by_perf(ctx, key, a, fate, by_current);
-	return tell_by_ring(key, a, fate, by_current);
+		return tell_by_perf(ctx, key, a, fate, by_current, now);
+	return tell_by_ring(key, a, fate, by_current, now);
 }
 
 static __noinline int tell(void *ctx, const struct attempt_key *key, const struct attempt *a,

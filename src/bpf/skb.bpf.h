@@ -151,7 +151,7 @@ static __always_inline const struct net_device *route_device(const struct sk_buf
 {
 	const struct dst_entry *dst = (const void *)(skb->_skb_refdst & ~1UL);
 
-	return dst ? BPF_CORE_READ(dst, dev) : NULL;
+	return dst ? READ_MEMBER(dst, dev) : NULL;
 }
 
 #define DEVICE_LISTS   256

@@ -36,6 +36,10 @@ extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 /* The same for a pointer that a tracepoint passes; before Linux 6.2 the pointer itself. */
 #define UNTRUSTED(pointer) (bpf_rdonly_cast ? AS_BTF_POINTER(pointer) : (pointer))
 
+/* Reads a member of a kernel object: by a load if possible, else by a call. */
+#define READ_MEMBER(object, member)                                                                \
+	(bpf_rdonly_cast ? AS_BTF_POINTER(object)->member : BPF_CORE_READ(object, member))
+
 static __always_inline bool is_unset(const __u8 *addr)
 {
 	const __be32 *word = (const __be32 *)addr;
