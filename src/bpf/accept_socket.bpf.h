@@ -77,8 +77,16 @@ static __always_inline void on_established(const struct sock *sk, const struct t
 	known->place = 0;
 }
 
-static __always_inline void on_closed(void *ctx, const struct sock *sk, const struct tcp_sock *tp)
+/*
+ * Only a socket of Fast Open is an attempt's for sure before it is established. When two CPUs
+ * handle a final ACK and what follows it at once, each makes a socket, and the second one is
+ * closed. The attempt goes on with the first; if there was none, the next sweep finds that it has
+ * ended.
+ */
+static __always_inline void on_closed(void *ctx, const struct sock *sk, const struct tcp_sock *tp,
+				      int old_state)
 {
+	bool may_be_second = old_state == TCP_SYN_RECV && !tp->fastopen_rsk;
 	int error = sk->sk_err;
 	struct attempt_key key;
 	struct attempt *known;
@@ -88,9 +96,11 @@ static __always_inline void on_closed(void *ctx, const struct sock *sk, const st
 	read_ends(&ends, sk);
 	set_socket_key(&key, &ends, tp);
 	known = bpf_map_lookup_elem(&attempts, &key);
-	if (!known)
+	if (!known || (may_be_second && known->phase == ATTEMPT_ESTABLISHED))
 		return;
 	known->reason = reset ? REASON_PEER_RESET : REASON_LISTENER_CLOSED;
+	if (may_be_second)
+		return;
 	tell(ctx, &key, known, reset ? FATE_RESET : FATE_ABORTED);
 }
 
@@ -134,19 +144,12 @@ static __always_inline int on_state(void *ctx, const struct sock *trusted, int o
 	tp = bpf_skc_to_tcp_sock((void *)trusted);
 	if (!tp)
 		return 0;
-	/*
-	 * When two CPUs handle a final ACK and what follows it at once, each makes a socket, and
-	 * the second one is closed. The attempt goes on with the first. Only a socket of Fast Open
-	 * is an attempt's before it is established.
-	 */
-	if (!established && old_state == TCP_SYN_RECV && !tp->fastopen_rsk)
-		return 0;
 	if (established)
 		on_established(sk, tp);
 	else if (sk->sk_socket || (sk->__sk_common.skc_flags & (1UL << SOCK_DEAD)))
 		on_owned_closed(ctx, sk, tp);
 	else
-		on_closed(ctx, sk, tp);
+		on_closed(ctx, sk, tp, old_state);
 	return 0;
 }
 

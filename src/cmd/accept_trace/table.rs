@@ -151,6 +151,9 @@ impl Table {
                 }
                 // A SYN cookie has no socket, and stays valid for a while.
                 _ if has(attempt, AcceptFlag::ATTEMPT_COOKIE) && !is_cookie_old(attempt)? => None,
+                _ if attempt.reason == AcceptReason::REASON_LISTENER_CLOSED.0 => {
+                    Some((AcceptFate::FATE_ABORTED, KNOWN))
+                }
                 _ if attempt.reason != 0 => Some((AcceptFate::FATE_DROPPED, KNOWN)),
                 _ => Some((
                     AcceptFate::FATE_UNANSWERED,
