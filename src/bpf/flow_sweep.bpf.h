@@ -5,7 +5,6 @@
 
 #include "events.bpf.h"
 #include "process_filter.bpf.h"
-#include "replay.bpf.h"
 #include "flow_slots.bpf.h"
 
 struct sweep sweep SEC(".bss.sweep");
@@ -203,7 +202,7 @@ static __always_inline void report(struct __sk_buff *skb, struct flow_slot *slot
 SEC("tc")
 int flows_sweep(struct __sk_buff *skb)
 {
-	__u64 now = replay ? sweep.now_ns : bpf_ktime_get_ns();
+	__u64 now = sweep.now_ns;
 	struct unused_slots *unused;
 	struct flow_slot *slot = NULL;
 	__u32 zero = 0, number = sweep.cursor;

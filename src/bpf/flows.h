@@ -223,7 +223,7 @@ enum flow_worth {
 
 /* The parameters and results of the sweep, shared with user space. */
 struct sweep {
-	__u64 now_ns;	  /* the current time in a replay */
+	__u64 now_ns;	  /* the current time */
 	__u32 cursor;	  /* the next slot to look at; user space sets it to 0 */
 	__u32 end;	  /* slots that were ever used; set by the sweep */
 	__u32 mode;	  /* enum sweep_mode */

@@ -18,7 +18,7 @@ use libbpf_rs::OpenObject;
 use book::Book;
 use distributions::Distributions;
 use sockets::Sockets;
-use table::Table;
+use table::{Table, monotonic_ns};
 
 use crate::attach::{Attached, Direction, load};
 use crate::cli::{FlowBy, FlowsArgs};
@@ -289,9 +289,10 @@ impl PacketCommand for Flows<'_> {
 
         // The sweep needs bpf(2), which needs CAP_BPF before Linux 5.19.
         let (session, first) = live.first()?;
+        let now = monotonic_ns()?;
         let mut try_sweep = || {
             table
-                .sweep(session, first, SweepMode::SWEEP_ENDED, 0)
+                .sweep(session, first, SweepMode::SWEEP_ENDED, now)
                 .is_ok()
         };
         let keep = match privileges::without_capabilities(&mut try_sweep)? {
@@ -313,7 +314,7 @@ impl PacketCommand for Flows<'_> {
         live.detach()?;
         table.read_sockets_again(notices);
         let (session, first) = live.first()?;
-        table.sweep(session, first, SweepMode::SWEEP_ALL, 0)?;
+        table.sweep(session, first, SweepMode::SWEEP_ALL, monotonic_ns()?)?;
         let counters = live.counters();
         let counters = PacketCounters {
             matched: table.ever(&counters),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::time::{ClockId, clock_gettime};
 
-use super::table::Table;
+use super::table::{Table, monotonic_ns};
 use super::{SWEEP_EVERY, files};
 use crate::cli::{FlowsArgs, OutputFormat};
 use crate::run::packet::Live;
@@ -51,7 +51,7 @@ pub fn run_sweeps(
             SweepMode::SWEEP_ENDED
         };
         let (session, skel) = live.first()?;
-        table.sweep(session, skel, mode, 0)?;
+        table.sweep(session, skel, mode, monotonic_ns()?)?;
         let counted = live.counters();
         let (session, skel) = live.first()?;
         if interval_ends {
@@ -60,7 +60,7 @@ pub fn run_sweeps(
             interval_due = interval_due.map(|due| (due + args.interval).max(now));
         }
         let ever = table.ever(&counted);
-        let evicted = table.make_room(session, skel, ever, 0)?;
+        let evicted = table.make_room(session, skel, ever, monotonic_ns()?)?;
         session.flush();
         let every = if evicted { SWEEP_FULL } else { SWEEP_EVERY };
         sweep_due = Instant::now() + every.max(rest_since(worked)?);
@@ -123,9 +123,10 @@ pub fn run_view(
         let worked = cpu_time()?;
         if now >= due {
             table.read_numbers(session.notices);
-            table.sweep(session, skel, SweepMode::SWEEP_LIVE, 0)?;
+            let now_ns = monotonic_ns()?;
+            table.sweep(session, skel, SweepMode::SWEEP_LIVE, now_ns)?;
             let interval = Interval {
-                now_ns: monotonic_ns()?,
+                now_ns,
                 seconds: updated.elapsed().as_secs_f64(),
                 untracked: live.counters().untracked,
                 left_out: std::mem::take(&mut table.book.left_out),
@@ -135,12 +136,12 @@ pub fn run_view(
             updated = now;
             due = now + args.interval.max(rest_since(worked)?);
         } else if now >= sweep_due {
-            table.sweep(session, skel, SweepMode::SWEEP_ENDED, 0)?;
+            table.sweep(session, skel, SweepMode::SWEEP_ENDED, monotonic_ns()?)?;
         }
         if now >= sweep_due {
             let ever = table.ever(&live.counters());
             let (session, skel) = live.first()?;
-            let full = table.make_room(session, skel, ever, 0)?;
+            let full = table.make_room(session, skel, ever, monotonic_ns()?)?;
             let every = if full { SWEEP_FULL } else { SWEEP_EVERY };
             sweep_due = Instant::now() + every.max(rest_since(worked)?);
         }
@@ -158,10 +159,4 @@ fn cpu_time() -> Result<Duration> {
 /// other processes or for the reader of the output, a long rest would let the table fill up.
 fn rest_since(worked: Duration) -> Result<Duration> {
     Ok(cpu_time()?.saturating_sub(worked) * SWEEP_REST)
-}
-
-/// The current time by the clock of the BPF programs.
-fn monotonic_ns() -> Result<u64> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("failed to read the clock")?;
-    Ok(u64::try_from(Duration::from(now).as_nanos())?)
 }
