@@ -112,8 +112,10 @@ static __always_inline bool is_still_over(const struct flow_slot *slot, __u64 no
 		return slot->state == SLOT_OVER && reason == r->reason;
 	if (reason == FLOW_UNANSWERED)
 		return is_unanswered(r, now);
-	if (sweep.mode == SWEEP_ALL || reason == FLOW_IS_LIVE || reason == FLOW_EVICTED)
+	if (sweep.mode == SWEEP_ALL || reason == FLOW_IS_LIVE)
 		return true;
+	if (reason == FLOW_EVICTED)
+		return rank_of(r, now) >= sweep.evict_rank;
 	return (r->known & FLOW_FINISHED) || forget_why(is_due(r, now));
 }
 

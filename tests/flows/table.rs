@@ -147,3 +147,45 @@ fn a_flood_of_syns_takes_no_established_connection_out_of_the_table() {
         );
     }
 }
+
+/// SYNs from that many ends at once, and then segments of one connection.
+fn burst_and_segments(count: u32, segments: u32, micros_between: u64) -> Vec<u8> {
+    let mut syn = syn_frame(&[], CLIENT4.into(), SERVER4.into(), 9);
+    let burst = (0..count).map(move |i| {
+        syn[26..30].copy_from_slice(&(0x0a4e_0000 + i).to_be_bytes());
+        (1, syn.clone())
+    });
+    let rest = (0..segments).map(|i| {
+        let said = say(true, PSH | ACK, 101 + i, 501, 1);
+        (micros_between, frame_of(9, &said))
+    });
+    write_frames(burst.chain(rest))
+}
+
+#[test]
+fn a_small_table_makes_room_in_time_for_all_packets_of_a_file() {
+    for max_flows in ["64", "1024"] {
+        let file = burst_and_segments(6000, 10, 1);
+        let output = replay_bytes(&file, &["--max-flows", max_flows]);
+        let summary = check_packets(&output);
+        assert_eq!(summary["untracked"], 0, "{summary}");
+        assert_eq!(summary["matched"], 6001, "{summary}");
+    }
+}
+
+#[test]
+fn after_a_burst_of_connections_a_long_file_is_read_as_fast_as_a_short_one() {
+    let count = if is_guest() { 10_000 } else { 50_000 };
+    let time = |micros_between| {
+        let file = burst_and_segments(count, 20_000, micros_between);
+        let started = std::time::Instant::now();
+        // No lines of flows, which take most of the time.
+        let output = replay_bytes(&file, &["--by", "dport", "--interval", "2h"]);
+        let summary = output.summary();
+        assert_eq!(summary["segments"], count + 20_000, "{summary}");
+        started.elapsed()
+    };
+    let short = time(10);
+    let long = time(100_000);
+    assert!(long < short * 5, "{long:?} against {short:?}");
+}

@@ -1,6 +1,6 @@
 //! Flows of a capture file. The time is that of its frames.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -28,8 +28,12 @@ pub fn run(
         interval: i64::try_from(args.interval.as_nanos()).unwrap_or(i64::MAX),
         interval_started: None,
         swept: None,
+        swept_slots: 0,
+        sweep_by: Instant::now() + SWEEP_WITHIN,
         latest: 0,
         frames: 0,
+        frames_swept: 0,
+        check_room_every: (u64::from(args.max_flows) / 16).clamp(1, CHECK_ROOM_EVERY),
     };
     replay.run(|skel| &skel.progs.flows_packet, &mut schedule);
     schedule.finish(replay.session, replay.skel)?;
@@ -49,12 +53,27 @@ struct Schedule<'a> {
     interval_started: Option<UnixNanos>,
     /// The time of the last sweep.
     swept: Option<UnixNanos>,
+    /// How many slots it has looked at.
+    swept_slots: u64,
+    /// When to sweep even though few frames have come, as from a slow pipe.
+    sweep_by: Instant,
     latest: UnixNanos,
     frames: u64,
+    /// How many of them came before the last sweep.
+    frames_swept: u64,
+    /// How often to check how full the table is, in frames: they can't fill what is left.
+    check_room_every: u64,
 }
 
-/// How often to check how full the table is, in frames.
+/// The least often to check how full the table is, in frames.
 const CHECK_ROOM_EVERY: u64 = 1024;
+
+/// A sweep of a large table waits for as many frames as it looks at slots, divided by this: then
+/// looking costs no more than the frames do. What is reported does not depend on when.
+const SLOTS_PER_FRAME: u64 = 8;
+
+/// How long sweeps wait for frames at most.
+const SWEEP_WITHIN: Duration = Duration::from_secs(1);
 
 impl Schedule<'_> {
     fn end_interval(&mut self, session: &mut Session, skel: &FlowsSkel<'_>, length: i64) {
@@ -77,10 +96,12 @@ impl Schedule<'_> {
     fn is_sweep_due(&mut self, at: UnixNanos) -> bool {
         let swept = *self.swept.get_or_insert(at);
         at.saturating_sub(swept).unsigned_abs() >= SWEEP_EVERY.as_nanos() as u64
+            && ((self.frames - self.frames_swept) * SLOTS_PER_FRAME >= self.swept_slots
+                || Instant::now() >= self.sweep_by)
     }
 
     fn is_room_due(&self) -> bool {
-        self.frames.is_multiple_of(CHECK_ROOM_EVERY)
+        self.frames.is_multiple_of(self.check_room_every)
     }
 
     fn finish(&mut self, session: &mut Session, skel: &mut FlowsSkel<'_>) -> Result<()> {
@@ -124,9 +145,14 @@ impl AroundFrames<FlowsSkel<'_>> for Schedule<'_> {
             self.interval_started = Some(started.saturating_add(whole));
         }
         if self.is_sweep_due(at) {
+            let now = at.cast_unsigned();
+            let sweep = self
+                .table
+                .sweep(session, skel, SweepMode::SWEEP_ENDED, now)?;
             self.swept = Some(at);
-            self.table
-                .sweep(session, skel, SweepMode::SWEEP_ENDED, at.cast_unsigned())?;
+            self.swept_slots = sweep.end.into();
+            self.sweep_by = Instant::now() + SWEEP_WITHIN;
+            self.frames_swept = self.frames;
         }
         if self.is_room_due() {
             let ever = skel.counters(self.slots).matched;
