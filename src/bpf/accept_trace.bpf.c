@@ -17,46 +17,46 @@
 SEC("tc")
 int accept_ingress(struct __sk_buff *skb)
 {
-	return on_packet(skb, false);
+	return stopped ? TCX_NEXT : on_packet(skb, false);
 }
 
 SEC("tc")
 int accept_egress(struct __sk_buff *skb)
 {
-	return on_packet(skb, true);
+	return stopped ? TCX_NEXT : on_packet(skb, true);
 }
 
 /* The tracepoint has a reason since Linux 5.17, and in older kernels with a backport. */
 SEC("tp_btf/kfree_skb")
 int BPF_PROG(accept_drop_reason, const struct sk_buff *skb, void *place, __u32 reason)
 {
-	return on_drop(ctx, skb, (__u64)place, reason);
+	return stopped ? 0 : on_drop(ctx, skb, (__u64)place, reason);
 }
 
 SEC("tp_btf/kfree_skb")
 int BPF_PROG(accept_drop, const struct sk_buff *skb, void *place)
 {
-	return on_drop(ctx, skb, (__u64)place, 0);
+	return stopped ? 0 : on_drop(ctx, skb, (__u64)place, 0);
 }
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(accept_state, const struct sock *sk, int old_state, int new_state)
 {
-	return on_state(ctx, sk, old_state, new_state);
+	return stopped ? 0 : on_state(ctx, sk, old_state, new_state);
 }
 
 /* Before Linux 6.10: (sk, flags, err, kern). */
 SEC("fexit/inet_csk_accept")
 int BPF_PROG(accept_exit_4, struct sock *listener, int flags, int *err, bool kern, struct sock *sk)
 {
-	return on_accept_return(ctx, sk);
+	return stopped ? 0 : on_accept_return(ctx, sk);
 }
 
 /* Since: (sk, arg). */
 SEC("fexit/inet_csk_accept")
 int BPF_PROG(accept_exit_2, struct sock *listener, void *arg, struct sock *sk)
 {
-	return on_accept_return(ctx, sk);
+	return stopped ? 0 : on_accept_return(ctx, sk);
 }
 
 /* For kernels without fexit. It runs at each system call, so it checks the number first. */
@@ -65,7 +65,7 @@ int BPF_PROG(accept_call, struct pt_regs *regs, long ret)
 {
 	long number = SYS_NUMBER(regs);
 
-	if ((number != SYS_accept && number != SYS_accept4) || ret < 0)
+	if ((number != SYS_accept && number != SYS_accept4) || ret < 0 || stopped)
 		return 0;
 	return on_accept_call(ctx, ret);
 }

@@ -290,7 +290,7 @@ static __noinline int emit(void *ctx, struct loss_event *e, __u64 skb)
 	struct loss_counters *c = &loss_counters[bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1)];
 	__u32 kind;
 
-	if (!e)
+	if (!e || stopped)
 		return 0;
 	kind = e->kind;
 	if (kind >= LOSS_KINDS || !(wanted_kinds & (1 << kind)) || !place_matches(e) ||

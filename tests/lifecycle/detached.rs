@@ -164,7 +164,12 @@ fn the_account_is_exact_and_the_interface_clean_though_another_process_holds_the
         });
         // A check that fails must not leave the flood running.
         let _guard = SetAtTheEnd(&over);
-        for args in linked().into_iter().chain([&["connect-trace"][..]]) {
+        let traces: [&[&str]; 3] = [
+            &["connect-trace"],
+            &["accept-trace", "vs"],
+            &["loss-trace", "vs"],
+        ];
+        for args in linked().into_iter().chain(traces) {
             let mut args = args.to_vec();
             args.extend(["--json", "-d", "0.3"]);
             let tool = Tool::start_in(&pair.server, &args);

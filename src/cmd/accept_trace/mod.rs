@@ -135,6 +135,12 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
         }
     }
     let looked = session.look_at_hooks();
+    // If another process holds the links, the programs stay attached: stop them.
+    for skel in &mut skels {
+        if let Some(bss) = skel.maps.bss_counters_data.as_deref_mut() {
+            crate::skel::stop(&mut bss.stopped);
+        }
+    }
     for note in attached.interfaces.detach() {
         session.notices.note(&note);
     }

@@ -153,16 +153,17 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
     session.attached(&format!("{hooks} ({NAME}, {way})"));
     let summary = match &mut output {
         Output::Events(writer, source) => {
-            let mut on_event = |session: &mut Session, bytes: &[u8]| match is_recording {
-                true => teller.record(session, bytes, || statistics(&skels)),
+            let mut take = |session: &mut Session, skels: &[_], bytes: &[u8]| match is_recording {
+                true => teller.record(session, bytes, || statistics(skels)),
                 false => teller.take(session, writer, bytes),
             };
+            let on_event = |session: &mut Session, bytes: &[u8]| take(session, &skels, bytes);
             match is_recording {
-                true => session.record_events(source, || statistics(&skels), &mut on_event)?,
-                false => session.run_events(source, &mut on_event)?,
+                true => session.record_events(source, || statistics(&skels), on_event)?,
+                false => session.run_events(source, on_event)?,
             }
-            detach(&mut session, attached, links)?;
-            session.drain_rest(source, &mut on_event)?;
+            detach(&mut session, &mut skels, attached, links)?;
+            session.drain_rest(source, |session, bytes| take(session, &skels, bytes))?;
             session.end_recording(&statistics(&skels));
             let counters = counters(&skels)?;
             let matched = counters.kinds.iter().sum::<u64>() - teller.silent.discarded;
@@ -285,8 +286,20 @@ fn watched(named: &[Interface]) -> Result<Vec<Interface>> {
     Ok(all)
 }
 
-fn detach(session: &mut Session, mut attached: Attached, links: Vec<Link>) -> Result<()> {
+/// Stops and detaches the programs, so that their counters are final.
+fn detach(
+    session: &mut Session,
+    skels: &mut [LossTraceSkel<'_>],
+    mut attached: Attached,
+    links: Vec<Link>,
+) -> Result<()> {
     let looked = session.look_at_hooks();
+    // If another process holds the links, the programs stay attached.
+    for skel in skels {
+        if let Some(bss) = skel.maps.bss_counters_data.as_deref_mut() {
+            skel::stop(&mut bss.stopped);
+        }
+    }
     for note in attached.detach() {
         session.notices.note(&note);
     }
@@ -439,7 +452,7 @@ impl Teller<'_> {
             if session.wait(None, Some(counts.due()))? == Wake::Stop
                 && let Some((attached, links)) = links.take()
             {
-                detach(session, attached, links)?;
+                detach(session, skels, attached, links)?;
             }
             let mut tables = Vec::new();
             let mut totals = Vec::new();
