@@ -306,6 +306,7 @@ fn a_flood_from_spoofed_sources_hides_no_source_that_sends_many() {
         flood(spoofed);
         let of_key = |line: &&String| line.contains("\"key\":\"198.51.100.7\"");
         let before = tool.lines().len();
+        let started = std::time::Instant::now();
         let seen = loop {
             for _ in 0..20 {
                 flood(99);
@@ -317,11 +318,15 @@ fn a_flood_from_spoofed_sources_hides_no_source_that_sends_many() {
             if let Some(at) = lines.iter().position(|line| of_key(&line)) {
                 break at;
             }
-            assert!(lines.len() < before + 10, "{mode}: {lines:#?}");
+            let limit = crate::common::quick(std::time::Duration::from_secs(10));
+            assert!(started.elapsed() < limit, "{mode}: {lines:#?}");
         };
+        // On a machine with much else to do, fewer than 500 a second may be sent at first: a tenth
+        // of all.
         let intervals = tool.lines()[before..seen]
             .iter()
             .filter(|line| line.contains("syn_count"))
+            .filter(|line| crate::common::tool::parse(line)["syn_rate"].as_f64() > Some(6000.0))
             .count();
         assert!(intervals <= 2, "{mode}: raised after {intervals} intervals");
         let total = tool.json("for the total", |line| line["state"] == "raised");
