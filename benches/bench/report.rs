@@ -64,7 +64,13 @@ fn commit() -> Option<String> {
     let git = |args: &[&str]| Command::new("git").args(args).output().ok();
     let head = git(&["rev-parse", "--short", "HEAD"])?;
     let head = String::from_utf8(head.stdout).ok()?;
-    let built = ["src", "benches", "build.rs", "Cargo.lock"];
+    let built = [
+        "src",
+        "benches/bench",
+        "benches/bpf",
+        "build.rs",
+        "Cargo.lock",
+    ];
     let is_same = git(&[&["diff", "--quiet", "HEAD", "--"], &built[..]].concat())?;
     let changed = if is_same.status.success() {
         ""
