@@ -9,7 +9,7 @@ use crate::plain;
 use crate::report::{Stat, bars, bound, table, target};
 use crate::world::{Contender, Ready, Tool, World, tcpinspect};
 
-/// Bytes of the event buffer, which are mapped and counted as resident once they were used.
+/// The size of the event buffer in MiB, which is mapped and counted as resident once they were used.
 const EVENT_BUFFER_MIB: f64 = 4.0;
 
 const CONTENDERS: [Contender; 13] = [

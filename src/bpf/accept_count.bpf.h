@@ -73,7 +73,7 @@ static __always_inline void count_one(void *map, const struct accept_count_key *
 	__u64 *count = bpf_map_lookup_elem(map, key), zero = 0;
 
 	if (!count) {
-		/* It fails if another CPU was first, too. */
+		/* This fails if another CPU has just added the key, which is fine. */
 		bpf_map_update_elem(map, key, &zero, BPF_NOEXIST);
 		count = bpf_map_lookup_elem(map, key);
 	}

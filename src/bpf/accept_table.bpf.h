@@ -306,7 +306,7 @@ static __always_inline int tell_by_count(const struct attempt_key *key, const st
 		uid = bpf_get_current_uid_gid();
 		bpf_get_current_comm(comm, sizeof(comm));
 	}
-	/* Once it is taken out of the table its memory is for another. */
+	/* Read it before it is deleted: after that its memory can be reused. */
 	set_count_key(&count, key, a, fate, by_current ? comm : NULL);
 	from = accept_output == OUTPUT_HANDSHAKE ? a->syn_ns : a->established_ns;
 	to = accept_output == OUTPUT_HANDSHAKE ? a->established_ns : by_current ? now : 0;
@@ -372,7 +372,7 @@ static __always_inline int tell_by_ring(const struct attempt_key *key, const str
 			count_lost();
 		return 0;
 	}
-	/* Once it is taken out of the table its memory is for another. */
+	/* Read it before it is deleted: after that its memory can be reused. */
 	fill_event(e, key, a, fate, now);
 	if (fate != FATE_NONE && !take_attempt(key, fate)) {
 		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
@@ -394,7 +394,8 @@ static __always_inline int tell_by_ring(const struct attempt_key *key, const str
 	return 0;
 }
 
-/* Counts what became of an attempt. Once it is taken out of the table its memory is for another. */
+/* Counts what became of an attempt. It is read before it is deleted, for its memory can be reused.
+ */
 static __always_inline int export_fate(const struct attempt_key *key, const struct attempt *a,
 				       enum accept_fate fate, bool by_current, __u64 now)
 {
@@ -441,7 +442,8 @@ static __noinline int tell(void *ctx, const struct attempt_key *key, const struc
 	return tell_of(ctx, key, a, fate, false);
 }
 
-/* Apart, for not every kernel lets a program at an interface ask for the current process. */
+/* A function of its own, because not every kernel lets a program at an interface ask for the
+ * current process. */
 static __noinline int tell_accepted(void *ctx, const struct attempt_key *key,
 				    const struct attempt *a)
 {

@@ -8,7 +8,8 @@
 #include "filter.bpf.h"
 #include "flow_table.bpf.h"
 
-/* A SYN is sent again after this time or more; the socket has its first one to the millisecond. */
+/* A SYN is retransmitted no sooner than this. The socket has the time of the first one in
+ * milliseconds. */
 #define SYN_AGAIN_NS 10000000
 
 /* Flows of further interfaces get nothing from sockets. */
@@ -39,8 +40,8 @@ struct socket_ends {
 	__u16 remote_port;
 };
 
-/* Named by struct sock alone: for each other type libbpf would search the kernel's BTF. False: the
- * socket has no remote end. */
+/* Reads all through struct sock: for each further type libbpf would search the kernel's BTF. False:
+ * the socket has no remote end. */
 static __always_inline bool read_socket_ends(struct socket_ends *ends, const struct sock *sk)
 {
 	__u16 family = sk->__sk_common.skc_family;
@@ -110,7 +111,7 @@ static __always_inline void take_numbers(struct flow_record *r, const struct flo
 	r->numbers = *found;
 }
 
-/* How far a connection is that was there before the programs, by its socket. */
+/* The state of a connection older than the programs, read from its socket. */
 struct older {
 	__u64 now;
 	__u64 start_ns; /* of an attempt; else when it was found */

@@ -42,7 +42,7 @@ static __always_inline void histogram_add(const struct histogram_key *key, __u64
 	__u32 bucket = histogram_bucket(value);
 
 	if (!h) {
-		/* It fails if another CPU was first, too. */
+		/* This fails if another CPU has just added the key, which is fine. */
 		bpf_map_update_elem(&histograms, key, &empty_histogram, BPF_NOEXIST);
 		h = bpf_map_lookup_elem(&histograms, key);
 	}

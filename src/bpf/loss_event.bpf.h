@@ -52,7 +52,7 @@ struct {
 /* The callers of the function that drops a segment, from this program outwards. */
 #define STACK_MAX 16
 
-/* Of a stack so many are looked up in a jiffy by a CPU: one takes about a microsecond. */
+/* The most stacks that a CPU walks in a jiffy. Each takes about a microsecond. */
 #define STACKS_A_JIFFY 10
 
 struct stack {

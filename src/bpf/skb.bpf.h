@@ -22,7 +22,7 @@ static __always_inline bool is_specific(__u32 reason)
 	return reason && reason != reason_not_specified;
 }
 
-/* Whether a packet is the input of BPF_PROG_TEST_RUN: its socket is of no type, and no file's. */
+/* Whether a packet is the input of BPF_PROG_TEST_RUN: its socket has neither a type nor a file. */
 static __always_inline bool is_test_run(const struct sk_buff *skb)
 {
 	const struct sock *sk = skb->sk;

@@ -3,7 +3,7 @@
 //!
 //! A file that is read may be hostile, broken, compressed with gzip, or a pipe that is
 //! still being written: it is read once, front to back, in bounded memory, and
-//! whatever stands before a broken place is handed out before the error.
+//! all frames before a broken place are returned before the error.
 //!
 //! The formats are those of draft-ietf-opsawg-pcap and
 //! draft-ietf-opsawg-pcapng, the limits and the older variants those of
@@ -109,7 +109,7 @@ pub struct Frame<'a> {
     /// The header of its link layer as it was captured, instead of which the first 14 of `bytes` are
     /// an Ethernet header.
     pub link_header: &'a [u8],
-    /// What to add to an offset in `bytes`, at or behind byte 14, to get the
+    /// What to add to an offset in `bytes`, at or after byte 14, to get the
     /// offset in the frame as it was captured.
     pub offset_shift: i32,
 }

@@ -20,7 +20,7 @@ const OPTION_TSOFFSET: u16 = 14;
 
 /// The type and length in front of a block's body.
 const BLOCK_HEADER: usize = 8;
-/// The length repeated behind it.
+/// The length, repeated at the end.
 const BLOCK_TRAILER: usize = 4;
 const BLOCK_MIN: usize = BLOCK_HEADER + BLOCK_TRAILER;
 /// Where the bytes of the frame begin in the body of an enhanced and an old

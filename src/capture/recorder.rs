@@ -150,7 +150,7 @@ pub struct Recorder {
     accepted: u64,
     limit: Option<u64>,
     ended: Option<ExitReason>,
-    /// The end of the file is no end of a packet.
+    /// The file ends within a packet.
     is_cut: bool,
     error: Option<anyhow::Error>,
     patience: Patience,

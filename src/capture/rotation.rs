@@ -44,7 +44,7 @@ pub struct Rotation {
     path: PathBuf,
     limits: Limits,
     zone: TimeZone,
-    /// The number behind the name.
+    /// The number after the name.
     number: u32,
     /// When the period began.
     began: UnixNanos,

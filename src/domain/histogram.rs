@@ -62,7 +62,7 @@ impl By {
     }
 }
 
-/// How many values there are of which size.
+/// A histogram with power-of-two buckets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Histogram {
     /// The sum of all values.

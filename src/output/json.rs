@@ -205,7 +205,7 @@ impl<'l> Array<'_, 'l> {
     pub fn name(&mut self, value: &str) {
         let out = self.element();
         out.push(b'"');
-        // For three letters a call to copy is more.
+        // For three letters, a call of memcpy costs more.
         value.bytes().for_each(|byte| out.push(byte));
         out.push(b'"');
     }

@@ -82,7 +82,7 @@ impl Stop {
             }
         }
         signals.thread_block().context(FAILED)?;
-        // A file that is too long for `ulimit -f` is then an error of write(2), and not deadly.
+        // A write beyond `ulimit -f` fails with EFBIG then, instead of ending the process.
         SigSet::from(Signal::SIGXFSZ)
             .thread_block()
             .context(FAILED)?;

@@ -125,7 +125,7 @@ pub fn directions(interface: &Interface) -> &'static [Direction] {
     if interface.index == LOOPBACK_IFINDEX {
         &[Direction::Ingress]
     } else {
-        // An answer must not go unseen whose question was seen.
+        // Egress first, so that no answer to a SYN seen at ingress is missed.
         &[Direction::Egress, Direction::Ingress]
     }
 }

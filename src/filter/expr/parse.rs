@@ -643,7 +643,7 @@ impl Parser {
             return Err(self.mask_without_net(first));
         }
         if address & !mask != 0 {
-            return Err(self.bits_behind_mask(first));
+            return Err(self.bits_after_mask(first));
         }
         self.v4(q, address, mask, first)
     }
@@ -655,7 +655,7 @@ impl Parser {
         )
     }
 
-    fn bits_behind_mask(&self, first: usize) -> Wrong {
+    fn bits_after_mask(&self, first: usize) -> Wrong {
         Wrong::new(
             self.since(first),
             "the address has bits set that the mask leaves out",
@@ -704,7 +704,7 @@ impl Parser {
         let mask = u128::MAX.checked_shl(128 - len).unwrap_or(0);
         let address = address.to_bits();
         if address & !mask != 0 {
-            return Err(self.bits_behind_mask(first));
+            return Err(self.bits_after_mask(first));
         }
         match q.protocol {
             None | Some(Protocol::Ip6) => Ok(Condition::Address(

@@ -455,7 +455,7 @@ pub fn flows(out: &mut Exposition, counts: &Counts, sockets: &[(&str, u64)]) {
     }
 }
 
-/// What the exporter tells of itself.
+/// The exporter's own figures.
 #[derive(Debug, Default)]
 pub struct Itself {
     /// Collectors that were asked for, and whether they work.
@@ -472,7 +472,7 @@ pub struct Itself {
     pub started: f64,
 }
 
-/// What the exporter tells of itself.
+/// Writes the exporter's own figures.
 pub fn itself(out: &mut Exposition, itself: &Itself) {
     out.family(&UP);
     for (name, up) in &itself.collectors {
