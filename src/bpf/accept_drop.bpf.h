@@ -148,7 +148,7 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	bool outgoing, is_rst;
 
 	if ((protocol != bpf_htons(ETHERTYPE_IPV4) && protocol != bpf_htons(ETHERTYPE_IPV6)) ||
-	    is_no_drop(skb, reason, place) || !read_segment(skb, &s))
+	    is_no_drop(skb, reason, place) || is_elsewhere(skb) || !read_segment(skb, &s))
 		return 0;
 	/* Data of established connections has later sequence numbers, and finds no attempt. */
 	is_rst = s.flags & TCP_RST;
@@ -161,7 +161,7 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	else
 		set_key(&key, s.saddr, s.sport, s.seq - 1);
 	known = bpf_map_lookup_elem(&attempts, &key);
-	if (!known || is_elsewhere(skb))
+	if (!known)
 		return 0;
 	if (outgoing) {
 		on_answer_dropped(ctx, &key, known, is_rst, reason, place);
