@@ -40,6 +40,21 @@ pub fn failure(what: &str, error: libbpf_rs::Error) -> Failure {
     }
 }
 
+/// The same for programs that read memory of the kernel, which lockdown may forbid. `where_it_is` says
+/// what for.
+pub fn failure_to_read(what: &str, error: libbpf_rs::Error, where_it_is: &str) -> Failure {
+    let is_invalid = error.kind() == libbpf_rs::ErrorKind::InvalidInput;
+    let failure = failure(what, error);
+    let limits = privileges::limits();
+    let lockdown = limits.iter().find(|(name, _)| *name == "lockdown");
+    match lockdown {
+        Some((_, meaning)) if is_invalid && meaning.starts_with("confidentiality") => failure.hint(
+            format!("lockdown is {meaning}, {where_it_is}; packet commands do without"),
+        ),
+        _ => failure,
+    }
+}
+
 /// The failure of a step that the kernel refused: names the privilege that is missing, or what
 /// else forbids it.
 pub fn refused(what: &str, error: anyhow::Error) -> Failure {

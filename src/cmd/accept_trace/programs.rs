@@ -277,9 +277,13 @@ fn load_one<'obj>(
     ] {
         program.set_autoload(wanted && once);
     }
-    let skel = open
-        .load()
-        .map_err(|error| load::failure("failed to load the accept-trace programs", error))?;
+    let skel = open.load().map_err(|error| {
+        load::failure_to_read(
+            "failed to load the accept-trace programs",
+            error,
+            "where sockets and dropped segments are",
+        )
+    })?;
     load::fill_slots(&skel.maps.idle_slots)?;
     fill_sets(args, &skel)?;
     Ok(skel)

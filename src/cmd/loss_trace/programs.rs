@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{ErrorKind, Link, OpenObject};
+use libbpf_rs::{Link, OpenObject};
 use std::os::fd::AsFd;
 
 use crate::attach::{Attached, Direction, load};
@@ -16,7 +16,6 @@ use crate::host::interfaces::{Interface, LinkLayer};
 use crate::host::kernel_symbols::KernelSymbols;
 use crate::host::kernel_types::KernelTypes;
 use crate::host::netns;
-use crate::host::privileges;
 use crate::notice::Notices;
 use crate::run::events::BufferKind;
 use crate::run::export;
@@ -306,18 +305,11 @@ impl Kernel {
             program.set_autoload(!target.watched.is_empty());
         }
         let skel = open.load().map_err(|error| {
-            let is_invalid = error.kind() == ErrorKind::InvalidInput;
-            let failure = load::failure("failed to load the loss-trace programs", error);
-            let limits = privileges::limits();
-            let lockdown = limits.iter().find(|(name, _)| *name == "lockdown");
-            match lockdown {
-                Some((_, meaning)) if is_invalid && meaning.starts_with("confidentiality") => {
-                    failure.hint(format!(
-                        "lockdown is {meaning}, where dropped segments are; packet commands do without"
-                    ))
-                }
-                _ => failure,
-            }
+            load::failure_to_read(
+                "failed to load the loss-trace programs",
+                error,
+                "where dropped segments are",
+            )
         })?;
         args.addresses.filter().fill(&skel)?;
         Ok(skel)
