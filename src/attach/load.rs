@@ -99,7 +99,7 @@ pub fn possible_cpus() -> Result<usize> {
 /// As for [`possible_cpus`].
 pub fn packet_slots() -> Result<usize> {
     let cpus = possible_cpus()?;
-    Ok(match is_real_time() {
+    Ok(match is_preemptible() {
         true => (cpus * SLOTS_PER_CPU).min(COUNTER_SLOTS),
         false => cpus,
     })
@@ -115,7 +115,7 @@ pub fn configure_slots<'obj>(
     idle_slots: &mut OpenMapMut<'obj>,
     scratch: &mut [&mut OpenMapMut<'obj>],
 ) -> Result<()> {
-    *preemptible = is_real_time();
+    *preemptible = is_preemptible();
     if !*preemptible {
         idle_slots.set_autocreate(false)?;
         return Ok(());
@@ -134,7 +134,7 @@ pub fn configure_slots<'obj>(
 /// # Errors
 /// The map can't be written to.
 pub fn fill_slots(idle_slots: &impl MapCore) -> Result<()> {
-    if !is_real_time() {
+    if !is_preemptible() {
         return Ok(());
     }
     for slot in 1..u32::try_from(packet_slots()?)? {
@@ -146,13 +146,12 @@ pub fn fill_slots(idle_slots: &impl MapCore) -> Result<()> {
     Ok(())
 }
 
-/// Whether this is a kernel with PREEMPT_RT. Since Linux 6.18 a packet program can be preempted
-/// there, by one that runs for another task.
-fn is_real_time() -> bool {
-    uname().is_ok_and(|name| {
-        name.version()
-            .as_encoded_bytes()
-            .windows(RT.len())
-            .any(|at| at == RT)
-    })
+/// Whether a packet program can be preempted by one that runs for another task: with PREEMPT_RT since
+/// Linux 6.18.
+fn is_preemptible() -> bool {
+    privileges::kernel_version() >= Some((6, 18))
+        && uname().is_ok_and(|name| {
+            let version = name.version().as_encoded_bytes();
+            version.windows(RT.len()).any(|at| at == RT)
+        })
 }
