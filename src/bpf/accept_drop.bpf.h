@@ -56,7 +56,7 @@ static __always_inline void on_syn_dropped(void *ctx, const struct segment *s,
 		set_reason(a, REASON_NO_LISTENER, true);
 	else if (is_specific(reason))
 		set_reason(a, reason, true);
-	else if (refused && !(a->flags & ATTEMPT_HAS_LISTENER))
+	else if (refused && !a->listener) /* it may have had one at an earlier SYN */
 		set_reason(a, REASON_NO_LISTENER, false);
 	else
 		set_reason(a, reason, false);
