@@ -2,7 +2,8 @@
 //!
 //! Attaching XDP natively can change both: veth turns segmentation offload of the
 //! *other* end off and lowers its maximum MTU (`veth_xdp_set()`), and NICs turn
-//! LRO off. For generic XDP the kernel turns LRO and hardware GRO off. Comparing a snapshot from before with one from after shows what has changed.
+//! LRO off. For generic XDP the kernel turns LRO and hardware GRO off. Comparing a
+//! snapshot from before with one from after shows what has changed.
 
 use std::collections::BTreeSet;
 

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, MapFlags, MapMut, OpenMapMut, OpenObject};
+use libbpf_rs::{Link, MapCore, MapFlags, MapMut, OpenObject};
 
 use super::wanted_fates;
 use crate::attach::{Attached, Direction, load};
@@ -228,7 +228,7 @@ fn load_one<'obj>(
         (&mut maps.uids, args.uid.len(), ProcessFilter::FILTER_UID),
         (&mut maps.comms, args.comm.len(), ProcessFilter::FILTER_COMM),
     ] {
-        if size_set(map, len)? {
+        if load::size_set(map, len)? {
             process_filter |= part.0;
         }
     }
@@ -294,16 +294,6 @@ fn random() -> Result<u64> {
     let mut file = std::fs::File::open("/dev/urandom").context("failed to open /dev/urandom")?;
     std::io::Read::read_exact(&mut file, &mut bytes).context("failed to read /dev/urandom")?;
     Ok(u64::from_ne_bytes(bytes))
-}
-
-/// Sets the size of the map of a list, or does not create it. True: the list is not empty.
-fn size_set(map: &mut OpenMapMut<'_>, len: usize) -> Result<bool> {
-    if len == 0 {
-        map.set_autocreate(false)?;
-    } else {
-        map.set_max_entries(u32::try_from(len)?)?;
-    }
-    Ok(len > 0)
 }
 
 fn fill_sets(args: &AcceptTraceArgs, skel: &AcceptTraceSkel<'_>) -> Result<()> {

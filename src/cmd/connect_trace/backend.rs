@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{ErrorKind, Link, MapCore, MapFlags, MapMut, OpenMapMut, OpenObject, ProgramMut};
+use libbpf_rs::{ErrorKind, Link, MapCore, MapFlags, MapMut, OpenObject, ProgramMut};
 
 use super::pending::Pending;
 use crate::attach::load;
@@ -320,7 +320,7 @@ impl<'obj> Tracer<'obj> {
             ),
         ];
         for (map, len, part) in sets {
-            if size_set(map, len)? {
+            if load::size_set(map, len)? {
                 process_filter |= part.0;
             }
         }
@@ -402,16 +402,6 @@ fn wanted_kinds(args: &ConnectTraceArgs) -> u32 {
         kinds.push(ConnectKind::CONNECT_CLOSED);
     }
     kinds.into_iter().fold(0, |bits, kind| bits | 1 << kind.0)
-}
-
-/// Sets the size of the map of a list, or does not create it. True: the list is not empty.
-fn size_set(map: &mut OpenMapMut<'_>, len: usize) -> Result<bool> {
-    if len == 0 {
-        map.set_autocreate(false)?;
-    } else {
-        map.set_max_entries(u32::try_from(len)?)?;
-    }
-    Ok(len > 0)
 }
 
 fn fill_sets(args: &ConnectTraceArgs, skel: &ConnectTraceSkel<'_>) -> Result<()> {
