@@ -202,6 +202,8 @@ static __always_inline int queued_error(const struct sock *sk, const struct conn
 
 	if (!sk->sk_error_queue.qlen || (__u8)sk->sk_error_queue.qlen == c->old_errors)
 		return 0;
+	/* In a load the relocation would be that of the whole member, which no load is as wide as. */
+	barrier_var(at);
 	if (may_probe_read) {
 		last = BPF_CORE_READ(sk, sk_error_queue.prev);
 		bpf_core_read(&ee, sizeof(ee), &last->cb[at]);

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
@@ -116,7 +117,7 @@ fn ten_thousand_connects_of_256_threads_are_all_told_or_counted() {
 }
 
 #[test]
-fn a_storm_with_accepts_and_ends_is_told_whole() {
+fn a_storm_with_accepts_and_ends_is_told_or_counted() {
     let namespace = need!(Namespace::new());
     let server = namespace.enter(Server::new);
     for backend in backends!() {
@@ -127,35 +128,44 @@ fn a_storm_with_accepts_and_ends_is_told_whole() {
         );
         let before = server.accepted.load(Ordering::Relaxed);
         namespace.enter(|| storm(32, 1000));
-        // The server may be slow to accept; its ends come by then, or have come before.
         let accepted = || server.accepted.load(Ordering::Relaxed) - before;
-        // A RST that overtakes the ACK before it ends a connection that the server never had.
-        wait_for("all accepts and ends", || {
-            let lines = trace.tool.lines();
-            let told = |name: &str| {
-                // Another test connects to the same ports elsewhere.
-                let words = [
-                    format!(r#""event":"{name}""#),
-                    format!(r#""netns":{},"#, trace.netns),
-                ];
-                let is_told = |line: &&String| words.iter().all(|word| line.contains(word));
-                lines.iter().filter(is_told).count()
-            };
+        let expected = || {
             let count = accepted();
-            (count >= 450 && told("accepted") == count && told("closed") == 500 + count)
-                .then_some(())
+            [
+                ("attempt", 1000),
+                ("established", 500),
+                ("failed", 500),
+                ("accepted", count),
+                ("closed", 500 + count),
+            ]
+        };
+        // Another test connects to the same ports elsewhere.
+        let of_here = format!(r#""netns":{},"#, trace.netns);
+        // The server may be slow to accept. A line that is lost never comes, and a RST that overtakes
+        // the ACK before it ends a connection that the server never has.
+        let mut last = (0, Instant::now());
+        wait_for("all accepts and ends, or the last of them", || {
+            let lines = trace.tool.lines();
+            let told = lines.iter().filter(|line| line.contains(&of_here)).count();
+            if told != last.0 {
+                last = (told, Instant::now());
+            }
+            (told == 3500 || last.1.elapsed() > Duration::from_secs(10)).then_some(())
         });
+        assert!((450..=500).contains(&accepted()), "{}", accepted());
         let events = trace.stop();
-        events.assert_whole();
-        for (name, count) in [
-            ("attempt", 1000),
-            ("established", 500),
-            ("failed", 500),
-            ("accepted", accepted()),
-            ("closed", 500 + accepted()),
-        ] {
-            assert_eq!(events.count(name), count, "{name}: {}", events.summary);
-        }
+        let missing = expected()
+            .into_iter()
+            .map(|(name, count)| count.checked_sub(events.count(name)))
+            .sum::<Option<usize>>()
+            .unwrap_or_else(|| panic!("more than there were: {}", events.summary));
+        // Without the first line of a connection there is none of it: three at most.
+        let lost = usize::try_from(events.summary["lost"].as_u64().unwrap()).unwrap();
+        assert!(
+            lost <= 10 && missing <= 3 * lost,
+            "{missing} missing: {}",
+            events.summary
+        );
         for event in events.named("closed") {
             assert_eq!(event["tx_bytes"], 0, "{event}");
             assert_eq!(event["rx_bytes"], 0, "{event}");
