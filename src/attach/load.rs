@@ -146,19 +146,6 @@ pub fn fill_slots(idle_slots: &impl MapCore) -> Result<()> {
     Ok(())
 }
 
-/// Sets the size of the map of a list, or does not create it. True: the list is not empty.
-///
-/// # Errors
-/// The map can't be changed.
-pub fn size_set(map: &mut OpenMapMut<'_>, len: usize) -> Result<bool> {
-    if len == 0 {
-        map.set_autocreate(false)?;
-    } else {
-        map.set_max_entries(u32::try_from(len)?)?;
-    }
-    Ok(len > 0)
-}
-
 /// Whether a packet program can be preempted by one that runs for another task: with PREEMPT_RT since
 /// Linux 6.18.
 fn is_preemptible() -> bool {

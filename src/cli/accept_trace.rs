@@ -10,6 +10,7 @@ use super::values;
 use crate::failure::Failure;
 use crate::filter::Filter;
 use crate::filter::expr::Expression;
+use crate::filter::process::ProcessRules;
 
 /// What accept-trace counts by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -181,6 +182,15 @@ impl AcceptTraceArgs {
         Filter {
             expression: self.compiled.clone(),
             ..self.addresses.filter()
+        }
+    }
+
+    /// The processes that these options ask for.
+    pub fn processes(&self) -> ProcessRules<'_> {
+        ProcessRules {
+            pids: &self.pid,
+            uids: &self.uid,
+            comms: &self.comm,
         }
     }
 

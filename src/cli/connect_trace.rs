@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum, ValueHint};
 use super::output::{BufferArgs, OutputArgs, SandboxArgs, StopArgs};
 use super::packets::{AddressArgs, NetnsArgs};
 use super::values;
+use crate::filter::process::ProcessRules;
 
 /// How connect-trace attaches to the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -126,4 +127,15 @@ pub struct ConnectTraceArgs {
     /// Whether to set a seccomp filter.
     #[command(flatten)]
     pub sandbox: SandboxArgs,
+}
+
+impl ConnectTraceArgs {
+    /// The processes that these options ask for.
+    pub fn processes(&self) -> ProcessRules<'_> {
+        ProcessRules {
+            pids: &self.pid,
+            uids: &self.uid,
+            comms: &self.comm,
+        }
+    }
 }

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum, ValueHint};
 use super::output::{BufferArgs, OutputArgs, SandboxArgs, StopArgs};
 use super::packets::PacketArgs;
 use super::values;
+use crate::filter::process::ProcessRules;
 
 /// What the traffic of flows is counted by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -191,4 +192,15 @@ pub struct FlowsArgs {
     /// Whether to set a seccomp filter.
     #[command(flatten)]
     pub sandbox: SandboxArgs,
+}
+
+impl FlowsArgs {
+    /// The processes that these options ask for.
+    pub fn processes(&self) -> ProcessRules<'_> {
+        ProcessRules {
+            pids: &self.pid,
+            uids: &self.uid,
+            comms: &self.comm,
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, MapFlags, MapMut, OpenObject};
+use libbpf_rs::{Link, OpenObject};
 
 use super::wanted_fates;
 use crate::attach::{Attached, Direction, load};
@@ -21,7 +21,7 @@ use crate::run::events::BufferKind;
 use crate::run::export;
 use crate::skel::accept_trace::types::process_filter as ProcessFilter;
 use crate::skel::accept_trace::{AcceptTraceSkel, AcceptTraceSkelBuilder};
-use crate::skel::{self, AcceptByKey, AcceptOutput, CommKey};
+use crate::skel::{AcceptByKey, AcceptOutput};
 use crate::sys::probe;
 
 /// The hook for accepted connections.
@@ -222,17 +222,9 @@ fn load_one<'obj>(
         rodata.packet_rcv_start = start;
         rodata.packet_rcv_end = end;
     }
-    let mut process_filter = 0;
-    for (map, len, part) in [
-        (&mut maps.pids, args.pid.len(), ProcessFilter::FILTER_PID),
-        (&mut maps.uids, args.uid.len(), ProcessFilter::FILTER_UID),
-        (&mut maps.comms, args.comm.len(), ProcessFilter::FILTER_COMM),
-    ] {
-        if load::size_set(map, len)? {
-            process_filter |= part.0;
-        }
-    }
-    rodata.process_filter = ProcessFilter(process_filter);
+    let processes = args.processes();
+    let sets = [&mut maps.pids, &mut maps.uids, &mut maps.comms];
+    rodata.process_filter = ProcessFilter(processes.size(sets)?);
     buffer.configure(&args.buffer, &mut maps.ring, &mut maps.perf)?;
     export::configure(
         args.exporting,
@@ -285,7 +277,9 @@ fn load_one<'obj>(
         )
     })?;
     load::fill_slots(&skel.maps.idle_slots)?;
-    fill_sets(args, &skel)?;
+    let maps = &skel.maps;
+    processes.fill([&maps.pids, &maps.uids, &maps.comms])?;
+    args.filter().fill(&skel)?;
     Ok(skel)
 }
 
@@ -294,25 +288,6 @@ fn random() -> Result<u64> {
     let mut file = std::fs::File::open("/dev/urandom").context("failed to open /dev/urandom")?;
     std::io::Read::read_exact(&mut file, &mut bytes).context("failed to read /dev/urandom")?;
     Ok(u64::from_ne_bytes(bytes))
-}
-
-fn fill_sets(args: &AcceptTraceArgs, skel: &AcceptTraceSkel<'_>) -> Result<()> {
-    let add = |map: &MapMut<'_>, key: &[u8]| {
-        map.update(key, &[1], MapFlags::ANY)
-            .context("failed to fill the filter on processes")
-    };
-    for pid in &args.pid {
-        add(&skel.maps.pids, &pid.to_ne_bytes())?;
-    }
-    for uid in &args.uid {
-        add(&skel.maps.uids, &uid.to_ne_bytes())?;
-    }
-    for comm in &args.comm {
-        let mut key = CommKey::default();
-        key.comm[..comm.len()].copy_from_slice(comm);
-        add(&skel.maps.comms, skel::key_bytes(&key))?;
-    }
-    args.filter().fill(skel)
 }
 
 /// The attached programs, which are detached when this is dropped.

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{ErrorKind, Link, MapCore, MapFlags, MapMut, OpenObject, ProgramMut};
+use libbpf_rs::{ErrorKind, Link, OpenObject, ProgramMut};
 
 use super::pending::Pending;
 use crate::attach::load;
@@ -22,7 +22,7 @@ use crate::run::export;
 use crate::skel::connect_trace::{
     ConnectTraceProgs, ConnectTraceSkel, ConnectTraceSkelBuilder, OpenConnectTraceProgs,
 };
-use crate::skel::{self, CommKey, ConnectCounters, ConnectHistogramBy, ConnectKind, ProcessFilter};
+use crate::skel::{ConnectCounters, ConnectHistogramBy, ConnectKind, ProcessFilter};
 use crate::sys::{link, perf_event, probe};
 
 /// The most attempts without a fate at a time.
@@ -301,30 +301,13 @@ impl<'obj> Tracer<'obj> {
         rodata.ipv4_is_hooked = plan.backend != Backend::Tracepoint;
         rodata.ipv6_is_hooked = plan.backend != Backend::Tracepoint && plan.ipv6;
         rodata.use_perf_buffer = buffer == BufferKind::Perf;
-        let mut process_filter = 0;
+        let processes = args.processes();
         let sets = [
-            (
-                &mut open.maps.pids,
-                args.pid.len(),
-                ProcessFilter::FILTER_PID,
-            ),
-            (
-                &mut open.maps.uids,
-                args.uid.len(),
-                ProcessFilter::FILTER_UID,
-            ),
-            (
-                &mut open.maps.comms,
-                args.comm.len(),
-                ProcessFilter::FILTER_COMM,
-            ),
+            &mut open.maps.pids,
+            &mut open.maps.uids,
+            &mut open.maps.comms,
         ];
-        for (map, len, part) in sets {
-            if load::size_set(map, len)? {
-                process_filter |= part.0;
-            }
-        }
-        rodata.process_filter = ProcessFilter(process_filter);
+        rodata.process_filter = ProcessFilter(processes.size(sets)?);
         let is_filtered = args.addresses.filter().configure(&mut open)?;
         let remembers_passed_over = args.close && is_filtered;
         let maps = &mut open.maps;
@@ -356,7 +339,9 @@ impl<'obj> Tracer<'obj> {
                 _ => failure,
             }
         })?;
-        fill_sets(args, &skel)?;
+        let maps = &skel.maps;
+        processes.fill([&maps.pids, &maps.uids, &maps.comms])?;
+        args.addresses.filter().fill(&skel)?;
         let (links, hooks) = attach_programs(plan, &skel)?;
         let pending = plan
             .pending
@@ -402,25 +387,6 @@ fn wanted_kinds(args: &ConnectTraceArgs) -> u32 {
         kinds.push(ConnectKind::CONNECT_CLOSED);
     }
     kinds.into_iter().fold(0, |bits, kind| bits | 1 << kind.0)
-}
-
-fn fill_sets(args: &ConnectTraceArgs, skel: &ConnectTraceSkel<'_>) -> Result<()> {
-    let add = |map: &MapMut<'_>, key: &[u8]| {
-        map.update(key, &[1], MapFlags::ANY)
-            .context("failed to fill the filter on processes")
-    };
-    for pid in &args.pid {
-        add(&skel.maps.pids, &pid.to_ne_bytes())?;
-    }
-    for uid in &args.uid {
-        add(&skel.maps.uids, &uid.to_ne_bytes())?;
-    }
-    for comm in &args.comm {
-        let mut key = CommKey::default();
-        key.comm[..comm.len()].copy_from_slice(comm);
-        add(&skel.maps.comms, skel::key_bytes(&key))?;
-    }
-    args.addresses.filter().fill(skel)
 }
 
 /// Loads only the programs that the plan needs.

@@ -64,19 +64,10 @@ pub struct Flows<'a> {
 }
 
 impl<'a> Flows<'a> {
-    /// Which processes are wanted.
-    fn processes(&self) -> ProcessRules<'_> {
-        ProcessRules {
-            pids: &self.args.pid,
-            uids: &self.args.uid,
-            comms: &self.args.comm,
-        }
-    }
-
     /// Whether the run means nothing without processes.
     fn needs_processes(&self) -> bool {
         let by_process = self.args.by.is_some_and(FlowBy::needs_process);
-        by_process || !self.processes().is_empty() || !self.args.container.is_empty()
+        by_process || !self.args.processes().is_empty() || !self.args.container.is_empty()
     }
 
     /// The command with its default for `--flags`.
@@ -234,7 +225,7 @@ impl PacketCommand for Flows<'_> {
         // Only the sweep looks at processes.
         let rules = match first {
             Some(_) => ProcessRules::default(),
-            None => self.processes(),
+            None => self.args.processes(),
         };
         let sets = [&mut maps.pids, &mut maps.uids, &mut maps.comms];
         rodata.process_filter = process_filter(rules.size(sets)?);
