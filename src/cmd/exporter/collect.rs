@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use libbpf_rs::{Link, OpenObject, ProgramMut};
+use libbpf_rs::{Link, OpenObject};
 
 use crate::attach::{Attached, load};
 use crate::cli::{
@@ -520,25 +520,11 @@ impl<'obj> LossCollector<'obj> {
     }
 
     fn lost(&self) -> u64 {
-        let progs = &self.skel.progs;
-        skipped(&[
-            &progs.loss_drop_socket,
-            &progs.loss_drop_reason,
-            &progs.loss_drop,
-            &progs.loss_retransmit,
-            &progs.loss_retransmit_synack,
-            &progs.loss_sent_reset_reason,
-            &progs.loss_sent_reset,
-            &progs.loss_received_reset,
-        ])
+        let programs = loss_programs::loaded(&self.skel.progs);
+        programs
+            .map(|(_, program)| link::skipped_runs(program.as_fd()))
+            .sum()
     }
-}
-
-fn skipped(programs: &[&ProgramMut<'_>]) -> u64 {
-    let loaded = programs.iter().filter(|program| program.autoload());
-    loaded
-        .map(|program| link::skipped_runs(program.as_fd()))
-        .sum()
 }
 
 struct ConnectCollector<'obj> {

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, OpenObject};
+use libbpf_rs::{Link, OpenObject, ProgramMut};
 use std::os::fd::AsFd;
 
 use crate::attach::{Attached, Direction, load};
@@ -19,7 +19,7 @@ use crate::host::netns;
 use crate::notice::Notices;
 use crate::run::events::BufferKind;
 use crate::run::export;
-use crate::skel::loss_trace::{LossTraceSkel, LossTraceSkelBuilder};
+use crate::skel::loss_trace::{LossTraceProgs, LossTraceSkel, LossTraceSkelBuilder};
 use crate::skel::{LossBy, LossKind};
 use crate::sys::key_tables::Size;
 
@@ -364,15 +364,11 @@ pub fn watch(skels: &[LossTraceSkel<'_>], watched: &[Interface]) -> Result<Attac
     Ok(attached)
 }
 
-/// Attaches the programs of tracepoints. Returns the names of their hooks too.
-///
-/// # Errors
-/// The kernel refuses it.
-pub fn attach(skel: &LossTraceSkel<'_>) -> Result<(Vec<Link>, Vec<&'static str>), Failure> {
-    let progs = &skel.progs;
-    let mut links = Vec::new();
-    let mut hooks = Vec::new();
-    for (name, program) in [
+/// The programs of tracepoints that are loaded, with the names of these.
+pub fn loaded<'a, 'obj>(
+    progs: &'a LossTraceProgs<'obj>,
+) -> impl Iterator<Item = (&'static str, &'a ProgramMut<'obj>)> {
+    [
         ("kfree_skb", &progs.loss_drop_socket),
         ("kfree_skb", &progs.loss_drop_reason),
         ("kfree_skb", &progs.loss_drop),
@@ -383,10 +379,19 @@ pub fn attach(skel: &LossTraceSkel<'_>) -> Result<(Vec<Link>, Vec<&'static str>)
         ("tcp_send_reset", &progs.loss_sent_reset),
         ("tcp_receive_reset", &progs.loss_received_reset),
         ("consume_skb", &progs.loss_consumed),
-    ] {
-        if !program.autoload() {
-            continue;
-        }
+    ]
+    .into_iter()
+    .filter(|(_, program)| program.autoload())
+}
+
+/// Attaches the programs of tracepoints. Returns the names of their hooks too.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn attach(skel: &LossTraceSkel<'_>) -> Result<(Vec<Link>, Vec<&'static str>), Failure> {
+    let mut links = Vec::new();
+    let mut hooks = Vec::new();
+    for (name, program) in loaded(&skel.progs) {
         let link = program.attach_trace();
         let failed = format!("failed to attach to the tracepoint {name}");
         links.push(link.map_err(|error| load::failure(&failed, error))?);
