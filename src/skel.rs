@@ -138,23 +138,29 @@ pub type CommKey = connect_trace::types::comm_key;
 /// `struct prefix_key`.
 pub type PrefixKey = syn_count::types::prefix_key;
 
-/// Bytes of replayed frames that the programs can reach in one test run.
+/// The length of an array in a C struct.
+const fn len<S, T, const LEN: usize>(_array: fn(&S) -> &[T; LEN]) -> usize {
+    LEN
+}
+
+/// Bytes of replayed frames that the programs can reach in one test run. Behind them is slack.
 pub const REPLAY_BYTES: usize = 128 * 1024;
+const _: () = assert!(len(|it: &ReplayedFrames| &it.replay_bytes) == REPLAY_BYTES + 64);
 
 /// Frames in one test run.
-pub const REPLAY_FRAMES: usize = 1024;
+pub const REPLAY_FRAMES: usize = len(|it: &ReplayedFrames| &it.replay_frames);
 
-/// Ranks of flows in a [`Sweep`]: 128 classes of age for each worth.
-pub const FLOW_RANKS: usize = 3 * 128;
+/// Ranks of flows in a [`Sweep`]: classes of age for each worth.
+pub const FLOW_RANKS: usize = len(|it: &Sweep| &it.ranks);
 
-/// Established flows of this rank have had no packet for a minute.
+/// The first rank of established flows that have had no packet for a minute: see `age_class()`.
 pub const FLOW_RANK_OLD: u32 = 60;
 
-/// Buckets of a histogram.
-pub const EXPORT_BUCKETS: usize = 28;
+/// Buckets of an [`ExportHistogram`].
+pub const EXPORT_BUCKETS: usize = len(|it: &ExportHistogram| &it.buckets);
 
 /// The most slots of counters.
-pub const COUNTER_SLOTS: usize = 1024;
+pub const COUNTER_SLOTS: usize = len(|it: &syn_count::types::bss_counters| &it.counters);
 
 // What the C side asserts too: a difference would shift every field after it.
 const _: () = assert!(size_of::<PacketEvent>() == 152);
@@ -175,7 +181,6 @@ const _: () = assert!(size_of::<SourceSketch>() == 4096);
 const _: () = assert!(size_of::<PrefixKey>() == 24);
 const _: () = assert!(size_of::<expr::ExprNode>() == 40);
 const _: () = assert!(size_of::<expr::expression>() == 8 + 40 * expr::EXPR_NODES);
-
 const _: () = assert!(size_of::<SocketHolder>() == 40);
 const _: () = assert!(size_of::<LossEvent>() == 168);
 const _: () = assert!(size_of::<ExportKey>() == 16);
@@ -259,7 +264,7 @@ own_lines! {
 const _: () = assert!(8 + std::mem::offset_of!(FlowRecord, start_ns) == 4 * CACHE_LINE);
 
 /// Bytes of a dropped packet that loss-trace copies at most.
-pub const LOSS_BYTES: u32 = 1872;
+pub const LOSS_BYTES: u32 = len(|it: &LossPacket| &it.bytes) as u32;
 const _: () = assert!(size_of::<LossPacket>() == 176 + LOSS_BYTES as usize);
 
 /// Above these bits of a key's family is the kind of event, in loss-trace.
@@ -267,7 +272,7 @@ pub const LOSS_KIND_SHIFT: u32 = 4;
 
 impl CountSet {
     /// Keys in a set.
-    pub const WAYS: usize = 8;
+    pub const WAYS: usize = len(|it: &Self| &it.keys);
 }
 
 /// Has programs count nothing and send no event any more.
@@ -300,21 +305,20 @@ fn same<T: plain::Plain, U: plain::Plain>(value: &mut T) -> Option<&mut U> {
 
 /// Filter expressions, as the programs take them.
 pub mod expr {
+    use super::len;
     pub use super::syn_count::types::{
         bss_expr as PortSets, expr_base as LoadBase, expr_kind as Kind, expr_node as ExprNode,
         expr_operation as Arithmetic, expr_wants as ExprWants, expr_word as Word, expression,
     };
 
     /// Nodes at most.
-    pub const EXPR_NODES: usize = 192;
+    pub const EXPR_NODES: usize = len(|it: &expression| &it.nodes);
     /// Sets of ports at most.
-    pub const EXPR_PORT_SETS: usize = 2;
+    pub const EXPR_PORT_SETS: usize = len(|it: &PortSets| &it.expr_port_sets);
     /// Sets of addresses at most.
-    pub const EXPR_ADDRESS_SETS: usize = 2;
-    /// Bits of the number of a slot in a set of addresses.
-    pub const EXPR_SLOT_BITS: usize = 10;
-    /// Words for the values that arithmetic has in between.
-    pub const EXPR_TEMPORARIES: u32 = 16;
+    pub const EXPR_ADDRESS_SETS: usize = len(|it: &PortSets| &it.expr_address_sets);
+    /// Slots of a set of addresses, a power of two.
+    pub const EXPR_SLOTS: usize = len(|it: &PortSets| &it.expr_address_sets[0]);
     /// No word.
     pub const EXPR_NONE: u8 = 0xff;
     /// The end where a packet does not match.

@@ -215,9 +215,6 @@ enum flow_worth {
 /* Ages in milliseconds are sorted into four classes per power of two: see age_class(). */
 #define AGE_CLASSES 128
 
-/* The first class with only ages above a minute. */
-#define AGE_OLD 60
-
 /* Flows are ranked by worth, then by age: those with the highest rank are evicted first. */
 #define FLOW_RANKS (3 * AGE_CLASSES)
 

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use super::syntax::{Base, Comparison, Condition, Operation, Prefix, Relation, Side, Value};
 use crate::skel::expr::{
-    Arithmetic, EXPR_ADDRESS_SETS, EXPR_NODES, EXPR_PORT_SETS, EXPR_SLOT_BITS, EXPR_TEMPORARIES,
-    ExprWants, LoadBase, Word,
+    Arithmetic, EXPR_ADDRESS_SETS, EXPR_NODES, EXPR_PORT_SETS, EXPR_SLOTS, ExprWants, LoadBase,
+    Word,
 };
 
 /// From this many ports on, one set of ports is faster than a test for each.
@@ -24,13 +24,13 @@ pub struct AddressSet {
     pub multiplier: u32,
     /// An address in each slot. One that no address has holds one of another slot, which no
     /// address that leads here equals.
-    pub slots: Box<[u32; 1 << EXPR_SLOT_BITS]>,
+    pub slots: Box<[u32; EXPR_SLOTS]>,
 }
 
 impl AddressSet {
     /// The slot of an address.
     fn slot(multiplier: u32, address: u32) -> usize {
-        (address.wrapping_mul(multiplier) >> (32 - EXPR_SLOT_BITS)) as usize
+        (address.wrapping_mul(multiplier) >> (32 - EXPR_SLOTS.ilog2())) as usize
     }
 
     /// A table without collisions; `None` if there are so many addresses that none is found.
@@ -42,7 +42,7 @@ impl AddressSet {
         // Odd numbers far apart.
         let multipliers = (1..=TRIES).map(|n| n.wrapping_mul(0x9e37_79b9) | 1);
         for multiplier in multipliers {
-            let mut slots: Box<[u32; 1 << EXPR_SLOT_BITS]> = Box::new([first; 1 << EXPR_SLOT_BITS]);
+            let mut slots: Box<[u32; EXPR_SLOTS]> = Box::new([first; EXPR_SLOTS]);
             let mut is_taken = vec![false; slots.len()];
             let is_perfect = addresses.iter().all(|address| {
                 let slot = Self::slot(multiplier, *address);
@@ -584,7 +584,7 @@ impl Compiler {
     /// Appends the steps that compute a value, and returns the word that holds it then. The steps
     /// may overwrite the words from `free` on.
     fn value(&self, value: &Value, free: u32, steps: &mut Steps) -> Result<Word, String> {
-        if free >= Word::EXPR_TEMPORARY.0 + EXPR_TEMPORARIES {
+        if free >= Word::EXPR_WORDS.0 {
             return Err("the arithmetic is nested too deeply".into());
         }
         let to = Word(free);
