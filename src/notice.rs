@@ -88,3 +88,27 @@ impl Notices {
         self.level >= 2
     }
 }
+
+/// Prints only the first of its notices: for failures that would repeat with every event.
+pub struct FirstNotice {
+    notices: Notices,
+    is_printed: bool,
+}
+
+impl FirstNotice {
+    /// None is printed yet.
+    pub fn new(notices: Notices) -> Self {
+        Self {
+            notices,
+            is_printed: false,
+        }
+    }
+
+    /// Prints a notice if it is the first.
+    pub fn notice(&mut self, text: &str) {
+        if !self.is_printed {
+            self.is_printed = true;
+            self.notices.notice(text);
+        }
+    }
+}

@@ -242,7 +242,7 @@ fn find_out(notices: Notices) -> Result<Vec<Finding>, Failure> {
     );
     report.command(
         "listeners",
-        listeners::rehearse().map_err(|error| format!("{error:#}")),
+        listeners::rehearse(notices).map_err(|error| format!("{error:#}")),
     );
     let accept_answer = accept_trace_answer(&interface, accept, buffer);
     let flows_answer = flows_answer(&interface, &flows, buffer);

@@ -45,7 +45,7 @@ pub fn run(args: &ListenersArgs) -> Result<Exit, Failure> {
     // If the kernel has no socket diagnostics, fail before anything else.
     diag.listening()?;
     let mut storage = MaybeUninit::uninit();
-    let holders = Holders::new(&mut storage, Which::Listening)
+    let holders = Holders::new(&mut storage, Which::Listening, session.notices)
         .inspect_err(|error| without_holders(session.notices, error))
         .ok();
     let mut look = Look {
@@ -84,16 +84,18 @@ pub fn run(args: &ListenersArgs) -> Result<Exit, Failure> {
 ///
 /// # Errors
 /// A run would fail in the same way.
-pub fn rehearse() -> Result<(String, Option<String>)> {
+pub fn rehearse(notices: Notices) -> Result<(String, Option<String>)> {
     SockDiag::open()?.listening()?;
     let mut storage = MaybeUninit::uninit();
-    Ok(match Holders::new(&mut storage, Which::Listening) {
-        Ok(_) => (WITH_PROCESSES.to_owned(), None),
-        Err(error) => {
-            let why = format!("processes can't be shown: {error:#}");
-            (SOCKETS_ALONE.to_owned(), Some(why))
-        }
-    })
+    Ok(
+        match Holders::new(&mut storage, Which::Listening, notices) {
+            Ok(_) => (WITH_PROCESSES.to_owned(), None),
+            Err(error) => {
+                let why = format!("processes can't be shown: {error:#}");
+                (SOCKETS_ALONE.to_owned(), Some(why))
+            }
+        },
+    )
 }
 
 /// Whether to show the view: there is a terminal, and no option asks for lines.

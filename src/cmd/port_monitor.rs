@@ -251,7 +251,7 @@ fn processes<'obj>(
     if !session.names_processes() {
         return None;
     }
-    match Processes::new(storage) {
+    match Processes::new(storage, session.notices) {
         Ok(processes) => Some(processes),
         Err(error) => {
             session.notices.notice(&format!(

@@ -12,6 +12,7 @@ use libbpf_rs::{Iter, Link, OpenObject};
 
 use crate::domain::listener::{Holder, ListeningSocket};
 use crate::host::privileges;
+use crate::notice::{FirstNotice, Notices};
 use crate::skel::SocketHolder;
 use crate::skel::socket_owner::{SocketOwnerSkel, SocketOwnerSkelBuilder};
 
@@ -40,6 +41,7 @@ pub struct Holders<'obj> {
     looked: Instant,
     /// How long the last scan took.
     took: Duration,
+    failure: FirstNotice,
 }
 
 impl<'obj> Holders<'obj> {
@@ -47,7 +49,11 @@ impl<'obj> Holders<'obj> {
     ///
     /// # Errors
     /// The kernel lacks a feature, or a privilege is missing.
-    pub fn new(storage: &'obj mut MaybeUninit<OpenObject>, which: Which) -> Result<Self> {
+    pub fn new(
+        storage: &'obj mut MaybeUninit<OpenObject>,
+        which: Which,
+        notices: Notices,
+    ) -> Result<Self> {
         let mut open = SocketOwnerSkelBuilder::default().open(storage)?;
         let rodata = open.maps.rodata_data.as_deref_mut();
         let rodata = rodata.context("the program has no settings")?;
@@ -60,6 +66,7 @@ impl<'obj> Holders<'obj> {
             known: HashMap::new(),
             looked: Instant::now(),
             took: Duration::ZERO,
+            failure: FirstNotice::new(notices),
         };
         holders.look()?;
         Ok(holders)
@@ -71,28 +78,48 @@ impl<'obj> Holders<'obj> {
     /// # Errors
     /// The kernel refuses the scan.
     pub fn of(&mut self, sockets: &[ListeningSocket]) -> Result<&HashMap<u64, Vec<Holder>>> {
-        let rested = self.looked.elapsed();
-        let is_new = |socket: &ListeningSocket| {
-            socket.inode != 0 && !self.known.contains_key(&socket.inode.into())
-        };
-        if rested >= AGAIN || sockets.iter().any(is_new) && rested >= self.took * REST {
+        let mut inodes = sockets.iter().map(|socket| socket.inode.into());
+        if self.is_old() || inodes.any(|inode| self.may_find(inode)) {
             self.look()?;
         }
         Ok(&self.known)
     }
 
+    /// The process that has this listener open; of several, the one with the lowest pid. Scans
+    /// again as [`Holders::of`] does.
+    pub fn of_listener(&mut self, inode: u64) -> Option<&Holder> {
+        if self.is_old() || self.may_find(inode) {
+            self.look_again();
+        }
+        self.known.get(&inode)?.first()
+    }
+
     /// The process that has the socket of this inode open; of several, the one with the lowest pid.
     /// Scans again first if the inode is not known.
     pub fn of_inode(&mut self, inode: u64) -> Option<&Holder> {
-        if inode == 0 {
-            return None;
-        }
-        let rested = self.looked.elapsed();
-        if rested >= self.took * REST && !self.known.contains_key(&inode) {
-            // If this fails, the next unknown inode tries again.
-            self.look().ok()?;
+        if self.may_find(inode) {
+            self.look_again();
         }
         self.known.get(&inode)?.first()
+    }
+
+    fn is_old(&self) -> bool {
+        self.looked.elapsed() >= AGAIN
+    }
+
+    /// Whether another scan is due because this inode is not known.
+    fn may_find(&self, inode: u64) -> bool {
+        inode != 0 && !self.known.contains_key(&inode) && self.looked.elapsed() >= self.took * REST
+    }
+
+    /// Scans once more. If this fails, the next unknown socket tries again.
+    fn look_again(&mut self) {
+        if let Err(error) = self.look() {
+            let failure = &mut self.failure;
+            failure.notice(&format!(
+                "processes of new sockets can't be shown: {error:#}"
+            ));
+        }
     }
 
     /// Scans the open files of all processes.

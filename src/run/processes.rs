@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use libbpf_rs::OpenObject;
+use nix::errno::Errno;
 
 use crate::domain::listener::Holder;
 use crate::host::routes::Routes;
 use crate::host::sock_diag::SockDiag;
+use crate::notice::{FirstNotice, Notices};
 use crate::output::clock::UnixNanos;
 use crate::run::holders::{Holders, Which};
 
@@ -44,6 +46,7 @@ pub struct Processes<'obj> {
     listener: Option<Holder>,
     stretch: UnixNanos,
     spent: Duration,
+    failure: FirstNotice,
 }
 
 impl<'obj> Processes<'obj> {
@@ -51,15 +54,16 @@ impl<'obj> Processes<'obj> {
     ///
     /// # Errors
     /// The kernel lacks a feature, or a privilege is missing.
-    pub fn new(storage: &'obj mut MaybeUninit<OpenObject>) -> Result<Self> {
+    pub fn new(storage: &'obj mut MaybeUninit<OpenObject>, notices: Notices) -> Result<Self> {
         Ok(Self {
-            holders: Holders::new(storage, Which::All)?,
+            holders: Holders::new(storage, Which::All, notices)?,
             sockets: SockDiag::open()?,
             routes: Routes::open()?,
             known: HashMap::new(),
             listener: None,
             stretch: 0,
             spent: Duration::ZERO,
+            failure: FirstNotice::new(notices),
         })
     }
 
@@ -81,7 +85,11 @@ impl<'obj> Processes<'obj> {
                 return None;
             }
             let started = Instant::now();
-            let found = self.ask(ends);
+            let found = self.ask(ends).unwrap_or_else(|errno| {
+                let why = format!("processes of some packets can't be shown: {errno}");
+                self.failure.notice(&why);
+                None
+            });
             self.spent += started.elapsed();
             let (holder, listens) = found?;
             // When the connection is accepted, its socket may be that of another process.
@@ -98,20 +106,25 @@ impl<'obj> Processes<'obj> {
     }
 
     /// The process, and whether its socket is a listener.
-    fn ask(&mut self, ends: Ends) -> Option<(Holder, bool)> {
+    fn ask(&mut self, ends: Ends) -> Result<Option<(Holder, bool)>, Errno> {
         // A packet that is forwarded looks as if it were for a listener of any address.
-        if !self.routes.is_local(ends.local.0).unwrap_or(false) {
-            return None;
+        if !self.routes.is_local(ends.local.0)? {
+            return Ok(None);
         }
-        let mut found = self.sockets.find(ends.local, ends.remote).ok()??;
+        let Some(mut found) = self.sockets.find(ends.local, ends.remote)? else {
+            return Ok(None);
+        };
         if found.is_queued {
             let nobody = match ends.remote.0 {
                 IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
                 IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
             };
-            found = self.sockets.find(ends.local, (nobody, 0)).ok()??;
+            found = match self.sockets.find(ends.local, (nobody, 0))? {
+                Some(listener) => listener,
+                None => return Ok(None),
+            };
         }
-        let holder = self.holders.of_inode(found.inode.into())?;
-        Some((holder.clone(), found.listens))
+        let holder = self.holders.of_inode(found.inode.into());
+        Ok(holder.map(|holder| (holder.clone(), found.listens)))
     }
 }

@@ -65,7 +65,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
         writer,
     )?;
     let notices = session.notices;
-    teller.owners = Owners::new(&mut owners_storage)
+    teller.owners = Owners::new(&mut owners_storage, session.notices)
         .inspect_err(|error| {
             notices.detail(&format!("processes that listen can't be shown: {error:#}"));
         })

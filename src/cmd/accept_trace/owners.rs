@@ -12,6 +12,7 @@ use libbpf_rs::OpenObject;
 use crate::domain::incoming::Attempt;
 use crate::domain::listener::{Holder, ListeningSocket};
 use crate::host::sock_diag::SockDiag;
+use crate::notice::{FirstNotice, Notices};
 use crate::run::holders::{Holders, Which};
 use crate::skel::AcceptFlag;
 
@@ -30,6 +31,7 @@ pub struct Owners<'obj> {
     diag: SockDiag,
     sockets: HashMap<Place, ListeningSocket>,
     listed: Option<Instant>,
+    failure: FirstNotice,
 }
 
 impl<'obj> Owners<'obj> {
@@ -37,12 +39,13 @@ impl<'obj> Owners<'obj> {
     ///
     /// # Errors
     /// The kernel lacks a feature, or a privilege is missing.
-    pub fn new(storage: &'obj mut MaybeUninit<OpenObject>) -> Result<Self> {
+    pub fn new(storage: &'obj mut MaybeUninit<OpenObject>, notices: Notices) -> Result<Self> {
         Ok(Self {
-            holders: Holders::new(storage, Which::Listening)?,
+            holders: Holders::new(storage, Which::Listening, notices)?,
             diag: SockDiag::open()?,
             sockets: HashMap::new(),
             listed: None,
+            failure: FirstNotice::new(notices),
         })
     }
 
@@ -54,20 +57,30 @@ impl<'obj> Owners<'obj> {
         self.holders.look()
     }
 
+    /// Lists the listeners. If this fails, those of the last list are used.
+    fn list(&mut self) {
+        match self.diag.listening() {
+            Ok(sockets) => {
+                let placed = sockets.into_iter();
+                self.sockets = placed
+                    .map(|socket| ((socket.local.addr, socket.local.port), socket))
+                    .collect();
+            }
+            Err(error) => self.failure.notice(&format!(
+                "processes of new listeners can't be shown: {error:#}"
+            )),
+        }
+    }
+
     /// The process of the listener of an attempt; of several processes the first one.
     pub fn find(&mut self, attempt: &Attempt) -> Option<&Holder> {
         let (local, _) = attempt.socket();
         if self.listed.is_none_or(|at| at.elapsed() >= AGAIN) {
             self.listed = Some(Instant::now());
-            let sockets = self.diag.listening().unwrap_or_default();
-            let placed = sockets.into_iter();
-            self.sockets = placed
-                .map(|socket| ((socket.local.addr, socket.local.port), socket))
-                .collect();
+            self.list();
         }
-        let socket = *listener_at(&self.sockets, local)?;
-        let inode = u64::from(socket.inode);
-        self.holders.of(&[socket]).ok()?.get(&inode)?.first()
+        let inode = listener_at(&self.sockets, local)?.inode;
+        self.holders.of_listener(inode.into())
     }
 }
 

@@ -84,7 +84,7 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
         skels.push(skel);
     }
     let mut owners = MaybeUninit::uninit();
-    let holders = Holders::new(&mut owners, Which::All)
+    let holders = Holders::new(&mut owners, Which::All, session.notices)
         .inspect_err(|error| {
             let notices = session.notices;
             notices.notice(&format!("processes can't be shown: {error:#}"));
