@@ -148,7 +148,7 @@ pub fn offers_native_xdp(interface: &Interface) -> Result<Option<bool>> {
         &mut payload,
         NETDEV_A_DEV_IFINDEX,
         &interface.index.to_ne_bytes(),
-    );
+    )?;
     let answer = socket
         .get(family, &payload)
         .with_context(|| format!("failed to read XDP features of {}", interface.name))?;
@@ -165,7 +165,7 @@ fn generic_socket() -> Result<Socket> {
 /// The id of a generic netlink family; `None` if the kernel does not have it.
 fn family(socket: &mut Socket, name: &[u8]) -> Result<Option<u16>> {
     let mut payload = generic_header(CTRL_CMD_GETFAMILY);
-    push_attribute(&mut payload, CTRL_ATTR_FAMILY_NAME, name);
+    push_attribute(&mut payload, CTRL_ATTR_FAMILY_NAME, name)?;
     match socket.get(GENL_ID_CTRL, &payload) {
         Ok(answer) => Ok(find(&answer, CTRL_ATTR_FAMILY_ID).and_then(|value| read_u16(value, 0))),
         Err(Errno::ENOENT) => Ok(None),
@@ -195,13 +195,13 @@ impl Ethtool {
             &mut header,
             ETHTOOL_A_HEADER_DEV_INDEX,
             &index.to_ne_bytes(),
-        );
+        )?;
         let mut payload = generic_header(ETHTOOL_MSG_FEATURES_GET);
         push_attribute(
             &mut payload,
             ETHTOOL_A_FEATURES_HEADER | NLA_F_NESTED,
             &header,
-        );
+        )?;
         match self.socket.get(self.family, &payload) {
             Ok(answer) => Ok(Some(active_features(&answer))),
             Err(Errno::ENODEV | Errno::EOPNOTSUPP) => Ok(None),

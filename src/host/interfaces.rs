@@ -309,13 +309,13 @@ pub(super) fn route_socket() -> anyhow::Result<Socket> {
 
 fn links(socket: &mut Socket) -> anyhow::Result<Vec<Link>> {
     socket
-        .dump(RTM_GETLINK, &link_request(0), Link::decode)
+        .dump(RTM_GETLINK, &link_request(0)?, Link::decode)
         .context("failed to list the interfaces")
 }
 
 /// The link with this index, or none if there is no such link any more.
 pub(super) fn link_by_index(socket: &mut Socket, index: u32) -> anyhow::Result<Option<Link>> {
-    match socket.get(RTM_GETLINK, &link_request(index)) {
+    match socket.get(RTM_GETLINK, &link_request(index)?) {
         Ok(payload) => Ok(Link::decode(&payload)),
         Err(Errno::ENODEV) => Ok(None),
         Err(errno) => Err(errno).with_context(|| format!("failed to look up interface {index}")),
@@ -323,7 +323,7 @@ pub(super) fn link_by_index(socket: &mut Socket, index: u32) -> anyhow::Result<O
 }
 
 /// The request for one link, or with index 0 for all of them.
-fn link_request(index: u32) -> Vec<u8> {
+fn link_request(index: u32) -> Result<Vec<u8>, Errno> {
     let mut payload = vec![0; 4];
     payload.extend(index.to_ne_bytes());
     payload.resize(IFINFOMSG_LEN, 0);
@@ -331,8 +331,8 @@ fn link_request(index: u32) -> Vec<u8> {
         &mut payload,
         IFLA_EXT_MASK,
         &RTEXT_FILTER_SKIP_STATS.to_ne_bytes(),
-    );
-    payload
+    )?;
+    Ok(payload)
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -389,12 +389,12 @@ mod tests {
     fn route(prefix_len: u8, table: u8, route_type: u8, flags: u32) -> Vec<u8> {
         let mut payload = vec![2, prefix_len, 0, 0, table, 3, 0, route_type];
         payload.extend(flags.to_ne_bytes());
-        push_attribute(&mut payload, RTA_PRIORITY, &600_u32.to_ne_bytes());
+        push_attribute(&mut payload, RTA_PRIORITY, &600_u32.to_ne_bytes()).unwrap();
         payload
     }
 
     fn through(mut payload: Vec<u8>, interface: u32) -> Option<DefaultRoute> {
-        push_attribute(&mut payload, RTA_OIF, &interface.to_ne_bytes());
+        push_attribute(&mut payload, RTA_OIF, &interface.to_ne_bytes()).unwrap();
         default_route(&payload)
     }
 
@@ -414,7 +414,7 @@ mod tests {
     #[test]
     fn a_table_above_255_is_read_from_its_attribute() {
         let mut payload = route(0, 254, 1, 0);
-        push_attribute(&mut payload, RTA_TABLE, &1000_u32.to_ne_bytes());
+        push_attribute(&mut payload, RTA_TABLE, &1000_u32.to_ne_bytes()).unwrap();
         assert_eq!(through(payload, 7), None);
     }
 
@@ -426,7 +426,7 @@ mod tests {
             hops.extend(interface.to_ne_bytes());
         }
         let mut payload = route(0, 254, 1, 0);
-        push_attribute(&mut payload, RTA_MULTIPATH, &hops);
+        push_attribute(&mut payload, RTA_MULTIPATH, &hops).unwrap();
         let found = default_route(&payload).map(|route| route.interface);
         assert_eq!(found, Some(9));
     }

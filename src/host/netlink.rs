@@ -203,16 +203,15 @@ pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
     })
 }
 
-/// Appends an attribute, padded to 4 bytes. Its value must be shorter than
-/// 64 KiB, or nothing is appended.
-pub(crate) fn push_attribute(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    let Ok(len) = u16::try_from(ATTRIBUTE_HEADER_LEN + value.len()) else {
-        return;
-    };
+/// Appends an attribute, padded to 4 bytes. `EMSGSIZE` if its value is too long.
+pub(crate) fn push_attribute(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) -> Result<(), Errno> {
+    let len = ATTRIBUTE_HEADER_LEN + value.len();
+    let len = u16::try_from(len).map_err(|_| Errno::EMSGSIZE)?;
     bytes.extend(len.to_ne_bytes());
     bytes.extend(kind.to_ne_bytes());
     bytes.extend(value);
     bytes.resize(bytes.len().next_multiple_of(4), 0);
+    Ok(())
 }
 
 /// The text of a NUL-terminated attribute.
@@ -253,9 +252,9 @@ mod tests {
     #[test]
     fn attributes_come_back_as_they_were_pushed() {
         let mut bytes = Vec::new();
-        push_attribute(&mut bytes, 3, b"veth0\0");
-        push_attribute(&mut bytes, 0x8000 | 18, &[]);
-        push_attribute(&mut bytes, 4, &1500_u32.to_ne_bytes());
+        push_attribute(&mut bytes, 3, b"veth0\0").unwrap();
+        push_attribute(&mut bytes, 0x8000 | 18, &[]).unwrap();
+        push_attribute(&mut bytes, 4, &1500_u32.to_ne_bytes()).unwrap();
         let found: Vec<_> = attributes(&bytes).collect();
         assert_eq!(
             found,
@@ -266,6 +265,8 @@ mod tests {
             ]
         );
         assert_eq!(text(found[0].1), "veth0");
+        let too_long = push_attribute(&mut bytes, 5, &[0; 65536]);
+        assert_eq!(too_long, Err(Errno::EMSGSIZE));
     }
 
     #[test]

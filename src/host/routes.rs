@@ -54,8 +54,8 @@ impl Routes {
         request[0] = family.to_le_bytes()[0];
         request[1] = bits;
         match addr {
-            IpAddr::V4(v4) => push_attribute(&mut request, RTA_DST, &v4.octets()),
-            IpAddr::V6(v6) => push_attribute(&mut request, RTA_DST, &v6.octets()),
+            IpAddr::V4(v4) => push_attribute(&mut request, RTA_DST, &v4.octets())?,
+            IpAddr::V6(v6) => push_attribute(&mut request, RTA_DST, &v6.octets())?,
         }
         match self.0.get(RTM_GETROUTE, &request) {
             Ok(route) => Ok(route.get(RTM_TYPE_AT).copied()),

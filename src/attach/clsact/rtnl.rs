@@ -103,7 +103,7 @@ impl Tc {
 
     /// Makes a clsact qdisc; `EEXIST` if there is one, or an ingress qdisc.
     pub(super) fn create_qdisc(&mut self) -> Result<(), Errno> {
-        let request = self.clsact();
+        let request = self.clsact()?;
         self.socket
             .change(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &request)
     }
@@ -111,7 +111,7 @@ impl Tc {
     /// Removes the clsact qdisc with all filters; an error if it is of another
     /// kind.
     pub(super) fn delete_qdisc(&mut self) -> Result<(), Errno> {
-        let request = self.clsact();
+        let request = self.clsact()?;
         self.socket.change(RTM_DELQDISC, 0, &request)
     }
 
@@ -143,7 +143,7 @@ impl Tc {
     ) -> Result<Option<String>, Errno> {
         let info = info(priority, ALL_PROTOCOLS);
         let mut request = self.tcmsg(handle, parent(direction), info);
-        push_attribute(&mut request, TCA_KIND, b"bpf\0");
+        push_attribute(&mut request, TCA_KIND, b"bpf\0")?;
         match self.socket.get(RTM_GETTFILTER, &request) {
             Ok(payload) => Ok(filter(direction, &payload).and_then(|found| found.name)),
             // No such filter; no qdisc or chain, or filters of another kind; no such interface.
@@ -179,28 +179,28 @@ impl Tc {
         name: &str,
     ) -> Result<(), Errno> {
         let mut options = Vec::new();
-        push_attribute(&mut options, TCA_BPF_FD, &program.as_raw_fd().to_ne_bytes());
+        push_attribute(&mut options, TCA_BPF_FD, &program.as_raw_fd().to_ne_bytes())?;
         push_attribute(
             &mut options,
             TCA_BPF_NAME,
             &[name.as_bytes(), &[0]].concat(),
-        );
+        )?;
         push_attribute(
             &mut options,
             TCA_BPF_FLAGS,
             &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes(),
-        );
+        )?;
         // The program reads and writes maps of this host: it has no business in
         // a network card.
         push_attribute(
             &mut options,
             TCA_BPF_FLAGS_GEN,
             &TCA_CLS_FLAGS_SKIP_HW.to_ne_bytes(),
-        );
+        )?;
         let info = info(priority, ALL_PROTOCOLS);
         let mut request = self.tcmsg(handle, parent(direction), info);
-        push_attribute(&mut request, TCA_KIND, b"bpf\0");
-        push_attribute(&mut request, TCA_OPTIONS, &options);
+        push_attribute(&mut request, TCA_KIND, b"bpf\0")?;
+        push_attribute(&mut request, TCA_OPTIONS, &options)?;
         self.socket
             .change(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_EXCL, &request)
     }
@@ -213,15 +213,15 @@ impl Tc {
         }
         let info = info(filter.priority, filter.protocol);
         let mut request = self.tcmsg(filter.handle, parent(filter.direction), info);
-        push_attribute(&mut request, TCA_KIND, &kind_bytes(&filter.kind));
-        push_attribute(&mut request, TCA_CHAIN, &filter.chain.to_ne_bytes());
+        push_attribute(&mut request, TCA_KIND, &kind_bytes(&filter.kind))?;
+        push_attribute(&mut request, TCA_CHAIN, &filter.chain.to_ne_bytes())?;
         self.socket.change(RTM_DELTFILTER, 0, &request)
     }
 
-    fn clsact(&self) -> Vec<u8> {
+    fn clsact(&self) -> Result<Vec<u8>, Errno> {
         let mut request = self.tcmsg(CLSACT_HANDLE, TC_H_CLSACT, 0);
-        push_attribute(&mut request, TCA_KIND, b"clsact\0");
-        request
+        push_attribute(&mut request, TCA_KIND, b"clsact\0")?;
+        Ok(request)
     }
 
     /// A `struct tcmsg`. The address family and the padding are 0.
@@ -308,12 +308,12 @@ mod tests {
     #[test]
     fn a_filter_is_read_from_its_message() {
         let mut options = Vec::new();
-        push_attribute(&mut options, TCA_BPF_FLAGS, &1_u32.to_ne_bytes());
-        push_attribute(&mut options, TCA_BPF_NAME, b"a name\0");
+        push_attribute(&mut options, TCA_BPF_FLAGS, &1_u32.to_ne_bytes()).unwrap();
+        push_attribute(&mut options, TCA_BPF_NAME, b"a name\0").unwrap();
         let mut bytes = payload(5, info(49_152, ALL_PROTOCOLS));
-        push_attribute(&mut bytes, TCA_KIND, b"bpf\0");
-        push_attribute(&mut bytes, TCA_CHAIN, &3_u32.to_ne_bytes());
-        push_attribute(&mut bytes, TCA_OPTIONS, &options);
+        push_attribute(&mut bytes, TCA_KIND, b"bpf\0").unwrap();
+        push_attribute(&mut bytes, TCA_CHAIN, &3_u32.to_ne_bytes()).unwrap();
+        push_attribute(&mut bytes, TCA_OPTIONS, &options).unwrap();
         let expected = Filter {
             direction: Direction::Ingress,
             priority: 49_152,
@@ -330,18 +330,18 @@ mod tests {
     #[test]
     fn options_of_other_kinds_are_not_taken_for_a_name() {
         let mut options = Vec::new();
-        push_attribute(&mut options, TCA_BPF_NAME, b"a name\0");
+        push_attribute(&mut options, TCA_BPF_NAME, b"a name\0").unwrap();
         let mut bytes = payload(5, 0);
-        push_attribute(&mut bytes, TCA_KIND, b"u32\0");
-        push_attribute(&mut bytes, TCA_OPTIONS, &options);
+        push_attribute(&mut bytes, TCA_KIND, b"u32\0").unwrap();
+        push_attribute(&mut bytes, TCA_OPTIONS, &options).unwrap();
         assert_eq!(filter(Direction::Ingress, &bytes).unwrap().name, None);
     }
 
     #[test]
     fn a_qdisc_is_read_from_its_message() {
         let mut bytes = payload(CLSACT_HANDLE, 0);
-        push_attribute(&mut bytes, TCA_KIND, b"clsact\0");
-        push_attribute(&mut bytes, TCA_EGRESS_BLOCK, &9_u32.to_ne_bytes());
+        push_attribute(&mut bytes, TCA_KIND, b"clsact\0").unwrap();
+        push_attribute(&mut bytes, TCA_EGRESS_BLOCK, &9_u32.to_ne_bytes()).unwrap();
         let found = qdisc(&bytes).unwrap();
         assert!(found.is_clsact());
         assert_eq!(found.shared, [Direction::Egress]);
