@@ -446,7 +446,7 @@ pub struct EventSettings<'a, 'obj> {
 
 /// Programs of a packet command that are loaded.
 pub trait PacketSkel<'obj>: Skel<'obj> {
-    /// The counters of each slot.
+    /// The counters of each slot; `None` if libbpf has not found them.
     fn counter_slots(&self) -> Option<&[CounterSlot]>;
 
     /// The slots that are not taken; the map exists where slots are.
@@ -462,7 +462,7 @@ pub trait PacketSkel<'obj>: Skel<'obj> {
     /// count.
     fn event_maps(&self) -> Option<(&MapMut<'obj>, &MapMut<'obj>)>;
 
-    /// Sums the counters of all slots.
+    /// Sums the counters of all slots, which are there once programs are loaded.
     fn counters(&self, slots: usize) -> PacketCounters {
         let mut sum = PacketCounters::default();
         for slot in self.counter_slots().unwrap_or_default().iter().take(slots) {

@@ -130,9 +130,16 @@ impl Attached {
         modes: &[XdpMode],
     ) -> Result<(), Failure> {
         // A TC filter that a killed run left here before Linux 6.6 is removed as well.
-        for text in clsact::remove_stale(interface.index).unwrap_or_default() {
-            self.notes
-                .push(Note::Notice(format!("{}: {text}", interface.name)));
+        let name = &interface.name;
+        match clsact::remove_stale(interface.index) {
+            Ok(texts) => {
+                let texts = texts.into_iter();
+                self.notes
+                    .extend(texts.map(|text| Note::Notice(format!("{name}: {text}"))));
+            }
+            Err(error) => self.notes.push(Note::Detail(format!(
+                "{name}: what a killed run may have left there can't be found: {error:#}"
+            ))),
         }
         let before = Snapshot::take(interface);
         let (link, mode, refused) = xdp::attach(program.as_fd(), interface, modes)?;

@@ -175,6 +175,8 @@ pub fn load<'obj, O: OpenPacketSkel<'obj>>(
     let skel = open
         .load()
         .map_err(|error| load::failure(&format!("failed to load the {command} program"), error))?;
+    skel.counter_slots()
+        .context("the programs have no counters")?;
     load::fill_slots(skel.idle_slots())?;
     target.options.filter.fill(&skel)?;
     Ok(skel)

@@ -276,6 +276,8 @@ fn load_one<'obj>(
             "where sockets and dropped segments are",
         )
     })?;
+    let counters = &skel.maps.bss_accept_data;
+    counters.as_ref().context("the programs have no counters")?;
     load::fill_slots(&skel.maps.idle_slots)?;
     let maps = &skel.maps;
     processes.fill([&maps.pids, &maps.uids, &maps.comms])?;

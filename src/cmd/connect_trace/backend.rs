@@ -340,6 +340,8 @@ impl<'obj> Tracer<'obj> {
             }
         })?;
         let maps = &skel.maps;
+        let counters = maps.bss_data.as_ref();
+        counters.context("the programs have no counters")?;
         processes.fill([&maps.pids, &maps.uids, &maps.comms])?;
         args.addresses.filter().fill(&skel)?;
         let (links, hooks) = attach_programs(plan, &skel)?;

@@ -165,7 +165,7 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
             detach(&mut session, &mut skels, attached, links)?;
             session.drain_rest(source, |session, bytes| take(session, &skels, bytes))?;
             session.end_recording(&statistics(&skels));
-            let counters = counters(&skels)?;
+            let counters = counters(&skels);
             let matched = counters.kinds.iter().sum::<u64>() - teller.silent.discarded;
             session.summary(NAME, matched, counters.lost, counters.suppressed)
         }
@@ -226,7 +226,7 @@ fn record(session: &mut Session, args: &LossTraceArgs) -> Result<bool, Failure> 
 
 /// What the capture file says of its packets.
 fn statistics(skels: &[LossTraceSkel<'_>]) -> Vec<Statistics> {
-    let counters = counters(skels).unwrap_or_default();
+    let counters = counters(skels);
     let matched = counters.kinds.iter().sum();
     vec![Statistics {
         received: matched,
@@ -308,14 +308,16 @@ fn detach(
     looked
 }
 
-fn counters(skels: &[LossTraceSkel<'_>]) -> Result<LossCounters> {
+/// The counters of all programs, which are there once they are loaded.
+fn counters(skels: &[LossTraceSkel<'_>]) -> LossCounters {
     let mut sum = LossCounters::default();
-    for skel in skels {
-        let bss = skel.maps.bss_loss_data.as_deref();
-        let bss = bss.context("the programs have no counters")?;
+    for bss in skels
+        .iter()
+        .filter_map(|skel| skel.maps.bss_loss_data.as_deref())
+    {
         skel::add_loss_counters(bss, &mut sum);
     }
-    Ok(sum)
+    sum
 }
 
 /// Why and where something happened.
@@ -461,8 +463,7 @@ impl Teller<'_> {
                 let table = maps.bss_counters_data.as_deref_mut();
                 let table = table.context("the programs have no table of counts")?;
                 tables.push(&mut table.open_table);
-                let counters = maps.bss_loss_data.as_deref();
-                totals.push(counters.context("the programs have no counters")?);
+                totals.extend(maps.bss_loss_data.as_deref());
             }
             let figures = || {
                 let mut sum = LossCounters::default();
@@ -474,7 +475,7 @@ impl Teller<'_> {
             let label = |key: &CountKey| self.label(by, key);
             counts.report(session, tables, figures, label);
         }
-        let counters = counters(skels)?;
+        let counters = counters(skels);
         let matched = counters.kinds.iter().sum();
         Ok(Summary {
             // Every event is in a total: nothing is queued, so nothing can be lost.

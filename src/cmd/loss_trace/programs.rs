@@ -311,6 +311,8 @@ impl Kernel {
                 "where dropped segments are",
             )
         })?;
+        let counters = &skel.maps.bss_loss_data;
+        counters.as_ref().context("the programs have no counters")?;
         args.addresses.filter().fill(&skel)?;
         Ok(skel)
     }
