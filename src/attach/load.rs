@@ -7,7 +7,7 @@ use libbpf_rs::{MapCore, MapFlags, MapType, OpenMapMut, PrintLevel, set_print};
 use nix::sys::utsname::uname;
 
 use crate::failure::Failure;
-use crate::host::privileges::{self, Operation, explain_eperm};
+use crate::host::privileges::{self, Lockdown, Operation, explain_eperm};
 use crate::skel::COUNTER_SLOTS;
 
 /// What the version of a kernel with PREEMPT_RT contains.
@@ -45,12 +45,10 @@ pub fn failure(what: &str, error: libbpf_rs::Error) -> Failure {
 pub fn failure_to_read(what: &str, error: libbpf_rs::Error, where_it_is: &str) -> Failure {
     let is_invalid = error.kind() == libbpf_rs::ErrorKind::InvalidInput;
     let failure = failure(what, error);
-    let limits = privileges::limits();
-    let lockdown = limits.iter().find(|(name, _)| *name == "lockdown");
-    match lockdown {
-        Some((_, meaning)) if is_invalid && meaning.starts_with("confidentiality") => failure.hint(
-            format!("lockdown is {meaning}, {where_it_is}; packet commands do without"),
-        ),
+    match Lockdown::now() {
+        Some(mode @ Lockdown::Confidentiality) if is_invalid => failure.hint(format!(
+            "lockdown is {mode}, {where_it_is}; packet commands do without"
+        )),
         _ => failure,
     }
 }

@@ -182,6 +182,43 @@ pub fn limits() -> Vec<(&'static str, String)> {
     Facts::gather().limits()
 }
 
+/// The mode of kernel lockdown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lockdown {
+    /// Nobody may change the running kernel.
+    Integrity,
+    /// Nobody may read its memory either.
+    Confidentiality,
+}
+
+impl Lockdown {
+    /// The mode that the kernel is in; `None`: it is not locked down.
+    pub fn now() -> Option<Self> {
+        // Without securityfs, or without lockdown in the kernel, there is no such file.
+        Self::parse(&fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default())
+    }
+
+    /// The mode in brackets: `none [integrity] confidentiality`.
+    fn parse(text: &str) -> Option<Self> {
+        let (_, rest) = text.split_once('[')?;
+        match rest.split_once(']')?.0 {
+            "integrity" => Some(Self::Integrity),
+            "confidentiality" => Some(Self::Confidentiality),
+            _ => None,
+        }
+    }
+}
+
+/// Its name, and what it means here.
+impl fmt::Display for Lockdown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Integrity => "integrity: BPF may read kernel memory, and nobody may write it",
+            Self::Confidentiality => "confidentiality: BPF and perf may not read kernel memory",
+        })
+    }
+}
+
 /// The state that explains a refusal.
 #[derive(Clone, Debug, Default)]
 struct Facts {
@@ -193,8 +230,7 @@ struct Facts {
     memlock: Option<u64>,
     unprivileged_bpf_disabled: Option<i32>,
     perf_event_paranoid: Option<i32>,
-    /// `integrity` or `confidentiality`.
-    lockdown: Option<String>,
+    lockdown: Option<Lockdown>,
     seccomp_filter: bool,
 }
 
@@ -202,7 +238,6 @@ impl Facts {
     fn gather() -> Self {
         let user_namespace = fs::metadata("/proc/self/ns/user").map(|meta| meta.ino());
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
         Self {
             missing: missing(),
             sys_admin: has(Capability::CAP_SYS_ADMIN),
@@ -214,7 +249,7 @@ impl Facts {
                 .filter(|&soft| soft != RLIM_INFINITY),
             unprivileged_bpf_disabled: number("/proc/sys/kernel/unprivileged_bpf_disabled"),
             perf_event_paranoid: number("/proc/sys/kernel/perf_event_paranoid"),
-            lockdown: lockdown_mode(&lockdown),
+            lockdown: Lockdown::now(),
             seccomp_filter: status
                 .lines()
                 .filter_map(|line| line.strip_prefix("Seccomp:"))
@@ -247,12 +282,8 @@ impl Facts {
                 format!("{level}: kprobes and perf buffers need CAP_SYS_ADMIN"),
             ));
         }
-        if let Some(mode) = &self.lockdown {
-            let meaning = match mode.as_str() {
-                "confidentiality" => "BPF and perf may not read kernel memory",
-                _ => "BPF may read kernel memory, and nobody may write it",
-            };
-            limits.push(("lockdown", format!("{mode}: {meaning}")));
+        if let Some(mode) = self.lockdown {
+            limits.push(("lockdown", mode.to_string()));
         }
         if let Some(limit) = self.memlock
             && self.has_old_memlock()
@@ -299,7 +330,7 @@ impl Facts {
                 "run with sudo, or: sysctl kernel.perf_event_paranoid=2",
             );
         }
-        if self.lockdown.as_deref() == Some("confidentiality") {
+        if self.lockdown == Some(Lockdown::Confidentiality) {
             return explanation(
                 "kernel lockdown is in confidentiality mode, in which BPF and perf may not read kernel memory",
                 "boot without lockdown=confidentiality to trace; packet commands need no kernel memory",
@@ -364,13 +395,6 @@ fn explanation(reason: impl Into<String>, hint: &str) -> Explanation {
 
 fn number(path: &str) -> Option<i32> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
-}
-
-/// The mode in brackets: `none [integrity] confidentiality`.
-fn lockdown_mode(text: &str) -> Option<String> {
-    let (_, rest) = text.split_once('[')?;
-    let (mode, _) = rest.split_once(']')?;
-    (mode != "none").then(|| mode.to_owned())
 }
 
 /// Major and minor version of the running kernel.
@@ -441,9 +465,12 @@ mod tests {
 
     #[test]
     fn only_confidentiality_lockdown_is_a_reason() {
-        for (mode, expected) in [("integrity", false), ("confidentiality", true)] {
+        for (mode, expected) in [
+            (Lockdown::Integrity, false),
+            (Lockdown::Confidentiality, true),
+        ] {
             let facts = Facts {
-                lockdown: Some(mode.to_owned()),
+                lockdown: Some(mode),
                 ..Facts::default()
             };
             let reason = reason(&facts, Operation::Bpf);
@@ -467,7 +494,7 @@ mod tests {
             sys_admin: false,
             in_user_namespace: true,
             kernel: Some((5, 10)),
-            lockdown: Some("integrity".to_owned()),
+            lockdown: Some(Lockdown::Integrity),
             seccomp_filter: true,
             ..facts
         };
@@ -487,10 +514,10 @@ mod tests {
 
     #[test]
     fn the_lockdown_mode_is_the_one_in_brackets() {
-        assert_eq!(lockdown_mode("[none] integrity confidentiality\n"), None);
-        let mode = lockdown_mode("none [integrity] confidentiality\n");
-        assert_eq!(mode.as_deref(), Some("integrity"));
-        assert_eq!(lockdown_mode(""), None);
+        assert_eq!(Lockdown::parse("[none] integrity confidentiality\n"), None);
+        let mode = Lockdown::parse("none [integrity] confidentiality\n");
+        assert_eq!(mode, Some(Lockdown::Integrity));
+        assert_eq!(Lockdown::parse(""), None);
     }
 
     #[test]

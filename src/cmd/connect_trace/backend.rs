@@ -15,7 +15,7 @@ use crate::failure::Failure;
 use crate::host::kernel_symbols;
 use crate::host::kernel_types::KernelTypes;
 use crate::host::netns;
-use crate::host::privileges;
+use crate::host::privileges::{self, Lockdown};
 use crate::notice::Notices;
 use crate::run::events::BufferKind;
 use crate::run::export;
@@ -243,15 +243,6 @@ fn try_cheaply(backend: Backend, types: &KernelTypes) -> Result<(), Failure> {
     }
 }
 
-/// The reason if a kernel lockdown refuses a kprobe program, which it reports as invalid.
-fn forbidden_by_lockdown() -> Option<String> {
-    let limits = privileges::limits();
-    let (_, meaning) = limits.iter().find(|(name, _)| *name == "lockdown")?;
-    Some(format!(
-        "lockdown is {meaning}; the fentry and tracepoint backends do without"
-    ))
-}
-
 fn is_invalid(failure: &Failure) -> bool {
     failure
         .error
@@ -332,10 +323,12 @@ impl<'obj> Tracer<'obj> {
         );
         let skel = open.load().map_err(|error| {
             let failure = load::failure(&what, error);
-            match forbidden_by_lockdown() {
-                Some(hint) if plan.backend == Backend::Kprobe && is_invalid(&failure) => {
-                    failure.hint(hint)
-                }
+            match Lockdown::now() {
+                // It refuses kprobe programs as invalid.
+                Some(mode) if plan.backend == Backend::Kprobe && is_invalid(&failure) => failure
+                    .hint(format!(
+                        "lockdown is {mode}; the fentry and tracepoint backends do without"
+                    )),
                 _ => failure,
             }
         })?;
