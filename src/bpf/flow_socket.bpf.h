@@ -15,19 +15,6 @@
 /* Flows of further interfaces get nothing from sockets. */
 #define INTERFACES_MAX 64
 
-enum tcp_state {
-	TCP_ESTABLISHED = 1,
-	TCP_SYN_SENT = 2,
-	TCP_FIN_WAIT1 = 4,
-	TCP_FIN_WAIT2 = 5,
-	TCP_TIME_WAIT = 6,
-	TCP_CLOSE = 7,
-	TCP_CLOSE_WAIT = 8,
-	TCP_LAST_ACK = 9,
-	TCP_LISTEN = 10,
-	TCP_CLOSING = 11,
-};
-
 /* How many interfaces are watched; all are in network namespace `netns` (inode number). */
 const volatile __u32 interfaces = 1;
 const volatile __u32 netns = 0;

@@ -60,7 +60,7 @@ static __always_inline bool is_listening(struct __sk_buff *skb, const struct flo
 	}
 	if (!sk)
 		return false;
-	listens = sk->state == BPF_TCP_LISTEN;
+	listens = sk->state == TCP_LISTEN;
 	bpf_sk_release(sk);
 	return listens;
 }

@@ -13,7 +13,6 @@
 #include "socket_owner.h"
 
 #define SOCKFS_MAGIC 0x534f434b
-#define TCP_LISTEN   10
 
 /* Report sockets in all states, not only listeners. */
 const volatile bool all_states = false;

@@ -158,8 +158,20 @@ struct bpf_sock {
 	__s32 rx_queue_mapping;
 };
 
-enum bpf_tcp_state {
-	BPF_TCP_LISTEN = 10,
+/* In the kernel this enum has no name. */
+enum tcp_state {
+	TCP_ESTABLISHED = 1,
+	TCP_SYN_SENT = 2,
+	TCP_SYN_RECV = 3,
+	TCP_FIN_WAIT1 = 4,
+	TCP_FIN_WAIT2 = 5,
+	TCP_TIME_WAIT = 6,
+	TCP_CLOSE = 7,
+	TCP_CLOSE_WAIT = 8,
+	TCP_LAST_ACK = 9,
+	TCP_LISTEN = 10,
+	TCP_CLOSING = 11,
+	TCP_NEW_SYN_RECV = 12,
 };
 
 /* Registers at a kprobe; bpf_tracing.h names them by architecture. */
