@@ -9,22 +9,6 @@
 
 #define SYNCOOKIES_OFF 0
 
-/* Addresses and ports as bpf_skc_lookup_tcp() takes them (struct bpf_sock_tuple). */
-union lookup_ends {
-	struct {
-		__be32 saddr;
-		__be32 daddr;
-		__be16 sport;
-		__be16 dport;
-	} ipv4;
-	struct {
-		__be32 saddr[4];
-		__be32 daddr[4];
-		__be16 sport;
-		__be16 dport;
-	} ipv6;
-};
-
 /*
  * Which queues are so full that tcp_conn_request() silently drops a SYN. The result is used only
  * for a SYN that was dropped.
@@ -70,7 +54,7 @@ static __always_inline bool find_listener(struct __sk_buff *skb, __u8 ip_version
 					  const __be32 *saddr, __u16 sport, const __be32 *daddr,
 					  __u16 dport, __u64 *listener)
 {
-	union lookup_ends ends = {};
+	struct bpf_sock_tuple ends = {};
 	struct bpf_sock *skc;
 
 	if (ip_version == 4) {
@@ -78,15 +62,13 @@ static __always_inline bool find_listener(struct __sk_buff *skb, __u8 ip_version
 		ends.ipv4.daddr = daddr[3];
 		ends.ipv4.sport = bpf_htons(sport);
 		ends.ipv4.dport = bpf_htons(dport);
-		skc = bpf_skc_lookup_tcp(skb, (void *)&ends, sizeof(ends.ipv4), BPF_F_CURRENT_NETNS,
-					 0);
+		skc = bpf_skc_lookup_tcp(skb, &ends, sizeof(ends.ipv4), BPF_F_CURRENT_NETNS, 0);
 	} else {
 		__builtin_memcpy(ends.ipv6.saddr, saddr, 16);
 		__builtin_memcpy(ends.ipv6.daddr, daddr, 16);
 		ends.ipv6.sport = bpf_htons(sport);
 		ends.ipv6.dport = bpf_htons(dport);
-		skc = bpf_skc_lookup_tcp(skb, (void *)&ends, sizeof(ends.ipv6), BPF_F_CURRENT_NETNS,
-					 0);
+		skc = bpf_skc_lookup_tcp(skb, &ends, sizeof(ends.ipv6), BPF_F_CURRENT_NETNS, 0);
 	}
 	if (!skc)
 		return false;

@@ -7,9 +7,6 @@
 
 #define IPPROTO_MPTCP 262
 
-#define ECONNRESET 104
-#define EPIPE	   32
-
 #if defined(__TARGET_ARCH_x86)
 #define SYS_accept	 43
 #define SYS_accept4	 288

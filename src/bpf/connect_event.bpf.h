@@ -129,9 +129,6 @@ static __always_inline void set_ends(struct connect_event *e, const struct ends 
 	}
 }
 
-/* task_struct.flags: a kernel thread. */
-#define PF_KTHREAD 0x00200000
-
 static __always_inline bool has_current_task_btf(void)
 {
 	return bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf);

@@ -5,11 +5,6 @@
 
 #include "connect_open.bpf.h"
 
-#define EPIPE	      32
-#define EADDRNOTAVAIL 99
-#define ECONNABORTED  103
-#define ECONNRESET    104
-
 #define SHUTDOWN_MASK 3
 
 /* inet_csk_accept() is hooked. Else a connection counts as accepted once it is established, and no
@@ -202,7 +197,7 @@ static __always_inline int queued_error(const struct sock *sk, const struct conn
 
 	if (!sk->sk_error_queue.qlen || (__u8)sk->sk_error_queue.qlen == c->old_errors)
 		return 0;
-	/* In a load the relocation would be that of the whole member, which no load is as wide as. */
+	/* In a load the relocation would be of the whole member, which is wider than any load. */
 	barrier_var(at);
 	if (may_probe_read) {
 		last = BPF_CORE_READ(sk, sk_error_queue.prev);

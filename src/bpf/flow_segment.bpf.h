@@ -7,7 +7,6 @@
 #include "flow_slots.bpf.h"
 
 #define WELL_KNOWN_PORTS 1024
-#define VLAN_ID_MASK	 0x0fff
 #define TCP_OPT_END	 0
 #define TCP_OPT_NOP	 1
 #define TCP_OPT_WSCALE	 3

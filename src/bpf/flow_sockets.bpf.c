@@ -14,9 +14,6 @@
 #include <bpf/bpf_tracing.h>
 #include "flow_socket.bpf.h"
 
-/* task_struct.flags: a kernel thread. */
-#define PF_KTHREAD 0x00200000
-
 /* The interfaces by their index in the kernel, in the order of struct flow_key. */
 const volatile __u32 ifindexes[INTERFACES_MAX] = {};
 

@@ -12,6 +12,7 @@
 #define ETHERTYPE_VLAN	   0x8100 /* 802.1Q */
 #define ETHERTYPE_QINQ	   0x88a8 /* 802.1ad */
 #define ETHERTYPE_QINQ_OLD 0x9100 /* QinQ before 802.1ad */
+#define VLAN_ID_MASK	   0x0fff
 #define MAX_VLAN_TAGS	   2
 #define MAX_EXT_HEADERS	   8
 #define COMMON_EXT_HEADERS 3 /* skipped by the fast path */

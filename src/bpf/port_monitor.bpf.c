@@ -8,9 +8,6 @@
 #include "replay.bpf.h"
 #include "port_monitor.h"
 
-#define NSEC_PER_SEC 1000000000ULL
-#define VLAN_ID_MASK 0x0fff
-
 /* The most bytes of a frame: those that tcpdump takes, with the headers of a tunnel in front. */
 #define FRAME_MAX (256 * 1024 + 128)
 

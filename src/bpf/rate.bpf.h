@@ -3,8 +3,6 @@
 #ifndef TCPINSPECT_RATE_BPF_H
 #define TCPINSPECT_RATE_BPF_H
 
-#define NSEC_PER_SEC 1000000000ULL
-
 /* Events per second that may be sent; 0: no limit. */
 const volatile __u64 max_rate = 0;
 

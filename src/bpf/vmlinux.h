@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The few kernel types the programs use, in place of a generated vmlinux.h of 135,000 lines. */
+/* The few kernel types and constants the programs use, in place of a generated vmlinux.h. */
 #ifndef __VMLINUX_H__
 #define __VMLINUX_H__
 
@@ -26,6 +26,16 @@ typedef _Bool bool;
 #define true 1
 #define false 0
 #define NULL ((void *)0)
+
+#define NSEC_PER_SEC 1000000000ULL
+
+#define EPIPE	      32
+#define EADDRNOTAVAIL 99
+#define ECONNABORTED  103
+#define ECONNRESET    104
+
+/* task_struct.flags: a kernel thread. */
+#define PF_KTHREAD 0x00200000
 
 enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
