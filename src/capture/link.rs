@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use super::numbers::{LINKTYPE_ETHERNET, LINKTYPE_RAW};
+
 pub(super) const ETHERNET_HEADER: usize = 14;
 /// The longest header of a link layer that is read, in bytes.
 pub(super) const LONGEST_HEADER: usize = 20;
@@ -50,12 +52,12 @@ impl Framing {
     /// The framing of the link type with this number, `None` if it is not
     /// supported.
     pub(super) fn of(link_type: u32) -> Option<Self> {
-        Some(match link_type {
+        Some(match u16::try_from(link_type).ok()? {
             0 => Self::Null,
-            1 => Self::Ethernet,
-            // 101 is what files should say; 12 and 14 are what DLT_RAW is on
+            LINKTYPE_ETHERNET => Self::Ethernet,
+            // LINKTYPE_RAW is what files should say; 12 and 14 are what DLT_RAW is on
             // most systems and on OpenBSD, and some files have those.
-            12 | 14 | 101 => Self::RawIp,
+            12 | 14 | LINKTYPE_RAW => Self::RawIp,
             108 => Self::Loop,
             113 => Self::CookedV1,
             228 => Self::RawAs(ETHERTYPE_IPV4),
@@ -69,8 +71,8 @@ impl Framing {
     pub(super) fn link_type(self) -> u16 {
         match self {
             Self::Null => 0,
-            Self::Ethernet => 1,
-            Self::RawIp => 101,
+            Self::Ethernet => LINKTYPE_ETHERNET,
+            Self::RawIp => LINKTYPE_RAW,
             Self::Loop => 108,
             Self::CookedV1 => 113,
             Self::RawAs(ETHERTYPE_IPV6) => 229,

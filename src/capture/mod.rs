@@ -16,6 +16,7 @@
 mod error;
 mod input;
 mod link;
+mod numbers;
 mod pcap;
 mod pcapng;
 pub mod recorder;
@@ -33,6 +34,7 @@ use std::rc::Rc;
 
 pub use error::CaptureError;
 pub use link::LinkKind;
+pub use numbers::{LINKTYPE_ETHERNET, LINKTYPE_RAW};
 
 use error::{Fault, Place};
 use input::Input;
@@ -304,7 +306,7 @@ impl Format {
         if head.is_empty() {
             return Err(Fault::Empty);
         }
-        if head.starts_with(&pcapng::SECTION_MAGIC) {
+        if head.starts_with(&numbers::SECTION.to_le_bytes()) {
             let mut pcapng = PcapNg::new();
             pcapng.step(input)?;
             return Ok(Self::PcapNg(pcapng));
@@ -321,6 +323,11 @@ enum Order {
 }
 
 impl Order {
+    /// What is found in one of the two.
+    fn find<T>(read: impl Fn(Self) -> Option<T>) -> Option<T> {
+        [Self::Little, Self::Big].into_iter().find_map(read)
+    }
+
     /// The 16-bit number at `at`, if `bytes` reaches that far.
     fn u16(self, bytes: &[u8], at: usize) -> Option<u16> {
         let field = *bytes.get(at..)?.first_chunk()?;

@@ -3,6 +3,7 @@
 use super::error::Fault;
 use super::input::Input;
 use super::link::Framing;
+use super::numbers::{PCAP_KUZNETZOV, PCAP_MICROSECONDS, PCAP_NANOSECONDS};
 use super::{MAX_FRAME, Order, Record, Step};
 
 const FILE_HEADER: usize = 24;
@@ -26,17 +27,13 @@ impl Pcap {
     /// Reads the file's header.
     pub(super) fn open(input: &mut Input) -> Result<Self, Fault> {
         let header = input.fill(FILE_HEADER)?;
-        let (order, fraction_ns, record_header) = match header.first_chunk() {
-            Some([0xd4, 0xc3, 0xb2, 0xa1]) => (Order::Little, 1000, 16),
-            Some([0xa1, 0xb2, 0xc3, 0xd4]) => (Order::Big, 1000, 16),
-            Some([0x4d, 0x3c, 0xb2, 0xa1]) => (Order::Little, 1, 16),
-            Some([0xa1, 0xb2, 0x3c, 0x4d]) => (Order::Big, 1, 16),
-            // libpcap's KUZNETZOV_TCPDUMP_MAGIC, of Linux in the 1990s: eight
-            // more bytes in each record's header.
-            Some([0x34, 0xcd, 0xb2, 0xa1]) => (Order::Little, 1000, 24),
-            Some([0xa1, 0xb2, 0xcd, 0x34]) => (Order::Big, 1000, 24),
-            _ => return Err(Fault::NotACapture),
-        };
+        let found = Order::find(|order| match order.u32(header, 0)? {
+            PCAP_MICROSECONDS => Some((order, 1000, 16)),
+            PCAP_NANOSECONDS => Some((order, 1, 16)),
+            PCAP_KUZNETZOV => Some((order, 1000, 24)),
+            _ => None,
+        });
+        let (order, fraction_ns, record_header) = found.ok_or(Fault::NotACapture)?;
         let (Some(version_major), Some(version_minor), Some(link_type)) = (
             order.u16(header, 4),
             order.u16(header, 6),

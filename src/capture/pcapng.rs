@@ -3,20 +3,8 @@
 use super::error::Fault;
 use super::input::Input;
 use super::link::Framing;
+use super::numbers::*;
 use super::{MAX_FRAME, Order, Record, Step};
-
-/// The type of a Section Header Block, the same in both byte orders.
-pub(super) const SECTION_MAGIC: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
-
-const INTERFACE: u32 = 1;
-/// The Packet Block that the Enhanced one has replaced.
-const OLD_PACKET: u32 = 2;
-const SIMPLE_PACKET: u32 = 3;
-const ENHANCED_PACKET: u32 = 6;
-
-const OPTION_END: u16 = 0;
-const OPTION_TSRESOL: u16 = 9;
-const OPTION_TSOFFSET: u16 = 14;
 
 /// The type and length in front of a block's body.
 const BLOCK_HEADER: usize = 8;
@@ -74,13 +62,12 @@ impl PcapNg {
         if head.is_empty() {
             return Ok(Step::End);
         }
-        let is_section = head.starts_with(&SECTION_MAGIC);
+        let is_section = head.starts_with(&SECTION.to_le_bytes());
         if is_section && head.len() >= BLOCK_MIN {
-            self.order = match head.get(8..12) {
-                Some([0x4d, 0x3c, 0x2b, 0x1a]) => Order::Little,
-                Some([0x1a, 0x2b, 0x3c, 0x4d]) => Order::Big,
-                _ => return Err(malformed("section without a valid byte-order magic")),
-            };
+            let order =
+                Order::find(|order| (order.u32(head, 8)? == BYTE_ORDER_MAGIC).then_some(order));
+            self.order =
+                order.ok_or_else(|| malformed("section without a valid byte-order magic"))?;
         }
         let (Some(block_type), Some(length), true) = (
             self.order.u32(head, 0),
@@ -312,15 +299,15 @@ impl Clock {
                 )));
             };
             match (code, value) {
-                (OPTION_TSRESOL, &[resolution]) => clock.resolution = resolution,
-                (OPTION_TSOFFSET, &[a, b, c, d, e, f, g, h]) => {
+                (INTERFACE_TIME_RESOLUTION, &[resolution]) => clock.resolution = resolution,
+                (INTERFACE_TIME_OFFSET, &[a, b, c, d, e, f, g, h]) => {
                     let bytes = [a, b, c, d, e, f, g, h];
                     clock.offset = match order {
                         Order::Little => i64::from_le_bytes(bytes),
                         Order::Big => i64::from_be_bytes(bytes),
                     };
                 }
-                (OPTION_TSRESOL | OPTION_TSOFFSET, _) => {
+                (INTERFACE_TIME_RESOLUTION | INTERFACE_TIME_OFFSET, _) => {
                     return Err(Fault::Malformed(format!(
                         "interface option {code} has {length} bytes"
                     )));

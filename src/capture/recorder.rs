@@ -13,8 +13,9 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
+use super::numbers::LINKTYPE_ETHERNET;
 use super::rotation::{Limits, Rotation, Turn};
-use super::write::{ETHERNET, Encoder, Format, Statistics, Written};
+use super::write::{Encoder, Format, Statistics, Written};
 use crate::failure::Failure;
 use crate::output::clock::{Clock, UnixNanos};
 use crate::output::sink::{Patience, Stdout, has_room};
@@ -334,7 +335,7 @@ impl Recorder {
         self.flush(stop);
         // A pcap file is none without its header, which needs a link type.
         if self.encoder.has_no_header() {
-            self.encoder.add(ETHERNET, &mut self.buffer);
+            self.encoder.add(LINKTYPE_ETHERNET, &mut self.buffer);
         }
         self.encoder
             .statistics(&mut self.buffer, self.started, now, statistics);

@@ -8,44 +8,11 @@ use std::collections::HashMap;
 
 use nix::sys::utsname::uname;
 
+use super::numbers::*;
+
 /// Bytes of a frame that are written if `--snaplen` does not say, and at most: those that tcpdump
 /// writes.
 pub const MAX_SNAPLEN: u32 = super::MAX_FRAME;
-
-/// `LINKTYPE_ETHERNET`.
-pub const ETHERNET: u16 = 1;
-/// `LINKTYPE_RAW`: frames begin with the IP header.
-pub const RAW_IP: u16 = 101;
-
-const SECTION: u32 = 0x0a0d_0d0a;
-const INTERFACE: u32 = 1;
-const STATISTICS: u32 = 5;
-const PACKET: u32 = 6;
-/// A process, as Apple's tcpdump writes it. Wireshark 4.6 shows it in `frame.darwin.process_info`.
-const PROCESS: u32 = 0x8000_0001;
-
-const BYTE_ORDER_MAGIC: u32 = 0x1a2b_3c4d;
-/// The magic number of pcap files whose times are in nanoseconds.
-const PCAP_NANOSECONDS: u32 = 0xa1b2_3c4d;
-
-const OPTION_END: u16 = 0;
-const OPTION_COMMENT: u16 = 1;
-const SECTION_OS: u16 = 3;
-const SECTION_APPLICATION: u16 = 4;
-const INTERFACE_NAME: u16 = 2;
-const INTERFACE_TIME_RESOLUTION: u16 = 9;
-const INTERFACE_FILTER: u16 = 11;
-const PACKET_FLAGS: u16 = 2;
-/// Apple's: the number of a process in the file.
-const PACKET_PROCESS: u16 = 0x8001;
-const PROCESS_NAME: u16 = 2;
-const STATISTICS_START: u16 = 2;
-const STATISTICS_END: u16 = 3;
-const STATISTICS_RECEIVED: u16 = 4;
-const STATISTICS_DROPPED: u16 = 5;
-const STATISTICS_ACCEPTED: u16 = 6;
-const STATISTICS_DROPPED_BY_OS: u16 = 7;
-const STATISTICS_DELIVERED: u16 = 8;
 
 /// The longest value of an option.
 const OPTION_MAX: usize = u16::MAX as usize;
@@ -66,7 +33,7 @@ pub enum Format {
 pub struct Described {
     /// Its name; empty if it is not known.
     pub name: String,
-    /// Its link type: [`ETHERNET`], [`RAW_IP`] or another number of the registry.
+    /// Its link type: [`LINKTYPE_ETHERNET`], [`LINKTYPE_RAW`] or another number of the registry.
     pub link_type: u16,
 }
 
@@ -272,7 +239,7 @@ impl Encoder {
         let wire_len = packet.wire_len.max(captured);
         let at = u64::try_from(packet.at).unwrap_or(0);
         match self.format {
-            Format::PcapNg => block(out, PACKET, |out| {
+            Format::PcapNg => block(out, ENHANCED_PACKET, |out| {
                 let mut head = [0; 20];
                 for (to, value) in head.chunks_exact_mut(4).zip([
                     packet.interface,

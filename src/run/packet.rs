@@ -13,8 +13,9 @@ use libbpf_rs::{OpenObject, ProgramMut};
 
 use crate::attach::{Attached, load};
 use crate::capture::recorder::{Destination, Recorder};
-use crate::capture::write::{Described, ETHERNET, Encoder, RAW_IP, Statistics};
+use crate::capture::write::{Described, Encoder, Statistics};
 use crate::capture::{Capture, CaptureFile};
+use crate::capture::{LINKTYPE_ETHERNET, LINKTYPE_RAW};
 use crate::cli::{
     BufferArgs, BufferChoice, OutputArgs, PacketArgs, RecordingArgs, SandboxArgs, StopArgs, usage,
 };
@@ -238,8 +239,8 @@ fn record(
     let described = interfaces.iter().map(|interface| Described {
         name: interface.name.clone(),
         link_type: match interface.link_layer {
-            LinkLayer::None => RAW_IP,
-            LinkLayer::Ethernet | LinkLayer::Unsupported(_) => ETHERNET,
+            LinkLayer::None => LINKTYPE_RAW,
+            LinkLayer::Ethernet | LinkLayer::Unsupported(_) => LINKTYPE_ETHERNET,
         },
     });
     let encoder = Encoder::new(

@@ -14,8 +14,9 @@ use programs::{Kernel, Target, is_raw_ip};
 use silent::Silent;
 
 use crate::attach::{Attached, load};
+use crate::capture::LINKTYPE_RAW;
 use crate::capture::recorder::{Destination, Recorder};
-use crate::capture::write::{Described, Encoder, RAW_IP, Statistics, Way, Written};
+use crate::capture::write::{Described, Encoder, Statistics, Way, Written};
 use crate::cli::{LossByChoice, LossTraceArgs, OutputFormat, usage};
 use crate::domain::loss::{Loss, LossKey, detail_name, ip_len, kind_name};
 use crate::domain::reasons::{ReasonFrom, hook_of_caller};
@@ -204,7 +205,7 @@ fn record(session: &mut Session, args: &LossTraceArgs) -> Result<bool, Failure> 
     // Packets are dropped at any interface and above them all, and have no link layer any more.
     let described = Described {
         name: String::new(),
-        link_type: RAW_IP,
+        link_type: LINKTYPE_RAW,
     };
     let encoder = Encoder::new(
         destination.format(),
