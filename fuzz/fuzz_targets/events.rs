@@ -17,7 +17,7 @@ use tcpinspect::output::clock::Clock;
 use tcpinspect::output::connect_trace::ConnectWriter;
 use tcpinspect::output::flows::{FlowWriter, ShownFlow};
 use tcpinspect::output::line::{Line, Room};
-use tcpinspect::output::port_monitor::{PacketWriter, Place};
+use tcpinspect::output::port_monitor::{CapturePoint, PacketWriter};
 
 /// What takes longer to make than everything else here: the clock reads the time zone.
 struct Writers {
@@ -69,13 +69,13 @@ fn json(record: &impl Render, at: u64, clock: &mut Clock) -> Map<String, Value> 
 
 fn check_packet(packet: &Packet<'_>, writer: &PacketWriter, clock: &mut Clock) {
     for is_ethernet in [false, true] {
-        let place = Place {
+        let point = CapturePoint {
             iface: is_ethernet.then_some("eth0"),
             has_macs: is_ethernet,
             has_ethertype: is_ethernet,
             offset_shift: if is_ethernet { 0 } else { -14 },
         };
-        let json = json(&writer.shown(place, packet), packet.raw.ts_ns, clock);
+        let json = json(&writer.shown(point, packet), packet.raw.ts_ns, clock);
         assert_eq!(json["sport"], packet.raw.sport);
         assert_eq!(json["ip_version"], packet.raw.ip_version);
         assert_eq!(json["payload"].is_null(), !writer.with_payload);

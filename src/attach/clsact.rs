@@ -48,14 +48,14 @@ pub struct Clsact {
     tc: Tc,
     lock: NamespaceLock,
     direction: Direction,
-    place: Place,
+    id: FilterId,
     name: Name,
     notices: Vec<String>,
     attached: bool,
 }
 
 /// Where a filter is: its priority and its handle.
-type Place = (u16, u32);
+type FilterId = (u16, u32);
 
 impl Clsact {
     /// Attaches a loaded program of type `BPF_PROG_TYPE_SCHED_CLS` in the network
@@ -103,7 +103,7 @@ impl Clsact {
             tc,
             lock,
             direction,
-            place: (0, 0),
+            id: (0, 0),
             name: Name {
                 owner: Owner::this_process(),
                 made_qdisc,
@@ -141,7 +141,7 @@ impl Clsact {
         Ok(FilterState {
             tc: self.tc.reopen()?,
             direction: self.direction,
-            place: self.place,
+            id: self.id,
             name: self.name.to_string(),
         })
     }
@@ -160,7 +160,7 @@ impl Clsact {
         check_qdisc(&qdisc, self.direction)?;
         let found = Found::survey(&mut self.tc, &qdisc, &self.name.owner)?;
         self.name.made_qdisc |= found.made_qdisc;
-        self.place = self.place_filter(program)?;
+        self.id = self.place_filter(program)?;
         self.attached = true;
         // Only now, so that there is always a filter that says whose the qdisc is.
         self.notices = found.clean(&mut self.tc);
@@ -168,7 +168,7 @@ impl Clsact {
     }
 
     /// Adds the filter at the best place.
-    fn place_filter(&mut self, program: BorrowedFd<'_>) -> Result<Place> {
+    fn place_filter(&mut self, program: BorrowedFd<'_>) -> Result<FilterId> {
         let name = self.name.to_string();
         let mut attempts = 0;
         loop {
@@ -181,10 +181,10 @@ impl Clsact {
                     .any(|filter| (filter.priority, filter.handle) == (priority, *handle))
             };
             let handle = (HANDLE..).find(is_free).unwrap_or(HANDLE);
-            let place = (priority, handle);
+            let id = (priority, handle);
             attempts += 1;
-            match self.tc.add_filter(self.direction, place, program, &name) {
-                Ok(()) => return Ok(place),
+            match self.tc.add_filter(self.direction, id, program, &name) {
+                Ok(()) => return Ok(id),
                 // The handle is in use, or the priority by another kind or
                 // protocol, which was not so a moment ago.
                 Err(Errno::EEXIST | Errno::EINVAL | Errno::ENOSPC) if attempts < PLACE_ATTEMPTS => {
@@ -200,7 +200,7 @@ impl Clsact {
 
     fn check_order(&mut self) -> Result<()> {
         let filters = self.tc.filters(self.direction)?;
-        let (priority, handle) = self.place;
+        let (priority, handle) = self.id;
         let before = place::foreign_before(&filters, priority, handle);
         if before > 0 {
             self.notices.push(format!(
@@ -218,7 +218,7 @@ impl Clsact {
         let name = self.name.to_string();
         let filters = self.tc.filters(self.direction)?;
         Ok(filters.into_iter().find(|filter| {
-            (filter.priority, filter.handle) == self.place && filter.name.as_ref() == Some(&name)
+            (filter.priority, filter.handle) == self.id && filter.name.as_ref() == Some(&name)
         }))
     }
 
@@ -244,7 +244,7 @@ impl Clsact {
 pub struct FilterState {
     tc: Tc,
     direction: Direction,
-    place: Place,
+    id: FilterId,
     name: String,
 }
 
@@ -252,7 +252,7 @@ impl FilterState {
     /// False once the filter, its qdisc or its interface is gone, or another filter has its place.
     /// If the kernel can't be asked, it is true.
     pub fn is_attached(&mut self) -> bool {
-        let found = self.tc.filter_name(self.direction, self.place);
+        let found = self.tc.filter_name(self.direction, self.id);
         found.is_err() || found == Ok(Some(self.name.clone()))
     }
 }

@@ -12,13 +12,13 @@ use super::link;
 #[derive(Debug)]
 pub struct CaptureError {
     name: String,
-    place: Option<Place>,
+    position: Option<Position>,
     fault: Fault,
 }
 
 /// Where in the file a fault was met.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct Position {
     /// What stands there: a header, a record, a block.
     what: &'static str,
     /// Where it begins, in bytes from the start of the (decompressed) file.
@@ -57,10 +57,10 @@ pub(super) enum Fault {
 }
 
 impl CaptureError {
-    pub(super) fn new(name: &Path, place: Option<Place>, fault: Fault) -> Self {
+    pub(super) fn new(name: &Path, position: Option<Position>, fault: Fault) -> Self {
         Self {
             name: printable(name),
-            place,
+            position,
             fault,
         }
     }
@@ -92,10 +92,10 @@ impl fmt::Display for CaptureError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "failed to read {}: ", self.name)?;
         // What is wrong with a file as a whole has no place in it.
-        let place = self.place.as_ref().filter(|_| !self.is_usage());
-        if let Some(place) = place {
-            write!(f, "{} at byte {}", place.what, place.at)?;
-            if place.gzip {
+        let position = self.position.as_ref().filter(|_| !self.is_usage());
+        if let Some(position) = position {
+            write!(f, "{} at byte {}", position.what, position.at)?;
+            if position.gzip {
                 f.write_str(" of the decompressed data")?;
             }
             f.write_str(": ")?;
@@ -103,7 +103,8 @@ impl fmt::Display for CaptureError {
         match &self.fault {
             // An error that is not the system's own comes from the decoder.
             Fault::Io(err)
-                if place.is_some_and(|place| place.gzip) && err.raw_os_error().is_none() =>
+                if position.is_some_and(|position| position.gzip)
+                    && err.raw_os_error().is_none() =>
             {
                 match err.kind() {
                     io::ErrorKind::UnexpectedEof => f.write_str("the gzip data ends early"),
@@ -134,7 +135,7 @@ impl fmt::Display for CaptureError {
     }
 }
 
-impl Place {
+impl Position {
     pub(super) fn new(what: &'static str, at: u64, input: &Input) -> Self {
         Self {
             what,

@@ -36,7 +36,7 @@ pub use error::CaptureError;
 pub use link::LinkKind;
 pub use numbers::{LINKTYPE_ETHERNET, LINKTYPE_RAW};
 
-use error::{Fault, Place};
+use error::{Fault, Position};
 use input::Input;
 use link::{ETHERNET_HEADER, Framing, LONGEST_HEADER};
 use pcap::Pcap;
@@ -234,8 +234,8 @@ impl Capture {
                 done: false,
             }),
             Err(fault) => {
-                let place = Place::new("header", 0, &input);
-                Err(CaptureError::new(name, Some(place), fault))
+                let position = Position::new("header", 0, &input);
+                Err(CaptureError::new(name, Some(position), fault))
             }
         }
     }
@@ -259,8 +259,12 @@ impl Capture {
                 Ok(Step::End) => self.done = true,
                 Err(fault) => {
                     self.done = true;
-                    let place = Place::new(what, at, &self.input);
-                    return Err(CaptureError::new(Path::new(&self.name), Some(place), fault));
+                    let position = Position::new(what, at, &self.input);
+                    return Err(CaptureError::new(
+                        Path::new(&self.name),
+                        Some(position),
+                        fault,
+                    ));
                 }
             }
         }

@@ -15,7 +15,7 @@ use crate::failure::{Exit, Failure};
 use crate::filter::{Filter, FlagsRule};
 use crate::host::interfaces::{Interface, LinkLayer};
 use crate::output::columns::widest;
-use crate::output::port_monitor::{PacketColumn, PacketWriter, Place};
+use crate::output::port_monitor::{CapturePoint, PacketColumn, PacketWriter};
 use crate::output::summary::Summary;
 use crate::run::events::{BufferKind, EventSource};
 use crate::run::holders;
@@ -174,7 +174,7 @@ impl PacketCommand for PortMonitor<'_> {
             print(session, &writer, bytes, |packet| {
                 let interface = interfaces.get(packet.raw.interface as usize)?;
                 let is_ethernet = interface.link_layer == LinkLayer::Ethernet;
-                Some(Place {
+                Some(CapturePoint {
                     iface: Some(&interface.name),
                     has_macs: is_ethernet,
                     has_ethertype: is_ethernet,
@@ -313,24 +313,24 @@ fn summary(session: &Session, counters: PacketCounters) -> Summary {
     }
 }
 
-/// Decodes an event and writes its line. `place` returns where the packet was seen.
+/// Decodes an event and writes its line. `point` returns where the packet was seen.
 fn print<'p>(
     session: &mut Session,
     writer: &PacketWriter,
     bytes: &[u8],
-    place: impl FnOnce(&Packet<'_>) -> Option<Place<'p>>,
+    point: impl FnOnce(&Packet<'_>) -> Option<CapturePoint<'p>>,
 ) {
-    let record = Packet::decode(bytes).and_then(|packet| Some((place(&packet)?, packet)));
-    let Some((place, packet)) = record else {
+    let record = Packet::decode(bytes).and_then(|packet| Some((point(&packet)?, packet)));
+    let Some((point, packet)) = record else {
         session.broken();
         return;
     };
-    let at = match place.iface {
+    let at = match point.iface {
         Some(_) => session.clock.unix(packet.raw.ts_ns),
         // Times in a file are UNIX times already, and may be before 1970.
         None => packet.raw.ts_ns.cast_signed(),
     };
-    session.write_event(at, &writer.shown(place, &packet));
+    session.write_event(at, &writer.shown(point, &packet));
 }
 
 /// Copies the packets of a file that match to another file.
@@ -418,7 +418,7 @@ impl<S> AroundFrames<S> for Printer<'_> {
         self.source.drain_all(|bytes| {
             print(session, self.writer, bytes, |packet| {
                 let frame = frames.get(packet.raw.interface as usize)?;
-                Some(Place {
+                Some(CapturePoint {
                     iface: None,
                     has_macs: frame.link == LinkKind::Ethernet,
                     has_ethertype: matches!(frame.link, LinkKind::Ethernet | LinkKind::Cooked),

@@ -11,7 +11,7 @@ use crate::attach::xdp::XdpMode;
 use crate::attach::{Attached, Direction};
 use crate::cli::{CountBy, CountMode, SynCountArgs};
 use crate::domain::distinct;
-use crate::domain::tally::{Alerts, Count, Key, Tally};
+use crate::domain::tally::{Alerts, Count, Tally, TallyKey};
 use crate::failure::{Exit, Failure};
 use crate::filter::{Filter, FlagsRule};
 use crate::host::interfaces::Interface;
@@ -49,7 +49,7 @@ pub struct SynCount<'a> {
 
 /// Where a program runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum Hook {
     Xdp,
     /// XDP, also for frames in several buffers.
     XdpFrags,
@@ -71,12 +71,12 @@ impl<'a> SynCount<'a> {
 
     /// Where the program runs. Frames of a file go to TC in batches, unless a mode is asked for: only
     /// there a test run can be repeated without a pause.
-    fn place(&self) -> Place {
+    fn hook(&self) -> Hook {
         match self.args.mode {
-            CountMode::Tc => Place::Tc,
-            CountMode::Auto if self.args.packets.read.is_some() => Place::Tc,
-            _ if knows_xdp_frags() => Place::XdpFrags,
-            _ => Place::Xdp,
+            CountMode::Tc => Hook::Tc,
+            CountMode::Auto if self.args.packets.read.is_some() => Hook::Tc,
+            _ if knows_xdp_frags() => Hook::XdpFrags,
+            _ => Hook::Xdp,
         }
     }
 
@@ -176,21 +176,21 @@ impl PacketCommand for SynCount<'_> {
             map.set_autocreate(by.is_some())?;
             map.set_max_entries(u32::try_from(len)?)?;
         }
-        // For each place there is one program that counts all SYNs of an Ethernet interface,
+        // For each hook there is one program that counts all SYNs of an Ethernet interface,
         // and one that can do everything else.
         let is_filtered = rodata.filter.parts.0 != 0;
         let all = by.is_none() && !(is_filtered || target.is_raw_ip || target.replay);
-        let place = self.place();
+        let hook = self.hook();
         let progs = &mut open.progs;
-        for (program, its_place, counts_all) in [
-            (&mut progs.syn_count_all_xdp_frags, Place::XdpFrags, true),
-            (&mut progs.syn_count_xdp_frags, Place::XdpFrags, false),
-            (&mut progs.syn_count_all_xdp, Place::Xdp, true),
-            (&mut progs.syn_count_xdp, Place::Xdp, false),
-            (&mut progs.syn_count_all_tc, Place::Tc, true),
-            (&mut progs.syn_count_tc, Place::Tc, false),
+        for (program, its_hook, counts_all) in [
+            (&mut progs.syn_count_all_xdp_frags, Hook::XdpFrags, true),
+            (&mut progs.syn_count_xdp_frags, Hook::XdpFrags, false),
+            (&mut progs.syn_count_all_xdp, Hook::Xdp, true),
+            (&mut progs.syn_count_xdp, Hook::Xdp, false),
+            (&mut progs.syn_count_all_tc, Hook::Tc, true),
+            (&mut progs.syn_count_tc, Hook::Tc, false),
         ] {
-            program.set_autoload(its_place == place && counts_all == all);
+            program.set_autoload(its_hook == hook && counts_all == all);
         }
         packet::load(Self::NAME, open, target)
     }
@@ -347,7 +347,7 @@ struct KeyCounter {
     open: u32,
     /// Estimated number of source addresses in the interval, by HyperLogLog: about 1.6 % off.
     sources: u64,
-    tally: Tally<Key>,
+    tally: Tally<TallyKey>,
     alerts: Option<Alerts>,
 }
 
@@ -385,7 +385,7 @@ impl Counter<'_> {
         if let Some(keys) = &mut self.keys {
             let mut found = Vec::new();
             keys.tables.take(ended.closed, |key, syns| {
-                found.push((Key::new(key), syns));
+                found.push((TallyKey::new(key), syns));
             });
             keys.sources = distinct::estimate(&keys.sketches.take(ended.closed).registers);
             keys.tally.take(ended.elapsed, found);

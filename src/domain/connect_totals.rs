@@ -12,7 +12,7 @@ pub const KEYS_MAX: usize = 4096;
 
 /// Whose attempts, and where to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
+pub struct TotalsKey {
     /// Name of the process; `None` where none is known.
     pub process: Option<Vec<u8>>,
     /// Destination address; `None` if it could not be read.
@@ -23,7 +23,7 @@ pub struct Key {
 
 /// How many there were.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct TotalsCounts {
     /// Attempts.
     pub attempts: u64,
     /// Of these, those that were established.
@@ -38,7 +38,7 @@ pub struct Counts {
     pub errors: BTreeMap<i32, u64>,
 }
 
-impl Counts {
+impl TotalsCounts {
     /// Failures whose error is not known.
     pub fn unknown(&self) -> u64 {
         let known = self.given_up + self.errors.values().sum::<u64>();
@@ -49,8 +49,8 @@ impl Counts {
 /// Counts by key, of as many keys as there is room for.
 #[derive(Debug, Default)]
 pub struct Totals {
-    by_key: HashMap<Key, Counts>,
-    others: Counts,
+    by_key: HashMap<TotalsKey, TotalsCounts>,
+    others: TotalsCounts,
     events: u64,
 }
 
@@ -58,7 +58,7 @@ impl Totals {
     /// Counts a step of a connection.
     pub fn add(&mut self, connection: &Connection) {
         self.events += 1;
-        let key = Key {
+        let key = TotalsKey {
             process: connection
                 .has_process()
                 .then(|| connection.process().to_vec()),
@@ -91,14 +91,14 @@ impl Totals {
     }
 
     /// The counts, most failures first; without a key those for which there was no room.
-    pub fn rows(&self) -> Vec<(Option<&Key>, &Counts)> {
+    pub fn rows(&self) -> Vec<(Option<&TotalsKey>, &TotalsCounts)> {
         let keys = self.by_key.iter();
         let mut rows: Vec<_> = keys.map(|(key, counts)| (Some(key), counts)).collect();
         rows.sort_by_key(|(key, counts)| {
             let name = key.map(|key| (&key.process, key.daddr, key.dport));
             (Reverse(counts.failed), Reverse(counts.attempts), name)
         });
-        if self.others != Counts::default() {
+        if self.others != TotalsCounts::default() {
             rows.push((None, &self.others));
         }
         rows

@@ -14,7 +14,7 @@ const _: () = assert!(OF.len() as u32 == ExportTimeOf::EXPORT_TIMES.0);
 
 /// How often what happened, and how long it took.
 #[derive(Clone, Debug, Default)]
-pub struct Counts {
+pub struct ExportCounts {
     /// Events by kind, detail and reason.
     pub events: Vec<(ExportKey, u64)>,
     /// Events for whose key there was no room.
@@ -23,7 +23,7 @@ pub struct Counts {
     pub histograms: Vec<(ExportTimeOf, Histogram)>,
 }
 
-impl Counts {
+impl ExportCounts {
     /// The histogram of these times.
     pub fn histogram(&self, of: ExportTimeOf) -> Histogram {
         let mut known = self.histograms.iter();

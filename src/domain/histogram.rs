@@ -9,7 +9,7 @@ pub const BUCKETS: usize = 32;
 
 /// What values are counted by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Key {
+pub enum HistogramKey {
     /// All together.
     All,
     /// Destination port.
@@ -48,15 +48,15 @@ impl By {
     }
 
     /// Decodes a key.
-    pub fn key(self, raw: &RawHistogramKey) -> Key {
+    pub fn key(self, raw: &RawHistogramKey) -> HistogramKey {
         let bytes = &raw.bytes;
         match self {
-            Self::Nothing => Key::All,
-            Self::Dport => Key::Port(u16::from_ne_bytes([bytes[0], bytes[1]])),
-            Self::Daddr => Key::Address(Ipv6Addr::from(*bytes).to_canonical()),
+            Self::Nothing => HistogramKey::All,
+            Self::Dport => HistogramKey::Port(u16::from_ne_bytes([bytes[0], bytes[1]])),
+            Self::Daddr => HistogramKey::Address(Ipv6Addr::from(*bytes).to_canonical()),
             Self::Comm | Self::Process => {
                 let name = bytes.split(|byte| *byte == 0).next();
-                Key::Comm(name.unwrap_or_default().to_vec())
+                HistogramKey::Comm(name.unwrap_or_default().to_vec())
             }
         }
     }
@@ -173,18 +173,18 @@ mod tests {
     fn keys_are_ports_addresses_or_names() {
         let mut raw = RawHistogramKey::default();
         raw.bytes[..2].copy_from_slice(&443_u16.to_ne_bytes());
-        assert_eq!(By::Dport.key(&raw), Key::Port(443));
+        assert_eq!(By::Dport.key(&raw), HistogramKey::Port(443));
         raw.bytes[..5].copy_from_slice(b"nginx");
-        assert_eq!(By::Comm.key(&raw), Key::Comm(b"nginx".to_vec()));
-        assert_eq!(By::Process.key(&raw), Key::Comm(b"nginx".to_vec()));
-        assert_eq!(By::Nothing.key(&raw), Key::All);
+        assert_eq!(By::Comm.key(&raw), HistogramKey::Comm(b"nginx".to_vec()));
+        assert_eq!(By::Process.key(&raw), HistogramKey::Comm(b"nginx".to_vec()));
+        assert_eq!(By::Nothing.key(&raw), HistogramKey::All);
         for addr in ["192.0.2.1", "2001:db8::1", "::1"] {
             let addr: IpAddr = addr.parse().unwrap();
             raw.bytes = match addr {
                 IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
                 IpAddr::V6(v6) => v6.octets(),
             };
-            assert_eq!(By::Daddr.key(&raw), Key::Address(addr));
+            assert_eq!(By::Daddr.key(&raw), HistogramKey::Address(addr));
         }
     }
 }

@@ -21,14 +21,14 @@ pub struct Count {
 
 /// A key that SYNs, traffic or events are counted by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Key {
+pub enum TallyKey {
     /// Source or destination.
     Address(IpAddr),
     /// Destination port.
     Port(u16),
 }
 
-impl Key {
+impl TallyKey {
     /// A key of the tables in the kernel that is an address or a port.
     pub fn new(raw: &CountKey) -> Self {
         match raw.family & 0xf {
@@ -47,7 +47,7 @@ impl Key {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Label {
     /// By its address or port.
-    Key(Key),
+    Key(TallyKey),
     /// By a name, which may have any bytes.
     Name(Vec<u8>),
     /// It has no known name.
@@ -133,7 +133,7 @@ pub struct AlertChange {
     /// Raised, or else cleared.
     pub raised: bool,
     /// Which key; `None` for the total.
-    pub key: Option<Key>,
+    pub key: Option<TallyKey>,
     /// SYNs per second in this interval.
     pub rate: f64,
 }
@@ -143,7 +143,7 @@ pub struct AlertChange {
 pub struct Alerts {
     /// An alert is raised above this many SYNs per second.
     pub threshold: f64,
-    raised: HashSet<Option<Key>>,
+    raised: HashSet<Option<TallyKey>>,
 }
 
 /// An alert is cleared below this fraction of the threshold, so that it doesn't flap near it.
@@ -172,7 +172,7 @@ impl Alerts {
     pub fn update(
         &mut self,
         total: u64,
-        tally: &Tally<Key>,
+        tally: &Tally<TallyKey>,
         cut_short: Option<Duration>,
     ) -> Vec<AlertChange> {
         let seconds = match cut_short {
@@ -221,11 +221,11 @@ impl Alerts {
 mod tests {
     use super::*;
 
-    fn key(text: &str) -> Key {
-        Key::Address(text.parse().unwrap())
+    fn key(text: &str) -> TallyKey {
+        TallyKey::Address(text.parse().unwrap())
     }
 
-    fn second(tally: &mut Tally<Key>, keys: &[(&str, u64)]) {
+    fn second(tally: &mut Tally<TallyKey>, keys: &[(&str, u64)]) {
         let keys = keys.iter().map(|(text, syns)| (key(text), *syns));
         tally.take(Duration::from_secs(1), keys);
     }
@@ -271,7 +271,7 @@ mod tests {
         for interval in 0..4_u32 {
             let others = (0..50_000_u32).map(|host| {
                 (
-                    Key::Address(IpAddr::from((host + interval * 50_000).to_be_bytes())),
+                    TallyKey::Address(IpAddr::from((host + interval * 50_000).to_be_bytes())),
                     1,
                 )
             });

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use crate::cli::{FlowBy, FlowSort};
 use crate::domain::distinct::Distinct;
 use crate::domain::flow::Flow;
-use crate::domain::tally::Key;
+use crate::domain::tally::TallyKey;
 
 /// Traffic of a key, or of all flows, in an interval.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,7 +97,7 @@ struct One {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TrafficKey {
     /// An address or a port.
-    Plain(Key),
+    Plain(TallyKey),
     /// A network.
     Net(IpNet),
     /// A process: its id and name.
@@ -114,9 +114,9 @@ impl TrafficKey {
     /// The key of a flow, whose process is in this container. `prefix` is the length of networks.
     pub fn of(flow: &Flow, by: FlowBy, prefix: Option<u8>, container: Option<&str>) -> Self {
         match by {
-            FlowBy::Saddr => Self::Plain(Key::Address(flow.saddr())),
-            FlowBy::Daddr => Self::Plain(Key::Address(flow.daddr())),
-            FlowBy::Dport => Self::Plain(Key::Port(flow.dport())),
+            FlowBy::Saddr => Self::Plain(TallyKey::Address(flow.saddr())),
+            FlowBy::Daddr => Self::Plain(TallyKey::Address(flow.daddr())),
+            FlowBy::Dport => Self::Plain(TallyKey::Port(flow.dport())),
             FlowBy::Net => network(flow.saddr(), prefix).map_or(Self::Unknown, Self::Net),
             FlowBy::Process => flow.process().map_or(Self::Unknown, |(pid, name)| {
                 Self::Process(pid, name.to_vec())
@@ -263,7 +263,7 @@ mod tests {
     }
 
     fn key(number: u32) -> TrafficKey {
-        TrafficKey::Plain(Key::Address(Ipv4Addr::from(number).into()))
+        TrafficKey::Plain(TallyKey::Address(Ipv4Addr::from(number).into()))
     }
 
     /// What a flow adds whose peer and port have these hashes.

@@ -27,7 +27,7 @@ const WALK_REST: Duration = Duration::from_millis(20);
 pub struct Containers {
     /// Where the unified hierarchy is mounted, if it can be seen.
     root: Option<PathBuf>,
-    known: HashMap<u64, Place>,
+    known: HashMap<u64, Workload>,
     /// Names of pods by their ids; `None` if there is none.
     pods: HashMap<String, Option<String>>,
     search: Search,
@@ -46,13 +46,13 @@ struct Search {
 
 /// Where a cgroup belongs to.
 #[derive(Clone, Debug, Default)]
-struct Place {
+struct Workload {
     container: Option<String>,
     /// The id of the pod of Kubernetes.
     pod: Option<String>,
 }
 
-impl Place {
+impl Workload {
     fn of(path: &str) -> Self {
         Self {
             container: container_of(path),
@@ -92,12 +92,12 @@ impl Containers {
 
     /// The container that a cgroup belongs to, if any. `pid` was in it a moment ago.
     pub fn find(&mut self, cgroup_id: u64, pid: u32) -> Option<&str> {
-        self.place(cgroup_id, pid)?.container.as_deref()
+        self.workload(cgroup_id, pid)?.container.as_deref()
     }
 
     /// The pod that a cgroup belongs to, if any. `pid` was in it a moment ago.
     pub fn find_pod(&mut self, cgroup_id: u64, pid: u32) -> Option<Pod<'_>> {
-        let uid = self.place(cgroup_id, pid)?.pod.clone()?;
+        let uid = self.workload(cgroup_id, pid)?.pod.clone()?;
         if self.pods.len() >= REMEMBERED {
             self.pods.clear();
         }
@@ -111,14 +111,14 @@ impl Containers {
         })
     }
 
-    fn place(&mut self, cgroup_id: u64, pid: u32) -> Option<&Place> {
+    fn workload(&mut self, cgroup_id: u64, pid: u32) -> Option<&Workload> {
         if !self.known.contains_key(&cgroup_id) {
             if self.known.len() >= REMEMBERED {
                 self.known.clear();
             }
             match self.path(cgroup_id, pid) {
                 Some(path) => {
-                    self.known.insert(cgroup_id, Place::of(&path));
+                    self.known.insert(cgroup_id, Workload::of(&path));
                 }
                 None => self.walk(cgroup_id),
             }
@@ -184,11 +184,11 @@ impl Containers {
                 continue;
             }
             let path = entry.path();
-            let place = Place::of(&path.to_string_lossy());
+            let workload = Workload::of(&path.to_string_lossy());
             let is_wanted = entry.ino() == cgroup_id;
             is_found |= is_wanted;
-            if is_wanted || place.container.is_some() && self.known.len() < REMEMBERED {
-                self.known.insert(entry.ino(), place);
+            if is_wanted || workload.container.is_some() && self.known.len() < REMEMBERED {
+                self.known.insert(entry.ino(), workload);
             }
             self.search.unread.push(path);
         }

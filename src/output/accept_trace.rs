@@ -77,7 +77,7 @@ impl AcceptWriter {
 }
 
 /// An attempt together with what user space has found out about it.
-pub struct Shown<'a> {
+pub struct ShownAttempt<'a> {
     /// The columns to write.
     pub writer: &'a AcceptWriter,
     /// The attempt.
@@ -98,7 +98,7 @@ pub struct Shown<'a> {
     pub container: Option<&'a str>,
 }
 
-impl Shown<'_> {
+impl ShownAttempt<'_> {
     fn has(&self, flag: AcceptFlag) -> bool {
         self.attempt.has(flag)
     }
@@ -112,7 +112,7 @@ impl Shown<'_> {
     }
 }
 
-impl Row for Shown<'_> {
+impl Row for ShownAttempt<'_> {
     type Column = AcceptColumn;
 
     fn cell(&self, column: AcceptColumn, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
@@ -184,7 +184,7 @@ impl Fate {
 /// The reason that is shown together with its duration.
 const ACCEPT_QUEUE_FULL: &str = "accept_queue_full";
 
-impl Render for Shown<'_> {
+impl Render for ShownAttempt<'_> {
     fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         self.writer.layout.row(self, out, clock, at);
     }
@@ -215,7 +215,7 @@ impl Render for Shown<'_> {
     }
 }
 
-impl Shown<'_> {
+impl ShownAttempt<'_> {
     fn fate_keys(&self, line: &mut Object<'_, '_>) {
         let attempt = self.attempt;
         let raw = &attempt.raw;
@@ -308,10 +308,10 @@ mod tests {
 
     fn render(
         attempt: &Attempt,
-        push: impl FnOnce(&Shown<'_>, &mut Line<'_>, &mut Clock),
+        push: impl FnOnce(&ShownAttempt<'_>, &mut Line<'_>, &mut Clock),
     ) -> String {
         let writer = AcceptWriter::new(&[]).unwrap();
-        let shown = Shown {
+        let shown = ShownAttempt {
             writer: &writer,
             attempt,
             iface: Some("eth0"),

@@ -116,7 +116,7 @@ pub(crate) trait Row {
 /// The columns that are shown, in their order.
 #[derive(Clone, Debug)]
 pub struct Layout<C> {
-    shown: Vec<Shown<C>>,
+    shown: Vec<PlacedColumn<C>>,
     /// How many of the first ones are those of the table, in its order.
     as_in_table: usize,
     /// How exactly times are shown, if they are.
@@ -124,7 +124,7 @@ pub struct Layout<C> {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Shown<C> {
+struct PlacedColumn<C> {
     column: Column<C>,
     /// Where the column begins in its line.
     start: usize,
@@ -158,7 +158,9 @@ impl<C: Copy + PartialEq> Layout<C> {
         let mut layout = Self {
             as_in_table,
             times,
-            shown: shown.map(|column| Shown { column, start: 0 }).collect(),
+            shown: shown
+                .map(|column| PlacedColumn { column, start: 0 })
+                .collect(),
         };
         layout.place();
         Ok(layout)
@@ -247,7 +249,7 @@ impl<C: Copy + PartialEq> Layout<C> {
         mut push: impl FnMut(&Column<C>, &mut Line<'_>),
     ) {
         let shown = self.shown.iter().enumerate().skip(written);
-        for (i, Shown { column, start: at }) in shown {
+        for (i, PlacedColumn { column, start: at }) in shown {
             pad(i, *start + at, out);
             let tone = match out.has_colors() {
                 true => tone(column),

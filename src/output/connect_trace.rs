@@ -10,7 +10,7 @@ use super::columns::{Column, Layout, Row, Tone};
 use super::json::{Object, push_addr, push_int, push_opt_int, push_port};
 use super::line::Line;
 use super::port_monitor::push_opt_addr;
-use crate::domain::connect_totals::{Counts, Key};
+use crate::domain::connect_totals::{TotalsCounts, TotalsKey};
 use crate::domain::connection::Connection;
 use crate::failure::Failure;
 use crate::key;
@@ -96,8 +96,8 @@ impl ConnectWriter {
         &'a self,
         connection: &'a Connection,
         container: Option<&'a str>,
-    ) -> Shown<'a> {
-        Shown {
+    ) -> ShownConnection<'a> {
+        ShownConnection {
             writer: self,
             connection,
             container,
@@ -151,7 +151,11 @@ impl TotalsWriter {
     }
 
     /// The counts of a key to write; without a key, those of all keys that were not kept.
-    pub fn shown<'a>(&'a self, key: Option<&'a Key>, counts: &'a Counts) -> ShownTotal<'a> {
+    pub fn shown<'a>(
+        &'a self,
+        key: Option<&'a TotalsKey>,
+        counts: &'a TotalsCounts,
+    ) -> ShownTotal<'a> {
         ShownTotal {
             writer: self,
             key,
@@ -163,8 +167,8 @@ impl TotalsWriter {
 /// The counts of a key.
 pub struct ShownTotal<'a> {
     writer: &'a TotalsWriter,
-    key: Option<&'a Key>,
-    counts: &'a Counts,
+    key: Option<&'a TotalsKey>,
+    counts: &'a TotalsCounts,
 }
 
 impl ShownTotal<'_> {
@@ -247,13 +251,13 @@ impl Render for ShownTotal<'_> {
 }
 
 /// An event together with the container of its process.
-pub struct Shown<'a> {
+pub struct ShownConnection<'a> {
     writer: &'a ConnectWriter,
     connection: &'a Connection,
     container: Option<&'a str>,
 }
 
-impl Row for Shown<'_> {
+impl Row for ShownConnection<'_> {
     type Column = ConnectColumn;
 
     fn cell(&self, column: ConnectColumn, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
@@ -319,7 +323,7 @@ impl Row for Shown<'_> {
     }
 }
 
-impl Render for Shown<'_> {
+impl Render for ShownConnection<'_> {
     fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         self.writer.layout.row(self, out, clock, at);
     }
@@ -396,12 +400,12 @@ mod tests {
 
     #[test]
     fn the_errors_of_totals_add_up_to_the_failures() {
-        let mut counts = Counts {
+        let mut counts = TotalsCounts {
             attempts: 9,
             established: 2,
             failed: 7,
             given_up: 2,
-            ..Counts::default()
+            ..TotalsCounts::default()
         };
         counts.errors.insert(Errno::ECONNREFUSED as i32, 3);
         let columns = ["failed", "errors"].map(str::to_owned);
@@ -415,6 +419,6 @@ mod tests {
         let words = text(&counts);
         let words = words.split_whitespace().collect::<Vec<_>>();
         assert_eq!(words, ["7", "ECONNREFUSED:3,gave-up:2,unknown:2"]);
-        assert!(text(&Counts::default()).ends_with("0 -\n"));
+        assert!(text(&TotalsCounts::default()).ends_with("0 -\n"));
     }
 }

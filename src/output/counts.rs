@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::key;
 
 /// The counts of an interval.
-pub struct Counts<'a> {
+pub struct IntervalCounts<'a> {
     /// The columns to write.
     pub writer: &'a CountsWriter,
     /// The name of the event in JSON.
@@ -94,7 +94,7 @@ impl Row for CountsRow<'_> {
     }
 }
 
-impl Render for Counts<'_> {
+impl Render for IntervalCounts<'_> {
     /// The lines of an interval: the total, then the busiest keys.
     fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         let mut row = |about, label, count| {
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
     use crate::output::line::rendered;
 
-    fn render(push: impl FnOnce(&Counts<'_>, &mut Line<'_>, &mut Clock)) -> String {
+    fn render(push: impl FnOnce(&IntervalCounts<'_>, &mut Line<'_>, &mut Clock)) -> String {
         let count = |delta| Count {
             total: 10 * delta,
             delta,
@@ -160,7 +160,7 @@ mod tests {
             (("drop", Label::Name(b"a \"b\"".to_vec())), count(3)),
             (("reset", Label::Unknown), count(1)),
         ];
-        let counts = Counts {
+        let counts = IntervalCounts {
             writer: &CountsWriter::new(&[]).unwrap(),
             event: "loss_count",
             seconds: 2.0,

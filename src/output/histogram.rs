@@ -5,7 +5,7 @@ use super::clock::{Clock, Precision, UnixNanos};
 use super::columns::{Column, Layout, Row};
 use super::json::{Object, push_addr, push_int};
 use super::line::Line;
-use crate::domain::histogram::{Histogram, Key};
+use crate::domain::histogram::{Histogram, HistogramKey};
 use crate::failure::Failure;
 use crate::key;
 
@@ -22,7 +22,7 @@ pub struct Distribution<'a> {
     /// What they are counted by.
     pub by: Option<&'static str>,
     /// Of which port or process.
-    pub key: &'a Key,
+    pub key: &'a HistogramKey,
     /// The length of the interval.
     pub seconds: f64,
     /// The values, in microseconds.
@@ -76,7 +76,7 @@ impl HistogramWriter {
 /// A bucket as a line of text.
 struct Bucket<'a> {
     of: &'static str,
-    key: &'a Key,
+    key: &'a HistogramKey,
     le: Option<u64>,
     count: u64,
     /// The values of this bucket and of those before it, in tenths of a percent of all.
@@ -93,11 +93,11 @@ impl Row for Bucket<'_> {
             HistogramColumn::Time => clock.push_time(out, at, Precision::Seconds),
             HistogramColumn::Of => out.extend_from_slice(self.of.as_bytes()),
             HistogramColumn::Key => match self.key {
-                Key::All => out.extend_from_slice(b"all"),
-                Key::Port(port) => push_int(out, *port),
-                Key::Address(addr) => push_addr(out, *addr),
-                Key::Comm(name) if name.is_empty() => out.push(b'-'),
-                Key::Comm(name) => out.push_text(name),
+                HistogramKey::All => out.extend_from_slice(b"all"),
+                HistogramKey::Port(port) => push_int(out, *port),
+                HistogramKey::Address(addr) => push_addr(out, *addr),
+                HistogramKey::Comm(name) if name.is_empty() => out.push(b'-'),
+                HistogramKey::Comm(name) => out.push_text(name),
             },
             HistogramColumn::Le => match self.le {
                 Some(le) => push_int(out, le),
@@ -151,10 +151,10 @@ impl Render for (&HistogramWriter, &Distribution<'_>) {
         line.name(key!("of"), distribution.of);
         line.opt_name(key!("by"), distribution.by);
         match distribution.key {
-            Key::All => line.null(key!("key")),
-            Key::Port(port) => line.int(key!("key"), *port),
-            Key::Address(addr) => line.addr(key!("key"), *addr),
-            Key::Comm(name) => line.string(key!("key"), name),
+            HistogramKey::All => line.null(key!("key")),
+            HistogramKey::Port(port) => line.int(key!("key"), *port),
+            HistogramKey::Address(addr) => line.addr(key!("key"), *addr),
+            HistogramKey::Comm(name) => line.string(key!("key"), name),
         };
         line.name(key!("unit"), UNIT);
         line.float(key!("interval_s"), distribution.seconds);
@@ -180,7 +180,7 @@ mod tests {
 
     fn render(
         histogram: &Histogram,
-        key: &Key,
+        key: &HistogramKey,
         push: impl FnOnce(&(&HistogramWriter, &Distribution<'_>), &mut Line<'_>, &mut Clock),
     ) -> String {
         let writer = HistogramWriter::new(&[]).unwrap();
@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn text_has_a_bar_for_each_bucket_with_values() {
-        let text = render(&example(), &Key::Port(443), |it, out, clock| {
+        let text = render(&example(), &HistogramKey::Port(443), |it, out, clock| {
             it.text(out, clock, 0);
         });
         let words = |line: &str| -> Vec<String> {
@@ -238,7 +238,7 @@ mod tests {
     fn json_has_all_buckets_between_the_first_and_the_last_with_values() {
         let mut short = example();
         short.buckets[BUCKETS - 1] = 0;
-        let key = Key::Comm(b"a\"b".to_vec());
+        let key = HistogramKey::Comm(b"a\"b".to_vec());
         let line = render(&short, &key, |it, out, clock| it.json(out, clock, 0));
         assert_eq!(
             line,

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use super::line::Line;
 use super::number::{self, Integer};
-use crate::domain::tally::Key;
+use crate::domain::tally::TallyKey;
 
 /// The bytes of a member's key with the comma before it, made at compile time.
 #[macro_export]
@@ -177,10 +177,10 @@ impl<'a, 'l> Object<'a, 'l> {
     }
 
     /// What something is counted by: an address as a string, a port as a number.
-    pub fn tally_key(&mut self, key: &str, value: Key) -> &mut Self {
+    pub fn tally_key(&mut self, key: &str, value: TallyKey) -> &mut Self {
         match value {
-            Key::Address(addr) => self.addr(key, addr),
-            Key::Port(port) => self.int(key, port),
+            TallyKey::Address(addr) => self.addr(key, addr),
+            TallyKey::Port(port) => self.int(key, port),
         }
     }
 }
@@ -237,10 +237,10 @@ pub fn push_opt_int(out: &mut Line<'_>, value: Option<impl Integer>) {
 }
 
 /// Appends what something is counted by, or `-` where that is nothing.
-pub fn push_opt_key(out: &mut Line<'_>, key: Option<Key>) {
+pub fn push_opt_key(out: &mut Line<'_>, key: Option<TallyKey>) {
     match key {
-        Some(Key::Address(addr)) => push_addr(out, addr),
-        Some(Key::Port(port)) => push_int(out, port),
+        Some(TallyKey::Address(addr)) => push_addr(out, addr),
+        Some(TallyKey::Port(port)) => push_int(out, port),
         None => out.push(b'-'),
     }
 }
@@ -303,8 +303,8 @@ mod tests {
                     });
                 });
             });
-            line.tally_key(key!("port"), Key::Port(80));
-            line.tally_key(key!("addr"), Key::Address("::1".parse().unwrap()));
+            line.tally_key(key!("port"), TallyKey::Port(80));
+            line.tally_key(key!("addr"), TallyKey::Address("::1".parse().unwrap()));
             line.end();
         });
         let expected = r#"{"ts":"0","event":"test","none":{},"nothing":[],"one":{"a":1,"b":null,"c":[1,"x",{"d":true}]},"port":80,"addr":"::1"}"#;

@@ -86,7 +86,7 @@ impl LossWriter {
 }
 
 /// An event together with what user space has found out about it.
-pub struct Shown<'a> {
+pub struct ShownLoss<'a> {
     /// The columns to write.
     pub writer: &'a LossWriter,
     /// The event.
@@ -105,7 +105,7 @@ pub struct Shown<'a> {
     pub container: Option<&'a str>,
 }
 
-impl Row for Shown<'_> {
+impl Row for ShownLoss<'_> {
     type Column = LossColumn;
 
     fn cell(&self, column: LossColumn, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
@@ -142,7 +142,7 @@ impl Row for Shown<'_> {
     }
 }
 
-impl Render for Shown<'_> {
+impl Render for ShownLoss<'_> {
     fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         self.writer.layout.row(self, out, clock, at);
     }

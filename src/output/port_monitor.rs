@@ -15,7 +15,7 @@ use crate::key;
 
 /// Where a packet was seen, and what its link layer has.
 #[derive(Clone, Copy, Debug)]
-pub struct Place<'a> {
+pub struct CapturePoint<'a> {
     /// The name of the interface; `None` in a replay.
     pub iface: Option<&'a str>,
     /// The frame has an Ethernet header, and so MAC addresses.
@@ -98,23 +98,23 @@ impl PacketWriter {
 
     /// A packet to write.
     #[inline]
-    pub fn shown<'a>(&'a self, place: Place<'a>, packet: &'a Packet<'a>) -> Shown<'a> {
-        Shown {
+    pub fn shown<'a>(&'a self, point: CapturePoint<'a>, packet: &'a Packet<'a>) -> ShownPacket<'a> {
+        ShownPacket {
             writer: self,
-            place,
+            point,
             packet,
         }
     }
 }
 
 /// A packet, and where it was seen.
-pub struct Shown<'a> {
+pub struct ShownPacket<'a> {
     writer: &'a PacketWriter,
-    place: Place<'a>,
+    point: CapturePoint<'a>,
     packet: &'a Packet<'a>,
 }
 
-impl Row for Shown<'_> {
+impl Row for ShownPacket<'_> {
     type Column = PacketColumn;
 
     const FIRST: &'static [Column<PacketColumn>] = COLUMNS.split_at(12).0;
@@ -125,7 +125,7 @@ impl Row for Shown<'_> {
         let raw = packet.raw;
         match column {
             PacketColumn::Time => clock.push_time(out, at, Precision::Micros),
-            PacketColumn::Iface => out.push_text(self.place.iface.unwrap_or("-").as_bytes()),
+            PacketColumn::Iface => out.push_text(self.point.iface.unwrap_or("-").as_bytes()),
             PacketColumn::Dir => {
                 let (text, len) = match raw.egress {
                     0 => (*b"ingress", 7),
@@ -173,7 +173,7 @@ impl Row for Shown<'_> {
     }
 }
 
-impl Render for Shown<'_> {
+impl Render for ShownPacket<'_> {
     #[inline(always)]
     fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         self.writer.layout.row(self, out, clock, at);
@@ -183,13 +183,13 @@ impl Render for Shown<'_> {
     fn json(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         let Self {
             writer,
-            place,
+            point,
             packet,
         } = self;
         let raw = packet.raw;
         let options = &packet.options;
         let mut line = Object::new(out, |out| clock.push_rfc3339(out, at), "packet");
-        match place.iface {
+        match point.iface {
             Some(name) => line.string(key!("iface"), name.as_bytes()),
             None => line.null(key!("iface")),
         };
@@ -197,7 +197,7 @@ impl Render for Shown<'_> {
             key!("direction"),
             if raw.egress == 0 { "ingress" } else { "egress" },
         );
-        if place.has_macs {
+        if point.has_macs {
             line.with(key!("src_mac"), |out| push_mac(out, raw.src_mac));
             line.with(key!("dst_mac"), |out| push_mac(out, raw.dst_mac));
         } else {
@@ -205,7 +205,7 @@ impl Render for Shown<'_> {
         }
         line.opt_int(
             key!("ethertype"),
-            place.has_ethertype.then_some(raw.ethertype),
+            point.has_ethertype.then_some(raw.ethertype),
         );
         line.array(key!("vlan"), |ids| {
             packet.vlans().iter().for_each(|id| ids.int(*id));
@@ -237,7 +237,7 @@ impl Render for Shown<'_> {
         line.opt_int(key!("ts_ecr"), options.timestamps.map(|(_, echo)| echo));
         line.int(
             key!("payload_offset"),
-            raw.payload_offset.saturating_add_signed(place.offset_shift),
+            raw.payload_offset.saturating_add_signed(point.offset_shift),
         );
         line.int(key!("payload_len"), raw.payload_len);
         if writer.with_payload {

@@ -6,7 +6,7 @@ use super::columns::{Column, Layout, Row, Tone};
 use super::json::{Object, push_float, push_opt_int, push_opt_key};
 use super::line::Line;
 use crate::cli::CountBy;
-use crate::domain::tally::{Count, Key};
+use crate::domain::tally::{Count, TallyKey};
 use crate::failure::Failure;
 use crate::key;
 
@@ -22,7 +22,7 @@ pub struct Interval<'a> {
     /// All SYNs that matched.
     pub count: Count,
     /// With `--by`: the kind of key, and the busiest keys.
-    pub by: Option<(CountBy, &'a [(Key, Count)])>,
+    pub by: Option<(CountBy, &'a [(TallyKey, Count)])>,
     /// With `--by` or `--alert`: figures about all keys.
     pub keys: Option<Keys>,
 }
@@ -47,7 +47,7 @@ pub struct Alert<'a> {
     /// Raised, or else cleared.
     pub raised: bool,
     /// `None` for the total.
-    pub key: Option<Key>,
+    pub key: Option<TallyKey>,
     /// SYNs per second in the last interval.
     pub rate: f64,
     /// Estimated number of source addresses in the last interval.
@@ -132,7 +132,7 @@ struct CountRow<'a> {
     iface: Option<&'a str>,
     mode: &'a str,
     about: About,
-    key: Option<Key>,
+    key: Option<TallyKey>,
     /// SYNs of the interval.
     syns: Option<u64>,
     total: Option<u64>,

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::domain::tally::{Count, Label, Tally};
-use crate::output::counts::{Counts, CountsWriter};
+use crate::output::counts::{CountsWriter, IntervalCounts};
 use crate::run::session::Session;
 use crate::skel::CountKey;
 use crate::sys::key_tables::KeyTables;
@@ -102,7 +102,7 @@ impl<'a> KeyCounts<'a> {
         }
         self.is_begun = true;
         let seconds = elapsed.as_secs_f64();
-        let counts = Counts {
+        let counts = IntervalCounts {
             writer: self.writer,
             event: self.event,
             seconds,

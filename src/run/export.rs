@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use libbpf_rs::{MapCore, MapFlags, MapMut, OpenMapMut};
 
-use crate::domain::export::{Counts, Histogram, OF};
+use crate::domain::export::{ExportCounts, Histogram, OF};
 use crate::skel::{self, ExportHistogram, ExportKey, ExportKind};
 
 /// Keys read per system call.
@@ -50,9 +50,9 @@ pub fn prepare(events: &MapMut<'_>) -> Result<()> {
 ///
 /// # Errors
 /// The kernel refuses to read the maps.
-pub fn read(events: &MapMut<'_>, histograms: &MapMut<'_>) -> Result<Counts> {
+pub fn read(events: &MapMut<'_>, histograms: &MapMut<'_>) -> Result<ExportCounts> {
     const FAILED: &str = "failed to read the counts";
-    let mut counts = Counts::default();
+    let mut counts = ExportCounts::default();
     let entries = events
         .lookup_batch(BATCH, MapFlags::ANY, MapFlags::ANY)
         .context(FAILED)?;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use libbpf_rs::MapMut;
 
-use crate::domain::histogram::{By, Histogram, Key};
+use crate::domain::histogram::{By, Histogram, HistogramKey};
 use crate::output::histogram::{Distribution, HistogramWriter};
 use crate::run::session::Session;
 use crate::skel::{RawHistogram, RawHistogramKey};
@@ -20,7 +20,7 @@ pub struct Histograms {
     of: &'static str,
     by: By,
     /// What earlier intervals had.
-    before: HashMap<Key, Histogram>,
+    before: HashMap<HistogramKey, Histogram>,
     began: Instant,
     is_full: bool,
 }
@@ -78,7 +78,11 @@ impl Histograms {
     }
 
     /// What has been added since the last call.
-    fn take(&mut self, session: &mut Session, table: &MapMut<'_>) -> Result<Vec<(Key, Histogram)>> {
+    fn take(
+        &mut self,
+        session: &mut Session,
+        table: &MapMut<'_>,
+    ) -> Result<Vec<(HistogramKey, Histogram)>> {
         let mut added = Vec::new();
         let (by, before) = (self.by, &mut self.before);
         let mut add = |key: &[u8], value: &[u8]| {

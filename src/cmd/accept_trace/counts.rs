@@ -4,18 +4,18 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use super::Teller;
+use super::AttemptHandler;
 use crate::cli::AcceptBy;
 use crate::domain::incoming::{Attempt, Fate};
-use crate::domain::tally::{Count, Key, Label, Tally};
-use crate::output::counts::{self as output, CountsWriter};
+use crate::domain::tally::{Count, Label, Tally, TallyKey};
+use crate::output::counts::{CountsWriter, IntervalCounts};
 use crate::run::session::Session;
 use crate::skel::accept_trace::AcceptTraceSkel;
 use crate::skel::{self, AcceptCountKey, AcceptEvent, AcceptFate, RawAttempt};
 use crate::sys::{link, map};
 
 /// The counts of a run.
-pub struct Counts {
+pub struct CountReports {
     by: AcceptBy,
     writer: CountsWriter,
     tally: Tally<(&'static str, Label)>,
@@ -27,7 +27,7 @@ pub struct Counts {
     began: Instant,
 }
 
-impl Counts {
+impl CountReports {
     /// Begins the first interval.
     pub fn new(by: AcceptBy, top: usize, writer: CountsWriter) -> Self {
         Self {
@@ -56,7 +56,7 @@ impl Counts {
         &mut self,
         session: &mut Session,
         skels: &mut [AcceptTraceSkel<'_>],
-        teller: &mut Teller<'_>,
+        handler: &mut AttemptHandler<'_>,
     ) -> Result<()> {
         let elapsed = self.began.elapsed();
         self.began = Instant::now();
@@ -70,11 +70,11 @@ impl Counts {
         self.untracked = untracked;
         let mut keys = Vec::new();
         for (raw, count) in closed {
-            let (key, reason) = self.decode(&raw, teller);
-            if !teller.wanted.is_empty()
-                && !reason.is_some_and(|reason| teller.wanted.contains(&reason))
+            let (key, reason) = self.decode(&raw, handler);
+            if !handler.wanted.is_empty()
+                && !reason.is_some_and(|reason| handler.wanted.contains(&reason))
             {
-                teller.unwanted += count;
+                handler.unwanted += count;
                 continue;
             }
             delta += count;
@@ -83,7 +83,7 @@ impl Counts {
         self.total += delta;
         self.tally.take(elapsed, keys);
         let seconds = elapsed.as_secs_f64();
-        let counts = output::Counts {
+        let counts = IntervalCounts {
             writer: &self.writer,
             event: "accept_count",
             by: self.by.name(),
@@ -138,14 +138,18 @@ impl Counts {
     }
 
     /// The key for people, and the reason if the programs tell it.
-    fn decode(&self, raw: &AcceptCountKey, teller: &mut Teller<'_>) -> (Label, Option<String>) {
+    fn decode(
+        &self,
+        raw: &AcceptCountKey,
+        handler: &mut AttemptHandler<'_>,
+    ) -> (Label, Option<String>) {
         let attempt = attempt(raw);
         let place = match raw.place {
             0 => None,
-            address => teller.symbols.name(address),
+            address => handler.symbols.name(address),
         };
         let reason = match attempt.has_failed() {
-            true => attempt.reason(&teller.reasons, place).0,
+            true => attempt.reason(&handler.reasons, place).0,
             false => None,
         };
         let reason = reason.map(str::to_owned);
@@ -155,11 +159,11 @@ impl Counts {
         };
         let key = match self.by {
             AcceptBy::Reason => name(reason.as_deref().map(str::as_bytes)),
-            AcceptBy::Saddr => Label::Key(Key::Address(attempt.saddr())),
-            AcceptBy::Dport => Label::Key(Key::Port(raw.port)),
+            AcceptBy::Saddr => Label::Key(TallyKey::Address(attempt.saddr())),
+            AcceptBy::Dport => Label::Key(TallyKey::Port(raw.port)),
             AcceptBy::Comm if raw.kind == 0 => name(raw.bytes.split(|byte| *byte == 0).next()),
             AcceptBy::Comm => {
-                let owner = teller.owners.as_mut().and_then(|it| it.find(&attempt));
+                let owner = handler.owners.as_mut().and_then(|it| it.find(&attempt));
                 name(owner.map(|owner| owner.comm.as_slice()))
             }
         };

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use caps::Capability;
 
-use counts::Counts;
+use counts::CountReports;
 use owners::{FullQueues, Owners};
 use programs::Programs;
 pub use programs::{AcceptHook, Rehearsed, rehearse};
@@ -30,7 +30,7 @@ use crate::host::kernel_symbols::KernelSymbols;
 use crate::host::netns;
 use crate::host::privileges;
 use crate::host::sandbox::Files;
-use crate::output::accept_trace::{AcceptWriter, Shown};
+use crate::output::accept_trace::{AcceptWriter, ShownAttempt};
 use crate::output::counts::CountsWriter;
 use crate::output::histogram::HistogramWriter;
 use crate::output::summary::{AttemptTotals, Summary};
@@ -57,7 +57,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     let mut storage = [const { MaybeUninit::uninit() }; 2];
     let mut owners_storage = MaybeUninit::uninit();
     let programs = Programs::load(args, buffer, &interfaces, &mut storage, session.notices)?;
-    let mut teller = Teller::new(
+    let mut handler = AttemptHandler::new(
         args,
         &interfaces,
         programs.symbols,
@@ -65,7 +65,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
         writer,
     )?;
     let notices = session.notices;
-    teller.owners = Owners::new(&mut owners_storage, session.notices)
+    handler.owners = Owners::new(&mut owners_storage, session.notices)
         .inspect_err(|error| {
             notices.detail(&format!("processes that listen can't be shown: {error:#}"));
         })
@@ -86,7 +86,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     // The run needs bpf(2) to read maps and run a program: before Linux 5.19 that needs CAP_BPF.
     let first = skels.first_mut().context("there is no interface")?;
     let mut try_all = || {
-        let looks = teller.owners.as_mut().is_none_or(|it| it.look().is_ok());
+        let looks = handler.owners.as_mut().is_none_or(|it| it.look().is_ok());
         looks && table.sweep(first).is_ok()
     };
     let mut keep = match privileges::without_capabilities(&mut try_all)? {
@@ -98,11 +98,11 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     }
     privileges::drop_all_but(&keep)?;
     match &mut shown {
-        Reports::Lines => session.text_header(|out, clock| teller.writer.header(out, clock)),
+        Reports::Lines => session.text_header(|out, clock| handler.writer.header(out, clock)),
         Reports::Counts(counts) => counts.begin(&mut session),
         Reports::Histograms(histograms) => histograms.begin(&mut session),
     }
-    session.start(match teller.containers {
+    session.start(match handler.containers {
         Some(_) => Files::Readable,
         None => Files::Opened,
     });
@@ -118,7 +118,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
         .map(|interval| Instant::now() + interval);
     loop {
         let due = report_due.map_or(table.due(), |at| at.min(table.due()));
-        let mut on_event = |session: &mut Session, bytes: &[u8]| teller.take(session, bytes);
+        let mut on_event = |session: &mut Session, bytes: &[u8]| handler.take(session, bytes);
         let wake = session.take_events(&mut source, Some(due), &mut on_event)?;
         if wake == Wake::Stop {
             break;
@@ -128,7 +128,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
             table.sweep(first)?;
         }
         if let Some(at) = report_due.filter(|at| Instant::now() >= *at) {
-            shown.report(&mut session, &mut skels, &mut teller)?;
+            shown.report(&mut session, &mut skels, &mut handler)?;
             // After the machine was suspended, the missed intervals become one long interval.
             let next = shown.interval(args).map(|interval| at + interval);
             report_due = next.map(|at| at.max(Instant::now()));
@@ -147,12 +147,12 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     drop(attached);
     looked?;
     crate::sys::link::synchronize();
-    let mut on_event = |session: &mut Session, bytes: &[u8]| teller.take(session, bytes);
+    let mut on_event = |session: &mut Session, bytes: &[u8]| handler.take(session, bytes);
     session.drain_rest(&mut source, &mut on_event)?;
     let first = skels.first_mut().context("there is no interface")?;
     table.end(first, || session.drain_rest(&mut source, &mut on_event))?;
-    shown.report(&mut session, &mut skels, &mut teller)?;
-    let summary = summary(&session, &skels, &teller, &shown)?;
+    shown.report(&mut session, &mut skels, &mut handler)?;
+    let summary = summary(&session, &skels, &handler, &shown)?;
     session.finish(&summary)
 }
 
@@ -161,7 +161,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
 fn summary(
     session: &Session,
     skels: &[crate::skel::accept_trace::AcceptTraceSkel<'_>],
-    teller: &Teller<'_>,
+    handler: &AttemptHandler<'_>,
     shown: &Reports,
 ) -> Result<Summary> {
     let mut totals = AttemptTotals::default();
@@ -183,7 +183,7 @@ fn summary(
             crate::skel::histogram_untracked(&bss.histogram_untracked)
         });
     }
-    matched -= teller.unwanted;
+    matched -= handler.unwanted;
     let summary = session.summary("accept-trace", matched, lost, suppressed);
     let attempts = Some(totals);
     Ok(match shown {
@@ -205,7 +205,7 @@ fn summary(
 /// What is printed: a line for each event, or reports of what the programs have counted.
 enum Reports {
     Lines,
-    Counts(Counts),
+    Counts(CountReports),
     Histograms(Histograms),
 }
 
@@ -223,7 +223,7 @@ impl Reports {
                 Self::Histograms(Histograms::new(writer, of.name(), by))
             }
             (None, Some(by)) => {
-                Self::Counts(Counts::new(by, args.top, CountsWriter::new(columns)?))
+                Self::Counts(CountReports::new(by, args.top, CountsWriter::new(columns)?))
             }
             (None, None) => Self::Lines,
         })
@@ -242,11 +242,11 @@ impl Reports {
         &mut self,
         session: &mut Session,
         skels: &mut [crate::skel::accept_trace::AcceptTraceSkel<'_>],
-        teller: &mut Teller<'_>,
+        handler: &mut AttemptHandler<'_>,
     ) -> Result<()> {
         match self {
             Self::Lines => Ok(()),
-            Self::Counts(counts) => counts.report(session, skels, teller),
+            Self::Counts(counts) => counts.report(session, skels, handler),
             Self::Histograms(histograms) => {
                 let first = skels.first().context("there is no interface")?;
                 histograms.report(session, &first.maps.histograms)?;
@@ -264,7 +264,7 @@ impl Reports {
 }
 
 /// Turns events into lines: adds reason, place and process, and writes what was asked for.
-struct Teller<'a> {
+struct AttemptHandler<'a> {
     writer: AcceptWriter,
     interfaces: HashMap<u32, &'a str>,
     netns: u64,
@@ -281,7 +281,7 @@ struct Teller<'a> {
     unwanted: u64,
 }
 
-impl<'a> Teller<'a> {
+impl<'a> AttemptHandler<'a> {
     fn new(
         args: &'a AcceptTraceArgs,
         interfaces: &'a [Interface],
@@ -340,7 +340,7 @@ impl<'a> Teller<'a> {
             (false, owner) => owner.map(|owner| (owner.cgroup_id, owner.pid)),
         };
         let containers = self.containers.as_mut().zip(cgroup);
-        let shown = Shown {
+        let shown = ShownAttempt {
             writer: &self.writer,
             attempt: &attempt,
             iface: self.interfaces.get(&raw.attempt.ifindex).copied(),

@@ -23,13 +23,13 @@ const AGAIN: Duration = Duration::from_secs(1);
 const REMEMBERED: usize = 4096;
 
 /// The address and port of a listener.
-type Place = (IpAddr, u16);
+type Endpoint = (IpAddr, u16);
 
 /// Finds the processes that have listeners open.
 pub struct Owners<'obj> {
     holders: Holders<'obj>,
     diag: SockDiag,
-    sockets: HashMap<Place, ListeningSocket>,
+    sockets: HashMap<Endpoint, ListeningSocket>,
     listed: Option<Instant>,
     failure: FirstNotice,
 }
@@ -86,8 +86,8 @@ impl<'obj> Owners<'obj> {
 
 /// The listener that is bound to this address, or to all addresses.
 fn listener_at(
-    sockets: &HashMap<Place, ListeningSocket>,
-    local: Place,
+    sockets: &HashMap<Endpoint, ListeningSocket>,
+    local: Endpoint,
 ) -> Option<&ListeningSocket> {
     let (addr, port) = local;
     let any_v6 = (IpAddr::from(Ipv6Addr::UNSPECIFIED), port);
@@ -103,7 +103,7 @@ fn listener_at(
 /// Since when accept queues are full.
 #[derive(Default)]
 pub struct FullQueues {
-    since: HashMap<Place, u64>,
+    since: HashMap<Endpoint, u64>,
 }
 
 impl FullQueues {
@@ -146,7 +146,7 @@ mod tests {
     use crate::domain::listener::Local;
     use crate::skel::{AcceptEvent, AcceptFate};
 
-    fn socket(addr: &str, v6_only: bool) -> (Place, ListeningSocket) {
+    fn socket(addr: &str, v6_only: bool) -> (Endpoint, ListeningSocket) {
         let addr = addr.parse().unwrap();
         let socket = ListeningSocket {
             local: Local {

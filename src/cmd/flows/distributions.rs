@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::cli::{FlowBy, FlowHistogram, FlowsArgs};
 use crate::domain::flow::{Flow, Outcome};
-use crate::domain::histogram::{Histogram, Key};
+use crate::domain::histogram::{Histogram, HistogramKey};
 use crate::failure::Failure;
 use crate::output::clock::Clock;
 use crate::output::histogram::{Distribution, HistogramWriter};
@@ -23,7 +23,7 @@ pub struct Distributions {
     writer: HistogramWriter,
     of: FlowHistogram,
     by: Option<FlowBy>,
-    keys: HashMap<Key, Histogram>,
+    keys: HashMap<HistogramKey, Histogram>,
     /// Times whose key found no room.
     untracked: u64,
 }
@@ -71,14 +71,14 @@ impl Distributions {
             return;
         };
         let key = match self.by {
-            Some(FlowBy::Saddr) => Key::Address(flow.saddr()),
-            Some(FlowBy::Daddr) => Key::Address(flow.daddr()),
-            Some(FlowBy::Dport) => Key::Port(flow.dport()),
+            Some(FlowBy::Saddr) => HistogramKey::Address(flow.saddr()),
+            Some(FlowBy::Daddr) => HistogramKey::Address(flow.daddr()),
+            Some(FlowBy::Dport) => HistogramKey::Port(flow.dport()),
             Some(FlowBy::Process) => {
                 let comm = flow.process().map_or(&b""[..], |(_, comm)| comm);
-                Key::Comm(comm.to_vec())
+                HistogramKey::Comm(comm.to_vec())
             }
-            _ => Key::All,
+            _ => HistogramKey::All,
         };
         if self.keys.len() >= KEYS_KEPT && !self.keys.contains_key(&key) {
             self.untracked += 1;

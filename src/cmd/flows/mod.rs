@@ -1,8 +1,8 @@
 //! `flows`: one line per finished connection, or the traffic of connections by key.
 
-mod book;
 mod distributions;
 mod replay;
+mod reporter;
 mod sockets;
 mod table;
 mod watch;
@@ -15,8 +15,8 @@ use anyhow::{Context, Result};
 use caps::Capability;
 use libbpf_rs::OpenObject;
 
-use book::Book;
 use distributions::Distributions;
+use reporter::Reporter;
 use sockets::Sockets;
 use table::{Table, monotonic_ns};
 
@@ -102,7 +102,7 @@ impl<'a> Flows<'a> {
 
 /// Whether files have to be opened during the run: those that tell of containers.
 pub fn files(args: &FlowsArgs) -> Files {
-    match book::needs_containers(args) {
+    match reporter::needs_containers(args) {
         true => Files::Readable,
         false => Files::Opened,
     }
@@ -254,10 +254,10 @@ impl PacketCommand for Flows<'_> {
             .collect::<Vec<_>>();
         let has_view = watch::shows_view(args);
         let source = (live.take_source()?, live.buffer);
-        let mut book = Book::new(args, self.writer.clone(), &names, has_view);
-        book.distributions = self.distributions.clone();
+        let mut reporter = Reporter::new(args, self.writer.clone(), &names, has_view);
+        reporter.distributions = self.distributions.clone();
         let mut storage = MaybeUninit::uninit();
-        let mut table = Table::new(args, source, live.slots, book);
+        let mut table = Table::new(args, source, live.slots, reporter);
         table.name_source = name_source(args, live.buffer, live.first()?.1)?;
         let (notices, interfaces) = (live.session.notices, live.interfaces);
         let (_, first) = live.first()?;
@@ -297,8 +297,8 @@ impl PacketCommand for Flows<'_> {
             watch::run_view(live, args, &mut table)?;
         } else {
             let files = files(args);
-            live.begin_with(keep, files, |out, clock| table.book.header(out, clock))?;
-            table.book.begin();
+            live.begin_with(keep, files, |out, clock| table.reporter.header(out, clock))?;
+            table.reporter.begin();
             watch::run_sweeps(live, args, &mut table)?;
         }
 
@@ -311,22 +311,24 @@ impl PacketCommand for Flows<'_> {
             matched: table.ever(&counters),
             ..counters
         };
-        table.book.note_names_lost(&*live.skels);
+        table.reporter.note_names_lost(&*live.skels);
         let session = &mut *live.session;
-        table.book.end_interval(session, None, counters.untracked);
-        table.book.write_distributions(session);
+        table
+            .reporter
+            .end_interval(session, None, counters.untracked);
+        table.reporter.write_distributions(session);
         session.flush();
-        Ok(table.book.summary(session, counters))
+        Ok(table.reporter.summary(session, counters))
     }
 
     fn replay<'obj>(&self, replay: &mut Replay<'_, FlowsSkel<'obj>>) -> Result<Summary, Failure> {
-        let mut book = Book::new(self.args, self.writer.clone(), &[None], false);
-        book.distributions = self.distributions.clone();
+        let mut reporter = Reporter::new(self.args, self.writer.clone(), &[None], false);
+        reporter.distributions = self.distributions.clone();
         let source = (replay.take_source()?, replay.buffer);
         let name_source = name_source(self.args, replay.buffer, replay.skel)?;
-        replay.begin(|out, clock| book.header(out, clock))?;
-        book.begin();
-        let mut table = Table::new(self.args, source, replay.slots, book);
+        replay.begin(|out, clock| reporter.header(out, clock))?;
+        reporter.begin();
+        let mut table = Table::new(self.args, source, replay.slots, reporter);
         table.name_source = name_source;
         replay::run(self.args, table, replay)
     }

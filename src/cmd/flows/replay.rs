@@ -37,11 +37,11 @@ pub fn run(
     };
     replay.run(|skel| &skel.progs.flows_packet, &mut schedule);
     schedule.finish(replay.session, replay.skel)?;
-    schedule.table.book.write_distributions(replay.session);
+    schedule.table.reporter.write_distributions(replay.session);
     replay.session.flush();
-    let mut book = schedule.table.book;
-    book.note_names_lost([&*replay.skel]);
-    Ok(book.summary(replay.session, replay.counters()))
+    let mut reporter = schedule.table.reporter;
+    reporter.note_names_lost([&*replay.skel]);
+    Ok(reporter.summary(replay.session, replay.counters()))
 }
 
 /// When to sweep and to report in a replay. Times are UNIX times in ns, durations are in ns.
@@ -83,14 +83,14 @@ impl Schedule<'_> {
             .saturating_add(length);
         let length = Duration::from_nanos(length.unsigned_abs());
         let untracked = skel.counters(self.slots).untracked;
-        let book = &mut self.table.book;
-        book.end_interval(session, Some((end, length)), untracked);
+        let reporter = &mut self.table.reporter;
+        reporter.end_interval(session, Some((end, length)), untracked);
     }
 
     /// Whether a frame of this time comes after the current interval, if there are any.
     fn ends_interval(&mut self, at: UnixNanos) -> bool {
         let started = *self.interval_started.get_or_insert(at);
-        self.table.book.loads.is_some() && at.saturating_sub(started) >= self.interval
+        self.table.reporter.traffic.is_some() && at.saturating_sub(started) >= self.interval
     }
 
     fn is_sweep_due(&mut self, at: UnixNanos) -> bool {

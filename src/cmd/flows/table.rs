@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use libbpf_rs::{ErrorKind, ProgramInput};
 use nix::time::{ClockId, clock_gettime};
 
-use super::book::Book;
+use super::reporter::Reporter;
 use super::sockets::Sockets;
 use crate::cli::FlowsArgs;
 use crate::notice::Notices;
@@ -29,7 +29,7 @@ pub struct Table<'a> {
     /// With --names: the bytes that names are read from.
     pub name_source: Option<EventSource>,
     /// Receives the records.
-    pub book: Book<'a>,
+    pub reporter: Reporter<'a>,
     /// Flows that were added for sockets before those could not be read any more.
     lost_seeded: u64,
     chunk: u32,
@@ -42,13 +42,13 @@ impl<'a> Table<'a> {
         args: &FlowsArgs,
         (source, buffer): (EventSource, BufferKind),
         cpus: usize,
-        book: Book<'a>,
+        reporter: Reporter<'a>,
     ) -> Self {
         Self {
             source,
             sockets: None,
             name_source: None,
-            book,
+            reporter,
             lost_seeded: 0,
             chunk: chunk(args, buffer, cpus),
             max_flows: args.max_flows.into(),
@@ -59,7 +59,7 @@ impl<'a> Table<'a> {
     /// added for sockets, and once more those that were reported as unanswered.
     pub fn ever(&self, counted: &PacketCounters) -> u64 {
         counted.matched
-            + self.book.unanswered
+            + self.reporter.unanswered
             + self.lost_seeded
             + self.sockets.as_ref().map_or(0, Sockets::seeded)
     }
@@ -111,7 +111,7 @@ impl<'a> Table<'a> {
     /// Reads the names in the bytes that have arrived.
     pub fn read_names(&mut self, session: &mut Session) {
         if let Some(source) = &mut self.name_source {
-            source.drain_all(|bytes| self.book.take_name(session, bytes));
+            source.drain_all(|bytes| self.reporter.take_name(session, bytes));
         }
     }
 
@@ -167,10 +167,10 @@ impl<'a> Table<'a> {
                 Err(error) => return Err(error).context("failed to read the table of flows"),
             }
             self.source
-                .drain_all(|bytes| self.book.take(session, bytes));
-            self.book.settle(session);
+                .drain_all(|bytes| self.reporter.take(session, bytes));
+            self.reporter.settle(session);
             let sweep = skel::read_sweep(bss);
-            self.book.note_lost(&sweep);
+            self.reporter.note_lost(&sweep);
             left = sweep.end.saturating_sub(sweep.cursor);
             if left == 0 {
                 return Ok(sweep);
@@ -187,7 +187,7 @@ impl<'a> Table<'a> {
         ever: u64,
         now_ns: u64,
     ) -> Result<bool> {
-        let in_table = ever.saturating_sub(self.book.reported);
+        let in_table = ever.saturating_sub(self.reporter.reported);
         if in_table <= self.max_flows * NEARLY_FULL.0 / NEARLY_FULL.1 {
             return Ok(false);
         }

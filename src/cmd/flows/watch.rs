@@ -55,7 +55,9 @@ pub fn run_sweeps(
         let counted = live.counters();
         let (session, skel) = live.first()?;
         if interval_ends {
-            table.book.end_interval(session, None, counted.untracked);
+            table
+                .reporter
+                .end_interval(session, None, counted.untracked);
             // After a suspend of the host, the missed intervals count as one long interval.
             interval_due = interval_due.map(|due| (due + args.interval).max(now));
         }
@@ -129,9 +131,9 @@ pub fn run_view(
                 now_ns,
                 seconds: updated.elapsed().as_secs_f64(),
                 untracked: live.counters().untracked,
-                left_out: std::mem::take(&mut table.book.left_out),
+                left_out: std::mem::take(&mut table.reporter.left_out),
             };
-            view.update(table.book.rows.drain(..), &interval);
+            view.update(table.reporter.rows.drain(..), &interval);
             screen.touch();
             updated = now;
             due = now + args.interval.max(rest_since(worked)?);

@@ -20,7 +20,7 @@ use crate::capture::write::{Described, Encoder, Statistics, Way, Written};
 use crate::cli::{LossByChoice, LossTraceArgs, OutputFormat, usage};
 use crate::domain::loss::{Loss, LossKey, detail_name, ip_len, kind_name};
 use crate::domain::reasons::{ReasonFrom, hook_of_caller};
-use crate::domain::tally::{Key, Label};
+use crate::domain::tally::{Label, TallyKey};
 use crate::failure::{Exit, Failure};
 use crate::host::containers::Containers;
 use crate::host::interfaces::{Interface, LinkLayer, ResolveError, resolve};
@@ -29,7 +29,7 @@ use crate::host::privileges;
 use crate::host::sandbox::Files;
 use crate::notice::Notices;
 use crate::output::counts::CountsWriter;
-use crate::output::loss_trace::{LossWriter, Shown};
+use crate::output::loss_trace::{LossWriter, ShownLoss};
 use crate::output::summary::Summary;
 use crate::run::counts::KeyCounts;
 use crate::run::events::{BufferKind, EventSource};
@@ -91,7 +91,7 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
             notices.notice(&format!("processes can't be shown: {error:#}"));
         })
         .ok();
-    let mut teller = Teller {
+    let mut handler = LossHandler {
         kernel: &kernel,
         symbols,
         holders,
@@ -132,14 +132,14 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
         session.follow(hook)?;
     }
     session.open_recording()?;
-    let mut keep = holders::needs(teller.holders.as_mut())?.to_vec();
+    let mut keep = holders::needs(handler.holders.as_mut())?.to_vec();
     keep.extend(session.recording_needs()?);
     if attached.needs_privileges() {
         keep.push(Capability::CAP_NET_ADMIN);
     }
     privileges::drop_all_but(&keep)?;
     session.text_header(|out, clock| writer.header(out, clock));
-    session.start(match teller.containers {
+    session.start(match handler.containers {
         Some(_) => Files::Readable,
         None => Files::Opened,
     });
@@ -155,8 +155,8 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
     let summary = match &mut output {
         Output::Events(writer, source) => {
             let mut take = |session: &mut Session, skels: &[_], bytes: &[u8]| match is_recording {
-                true => teller.record(session, bytes, || statistics(skels)),
-                false => teller.take(session, writer, bytes),
+                true => handler.record(session, bytes, || statistics(skels)),
+                false => handler.take(session, writer, bytes),
             };
             let on_event = |session: &mut Session, bytes: &[u8]| take(session, &skels, bytes);
             match is_recording {
@@ -167,11 +167,11 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
             session.drain_rest(source, |session, bytes| take(session, &skels, bytes))?;
             session.end_recording(&statistics(&skels));
             let counters = counters(&skels);
-            let matched = counters.kinds.iter().sum::<u64>() - teller.silent.discarded;
+            let matched = counters.kinds.iter().sum::<u64>() - handler.silent.discarded;
             session.summary(NAME, matched, counters.lost, counters.suppressed)
         }
         Output::Counts(counts, by) => {
-            teller.count(&mut session, &mut skels, counts, *by, (attached, links))?
+            handler.count(&mut session, &mut skels, counts, *by, (attached, links))?
         }
     };
     session.finish(&summary)
@@ -349,7 +349,7 @@ impl<'a> Cause<'a> {
 }
 
 /// Turns events into lines: adds reason, place and process, and writes what was asked for.
-struct Teller<'a> {
+struct LossHandler<'a> {
     kernel: &'a Kernel,
     symbols: KernelSymbols,
     holders: Option<Holders<'a>>,
@@ -358,7 +358,7 @@ struct Teller<'a> {
     containers: Option<Containers>,
 }
 
-impl Teller<'_> {
+impl LossHandler<'_> {
     fn take(&mut self, session: &mut Session, writer: &LossWriter, bytes: &[u8]) {
         let Some(loss) = Loss::decode(bytes) else {
             session.broken();
@@ -376,7 +376,7 @@ impl Teller<'_> {
             _ => None,
         };
         let at = session.clock.unix(raw.ts_ns);
-        let shown = Shown {
+        let shown = ShownLoss {
             writer,
             loss: &loss,
             reason: cause.reason,
@@ -493,7 +493,7 @@ impl Teller<'_> {
         let key = LossKey(raw);
         let name = |name: Option<&[u8]>| name.map_or(Label::Unknown, |it| Label::Name(it.to_vec()));
         let label = match by {
-            LossByChoice::Saddr | LossByChoice::Dport => Label::Key(Key::new(raw)),
+            LossByChoice::Saddr | LossByChoice::Dport => Label::Key(TallyKey::new(raw)),
             LossByChoice::Place => match key.number() {
                 0 => Label::Unknown,
                 address => name(self.symbols.name(address).map(str::as_bytes)),

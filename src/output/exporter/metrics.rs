@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::{Exposition, Family, Kind};
 use crate::domain::connection::Connection;
-use crate::domain::export::Counts;
+use crate::domain::export::ExportCounts;
 use crate::domain::incoming::FATES;
 use crate::domain::listener::{Listener, Local};
 use crate::domain::loss::Loss;
@@ -290,7 +290,7 @@ fn write(out: &mut Exposition, family: &Family, names: [&str; 2], counts: &ByLab
 /// Incoming connection attempts. `reason` names the reason of an attempt that failed.
 pub fn accept(
     out: &mut Exposition,
-    counts: &Counts,
+    counts: &ExportCounts,
     reason: impl Fn(&ExportKey) -> Option<String>,
 ) {
     // What appears later than the first scrape has no increase that Prometheus could see.
@@ -324,7 +324,11 @@ pub fn accept(
 }
 
 /// Dropped and retransmitted segments, and resets. `reason` names the reason of a drop or reset.
-pub fn loss(out: &mut Exposition, counts: &Counts, reason: impl Fn(&ExportKey) -> Option<String>) {
+pub fn loss(
+    out: &mut Exposition,
+    counts: &ExportCounts,
+    reason: impl Fn(&ExportKey) -> Option<String>,
+) {
     let detail = |key: &ExportKey| {
         let raw = LossEvent {
             kind: key.kind,
@@ -373,7 +377,7 @@ fn connection(key: &ExportKey) -> Connection {
 }
 
 /// Outgoing connection attempts.
-pub fn connect(out: &mut Exposition, counts: &Counts) {
+pub fn connect(out: &mut Exposition, counts: &ExportCounts) {
     let sum = |kind: ConnectKind| {
         let counts = counts.of_kind(kind.0).map(|(_, count)| count);
         counts.sum::<u64>()
@@ -410,7 +414,7 @@ pub fn connect(out: &mut Exposition, counts: &Counts) {
 }
 
 /// Connections in both directions. `sockets` are numbers of sockets, by state.
-pub fn flows(out: &mut Exposition, counts: &Counts, sockets: &[(&str, u64)]) {
+pub fn flows(out: &mut Exposition, counts: &ExportCounts, sockets: &[(&str, u64)]) {
     let mut opened = ByLabels::from([(("in", ""), 0), (("out", ""), 0)]);
     for (kind, direction) in [
         (ConnectKind::CONNECT_ACCEPTED, "in"),

@@ -25,13 +25,13 @@ use crate::skel::{PacketCounters, Sweep};
 const ENDED_SHOWN: usize = 16_384;
 
 /// Receives the records that a sweep reports.
-pub struct Book<'a> {
+pub struct Reporter<'a> {
     args: &'a FlowsArgs,
     writer: FlowWriter,
     /// The names of the interfaces; `None` for the only one of a replay.
     names: &'a [Option<&'a str>],
     /// With `--by`: the traffic by key, instead of lines of flows.
-    pub loads: Option<TrafficByKey>,
+    pub traffic: Option<TrafficByKey>,
     /// With `--histogram`: the times of flows, instead of lines.
     pub distributions: Option<Distributions>,
     /// With `--summary`: what all flows of the run amount to.
@@ -89,8 +89,8 @@ pub fn needs_containers(args: &FlowsArgs) -> bool {
             || (has_lines && args.output.format() == OutputFormat::Json))
 }
 
-impl<'a> Book<'a> {
-    /// A book without records.
+impl<'a> Reporter<'a> {
+    /// A reporter that has no records yet.
     pub fn new(
         args: &'a FlowsArgs,
         mut writer: FlowWriter,
@@ -102,7 +102,7 @@ impl<'a> Book<'a> {
             args,
             writer,
             names,
-            loads: match args.histogram {
+            traffic: match args.histogram {
                 Some(_) => None,
                 None => args.by.map(|by| TrafficByKey::new(by, args.top, args.sort)),
             },
@@ -135,7 +135,7 @@ impl<'a> Book<'a> {
 
     /// Whether each flow that ends gets a line.
     pub fn has_lines(&self) -> bool {
-        self.loads.is_none() && self.distributions.is_none() && !self.has_view
+        self.traffic.is_none() && self.distributions.is_none() && !self.has_view
     }
 
     /// Writes the header line of the text format.
@@ -143,7 +143,7 @@ impl<'a> Book<'a> {
         if let Some(distributions) = &self.distributions {
             return distributions.header(out, clock);
         }
-        match &self.loads {
+        match &self.traffic {
             Some(_) => self.writer.traffic.header(out, clock),
             None => self.writer.flows.header(out, clock),
         }
@@ -176,12 +176,12 @@ impl<'a> Book<'a> {
             }
             return;
         }
-        if let Some(loads) = &mut self.loads {
+        if let Some(traffic) = &mut self.traffic {
             let (cgroup, pid) = flow.cgroup();
             let containers = self.containers.as_mut();
             let container = containers.and_then(|containers| containers.find(cgroup, pid));
-            let key = TrafficKey::of(&flow, loads.by, self.args.prefix, container);
-            loads.add(&flow, key);
+            let key = TrafficKey::of(&flow, traffic.by, self.args.prefix, container);
+            traffic.add(&flow, key);
         }
         if self.has_view {
             self.show(flow);
@@ -347,7 +347,7 @@ impl<'a> Book<'a> {
         replayed: Option<(UnixNanos, Duration)>,
         untracked: u64,
     ) {
-        let Some(loads) = &mut self.loads else {
+        let Some(traffic) = &mut self.traffic else {
             return;
         };
         let (at, length) = match replayed {
@@ -355,19 +355,19 @@ impl<'a> Book<'a> {
             None => (session.clock.now(), self.interval_started.elapsed()),
         };
         for (position, iface) in (0..).zip(self.names) {
-            let (all, top) = loads.busiest(position);
+            let (all, top) = traffic.busiest(position);
             let interval = FlowInterval {
                 iface: *iface,
                 seconds: length.as_secs_f64(),
-                by: loads.by,
+                by: traffic.by,
                 all,
                 top: &top,
-                forgotten: loads.forgotten(position),
+                forgotten: traffic.forgotten(position),
                 untracked,
             };
             session.write(at, &(&self.writer, &interval));
         }
-        loads.clear();
+        traffic.clear();
         self.interval_started = Instant::now();
     }
 
