@@ -155,11 +155,11 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	outgoing =
 		(s.flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) || (is_rst && !skb->skb_iif);
 	if (outgoing)
-		set_key(&key, s.daddr, s.dport, s.ack - 1);
+		find_key(&key, s.daddr, s.dport, s.ack - 1, s.saddr, s.sport);
 	else if (s.flags & TCP_SYN)
-		set_key(&key, s.saddr, s.sport, s.seq);
+		find_key(&key, s.saddr, s.sport, s.seq, s.daddr, s.dport);
 	else
-		set_key(&key, s.saddr, s.sport, s.seq - 1);
+		find_key(&key, s.saddr, s.sport, s.seq - 1, s.daddr, s.dport);
 	known = bpf_map_lookup_elem(&attempts, &key);
 	if (!known)
 		return 0;

@@ -3,7 +3,6 @@
 #ifndef TCPINSPECT_ACCEPT_PACKET_BPF_H
 #define TCPINSPECT_ACCEPT_PACKET_BPF_H
 
-#include "attempt.bpf.h"
 #include "accept_table.bpf.h"
 #include "accept_listener.bpf.h"
 
@@ -87,15 +86,29 @@ static __noinline int begin(struct __sk_buff *skb, const struct attempt_key *key
 	return 1;
 }
 
+static __always_inline bool has_destination(const struct attempt *a, const struct segment *s)
+{
+	const __be32 *addr = (const __be32 *)a->daddr;
+
+	return a->dport == s->dport && addr[0] == s->daddr[0] && addr[1] == s->daddr[1] &&
+	       addr[2] == s->daddr[2] && addr[3] == s->daddr[3];
+}
+
 static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *s)
 {
 	struct attempt_key key;
 	struct attempt *known;
+	__u16 destination;
 	__u64 now;
 
 	my_sent_rst()->valid = false;
-	set_key(&key, s->saddr, s->sport, s->seq);
+	find_key(&key, s->saddr, s->sport, s->seq, s->daddr, s->dport);
 	known = bpf_map_lookup_elem(&attempts, &key);
+	if (known && !key.destination && !has_destination(known, s)) {
+		any_destinations = true;
+		set_destination(&key, s->daddr, s->dport);
+		known = NULL;
+	}
 	if (known) {
 		now = bpf_ktime_get_ns();
 		if (now - known->last_syn_ns < SAME_PACKET_NS)
@@ -107,14 +120,16 @@ static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *
 			look(skb, s, known);
 		return;
 	}
-	if (told_fate(&key))
+	if (told_fate(&key, s->daddr, s->dport))
 		return;
 	if (!begin(skb, &key, s, FATE_NONE)) {
 		/* The stack has no room for another key. */
+		destination = key.destination;
 		known = choose_evicted(&key) ? bpf_map_lookup_elem(&attempts, &key) : NULL;
 		if (known)
 			tell(skb, &key, known, FATE_PENDING);
 		set_key(&key, s->saddr, s->sport, s->seq);
+		key.destination = destination;
 		if (!known || !begin(skb, &key, s, FATE_NONE)) {
 			__sync_fetch_and_add(&accept_counts()->untracked, 1);
 			return;
@@ -133,7 +148,7 @@ static __always_inline void on_forwarded_syn(struct __sk_buff *skb, const struct
 	struct attempt_key key;
 	struct attempt *known;
 
-	set_key(&key, s->saddr, s->sport, s->seq);
+	find_key(&key, s->saddr, s->sport, s->seq, s->daddr, s->dport);
 	known = bpf_map_lookup_elem(&attempts, &key);
 	if (known && known->phase == ATTEMPT_NEW)
 		tell(skb, &key, known, FATE_FORWARDED);
@@ -147,7 +162,7 @@ static __always_inline void on_syn_ack(struct __sk_buff *skb, const struct segme
 	enum accept_fate told;
 	bool forwarded = skb->ingress_ifindex;
 
-	set_key(&key, s->daddr, s->dport, answered_isn(skb, s->ack));
+	find_key(&key, s->daddr, s->dport, answered_isn(skb, s->ack), s->saddr, s->sport);
 	known = bpf_map_lookup_elem(&attempts, &key);
 	if (forwarded) {
 		if (known && known->phase == ATTEMPT_NEW)
@@ -155,7 +170,7 @@ static __always_inline void on_syn_ack(struct __sk_buff *skb, const struct segme
 		return;
 	}
 	if (!known) {
-		told = may_go_on() ? told_fate(&key) : FATE_NONE;
+		told = may_go_on() ? told_fate(&key, s->saddr, s->sport) : FATE_NONE;
 		if (!told || !begin(skb, &key, s, told))
 			return;
 		known = bpf_map_lookup_elem(&attempts, &key);
@@ -182,7 +197,7 @@ static __always_inline void on_rst_sent(struct __sk_buff *skb, const struct segm
 
 	if (skb->ingress_ifindex) {
 		/* It answers a SYN that was forwarded through an interface that is not watched. */
-		set_key(&key, s->daddr, s->dport, s->ack - 1);
+		find_key(&key, s->daddr, s->dport, s->ack - 1, s->saddr, s->sport);
 		known = bpf_map_lookup_elem(&attempts, &key);
 		if (known && known->phase == ATTEMPT_NEW)
 			tell(skb, &key, known, FATE_FORWARDED);
@@ -190,7 +205,7 @@ static __always_inline void on_rst_sent(struct __sk_buff *skb, const struct segm
 	}
 	if (rsts_wait) {
 		/* It had to wait for the address of the next hop. */
-		set_key(&key, s->daddr, s->dport, s->ack - 1);
+		find_key(&key, s->daddr, s->dport, s->ack - 1, s->saddr, s->sport);
 		known = bpf_map_lookup_elem(&attempts, &key);
 		if (known && known->phase == ATTEMPT_NEW && known->reason == REASON_NO_LISTENER) {
 			tell(skb, &key, known, FATE_REFUSED);

@@ -24,7 +24,8 @@
 static __always_inline void set_socket_key(struct attempt_key *key, const struct ends *ends,
 					   const struct tcp_sock *tp)
 {
-	set_key(key, ends->remote, ends->remote_port, tp->copied_seq - 1);
+	find_key(key, ends->remote, ends->remote_port, tp->copied_seq - 1, ends->local,
+		 bpf_ntohs(read_inet_sport(tp)));
 }
 
 /* An attempt goes on after its fate was reported, such as one that had to make room in the table.
@@ -32,7 +33,8 @@ static __always_inline void set_socket_key(struct attempt_key *key, const struct
 static __always_inline struct attempt *go_on(const struct attempt_key *key, const struct ends *ends,
 					     const struct tcp_sock *tp)
 {
-	enum accept_fate told = may_go_on() ? told_fate(key) : FATE_NONE;
+	__u16 port = bpf_ntohs(read_inet_sport(tp));
+	enum accept_fate told = may_go_on() ? told_fate(key, ends->local, port) : FATE_NONE;
 	struct attempt a = {};
 
 	if (!told)
@@ -41,7 +43,7 @@ static __always_inline struct attempt *go_on(const struct attempt_key *key, cons
 	a.phase = ATTEMPT_ANSWERED;
 	a.last_syn_ns = bpf_ktime_get_ns();
 	a.ip_version = ends->ip_version;
-	a.dport = bpf_ntohs(read_inet_sport(tp));
+	a.dport = port;
 	__builtin_memcpy(a.daddr, ends->local, sizeof(a.daddr));
 	if (!begin_attempt(key, &a))
 		return NULL;
@@ -118,7 +120,8 @@ static __always_inline void on_owned_closed(void *ctx, const struct sock *sk,
 	if (!sk->sk_max_ack_backlog)
 		return;
 	read_ends(&ends, sk);
-	set_key(&key, ends.remote, ends.remote_port, tp->rcv_nxt - (__u32)tp->bytes_received - 1);
+	find_key(&key, ends.remote, ends.remote_port, tp->rcv_nxt - (__u32)tp->bytes_received - 1,
+		 ends.local, bpf_ntohs(read_inet_sport(tp)));
 	known = bpf_map_lookup_elem(&attempts, &key);
 	if (!known || known->phase != ATTEMPT_ESTABLISHED)
 		return;
@@ -188,7 +191,7 @@ static __always_inline int on_accept_call(void *ctx, long fd)
 	struct fdtable *table;
 	struct socket *socket;
 	struct attempt_key key;
-	__be32 addr[4];
+	__be32 local[4], remote[4];
 
 	opened = READ_MEMBER(task, files);
 	table = READ_MEMBER(opened, fdt);
@@ -212,16 +215,19 @@ static __always_inline int on_accept_call(void *ctx, long fd)
 	tp = (const struct tcp_sock *)sk;
 	switch (READ_MEMBER(sk, __sk_common.skc_family)) {
 	case AF_INET6:
-		BPF_CORE_READ_INTO(&addr, sk, __sk_common.skc_v6_daddr);
+		BPF_CORE_READ_INTO(&local, sk, __sk_common.skc_v6_rcv_saddr);
+		BPF_CORE_READ_INTO(&remote, sk, __sk_common.skc_v6_daddr);
 		break;
 	case AF_INET:
-		set_mapped(addr, READ_MEMBER(sk, __sk_common.skc_daddr));
+		set_mapped(local, READ_MEMBER(sk, __sk_common.skc_rcv_saddr));
+		set_mapped(remote, READ_MEMBER(sk, __sk_common.skc_daddr));
 		break;
 	default:
 		return 0;
 	}
-	set_key(&key, addr, bpf_ntohs(READ_MEMBER(sk, __sk_common.skc_dport)),
-		READ_MEMBER(tp, copied_seq) - 1);
+	find_key(&key, remote, bpf_ntohs(READ_MEMBER(sk, __sk_common.skc_dport)),
+		 READ_MEMBER(tp, copied_seq) - 1, local,
+		 bpf_ntohs(READ_MEMBER(tp, inet_conn.icsk_inet.inet_sport)));
 	return on_accepted(ctx, &key);
 }
 

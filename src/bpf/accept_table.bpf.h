@@ -8,7 +8,7 @@
 #include "rate.bpf.h"
 #include "process_filter.bpf.h"
 #include "accept_count.bpf.h"
-#include "accept_trace.h"
+#include "attempt.bpf.h"
 
 /* The network namespace of the interfaces, by inode number. */
 const volatile __u32 netns = 0;
@@ -79,6 +79,9 @@ struct accept_counters accept_counters[COUNTER_SLOTS] SEC(".bss.accept")
 /* A fate was reported: until then `told` is empty, and nothing is looked up in it. */
 bool any_told SEC(".bss.recent");
 
+/* The table has attempts with a destination in their key. */
+bool any_destinations SEC(".bss.recent");
+
 /* A RST was not sent at once: from then on it is looked for. */
 bool rsts_wait SEC(".bss.recent");
 
@@ -101,14 +104,53 @@ static __always_inline __u64 mix_word(__u64 hash, __u64 word)
 	return hash ^ hash >> 32;
 }
 
-static __always_inline __u64 attempt_hash(const struct attempt_key *key)
+static __always_inline __u64 hash_words(__u64 hash, const void *addr, __u64 last)
 {
-	const __u32 *words = (const __u32 *)key;
-	__u64 hash = told_seed;
+	const __u32 *words = addr;
 
 	hash = mix_word(hash, (__u64)words[0] << 32 | words[1]);
 	hash = mix_word(hash, (__u64)words[2] << 32 | words[3]);
-	return mix_word(hash, (__u64)words[4] << 32 | words[5]);
+	return mix_word(hash, last);
+}
+
+static __always_inline __u64 destination_hash(const void *addr, __u16 port)
+{
+	return hash_words(told_seed, addr, port);
+}
+
+/* The hash of an attempt to this destination. */
+static __always_inline __u64 attempt_hash(const struct attempt_key *key, const void *addr,
+					  __u16 port)
+{
+	return hash_words(destination_hash(addr, port), key->addr,
+			  (__u64)key->isn << 32 | key->port);
+}
+
+static __always_inline void set_destination(struct attempt_key *key, const void *addr, __u16 port)
+{
+	key->destination = (__u16)destination_hash(addr, port) ?: 1;
+}
+
+static __noinline int find_destination(struct attempt_key *key, const __be32 *addr, __u16 port)
+{
+	if (!key || !addr)
+		return 0;
+	set_destination(key, addr, port);
+	if (!bpf_map_lookup_elem(&attempts, key))
+		key->destination = 0;
+	return 0;
+}
+
+/*
+ * Sets the key by which the table has an attempt, if it is there, to a destination as it is seen
+ * here. Where the destination was translated, that is the first one with this initiator.
+ */
+static __always_inline void find_key(struct attempt_key *key, const __be32 *addr, __u16 port,
+				     __u32 isn, const __be32 *to, __u16 to_port)
+{
+	set_key(key, addr, port, isn);
+	if (any_destinations)
+		find_destination(key, to, to_port);
 }
 
 static __always_inline struct told_set *told_set(__u64 hash)
@@ -118,43 +160,52 @@ static __always_inline struct told_set *told_set(__u64 hash)
 	return bpf_map_lookup_elem(&told, &at);
 }
 
-/* The fate that was reported of an attempt; FATE_NONE: none. */
-static __noinline enum accept_fate told_fate(const struct attempt_key *key)
+static __always_inline __u16 told_age(__u64 word, __u64 ns)
+{
+	return (__u16)(ns >> 30) - (__u16)(word >> TOLD_TIME);
+}
+
+/* The fate that was reported of an attempt to this destination; FATE_NONE: none, or long ago. */
+static __noinline enum accept_fate told_fate(const struct attempt_key *key, const __be32 *addr,
+					     __u16 port)
 {
 	struct told_set *set;
-	__u64 hash;
+	__u64 hash, word;
 
-	if (!key || !any_told)
+	if (!key || !addr || !any_told)
 		return FATE_NONE;
-	hash = attempt_hash(key);
+	hash = attempt_hash(key, addr, port);
 	set = told_set(hash);
 	if (!set)
 		return FATE_NONE;
 #pragma unroll
 	for (int i = 0; i < TOLD_WAYS; i++) {
-		if (set->words[i] && !((set->words[i] ^ hash) & TOLD_HASH))
-			return set->words[i] & TOLD_FATE;
+		word = set->words[i];
+		if (word && !((word ^ hash) & TOLD_HASH))
+			return told_age(word, bpf_ktime_get_ns()) < TOLD_FOR ? word & TOLD_FATE
+									     : FATE_NONE;
 	}
 	return FATE_NONE;
 }
 
 /* The word of the same attempt, else a free one, else the oldest. CPUs may use the same word. */
-static __always_inline void set_told(const struct attempt_key *key, enum accept_fate fate, __u64 ns)
+static __always_inline void set_told(const struct attempt_key *key, const struct attempt *a,
+				     enum accept_fate fate, __u64 ns)
 {
-	__u16 now = ns >> 30, age, oldest = 0;
+	__u16 age, oldest = 0;
 	struct told_set *set;
 	__u32 way = 0;
 	__u64 hash;
 
 	if (!any_told)
 		any_told = true;
-	hash = attempt_hash(key);
+	hash = attempt_hash(key, a->daddr, a->dport);
 	set = told_set(hash);
 	if (!set)
 		return;
 #pragma unroll
 	for (int i = 0; i < TOLD_WAYS; i++) {
-		age = now - (__u16)(set->words[i] >> TOLD_TIME);
+		age = told_age(set->words[i], ns);
 		if (!set->words[i] || !((set->words[i] ^ hash) & TOLD_HASH))
 			age = 0xffff;
 		if (age >= oldest) {
@@ -167,7 +218,7 @@ static __always_inline void set_told(const struct attempt_key *key, enum accept_
 	/* Keeps the compiler from dropping the mask, which shows the verifier the bound. */
 	barrier_var(way);
 	way &= TOLD_WAYS - 1;
-	set->words[way] = (__u64)now << TOLD_TIME | (hash & TOLD_HASH) | fate;
+	set->words[way] = ns >> 30 << TOLD_TIME | (hash & TOLD_HASH) | fate;
 }
 
 static __always_inline void count_lost(void)
@@ -424,7 +475,7 @@ static __always_inline int tell_of(void *ctx, const struct attempt_key *key,
 	__u64 now = bpf_ktime_get_ns();
 
 	if (fate != FATE_NONE && fate != FATE_ACCEPTED)
-		set_told(key, fate, now);
+		set_told(key, a, fate, now);
 	if (exporting)
 		return export_fate(key, a, fate, by_current, now);
 	if (accept_output != OUTPUT_EVENTS)

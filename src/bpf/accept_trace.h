@@ -60,13 +60,14 @@ enum accept_flag {
 
 /*
  * Identifies an attempt: the initiator's address, port and initial sequence number. Translation of
- * the destination does not change it, and a retransmitted SYN has the same.
+ * the destination does not change it, and a retransmitted SYN has the same. Scanners use the same
+ * for many destinations; all but the first of those in the table have theirs in the key.
  */
 struct attempt_key {
 	__u8 addr[16]; /* network order, IPv4 as v4-mapped */
 	__u32 isn;
 	__u16 port;
-	__u16 pad;
+	__u16 destination; /* its hash, or 0 */
 };
 
 _Static_assert(sizeof(struct attempt_key) == 24, "no hidden padding");

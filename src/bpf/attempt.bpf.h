@@ -21,7 +21,7 @@ static __always_inline void set_key(struct attempt_key *key, const __be32 *addr,
 	__builtin_memcpy(key->addr, addr, sizeof(key->addr));
 	key->isn = isn;
 	key->port = port;
-	key->pad = 0;
+	key->destination = 0;
 }
 
 /* Reads a segment. False: it can't be read, or the filter does not match its attempt. */

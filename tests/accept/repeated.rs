@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use serde_json::json;
 
-use super::{Growth, NOBODY, Trace, begin, listener, nft, segment};
+use super::{Growth, NOBODY, Trace, begin, listener, nft, segment, send, with_neighbour};
 use crate::common::frames::RawSocket;
 use crate::common::{Namespace, Pair, SERVER4, Tool, need};
 
@@ -96,4 +96,30 @@ fn a_flood_does_not_make_a_repeated_syn_another_attempt() {
     assert!(attempts <= u64::from(FLOOD) + 1, "{summary}");
     assert!(forgotten < 1000, "{summary}");
     assert_eq!(summary["fates"]["dropped"], json!(attempts), "{summary}");
+}
+
+#[test]
+fn one_source_port_and_sequence_number_for_many_ports_are_many_attempts() {
+    let pair = need!(Pair::new());
+    with_neighbour(&pair);
+    let listen = |port| listener((SERVER4, port).into(), 16);
+    let _listeners = pair.server.enter(|| [8611, 8612, 8613].map(listen));
+    let trace = Trace::start(&pair.server, &["vs"]);
+    // As nmap scans. The ports where nobody listens are told at once, the others are open together.
+    for port in 8609..8617 {
+        send(&pair, &segment(&pair, NOBODY, 2, (4000, port), 77, 0));
+        trace.arrived(port, 1);
+    }
+    send(&pair, &segment(&pair, NOBODY, 4, (4000, 8612), 78, 0));
+    trace.fate(8612);
+    let fates = trace.stop();
+    for port in 8609..8617 {
+        let fate = match port {
+            8612 => "reset",
+            8611 | 8613 => "pending",
+            _ => "refused",
+        };
+        assert_eq!(fates.only(port)["fate"], fate, "{:#?}", fates.all);
+    }
+    assert_eq!(fates.count("refused"), 5, "{}", fates.summary);
 }
