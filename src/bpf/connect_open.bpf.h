@@ -32,7 +32,8 @@ static __always_inline void pass_over(const struct sock *sk)
 /*
  * Whether a connection that is not kept was rejected by the filter; removes the note of that. If
  * some connections found no room, this one may be one of them or older than the run: its end is
- * then counted as lost.
+ * then counted as lost. With socket storage the room is the socket's own, so only a socket that has
+ * none can be one of them.
  */
 static __always_inline bool was_passed_over(const struct sock *sk)
 {
@@ -44,6 +45,11 @@ static __always_inline bool was_passed_over(const struct sock *sk)
 		return true;
 	if (!totals.unkept)
 		return false;
+	if (use_storage &&
+	    bpf_sk_storage_get(&stored, (void *)sk, NULL, BPF_SK_STORAGE_GET_F_CREATE)) {
+		forget(sk);
+		return false;
+	}
 	count_lost();
 	return true;
 }

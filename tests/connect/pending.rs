@@ -12,9 +12,9 @@ use nix::sys::socket::SockFlag;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, Uid, fork, pipe2, read, setuid, write};
 
-use super::sockets::{Blackhole, connect_to, connecting, listen, set_int, tcp};
+use super::sockets::{Blackhole, connect_to, connected, connecting, listen, set_int, tcp};
 use super::{Trace, backends};
-use crate::common::{is_guest, need};
+use crate::common::{Namespace, is_guest, need};
 
 #[test]
 fn an_attempt_that_is_pending_at_the_start_is_told_once_and_has_its_fate() {
@@ -292,6 +292,58 @@ fn waiting_connects_of_a_stranger_blind_nobody() {
         let fates = ["established", "failed", "pending"].map(|name| events.count(name));
         assert_eq!(attempts, count + 202, "{}", events.summary);
         assert_eq!(fates.iter().sum::<usize>(), attempts, "{}", events.summary);
+        events.assert_whole();
+    }
+}
+
+/// Fills the memory that a socket has for options, as any process can: with keys for other peers.
+fn fill_options(socket: &OwnedFd) -> Result<(), String> {
+    for peer in 0..u16::MAX {
+        // struct tcp_md5sig: the peer's address, flags, prefix, length of the key, interface, key.
+        let mut key = [0_u8; 216];
+        key[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
+        key[4] = 10;
+        key[5..7].copy_from_slice(&peer.to_be_bytes());
+        key[130] = 1;
+        // SAFETY: the key is valid for its length, and the descriptor is open.
+        let ret = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_MD5SIG,
+                key.as_ptr().cast(),
+                size_of_val(&key) as u32,
+            )
+        };
+        match Errno::result(ret) {
+            Ok(_) => {}
+            Err(Errno::ENOMEM) => return Ok(()),
+            Err(errno) => return Err(format!("no keys: {errno}")),
+        }
+    }
+    Err("there is room for all keys".to_owned())
+}
+
+#[test]
+fn a_socket_that_has_no_room_for_its_connection_costs_no_other_one_its_end() {
+    for backend in backends!() {
+        let namespace = need!(Namespace::new());
+        let old = namespace.enter(|| connected(&listen("127.0.0.1", 4641)));
+        let options = ["--close", "-p", "4641", "--dst", "127.0.0.1"];
+        let trace = Trace::start(&namespace, backend, &options);
+        let addr = SocketAddr::from(([127, 0, 0, 1], 4641));
+        let full = namespace.enter(|| tcp(addr, SockFlag::empty()));
+        need!(fill_options(&full));
+        assert_eq!(
+            namespace.enter(|| connect_to(&full, addr)),
+            Err(Errno::ECONNREFUSED)
+        );
+        drop(old);
+        trace.wait_for("closed", 4641);
+        let events = trace.stop();
+        let names = events.names_at(4641);
+        assert_eq!(names, ["attempt", "failed", "closed"], "{:#?}", events.all);
+        assert_eq!(events.at(4641)[1]["error"], "ECONNREFUSED");
         events.assert_whole();
     }
 }

@@ -78,6 +78,8 @@ pub(in crate::cmd) struct Tracer<'obj> {
     pub(in crate::cmd) hooks: Vec<&'static str>,
     /// `None` before Linux 5.9, which lacks the iterators.
     pub(super) pending: Option<Pending>,
+    /// What is known of a connection is stored with its socket.
+    pub(super) storage: bool,
 }
 
 /// What to load for a backend.
@@ -349,6 +351,7 @@ impl<'obj> Tracer<'obj> {
             links,
             hooks,
             pending,
+            storage: plan.storage,
         })
     }
 }

@@ -169,8 +169,18 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
     let untold = counters.untold.cast_signed().max(0).cast_unsigned();
     let unseen = unseen(&counters, unhooked, &tracer.skel.progs) + untold;
     if counters.unkept > 0 {
+        let (place, advice) = match tracer.storage {
+            true => (
+                "socket, for its process has filled its memory for options",
+                "a larger net.core.optmem_max helps",
+            ),
+            false => (
+                "table",
+                "a filter (--uid, --pid, -p, --dst) helps, or Linux 5.11, which has no such limit",
+            ),
+        };
         session.notices.notice(&format!(
-            "{} times there was no room for another connection in the table: their fates were reported without a process, or counted as lost; a filter (--uid, --pid, -p, --dst) helps, or Linux 5.11, which has no such limit",
+            "{} times there was no room for what is known of a connection in the {place}: their fates were reported without a process, or counted as lost; {advice}",
             counters.unkept
         ));
     }
