@@ -32,7 +32,7 @@ use crate::host::interfaces::{Interface, LinkLayer, resolve};
 use crate::host::kernel_types::KernelTypes;
 use crate::host::privileges;
 use crate::notice::Notices;
-use crate::output::check::{CheckKind, Finding, FindingWriter};
+use crate::output::check::{CheckKind, Finding, FindingLayout};
 use crate::output::summary::Summary;
 use crate::run::events::BufferKind;
 use crate::run::packet;
@@ -48,7 +48,7 @@ use crate::sys::key_tables::Size;
 /// # Errors
 /// A command can't run here, or the output can't be written.
 pub fn run(args: &CheckArgs) -> Result<Exit, Failure> {
-    let writer = FindingWriter::new(&args.output.columns)?;
+    let layout = FindingLayout::of(&args.output.columns)?;
     let expression = args.filter.as_deref().map(Expression::new).transpose()?;
     let mut session = Session::new(&args.output, &StopArgs::default(), SandboxArgs::default())?;
     let findings = match &expression {
@@ -59,10 +59,10 @@ pub fn run(args: &CheckArgs) -> Result<Exit, Failure> {
     privileges::drop_all()?;
     session.stop.start();
 
-    session.text_header(|out, clock| writer.layout.header(out, clock));
+    session.text_header(|out, clock| layout.header(out, clock));
     for finding in &findings {
         let at = session.clock.now();
-        session.write(at, &(&writer, finding));
+        session.write(at, &(&layout, finding));
     }
     finish(&mut session, &findings, duration)
 }

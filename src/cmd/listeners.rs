@@ -71,7 +71,7 @@ pub fn run(args: &ListenersArgs) -> Result<Exit, Failure> {
         show_view(&mut session, &mut look, files)?;
         0
     } else {
-        session.text_header(|out, clock| writer.text_header(out, clock));
+        session.text_header(|out, clock| writer.header(out, clock));
         session.start(files);
         session.attached(&attached);
         write_lines(&mut session, &mut look, &writer)?

@@ -2,13 +2,12 @@
 
 use super::Render;
 use super::clock::{Clock, Precision, UnixNanos};
-use super::columns::{Column, Layout, Row, Tone};
+use super::columns::{Column, Layout, Row, Table, Tone};
 use super::json::{Object, push_addr, push_int, push_opt_int, push_port};
 use super::line::Line;
 use crate::domain::incoming::{Attempt, Fate};
 use crate::domain::listener::Holder;
 use crate::domain::reasons::ReasonFrom;
-use crate::failure::Failure;
 use crate::key;
 use crate::skel::{AcceptFate, AcceptFlag};
 
@@ -30,56 +29,39 @@ pub(crate) enum AcceptColumn {
     Reason,
 }
 
-const COLUMNS: [Column<AcceptColumn>; 14] = [
-    Column::time(AcceptColumn::Time, Precision::Micros),
-    Column::left(AcceptColumn::Iface, "IFACE", 8),
-    Column::left(AcceptColumn::Fate, "FATE", 10),
-    Column::left(AcceptColumn::Saddr, "SADDR", 15),
-    Column::right(AcceptColumn::Sport, "SPORT", 5),
-    Column::left(AcceptColumn::Daddr, "DADDR", 15),
-    Column::right(AcceptColumn::Dport, "DPORT", 5),
-    Column::right(AcceptColumn::Handshake, "HS_US", 6),
-    Column::right(AcceptColumn::Wait, "WAIT_US", 7),
-    Column::left(AcceptColumn::Pid, "PID", 5),
-    Column::left(AcceptColumn::Comm, "COMM", 7),
-    Column::left(AcceptColumn::Queue, "QUEUE", 7),
-    Column::left(AcceptColumn::Place, "PLACE", 16),
-    Column::left(AcceptColumn::Reason, "REASON", 6),
-];
+impl Table for AcceptColumn {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::time(Self::Time, Precision::Micros),
+        Column::left(Self::Iface, "IFACE", 8),
+        Column::left(Self::Fate, "FATE", 10),
+        Column::left(Self::Saddr, "SADDR", 15),
+        Column::right(Self::Sport, "SPORT", 5),
+        Column::left(Self::Daddr, "DADDR", 15),
+        Column::right(Self::Dport, "DPORT", 5),
+        Column::right(Self::Handshake, "HS_US", 6),
+        Column::right(Self::Wait, "WAIT_US", 7),
+        Column::left(Self::Pid, "PID", 5),
+        Column::left(Self::Comm, "COMM", 7),
+        Column::left(Self::Queue, "QUEUE", 7),
+        Column::left(Self::Place, "PLACE", 16),
+        Column::left(Self::Reason, "REASON", 6),
+    ];
 
-/// Writes attempts as text or JSON.
-pub struct AcceptWriter {
-    layout: Layout<AcceptColumn>,
-}
-
-impl AcceptWriter {
-    /// Takes the columns of `--columns`, or the default ones if there are none.
-    ///
-    /// # Errors
-    /// A column is unknown.
-    pub fn new(columns: &[String]) -> Result<Self, Failure> {
-        let layout = Layout::new(&COLUMNS, columns, |column| {
-            !matches!(
-                column,
-                AcceptColumn::Iface
-                    | AcceptColumn::Handshake
-                    | AcceptColumn::Queue
-                    | AcceptColumn::Place
-            )
-        })?;
-        Ok(Self { layout })
-    }
-
-    /// Writes the header line of the text format.
-    pub fn header(&self, out: &mut Line<'_>, clock: &Clock) {
-        self.layout.header(out, clock);
+    fn is_usual(self) -> bool {
+        !matches!(
+            self,
+            Self::Iface | Self::Handshake | Self::Queue | Self::Place
+        )
     }
 }
+
+/// The columns of attempts.
+pub(crate) type AttemptLayout = Layout<AcceptColumn>;
 
 /// An attempt together with what user space has found out about it.
-pub struct ShownAttempt<'a> {
+pub(crate) struct ShownAttempt<'a> {
     /// The columns to write.
-    pub writer: &'a AcceptWriter,
+    pub layout: &'a AttemptLayout,
     /// The attempt.
     pub attempt: &'a Attempt,
     /// The interface where its SYN came in.
@@ -186,7 +168,7 @@ const ACCEPT_QUEUE_FULL: &str = "accept_queue_full";
 
 impl Render for ShownAttempt<'_> {
     fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
-        self.writer.layout.row(self, out, clock, at);
+        self.layout.row(self, out, clock, at);
     }
 
     fn json(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
@@ -198,10 +180,7 @@ impl Render for ShownAttempt<'_> {
             false => "fate",
         };
         let mut line = Object::new(out, |out| clock.push_rfc3339(out, at), event);
-        match self.iface {
-            Some(iface) => line.string(key!("iface"), iface.as_bytes()),
-            None => line.null(key!("iface")),
-        };
+        line.opt_string(key!("iface"), self.iface);
         line.int(key!("netns"), self.netns);
         line.int(key!("ip_version"), known.ip_version);
         line.with(key!("saddr"), |out| push_addr(out, attempt.saddr()));
@@ -228,10 +207,7 @@ impl ShownAttempt<'_> {
             key!("reason_from"),
             attempt.has_failed().then(|| from.name()),
         );
-        match self.place {
-            Some(place) => line.string(key!("place"), place.as_bytes()),
-            None => line.null(key!("place")),
-        };
+        line.opt_string(key!("place"), self.place);
         let has_listener = self.has(AcceptFlag::ATTEMPT_HAS_LISTENER);
         line.opt_int(key!("queue_len"), has_listener.then_some(known.queue_len));
         line.opt_int(key!("queue_max"), has_listener.then_some(known.queue_max));
@@ -268,10 +244,7 @@ impl ShownAttempt<'_> {
             false => self.owner.map(|owner| owner.cgroup_id),
         };
         line.opt_int(key!("cgroup_id"), cgroup_id);
-        match self.container {
-            Some(container) => line.string(key!("container"), container.as_bytes()),
-            None => line.null(key!("container")),
-        };
+        line.opt_string(key!("container"), self.container);
     }
 }
 
@@ -310,9 +283,9 @@ mod tests {
         attempt: &Attempt,
         push: impl FnOnce(&ShownAttempt<'_>, &mut Line<'_>, &mut Clock),
     ) -> String {
-        let writer = AcceptWriter::new(&[]).unwrap();
+        let layout = AttemptLayout::of(&[]).unwrap();
         let shown = ShownAttempt {
-            writer: &writer,
+            layout: &layout,
             attempt,
             iface: Some("eth0"),
             netns: 7,
@@ -333,7 +306,7 @@ mod tests {
     #[test]
     fn text_has_the_columns_of_its_header() {
         let header = render(&accepted(), |shown, out, clock| {
-            shown.writer.header(out, clock)
+            shown.layout.header(out, clock)
         });
         let line = render(&accepted(), |shown, out, clock| shown.text(out, clock, 0));
         for (column, value) in [

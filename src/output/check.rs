@@ -2,10 +2,9 @@
 
 use super::Render;
 use super::clock::{Clock, Precision, UnixNanos};
-use super::columns::{Column, Layout, Row, Tone};
+use super::columns::{Column, Layout, Row, Table, Tone};
 use super::json::Object;
 use super::line::Line;
-use crate::failure::Failure;
 use crate::key;
 
 /// What a finding is about.
@@ -60,30 +59,18 @@ pub(crate) enum FindingColumn {
     Detail,
 }
 
-const COLUMNS: [Column<FindingColumn>; 5] = [
-    Column::time(FindingColumn::Time, Precision::Seconds),
-    Column::left(FindingColumn::Kind, "KIND", 9),
-    Column::left(FindingColumn::Name, "NAME", 25),
-    Column::left(FindingColumn::Ok, "OK", 3),
-    Column::left(FindingColumn::Detail, "DETAIL", 60),
-];
-
-/// Writes findings as text or JSON.
-pub struct FindingWriter {
-    /// The columns of the text format.
-    pub(crate) layout: Layout<FindingColumn>,
+impl Table for FindingColumn {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::time(Self::Time, Precision::Seconds),
+        Column::left(Self::Kind, "KIND", 9),
+        Column::left(Self::Name, "NAME", 25),
+        Column::left(Self::Ok, "OK", 3),
+        Column::left(Self::Detail, "DETAIL", 60),
+    ];
 }
 
-impl FindingWriter {
-    /// Takes the columns of `--columns`, or all if there are none.
-    ///
-    /// # Errors
-    /// A column is unknown.
-    pub fn new(columns: &[String]) -> Result<Self, Failure> {
-        let layout = Layout::new(&COLUMNS, columns, |_| true)?;
-        Ok(Self { layout })
-    }
-}
+/// The columns of findings.
+pub(crate) type FindingLayout = Layout<FindingColumn>;
 
 impl Row for Finding {
     type Column = FindingColumn;
@@ -116,9 +103,9 @@ impl Row for Finding {
     }
 }
 
-impl Render for (&FindingWriter, &Finding) {
+impl Render for (&FindingLayout, &Finding) {
     fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
-        self.0.layout.row(self.1, out, clock, at);
+        self.0.row(self.1, out, clock, at);
     }
 
     fn json(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
@@ -129,14 +116,8 @@ impl Render for (&FindingWriter, &Finding) {
             Some(ok) => line.bool(key!("ok"), ok),
             None => line.null(key!("ok")),
         };
-        match &self.1.uses {
-            Some(uses) => line.string(key!("uses"), uses.as_bytes()),
-            None => line.null(key!("uses")),
-        };
-        match &self.1.detail {
-            Some(detail) => line.string(key!("detail"), detail.as_bytes()),
-            None => line.null(key!("detail")),
-        };
+        line.opt_string(key!("uses"), self.1.uses.as_ref());
+        line.opt_string(key!("detail"), self.1.detail.as_ref());
         line.end();
     }
 }
@@ -166,8 +147,8 @@ mod tests {
         }
     }
 
-    fn writer() -> FindingWriter {
-        FindingWriter::new(&[]).unwrap()
+    fn layout() -> FindingLayout {
+        FindingLayout::of(&[]).unwrap()
     }
 
     fn render(push: impl FnOnce(&mut Line<'_>, &mut Clock)) -> String {
@@ -181,8 +162,8 @@ mod tests {
 
     #[test]
     fn text_has_the_columns_of_its_header() {
-        let header = render(|out, clock| writer().layout.header(out, clock));
-        let line = render(|out, clock| (&writer(), &finding()).text(out, clock, 0));
+        let header = render(|out, clock| layout().header(out, clock));
+        let line = render(|out, clock| (&layout(), &finding()).text(out, clock, 0));
         for (column, value) in [
             ("TIME", "00:00:00 "),
             ("KIND", "command "),
@@ -208,10 +189,10 @@ mod tests {
             ..finding()
         };
         assert_eq!(
-            render(|out, clock| (&writer(), &untried).json(out, clock, 0)),
+            render(|out, clock| (&layout(), &untried).json(out, clock, 0)),
             "{\"ts\":\"1970-01-01T00:00:00.000000000Z\",\"event\":\"check\",\"kind\":\"command\",\"name\":\"connect-trace\",\"ok\":null,\"uses\":null,\"detail\":null}\n"
         );
-        let line = render(|out, clock| (&writer(), &finding()).json(out, clock, 0));
+        let line = render(|out, clock| (&layout(), &finding()).json(out, clock, 0));
         serde_json::from_str::<serde_json::Value>(&line).unwrap();
     }
 }

@@ -95,6 +95,17 @@ impl Tone {
     }
 }
 
+/// The ids of the columns of a table, of which the usual ones do not depend on other options.
+pub(crate) trait Table: Copy + PartialEq + 'static {
+    /// Its columns.
+    const COLUMNS: &'static [Column<Self>];
+
+    /// Whether it is shown without `--columns`.
+    fn is_usual(self) -> bool {
+        true
+    }
+}
+
 /// A record that is shown as a line of columns.
 pub(crate) trait Row {
     /// The ids of its columns.
@@ -115,7 +126,7 @@ pub(crate) trait Row {
 
 /// The columns that are shown, in their order.
 #[derive(Clone, Debug)]
-pub struct Layout<C> {
+pub(crate) struct Layout<C> {
     shown: Vec<PlacedColumn<C>>,
     /// How many of the first ones are those of the table, in its order.
     as_in_table: usize,
@@ -128,6 +139,16 @@ struct PlacedColumn<C> {
     column: Column<C>,
     /// Where the column begins in its line.
     start: usize,
+}
+
+impl<C: Table> Layout<C> {
+    /// The columns that `--columns` asks for, else the usual ones.
+    ///
+    /// # Errors
+    /// There is no such column.
+    pub fn of(asked: &[String]) -> Result<Self, Failure> {
+        Self::new(C::COLUMNS, asked, C::is_usual)
+    }
 }
 
 impl<C: Copy + PartialEq> Layout<C> {

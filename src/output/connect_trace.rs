@@ -6,7 +6,7 @@ use nix::errno::Errno;
 
 use super::Render;
 use super::clock::{Clock, Precision, UnixNanos};
-use super::columns::{Column, Layout, Row, Tone};
+use super::columns::{Column, Layout, Row, Table, Tone};
 use super::json::{Object, push_addr, push_int, push_opt_int, push_port};
 use super::line::Line;
 use super::port_monitor::push_opt_addr;
@@ -122,53 +122,31 @@ pub(crate) enum TotalColumn {
     Errors,
 }
 
-const TOTAL_COLUMNS: [Column<TotalColumn>; 9] = [
-    Column::time(TotalColumn::Time, Precision::Micros),
-    Column::left(TotalColumn::Process, "PROCESS", 15),
-    Column::left(TotalColumn::Daddr, "DADDR", 15),
-    Column::right(TotalColumn::Dport, "DPORT", 5),
-    Column::right(TotalColumn::Attempts, "ATTEMPTS", 8),
-    Column::right(TotalColumn::Established, "OK", 6),
-    Column::right(TotalColumn::Failed, "FAILED", 6),
-    Column::right(TotalColumn::Pending, "PENDING", 7),
-    Column::left(TotalColumn::Errors, "ERRORS", 14),
-];
-
-/// Writes the totals of `--summary`.
-pub struct TotalsWriter {
-    /// The columns of the text format.
-    pub(crate) layout: Layout<TotalColumn>,
+impl Table for TotalColumn {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::time(Self::Time, Precision::Micros),
+        Column::left(Self::Process, "PROCESS", 15),
+        Column::left(Self::Daddr, "DADDR", 15),
+        Column::right(Self::Dport, "DPORT", 5),
+        Column::right(Self::Attempts, "ATTEMPTS", 8),
+        Column::right(Self::Established, "OK", 6),
+        Column::right(Self::Failed, "FAILED", 6),
+        Column::right(Self::Pending, "PENDING", 7),
+        Column::left(Self::Errors, "ERRORS", 14),
+    ];
 }
 
-impl TotalsWriter {
-    /// Takes the columns of `--columns`, or all if there are none.
-    ///
-    /// # Errors
-    /// A column is unknown.
-    pub fn new(columns: &[String]) -> Result<Self, Failure> {
-        let layout = Layout::new(&TOTAL_COLUMNS, columns, |_| true)?;
-        Ok(Self { layout })
-    }
-
-    /// The counts of a key to write; without a key, those of all keys that were not kept.
-    pub fn shown<'a>(
-        &'a self,
-        key: Option<&'a TotalsKey>,
-        counts: &'a TotalsCounts,
-    ) -> ShownTotal<'a> {
-        ShownTotal {
-            writer: self,
-            key,
-            counts,
-        }
-    }
-}
+/// The columns of totals.
+pub(crate) type TotalsLayout = Layout<TotalColumn>;
 
 /// The counts of a key.
-pub struct ShownTotal<'a> {
-    writer: &'a TotalsWriter,
-    key: Option<&'a TotalsKey>,
-    counts: &'a TotalsCounts,
+pub(crate) struct ShownTotal<'a> {
+    /// The columns to write.
+    pub layout: &'a TotalsLayout,
+    /// `None`: all keys that were not kept.
+    pub key: Option<&'a TotalsKey>,
+    /// Their counts.
+    pub counts: &'a TotalsCounts,
 }
 
 impl ShownTotal<'_> {
@@ -218,16 +196,13 @@ impl Row for ShownTotal<'_> {
 
 impl Render for ShownTotal<'_> {
     fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
-        self.writer.layout.row(self, out, clock, at);
+        self.layout.row(self, out, clock, at);
     }
 
     fn json(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         let counts = self.counts;
         let mut line = Object::new(out, |out| clock.push_rfc3339(out, at), "connect_total");
-        match self.process() {
-            Some(name) => line.string(key!("process"), name),
-            None => line.null(key!("process")),
-        };
+        line.opt_string(key!("process"), self.process());
         match self.key.and_then(|key| key.daddr) {
             Some(addr) => line.addr(key!("daddr"), addr),
             None => line.null(key!("daddr")),
@@ -372,10 +347,7 @@ impl Render for ShownConnection<'_> {
         }
         line.opt_int(key!("netns"), Some(raw.netns).filter(|inode| *inode != 0));
         line.opt_int(key!("cgroup_id"), has_process.then_some(raw.cgroup_id));
-        match self.container {
-            Some(container) => line.string(key!("container"), container.as_bytes()),
-            None => line.null(key!("container")),
-        };
+        line.opt_string(key!("container"), self.container);
         line.name(key!("backend"), self.writer.backend);
         line.end();
     }
@@ -409,13 +381,20 @@ mod tests {
         };
         counts.errors.insert(Errno::ECONNREFUSED as i32, 3);
         let columns = ["failed", "errors"].map(str::to_owned);
-        let writer = TotalsWriter::new(&columns).unwrap();
+        let layout = TotalsLayout::of(&columns).unwrap();
         let mut clock = Clock::starting_at(
             jiff::tz::TimeZone::UTC,
             crate::cli::TimeStyle::Local,
             jiff::Timestamp::UNIX_EPOCH,
         );
-        let mut text = |counts| rendered(|out| writer.shown(None, counts).text(out, &mut clock, 0));
+        let mut text = |counts| {
+            let shown = ShownTotal {
+                layout: &layout,
+                key: None,
+                counts,
+            };
+            rendered(|out| shown.text(out, &mut clock, 0))
+        };
         let words = text(&counts);
         let words = words.split_whitespace().collect::<Vec<_>>();
         assert_eq!(words, ["7", "ECONNREFUSED:3,gave-up:2,unknown:2"]);

@@ -3,17 +3,16 @@
 
 use super::Render;
 use super::clock::{Clock, Precision, UnixNanos};
-use super::columns::{Column, Layout, Row};
+use super::columns::{Column, Layout, Row, Table};
 use super::json::{Object, push_float, push_int, push_opt_key};
 use super::line::Line;
 use crate::domain::tally::{Count, Label};
-use crate::failure::Failure;
 use crate::key;
 
 /// The counts of an interval.
-pub struct IntervalCounts<'a> {
+pub(crate) struct IntervalCounts<'a> {
     /// The columns to write.
-    pub writer: &'a CountsWriter,
+    pub layout: &'a CountsLayout,
     /// The name of the event in JSON.
     pub event: &'static str,
     /// The actual length of the interval in seconds.
@@ -29,7 +28,7 @@ pub struct IntervalCounts<'a> {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum CountsColumn {
+pub(crate) enum CountsColumn {
     Time,
     Event,
     Key,
@@ -38,35 +37,19 @@ enum CountsColumn {
     Rate,
 }
 
-const COLUMNS: [Column<CountsColumn>; 6] = [
-    Column::time(CountsColumn::Time, Precision::Seconds),
-    Column::left(CountsColumn::Event, "EVENT", 10),
-    Column::left(CountsColumn::Key, "KEY", 24),
-    Column::right(CountsColumn::Count, "COUNT", 11),
-    Column::right(CountsColumn::Total, "TOTAL", 13),
-    Column::right(CountsColumn::Rate, "RATE/s", 12),
-];
-
-/// The columns of the text format.
-pub struct CountsWriter {
-    layout: Layout<CountsColumn>,
+impl Table for CountsColumn {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::time(Self::Time, Precision::Seconds),
+        Column::left(Self::Event, "EVENT", 10),
+        Column::left(Self::Key, "KEY", 24),
+        Column::right(Self::Count, "COUNT", 11),
+        Column::right(Self::Total, "TOTAL", 13),
+        Column::right(Self::Rate, "RATE/s", 12),
+    ];
 }
 
-impl CountsWriter {
-    /// Takes the columns of `--columns`, or all of them if there are none.
-    ///
-    /// # Errors
-    /// A column is unknown.
-    pub fn new(columns: &[String]) -> Result<Self, Failure> {
-        let layout = Layout::new(&COLUMNS, columns, |_| true)?;
-        Ok(Self { layout })
-    }
-
-    /// Writes the header line of the text format.
-    pub fn header(&self, out: &mut Line<'_>, clock: &Clock) {
-        self.layout.header(out, clock);
-    }
-}
+/// The columns of counts.
+pub(crate) type CountsLayout = Layout<CountsColumn>;
 
 /// A line of text: a key, or `total` or `untracked`.
 struct CountsRow<'a> {
@@ -103,7 +86,7 @@ impl Render for IntervalCounts<'_> {
                 label,
                 count,
             };
-            self.writer.layout.row(&row, out, clock, at);
+            self.layout.row(&row, out, clock, at);
         };
         row("total", &Label::Unknown, self.count);
         for ((of, label), count) in self.top {
@@ -161,7 +144,7 @@ mod tests {
             (("reset", Label::Unknown), count(1)),
         ];
         let counts = IntervalCounts {
-            writer: &CountsWriter::new(&[]).unwrap(),
+            layout: &CountsLayout::of(&[]).unwrap(),
             event: "loss_count",
             seconds: 2.0,
             count: count(4),

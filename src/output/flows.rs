@@ -356,10 +356,7 @@ impl Render for ShownFlow<'_> {
         let (orig, resp) = (flow.orig(), flow.resp());
         let micros = |ns: u64| ns / 1000;
         let mut line = Object::new(out, |out| clock.push_rfc3339(out, at), "flow");
-        match self.iface {
-            Some(name) => line.string(key!("iface"), name.as_bytes()),
-            None => line.null(key!("iface")),
-        };
+        line.opt_string(key!("iface"), self.iface);
         line.array(key!("vlan"), |ids| {
             flow.vlans().for_each(|id| ids.int(id));
         });
@@ -505,10 +502,7 @@ impl Render for (&FlowWriter, &FlowInterval<'_>) {
     fn json(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         let (_, interval) = self;
         let mut line = Object::new(out, |out| clock.push_rfc3339(out, at), "flow_count");
-        match interval.iface {
-            Some(name) => line.string(key!("iface"), name.as_bytes()),
-            None => line.null(key!("iface")),
-        };
+        line.opt_string(key!("iface"), interval.iface);
         line.float(key!("interval_s"), interval.seconds);
         push_load(&mut line, interval.all, interval.seconds);
         line.name(key!("by"), interval.by.name());

@@ -2,11 +2,10 @@
 
 use super::Render;
 use super::clock::{Clock, Precision, UnixNanos};
-use super::columns::{Column, Layout, Row};
+use super::columns::{Column, Layout, Row, Table};
 use super::json::{Object, push_addr, push_int};
 use super::line::Line;
 use crate::domain::histogram::{Histogram, HistogramKey};
-use crate::failure::Failure;
 use crate::key;
 
 /// The unit of all times.
@@ -40,38 +39,20 @@ pub(crate) enum HistogramColumn {
     Bar,
 }
 
-const COLUMNS: [Column<HistogramColumn>; 7] = [
-    Column::time(HistogramColumn::Time, Precision::Seconds),
-    Column::left(HistogramColumn::Of, "OF", 11),
-    Column::left(HistogramColumn::Key, "KEY", 15),
-    Column::right(HistogramColumn::Le, "UP_TO_US", 10),
-    Column::right(HistogramColumn::Count, "COUNT", 9),
-    Column::right(HistogramColumn::UpTo, "SUM_%", 6),
-    Column::left(HistogramColumn::Bar, "BAR", 0),
-];
-
-/// Writes histograms as text or JSON.
-#[derive(Clone)]
-pub struct HistogramWriter {
-    layout: Layout<HistogramColumn>,
+impl Table for HistogramColumn {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::time(Self::Time, Precision::Seconds),
+        Column::left(Self::Of, "OF", 11),
+        Column::left(Self::Key, "KEY", 15),
+        Column::right(Self::Le, "UP_TO_US", 10),
+        Column::right(Self::Count, "COUNT", 9),
+        Column::right(Self::UpTo, "SUM_%", 6),
+        Column::left(Self::Bar, "BAR", 0),
+    ];
 }
 
-impl HistogramWriter {
-    /// Takes the columns of `--columns`, or all if there are none.
-    ///
-    /// # Errors
-    /// A column is unknown.
-    pub fn new(columns: &[String]) -> Result<Self, Failure> {
-        Ok(Self {
-            layout: Layout::new(&COLUMNS, columns, |_| true)?,
-        })
-    }
-
-    /// Writes the header line of the text format.
-    pub fn header(&self, out: &mut Line<'_>, clock: &Clock) {
-        self.layout.header(out, clock);
-    }
-}
+/// The columns of histograms.
+pub(crate) type HistogramLayout = Layout<HistogramColumn>;
 
 /// A bucket as a line of text.
 struct Bucket<'a> {
@@ -117,9 +98,9 @@ impl Row for Bucket<'_> {
     }
 }
 
-impl Render for (&HistogramWriter, &Distribution<'_>) {
+impl Render for (&HistogramLayout, &Distribution<'_>) {
     fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
-        let (writer, distribution) = self;
+        let (layout, distribution) = self;
         let histogram = distribution.histogram;
         let all = histogram.count().max(1);
         let most = histogram.buckets.iter().copied().max().unwrap_or(0).max(1);
@@ -140,7 +121,7 @@ impl Render for (&HistogramWriter, &Distribution<'_>) {
                 // What is there is seen.
                 bar: share(count, BAR, most).max(u64::from(count > 0)),
             };
-            writer.layout.row(&row, out, clock, at);
+            layout.row(&row, out, clock, at);
         }
     }
 
@@ -181,9 +162,9 @@ mod tests {
     fn render(
         histogram: &Histogram,
         key: &HistogramKey,
-        push: impl FnOnce(&(&HistogramWriter, &Distribution<'_>), &mut Line<'_>, &mut Clock),
+        push: impl FnOnce(&(&HistogramLayout, &Distribution<'_>), &mut Line<'_>, &mut Clock),
     ) -> String {
-        let writer = HistogramWriter::new(&[]).unwrap();
+        let layout = HistogramLayout::of(&[]).unwrap();
         let distribution = Distribution {
             of: "handshake",
             by: Some("dport"),
@@ -196,7 +177,7 @@ mod tests {
             crate::cli::TimeStyle::Local,
             jiff::Timestamp::UNIX_EPOCH,
         );
-        rendered(|out| push(&(&writer, &distribution), out, &mut clock))
+        rendered(|out| push(&(&layout, &distribution), out, &mut clock))
     }
 
     fn example() -> Histogram {

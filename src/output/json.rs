@@ -142,6 +142,15 @@ impl<'a, 'l> Object<'a, 'l> {
         self
     }
 
+    /// A string of any bytes, or `null` if it is unknown.
+    #[inline(always)]
+    pub fn opt_string(&mut self, key: &str, value: Option<impl AsRef<[u8]>>) -> &mut Self {
+        match value {
+            Some(value) => self.string(key, value.as_ref()),
+            None => self.null(key),
+        }
+    }
+
     /// A string that needs no escaping because this program chose it.
     #[inline(always)]
     pub fn name(&mut self, key: &str, value: &str) -> &mut Self {

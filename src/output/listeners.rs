@@ -93,8 +93,8 @@ impl ListenerWriter {
         })
     }
 
-    /// The header line of the text format.
-    pub fn text_header(&self, out: &mut Line<'_>, clock: &Clock) {
+    /// Writes the header line of the text format.
+    pub fn header(&self, out: &mut Line<'_>, clock: &Clock) {
         self.layout.header(out, clock);
     }
 
@@ -111,23 +111,14 @@ impl ListenerWriter {
         );
         line.with(key!("addr"), |out| push_addr(out, listener.local.addr));
         line.int(key!("port"), listener.local.port);
-        match record.iface {
-            Some(name) => line.string(key!("iface"), name.as_bytes()),
-            None => line.null(key!("iface")),
-        };
+        line.opt_string(key!("iface"), record.iface);
         line.bool(key!("dual_stack"), listener.is_dual());
         line.int(key!("netns"), self.netns);
         line.opt_int(key!("pid"), holder.map(|holder| holder.pid));
-        match holder {
-            Some(holder) => line.string(key!("comm"), &holder.comm),
-            None => line.null(key!("comm")),
-        };
+        line.opt_string(key!("comm"), holder.map(|holder| &holder.comm));
         line.opt_int(key!("uid"), listener.uid());
         line.opt_int(key!("cgroup_id"), holder.map(|holder| holder.cgroup_id));
-        match &record.container {
-            Some(id) => line.string(key!("container"), id.as_bytes()),
-            None => line.null(key!("container")),
-        };
+        line.opt_string(key!("container"), record.container.as_ref());
         line.int(key!("processes"), listener.processes() as u64);
         line.int(key!("sockets"), listener.members.len() as u64);
         line.int(key!("queue_len"), listener.queue_len());

@@ -2,14 +2,13 @@
 
 use super::Render;
 use super::clock::{Clock, Precision, UnixNanos};
-use super::columns::{Column, Layout, Row};
+use super::columns::{Column, Layout, Row, Table};
 use super::json::{Object, push_addr, push_opt_int, push_port};
 use super::line::Line;
 use super::port_monitor::{push_flag_letters, push_flag_names};
 use crate::domain::listener::Holder;
 use crate::domain::loss::Loss;
 use crate::domain::reasons::ReasonFrom;
-use crate::failure::Failure;
 use crate::key;
 use crate::skel::LossKind;
 
@@ -34,61 +33,42 @@ pub(crate) enum LossColumn {
     Comm,
 }
 
-const COLUMNS: [Column<LossColumn>; 17] = [
-    Column::time(LossColumn::Time, Precision::Micros),
-    Column::left(LossColumn::Event, "EVENT", 10),
-    Column::left(LossColumn::Iface, "IFACE", 5),
-    Column::left(LossColumn::Direction, "DIR", 7),
-    Column::left(LossColumn::Saddr, "SADDR", 13),
-    Column::right(LossColumn::Sport, "SPORT", 5),
-    Column::left(LossColumn::Daddr, "DADDR", 13),
-    Column::right(LossColumn::Dport, "DPORT", 5),
-    Column::left(LossColumn::Flags, "FLAGS", 5),
-    Column::right(LossColumn::Seq, "SEQ", 10),
-    Column::right(LossColumn::Len, "LEN", 5),
-    Column::left(LossColumn::State, "STATE", 11),
-    Column::left(LossColumn::Reason, "REASON", 14),
-    Column::left(LossColumn::Place, "PLACE", 14),
-    Column::left(LossColumn::Hook, "HOOK", 11),
-    Column::right(LossColumn::Pid, "PID", 7),
-    Column::left(LossColumn::Comm, "COMM", 8),
-];
+impl Table for LossColumn {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::time(Self::Time, Precision::Micros),
+        Column::left(Self::Event, "EVENT", 10),
+        Column::left(Self::Iface, "IFACE", 5),
+        Column::left(Self::Direction, "DIR", 7),
+        Column::left(Self::Saddr, "SADDR", 13),
+        Column::right(Self::Sport, "SPORT", 5),
+        Column::left(Self::Daddr, "DADDR", 13),
+        Column::right(Self::Dport, "DPORT", 5),
+        Column::left(Self::Flags, "FLAGS", 5),
+        Column::right(Self::Seq, "SEQ", 10),
+        Column::right(Self::Len, "LEN", 5),
+        Column::left(Self::State, "STATE", 11),
+        Column::left(Self::Reason, "REASON", 14),
+        Column::left(Self::Place, "PLACE", 14),
+        Column::left(Self::Hook, "HOOK", 11),
+        Column::right(Self::Pid, "PID", 7),
+        Column::left(Self::Comm, "COMM", 8),
+    ];
 
-/// The columns of the text format.
-pub struct LossWriter {
-    layout: Layout<LossColumn>,
-}
-
-impl LossWriter {
-    /// Takes the columns of `--columns`, or the default ones if there are none.
-    ///
-    /// # Errors
-    /// A column is unknown.
-    pub fn new(columns: &[String]) -> Result<Self, Failure> {
-        let layout = Layout::new(&COLUMNS, columns, |column| {
-            !matches!(
-                column,
-                LossColumn::Direction
-                    | LossColumn::Seq
-                    | LossColumn::State
-                    | LossColumn::Hook
-                    | LossColumn::Pid
-                    | LossColumn::Len
-            )
-        })?;
-        Ok(Self { layout })
-    }
-
-    /// The header line of the text format.
-    pub fn text_header(&self, out: &mut Line<'_>, clock: &Clock) {
-        self.layout.header(out, clock);
+    fn is_usual(self) -> bool {
+        !matches!(
+            self,
+            Self::Direction | Self::Seq | Self::State | Self::Hook | Self::Pid | Self::Len
+        )
     }
 }
+
+/// The columns of losses.
+pub(crate) type LossLayout = Layout<LossColumn>;
 
 /// An event together with what user space has found out about it.
-pub struct ShownLoss<'a> {
+pub(crate) struct ShownLoss<'a> {
     /// The columns to write.
-    pub writer: &'a LossWriter,
+    pub layout: &'a LossLayout,
     /// The event.
     pub loss: &'a Loss,
     /// Why the segment was dropped or the connection reset; `None`: unknown.
@@ -144,7 +124,7 @@ impl Row for ShownLoss<'_> {
 
 impl Render for ShownLoss<'_> {
     fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
-        self.writer.layout.row(self, out, clock, at);
+        self.layout.row(self, out, clock, at);
     }
 
     fn json(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
@@ -152,10 +132,7 @@ impl Render for ShownLoss<'_> {
         let raw = &loss.raw;
         let has_segment = loss.has_segment();
         let mut line = Object::new(out, |out| clock.push_rfc3339(out, at), loss.name());
-        match loss.iface() {
-            Some(name) => line.string(key!("iface"), name),
-            None => line.null(key!("iface")),
-        };
+        line.opt_string(key!("iface"), loss.iface());
         line.opt_int(key!("netns"), Some(raw.netns).filter(|inode| *inode != 0));
         line.name(key!("direction"), loss.direction());
         line.int(key!("ip_version"), raw.ip_version);
@@ -173,14 +150,8 @@ impl Render for ShownLoss<'_> {
         line.name(key!("reason_from"), self.reason_from.name());
         line.opt_name(key!("place"), self.place);
         line.opt_int(key!("pid"), self.holder.map(|holder| holder.pid));
-        match self.holder {
-            Some(holder) => line.string(key!("comm"), &holder.comm),
-            None => line.null(key!("comm")),
-        };
-        match self.container {
-            Some(container) => line.string(key!("container"), container.as_bytes()),
-            None => line.null(key!("container")),
-        };
+        line.opt_string(key!("comm"), self.holder.map(|holder| &holder.comm));
+        line.opt_string(key!("container"), self.container);
         match loss.kind() {
             LossKind::LOSS_RETRANSMIT => {
                 line.opt_name(key!("kind"), loss.detail());

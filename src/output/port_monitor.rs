@@ -189,10 +189,7 @@ impl Render for ShownPacket<'_> {
         let raw = packet.raw;
         let options = &packet.options;
         let mut line = Object::new(out, |out| clock.push_rfc3339(out, at), "packet");
-        match point.iface {
-            Some(name) => line.string(key!("iface"), name.as_bytes()),
-            None => line.null(key!("iface")),
-        };
+        line.opt_string(key!("iface"), point.iface);
         line.name(
             key!("direction"),
             if raw.egress == 0 { "ingress" } else { "egress" },

@@ -281,8 +281,5 @@ impl Render for (&CountWriter, &Alert<'_>) {
 }
 
 fn push_iface(line: &mut Object<'_, '_>, iface: Option<&str>) {
-    match iface {
-        Some(name) => line.string(key!("iface"), name.as_bytes()),
-        None => line.null(key!("iface")),
-    };
+    line.opt_string(key!("iface"), iface);
 }

@@ -3,16 +3,16 @@
 use std::time::{Duration, Instant};
 
 use crate::domain::tally::{Count, Label, Tally};
-use crate::output::counts::{CountsWriter, IntervalCounts};
+use crate::output::counts::{CountsLayout, IntervalCounts};
 use crate::run::session::Session;
 use crate::skel::CountKey;
 use crate::sys::key_tables::KeyTables;
 use crate::sys::link;
 
 /// The counts by key of a run.
-pub struct KeyCounts<'a> {
+pub(crate) struct KeyCounts<'a> {
     /// Writes them.
-    pub writer: &'a CountsWriter,
+    pub layout: &'a CountsLayout,
     /// The name of the event in JSON.
     pub event: &'static str,
     /// What is counted by.
@@ -35,7 +35,7 @@ pub struct KeyCounts<'a> {
 impl<'a> KeyCounts<'a> {
     /// Starts with empty tables. `top` keys are shown in each interval.
     pub fn new(
-        writer: &'a CountsWriter,
+        layout: &'a CountsLayout,
         (event, by): (&'static str, &'static str),
         tables: KeyTables,
         interval: Duration,
@@ -43,7 +43,7 @@ impl<'a> KeyCounts<'a> {
     ) -> Self {
         let started = Instant::now();
         Self {
-            writer,
+            layout,
             event,
             by,
             tables,
@@ -103,7 +103,7 @@ impl<'a> KeyCounts<'a> {
         self.is_begun = true;
         let seconds = elapsed.as_secs_f64();
         let counts = IntervalCounts {
-            writer: self.writer,
+            layout: self.layout,
             event: self.event,
             seconds,
             count: Count {

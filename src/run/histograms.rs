@@ -8,14 +8,14 @@ use anyhow::{Context, Result};
 use libbpf_rs::MapMut;
 
 use crate::domain::histogram::{By, Histogram, HistogramKey};
-use crate::output::histogram::{Distribution, HistogramWriter};
+use crate::output::histogram::{Distribution, HistogramLayout};
 use crate::run::session::Session;
 use crate::skel::{RawHistogram, RawHistogramKey};
 use crate::sys::map;
 
 /// The histograms of a run.
-pub struct Histograms {
-    writer: HistogramWriter,
+pub(crate) struct Histograms {
+    layout: HistogramLayout,
     /// What the times are of, as JSON names it.
     of: &'static str,
     by: By,
@@ -27,9 +27,9 @@ pub struct Histograms {
 
 impl Histograms {
     /// Begins the first interval.
-    pub fn new(writer: HistogramWriter, of: &'static str, by: By) -> Self {
+    pub fn new(layout: HistogramLayout, of: &'static str, by: By) -> Self {
         Self {
-            writer,
+            layout,
             of,
             by,
             before: HashMap::new(),
@@ -41,7 +41,7 @@ impl Histograms {
     /// Begins the first interval, and writes the text header.
     pub fn begin(&mut self, session: &mut Session) {
         self.began = Instant::now();
-        session.text_header(|out, clock| self.writer.header(out, clock));
+        session.text_header(|out, clock| self.layout.header(out, clock));
     }
 
     /// Writes the histograms of an interval, those with the most values first, and begins the
@@ -61,7 +61,7 @@ impl Histograms {
                 seconds,
                 histogram,
             };
-            session.write(at, &(&self.writer, &distribution));
+            session.write(at, &(&self.layout, &distribution));
         }
         session.flush();
         Ok(())

@@ -8,7 +8,7 @@ use super::AttemptHandler;
 use crate::cli::AcceptBy;
 use crate::domain::incoming::{Attempt, Fate};
 use crate::domain::tally::{Count, Label, Tally, TallyKey};
-use crate::output::counts::{CountsWriter, IntervalCounts};
+use crate::output::counts::{CountsLayout, IntervalCounts};
 use crate::run::session::Session;
 use crate::skel::accept_trace::AcceptTraceSkel;
 use crate::skel::{self, AcceptCountKey, AcceptEvent, AcceptFate, RawAttempt};
@@ -17,7 +17,7 @@ use crate::sys::{link, map};
 /// The counts of a run.
 pub struct CountReports {
     by: AcceptBy,
-    writer: CountsWriter,
+    layout: CountsLayout,
     tally: Tally<(&'static str, Label)>,
     /// Which of the two tables the programs count in.
     open: u32,
@@ -29,10 +29,10 @@ pub struct CountReports {
 
 impl CountReports {
     /// Begins the first interval.
-    pub fn new(by: AcceptBy, top: usize, writer: CountsWriter) -> Self {
+    pub fn new(by: AcceptBy, top: usize, layout: CountsLayout) -> Self {
         Self {
             by,
-            writer,
+            layout,
             tally: Tally::new(top),
             open: 0,
             total: 0,
@@ -45,7 +45,7 @@ impl CountReports {
     /// Begins the first interval, and writes the text header.
     pub fn begin(&mut self, session: &mut Session) {
         self.began = Instant::now();
-        session.text_header(|out, clock| self.writer.header(out, clock));
+        session.text_header(|out, clock| self.layout.header(out, clock));
     }
 
     /// Writes the lines of an interval, and begins the next.
@@ -84,7 +84,7 @@ impl CountReports {
         self.tally.take(elapsed, keys);
         let seconds = elapsed.as_secs_f64();
         let counts = IntervalCounts {
-            writer: &self.writer,
+            layout: &self.layout,
             event: "accept_count",
             by: self.by.name(),
             seconds,

@@ -30,9 +30,9 @@ use crate::host::kernel_symbols::KernelSymbols;
 use crate::host::netns;
 use crate::host::privileges;
 use crate::host::sandbox::Files;
-use crate::output::accept_trace::{AcceptWriter, ShownAttempt};
-use crate::output::counts::CountsWriter;
-use crate::output::histogram::HistogramWriter;
+use crate::output::accept_trace::{AttemptLayout, ShownAttempt};
+use crate::output::counts::CountsLayout;
+use crate::output::histogram::HistogramLayout;
 use crate::output::summary::{AttemptTotals, Summary};
 use crate::run::events::{BufferKind, EventSource};
 use crate::run::histograms::Histograms;
@@ -46,9 +46,9 @@ use crate::skel::{AcceptFate, AcceptFlag};
 pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
     args.netns.enter()?;
-    let writer = match args.by.is_some() || args.histogram.is_some() {
-        true => AcceptWriter::new(&[])?,
-        false => AcceptWriter::new(&args.output.columns)?,
+    let layout = match args.by.is_some() || args.histogram.is_some() {
+        true => AttemptLayout::of(&[])?,
+        false => AttemptLayout::of(&args.output.columns)?,
     };
     let mut shown = Reports::new(args)?;
     let interfaces = session.interfaces(args.interfaces(), usage::interface_hint)?;
@@ -62,7 +62,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
         &interfaces,
         programs.symbols,
         programs.reasons,
-        writer,
+        layout,
     )?;
     let notices = session.notices;
     handler.owners = Owners::new(&mut owners_storage, session.notices)
@@ -98,7 +98,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     }
     privileges::drop_all_but(&keep)?;
     match &mut shown {
-        Reports::Lines => session.text_header(|out, clock| handler.writer.header(out, clock)),
+        Reports::Lines => session.text_header(|out, clock| handler.layout.header(out, clock)),
         Reports::Counts(counts) => counts.begin(&mut session),
         Reports::Histograms(histograms) => histograms.begin(&mut session),
     }
@@ -219,11 +219,11 @@ impl Reports {
                     Some(AcceptBy::Comm) => By::Comm,
                     _ => By::Nothing,
                 };
-                let writer = HistogramWriter::new(columns)?;
-                Self::Histograms(Histograms::new(writer, of.name(), by))
+                let layout = HistogramLayout::of(columns)?;
+                Self::Histograms(Histograms::new(layout, of.name(), by))
             }
             (None, Some(by)) => {
-                Self::Counts(CountReports::new(by, args.top, CountsWriter::new(columns)?))
+                Self::Counts(CountReports::new(by, args.top, CountsLayout::of(columns)?))
             }
             (None, None) => Self::Lines,
         })
@@ -265,7 +265,7 @@ impl Reports {
 
 /// Turns events into lines: adds reason, place and process, and writes what was asked for.
 struct AttemptHandler<'a> {
-    writer: AcceptWriter,
+    layout: AttemptLayout,
     interfaces: HashMap<u32, &'a str>,
     netns: u64,
     reasons: Reasons,
@@ -287,11 +287,11 @@ impl<'a> AttemptHandler<'a> {
         interfaces: &'a [Interface],
         symbols: KernelSymbols,
         reasons: Reasons,
-        writer: AcceptWriter,
+        layout: AttemptLayout,
     ) -> Result<Self> {
         let names = interfaces.iter();
         Ok(Self {
-            writer,
+            layout,
             interfaces: names
                 .map(|interface| (interface.index, interface.name.as_str()))
                 .collect(),
@@ -341,7 +341,7 @@ impl<'a> AttemptHandler<'a> {
         };
         let containers = self.containers.as_mut().zip(cgroup);
         let shown = ShownAttempt {
-            writer: &self.writer,
+            layout: &self.layout,
             attempt: &attempt,
             iface: self.interfaces.get(&raw.attempt.ifindex).copied(),
             netns: self.netns,

@@ -22,8 +22,8 @@ use crate::host::containers::Containers;
 use crate::host::privileges;
 use crate::host::sandbox::Files;
 use crate::notice::Notices;
-use crate::output::connect_trace::{ConnectWriter, TotalsWriter};
-use crate::output::histogram::HistogramWriter;
+use crate::output::connect_trace::{ConnectWriter, ShownTotal, TotalsLayout};
+use crate::output::histogram::HistogramLayout;
 use crate::run::events::{BufferKind, EventSource};
 use crate::run::histograms::Histograms;
 use crate::run::session::{Session, Wake};
@@ -44,13 +44,13 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
     let mut writer = ConnectWriter::new(lines, args.close)?;
     let mut totals = args
         .summary
-        .then(|| TotalsWriter::new(columns).map(|writer| (writer, Totals::default())))
+        .then(|| TotalsLayout::of(columns).map(|layout| (layout, Totals::default())))
         .transpose()?;
     let mut histograms = args
         .histogram
         .map(|of| {
-            let writer = HistogramWriter::new(columns)?;
-            Ok::<_, Failure>(Histograms::new(writer, of.name(), histogram_by(args).0))
+            let layout = HistogramLayout::of(columns)?;
+            Ok::<_, Failure>(Histograms::new(layout, of.name(), histogram_by(args).0))
         })
         .transpose()?;
     let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
@@ -147,11 +147,16 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
     for event in told.events.chunks_exact(EVENT_LEN) {
         on_event(&mut session, event);
     }
-    if let Some((writer, totals)) = &totals {
-        session.text_header(|out, clock| writer.layout.header(out, clock));
+    if let Some((layout, totals)) = &totals {
+        session.text_header(|out, clock| layout.header(out, clock));
         let now = session.clock.now();
         for (key, counts) in totals.rows() {
-            session.write(now, &writer.shown(key, counts));
+            let shown = ShownTotal {
+                layout,
+                key,
+                counts,
+            };
+            session.write(now, &shown);
         }
     }
     let bss = maps.bss_histogram_data.as_deref();

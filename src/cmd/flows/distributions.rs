@@ -9,7 +9,7 @@ use crate::domain::flow::{Flow, Outcome};
 use crate::domain::histogram::{Histogram, HistogramKey};
 use crate::failure::Failure;
 use crate::output::clock::Clock;
-use crate::output::histogram::{Distribution, HistogramWriter};
+use crate::output::histogram::{Distribution, HistogramLayout};
 use crate::output::line::Line;
 use crate::run::session::Session;
 
@@ -20,7 +20,7 @@ const KEYS_KEPT: usize = 4096;
 /// Distributions of a time by key.
 #[derive(Clone)]
 pub struct Distributions {
-    writer: HistogramWriter,
+    layout: HistogramLayout,
     of: FlowHistogram,
     by: Option<FlowBy>,
     keys: HashMap<HistogramKey, Histogram>,
@@ -44,7 +44,7 @@ impl Distributions {
             );
         }
         Ok(Some(Self {
-            writer: HistogramWriter::new(&args.output.columns)?,
+            layout: HistogramLayout::of(&args.output.columns)?,
             of,
             by: args.by,
             keys: HashMap::new(),
@@ -54,7 +54,7 @@ impl Distributions {
 
     /// Writes the header line of the text format.
     pub fn header(&self, out: &mut Line<'_>, clock: &Clock) {
-        self.writer.header(out, clock);
+        self.layout.header(out, clock);
     }
 
     /// Adds the time of a flow that is over, if it is known.
@@ -100,7 +100,7 @@ impl Distributions {
                 seconds: length.as_secs_f64(),
                 histogram,
             };
-            session.write(at, &(&self.writer, &distribution));
+            session.write(at, &(&self.layout, &distribution));
         }
         if self.untracked > 0 {
             session.notices.notice(&format!(

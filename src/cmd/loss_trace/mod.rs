@@ -28,8 +28,8 @@ use crate::host::kernel_symbols::KernelSymbols;
 use crate::host::privileges;
 use crate::host::sandbox::Files;
 use crate::notice::Notices;
-use crate::output::counts::CountsWriter;
-use crate::output::loss_trace::{LossWriter, ShownLoss};
+use crate::output::counts::CountsLayout;
+use crate::output::loss_trace::{LossLayout, ShownLoss};
 use crate::output::summary::Summary;
 use crate::run::counts::KeyCounts;
 use crate::run::events::{BufferKind, EventSource};
@@ -54,7 +54,7 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
         names => session.interfaces(names, usage::plain_interface_hint)?,
     };
     let tables = Size::of(load::possible_cpus()?);
-    let writer = Writer::new(args)?;
+    let lines = Lines::new(args)?;
     let is_recording = record(&mut session, args)?;
     let buffer = BufferKind::choose(args.buffer.buffer)?;
     let kernel = Kernel::look()?;
@@ -98,19 +98,19 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
         silent: Silent::new(&watched, session.notices),
         containers: (args.output.format() == OutputFormat::Json).then(Containers::new),
     };
-    let mut output = match &writer {
-        Writer::Events(writer) => {
+    let mut output = match &lines {
+        Lines::Events(layout) => {
             let maps = &first(&skels)?.maps;
             let size = args.buffer.size();
             Output::Events(
-                writer,
+                layout,
                 EventSource::open(buffer, size, &maps.ring, &maps.perf)?,
             )
         }
-        Writer::Counts(writer, by) => {
+        Lines::Counts(layout, by) => {
             let tables = KeyTables::map(&first(&skels)?.maps.count_sets, tables)?;
             let names = ("loss_count", by.name());
-            let counts = KeyCounts::new(writer, names, tables, args.interval, args.top);
+            let counts = KeyCounts::new(layout, names, tables, args.interval, args.top);
             Output::Counts(counts, *by)
         }
     };
@@ -138,7 +138,7 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
         keep.push(Capability::CAP_NET_ADMIN);
     }
     privileges::drop_all_but(&keep)?;
-    session.text_header(|out, clock| writer.header(out, clock));
+    session.text_header(|out, clock| lines.header(out, clock));
     session.start(match handler.containers {
         Some(_) => Files::Readable,
         None => Files::Opened,
@@ -153,10 +153,10 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
     }
     session.attached(&format!("{hooks} ({NAME}, {way})"));
     let summary = match &mut output {
-        Output::Events(writer, source) => {
+        Output::Events(layout, source) => {
             let mut take = |session: &mut Session, skels: &[_], bytes: &[u8]| match is_recording {
                 true => handler.record(session, bytes, || statistics(skels)),
-                false => handler.take(session, writer, bytes),
+                false => handler.take(session, layout, bytes),
             };
             let on_event = |session: &mut Session, bytes: &[u8]| take(session, &skels, bytes);
             match is_recording {
@@ -236,33 +236,33 @@ fn statistics(skels: &[LossTraceSkel<'_>]) -> Vec<Statistics> {
     }]
 }
 
-/// What writes the lines.
-enum Writer {
-    Events(LossWriter),
+/// The columns of lines.
+enum Lines {
+    Events(LossLayout),
     /// With `--by`.
-    Counts(CountsWriter, LossByChoice),
+    Counts(CountsLayout, LossByChoice),
 }
 
-impl Writer {
+impl Lines {
     fn new(args: &LossTraceArgs) -> Result<Self, Failure> {
         let columns = &args.output.columns;
         Ok(match args.by {
-            None => Self::Events(LossWriter::new(columns)?),
-            Some(by) => Self::Counts(CountsWriter::new(columns)?, by),
+            None => Self::Events(LossLayout::of(columns)?),
+            Some(by) => Self::Counts(CountsLayout::of(columns)?, by),
         })
     }
 
     fn header(&self, out: &mut crate::output::line::Line<'_>, clock: &crate::output::clock::Clock) {
         match self {
-            Self::Events(writer) => writer.text_header(out, clock),
-            Self::Counts(writer, _) => writer.header(out, clock),
+            Self::Events(layout) => layout.header(out, clock),
+            Self::Counts(layout, _) => layout.header(out, clock),
         }
     }
 }
 
 /// Where lines come from.
 enum Output<'a> {
-    Events(&'a LossWriter, EventSource),
+    Events(&'a LossLayout, EventSource),
     Counts(KeyCounts<'a>, LossByChoice),
 }
 
@@ -359,7 +359,7 @@ struct LossHandler<'a> {
 }
 
 impl LossHandler<'_> {
-    fn take(&mut self, session: &mut Session, writer: &LossWriter, bytes: &[u8]) {
+    fn take(&mut self, session: &mut Session, layout: &LossLayout, bytes: &[u8]) {
         let Some(loss) = Loss::decode(bytes) else {
             session.broken();
             return;
@@ -377,7 +377,7 @@ impl LossHandler<'_> {
         };
         let at = session.clock.unix(raw.ts_ns);
         let shown = ShownLoss {
-            writer,
+            layout,
             loss: &loss,
             reason: cause.reason,
             reason_from: cause.reason_from,
