@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, ValueEnum, ValueHint};
 
-use super::output::{BufferArgs, OutputArgs, SandboxArgs, StopArgs};
+use super::output::{BufferArgs, RunArgs};
 use super::packets::{AddressArgs, NetnsArgs, expression};
 use super::values;
 use crate::failure::Failure;
@@ -151,15 +151,9 @@ pub struct AcceptTraceArgs {
     /// The event buffer.
     #[command(flatten)]
     pub buffer: BufferArgs,
-    /// How data is printed.
+    /// Output, when to stop, and the sandbox.
     #[command(flatten)]
-    pub output: OutputArgs,
-    /// When to stop.
-    #[command(flatten)]
-    pub stop: StopArgs,
-    /// Whether to set a seccomp filter.
-    #[command(flatten)]
-    pub sandbox: SandboxArgs,
+    pub run: RunArgs,
 }
 
 impl AcceptTraceArgs {

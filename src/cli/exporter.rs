@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
 
-use super::output::{OutputArgs, SandboxArgs, StopArgs};
+use super::output::{OutputArgs, RunArgs, SandboxArgs, StopArgs};
 use super::packets::NetnsArgs;
 use super::values;
 
@@ -100,7 +100,7 @@ pub struct ExporterArgs {
     _numeric: u8,
     /// Whether to set a seccomp filter.
     #[command(flatten)]
-    pub sandbox: SandboxArgs,
+    sandbox: SandboxArgs,
 }
 
 impl ExporterArgs {
@@ -113,16 +113,15 @@ impl ExporterArgs {
         }
     }
 
-    /// What is printed to stderr: to stdout nothing is.
-    pub fn output(&self) -> OutputArgs {
-        OutputArgs::of_verbosity(self.quiet, self.verbose)
-    }
-
-    /// When to stop.
-    pub fn stop(&self) -> StopArgs {
-        StopArgs {
-            duration: self.duration,
-            ..StopArgs::default()
+    /// What is printed to stderr (to stdout nothing is), when to stop, and the sandbox.
+    pub fn run(&self) -> RunArgs {
+        RunArgs {
+            output: OutputArgs::of_verbosity(self.quiet, self.verbose),
+            stop: StopArgs {
+                duration: self.duration,
+                ..StopArgs::default()
+            },
+            sandbox: self.sandbox,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum, ValueHint};
 
-use super::output::{BufferArgs, OutputArgs, SandboxArgs, StopArgs};
+use super::output::{BufferArgs, RunArgs};
 use super::packets::PacketArgs;
 use super::values;
 use crate::filter::process::ProcessRules;
@@ -183,15 +183,9 @@ pub struct FlowsArgs {
     /// The event buffer.
     #[command(flatten)]
     pub buffer: BufferArgs,
-    /// How data is printed.
+    /// Output, when to stop, and the sandbox.
     #[command(flatten)]
-    pub output: OutputArgs,
-    /// When to stop.
-    #[command(flatten)]
-    pub stop: StopArgs,
-    /// Whether to set a seccomp filter.
-    #[command(flatten)]
-    pub sandbox: SandboxArgs,
+    pub run: RunArgs,
 }
 
 impl FlowsArgs {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::output::{OutputArgs, SandboxArgs, StopArgs};
+use super::output::RunArgs;
 use super::packets::NetnsArgs;
 use super::values;
 use crate::filter::PortRule;
@@ -42,13 +42,7 @@ pub struct ListenersArgs {
     /// The network namespace to watch.
     #[command(flatten)]
     pub netns: NetnsArgs,
-    /// How data is printed.
+    /// Output, when to stop, and the sandbox.
     #[command(flatten)]
-    pub output: OutputArgs,
-    /// When to stop.
-    #[command(flatten)]
-    pub stop: StopArgs,
-    /// Whether to set a seccomp filter.
-    #[command(flatten)]
-    pub sandbox: SandboxArgs,
+    pub run: RunArgs,
 }

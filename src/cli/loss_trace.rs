@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::output::{BufferArgs, OutputArgs, SandboxArgs, StopArgs};
+use super::output::{BufferArgs, RunArgs};
 use super::packets::{AddressArgs, NetnsArgs, RecordingArgs};
 use super::values;
 use crate::failure::Failure;
@@ -102,20 +102,14 @@ pub struct LossTraceArgs {
     /// The event buffer.
     #[command(flatten)]
     pub buffer: BufferArgs,
-    /// How data is printed.
+    /// Output, when to stop, and the sandbox.
     #[command(flatten)]
-    pub output: OutputArgs,
-    /// When to stop.
-    #[command(flatten)]
-    pub stop: StopArgs,
-    /// Whether to set a seccomp filter.
-    #[command(flatten)]
-    pub sandbox: SandboxArgs,
+    pub run: RunArgs,
 }
 
 impl LossTraceArgs {
     pub(super) fn check_recording(&self) -> Result<(), Failure> {
-        self.recording.check(&self.output, false)?;
+        self.recording.check(&self.run.output, false)?;
         let is_only_drops = self.only.iter().all(|kind| *kind == LossKindChoice::Drop);
         if self.recording.write.is_some() && !is_only_drops {
             return Err(Failure::usage(

@@ -27,9 +27,7 @@ pub use self::flows::{FlowBy, FlowHistogram, FlowSort, FlowsArgs};
 pub use self::listeners::ListenersArgs;
 pub use self::loss_trace::{LossByChoice, LossKindChoice, LossTraceArgs};
 use self::manual::Page;
-pub use self::output::{
-    BufferArgs, BufferChoice, OutputArgs, OutputFormat, SandboxArgs, StopArgs, TimeStyle,
-};
+pub use self::output::{BufferArgs, BufferChoice, OutputArgs, OutputFormat, RunArgs, TimeStyle};
 pub use self::packets::{AddressArgs, DirectionChoice, NetnsArgs, PacketArgs, RecordingArgs};
 pub use self::port_monitor::PortMonitorArgs;
 pub use self::syn_count::{CountBy, CountMode, SynCountArgs};
@@ -114,29 +112,29 @@ impl Command {
     /// Refuses options that contradict each other.
     fn check(&mut self) -> Result<(), Failure> {
         match self {
-            Self::SynCount(args) => args.output.check().and_then(|()| args.packets.check()),
+            Self::SynCount(args) => args.run.output.check().and_then(|()| args.packets.check()),
             Self::PortMonitor(args) => {
-                args.output.check()?;
+                args.run.output.check()?;
                 args.recording
-                    .check(&args.output, args.packets.read.is_some())?;
+                    .check(&args.run.output, args.packets.read.is_some())?;
                 args.packets.check()
             }
-            Self::Flows(args) => args.output.check().and_then(|()| args.packets.check()),
+            Self::Flows(args) => args.run.output.check().and_then(|()| args.packets.check()),
             Self::ConnectTrace(args) => {
-                args.output.check()?;
+                args.run.output.check()?;
                 args.addresses.filter().check_families()
             }
             Self::LossTrace(args) => {
-                args.output.check()?;
+                args.run.output.check()?;
                 args.check_recording()?;
                 args.addresses.filter().check_families()
             }
             Self::AcceptTrace(args) => {
-                args.output.check()?;
+                args.run.output.check()?;
                 args.check()
             }
             Self::Check(args) => args.output.check(),
-            Self::Listeners(args) => args.output.check(),
+            Self::Listeners(args) => args.run.output.check(),
             Self::Exporter(_) | Self::Completions { .. } | Self::Man { .. } => Ok(()),
         }
     }

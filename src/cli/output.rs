@@ -109,6 +109,20 @@ pub struct StopArgs {
     pub strict: bool,
 }
 
+/// What each run of a command needs.
+#[derive(Clone, Debug, Default, Args)]
+pub struct RunArgs {
+    /// How data is printed.
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// When to stop.
+    #[command(flatten)]
+    pub stop: StopArgs,
+    /// Whether to set a seccomp filter.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
+}
+
 /// The sandbox after attaching.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub struct SandboxArgs {

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::output::{BufferArgs, OutputArgs, SandboxArgs, StopArgs};
+use super::output::{BufferArgs, RunArgs};
 use super::packets::{DirectionChoice, PacketArgs, RecordingArgs};
 use super::values;
 
@@ -35,13 +35,7 @@ pub struct PortMonitorArgs {
     /// The event buffer.
     #[command(flatten)]
     pub buffer: BufferArgs,
-    /// How data is printed.
+    /// Output, when to stop, and the sandbox.
     #[command(flatten)]
-    pub output: OutputArgs,
-    /// When to stop.
-    #[command(flatten)]
-    pub stop: StopArgs,
-    /// Whether to set a seccomp filter.
-    #[command(flatten)]
-    pub sandbox: SandboxArgs,
+    pub run: RunArgs,
 }

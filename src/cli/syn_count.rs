@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::output::{OutputArgs, SandboxArgs, StopArgs};
+use super::output::RunArgs;
 use super::packets::PacketArgs;
 use super::values;
 
@@ -69,13 +69,7 @@ pub struct SynCountArgs {
     /// Which packets, and from where.
     #[command(flatten)]
     pub packets: PacketArgs,
-    /// How data is printed.
+    /// Output, when to stop, and the sandbox.
     #[command(flatten)]
-    pub output: OutputArgs,
-    /// When to stop.
-    #[command(flatten)]
-    pub stop: StopArgs,
-    /// Whether to set a seccomp filter.
-    #[command(flatten)]
-    pub sandbox: SandboxArgs,
+    pub run: RunArgs,
 }

@@ -22,9 +22,7 @@ use super::loss_trace;
 use super::port_monitor::PortMonitor;
 use super::syn_count::{self, SynCount};
 use crate::attach::{Attached, load, xdp};
-use crate::cli::{
-    BackendChoice, BufferChoice, CheckArgs, CollectorChoice, SandboxArgs, StopArgs, arguments,
-};
+use crate::cli::{BackendChoice, BufferChoice, CheckArgs, CollectorChoice, RunArgs, arguments};
 use crate::failure::{Exit, Failure};
 use crate::filter::expr::Expression;
 use crate::host::features::offers_native_xdp;
@@ -50,7 +48,10 @@ use crate::sys::key_tables::Size;
 pub fn run(args: &CheckArgs) -> Result<Exit, Failure> {
     let layout = FindingLayout::of(&args.output.columns)?;
     let expression = args.filter.as_deref().map(Expression::new).transpose()?;
-    let mut session = Session::new(&args.output, &StopArgs::default(), SandboxArgs::default())?;
+    let mut session = Session::new(&RunArgs {
+        output: args.output.clone(),
+        ..RunArgs::default()
+    })?;
     let findings = match &expression {
         Some(expression) => explain(expression),
         None => find_out(session.notices)?,

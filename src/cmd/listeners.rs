@@ -38,9 +38,9 @@ const SIZE_EVERY: Duration = Duration::from_millis(250);
 /// # Errors
 /// An option is wrong, or the kernel does not list its sockets.
 pub fn run(args: &ListenersArgs) -> Result<Exit, Failure> {
-    let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
+    let mut session = Session::new(&args.run)?;
     args.netns.enter()?;
-    let writer = ListenerWriter::new(&args.output.columns, netns::own()?, args.alert)?;
+    let writer = ListenerWriter::new(&args.run.output.columns, netns::own()?, args.alert)?;
     let mut diag = SockDiag::open()?;
     // If the kernel has no socket diagnostics, fail before anything else.
     diag.listening()?;
@@ -100,8 +100,10 @@ pub fn rehearse(notices: Notices) -> Result<(String, Option<String>)> {
 
 /// Whether to show the view: there is a terminal, and no option asks for lines.
 fn shows_view(args: &ListenersArgs) -> bool {
-    let is_asked = !args.no_tui && !args.once && args.alert.is_none() && args.stop.count.is_none();
-    let is_usual = args.output.columns.is_empty() && args.output.format() == OutputFormat::Text;
+    let is_asked =
+        !args.no_tui && !args.once && args.alert.is_none() && args.run.stop.count.is_none();
+    let is_usual =
+        args.run.output.columns.is_empty() && args.run.output.format() == OutputFormat::Text;
     is_asked && is_usual && terminal::is_there()
 }
 

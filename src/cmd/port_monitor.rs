@@ -62,7 +62,7 @@ impl<'a> PortMonitor<'a> {
                 false => args.buffer.clone(),
             },
             filter: args.packets.filter(FlagsRule::SYN),
-            writer: PacketWriter::new(&args.output.columns, payload_bytes(args) > 0)?,
+            writer: PacketWriter::new(&args.run.output.columns, payload_bytes(args) > 0)?,
         })
     }
 
@@ -106,9 +106,7 @@ impl PacketCommand for PortMonitor<'_> {
             filter: &self.filter,
             buffer: Some(&self.buffer),
             recording: Some(&self.args.recording),
-            output: &self.args.output,
-            stop: &self.args.stop,
-            sandbox: self.args.sandbox,
+            run: &self.args.run,
         }
     }
 

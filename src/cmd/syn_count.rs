@@ -65,7 +65,7 @@ impl<'a> SynCount<'a> {
         Ok(Self {
             args,
             filter: args.packets.filter(FlagsRule::default()),
-            writer: CountWriter::new(&args.output.columns, counted_by(args).is_some())?,
+            writer: CountWriter::new(&args.run.output.columns, counted_by(args).is_some())?,
         })
     }
 
@@ -138,9 +138,7 @@ impl PacketCommand for SynCount<'_> {
             filter: &self.filter,
             buffer: None,
             recording: None,
-            output: &self.args.output,
-            stop: &self.args.stop,
-            sandbox: self.args.sandbox,
+            run: &self.args.run,
         }
     }
 

@@ -16,9 +16,7 @@ use crate::capture::recorder::{Destination, Recorder};
 use crate::capture::write::{Described, Encoder, Statistics};
 use crate::capture::{Capture, CaptureFile};
 use crate::capture::{LINKTYPE_ETHERNET, LINKTYPE_RAW};
-use crate::cli::{
-    BufferArgs, BufferChoice, OutputArgs, PacketArgs, RecordingArgs, SandboxArgs, StopArgs, usage,
-};
+use crate::cli::{BufferArgs, BufferChoice, PacketArgs, RecordingArgs, RunArgs, usage};
 use crate::failure::{Exit, Failure};
 use crate::filter::Filter;
 use crate::host::interfaces::{Interface, LinkLayer};
@@ -99,12 +97,8 @@ pub struct Options<'a> {
     pub buffer: Option<&'a BufferArgs>,
     /// The capture file to write, for commands that can write one.
     pub recording: Option<&'a RecordingArgs>,
-    /// How to write the output.
-    pub output: &'a OutputArgs,
-    /// When to stop.
-    pub stop: &'a StopArgs,
-    /// Whether to run in the sandbox.
-    pub sandbox: SandboxArgs,
+    /// Output, when to stop, and the sandbox.
+    pub run: &'a RunArgs,
 }
 
 /// What the programs are loaded for: an interface or a replay.
@@ -193,7 +187,7 @@ pub fn run<C: PacketCommand>(command: &C) -> Result<Exit, Failure> {
         return run_on_file(command, options, file);
     }
     let destination = destination(options)?;
-    let mut session = Session::new(options.output, options.stop, options.sandbox)?;
+    let mut session = Session::new(options.run)?;
     options.packets.netns.enter()?;
     let interfaces = session.interfaces(options.packets.interfaces(), usage::interface_hint)?;
     record(&mut session, options, destination, &interfaces)?;
@@ -254,7 +248,7 @@ fn record(
         args.limits(),
         &session.clock,
         encoder,
-        options.stop.count,
+        options.run.stop.count,
     )?);
     Ok(())
 }
@@ -593,7 +587,7 @@ fn run_on_file<C: PacketCommand>(
     // and can end the process.
     let file = replay::open(file)?;
     let destination = destination(options)?;
-    let mut session = Session::new(options.output, options.stop, options.sandbox)?;
+    let mut session = Session::new(options.run)?;
     record(&mut session, options, destination, &[])?;
     let slots = load::packet_slots()?;
     let buffer = choose_buffer(options)?;

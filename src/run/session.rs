@@ -16,7 +16,7 @@ use nix::unistd::{AccessFlags, faccessat};
 use crate::attach::{Hook, HookState, load};
 use crate::capture::recorder::Recorder;
 use crate::capture::write::{Statistics, Written};
-use crate::cli::{OutputArgs, OutputFormat, SandboxArgs, StopArgs};
+use crate::cli::{OutputFormat, RunArgs};
 use crate::failure::{Exit, Failure};
 use crate::host::interfaces::{Interface, LinkLayer, ResolveError, resolve};
 use crate::host::link_watch::{LinkChange, LinkEvent, LinkWatch};
@@ -147,7 +147,12 @@ impl Session {
     ///
     /// # Errors
     /// stdout is closed, or the process is set-user-ID.
-    pub fn new(output: &OutputArgs, stop: &StopArgs, sandbox: SandboxArgs) -> Result<Self> {
+    pub fn new(args: &RunArgs) -> Result<Self> {
+        let RunArgs {
+            output,
+            stop,
+            sandbox,
+        } = args;
         let notices = Notices::new(output);
         privileges::refuse_setuid()?;
         load::set_log(notices.wants_logs());

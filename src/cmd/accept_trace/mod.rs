@@ -44,11 +44,11 @@ use crate::skel::{AcceptFate, AcceptFlag};
 /// # Errors
 /// An option is wrong, or a program can't be loaded or attached.
 pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
-    let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
+    let mut session = Session::new(&args.run)?;
     args.netns.enter()?;
     let layout = match args.by.is_some() || args.histogram.is_some() {
         true => AttemptLayout::of(&[])?,
-        false => AttemptLayout::of(&args.output.columns)?,
+        false => AttemptLayout::of(&args.run.output.columns)?,
     };
     let mut shown = Reports::new(args)?;
     let interfaces = session.interfaces(args.interfaces(), usage::interface_hint)?;
@@ -211,7 +211,7 @@ enum Reports {
 
 impl Reports {
     fn new(args: &AcceptTraceArgs) -> Result<Self, Failure> {
-        let columns = &args.output.columns;
+        let columns = &args.run.output.columns;
         Ok(match (args.histogram, args.by) {
             (Some(of), by) => {
                 let by = match by {
@@ -299,7 +299,7 @@ impl<'a> AttemptHandler<'a> {
             reasons,
             wanted: &args.reason,
             symbols,
-            containers: (args.output.format() == OutputFormat::Json).then(Containers::new),
+            containers: (args.run.output.format() == OutputFormat::Json).then(Containers::new),
             owners: None,
             full_queues: FullQueues::default(),
             unwanted: 0,

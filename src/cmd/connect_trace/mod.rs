@@ -38,7 +38,7 @@ const EVENT_LEN: usize = size_of::<skel::ConnectEvent>();
 /// # Errors
 /// An option is wrong, or a program can't be loaded or attached.
 pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
-    let columns = &args.output.columns;
+    let columns = &args.run.output.columns;
     let has_lines = !args.summary && args.histogram.is_none();
     let lines = if has_lines { columns } else { &[][..] };
     let mut writer = ConnectWriter::new(lines, args.close)?;
@@ -53,7 +53,7 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
             Ok::<_, Failure>(Histograms::new(layout, of.name(), histogram_by(args).0))
         })
         .transpose()?;
-    let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
+    let mut session = Session::new(&args.run)?;
     args.netns.enter()?;
     load::possible_cpus()?;
     let buffer = BufferKind::choose(args.buffer.buffer)?;
@@ -62,7 +62,7 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
     let mut storage = [const { MaybeUninit::uninit() }; ATTEMPTS];
     let mut tracer = choose(args, buffer, &mut storage, session.notices)?;
     writer.backend = tracer.backend.name();
-    let has_containers = args.output.format() == OutputFormat::Json;
+    let has_containers = args.run.output.format() == OutputFormat::Json;
     let mut containers = Containers::new();
     let mut pending = tracer.pending.take();
     let maps = &mut tracer.skel.maps;

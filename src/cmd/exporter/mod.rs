@@ -35,7 +35,7 @@ const FRESH: Duration = Duration::from_millis(200);
 /// # Errors
 /// The address can't be listened on, an option is wrong, or a program can't be loaded or attached.
 pub fn run(args: &ExporterArgs) -> Result<Exit, Failure> {
-    let mut session = Session::new(&args.output(), &args.stop(), args.sandbox)?;
+    let mut session = Session::new(&args.run())?;
     // In the namespace of the caller, whatever --netns says.
     let mut server = Server::listen(args.listen)?;
     let address = server.address()?;

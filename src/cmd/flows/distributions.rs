@@ -44,7 +44,7 @@ impl Distributions {
             );
         }
         Ok(Some(Self {
-            layout: HistogramLayout::of(&args.output.columns)?,
+            layout: HistogramLayout::of(&args.run.output.columns)?,
             of,
             by: args.by,
             keys: HashMap::new(),

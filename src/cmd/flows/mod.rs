@@ -91,7 +91,7 @@ impl<'a> Flows<'a> {
                 // --columns is about what is shown.
                 let columns = match args.histogram {
                     Some(_) => &[][..],
-                    None => &args.output.columns,
+                    None => &args.run.output.columns,
                 };
                 FlowWriter::new(columns, args.by.is_some(), args.names)?
             },
@@ -153,9 +153,7 @@ impl PacketCommand for Flows<'_> {
             filter: &self.filter,
             buffer: Some(&self.args.buffer),
             recording: None,
-            output: &self.args.output,
-            stop: &self.args.stop,
-            sandbox: self.args.sandbox,
+            run: &self.args.run,
         }
     }
 

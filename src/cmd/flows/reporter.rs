@@ -86,7 +86,7 @@ pub fn needs_containers(args: &FlowsArgs) -> bool {
     args.packets.read.is_none()
         && (!args.container.is_empty()
             || args.by == Some(FlowBy::Container)
-            || (has_lines && args.output.format() == OutputFormat::Json))
+            || (has_lines && args.run.output.format() == OutputFormat::Json))
 }
 
 impl<'a> Reporter<'a> {

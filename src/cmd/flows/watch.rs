@@ -75,9 +75,9 @@ pub fn shows_view(args: &FlowsArgs) -> bool {
     let asks_for_lines = args.no_tui
         || args.by.is_some()
         || args.histogram.is_some()
-        || !args.output.columns.is_empty();
-    let is_asked = !asks_for_lines && args.stop.count.is_none();
-    is_asked && args.output.format() == OutputFormat::Text && terminal::is_there()
+        || !args.run.output.columns.is_empty();
+    let is_asked = !asks_for_lines && args.run.stop.count.is_none();
+    is_asked && args.run.output.format() == OutputFormat::Text && terminal::is_there()
 }
 
 /// When the view is first drawn: soon, but late enough for meaningful rates.

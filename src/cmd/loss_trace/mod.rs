@@ -47,7 +47,7 @@ const NAME: &str = "loss-trace";
 /// # Errors
 /// An option is wrong, or a program can't be loaded or attached.
 pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
-    let mut session = Session::new(&args.output, &args.stop, args.sandbox)?;
+    let mut session = Session::new(&args.run)?;
     args.netns.enter()?;
     let interfaces = match args.interfaces() {
         [] => Vec::new(),
@@ -96,7 +96,7 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
         symbols,
         holders,
         silent: Silent::new(&watched, session.notices),
-        containers: (args.output.format() == OutputFormat::Json).then(Containers::new),
+        containers: (args.run.output.format() == OutputFormat::Json).then(Containers::new),
     };
     let mut output = match &lines {
         Lines::Events(layout) => {
@@ -214,7 +214,7 @@ fn record(session: &mut Session, args: &LossTraceArgs) -> Result<bool, Failure> 
         vec![described],
     );
     let limits = recording.limits();
-    let count = args.stop.count;
+    let count = args.run.stop.count;
     session.record_to(Recorder::new(
         destination,
         limits,
@@ -245,7 +245,7 @@ enum Lines {
 
 impl Lines {
     fn new(args: &LossTraceArgs) -> Result<Self, Failure> {
-        let columns = &args.output.columns;
+        let columns = &args.run.output.columns;
         Ok(match args.by {
             None => Self::Events(LossLayout::of(columns)?),
             Some(by) => Self::Counts(CountsLayout::of(columns)?, by),
