@@ -24,7 +24,7 @@ use crate::run::processes::{Ends, Processes};
 use crate::run::replay::{AroundFrames, Origin};
 use crate::run::session::Session;
 use crate::skel::port_monitor::{PortMonitorSkel, PortMonitorSkelBuilder};
-use crate::skel::{FrameEvent, PacketCounters, PacketEvent};
+use crate::skel::{FrameEvent, PacketEvent};
 
 /// Bytes of a frame that an event in a replay has room for: none are sent.
 const REPLAYED_BYTES: usize = 8;
@@ -180,39 +180,45 @@ impl PacketCommand for PortMonitor<'_> {
                 })
             });
         };
-        let mut source = live.take_source()?;
-        // The event buffer is mapped: reading it needs no privilege.
-        live.begin(&[], |out, clock| writer.layout.header(out, clock))?;
-        live.session.run_events(&mut source, on_event)?;
-        live.detach()?;
-        live.session.drain_rest(&mut source, on_event)?;
-        Ok(summary(live.session, live.counters()))
+        Ok(live.run_events(|out, clock| writer.layout.header(out, clock), on_event)?)
     }
 
     fn replay<'obj>(
         &self,
         replay: &mut Replay<'_, PortMonitorSkel<'obj>>,
     ) -> Result<Summary, Failure> {
-        let mut printer = Printer {
-            writer: &self.writer,
-            source: replay.take_source()?,
-            event_len: size_of::<PacketEvent>() + payload_bytes(self.args) as usize,
-        };
         self.say_what_is_left_out(replay.session);
         replay.begin(|out, clock| self.writer.layout.header(out, clock))?;
         if self.is_recording() {
             let mut copier = Copier {
-                source: printer.source,
+                source: replay.take_source()?,
                 bytes: Vec::new(),
                 frames: Vec::new(),
             };
             replay.run(|skel| &skel.progs.port_monitor_ingress, &mut copier);
             replay.session.end_recording(&[]);
         } else {
-            replay.run(|skel| &skel.progs.port_monitor_ingress, &mut printer);
-            replay.session.flush();
+            let event_len = size_of::<PacketEvent>() + payload_bytes(self.args) as usize;
+            replay.run_events(
+                |skel| &skel.progs.port_monitor_ingress,
+                event_len,
+                |session, frames, bytes| {
+                    print(session, &self.writer, bytes, |packet| {
+                        let frame = frames.get(packet.raw.interface as usize)?;
+                        Some(CapturePoint {
+                            iface: None,
+                            has_macs: frame.link == LinkKind::Ethernet,
+                            has_ethertype: matches!(
+                                frame.link,
+                                LinkKind::Ethernet | LinkKind::Cooked
+                            ),
+                            offset_shift: frame.offset_shift,
+                        })
+                    });
+                },
+            )?;
         }
-        Ok(summary(replay.session, replay.counters()))
+        Ok(replay.summary())
     }
 }
 
@@ -237,7 +243,7 @@ fn record_live(live: &mut Live<'_, PortMonitorSkel<'_>>) -> Result<Summary, Fail
         })?;
         session.end_recording(&statistics());
     }
-    Ok(summary(live.session, live.counters()))
+    Ok(live.summary())
 }
 
 /// What finds the processes of packets, if the file has a place for them; `None`, with a notice,
@@ -297,18 +303,6 @@ fn write_frame(
         comment: None,
     };
     session.write_frame(&written, statistics);
-}
-
-fn summary(session: &Session, counters: PacketCounters) -> Summary {
-    Summary {
-        packets: Some(counters),
-        ..session.summary(
-            PortMonitor::NAME,
-            counters.matched,
-            counters.lost,
-            counters.suppressed,
-        )
-    }
 }
 
 /// Decodes an event and writes its line. `point` returns where the packet was seen.
@@ -395,34 +389,5 @@ impl<S> AroundFrames<S> for Copier {
         });
         self.frames.clear();
         self.bytes.clear();
-    }
-}
-
-/// Prints the packets of a file.
-struct Printer<'a> {
-    writer: &'a PacketWriter,
-    source: EventSource,
-    event_len: usize,
-}
-
-impl<S> AroundFrames<S> for Printer<'_> {
-    fn room(&self, session: &Session) -> usize {
-        let lines = session.output_room();
-        let events = self.source.room(self.event_len);
-        events.min(usize::try_from(lines).unwrap_or(usize::MAX))
-    }
-
-    fn after(&mut self, session: &mut Session, frames: &[Origin]) {
-        self.source.drain_all(|bytes| {
-            print(session, self.writer, bytes, |packet| {
-                let frame = frames.get(packet.raw.interface as usize)?;
-                Some(CapturePoint {
-                    iface: None,
-                    has_macs: frame.link == LinkKind::Ethernet,
-                    has_ethertype: matches!(frame.link, LinkKind::Ethernet | LinkKind::Cooked),
-                    offset_shift: frame.offset_shift,
-                })
-            });
-        });
     }
 }

@@ -27,7 +27,7 @@ use crate::output::clock::Clock;
 use crate::output::line::Line;
 use crate::output::summary::Summary;
 use crate::run::events::{BufferKind, EventSource};
-use crate::run::replay::{self, AroundFrames, Runner};
+use crate::run::replay::{self, AroundFrames, Origin, Runner};
 use crate::run::session::Session;
 use crate::skel::{self, OpenPacketSkel, PacketCounters, PacketSkel};
 use crate::sys::link;
@@ -477,6 +477,30 @@ impl<'obj, S: PacketSkel<'obj>> Live<'_, S> {
         looked
     }
 
+    /// Writes the header, handles events until the run is over, detaches, and handles those that are
+    /// left. Returns the summary.
+    ///
+    /// # Errors
+    /// As [`Live::begin`] and [`Live::detach`], or waiting fails.
+    pub fn run_events(
+        &mut self,
+        header: impl FnOnce(&mut Line<'_>, &Clock),
+        mut on_event: impl FnMut(&mut Session, &[u8]),
+    ) -> Result<Summary> {
+        let mut source = self.take_source()?;
+        // The event buffer is mapped: reading it needs no privilege.
+        self.begin(&[], header)?;
+        self.session.run_events(&mut source, &mut on_event)?;
+        self.detach()?;
+        self.session.drain_rest(&mut source, &mut on_event)?;
+        Ok(self.summary())
+    }
+
+    /// The summary of a run with an event for each packet that matches.
+    pub fn summary(&self) -> Summary {
+        self.session.packet_summary(self.command, self.counters())
+    }
+
     /// The session, and what counts the frames of each interface.
     pub fn recording(&mut self) -> (&mut Session, impl Fn() -> Vec<Statistics>) {
         let (skels, slots) = (&*self.skels, self.slots);
@@ -519,6 +543,7 @@ pub struct Replay<'a, S> {
     /// Number of slots that runs of programs have.
     pub slots: usize,
     source: Option<EventSource>,
+    command: &'static str,
     /// See [`PacketCommand::replays_one_at_a_time`].
     one_at_a_time: bool,
     /// The opened file, until its header is read.
@@ -572,9 +597,55 @@ impl<'obj, S: PacketSkel<'obj>> Replay<'_, S> {
         }
     }
 
+    /// Runs all frames of the file through a program, and handles its events of `event_len` bytes at
+    /// most, each with the frames of its test run.
+    ///
+    /// # Errors
+    /// The programs send no events.
+    pub fn run_events(
+        &mut self,
+        program: impl Fn(&S) -> &ProgramMut<'obj>,
+        event_len: usize,
+        on_event: impl FnMut(&mut Session, &[Origin], &[u8]),
+    ) -> Result<()> {
+        let mut events = ReplayedEvents {
+            source: self.take_source()?,
+            event_len,
+            on_event,
+        };
+        self.run(program, &mut events);
+        self.session.flush();
+        Ok(())
+    }
+
+    /// The summary of a run with an event for each packet that matches.
+    pub fn summary(&self) -> Summary {
+        self.session.packet_summary(self.command, self.counters())
+    }
+
     /// What the programs have counted.
     pub fn counters(&self) -> PacketCounters {
         self.skel.counters(self.slots)
+    }
+}
+
+/// Handles the events of each test run.
+struct ReplayedEvents<F> {
+    source: EventSource,
+    event_len: usize,
+    on_event: F,
+}
+
+impl<S, F: FnMut(&mut Session, &[Origin], &[u8])> AroundFrames<S> for ReplayedEvents<F> {
+    fn room(&self, session: &Session) -> usize {
+        let lines = session.output_room();
+        let events = self.source.room(self.event_len);
+        events.min(usize::try_from(lines).unwrap_or(usize::MAX))
+    }
+
+    fn after(&mut self, session: &mut Session, frames: &[Origin]) {
+        self.source
+            .drain_all(|bytes| (self.on_event)(session, frames, bytes));
     }
 }
 
@@ -612,6 +683,7 @@ fn run_on_file<C: PacketCommand>(
         buffer,
         slots,
         source,
+        command: C::NAME,
         one_at_a_time: command.replays_one_at_a_time(),
         file: Some(file),
         capture: None,
