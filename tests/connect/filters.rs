@@ -1,11 +1,15 @@
 //! Filters, each for itself, on every backend.
 
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 use std::thread;
 
-use super::sockets::listen;
+use nix::errno::Errno;
+use nix::sys::socket::{SockFlag, SockaddrIn, bind};
+
+use super::sockets::{connect_to, connected, listen, most_files, tcp};
 use super::{Trace, backends};
-use crate::common::{Namespace, need};
+use crate::common::{Namespace, is_guest, need};
 
 /// Connects to three places: one listens, one refuses, one can't be reached.
 fn connect_everywhere(namespace: &Namespace) {
@@ -191,6 +195,30 @@ fn filters_hold_for_accepts_and_ends_too() {
                 events.all
             );
         }
+    }
+}
+
+#[test]
+fn no_number_of_connections_that_are_rejected_makes_one_look_older_than_the_tool() {
+    // A table of 16,384 forgets some of twice as many sockets, and also of fewer.
+    let count = if is_guest() { 500 } else { 9000 };
+    let count = count.min((most_files() - 1000) / 2);
+    for backend in backends!() {
+        let namespace = need!(Namespace::new());
+        // The port of the server, which would be the source if the direction were not known.
+        let trace = Trace::start(&namespace, backend, &["--close", "--sport", "4331,4332"]);
+        namespace.enter(|| {
+            let listener = listen("127.0.0.1", 4331);
+            drop((0..count).map(|_| connected(&listener)).collect::<Vec<_>>());
+            let last = tcp(([127, 0, 0, 1], 0).into(), SockFlag::empty());
+            bind(last.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 4332)).unwrap();
+            let refused = connect_to(&last, ([127, 0, 0, 1], 4333).into());
+            assert_eq!(refused, Err(Errno::ECONNREFUSED));
+        });
+        trace.wait_for("failed", 4333);
+        let events = trace.stop();
+        assert_eq!(events.count("closed"), 0, "{}", events.summary);
+        events.assert_whole();
     }
 }
 

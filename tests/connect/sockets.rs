@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, connect,
     sendto, socket,
@@ -29,6 +30,13 @@ pub fn multipath() -> Result<OwnedFd, Errno> {
     let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP) };
     // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
     Errno::result(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// How many files this process can open, after it has raised its limit as far as it may.
+pub fn most_files() -> usize {
+    let (_, limit) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, limit, limit).unwrap();
+    usize::try_from(limit).unwrap()
 }
 
 /// connect(2).
