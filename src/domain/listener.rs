@@ -24,6 +24,8 @@ pub struct ListeningSocket {
     pub local: Local,
     /// It takes IPv6 connections only.
     pub v6_only: bool,
+    /// It also takes connections to addresses that are not this machine's (`IP_TRANSPARENT`).
+    pub is_transparent: bool,
     /// Identifies the socket as long as the machine runs.
     pub cookie: u64,
     /// The inode that its descriptors have; 0 for a socket without any.
@@ -283,6 +285,7 @@ mod tests {
         ListeningSocket {
             local: local(addr, port),
             v6_only: false,
+            is_transparent: false,
             cookie,
             inode: u32::try_from(cookie).unwrap(),
             queue_len: queue.0,

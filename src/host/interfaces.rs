@@ -313,6 +313,15 @@ fn links(socket: &mut Socket) -> anyhow::Result<Vec<Link>> {
         .context("failed to list the interfaces")
 }
 
+/// Whether an interface is up that is not in the list; the loopback interface does not count.
+pub(super) fn has_others(socket: &mut Socket, listed: &[u32]) -> anyhow::Result<bool> {
+    let links = links(socket)?;
+    let mut others = links
+        .iter()
+        .filter(|link| link.up && link.arphrd != ARPHRD_LOOPBACK);
+    Ok(others.any(|link| !listed.contains(&link.index)))
+}
+
 /// The link with this index, or none if there is no such link any more.
 pub(super) fn link_by_index(socket: &mut Socket, index: u32) -> anyhow::Result<Option<Link>> {
     match socket.get(RTM_GETLINK, &link_request(index)?) {

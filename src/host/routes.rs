@@ -1,12 +1,15 @@
-//! Whether a route leads to an address, from this network namespace (rtnetlink(7)).
+//! Where routes of this network namespace lead (rtnetlink(7)).
 
 use std::net::IpAddr;
 
 use anyhow::Result;
 use nix::errno::Errno;
-use nix::libc::{AF_INET, AF_INET6, RTA_DST, RTM_GETROUTE, RTN_LOCAL};
+use nix::libc::{
+    AF_INET, AF_INET6, RTA_DST, RTA_IIF, RTA_SRC, RTM_GETROUTE, RTN_LOCAL, RTN_UNICAST,
+};
 use nix::sys::socket::{SockFlag, SockProtocol};
 
+use super::interfaces;
 use super::netlink::{Socket, push_attribute};
 
 /// Bytes of `struct rtmsg`: family and prefix length, and what is 0 in a question.
@@ -33,7 +36,7 @@ impl Routes {
     /// # Errors
     /// The kernel can't be asked.
     pub fn lead_to(&mut self, addr: IpAddr) -> Result<bool, Errno> {
-        Ok(self.kind(addr)?.is_some())
+        Ok(self.kind(addr, None)?.is_some())
     }
 
     /// Whether the address is one of this machine.
@@ -41,11 +44,28 @@ impl Routes {
     /// # Errors
     /// The kernel can't be asked.
     pub fn is_local(&mut self, addr: IpAddr) -> Result<bool, Errno> {
-        Ok(self.kind(addr)? == Some(RTN_LOCAL))
+        Ok(self.kind(addr, None)? == Some(RTN_LOCAL))
     }
 
-    /// The type of the route; `None`: there is no route.
-    fn kind(&mut self, addr: IpAddr) -> Result<Option<u8>, Errno> {
+    /// Whether a packet that comes in by an interface is forwarded, if no firewall changes it.
+    ///
+    /// # Errors
+    /// The kernel can't be asked.
+    pub fn forward(&mut self, ifindex: u32, from: IpAddr, to: IpAddr) -> Result<bool, Errno> {
+        Ok(self.kind(to, Some((ifindex, from)))? == Some(RTN_UNICAST))
+    }
+
+    /// Whether an interface is up that is not in the list; the loopback interface does not count.
+    ///
+    /// # Errors
+    /// The kernel can't be asked.
+    pub fn has_others(&mut self, listed: &[u32]) -> Result<bool> {
+        interfaces::has_others(&mut self.0, listed)
+    }
+
+    /// The type of the route, for a packet that comes in by an interface, if there is one; `None`:
+    /// there is no route.
+    fn kind(&mut self, addr: IpAddr, incoming: Option<(u32, IpAddr)>) -> Result<Option<u8>, Errno> {
         let mut request = vec![0; RTMSG_LEN];
         let (family, bits) = match addr {
             IpAddr::V4(_) => (AF_INET, 32),
@@ -53,17 +73,30 @@ impl Routes {
         };
         request[0] = family.to_le_bytes()[0];
         request[1] = bits;
-        match addr {
-            IpAddr::V4(v4) => push_attribute(&mut request, RTA_DST, &v4.octets())?,
-            IpAddr::V6(v6) => push_attribute(&mut request, RTA_DST, &v6.octets())?,
+        push_address(&mut request, RTA_DST, addr)?;
+        if let Some((ifindex, from)) = incoming {
+            request[2] = bits;
+            push_address(&mut request, RTA_SRC, from)?;
+            push_attribute(&mut request, RTA_IIF, &ifindex.to_ne_bytes())?;
         }
         match self.0.get(RTM_GETROUTE, &request) {
             Ok(route) => Ok(route.get(RTM_TYPE_AT).copied()),
-            Err(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EINVAL | Errno::EACCES) => {
-                Ok(None)
-            }
+            Err(
+                Errno::ENETUNREACH
+                | Errno::EHOSTUNREACH
+                | Errno::EINVAL
+                | Errno::EACCES
+                | Errno::EXDEV,
+            ) => Ok(None),
             Err(errno) => Err(errno),
         }
+    }
+}
+
+fn push_address(request: &mut Vec<u8>, kind: u16, addr: IpAddr) -> Result<(), Errno> {
+    match addr {
+        IpAddr::V4(v4) => push_attribute(request, kind, &v4.octets()),
+        IpAddr::V6(v6) => push_attribute(request, kind, &v6.octets()),
     }
 }
 

@@ -17,6 +17,9 @@ const SKMEMINFO: u16 = 7;
 const MEMINFO_DROPS: usize = 8;
 /// `INET_DIAG_SKV6ONLY`: the socket takes no IPv4 connections.
 const SKV6ONLY: u16 = 11;
+/// `INET_DIAG_SOCKOPT` (Linux 5.10 lacks it), bits of which the sixth is `IP_TRANSPARENT`.
+const SOCKOPT: u16 = 22;
+const TRANSPARENT: u8 = 1 << 5;
 
 /// States such as `TCP_ESTABLISHED` as bits of a request.
 const ESTABLISHED: u32 = 1 << 1;
@@ -43,6 +46,8 @@ pub struct Found {
     pub inode: u32,
     /// It waits in the queue of a listener. One that a process has closed has another state.
     pub is_queued: bool,
+    /// It also takes connections to addresses that are not this machine's (`IP_TRANSPARENT`).
+    pub is_transparent: bool,
 }
 
 /// A netlink socket for the network namespace in which it was opened.
@@ -141,7 +146,15 @@ fn found(message: &[u8]) -> Option<Found> {
         listens: LISTEN == state,
         inode,
         is_queued: inode == 0 && state & (ESTABLISHED | SYN_RECV | CLOSE_WAIT) != 0,
+        is_transparent: attributes(message.get(MESSAGE_LEN..)?)
+            .any(|(kind, value)| kind == SOCKOPT && is_transparent(value)),
     })
+}
+
+fn is_transparent(options: &[u8]) -> bool {
+    options
+        .first()
+        .is_some_and(|options| options & TRANSPARENT != 0)
 }
 
 fn local(message: &[u8]) -> Option<Local> {
@@ -162,6 +175,7 @@ fn listening_socket(message: &[u8]) -> Option<ListeningSocket> {
     let mut socket = ListeningSocket {
         local: local(message)?,
         v6_only: false,
+        is_transparent: false,
         cookie: u64::from(read_u32(message, 44)?) | u64::from(read_u32(message, 48)?) << 32,
         inode: read_u32(message, INODE_AT)?,
         queue_len: read_u32(message, RQUEUE_AT)?,
@@ -173,6 +187,7 @@ fn listening_socket(message: &[u8]) -> Option<ListeningSocket> {
         match kind {
             SKMEMINFO => socket.drops = read_u32(value, 4 * MEMINFO_DROPS)?,
             SKV6ONLY => socket.v6_only = *value.first()? != 0,
+            SOCKOPT => socket.is_transparent = is_transparent(value),
             _ => {}
         }
     }

@@ -631,11 +631,41 @@ fn what_another_namespace_does_not_answer_is_forwarded_though_only_the_client_s_
         "type filter hook input priority 0",
         "tcp dport 80 drop"
     ));
+    // One that the router forwards without translation, and could take for its own.
+    pair.client
+        .run(&format!("ip route add 10.88.0.0/24 via {SERVER4}"));
+    let _listener = pair
+        .server
+        .enter(|| listener(SocketAddr::from(([0, 0, 0, 0], 80)), 16));
     pair.client.sysctl("ipv4/tcp_syn_retries", "1");
     let trace = Trace::start(&pair.server, &["vs"]);
-    let _client = pair.client.enter(|| begin(server(8025)));
+    let _clients = pair
+        .client
+        .enter(|| [server(8025), SocketAddr::from(([10, 88, 0, 2], 80))].map(begin));
     assert_fate(&trace.fate(8025), "forwarded", None, None);
-    assert_eq!(trace.stop().count("forwarded"), 1);
+    assert_fate(&trace.fate(80), "forwarded", None, None);
+    assert_eq!(trace.stop().count("forwarded"), 2);
+}
+
+#[test]
+fn what_is_redirected_to_a_full_queue_is_dropped() {
+    let pair = need!(Pair::new());
+    need!(nft(
+        &pair.server,
+        "type nat hook prerouting priority -100",
+        "tcp dport 8041 redirect to :9041"
+    ));
+    pair.client.sysctl("ipv4/tcp_syn_retries", "1");
+    let _listener = pair.server.enter(|| listener(server(9041), 0));
+    let established = Growth::of(&pair.server, "TcpPassiveOpens");
+    let overflows = Growth::of(&pair.server, "TcpExtListenOverflows");
+    let _first = pair.client.enter(|| begin(server(8041)));
+    established.reaches(1);
+    let trace = Trace::start(&pair.server, &["vs"]);
+    let _client = pair.client.enter(|| begin(server(8041)));
+    assert_fate(&trace.fate(8041), "dropped", None, Some("unknown"));
+    overflows.reaches(1);
+    trace.stop();
 }
 
 /// Sends the SYN of nobody, and the final ACK once somebody else has taken the last place in the

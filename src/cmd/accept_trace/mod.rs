@@ -74,7 +74,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     let (first, _) = skels.split_first_mut().context("there is no interface")?;
     let maps = &first.maps;
     let mut source = EventSource::open(buffer, args.buffer.size(), &maps.ring, &maps.perf)?;
-    let mut table = Table::new(table::SWEEP_EVERY, args.attempt_timeout)?;
+    let mut table = Table::new(&interfaces, table::SWEEP_EVERY, args.attempt_timeout)?;
 
     let mut attached = programs::attach(programs.hook, &skels, &interfaces)?;
     for note in attached.interfaces.take_notes() {

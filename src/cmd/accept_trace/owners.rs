@@ -11,6 +11,7 @@ use libbpf_rs::OpenObject;
 
 use crate::domain::incoming::Attempt;
 use crate::domain::listener::{Holder, ListeningSocket};
+use crate::host::routes::Routes;
 use crate::host::sock_diag::SockDiag;
 use crate::notice::{FirstNotice, Notices};
 use crate::run::holders::{Holders, Which};
@@ -19,7 +20,7 @@ use crate::skel::AcceptFlag;
 /// The shortest time between two lists of listeners: there can be very many failures.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// How many listeners with a full queue are remembered.
+/// How many listeners with a full queue, and destinations, are remembered.
 const REMEMBERED: usize = 4096;
 
 /// The address and port of a listener.
@@ -29,7 +30,10 @@ type Endpoint = (IpAddr, u16);
 pub struct Owners<'obj> {
     holders: Holders<'obj>,
     diag: SockDiag,
+    routes: Routes,
     sockets: HashMap<Endpoint, ListeningSocket>,
+    /// Whether packets from an interface to an address are forwarded.
+    forwarded: HashMap<(u32, IpAddr), bool>,
     listed: Option<Instant>,
     failure: FirstNotice,
 }
@@ -43,7 +47,9 @@ impl<'obj> Owners<'obj> {
         Ok(Self {
             holders: Holders::new(storage, Which::Listening, notices)?,
             diag: SockDiag::open()?,
+            routes: Routes::open()?,
             sockets: HashMap::new(),
+            forwarded: HashMap::new(),
             listed: None,
             failure: FirstNotice::new(notices),
         })
@@ -72,15 +78,28 @@ impl<'obj> Owners<'obj> {
         }
     }
 
-    /// The process of the listener of an attempt; of several processes the first one.
+    /// The process of the listener of an attempt; of several processes the first one. That of an
+    /// attempt that is forwarded is not here.
     pub fn find(&mut self, attempt: &Attempt) -> Option<&Holder> {
-        let (local, _) = attempt.socket();
+        let (local, (saddr, _)) = attempt.socket();
         if self.listed.is_none_or(|at| at.elapsed() >= AGAIN) {
             self.listed = Some(Instant::now());
             self.list();
+            self.forwarded.clear();
         }
-        let inode = listener_at(&self.sockets, local)?.inode;
-        self.holders.of_listener(inode.into())
+        let socket = *listener_at(&self.sockets, local)?;
+        if socket.local.addr.is_unspecified() && !socket.is_transparent {
+            if self.forwarded.len() >= REMEMBERED {
+                self.forwarded.clear();
+            }
+            let ifindex = attempt.raw.attempt.ifindex;
+            let routes = &mut self.routes;
+            let forwarded = self.forwarded.entry((ifindex, local.0));
+            if *forwarded.or_insert_with(|| routes.forward(ifindex, saddr, local.0) == Ok(true)) {
+                return None;
+            }
+        }
+        self.holders.of_listener(socket.inode.into())
     }
 }
 
@@ -155,6 +174,7 @@ mod tests {
                 ifindex: 0,
             },
             v6_only,
+            is_transparent: false,
             cookie: 0,
             inode: 0,
             queue_len: 0,

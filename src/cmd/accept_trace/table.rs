@@ -7,6 +7,7 @@ use libbpf_rs::ProgramInput;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::domain::incoming::{Attempt, is_overdue};
+use crate::host::interfaces::Interface;
 use crate::host::routes::Routes;
 use crate::host::sock_diag::{Found, SockDiag};
 use crate::skel::accept_trace::AcceptTraceSkel;
@@ -35,6 +36,8 @@ const PENDING_BATCH: usize = 4096;
 pub struct Table {
     sockets: SockDiag,
     routes: Routes,
+    /// The indexes of the interfaces that are watched.
+    watched: Vec<u32>,
     every: Duration,
     due: Instant,
     looks: u32,
@@ -43,15 +46,16 @@ pub struct Table {
 }
 
 impl Table {
-    /// Opens netlink sockets for the sockets and routes of this network namespace. The table is to be
-    /// read `every` so often.
+    /// Opens netlink sockets for the sockets and routes of this network namespace, in which these
+    /// interfaces are watched. The table is to be read `every` so often.
     ///
     /// # Errors
     /// A netlink socket can't be opened.
-    pub fn new(every: Duration, timeout: Duration) -> Result<Self> {
+    pub fn new(watched: &[Interface], every: Duration, timeout: Duration) -> Result<Self> {
         Ok(Self {
             sockets: SockDiag::open()?,
             routes: Routes::open()?,
+            watched: watched.iter().map(|interface| interface.index).collect(),
             every,
             due: Instant::now() + every,
             looks: 0,
@@ -130,7 +134,9 @@ impl Table {
                 Some(found) if !found.listens => {
                     (attempt.reason != 0).then_some((AcceptFate::FATE_DROPPED, KNOWN))
                 }
-                None if is_elsewhere(attempt) => Some((AcceptFate::FATE_FORWARDED, KNOWN)),
+                found if self.is_elsewhere(key, attempt, found) => {
+                    Some((AcceptFate::FATE_FORWARDED, KNOWN))
+                }
                 _ => {
                     let reason = silent_reason(attempt)
                         .or_else(|| self.no_route_back(key, attempt))
@@ -173,6 +179,26 @@ impl Table {
         }
     }
 
+    /// Whether a SYN without an answer has left by an interface that is not watched. Else only a
+    /// listener drops one without a trace; it may have another address or port, to which a firewall
+    /// redirects.
+    fn is_elsewhere(
+        &mut self,
+        key: &AttemptKey,
+        attempt: &RawAttempt,
+        listener: Option<Found>,
+    ) -> bool {
+        if attempt.reason != 0 || attempt.place != 0 {
+            return false;
+        }
+        let ((daddr, _), (saddr, _)) = whole(key, attempt).socket();
+        let forwards = self.routes.forward(attempt.ifindex, saddr, daddr) == Ok(true);
+        if has(attempt, AcceptFlag::ATTEMPT_HAS_LISTENER) || listener.is_some() {
+            return forwards && !listener.is_some_and(|found| found.is_transparent);
+        }
+        forwards || self.routes.has_others(&self.watched).unwrap_or(true)
+    }
+
     /// A listener also silently drops a SYN if there is no route back to its source.
     fn no_route_back(&mut self, key: &AttemptKey, attempt: &RawAttempt) -> Option<AcceptReason> {
         if attempt.reason != 0 || !has(attempt, AcceptFlag::ATTEMPT_HAS_LISTENER) {
@@ -208,12 +234,6 @@ const COOKIE_AGE_NS: u64 = 120_000_000_000;
 fn is_cookie_old(attempt: &RawAttempt) -> Option<bool> {
     let now = monotonic_ns().ok()?;
     Some(now.saturating_sub(attempt.last_syn_ack_ns) > COOKIE_AGE_NS)
-}
-
-/// Whether a SYN without an answer has left by an interface that is not watched: only a listener drops
-/// one without a trace, and there was none.
-fn is_elsewhere(attempt: &RawAttempt) -> bool {
-    !has(attempt, AcceptFlag::ATTEMPT_HAS_LISTENER) && attempt.reason == 0 && attempt.place == 0
 }
 
 fn has(attempt: &RawAttempt, flag: AcceptFlag) -> bool {

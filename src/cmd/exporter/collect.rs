@@ -430,7 +430,7 @@ impl<'obj> AcceptCollector<'obj> {
         Ok(Self {
             skels: programs.skels,
             hooks,
-            table: Table::new(SWEEP_EVERY, args.attempt_timeout)?,
+            table: Table::new(interfaces, SWEEP_EVERY, args.attempt_timeout)?,
             reasons: programs.reasons,
         })
     }
