@@ -93,7 +93,7 @@ pub use generated::accept_trace::types::export_time_of as ExportTimeOf;
 pub use generated::connect_trace::types::connect_export as ConnectExport;
 /// `struct flow_record`.
 pub type FlowRecord = flows::types::flow_record;
-/// `struct name_chunk`, which the bytes that it tells of follow.
+/// `struct name_chunk`, which the bytes that it describes follow.
 pub type NameChunk = flows::types::name_chunk;
 /// `struct flow_end`.
 pub type FlowEnd = flows::types::flow_end;
@@ -224,7 +224,8 @@ unsafe impl plain::Plain for CommKey {}
 // SAFETY: as above.
 unsafe impl plain::Plain for PrefixKey {}
 
-/// Says of a skeleton's types that they are those of the first one, which are made from the same C.
+/// Asserts that a skeleton's types have the layout of those of the first one: both are made from the
+/// same C.
 macro_rules! same_types {
     ($module:ident: $($name:ident { $($field:ident),* })*) => {$(
         // SAFETY: repr(C), made of integers and arrays of integers, so every pattern of bytes is a
@@ -238,7 +239,7 @@ macro_rules! same_types {
     )*};
 }
 
-/// Says of counters that each CPU writes to cache lines of its own, which nothing else is on.
+/// Asserts that the counters of each CPU are on cache lines of their own.
 macro_rules! own_lines {
     ($($module:ident: $section:ident.$slots:ident of $slot:ident;)*) => {$(
         const _: () = assert!(
@@ -275,17 +276,17 @@ impl CountSet {
     pub const WAYS: usize = len(|it: &Self| &it.keys);
 }
 
-/// Has programs count nothing and send no event any more.
+/// Stops programs from counting and sending events.
 pub fn stop(stopped: &mut u32) {
     // SAFETY: an exclusive reference into the mapping. The kernel only reads it, as a whole word;
-    // volatile, for the compiler can't know of that.
+    // volatile, because the compiler can't know that.
     unsafe { std::ptr::write_volatile(stopped, 1) }
 }
 
 /// Has programs write to this one of the two tables of keys.
 pub fn open_table(open_table: &mut u32, table: u32) {
     // SAFETY: an exclusive reference into the mapping. The kernel only reads it, as a whole word;
-    // volatile, for the compiler can't know of that.
+    // volatile, because the compiler can't know that.
     unsafe { std::ptr::write_volatile(open_table, table) }
 }
 
@@ -452,7 +453,7 @@ pub trait PacketSkel<'obj>: Skel<'obj> {
     /// The slots that are not taken; the map exists where slots are.
     fn idle_slots(&self) -> &MapMut<'obj>;
 
-    /// Where the programs are told to count nothing any more.
+    /// What tells the programs to stop counting.
     fn stopped(&mut self) -> Option<&mut u32>;
 
     /// Where the programs find the frames of a test run.
@@ -509,7 +510,7 @@ pub fn put_frame(
 /// Has the programs begin with the first frame of the next test run.
 pub fn rewind(frames: &mut ReplayedFrames) {
     // SAFETY: an exclusive reference into the mapping. The kernel uses it only while a test run is
-    // on, which is not now; volatile, for the compiler can't know of that.
+    // on, which is not now; volatile, because the compiler can't know that.
     unsafe { std::ptr::write_volatile(&mut frames.replay_next, 0) }
 }
 
@@ -629,14 +630,14 @@ packet_skel!(flows: OpenFlowsSkel, FlowsSkel, sends_events);
 /// Tells accept-trace's program what became of an attempt.
 pub fn set_accept_verdict(bss: &mut accept_trace::types::bss_verdict, verdict: &AcceptVerdict) {
     // SAFETY: an exclusive reference into the mapping. The kernel uses it only while a test run is
-    // on, which is not now; volatile, for the compiler can't know of that.
+    // on, which is not now; volatile, because the compiler can't know that.
     unsafe { std::ptr::write_volatile(&mut bss.accept_verdict, *verdict) }
 }
 
 /// Has accept-trace's programs count in this one of the two tables.
 pub fn open_counts(bss: &mut accept_trace::types::bss_open, table: u32) {
     // SAFETY: an exclusive reference into the mapping. The kernel only reads it, as a whole word;
-    // volatile, for the compiler can't know of that.
+    // volatile, because the compiler can't know that.
     unsafe { std::ptr::write_volatile(&mut bss.open_counts, table) }
 }
 
@@ -721,7 +722,7 @@ pub type Sweep = flows::types::sweep;
 /// Tells the sweep what to report, from the first slot on.
 pub fn set_sweep(bss: &mut flows::types::bss_sweep, sweep: &Sweep) {
     // SAFETY: an exclusive reference into the mapping. The kernel uses it only while a sweep
-    // runs, which is not now; volatile, for the compiler can't know of that.
+    // runs, which is not now; volatile, because the compiler can't know that.
     unsafe { std::ptr::write_volatile(&mut bss.sweep, *sweep) }
 }
 

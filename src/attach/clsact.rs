@@ -36,7 +36,7 @@ use rtnl::{Filter, Qdisc, Tc};
 /// of its own choice, usually 1, must not meet ours.
 const HANDLE: u32 = 0x7463_7069;
 
-/// How often a place is chosen anew because it was taken in the meantime.
+/// How often a place is chosen again because it was taken in the meantime.
 const PLACE_ATTEMPTS: usize = 5;
 
 /// A program that is attached by a clsact filter, which is removed when this is
@@ -150,7 +150,7 @@ impl Clsact {
     ///
     /// # Errors
     ///
-    /// If the kernel refuses. It is no error if they are already gone.
+    /// If the kernel refuses. It is not an error if they are already gone.
     pub fn detach(mut self) -> Result<()> {
         self.remove()
     }

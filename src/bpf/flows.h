@@ -96,7 +96,7 @@ enum flow_known {
 	FLOW_SYN_ACK = 1 << 2,	/* syn_ack_ns is set */
 	FLOW_ACK = 1 << 3,	/* ack_ns is set */
 	FLOW_FINISHED = 1 << 4, /* finished_ns is set: both FINs were acknowledged, or a RST */
-	FLOW_TOLD = 1 << 5,	/* reported as unanswered; the counts have begun anew since */
+	FLOW_TOLD = 1 << 5,	/* reported as unanswered; the counts were reset then */
 	FLOW_SEEDED = 1 << 6,	/* its socket was there before the programs */
 };
 
@@ -108,7 +108,7 @@ enum flow_end_reason {
 	FLOW_REPLACED,	 /* by a new connection of the same ends */
 	FLOW_EVICTED,	 /* to make room in the table */
 	FLOW_OPEN,	 /* the run has ended */
-	FLOW_UNANSWERED, /* it goes on: its SYN has no answer yet; the counts begin anew */
+	FLOW_UNANSWERED, /* it goes on: its SYN has no answer yet; the counts are reset */
 };
 
 #define FLOW_COMM_LEN 16

@@ -368,7 +368,7 @@ static __always_inline void set_device(struct loss_event *e, const struct net_de
 }
 
 /* State, namespace, user and inode of a socket, and the interface of its route. Those in TIME_WAIT
- * and NEW_SYN_RECV are no full sockets, and have only the first two. */
+ * and NEW_SYN_RECV are not full sockets, and have only the first two. */
 static __always_inline void set_socket(struct loss_event *e, const struct sock *sk)
 {
 	struct socket *socket;

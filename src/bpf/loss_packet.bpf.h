@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * What loss-trace sees at interfaces: SYNs, which a listener may drop without a trace; their
- * answers; and the resets that no tracepoint tells of before Linux 6.10.
+ * answers; and the resets that no tracepoint reports before Linux 6.10.
  */
 #ifndef TCPINSPECT_LOSS_PACKET_BPF_H
 #define TCPINSPECT_LOSS_PACKET_BPF_H
@@ -63,7 +63,7 @@ static __always_inline bool is_last_syn(const struct last_syn *last, const struc
 	       is_initiator(last, e->saddr, e->sport, e->seq);
 }
 
-/* The kernel tells of the drop of a SYN or of its answer: then it is no silent one. */
+/* The kernel reports the drop of a SYN or of its answer: then it is not a silent one. */
 static __always_inline void forget_syn(const struct loss_event *e)
 {
 	struct last_syn *last;

@@ -135,7 +135,7 @@ int BPF_PROG(loss_retransmit, const struct sock *sk, const struct sk_buff *skb)
 }
 
 /*
- * Since Linux 6.18 the tracepoint also tells of segments that could not be sent again. These errors
+ * Since Linux 6.18 the tracepoint also reports segments that could not be sent again. These errors
  * are from before the kernel counts a retransmission.
  */
 SEC("tp_btf/tcp_retransmit_skb")
@@ -152,7 +152,7 @@ int BPF_PROG(loss_retransmit_tried, const struct sock *sk, const struct sk_buff 
 	return on_retransmit(ctx, sk, skb);
 }
 
-/* A half-open connection is a request_sock, which is no full socket. */
+/* A half-open connection is a request_sock, which is not a full socket. */
 SEC("tp_btf/tcp_retransmit_synack")
 int BPF_PROG(loss_retransmit_synack, const struct sock *sk, const struct request_sock *req)
 {

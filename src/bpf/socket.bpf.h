@@ -68,7 +68,7 @@ static __always_inline void read_ends(struct ends *ends, const struct sock *sk)
 	}
 }
 
-/* The same for an address that is no BTF pointer, by probe reads. */
+/* The same for an address that is not a BTF pointer, by probe reads. */
 static __always_inline void probe_ends(struct ends *ends, const struct sock *sk)
 {
 	ends->local_port = BPF_CORE_READ(sk, __sk_common.skc_num);

@@ -66,7 +66,7 @@ impl CaptureError {
     }
 
     /// Whether the file was the wrong one to ask for: it can't be opened, is a
-    /// directory, is empty, is no capture, or has a link type that is not
+    /// directory, is empty, is not a capture, or has a link type that is not
     /// supported. Otherwise the right file is broken, or reading it failed.
     pub fn is_usage(&self) -> bool {
         match self.fault {

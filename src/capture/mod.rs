@@ -1,5 +1,5 @@
-//! Frames of pcap and pcapng files, one at a time, as Ethernet frames; and in `write` and `recorder`
-//! the way back, into files.
+//! Reads frames of pcap and pcapng files, one at a time, as Ethernet frames. `write` and `recorder`
+//! write such files.
 //!
 //! A file that is read may be hostile, broken, compressed with gzip, or a pipe that is
 //! still being written: it is read once, front to back, in bounded memory, and

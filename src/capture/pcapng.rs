@@ -24,7 +24,7 @@ const MAX_BLOCK: u32 = 1024 * 1024;
 /// doesn't fill the memory.
 const MAX_INTERFACES: usize = 65_536;
 
-/// What the current section has said so far.
+/// What is known of the current section.
 pub(super) struct PcapNg {
     order: Order,
     interfaces: Vec<Interface>,
@@ -153,7 +153,7 @@ impl PcapNg {
         Ok(Step::Other)
     }
 
-    /// A Section Header Block: interfaces are numbered anew from here.
+    /// A Section Header Block: the numbers of interfaces start again here.
     fn section(&mut self, body: &[u8]) -> Result<(), Fault> {
         let (Some(major), Some(minor), Some(_section_length)) = (
             self.order.u16(body, 4),

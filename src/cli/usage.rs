@@ -206,7 +206,7 @@ impl Given<'_> {
     }
 }
 
-/// First words of filter expressions of tcpdump, which are no names of interfaces.
+/// First words of filter expressions of tcpdump, which are not names of interfaces.
 const FILTER_WORDS: [&str; 16] = [
     "port",
     "portrange",

@@ -94,7 +94,7 @@ _tcpinspect_interfaces() {{
             .replace(":IFACE:_default", ":IFACE:_tcpinspect_interfaces")
             .replace(":PORTS:_default", ":PORTS:_ports")
             .replace(":PIDS:_default", ":PIDS:_pids");
-        // The words that are no options, of which there may be several, between options too.
+        // Arguments that are not options: there may be several, also between options.
         if let Some(words) = line.strip_prefix("'*::words -- ") {
             line = format!(
                 "'*:interface -- {}",
@@ -106,7 +106,7 @@ _tcpinspect_interfaces() {{
     all
 }
 
-/// In fish each line is about one option; words that are no options have no line.
+/// In fish each line is about one option; arguments that are not options have no line.
 fn fish_script(script: &str) -> String {
     const INTERFACES: &str = r#"-f -a "any (__fish_print_interfaces)""#;
     let mut all = String::new();
@@ -198,7 +198,7 @@ fn man_page(program: &clap::Command, command: &clap::Command) -> Result<String> 
     man.render_options_section(&mut page)?;
     explanations(command).to_writer(&mut page)?;
     see_also(program, command).to_writer(&mut page)?;
-    String::from_utf8(page).context("a manual page is no UTF-8")
+    String::from_utf8(page).context("a manual page is not UTF-8")
 }
 
 fn commands_section(program: &clap::Command) -> Roff {
@@ -235,7 +235,7 @@ fn explanations(command: &clap::Command) -> Roff {
         roff.text([roman(format!("{purpose}:"))]);
         roff.control("PP", []);
         roff.control("RS", ["4"]);
-        // Without this, spaces and line breaks would be set anew.
+        // Without this, roff would fill the lines.
         roff.control("EX", []);
         roff.text([roman(*line)]);
         roff.control("EE", []);

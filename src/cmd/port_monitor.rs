@@ -70,7 +70,7 @@ impl<'a> PortMonitor<'a> {
         self.args.recording.write.is_some()
     }
 
-    /// Says what a capture file will not have, if nothing was said about what it is to have.
+    /// Tells what a capture file will leave out, unless the options chose the packets.
     fn say_what_is_left_out(&self, session: &Session) {
         let packets = &self.args.packets;
         if self.is_recording() && packets.flags.is_none() && packets.expression().is_none() {

@@ -17,7 +17,7 @@ pub struct Local {
     pub ifindex: u32,
 }
 
-/// A listening socket, as the kernel tells of it at one moment.
+/// A listening socket, as the kernel reports it at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListeningSocket {
     /// What it is bound to.

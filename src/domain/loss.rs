@@ -150,7 +150,7 @@ impl Loss {
         }
     }
 
-    /// Whether it may turn out to be no drop.
+    /// Whether it may turn out not to be a drop.
     pub fn is_unsure(&self) -> bool {
         self.knows(LossKnown::LOSS_UNSURE)
     }

@@ -133,7 +133,7 @@ fn read_http(bytes: &[u8], all: bool) -> Option<Name> {
             let is_whole = parse(&mut request, &ended).is_ok_and(|status| status.is_complete());
             is_whole.then(|| named_by(&request))
         }
-        // What follows the first line is no header, or there are too many.
+        // What follows the first line is not a header, or there are too many.
         Err(_) if request.version.is_some() => Some(Name {
             http_method: method_of(&request),
             ..Name::default()

@@ -118,7 +118,7 @@ impl Reasons {
         at.and_then(|at| u32::try_from(at).ok()).unwrap_or(0)
     }
 
-    /// The number of `SKB_CONSUMED`, which is no reason of a drop and has no prefix; 0: there is
+    /// The number of `SKB_CONSUMED`, which is not a reason for a drop and has no prefix; 0: there is
     /// none.
     pub fn consumed(&self) -> u32 {
         // SKB_CONSUMED (since Linux 6.3) is right before NOT_SPECIFIED.

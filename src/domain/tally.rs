@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(tally.busiest()[0].1, count(10, 10, 5.0));
         second(&mut tally, &[("10.0.0.1", 3)]);
         assert_eq!(tally.busiest()[0].1, count(13, 3, 3.0));
-        // A key without SYNs is no key of the interval, but its total is known when it is back.
+        // A key without SYNs is not among those of the interval, but its total is known when it is back.
         second(&mut tally, &[]);
         assert!(tally.busiest().is_empty());
         second(&mut tally, &[("10.0.0.1", 1)]);

@@ -138,7 +138,7 @@ pub const ANY: &str = "any";
 ///
 /// # Errors
 ///
-/// `Usage` for a name that is no interface here, or if none is up; `Failed` if the kernel can't be
+/// `Usage` for a name that is not an interface here, or if none is up; `Failed` if the kernel can't be
 /// asked.
 pub fn resolve(names: &[String]) -> Result<Vec<Interface>, ResolveError> {
     let mut socket = route_socket()?;

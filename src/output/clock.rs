@@ -91,7 +91,7 @@ impl Clock {
         self.has_dates = true;
     }
 
-    /// Reads anew how far UNIX time is from the monotonic clock: it moves when somebody sets it.
+    /// Reads again how far UNIX time is from the monotonic clock: it moves when somebody sets it.
     ///
     /// # Errors
     /// The system clock can't be read.

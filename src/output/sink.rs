@@ -113,7 +113,7 @@ impl Stdout {
             .context("failed to look at stdout")?
             .file_type();
         // A description of our own can be made non-blocking without doing so to the shell's. What
-        // can't be opened anew (a socket, a pipe or terminal of another user) stays as it is.
+        // can't be opened again (a socket, a pipe or terminal of another user) stays as it is.
         let own = (kind.is_fifo() || kind.is_char_device())
             .then(|| {
                 OpenOptions::new()
@@ -284,7 +284,7 @@ impl Sink {
         self.write(done, piece)
     }
 
-    /// Writes as much of this, which is no line, as a terminal takes at once. Returns how much.
+    /// Writes as much of this, which is not a line, as a terminal takes at once. Returns how much.
     pub fn write_now(&mut self, bytes: &[u8]) -> usize {
         let mut done = 0;
         while done < bytes.len() && self.can_write() {
@@ -340,7 +340,7 @@ impl Sink {
 }
 
 /// How many bytes to write at once: whole lines that the kernel takes in one piece, so that a line
-/// is never cut, whoever else writes and whenever the reader stops. What has room has room for that
+/// is never cut, even if others write too or the reader stops. What has room has room for that
 /// much.
 fn whole_lines(bytes: &[u8]) -> usize {
     if bytes.len() <= PIPE_PIECE {

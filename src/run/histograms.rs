@@ -67,7 +67,7 @@ impl Histograms {
         Ok(())
     }
 
-    /// Says once that values have found no room in the map.
+    /// Tells once that values have found no room in the map.
     pub fn note_untracked(&mut self, session: &Session, untracked: u64) {
         if untracked > 0 && !self.is_full {
             self.is_full = true;

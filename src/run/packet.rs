@@ -567,7 +567,7 @@ impl<'obj, S: PacketSkel<'obj>> Replay<'_, S> {
     /// Only then it reads the header of the untrusted file, and writes that of the output.
     ///
     /// # Errors
-    /// A capability can't be given up, or the file is no capture or can't be read.
+    /// A capability can't be given up, or the file is not a capture or can't be read.
     pub fn begin(&mut self, header: impl FnOnce(&mut Line<'_>, &Clock)) -> Result<(), Failure> {
         self.session.open_recording()?;
         let needs_capability = privileges::without_capabilities(link::needs_capability)?;
@@ -695,7 +695,7 @@ fn run_on_file<C: PacketCommand>(
     failure.map_or(Ok(exit), Err)
 }
 
-/// The error to report if the programs can't be loaded. If the file is no capture file, that is
+/// The error to report if the programs can't be loaded. If the file is not a capture file, that is
 /// reported instead: it would fail with every privilege.
 fn why_no_replay(session: &mut Session, file: CaptureFile, failure: Failure) -> Failure {
     if file.may_wait() || privileges::drop_all().is_err() {

@@ -43,7 +43,7 @@ pub fn open(path: &Path) -> Result<CaptureFile, Failure> {
 /// Reads the header of the file; `None` if the run ended before that.
 ///
 /// # Errors
-/// The file can't be read, or is no capture file, which is a usage error.
+/// The file can't be read, or is not a capture file, which is a usage error.
 pub fn begin(session: &mut Session, file: CaptureFile) -> Result<Option<Capture>, Failure> {
     let wait = session.input_wait()?;
     let interrupt = move |file: Option<BorrowedFd<'_>>| match file {

@@ -1,7 +1,7 @@
 //! The terminal while the view has it: raw, on its other screen, and given back however we end.
 //!
-//! Nothing here waits for the terminal: it may hang up, or nobody may read it, and signals must be
-//! heard all the same.
+//! Nothing here waits for the terminal: it may hang up, or nobody may read it, and signals must still
+//! be handled.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -121,7 +121,7 @@ impl Screen {
         self.is_stale = true;
     }
 
-    /// Forgets what is on the screen, so that all of it is drawn anew.
+    /// Forgets what is on the screen, so that all of it is drawn again.
     pub fn redraw(&mut self) {
         self.is_stale = true;
         // Not clear(), which asks the terminal where its cursor is, and waits for the answer.

@@ -1,4 +1,4 @@
-//! A lock between instances: adding a qdisc and adding the filter that says so are
+//! A lock between instances: adding a qdisc and adding the filter that records it are
 //! two steps, and so are seeing that a qdisc is empty and removing it.
 
 use std::fs::File;
@@ -19,7 +19,7 @@ pub(super) struct NamespaceLock(Option<File>);
 
 impl NamespaceLock {
     /// Opens the network namespace of this thread. Without `/proc` there is
-    /// nothing to lock, and instances are not kept apart.
+    /// nothing to lock, and instances can race.
     pub(super) fn open() -> Self {
         Self(File::open("/proc/thread-self/ns/net").ok())
     }

@@ -25,7 +25,7 @@ pub(super) struct Owner {
     started: u64,
     /// Inode of the namespace that gave the pid, 0 if not known.
     pid_namespace: u64,
-    /// Inode of the namespace that `started` is told in, 0 before Linux 5.6.
+    /// Inode of the time namespace that `started` counts in, 0 before Linux 5.6.
     time_namespace: u64,
 }
 
@@ -34,7 +34,7 @@ pub(super) struct Owner {
 pub(super) enum Fate {
     Alive,
     Gone,
-    /// It can't be told from here, so it has to be left alone.
+    /// That can't be seen from here, so it has to be left alone.
     Unknown,
 }
 
@@ -112,7 +112,7 @@ impl Name {
             made_qdisc,
             program: program.to_owned(),
         };
-        // This refuses fields too many, and numbers in another spelling.
+        // This refuses extra fields, and numbers in another spelling.
         (name.to_string() == text).then_some(name)
     }
 }
@@ -149,7 +149,7 @@ impl Stat {
 
     fn parse(line: &[u8]) -> Option<Self> {
         // The second field is the process's name, which may contain anything,
-        // parentheses and bytes that are no text too. The others are plain.
+        // even parentheses and bytes that are not text. The others are plain.
         let name_end = line.iter().rposition(|&byte| byte == b')')?;
         let rest = str::from_utf8(line.get(name_end + 1..)?).ok()?;
         let mut fields = rest.split_ascii_whitespace();

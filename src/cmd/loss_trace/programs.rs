@@ -30,7 +30,7 @@ pub struct Kernel {
     /// The tracepoint of drops also has the socket.
     drop_has_socket: bool,
     reset_has_reason: bool,
-    /// The tracepoint of retransmissions also tells of those that failed.
+    /// The tracepoint of retransmissions also reports those that failed.
     retransmit_has_error: bool,
     drops: Reasons,
     resets: Reasons,
@@ -95,7 +95,7 @@ impl Kernel {
         watches_syns(args) || self.watches_resets(args)
     }
 
-    /// Whether resets are asked for that no tracepoint tells of.
+    /// Whether resets are asked for that no tracepoint reports.
     fn watches_resets(&self, args: &LossTraceArgs) -> bool {
         args.kinds().contains(&LossKind::LOSS_RESET)
             && !self.reset_has_reason
@@ -272,7 +272,7 @@ impl Kernel {
         let (drops, resets) = (wants(LossKind::LOSS_DROP), wants(LossKind::LOSS_RESET));
         let retransmits = wants(LossKind::LOSS_RETRANSMIT);
         for (program, wanted) in [
-            // It also tells of resets of half-open connections.
+            // It also reports resets of half-open connections.
             (
                 &mut progs.loss_drop_socket,
                 (drops || resets) && self.drop_has_socket,
@@ -340,7 +340,7 @@ fn watches_syns(args: &LossTraceArgs) -> bool {
         && (args.reason.is_empty() || args.reason.iter().any(is_silent))
 }
 
-/// The reasons of drops that the kernel does not tell of.
+/// The reasons for drops that the kernel does not report.
 const SILENT: [&str; 3] = ["accept_queue_full", "syn_queue_full", "no_route_back"];
 
 /// Whether frames of an interface begin with the IP header.

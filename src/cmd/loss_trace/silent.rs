@@ -1,4 +1,4 @@
-//! loss-trace: drops that no tracepoint tells of, and what programs at interfaces can't know.
+//! loss-trace: drops that no tracepoint reports, and what programs at interfaces can't know.
 
 use std::collections::HashMap;
 

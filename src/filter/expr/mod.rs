@@ -66,7 +66,7 @@ impl Expression {
     /// Parses and compiles an expression.
     ///
     /// # Errors
-    /// The text is no valid expression, is too long or not supported, or can't match any packet.
+    /// The text is not a valid expression, is too long or not supported, or can't match any packet.
     pub fn new(text: &str) -> Result<Self, Failure> {
         Self::read(text).map_err(|wrong| {
             let mut failure = Failure::usage(format!("failed to read the filter: {}", wrong.why));

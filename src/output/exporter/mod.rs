@@ -1,6 +1,6 @@
 //! Renders metrics as OpenMetrics 1.0 or as the text format 0.0.4 of Prometheus.
 //!
-//! The crate prometheus-client writes OpenMetrics only. `promtool check metrics`, and whoever reads
+//! The crate prometheus-client writes OpenMetrics only. `promtool check metrics`, and people who read
 //! the page with curl, take the older format: the same lines, but for the names of counters and
 //! the end.
 
@@ -29,7 +29,7 @@ impl Format {
         }
     }
 
-    /// The format that an `Accept` header prefers. Whoever does not ask for OpenMetrics gets text.
+    /// The format that an `Accept` header prefers. A client that does not ask for OpenMetrics gets text.
     pub fn negotiate(accept: &str) -> Self {
         let (mut open_metrics, mut text) = (0.0, 0.0);
         for range in accept.split(',') {
