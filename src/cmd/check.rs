@@ -91,23 +91,11 @@ fn finish(
     if !session.is_over() {
         session.end(ExitReason::Done);
     }
-    let emitted = session.sink.written();
     let matched = findings.len() as u64;
     let summary = Summary {
-        command: "check",
         duration_s: duration.as_secs_f64(),
-        matched,
-        emitted,
-        lost: matched - emitted,
-        suppressed: 0,
-        exit_reason: session.exit_reason(),
-        packets: None,
-        syn_total: None,
-        untracked: None,
-        pending: None,
-        flows: None,
-        attempts: None,
-        report: None,
+        lost: matched - session.sink.written(),
+        ..session.summary("check", matched, 0, 0)
     };
     let commands = findings
         .iter()

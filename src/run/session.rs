@@ -143,6 +143,14 @@ pub enum Wake {
     Stop,
 }
 
+/// What poll(2) has found.
+#[derive(Default)]
+struct Ready {
+    events: bool,
+    output_closed: bool,
+    link_news: bool,
+}
+
 impl Session {
     /// Begins a run, before anything is attached. Signals are blocked from here on.
     ///
@@ -536,20 +544,20 @@ impl Session {
             if timer == Some(Duration::ZERO) {
                 return Ok(Wake::Timer);
             }
-            let (readable, closed, link_news) = self.poll(events, timer)?;
-            if closed {
+            let ready = self.poll(events, timer)?;
+            if ready.output_closed {
                 self.close_output();
             }
-            if link_news {
+            if ready.link_news {
                 self.read_link_news()?;
             }
-            if readable {
+            if ready.events {
                 return Ok(Wake::Events);
             }
         }
     }
 
-    fn poll(&self, events: &[PollFd<'_>], timer: Option<Duration>) -> Result<(bool, bool, bool)> {
+    fn poll(&self, events: &[PollFd<'_>], timer: Option<Duration>) -> Result<Ready> {
         // No events are requested for the output: poll(2) reports POLLERR anyway if its reader is
         // gone.
         let mut fds = vec![
@@ -569,15 +577,15 @@ impl Session {
         let timeout = times.into_iter().flatten().min().map(TimeSpec::from);
         match ppoll(&mut fds, timeout, None) {
             Ok(_) => {}
-            Err(Errno::EINTR) => return Ok((false, false, false)),
+            Err(Errno::EINTR) => return Ok(Ready::default()),
             Err(error) => return Err(error).context("failed to wait for events"),
         }
         let fired = |at: usize| fds[at].any().unwrap_or(true);
-        Ok((
-            (events_at..fds.len()).any(fired),
-            fired(1),
-            watch_at.is_some_and(fired),
-        ))
+        Ok(Ready {
+            events: (events_at..fds.len()).any(fired),
+            output_closed: fired(1),
+            link_news: watch_at.is_some_and(fired),
+        })
     }
 
     /// Whether the run has ended for any reason.

@@ -9,7 +9,7 @@ use ratatui::text::{Line, Span, Text};
 use ratatui::widgets::{Block, Cell, Clear, Paragraph, Row, Table};
 
 use super::keys::Key;
-use super::{Picture, Reaction, draw_help, help_lines, short};
+use super::{Picture, Reaction, draw_help, help_lines, short, type_filter};
 use crate::domain::listener::Listener;
 use crate::output::escape::push_text;
 
@@ -280,18 +280,7 @@ impl ListenersView {
     }
 
     fn type_filter(&mut self, key: Key) {
-        match key {
-            Key::Enter => self.typing = false,
-            Key::Esc => {
-                self.typing = false;
-                self.filter.clear();
-            }
-            Key::Backspace => {
-                self.filter.pop();
-            }
-            Key::Char(letter) => self.filter.push(letter),
-            _ => {}
-        }
+        self.typing = type_filter(&mut self.filter, key);
         self.arrange();
     }
 

@@ -544,18 +544,7 @@ impl View {
     }
 
     fn type_filter(&mut self, key: Key) {
-        match key {
-            Key::Enter => self.typing = false,
-            Key::Esc => {
-                self.typing = false;
-                self.filter.clear();
-            }
-            Key::Backspace => {
-                self.filter.pop();
-            }
-            Key::Char(letter) => self.filter.push(letter),
-            _ => {}
-        }
+        self.typing = type_filter(&mut self.filter, key);
         self.arrange();
     }
 
@@ -928,6 +917,23 @@ fn help() -> Vec<Line<'static>> {
         [Span::raw("states: ")].into_iter().chain(colors),
     ));
     lines
+}
+
+/// Applies a key to a filter that is typed. Returns whether typing goes on.
+fn type_filter(filter: &mut String, key: Key) -> bool {
+    match key {
+        Key::Enter => return false,
+        Key::Esc => {
+            filter.clear();
+            return false;
+        }
+        Key::Backspace => {
+            filter.pop();
+        }
+        Key::Char(letter) => filter.push(letter),
+        _ => {}
+    }
+    true
 }
 
 /// A line for each key, with its meaning.
