@@ -156,8 +156,14 @@ pub const FLOW_RANKS: usize = len(|it: &Sweep| &it.ranks);
 /// The first rank of established flows that have had no packet for a minute: see `age_class()`.
 pub const FLOW_RANK_OLD: u32 = 60;
 
+/// Buckets of a [`RawHistogram`].
+pub const HISTOGRAM_BUCKETS: usize = len(|it: &RawHistogram| &it.buckets);
+
 /// Buckets of an [`ExportHistogram`].
 pub const EXPORT_BUCKETS: usize = len(|it: &ExportHistogram| &it.buckets);
+
+/// The longest pattern of a payload that the programs compare, in bytes.
+pub const PAYLOAD_PATTERN_MAX: usize = len(|it: &FilterConfig| &it.payload_bytes);
 
 /// The most slots of counters.
 pub const COUNTER_SLOTS: usize = len(|it: &syn_count::types::bss_counters| &it.counters);

@@ -6,6 +6,7 @@
  * packet of an attempt, and when its socket is established or closed. A SYN that a full queue turns
  * away may be dropped without any trace: user space finds it in the table after a timeout.
  */
+#include <asm-generic/errno.h>
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>

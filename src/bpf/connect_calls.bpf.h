@@ -16,6 +16,7 @@ struct {
 	__type(key, __u64);
 	__type(value, __u64);
 } calls SEC(".maps");
+
 /* The destination, from the kernel's copy of what the caller of connect() passed. */
 static __always_inline void read_destination(struct connect_event *e, const struct sockaddr *to,
 					     __u8 function)

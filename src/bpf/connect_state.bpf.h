@@ -57,7 +57,7 @@ static __always_inline bool is_in_call(const struct connection *kept)
 	       kept->event.tid == (__u32)bpf_get_current_pid_tgid();
 }
 
-/* In a function of its own, for the ends are on the stack, which is small, no longer than here. */
+/* A function of its own, so that the ends are on the small stack only while it runs. */
 static __always_inline void set_ends_of(struct connect_event *e, const struct sock *sk)
 {
 	struct ends ends;
@@ -101,7 +101,7 @@ static __always_inline void on_syn_sent(void *ctx, const struct sock *sk, const 
 		return;
 	set_ends_of(&c->event, sk);
 	c->event.netns = behind->netns;
-	/* First, for it takes least. */
+	/* First, because it takes least. */
 	if (!destination_matches(&c->event))
 		return;
 	start_connection(c);

@@ -6,6 +6,7 @@
  * fexit, or kprobes and kretprobes, on the connect functions add what it can't see: the return
  * value, failures before SYN_SENT, and the source port at the time of the attempt.
  */
+#include <asm-generic/errno.h>
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>

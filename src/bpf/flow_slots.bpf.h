@@ -16,7 +16,7 @@
 
 /*
  * Where a flow was when the last packet came with this slot of packet programs, which is mostly
- * that of a CPU. Most packets then need no lookup in flow_slots, for the flow's slot itself shows
+ * that of a CPU. Most packets then need no lookup in flow_slots: the flow's slot itself shows
  * whether it still has the flow.
  */
 struct recent_flow {

@@ -4,8 +4,8 @@
  *
  * Nearly all of it comes from tracepoints. They mostly run in softirq, where the current process
  * has nothing to do with the segment. So an event has the inode of the socket's file, and user
- * space looks up which process has that file open. For what no tracepoint tells, there are programs
- * at interfaces.
+ * space looks up which process has that file open. What no tracepoint reports, programs at
+ * interfaces find.
  */
 #include <asm-generic/errno.h>
 #include "vmlinux.h"

@@ -51,7 +51,7 @@ enum loss_known {
 /* Words of a set of reasons, by number; the last has ours (see accept_trace.h). */
 #define REASON_WORDS 5
 
-/* Functions that tell the reason of a drop, at most. */
+/* The most functions that a reason for drops is inferred from. */
 #define PLACES_MAX 32
 
 /* Where the code of a kernel function is. */

@@ -29,11 +29,6 @@ typedef _Bool bool;
 
 #define NSEC_PER_SEC 1000000000ULL
 
-#define EPIPE	      32
-#define EADDRNOTAVAIL 99
-#define ECONNABORTED  103
-#define ECONNRESET    104
-
 /* task_struct.flags: a kernel thread. */
 #define PF_KTHREAD 0x00200000
 

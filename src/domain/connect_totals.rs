@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use super::connection::Connection;
 use crate::skel::ConnectKind;
 
-/// Keys that are counted apart. Who connects may choose any number of names and destinations.
+/// Keys that are counted separately: processes may choose any number of names and destinations.
 pub const KEYS_MAX: usize = 4096;
 
 /// Whose attempts, and where to.

@@ -2,10 +2,8 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
+pub use crate::skel::HISTOGRAM_BUCKETS as BUCKETS;
 use crate::skel::{RawHistogram, RawHistogramKey};
-
-/// Buckets of a histogram.
-pub const BUCKETS: usize = 32;
 
 /// What values are counted by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

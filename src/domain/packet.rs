@@ -62,7 +62,7 @@ pub struct CapturedFrame<'a> {
     tag: &'a [u8],
     /// The bytes of the packet, with what `skip` leaves out of the frame.
     packet: &'a [u8],
-    /// The same without.
+    /// The same without it.
     bytes: &'a [u8],
 }
 

@@ -166,8 +166,8 @@ impl Alerts {
     /// Raises and clears alerts after an interval with `total` SYNs. Returns the changes: the total
     /// first, then keys in order.
     ///
-    /// The last interval may be cut short by the end of the run. Two SYNs in a millisecond are no
-    /// flood, and no SYN in a millisecond does not mean that a flood is over. So with `cut_short`,
+    /// The last interval may be cut short by the end of the run. Two SYNs in a millisecond are not
+    /// a flood, and a millisecond without a SYN does not mean that a flood is over. So with `cut_short`,
     /// the full length of the interval, rates are per that length, and no alert is cleared.
     pub fn update(
         &mut self,

@@ -15,7 +15,9 @@ use self::expr::Expression;
 use crate::cli::values::Refusal;
 use crate::failure::Failure;
 use crate::host::names;
-use crate::skel::{self, FilterPart, FilterSettings, OpenFilteredSkel, PrefixKey};
+use crate::skel::{
+    self, FilterPart, FilterSettings, OpenFilteredSkel, PAYLOAD_PATTERN_MAX, PrefixKey,
+};
 
 /// A list item of `--port` or `--sport`: a port or a range, and with `!` one that is excluded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,9 +178,6 @@ pub struct PayloadRule {
     bytes: Vec<u8>,
 }
 
-/// The longest pattern that the programs compare, in bytes.
-const PAYLOAD_PATTERN_MAX: usize = 16;
-
 impl FromStr for PayloadRule {
     type Err = String;
 
@@ -307,7 +306,7 @@ impl Filter {
     }
 
     /// Writes the settings before load: what is not asked for is neither created nor executed.
-    /// Whether anything is asked for.
+    /// Returns whether anything is asked for.
     ///
     /// # Errors
     /// A map can't be resized.
@@ -395,7 +394,7 @@ impl Filter {
         Ok(())
     }
 
-    /// Refuses addresses that `-4` or `-6` leaves nothing of.
+    /// Refuses addresses that contradict `-4` or `-6`.
     ///
     /// # Errors
     /// One side wants addresses of the other family alone.

@@ -1,10 +1,10 @@
 //! The output of accept-trace: columns of the text format and keys of JSON.
 
-use super::Render;
 use super::clock::{Clock, Precision, UnixNanos};
 use super::columns::{Column, Layout, Row, Table, Tone};
 use super::json::{Object, push_addr, push_int, push_opt_int, push_port};
 use super::line::Line;
+use super::{Render, micros};
 use crate::domain::incoming::{Attempt, Fate};
 use crate::domain::listener::Holder;
 use crate::domain::reasons::ReasonFrom;
@@ -183,9 +183,9 @@ impl Render for ShownAttempt<'_> {
         line.opt_string(key!("iface"), self.iface);
         line.int(key!("netns"), self.netns);
         line.int(key!("ip_version"), known.ip_version);
-        line.with(key!("saddr"), |out| push_addr(out, attempt.saddr()));
+        line.addr(key!("saddr"), attempt.saddr());
         line.int(key!("sport"), raw.key.port);
-        line.with(key!("daddr"), |out| push_addr(out, attempt.daddr()));
+        line.addr(key!("daddr"), attempt.daddr());
         line.int(key!("dport"), known.dport);
         if !attempt.is_arrival() {
             self.fate_keys(&mut line);
@@ -246,10 +246,6 @@ impl ShownAttempt<'_> {
         line.opt_int(key!("cgroup_id"), cgroup_id);
         line.opt_string(key!("container"), self.container);
     }
-}
-
-fn micros(nanos: Option<u64>) -> Option<u64> {
-    nanos.map(|nanos| nanos / 1000)
 }
 
 #[cfg(test)]

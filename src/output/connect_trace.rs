@@ -4,12 +4,12 @@ use std::borrow::Cow;
 
 use nix::errno::Errno;
 
-use super::Render;
 use super::clock::{Clock, Precision, UnixNanos};
 use super::columns::{Column, Layout, Row, Table, Tone};
-use super::json::{Object, push_addr, push_int, push_opt_int, push_port};
+use super::json::{Object, push_int, push_opt_int, push_port};
 use super::line::Line;
 use super::port_monitor::push_opt_addr;
+use super::{Render, micros};
 use crate::domain::connect_totals::{TotalsCounts, TotalsKey};
 use crate::domain::connection::Connection;
 use crate::failure::Failure;
@@ -203,10 +203,7 @@ impl Render for ShownTotal<'_> {
         let counts = self.counts;
         let mut line = Object::new(out, |out| clock.push_rfc3339(out, at), "connect_total");
         line.opt_string(key!("process"), self.process());
-        match self.key.and_then(|key| key.daddr) {
-            Some(addr) => line.addr(key!("daddr"), addr),
-            None => line.null(key!("daddr")),
-        };
+        line.opt_addr(key!("daddr"), self.key.and_then(|key| key.daddr));
         line.opt_int(key!("dport"), self.key.map(|key| key.dport));
         line.int(key!("attempts"), counts.attempts);
         line.int(key!("established"), counts.established);
@@ -319,15 +316,9 @@ impl Render for ShownConnection<'_> {
             line.null(key!("process"));
         }
         line.int(key!("ip_version"), raw.ip_version);
-        match connection.saddr() {
-            Some(addr) => line.with(key!("saddr"), |out| push_addr(out, addr)),
-            None => line.null(key!("saddr")),
-        };
+        line.opt_addr(key!("saddr"), connection.saddr());
         line.opt_int(key!("sport"), connection.sport());
-        match connection.daddr() {
-            Some(addr) => line.with(key!("daddr"), |out| push_addr(out, addr)),
-            None => line.null(key!("daddr")),
-        };
+        line.opt_addr(key!("daddr"), connection.daddr());
         line.int(key!("dport"), raw.dport);
         line.opt_name(key!("direction"), connection.direction());
         line.opt_int(key!("ret"), connection.ret());
@@ -351,10 +342,6 @@ impl Render for ShownConnection<'_> {
         line.name(key!("backend"), self.writer.backend);
         line.end();
     }
-}
-
-fn micros(nanos: Option<u64>) -> Option<u64> {
-    nanos.map(|nanos| nanos / 1000)
 }
 
 /// The name of an errno (errno-base.h, errno.h), or its number if it has none.

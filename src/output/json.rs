@@ -185,6 +185,14 @@ impl<'a, 'l> Object<'a, 'l> {
         self.with(key, |out| push_addr(out, addr))
     }
 
+    /// An address, or `null` if it is unknown.
+    pub fn opt_addr(&mut self, key: &str, addr: Option<IpAddr>) -> &mut Self {
+        match addr {
+            Some(addr) => self.addr(key, addr),
+            None => self.null(key),
+        }
+    }
+
     /// What something is counted by: an address as a string, a port as a number.
     pub fn tally_key(&mut self, key: &str, value: TallyKey) -> &mut Self {
         match value {

@@ -109,7 +109,7 @@ impl ListenerWriter {
                 6
             },
         );
-        line.with(key!("addr"), |out| push_addr(out, listener.local.addr));
+        line.addr(key!("addr"), listener.local.addr);
         line.int(key!("port"), listener.local.port);
         line.opt_string(key!("iface"), record.iface);
         line.bool(key!("dual_stack"), listener.is_dual());

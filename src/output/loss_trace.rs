@@ -136,9 +136,9 @@ impl Render for ShownLoss<'_> {
         line.opt_int(key!("netns"), Some(raw.netns).filter(|inode| *inode != 0));
         line.name(key!("direction"), loss.direction());
         line.int(key!("ip_version"), raw.ip_version);
-        line.with(key!("saddr"), |out| push_addr(out, loss.saddr()));
+        line.addr(key!("saddr"), loss.saddr());
         line.int(key!("sport"), raw.sport);
-        line.with(key!("daddr"), |out| push_addr(out, loss.daddr()));
+        line.addr(key!("daddr"), loss.daddr());
         line.int(key!("dport"), raw.dport);
         line.array(key!("tcp_flags"), |flags| {
             push_flag_names(flags, raw.tcp_flags)

@@ -33,3 +33,8 @@ pub trait Render {
     /// Writes the line of JSON.
     fn json(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos);
 }
+
+/// A time in microseconds, as most columns and keys have it.
+fn micros(nanos: Option<u64>) -> Option<u64> {
+    nanos.map(|nanos| nanos / 1000)
+}

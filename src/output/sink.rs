@@ -1,4 +1,4 @@
-//! The way to stdout: whole lines, soon, never blocking for longer than the run may last.
+//! Writes to stdout: whole lines, soon, never blocking for longer than the run may last.
 
 use std::env;
 use std::ffi::OsString;
@@ -36,9 +36,9 @@ pub struct Sink {
     is_pipe: bool,
     /// For more than a piece at once, where stdout is a pipe.
     stage: Option<Stage>,
-    /// Asked at once: one that was hung up does not say any more that it is one.
+    /// Found out at the start: after a hang-up, a terminal no longer reports that it is one.
     is_terminal: bool,
-    /// A write may wait for the reader, for `file` is the shell's description of stdout.
+    /// A write may wait for the reader, because `file` is the shell's description of stdout.
     may_block: bool,
     room: Room,
     buffer: Vec<u8>,
@@ -134,7 +134,7 @@ impl Stdout {
 /// Whether a file that may block takes more now.
 pub fn has_room(file: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(file, PollFlags::POLLOUT)];
-    // A file is always ready, and an error is for the write to tell.
+    // A file is always ready, and an error is reported by the write.
     poll(&mut fds, PollTimeout::ZERO) != Ok(0)
 }
 
@@ -212,7 +212,7 @@ impl Sink {
     }
 
     /// Data lines that were taken, but could not be written any more. Where one call writes several
-    /// (`--by` in text), it is intervals that are shown, and no account is made of lines.
+    /// (`--by` in text), intervals are counted, not lines.
     pub fn stranded(&self) -> u64 {
         self.accepted.saturating_sub(self.written)
     }
@@ -222,7 +222,7 @@ impl Sink {
         self.ended
     }
 
-    /// Notes that the reader has gone, which poll told before any write could.
+    /// Notes that the reader has gone, which poll(2) reported before a write could.
     pub fn close(&mut self) {
         self.ended.get_or_insert(ExitReason::ClosedPipe);
         self.buffer.clear();
@@ -340,8 +340,8 @@ impl Sink {
 }
 
 /// How many bytes to write at once: whole lines that the kernel takes in one piece, so that a line
-/// is never cut, even if others write too or the reader stops. What has room has room for that
-/// much.
+/// is never cut, even if others write too or the reader stops. A file that has room has room for
+/// that much.
 fn whole_lines(bytes: &[u8]) -> usize {
     if bytes.len() <= PIPE_PIECE {
         return bytes.len();
@@ -408,8 +408,8 @@ fn newlines(bytes: &[u8]) -> u64 {
     bytes.chunks(224).map(|chunk| u64::from(count(chunk))).sum()
 }
 
-/// Whether a terminal may be sent colors: not with NO_COLOR (<https://no-color.org>), and not one
-/// that nobody knows or that knows none.
+/// Whether a terminal may be sent colors: not with NO_COLOR (<https://no-color.org>), and only if
+/// TERM says that it has some.
 fn wants_colors(env: impl Fn(&str) -> Option<OsString>) -> bool {
     let refuses = env("NO_COLOR").is_some_and(|value| !value.is_empty());
     let term = env("TERM").unwrap_or_default();

@@ -1,4 +1,5 @@
-//! System calls and shared memory that need `unsafe`. Only this module and `skel.rs` use it.
+//! System calls and shared memory that need `unsafe`. Outside of this module only `skel.rs` uses it,
+//! and one call in `attach/xdp.rs`.
 
 pub mod key_tables;
 pub mod link;

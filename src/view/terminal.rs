@@ -170,7 +170,7 @@ impl Screen {
         frames.drain(..done);
     }
 
-    /// The keys that were pressed; `None` if none will ever be, for the terminal is gone. To be
+    /// The keys that were pressed; `None` if no key can come any more, because the terminal is gone. To be
     /// called when there is something to read.
     ///
     /// # Errors
@@ -234,7 +234,7 @@ fn give_back() {
         return;
     };
     if is_in_foreground() {
-        // At once, for what was written may never be read.
+        // At once, because what was written may never be read.
         let _ = tcsetattr(stdin(), SetArg::TCSANOW, &modes);
     }
     let mut fds = [PollFd::new(out.as_fd(), PollFlags::POLLOUT)];

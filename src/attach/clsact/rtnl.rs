@@ -135,7 +135,7 @@ impl Tc {
     }
 
     /// The name of the filter of kind `bpf` at this priority and handle, or none if there is no
-    /// such filter. It asks for this one alone, for there may be thousands.
+    /// such filter. It asks for this one alone, because there may be thousands.
     pub(super) fn filter_name(
         &mut self,
         direction: Direction,

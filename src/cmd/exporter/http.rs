@@ -230,7 +230,7 @@ enum Doing {
     Reading,
     /// It reads its last answer.
     ReadingLast,
-    /// It has its last answer. What it still sends is thrown away, for a connection that is closed
+    /// It has its last answer. What it still sends is thrown away, because a connection that is closed
     /// with unread data is reset, which can cost the client its answer.
     Leaving,
 }

@@ -107,7 +107,7 @@ impl<'obj> Sockets<'obj> {
         listed?;
         let seeded = skel::seeded(bss);
         if seeded.found > 0 {
-            // Now, for the first sweep may report an attempt.
+            // Now, because the first sweep may report an attempt.
             self.look_now()?;
         }
         Ok(seeded.left_out)

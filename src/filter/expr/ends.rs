@@ -20,7 +20,7 @@ fn judge(condition: &Condition, ends: [End; 2]) -> Option<bool> {
     Some(match condition {
         Condition::Always(always) => *always,
         Condition::Not(inner) => !judge(inner, ends)?,
-        // All of them are looked at, for each may be about more.
+        // All of them are looked at, because each may be about more.
         Condition::All(parts) => parts.iter().try_fold(true, |all, part| {
             judge(part, ends).map(|passes| all & passes)
         })?,
