@@ -15,7 +15,7 @@ use super::sockets::{
     Blackhole, connect_to, connected, connecting, listen, most_files, set_int, tcp,
 };
 use super::{Trace, backends};
-use crate::common::{Namespace, is_guest, need};
+use crate::common::{is_guest, need};
 
 #[test]
 fn an_attempt_that_is_pending_at_the_start_is_told_once_and_has_its_fate() {
