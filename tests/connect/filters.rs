@@ -201,9 +201,12 @@ fn filters_hold_for_accepts_and_ends_too() {
 #[test]
 fn no_number_of_connections_that_are_rejected_makes_one_look_older_than_the_tool() {
     // A table of 16,384 forgets some of twice as many sockets, and also of fewer.
-    let count = if is_guest() { 500 } else { 9000 };
+    let (count, backends) = match is_guest() {
+        true => (500, &backends!()[..1]),
+        false => (9000, backends!()),
+    };
     let count = count.min((most_files() - 1000) / 2);
-    for backend in backends!() {
+    for backend in backends {
         let namespace = need!(Namespace::new());
         // The port of the server, which would be the source if the direction were not known.
         let trace = Trace::start(&namespace, backend, &["--close", "--sport", "4331,4332"]);
