@@ -208,7 +208,9 @@ static __always_inline int queued_error(const struct sock *sk, const struct conn
 		ee.ee_errno = (__u8)last->cb[at];
 		ee.ee_origin = last->cb[at + 4];
 	}
-	return ee.ee_origin == SO_EE_ORIGIN_ICMP ? ee.ee_errno : 0;
+	if (ee.ee_origin != SO_EE_ORIGIN_ICMP && ee.ee_origin != SO_EE_ORIGIN_ICMP6)
+		return 0;
+	return ee.ee_errno;
 }
 
 /*

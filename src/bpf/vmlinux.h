@@ -437,7 +437,8 @@ struct tcp_skb_cb {
 	__u8 tcp_flags;
 };
 
-#define SO_EE_ORIGIN_ICMP 2
+#define SO_EE_ORIGIN_ICMP  2
+#define SO_EE_ORIGIN_ICMP6 3
 
 struct sock_extended_err {
 	__u32 ee_errno;

@@ -269,6 +269,19 @@ fn a_connect_that_a_rule_of_this_machine_rejects_has_the_error_that_the_process_
         if trace.sees_calls() {
             assert_eq!(failed["error"], v6.1, "{failed}");
         }
+        // It does, if the process has asked for the queue of errors.
+        namespace.enter(|| {
+            let rejected = "[::1]:4505".parse().unwrap();
+            let socket = tcp(rejected, SockFlag::SOCK_NONBLOCK);
+            set_int(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1).unwrap();
+            assert_eq!(connect_to(&socket, rejected), Err(Errno::EINPROGRESS));
+            let error = getsockopt(&socket, SocketError).unwrap();
+            assert_eq!(error, Errno::ENETUNREACH as i32);
+        });
+        let failed = trace.wait("a queued failure by IPv6", |event| {
+            event["event"] == "failed" && event["daddr"] == "::1" && event["dport"] == 4505
+        });
+        assert_eq!(failed["error"], "ENETUNREACH", "{failed}");
         let events = trace.stop();
         events.pair_at(4507, "failed");
         events.assert_whole();
