@@ -10,6 +10,8 @@ use anyhow::{Context, Result};
 use caps::Capability;
 use libbpf_rs::skel::SkelBuilder;
 use libbpf_rs::{OpenObject, ProgramMut};
+use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid;
 
 use crate::attach::{Attached, load};
 use crate::capture::recorder::{Destination, Recorder};
@@ -48,7 +50,7 @@ pub trait PacketCommand {
         false
     }
 
-    /// Loads the programs for an interface with [`open`] and [`load`]. `first` has the programs of
+    /// Loads the programs for an interface with [`open`] and [`load()`]. `first` has the programs of
     /// the first interface, whose event buffer the others share.
     ///
     /// # Errors
@@ -677,6 +679,9 @@ fn run_on_file<C: PacketCommand>(
         Err(failure) => return Err(why_no_replay(&mut session, file, failure)),
     };
     let source = open_source(&skel, options, buffer)?;
+    if buffer == BufferKind::Perf {
+        stay_on_this_cpu()?;
+    }
     let mut replay = Replay {
         session: &mut session,
         skel: &mut skel,
@@ -693,6 +698,16 @@ fn run_on_file<C: PacketCommand>(
     let failure = replay.failure.take();
     let exit = session.finish(&summary)?;
     failure.map_or(Ok(exit), Err)
+}
+
+/// A test run that the kernel moves to another CPU would go on with the perf buffer of that, and
+/// the order of events would be lost.
+fn stay_on_this_cpu() -> Result<()> {
+    let mut only = CpuSet::new();
+    sched_getcpu()
+        .and_then(|cpu| only.set(cpu))
+        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &only))
+        .context("failed to stay on one CPU")
 }
 
 /// The error to report if the programs can't be loaded. If the file is not a capture file, that is
