@@ -4,6 +4,7 @@ pub(super) mod programs;
 mod silent;
 
 use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
 use caps::Capability;
@@ -296,7 +297,7 @@ fn detach(
 ) -> Result<()> {
     let looked = session.look_at_hooks();
     // If another process holds the links, the programs stay attached.
-    for skel in skels {
+    for skel in &mut *skels {
         if let Some(bss) = skel.maps.bss_counters_data.as_deref_mut() {
             skel::stop(&mut bss.stopped);
         }
@@ -306,7 +307,22 @@ fn detach(
     }
     drop(links);
     link::synchronize();
+    let skipped = skels.iter().map(skipped).sum::<u64>();
+    if skipped > 0 {
+        session.notices.notice(&format!(
+            "{skipped} times the kernel skipped a program that would have interrupted itself: so many segments may be missing"
+        ));
+    }
     looked
+}
+
+/// How many runs that may have had a segment to report the kernel has skipped. A skipped run at
+/// consume_skb, which sees all packets, is hardly ever one.
+fn skipped(skel: &LossTraceSkel<'_>) -> u64 {
+    programs::loaded(&skel.progs)
+        .filter(|(hook, _)| *hook != "consume_skb")
+        .map(|(_, program)| link::skipped_runs(program.as_fd()))
+        .sum()
 }
 
 /// The counters of all programs, which are there once they are loaded.
