@@ -310,7 +310,7 @@ fn detach(
     let skipped = skels.iter().map(skipped).sum::<u64>();
     if skipped > 0 {
         session.notices.notice(&format!(
-            "{skipped} times the kernel skipped a program that would have interrupted itself: so many segments may be missing"
+            "{skipped} times the kernel skipped a program that would have interrupted itself: at most that many segments are missing"
         ));
     }
     looked
