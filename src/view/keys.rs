@@ -36,7 +36,7 @@ pub struct Keys {
     begun: Vec<u8>,
 }
 
-/// What some bytes begin with.
+/// What the first bytes are.
 enum Parsed {
     /// A key and its length in bytes; `None`: the key has no meaning here.
     Key(Option<Key>, usize),
@@ -143,6 +143,23 @@ fn key_of(parameters: &[u8], last: u8) -> Option<Key> {
         (b'~', b"6") => Key::PageDown,
         _ => return None,
     })
+}
+
+/// Applies a key to a line of text that is typed. Returns whether typing goes on.
+pub fn edit(text: &mut String, key: Key) -> bool {
+    match key {
+        Key::Enter => return false,
+        Key::Esc => {
+            text.clear();
+            return false;
+        }
+        Key::Backspace => {
+            text.pop();
+        }
+        Key::Char(letter) => text.push(letter),
+        _ => {}
+    }
+    true
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The full-screen table of listeners. Like [`super::View`] it uses no clock, kernel or terminal.
+//! The full-screen table of listeners.
 
 use std::cmp::Ordering;
 
@@ -8,10 +8,12 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span, Text};
 use ratatui::widgets::{Block, Cell, Clear, Paragraph, Row, Table};
 
-use super::keys::Key;
-use super::{Picture, Reaction, draw_help, help_lines, short, type_filter};
+use super::keys::{self, Key};
+use super::popup::{draw_help, help_lines};
+use super::sorting::{arrow, directed};
+use super::text::{escaped, short};
+use super::{Picture, Reaction};
 use crate::domain::listener::Listener;
-use crate::output::escape::push_text;
 
 /// The columns, in their order. The table can be sorted by each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,12 +183,6 @@ impl Entry {
     }
 }
 
-fn escaped(bytes: &[u8]) -> String {
-    let mut text = Vec::new();
-    push_text(&mut text, bytes);
-    String::from_utf8_lossy(&text).into_owned()
-}
-
 /// The state of the view.
 pub struct ListenersView {
     /// All listeners, the worst first.
@@ -254,10 +250,7 @@ impl ListenersView {
         if let Some(sort) = self.sort {
             shown.sort_by(|a, b| {
                 let order = self.entries[*a].compare(&self.entries[*b], COLUMNS[sort].0);
-                match self.descending {
-                    true => order.reverse(),
-                    false => order,
-                }
+                directed(order, self.descending)
             });
         }
         self.shown = shown;
@@ -280,7 +273,7 @@ impl ListenersView {
     }
 
     fn type_filter(&mut self, key: Key) {
-        self.typing = type_filter(&mut self.filter, key);
+        self.typing = keys::edit(&mut self.filter, key);
         self.arrange();
     }
 
@@ -331,11 +324,7 @@ impl ListenersView {
         });
         let header = columns.iter().map(|at| {
             let (column, name, _) = COLUMNS[*at];
-            let arrow = match (self.sort == Some(*at), self.descending) {
-                (false, _) => "",
-                (true, true) => "▼",
-                (true, false) => "▲",
-            };
+            let arrow = arrow(self.sort == Some(*at), self.descending);
             aligned(column, format!("{name}{arrow}"))
         });
         let widths = columns.iter().map(|at| match COLUMNS[*at].2 {

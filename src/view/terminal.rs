@@ -1,7 +1,8 @@
-//! The terminal while the view has it: raw, on its other screen, and given back however we end.
+//! The terminal that shows a view: in raw mode, on its alternate screen, and restored however the
+//! run ends.
 //!
-//! Nothing here waits for the terminal: it may hang up, or nobody may read it, and signals must still
-//! be handled.
+//! Nothing here blocks on the terminal: it may have hung up or may not be read, and signals must
+//! still be handled.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -26,16 +27,16 @@ use super::Picture;
 use super::keys::{Key, Keys};
 use crate::output::sink::Sink;
 
-/// To the other screen, cleared and without a cursor; and back.
+/// Enters the alternate screen, clears it and hides the cursor; and the way back.
 const ENTER: &[u8] = b"\x1b[?1049h\x1b[2J\x1b[?25l";
 const LEAVE: &[u8] = b"\x1b[0m\x1b[?25h\x1b[?1049l";
 
-/// How long a terminal that nobody reads may hold up the end of a run, in ms.
+/// How long the end of a run waits for a terminal that is not read, in ms.
 const GRACE: u8 = 200;
 
 const SET_UP: &str = "failed to set up the terminal";
 
-/// What has to be given back. A panic must find it.
+/// What has to be restored. It is global so that a panic handler can restore it.
 static TAKEN: Mutex<Option<Taken>> = Mutex::new(None);
 
 struct Taken {
@@ -43,11 +44,11 @@ struct Taken {
     out: File,
 }
 
-/// A terminal that shows a view. Dropping it gives the terminal back.
+/// A terminal that shows a view. Dropping it restores the terminal.
 pub struct Screen {
     terminal: Terminal<TermionBackend<Frames>>,
     frames: Frames,
-    /// What is on the screen is not what the view has to show.
+    /// The view has changed since it was drawn.
     is_stale: bool,
     has_colors: bool,
     keys: Keys,
@@ -75,7 +76,7 @@ pub fn is_there() -> bool {
 }
 
 impl Screen {
-    /// Takes the terminal, which is where `sink` writes to; `None` if it is gone.
+    /// Takes over the terminal that `sink` writes to; `None` if it is gone.
     ///
     /// # Errors
     /// It can't be set up.
@@ -116,7 +117,7 @@ impl Screen {
         Ok(())
     }
 
-    /// Has the view drawn the next time that it is shown.
+    /// Marks the view as changed: the next [`Screen::show`] draws it.
     pub fn touch(&mut self) {
         self.is_stale = true;
     }
@@ -124,9 +125,9 @@ impl Screen {
     /// Forgets what is on the screen, so that all of it is drawn again.
     pub fn redraw(&mut self) {
         self.is_stale = true;
-        // Not clear(), which asks the terminal where its cursor is, and waits for the answer.
+        // Not clear(), which asks the terminal for the cursor's position and waits for the answer.
         let area = Rect::from((Position::ORIGIN, self.drawn_size()));
-        // It writes to memory only, which takes all.
+        // It writes to memory only, which does not fail.
         let _ = self.terminal.resize(area);
     }
 
@@ -134,14 +135,14 @@ impl Screen {
         self.terminal.get_frame().area().as_size()
     }
 
-    /// Draws the view if need be, whatever the size of the terminal is now, and writes as much as
-    /// the terminal takes. The rest is written the next time, and until then nothing is drawn.
+    /// Draws the view if it or the size of the terminal has changed, and writes as much as the
+    /// terminal accepts without blocking. The next call writes the rest, and draws nothing before.
     pub fn show(&mut self, view: &mut impl Picture, sink: &mut Sink) {
         self.send(sink);
         if !self.frames.0.borrow().is_empty() {
             return;
         }
-        // A terminal that does not tell its size is gone, or about to go.
+        // A terminal whose size can't be read is gone, or about to go.
         let Ok((width, height)) = terminal_size() else {
             return sink.close();
         };
@@ -170,8 +171,8 @@ impl Screen {
         frames.drain(..done);
     }
 
-    /// The keys that were pressed; `None` if no key can come any more, because the terminal is gone. To be
-    /// called when there is something to read.
+    /// The keys that were pressed; `None` if the terminal is gone. To be called when the terminal
+    /// is readable.
     ///
     /// # Errors
     /// The terminal can't be read.
@@ -195,8 +196,8 @@ impl Screen {
         raise(Signal::SIGTSTP).context("failed to stop")
     }
 
-    /// Takes the terminal again after [`Screen::suspend`]. False if the process is in the
-    /// background, where it may not have it.
+    /// Takes over the terminal again after [`Screen::suspend`]. False if the process is in the
+    /// background, where it may not use it.
     ///
     /// # Errors
     /// It can't be set up.
@@ -218,7 +219,7 @@ impl Drop for Screen {
     }
 }
 
-/// Whether the terminal is for this process to use. One that has no job control always is.
+/// Whether this process may use the terminal. Without job control it always may.
 fn is_in_foreground() -> bool {
     tcgetpgrp(stdin()).map_or(true, |group| group == getpgrp())
 }
@@ -227,14 +228,14 @@ fn is_hung_up(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::EIO as i32)
 }
 
-/// What fails here has no remedy: a terminal that is gone needs nothing back.
+/// Restores the terminal. Errors are ignored: a terminal that is gone needs no restoring.
 fn give_back() {
     let taken = TAKEN.try_lock().ok().and_then(|mut taken| taken.take());
     let Some(Taken { modes, mut out }) = taken else {
         return;
     };
     if is_in_foreground() {
-        // At once, because what was written may never be read.
+        // TCSANOW does not wait until the output is read, which may never happen.
         let _ = tcsetattr(stdin(), SetArg::TCSANOW, &modes);
     }
     let mut fds = [PollFd::new(out.as_fd(), PollFlags::POLLOUT)];
@@ -243,7 +244,7 @@ fn give_back() {
     }
 }
 
-/// What a panic says must be readable.
+/// Restores the terminal before the message of a panic is printed, so that it can be read.
 fn give_back_on_panic() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

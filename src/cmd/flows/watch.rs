@@ -15,8 +15,8 @@ use crate::run::session::Wake;
 use crate::run::stop::ExitReason;
 use crate::skel::SweepMode;
 use crate::skel::flows::FlowsSkel;
+use crate::view::flows::{FlowsView, Interval};
 use crate::view::terminal::{self, Screen};
-use crate::view::{Interval, View};
 
 /// After a sweep, wait this many times as long as it took.
 const SWEEP_REST: u32 = 50;
@@ -93,7 +93,7 @@ pub fn run_view(
         .interfaces
         .iter()
         .map(|interface| interface.name.clone());
-    let mut view = View::new(names.collect());
+    let mut view = FlowsView::new(names.collect());
     let mut updated = live.started;
     let session = &mut *live.session;
     let opened = Screen::open(&session.sink)?;

@@ -1,5 +1,6 @@
-//! The filter that is typed into the live table of flows: an expression of tcpdump about the ends of
-//! a flow, or words that must all be found in it; and comparisons such as `dport=443` or `retrans>0`.
+//! The filter that the user types above the table of flows: either an expression as in tcpdump about
+//! addresses and ports, or words that a flow must contain. Comparisons such as `dport=443` or
+//! `retrans>0` can be added to both.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -12,7 +13,7 @@ use crate::filter::expr::{End, Expression};
 pub struct Filter {
     terms: Vec<Term>,
     expression: Option<Expression>,
-    /// What says nothing yet, perhaps because it is still being typed.
+    /// The first part that is not complete, perhaps because it is still being typed.
     pub unfinished: Option<String>,
 }
 
@@ -24,15 +25,15 @@ struct Term {
 
 #[derive(Clone, Debug)]
 enum Test {
-    /// Lower-case text that is somewhere in the row.
+    /// Text that some part of the row must contain, in lower case.
     Text(String),
-    /// The same, in one field.
+    /// Text that one field must contain.
     Word(Word, String),
     Address(Side, IpNet),
     Number(Number, Compare, Option<f64>),
 }
 
-/// A field of text.
+/// A text field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Word {
     Comm,
@@ -41,7 +42,7 @@ pub enum Word {
     Name,
 }
 
-/// Which end has an address.
+/// Which end of a flow must have an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     Source,
@@ -49,7 +50,7 @@ pub enum Side {
     Either,
 }
 
-/// A field of numbers. Times are in nanoseconds.
+/// A numeric field. Times are in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Number {
     Sport,
@@ -76,19 +77,19 @@ enum Compare {
     MoreOrEqual,
 }
 
-/// What a filter looks at.
+/// A row that can be filtered.
 pub trait Fields {
     /// All text of the row, in lower case.
     fn text(&self) -> String;
-    /// A field of text.
+    /// A text field.
     fn word(&self, word: Word) -> String;
-    /// Initiator and responder.
+    /// Address and port of the initiator and of the responder.
     fn ends(&self) -> [End; 2];
-    /// The numbers of a field: none if they are unknown, two for the ports of both ends.
+    /// The values of a numeric field: none if unknown, two for the ports of both ends.
     fn numbers(&self, number: Number) -> [Option<f64>; 2];
 }
 
-/// Each field by its name, and what it is for the help.
+/// The names of the fields, as they are typed.
 const WORDS: [(&str, Word); 4] = [
     ("comm", Word::Comm),
     ("state", Word::State),
@@ -127,7 +128,7 @@ pub fn field_names() -> String {
 }
 
 impl Filter {
-    /// Understands what was typed, as far as it can be.
+    /// Parses what was typed. An incomplete part is left out, and does not hide any row.
     pub fn parse(typed: &str) -> Self {
         let mut filter = Self::default();
         let typed = match is_expression(typed) {
@@ -153,8 +154,8 @@ impl Filter {
         filter
     }
 
-    /// Takes what is an expression, and returns the comparisons that are between its words, `and`
-    /// before them or not.
+    /// Parses the expression, and returns the comparisons that stand among its words, with or without
+    /// `and` before them.
     fn take_expression(&mut self, typed: &str) -> String {
         let mut expression = Vec::new();
         let mut comparisons = Vec::new();
@@ -169,7 +170,7 @@ impl Filter {
             }
         }
         let expression = expression.join(" ");
-        // Any ends show whether it is about nothing else.
+        // Only expressions about addresses and ports can be judged; any pair of ends shows that.
         let ends = [(Ipv4Addr::UNSPECIFIED.into(), 0); 2];
         match Expression::new(&expression) {
             Ok(read) if read.judge(ends).is_some() => self.expression = Some(read),
@@ -178,7 +179,7 @@ impl Filter {
         comparisons.join(" ")
     }
 
-    /// Whether a row passes.
+    /// Whether a row matches.
     pub fn passes(&self, fields: &impl Fields) -> bool {
         let expression = self.expression.as_ref();
         expression.is_none_or(|it| it.judge(fields.ends()).unwrap_or(true))
@@ -194,7 +195,7 @@ fn is_comparison(word: &str) -> bool {
     matches!(test, Ok(Some((_, test))) if !matches!(test, Test::Text(_)))
 }
 
-/// Whether what was typed, but for comparisons, begins as an expression of tcpdump does.
+/// Whether the first word that is not a comparison begins an expression as in tcpdump.
 fn is_expression(typed: &str) -> bool {
     const BEGINNINGS: [&str; 10] = [
         "host",
@@ -219,7 +220,7 @@ fn find<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
     found.map(|(_, value)| *value)
 }
 
-/// A term, and whether it is true where its test is not. `None` for an empty one.
+/// Parses a test; the flag is set if it has to be negated, as for `!=`. `None` for an empty word.
 fn parse_test(word: &str) -> Result<Option<(bool, Test)>, ()> {
     let word = word.to_lowercase();
     let text = |word: String| Ok((!word.is_empty()).then_some((false, Test::Text(word))));
@@ -258,7 +259,7 @@ fn parse_test(word: &str) -> Result<Option<(bool, Test)>, ()> {
     Ok(Some((flip, test)))
 }
 
-/// A number with a multiple, or a time with a unit, which becomes nanoseconds.
+/// Parses a number such as `10k`, or a time with its unit, which becomes nanoseconds.
 fn parse_number(text: &str) -> Option<f64> {
     const UNITS: [(&str, f64); 8] = [
         ("us", 1e3),

@@ -1,11 +1,13 @@
-//! Flows of the live table, summed up by what they have in common.
+//! Flows grouped by process, address or port.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
-use super::{Column, Entry, name};
+use super::columns::Column;
+use super::entry::{Entry, bytes};
+use crate::view::text::escaped;
 
-/// What flows are grouped by.
+/// The key that flows are grouped by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GroupBy {
     Process,
@@ -15,7 +17,7 @@ pub enum GroupBy {
 }
 
 impl GroupBy {
-    /// The next one, and after the last one none.
+    /// The key after this one in the cycle of the key `g`; after the last one, no groups.
     pub fn after(current: Option<Self>) -> Option<Self> {
         match current {
             None => Some(Self::Process),
@@ -26,7 +28,7 @@ impl GroupBy {
         }
     }
 
-    /// As the head of the table calls it.
+    /// The title of its column.
     pub fn title(self) -> &'static str {
         match self {
             Self::Process => "PROCESS",
@@ -36,12 +38,12 @@ impl GroupBy {
         }
     }
 
-    /// What is shown of a flow's group, and the filter that chooses the flows of the group.
+    /// The text of the group that a flow belongs to, and the filter that selects the group's flows.
     fn key(self, entry: &Entry) -> (String, String) {
         let flow = &entry.flow;
         match self {
             Self::Process => match flow.process() {
-                Some((pid, comm)) => (format!("{} {pid}", name(comm)), format!("pid={pid}")),
+                Some((pid, comm)) => (format!("{} {pid}", escaped(comm)), format!("pid={pid}")),
                 None => ("-".to_owned(), "pid=-".to_owned()),
             },
             Self::Source => (flow.saddr().to_string(), format!("src={}", flow.saddr())),
@@ -51,11 +53,11 @@ impl GroupBy {
     }
 }
 
-/// Flows that have something in common.
+/// The flows of one key, summed up.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Group {
     pub key: String,
-    /// Chooses its flows.
+    /// The filter that selects its flows.
     pub filter: String,
     pub flows: u64,
     pub packets: u64,
@@ -63,11 +65,11 @@ pub struct Group {
     pub packet_rate: f64,
     pub byte_rate: f64,
     pub retransmits: u64,
-    /// The longest one, in nanoseconds.
+    /// The longest round trip, in nanoseconds.
     pub round_trip: Option<u64>,
 }
 
-/// Sums up flows.
+/// Groups flows, and sums up each group.
 pub fn groups<'e>(by: GroupBy, entries: impl Iterator<Item = &'e Entry>) -> Vec<Group> {
     let mut groups = HashMap::<String, Group>::new();
     for entry in entries {
@@ -80,7 +82,7 @@ pub fn groups<'e>(by: GroupBy, entries: impl Iterator<Item = &'e Entry>) -> Vec<
         let flow = &entry.flow;
         group.flows += 1;
         group.packets += flow.packets();
-        group.bytes += flow.orig().bytes + flow.resp().bytes;
+        group.bytes += bytes(flow);
         group.packet_rate += entry.packet_rate;
         group.byte_rate += entry.byte_rate;
         group.retransmits += flow.retransmits();
@@ -89,7 +91,7 @@ pub fn groups<'e>(by: GroupBy, entries: impl Iterator<Item = &'e Entry>) -> Vec<
     groups.into_values().collect()
 }
 
-/// The columns of groups, beside what they have in common and the number of flows.
+/// The columns of groups, besides the key and the number of flows.
 pub const SUMMED: [Column; 6] = [
     Column::Packets,
     Column::Bytes,

@@ -1,0 +1,345 @@
+//! The full-screen table of flows: its state, and the keys that change it.
+
+mod columns;
+mod detail;
+mod draw;
+mod entry;
+mod filter;
+mod groups;
+
+use std::collections::VecDeque;
+
+use ratatui::Frame;
+
+use self::columns::{COLUMNS, Column, sort_key};
+use self::detail::Detail;
+use self::entry::{Entry, FlowKey, endpoint, server};
+use self::filter::Filter;
+use self::groups::{Group, GroupBy};
+use super::chart::push_newest;
+use super::keys::{self, Key};
+use super::sorting::directed;
+use super::{Picture, Reaction};
+use crate::domain::names::NamedFlow;
+use crate::domain::traffic::Traffic;
+
+/// Intervals of which the chart in the head remembers the load.
+const LOADS_LEN: usize = 240;
+
+/// The state of the view.
+pub struct FlowsView {
+    ifaces: Vec<String>,
+    entries: Vec<Entry>,
+    /// Positions in `entries` of those that pass the filter, sorted.
+    shown: Vec<usize>,
+    grouped: Option<GroupBy>,
+    /// With `grouped`: the flows that pass the filter, summed up and sorted.
+    groups: Vec<Group>,
+    has_names: bool,
+    has_help: bool,
+    sort: usize,
+    descending: bool,
+    filter: String,
+    /// A comparison in the filter that is not complete yet.
+    unfinished: Option<String>,
+    typing: bool,
+    paused: bool,
+    /// The box with the details of a flow.
+    detail: Option<Detail>,
+    selected: usize,
+    /// Lines of the table on the screen.
+    height: usize,
+    /// The length of the longest address and port.
+    longest: usize,
+    /// First line of the table that is on the screen.
+    offset: usize,
+    /// Bytes a second, newest last.
+    loads: VecDeque<u64>,
+    live: usize,
+    /// How many flows have ended since the start.
+    ended: u64,
+    /// How many flows ended in the last interval and are not among `entries`.
+    left_out: u64,
+    packet_rate: f64,
+    untracked: u64,
+}
+
+/// The interval of an update.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Interval {
+    /// When it ended, by the clock of the flows' times.
+    pub now_ns: u64,
+    /// Its length.
+    pub seconds: f64,
+    /// Packets since the start whose flow did not fit the kernel's table.
+    pub untracked: u64,
+    /// Flows that ended in it and are not among those of the update.
+    pub left_out: Traffic,
+}
+
+impl FlowsView {
+    /// A view without flows, for interfaces of these names.
+    pub fn new(ifaces: Vec<String>) -> Self {
+        Self {
+            ifaces,
+            entries: Vec::new(),
+            shown: Vec::new(),
+            grouped: None,
+            groups: Vec::new(),
+            has_names: false,
+            has_help: false,
+            sort: COLUMNS
+                .iter()
+                .position(|spec| spec.column == Column::ByteRate)
+                .unwrap_or(0),
+            descending: true,
+            filter: String::new(),
+            unfinished: None,
+            typing: false,
+            paused: false,
+            detail: None,
+            selected: 0,
+            height: 1,
+            longest: 0,
+            offset: 0,
+            loads: VecDeque::new(),
+            live: 0,
+            ended: 0,
+            left_out: 0,
+            packet_rate: 0.0,
+            untracked: 0,
+        }
+    }
+
+    /// Replaces the flows: takes those that are live, and those that ended in the interval.
+    pub fn update(&mut self, flows: impl IntoIterator<Item = NamedFlow>, interval: &Interval) {
+        let seconds = interval.seconds.max(1e-3);
+        let (mut packets, mut bytes) = (interval.left_out.packets, interval.left_out.bytes);
+        let selected = self.selected().map(Entry::key);
+        let group = self.selected_group().map(|group| group.filter.clone());
+        if !self.paused {
+            // Keeps the memory for the next flows, which is large if they are many.
+            self.entries.clear();
+        }
+        self.live = 0;
+        for NamedFlow { flow, name } in flows {
+            let since = flow.since_told();
+            packets += since.0;
+            bytes += since.1;
+            let is_live = flow.is_live();
+            self.live += usize::from(is_live);
+            self.ended += u64::from(!is_live);
+            if self.paused {
+                continue;
+            }
+            self.entries.push(Entry {
+                packet_rate: since.0 as f64 / seconds,
+                byte_rate: since.1 as f64 / seconds,
+                age: match is_live {
+                    true => interval.now_ns.saturating_sub(flow.raw.start_ns),
+                    false => flow.duration_ns(),
+                },
+                iface: flow.raw.key.interface.into(),
+                flow,
+                name,
+            });
+        }
+        self.ended += interval.left_out.flows;
+        self.left_out = interval.left_out.flows;
+        self.packet_rate = packets as f64 / seconds;
+        push_newest(&mut self.loads, (bytes as f64 / seconds) as u64, LOADS_LEN);
+        self.untracked = interval.untracked;
+        if !self.paused {
+            self.has_names |= self.entries.iter().any(|entry| server(entry).is_some());
+            self.arrange();
+            self.follow(selected, group);
+            if let Some(detail) = &mut self.detail {
+                detail.update(&self.entries);
+            }
+        }
+    }
+
+    fn selected(&self) -> Option<&Entry> {
+        match self.grouped {
+            None => self.entries.get(*self.shown.get(self.selected)?),
+            Some(_) => None,
+        }
+    }
+
+    fn selected_group(&self) -> Option<&Group> {
+        self.grouped.and_then(|_| self.groups.get(self.selected))
+    }
+
+    /// The number of lines of the table, on the screen or not.
+    fn lines(&self) -> usize {
+        match self.grouped {
+            None => self.shown.len(),
+            Some(_) => self.groups.len(),
+        }
+    }
+
+    /// Keeps the same flow or group selected, wherever it is now.
+    fn follow(&mut self, key: Option<FlowKey>, group: Option<String>) {
+        let found = match self.grouped {
+            None => self
+                .shown
+                .iter()
+                .position(|at| key == Some(self.entries[*at].key())),
+            Some(_) => self
+                .groups
+                .iter()
+                .position(|it| group.as_ref() == Some(&it.filter)),
+        };
+        // If the first line is selected, keep the first line: the table is sorted for it.
+        if let Some(found) = found
+            && self.selected > 0
+        {
+            self.selected = found;
+        }
+        self.selected = self.selected.min(self.lines().saturating_sub(1));
+    }
+
+    fn open_detail(&mut self) {
+        self.detail = self.selected().cloned().map(Detail::new);
+    }
+
+    /// Filters, groups and sorts the flows.
+    fn arrange(&mut self) {
+        let filter = Filter::parse(&self.filter);
+        let shown = (0..self.entries.len())
+            .filter(|at| filter.passes(&self.entries[*at]))
+            .collect::<Vec<_>>();
+        self.unfinished = filter.unfinished;
+        let (column, descending) = (COLUMNS[self.sort].column, self.descending);
+        if let Some(by) = self.grouped {
+            let entries = shown.iter().map(|at| &self.entries[*at]);
+            self.groups = groups::groups(by, entries);
+            self.groups.sort_by(|a, b| {
+                let order = groups::compare(column, a, b);
+                directed(order, descending).then_with(|| a.key.cmp(&b.key))
+            });
+            self.shown = shown;
+            self.selected = self.selected.min(self.lines().saturating_sub(1));
+            return;
+        }
+        // Collect the keys first: flows are large, and sorting would read them again and again.
+        let keyed = shown.iter().map(|at| {
+            let entry = &self.entries[*at];
+            (sort_key(column, entry), entry.flow.raw.start_ns, *at)
+        });
+        let mut keyed = keyed.collect::<Vec<_>>();
+        keyed.sort_unstable_by(|a, b| {
+            let order = directed(a.0.cmp(&b.0), descending);
+            order.then_with(|| (a.1, a.2).cmp(&(b.1, b.2)))
+        });
+        let shown = keyed.into_iter().map(|(.., at)| at).collect::<Vec<_>>();
+        // Of all lines, not only those on the screen, so that columns do not move while the user
+        // scrolls; but the first thousand are enough.
+        let longest = shown.iter().take(1000).map(|at| {
+            let flow = &self.entries[*at].flow;
+            let source = endpoint(flow.saddr(), flow.sport());
+            let destination = endpoint(flow.daddr(), flow.dport());
+            source.len().max(destination.len())
+        });
+        self.longest = longest.max().unwrap_or(0);
+        self.shown = shown;
+        self.selected = self.selected.min(self.lines().saturating_sub(1));
+    }
+
+    fn select(&mut self, line: usize) {
+        self.selected = line.min(self.lines().saturating_sub(1));
+        if self.detail.is_some() {
+            self.open_detail();
+        }
+    }
+
+    /// Sorts by the column that is `step` further to the right, and skips those that are not shown.
+    fn sort_by(&mut self, step: usize) {
+        for _ in 0..COLUMNS.len() {
+            self.sort = (self.sort + step) % COLUMNS.len();
+            if self.has_column(COLUMNS[self.sort].column) {
+                break;
+            }
+        }
+        self.arrange();
+    }
+
+    fn has_column(&self, column: Column) -> bool {
+        match self.grouped {
+            Some(_) => groups::SUMMED.contains(&column),
+            None => column != Column::Name || self.has_names,
+        }
+    }
+
+    fn group_by(&mut self, by: Option<GroupBy>) {
+        self.grouped = by;
+        self.detail = None;
+        self.selected = 0;
+        if !self.has_column(COLUMNS[self.sort].column) {
+            self.sort_by(1);
+        }
+        self.arrange();
+    }
+
+    fn type_filter(&mut self, key: Key) {
+        self.typing = keys::edit(&mut self.filter, key);
+        self.arrange();
+    }
+}
+
+impl Picture for FlowsView {
+    fn draw(&mut self, frame: &mut Frame<'_>) {
+        self.draw_all(frame);
+    }
+
+    fn key(&mut self, key: Key) -> Reaction {
+        match key {
+            Key::Ctrl('c') => return Reaction::Quit,
+            Key::Ctrl('l') => return Reaction::Redraw,
+            Key::Ctrl('z') => return Reaction::Suspend,
+            _ if self.typing => {
+                self.type_filter(key);
+                return Reaction::Draw;
+            }
+            _ => {}
+        }
+        match key {
+            Key::Char('q') => return Reaction::Quit,
+            Key::Char('?') => self.has_help = !self.has_help,
+            Key::Esc | Key::Enter if self.has_help => self.has_help = false,
+            Key::Char('g') => self.group_by(GroupBy::after(self.grouped)),
+            Key::Esc if self.detail.is_some() => self.detail = None,
+            Key::Esc => {
+                self.filter.clear();
+                self.arrange();
+            }
+            Key::Char('/') => self.typing = true,
+            Key::Char(' ' | 'p') => self.paused = !self.paused,
+            Key::Char('r') => {
+                self.descending = !self.descending;
+                self.arrange();
+            }
+            Key::Left | Key::Char('<') => self.sort_by(COLUMNS.len() - 1),
+            Key::Right | Key::Char('>') => self.sort_by(1),
+            Key::Up | Key::Char('k') => self.select(self.selected.saturating_sub(1)),
+            Key::Down | Key::Char('j') => self.select(self.selected + 1),
+            Key::PageUp => self.select(self.selected.saturating_sub(self.height)),
+            Key::PageDown => self.select(self.selected + self.height),
+            Key::Home => self.select(0),
+            Key::End => self.select(usize::MAX),
+            Key::Enter if self.detail.is_some() => self.detail = None,
+            Key::Enter => match self.selected_group() {
+                Some(group) => {
+                    self.filter = group.filter.clone();
+                    self.group_by(None);
+                }
+                None => self.open_detail(),
+            },
+            _ => {}
+        }
+        Reaction::Draw
+    }
+}
+
+#[cfg(test)]
+mod tests;
