@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use clap::{ArgGroup, Args, ValueEnum, ValueHint};
+use clap::{ArgGroup, Args, ValueEnum};
 
 use super::output::{BufferArgs, RunArgs};
 use super::packets::{AddressArgs, NetnsArgs, expression};
+use super::processes::ProcessArgs;
 use super::values;
 use crate::failure::Failure;
 use crate::filter::Filter;
 use crate::filter::expr::Expression;
-use crate::filter::process::ProcessRules;
 
 /// What accept-trace counts by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -93,29 +93,9 @@ pub struct AcceptTraceArgs {
     /// Print only failures for these reasons, as they are shown: accept_queue_full,netfilter_drop
     #[arg(long, value_name = "REASONS", value_delimiter = ',')]
     pub reason: Vec<String>,
-    /// Ids of processes that accept; leaves out attempts that nobody accepts
-    #[arg(
-        long,
-        value_name = "PIDS",
-        value_delimiter = ',',
-        value_parser = values::pid,
-        help_heading = "Filters (in the kernel)"
-    )]
-    pub pid: Vec<u32>,
-    /// Users that accept, or else own the listening socket: ids, or names of /etc/passwd
-    #[arg(
-        long,
-        value_name = "USERS",
-        value_delimiter = ',',
-        value_hint = ValueHint::Username,
-        value_parser = values::uid,
-        help_heading = "Filters (in the kernel)"
-    )]
-    pub uid: Vec<u32>,
-    /// Names of processes that accept, as in /proc/PID/comm or as the COMM column shows them;
-    /// leaves out attempts that nobody accepts
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = values::comm, help_heading = "Filters (in the kernel)")]
-    pub comm: Vec<Vec<u8>>,
+    /// Processes and users.
+    #[command(flatten)]
+    pub processes: ProcessArgs,
     /// Addresses and ports.
     #[command(flatten)]
     pub addresses: AddressArgs,
@@ -176,15 +156,6 @@ impl AcceptTraceArgs {
         Filter {
             expression: self.compiled.clone(),
             ..self.addresses.filter()
-        }
-    }
-
-    /// The processes that these options ask for.
-    pub fn processes(&self) -> ProcessRules<'_> {
-        ProcessRules {
-            pids: &self.pid,
-            uids: &self.uid,
-            comms: &self.comm,
         }
     }
 

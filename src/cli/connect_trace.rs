@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use clap::{Args, ValueEnum, ValueHint};
+use clap::{Args, ValueEnum};
 
 use super::output::{BufferArgs, RunArgs};
 use super::packets::{AddressArgs, NetnsArgs};
+use super::processes::ProcessArgs;
 use super::values;
-use crate::filter::process::ProcessRules;
 
 /// How connect-trace attaches to the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -86,29 +86,9 @@ pub struct ConnectTraceArgs {
     /// Print at most this many lines a second; the rest is counted as suppressed
     #[arg(long, value_name = "N", value_parser = values::max_rate)]
     pub max_rate: Option<u64>,
-    /// Process ids
-    #[arg(
-        long,
-        value_name = "PIDS",
-        value_delimiter = ',',
-        value_parser = values::pid,
-        help_heading = "Filters (in the kernel)"
-    )]
-    pub pid: Vec<u32>,
-    /// Users: ids, or names of /etc/passwd
-    #[arg(
-        long,
-        value_name = "USERS",
-        value_hint = ValueHint::Username,
-        value_delimiter = ',',
-        value_parser = values::uid,
-        help_heading = "Filters (in the kernel)"
-    )]
-    pub uid: Vec<u32>,
-    /// Names of processes or threads as in /proc/PID/comm (15 bytes at most), or as the COMM column
-    /// shows them: a\x20name
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = values::comm, help_heading = "Filters (in the kernel)")]
-    pub comm: Vec<Vec<u8>>,
+    /// Processes and users.
+    #[command(flatten)]
+    pub processes: ProcessArgs,
     /// Addresses and ports.
     #[command(flatten)]
     pub addresses: AddressArgs,
@@ -121,15 +101,4 @@ pub struct ConnectTraceArgs {
     /// Output, when to stop, and the sandbox.
     #[command(flatten)]
     pub run: RunArgs,
-}
-
-impl ConnectTraceArgs {
-    /// The processes that these options ask for.
-    pub fn processes(&self) -> ProcessRules<'_> {
-        ProcessRules {
-            pids: &self.pid,
-            uids: &self.uid,
-            comms: &self.comm,
-        }
-    }
 }

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use clap::{Args, ValueEnum, ValueHint};
+use clap::{ArgGroup, Args, ValueEnum};
 
 use super::output::{BufferArgs, RunArgs};
 use super::packets::PacketArgs;
+use super::processes::ProcessArgs;
 use super::values;
-use crate::filter::process::ProcessRules;
 
 /// What the traffic of flows is counted by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -89,6 +89,10 @@ impl FlowHistogram {
 
 /// Arguments of `flows`.
 #[derive(Clone, Debug, Args)]
+#[command(group = ArgGroup::new("live")
+    .args(["pid", "uid", "comm", "container"])
+    .multiple(true)
+    .conflicts_with("read"))]
 pub struct FlowsArgs {
     /// Time between two refreshes of the table, or between two reports with --by
     #[arg(short = 'I', long, value_name = "TIME", default_value = "1s", value_parser = values::time)]
@@ -116,46 +120,6 @@ pub struct FlowsArgs {
     /// Length of the prefixes of --by net [default: 24 for IPv4, 64 for IPv6]
     #[arg(long, value_name = "BITS", requires = "by", value_parser = clap::value_parser!(u8).range(0..=128))]
     pub prefix: Option<u8>,
-    /// Ids of processes on this machine; leaves out connections without one
-    #[arg(
-        long,
-        value_name = "PIDS",
-        value_delimiter = ',',
-        value_parser = values::pid,
-        help_heading = "Filters (in the kernel)",
-        conflicts_with = "read"
-    )]
-    pub pid: Vec<u32>,
-    /// Users whose sockets they are: ids, or names of /etc/passwd
-    #[arg(
-        long,
-        value_name = "USERS",
-        value_delimiter = ',',
-        value_hint = ValueHint::Username,
-        value_parser = values::uid,
-        help_heading = "Filters (in the kernel)",
-        conflicts_with = "read"
-    )]
-    pub uid: Vec<u32>,
-    /// Names of processes, as in /proc/PID/comm or as the COMM column shows them
-    #[arg(
-        long,
-        value_name = "NAMES",
-        value_delimiter = ',',
-        value_parser = values::comm,
-        help_heading = "Filters (in the kernel)",
-        conflicts_with = "read"
-    )]
-    pub comm: Vec<Vec<u8>>,
-    /// Containers by id (12 digits are enough) or name of the machine, and pods by name or uid
-    #[arg(
-        long,
-        value_name = "NAMES",
-        value_delimiter = ',',
-        help_heading = "Filters (after the kernel)",
-        conflicts_with = "read"
-    )]
-    pub container: Vec<String>,
     /// Show the server that each client asks for: TLS server name or HTTP host, and ALPN or method
     #[arg(long, conflicts_with = "by")]
     pub names: bool,
@@ -177,6 +141,17 @@ pub struct FlowsArgs {
     /// Print lines on a terminal too, not a live table
     #[arg(long)]
     pub no_tui: bool,
+    /// Processes and users.
+    #[command(flatten)]
+    pub processes: ProcessArgs,
+    /// Containers by id (12 digits are enough) or name of the machine, and pods by name or uid
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        help_heading = "Filters (after the kernel)"
+    )]
+    pub container: Vec<String>,
     /// Which packets, and from where.
     #[command(flatten)]
     pub packets: PacketArgs,
@@ -186,15 +161,4 @@ pub struct FlowsArgs {
     /// Output, when to stop, and the sandbox.
     #[command(flatten)]
     pub run: RunArgs,
-}
-
-impl FlowsArgs {
-    /// The processes that these options ask for.
-    pub fn processes(&self) -> ProcessRules<'_> {
-        ProcessRules {
-            pids: &self.pid,
-            uids: &self.uid,
-            comms: &self.comm,
-        }
-    }
 }

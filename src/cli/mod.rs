@@ -11,6 +11,7 @@ pub mod manual;
 mod output;
 mod packets;
 mod port_monitor;
+mod processes;
 mod syn_count;
 pub mod usage;
 pub mod values;

@@ -222,7 +222,7 @@ fn load_one<'obj>(
         rodata.packet_rcv_start = start;
         rodata.packet_rcv_end = end;
     }
-    let processes = args.processes();
+    let processes = args.processes.rules();
     let sets = [&mut maps.pids, &mut maps.uids, &mut maps.comms];
     rodata.process_filter = ProcessFilter(processes.size(sets)?);
     buffer.configure(&args.buffer, &mut maps.ring, &mut maps.perf)?;

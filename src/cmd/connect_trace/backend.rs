@@ -294,7 +294,7 @@ impl<'obj> Tracer<'obj> {
         rodata.ipv4_is_hooked = plan.backend != Backend::Tracepoint;
         rodata.ipv6_is_hooked = plan.backend != Backend::Tracepoint && plan.ipv6;
         rodata.use_perf_buffer = buffer == BufferKind::Perf;
-        let processes = args.processes();
+        let processes = args.processes.rules();
         let sets = [
             &mut open.maps.pids,
             &mut open.maps.uids,

@@ -67,7 +67,7 @@ impl<'a> Flows<'a> {
     /// Whether the run means nothing without processes.
     fn needs_processes(&self) -> bool {
         let by_process = self.args.by.is_some_and(FlowBy::needs_process);
-        by_process || !self.args.processes().is_empty() || !self.args.container.is_empty()
+        by_process || !self.args.processes.rules().is_empty() || !self.args.container.is_empty()
     }
 
     /// The command with its default for `--flags`.
@@ -223,7 +223,7 @@ impl PacketCommand for Flows<'_> {
         // Only the sweep looks at processes.
         let rules = match first {
             Some(_) => ProcessRules::default(),
-            None => self.args.processes(),
+            None => self.args.processes.rules(),
         };
         let sets = [&mut maps.pids, &mut maps.uids, &mut maps.comms];
         rodata.process_filter = process_filter(rules.size(sets)?);
