@@ -156,6 +156,7 @@ static __always_inline void look_at_request(struct __sk_buff *skb, struct attemp
 	struct bpf_sock *skc = skb->sk;
 	struct tcp_request_sock *request;
 	const struct sock *listener;
+	struct tcp_sock *tp;
 
 	if (!skc) {
 		/* The SYN-ACK of a SYN cookie has no socket: that is the point of cookies. */
@@ -163,7 +164,10 @@ static __always_inline void look_at_request(struct __sk_buff *skb, struct attemp
 		return;
 	}
 	if (skc->state == TCP_SYN_RECV) {
-		a->flags |= ATTEMPT_FAST_OPEN;
+		/* Else both ends connect to each other, or a socket to itself. */
+		tp = bpf_skc_to_tcp_sock(skc);
+		if (tp && BPF_CORE_READ(tp, fastopen_rsk))
+			a->flags |= ATTEMPT_FAST_OPEN;
 		return;
 	}
 	request = bpf_skc_to_tcp_request_sock(skc);

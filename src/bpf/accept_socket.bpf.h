@@ -51,7 +51,8 @@ static __always_inline struct attempt *go_on(const struct attempt_key *key, cons
 	return bpf_map_lookup_elem(&attempts, key);
 }
 
-static __always_inline void on_established(const struct sock *sk, const struct tcp_sock *tp)
+static __always_inline void on_established(void *ctx, const struct sock *sk,
+					   const struct tcp_sock *tp)
 {
 	struct attempt_key key;
 	struct attempt *known;
@@ -74,6 +75,9 @@ static __always_inline void on_established(const struct sock *sk, const struct t
 	if (bpf_core_field_exists(tp->is_mptcp) && tp->is_mptcp)
 		known->flags |= ATTEMPT_MPTCP;
 	known->place = 0;
+	/* Both ends connect to each other, or a socket to itself: a process has the socket. */
+	if (sk->sk_socket)
+		tell(ctx, &key, known, FATE_ACCEPTED);
 }
 
 /*
@@ -145,7 +149,7 @@ static __always_inline int on_state(void *ctx, const struct sock *trusted, int o
 	if (!tp)
 		return 0;
 	if (established)
-		on_established(sk, tp);
+		on_established(ctx, sk, tp);
 	else if (sk->sk_socket || (sk->__sk_common.skc_flags & (1UL << SOCK_DEAD)))
 		on_owned_closed(ctx, sk, tp);
 	else

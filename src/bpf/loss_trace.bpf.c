@@ -15,6 +15,17 @@
 #include <bpf/bpf_tracing.h>
 #include "loss_packet.bpf.h"
 
+/*
+ * A socket in TIME_WAIT frees what it takes: the FIN of the peer, acknowledgements and resets. It
+ * loses a SYN, and data that it answers with a reset.
+ */
+static __always_inline bool is_taken(const struct loss_event *e, __u32 reason,
+				     const struct sock *receiver)
+{
+	return receiver && receiver->__sk_common.skc_state == TCP_TIME_WAIT &&
+	       !is_specific(reason) && !e->len && !(e->tcp_flags & TCP_SYN);
+}
+
 static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u64 place,
 				   __u32 reason, const struct sock *receiver)
 {
@@ -32,6 +43,8 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	if (!watch_syns && !drop_reason_matches(reason, place))
 		return 0;
 	if (!set_segment(&e, skb))
+		return 0;
+	if (!with_noise && is_taken(&e, reason, receiver))
 		return 0;
 	forget_syn(&e);
 	/* A RST for a half-open connection is freed as if it was dropped: the listener's. */

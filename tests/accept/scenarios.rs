@@ -1,10 +1,10 @@
 //! Each way that an attempt can end, one by one, beside the kernel's own counters.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use nix::sys::socket::SockFlag;
+use nix::sys::socket::{SockFlag, SockaddrStorage, bind};
 
 use super::{Growth, Trace, assert_fate, listener};
 use crate::common::frames::{RawSocket, ethernet, ip};
@@ -463,6 +463,23 @@ fn what_is_closed_by_its_initiator_first_is_accepted_all_the_same() {
         listener.accept().unwrap();
     });
     assert_fate(&trace.fate(8012), "accepted", None, None);
+    trace.stop();
+}
+
+#[test]
+fn a_socket_that_connects_to_itself_is_accepted_at_once() {
+    let namespace = need!(Namespace::new());
+    let trace = Trace::start(&namespace, &["lo"]);
+    namespace.enter(|| {
+        let socket = tcp(local(8009), SockFlag::empty());
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(local(8009))).unwrap();
+        connect_to(&socket, local(8009)).unwrap();
+    });
+    let line = trace.fate(8009);
+    assert_fate(&line, "accepted", None, None);
+    assert_eq!(line["sport"], 8009, "{line}");
+    assert_eq!(line["fast_open"], false, "{line}");
+    assert!(line["pid"].is_null(), "nobody has called accept: {line}");
     trace.stop();
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::accept::{Growth, NOBODY, segment, send, with_neighbour};
 use crate::common::frames::{RawSocket, SYN, syn_frame};
 use crate::common::net::{CLIENT4, SERVER4};
-use crate::common::{Namespace, Output, Pair, Tool, command, need, wait_for};
+use crate::common::{Namespace, Output, Pair, Tool, command, need, release, wait_for};
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 
@@ -312,6 +312,33 @@ fn resets_of_connections_are_those_that_the_kernel_counts() {
         assert_eq!([sent, 5], counted, "{output:#?}");
         assert_eq!(resets.len(), 5, "{output:#?}");
     }
+}
+
+#[test]
+fn what_a_socket_in_time_wait_takes_is_no_drop() {
+    // Before, the kernel does not tell whose segment it frees.
+    if release() < (6, 11) {
+        return;
+    }
+    let pair = need!(Pair::new());
+    let tools = [&["-p", "9,86"][..], &["-p", "9,86", "--all"]];
+    let tools = tools.map(|args| start(&pair.server, args));
+    let listener = pair
+        .server
+        .enter(|| TcpListener::bind((SERVER4, 86)).unwrap());
+    let mut client = pair
+        .client
+        .enter(|| TcpStream::connect((SERVER4, 86)).unwrap());
+    drop(listener.accept().unwrap());
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    drop(client);
+    pair.refused_connects(SocketAddr::from((SERVER4, 9)), 1);
+    let is_refused = |line: &Value| line["event"] == "drop" && line["dport"] == 9;
+    let [usual, all] = tools.map(|tool| {
+        tool.json("of the refused one", is_refused);
+        tool.stop().events("drop").len()
+    });
+    assert_eq!((usual, all), (1, 2));
 }
 
 #[test]
