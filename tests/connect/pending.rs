@@ -255,6 +255,8 @@ fn waiting_connects_of_a_stranger_blind_nobody() {
     blackhole
         .namespace
         .sysctl("ipv4/ip_local_port_range", "10000 65000");
+    // On a loaded machine they wait for long: each of them is to be given up, by its process.
+    blackhole.namespace.sysctl("ipv4/tcp_syn_retries", "60");
     for words in [
         "ip addr add 10.99.1.254/24 dev va",
         "ip link set va arp off",
