@@ -235,19 +235,7 @@ fn find_out(notices: Notices) -> Result<Vec<Finding>, Failure> {
     );
     let accept_answer = accept_trace_answer(&interface, accept, buffer);
     let flows_answer = flows_answer(&interface, &flows, buffer);
-    report.command(
-        "port-monitor",
-        match (interface, tc) {
-            (_, Trial::Refused(why)) | (Err(why), _) => Err(why),
-            (Ok(interface), Trial::Attached(hook)) => {
-                Ok((format!("{hook} on {}, {buffer}", interface.name), None))
-            }
-            (Ok(interface), Trial::Loaded(why)) => Ok((
-                format!("tc ingress on {}, {buffer}", interface.name),
-                Some(why.to_owned()),
-            )),
-        },
-    );
+    report.command("port-monitor", tc_answer(&interface, &tc, buffer));
     report.command("flows", flows_answer);
     report.command("connect-trace", connect_trace_answer(&backends, buffer));
     report.command("accept-trace", accept_answer);
@@ -480,6 +468,24 @@ fn try_backends(notices: Notices) -> Result<Vec<(Backend, Option<String>)>> {
         answers.push((*backend, why));
     }
     Ok(answers)
+}
+
+/// What a command would use that attaches a program at TC ingress and reads from `reader`.
+fn tc_answer(
+    interface: &Result<Interface, String>,
+    trial: &Trial,
+    reader: &str,
+) -> Result<(String, Detail), String> {
+    match (interface, trial) {
+        (_, Trial::Refused(why)) | (Err(why), _) => Err(why.clone()),
+        (Ok(interface), Trial::Attached(hook)) => {
+            Ok((format!("{hook} on {}, {reader}", interface.name), None))
+        }
+        (Ok(interface), Trial::Loaded(why)) => Ok((
+            format!("tc ingress on {}, {reader}", interface.name),
+            Some((*why).to_owned()),
+        )),
+    }
 }
 
 /// What flows would use. Its programs were attached to a loopback device, which needs fewer hooks

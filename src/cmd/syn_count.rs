@@ -108,16 +108,11 @@ impl<'a> SynCount<'a> {
         })
     }
 
-    fn summary(&self, session: &Session, counters: PacketCounters) -> Summary {
+    fn summary(&self, summary: Summary, counters: PacketCounters) -> Summary {
         Summary {
-            // Every SYN that is counted is shown: nothing is queued. What is lost found no slot.
-            emitted: counters.matched - counters.lost,
-            lost: counters.lost,
-            suppressed: 0,
-            packets: Some(counters),
             syn_total: Some(counters.matched),
             untracked: counted_by(self.args).map(|_| counters.untracked),
-            ..session.summary(Self::NAME, counters.matched, 0, 0)
+            ..summary
         }
     }
 }
@@ -230,7 +225,7 @@ impl PacketCommand for SynCount<'_> {
         live.begin(&[], |out, clock| writer.layout.header(out, clock))?;
         self.run_intervals(live, &writer, &mut counters)?;
         live.detach()?;
-        Ok(self.summary(live.session, live.counters()))
+        Ok(self.summary(live.summary(), live.counters()))
     }
 
     fn replay<'obj>(
@@ -249,7 +244,7 @@ impl PacketCommand for SynCount<'_> {
         replay.run(|skel| loaded(skel), &mut schedule);
         schedule.close_last_interval(replay.session, replay.skel);
         replay.session.flush();
-        Ok(self.summary(replay.session, replay.counters()))
+        Ok(self.summary(replay.summary(), replay.counters()))
     }
 }
 
@@ -396,11 +391,7 @@ impl Counter<'_> {
             iface: self.iface,
             mode: self.mode,
             seconds,
-            count: Count {
-                total,
-                delta,
-                rate: delta as f64 / seconds.max(1e-9),
-            },
+            count: Count::after(seconds, total, delta),
             by: top,
             keys: keys.map(|keys| Keys {
                 sources: keys.sources,

@@ -19,6 +19,17 @@ pub struct Count {
     pub rate: f64,
 }
 
+impl Count {
+    /// The count after an interval of this many seconds.
+    pub fn after(seconds: f64, total: u64, delta: u64) -> Self {
+        Self {
+            total,
+            delta,
+            rate: delta as f64 / seconds.max(1e-9),
+        }
+    }
+}
+
 /// A key that SYNs, traffic or events are counted by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TallyKey {

@@ -106,11 +106,7 @@ impl<'a> KeyCounts<'a> {
             layout: self.layout,
             event: self.event,
             seconds,
-            count: Count {
-                total,
-                delta,
-                rate: delta as f64 / seconds.max(1e-9),
-            },
+            count: Count::after(seconds, total, delta),
             by: self.by,
             top: self.tally.busiest(),
             untracked,

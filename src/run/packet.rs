@@ -498,9 +498,10 @@ impl<'obj, S: PacketSkel<'obj>> Live<'_, S> {
         Ok(self.summary())
     }
 
-    /// The summary of a run with an event for each packet that matches.
+    /// The summary of the run.
     pub fn summary(&self) -> Summary {
-        self.session.packet_summary(self.command, self.counters())
+        let first = self.skels.first();
+        summary(self.session, self.command, first, self.counters())
     }
 
     /// The session, and what counts the frames of each interface.
@@ -522,6 +523,34 @@ fn statistics(counters: PacketCounters) -> Statistics {
         received: counters.packets(),
         matched: counters.matched,
         lost: counters.lost,
+    }
+}
+
+/// The summary of a run whose programs send an event for each packet that matches, or only count.
+fn summary<'obj>(
+    session: &Session,
+    command: &'static str,
+    skel: Option<&impl PacketSkel<'obj>>,
+    counters: PacketCounters,
+) -> Summary {
+    let summary = Summary {
+        packets: Some(counters),
+        ..session.summary(
+            command,
+            counters.matched,
+            counters.lost,
+            counters.suppressed,
+        )
+    };
+    if skel.and_then(PacketSkel::event_maps).is_some() {
+        return summary;
+    }
+    Summary {
+        // All packets that are counted are shown: nothing is queued. Those that are lost found no slot.
+        emitted: counters.matched - counters.lost,
+        lost: counters.lost,
+        suppressed: 0,
+        ..summary
     }
 }
 
@@ -620,9 +649,14 @@ impl<'obj, S: PacketSkel<'obj>> Replay<'_, S> {
         Ok(())
     }
 
-    /// The summary of a run with an event for each packet that matches.
+    /// The summary of the run.
     pub fn summary(&self) -> Summary {
-        self.session.packet_summary(self.command, self.counters())
+        summary(
+            self.session,
+            self.command,
+            Some(&*self.skel),
+            self.counters(),
+        )
     }
 
     /// What the programs have counted.

@@ -31,7 +31,6 @@ use crate::output::sink::Sink;
 use crate::output::summary::Summary;
 use crate::run::events::{BATCH, EventSource};
 use crate::run::stop::{ExitReason, Stop, poll_timeout};
-use crate::skel::PacketCounters;
 use crate::sys::ring::Wakeup;
 
 /// The state of a run of a command.
@@ -810,19 +809,6 @@ impl Session {
             }
         }
         Ok(Exit::Success)
-    }
-
-    /// The summary of a run with an event for each packet that matches.
-    pub fn packet_summary(&self, command: &'static str, counters: PacketCounters) -> Summary {
-        Summary {
-            packets: Some(counters),
-            ..self.summary(
-                command,
-                counters.matched,
-                counters.lost,
-                counters.suppressed,
-            )
-        }
     }
 
     /// The summary of a run, from the counters of the BPF programs and of this process.

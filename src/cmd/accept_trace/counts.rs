@@ -88,11 +88,7 @@ impl CountReports {
             event: "accept_count",
             by: self.by.name(),
             seconds,
-            count: Count {
-                total: self.total,
-                delta,
-                rate: delta as f64 / seconds.max(1e-9),
-            },
+            count: Count::after(seconds, self.total, delta),
             top: self.tally.busiest(),
             untracked,
         };
