@@ -12,8 +12,11 @@ pub mod loss_trace;
 pub mod port_monitor;
 pub mod syn_count;
 
+use self::port_monitor::PortMonitor;
+use self::syn_count::SynCount;
 use crate::cli::Command;
 use crate::failure::{Exit, Failure};
+use crate::run::packet;
 
 /// Runs a command.
 ///
@@ -21,8 +24,8 @@ use crate::failure::{Exit, Failure};
 /// As the command says.
 pub fn run(command: Command) -> Result<Exit, Failure> {
     match command {
-        Command::SynCount(args) => syn_count::run(&args),
-        Command::PortMonitor(args) => port_monitor::run(&args),
+        Command::SynCount(args) => packet::run(&SynCount::new(&args)?),
+        Command::PortMonitor(args) => packet::run(&PortMonitor::new(&args)?),
         Command::ConnectTrace(args) => connect_trace::run(&args),
         Command::AcceptTrace(args) => accept_trace::run(&args),
         Command::Check(args) => check::run(&args),

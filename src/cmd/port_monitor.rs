@@ -11,7 +11,7 @@ use crate::capture::write::{Process, Statistics, Way, Written};
 use crate::capture::{Frame, LinkKind};
 use crate::cli::{BufferArgs, DirectionChoice, PortMonitorArgs};
 use crate::domain::packet::{CapturedFrame, Packet};
-use crate::failure::{Exit, Failure};
+use crate::failure::Failure;
 use crate::filter::{Filter, FlagsRule};
 use crate::host::interfaces::{Interface, LinkLayer};
 use crate::output::columns::widest;
@@ -31,14 +31,6 @@ const REPLAYED_BYTES: usize = 8;
 
 /// Payload bytes that `-x` shows if `--payload-bytes` is not given.
 const DEFAULT_HEX_BYTES: u32 = 16;
-
-/// Runs the command.
-///
-/// # Errors
-/// An option is wrong, or a program can't be loaded or attached.
-pub fn run(args: &PortMonitorArgs) -> Result<Exit, Failure> {
-    packet::run(&PortMonitor::new(args)?)
-}
 
 /// The command with its options.
 pub struct PortMonitor<'a> {
@@ -102,11 +94,9 @@ impl PacketCommand for PortMonitor<'_> {
 
     fn options(&self) -> Options<'_> {
         Options {
-            packets: &self.args.packets,
-            filter: &self.filter,
             buffer: Some(&self.buffer),
             recording: Some(&self.args.recording),
-            run: &self.args.run,
+            ..Options::new(&self.args.packets, &self.filter, &self.args.run)
         }
     }
 

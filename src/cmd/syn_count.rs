@@ -12,7 +12,7 @@ use crate::attach::{Attached, Direction};
 use crate::cli::{CountBy, CountMode, SynCountArgs};
 use crate::domain::distinct;
 use crate::domain::tally::{Alerts, Count, Tally, TallyKey};
-use crate::failure::{Exit, Failure};
+use crate::failure::Failure;
 use crate::filter::{Filter, FlagsRule};
 use crate::host::interfaces::Interface;
 use crate::output::clock::UnixNanos;
@@ -26,19 +26,6 @@ use crate::skel::syn_count::{SynCountSkel, SynCountSkelBuilder};
 use crate::skel::{self, CountByKey, PacketCounters, PacketSkel};
 use crate::sys::key_tables::{KeyTables, Size, Sketches};
 use crate::sys::link;
-
-/// Runs the command.
-///
-/// # Errors
-/// An option is wrong, or a program can't be loaded or attached.
-pub fn run(args: &SynCountArgs) -> Result<Exit, Failure> {
-    let command = SynCount::new(args)?;
-    command.filter.check_syn().map_err(|error| {
-        Failure::usage(format!("invalid value for '--flags': {error}"))
-            .hint("leave syn and !ack to syn-count; port-monitor --flags shows other packets")
-    })?;
-    packet::run(&command)
-}
 
 /// The command with its options.
 pub struct SynCount<'a> {
@@ -60,11 +47,16 @@ impl<'a> SynCount<'a> {
     /// The command with its default for `--flags`.
     ///
     /// # Errors
-    /// A column is unknown.
+    /// A column is unknown, or `--flags` excludes SYNs.
     pub fn new(args: &'a SynCountArgs) -> Result<Self, Failure> {
+        let filter = args.packets.filter(FlagsRule::default());
+        filter.check_syn().map_err(|error| {
+            Failure::usage(format!("invalid value for '--flags': {error}"))
+                .hint("leave syn and !ack to syn-count; port-monitor --flags shows other packets")
+        })?;
         Ok(Self {
             args,
-            filter: args.packets.filter(FlagsRule::default()),
+            filter,
             writer: CountWriter::new(&args.run.output.columns, counted_by(args).is_some())?,
         })
     }
@@ -128,13 +120,7 @@ impl PacketCommand for SynCount<'_> {
     type Skel<'obj> = SynCountSkel<'obj>;
 
     fn options(&self) -> Options<'_> {
-        Options {
-            packets: &self.args.packets,
-            filter: &self.filter,
-            buffer: None,
-            recording: None,
-            run: &self.args.run,
-        }
+        Options::new(&self.args.packets, &self.filter, &self.args.run)
     }
 
     fn replays_one_at_a_time(&self) -> bool {

@@ -103,6 +103,19 @@ pub struct Options<'a> {
     pub run: &'a RunArgs,
 }
 
+impl<'a> Options<'a> {
+    /// Those of a command that only counts, and writes no capture file.
+    pub fn new(packets: &'a PacketArgs, filter: &'a Filter, run: &'a RunArgs) -> Self {
+        Self {
+            packets,
+            filter,
+            buffer: None,
+            recording: None,
+            run,
+        }
+    }
+}
+
 /// What the programs are loaded for: an interface or a replay.
 pub struct Target<'a> {
     /// The index of the interface among the watched ones.

@@ -149,11 +149,8 @@ impl PacketCommand for Flows<'_> {
 
     fn options(&self) -> Options<'_> {
         Options {
-            packets: &self.args.packets,
-            filter: &self.filter,
             buffer: Some(&self.args.buffer),
-            recording: None,
-            run: &self.args.run,
+            ..Options::new(&self.args.packets, &self.filter, &self.args.run)
         }
     }
 
