@@ -431,3 +431,40 @@ impl Second {
         self.lines > limit
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use crate::skel::FlowRecord;
+
+    #[test]
+    fn what_ends_in_an_interval_takes_bounded_memory_and_is_counted() {
+        let cli = ["tcpinspect", "flows", "eth0", "--interval", "1"];
+        let Command::Flows(args) = Cli::try_parse_from(cli).unwrap().command else {
+            panic!("not flows")
+        };
+        let writer = FlowWriter::new(&[], false, false).unwrap();
+        let names = [Some("eth0")];
+        let mut reporter = Reporter::new(&args, writer, &names, true);
+        let mut ended = FlowRecord::default();
+        ended.reason = 1;
+        ended.ends[0].packets = 3;
+        ended.ends[0].bytes = 100;
+        for _ in 0..2 {
+            for _ in 0..ENDED_SHOWN + 7 {
+                reporter.show(Flow { raw: ended });
+            }
+            // Live ones have room still.
+            reporter.show(Flow {
+                raw: FlowRecord::default(),
+            });
+            assert_eq!(std::mem::take(&mut reporter.rows).len(), ENDED_SHOWN + 1);
+            let left_out = std::mem::take(&mut reporter.left_out);
+            let counts = (left_out.flows, left_out.packets, left_out.bytes);
+            assert_eq!(counts, (7, 21, 700));
+        }
+    }
+}
