@@ -37,8 +37,8 @@ static __always_inline void on_syn_dropped(void *ctx, const struct segment *s,
 {
 	bool refused = is_answered_by_rst(s);
 
-	/* The drop of a retransmitted SYN does no harm once a SYN-ACK was sent. */
-	if (a->phase != ATTEMPT_NEW)
+	/* The drop of a retransmitted SYN does no harm once a SYN-ACK was sent, but a RST does. */
+	if (a->phase == ATTEMPT_ESTABLISHED || (a->phase == ATTEMPT_ANSWERED && !refused))
 		return;
 	if (reason && reason == reason_no_socket && !refused) {
 		/* The RST was dropped; else it waits for the address of the next hop. */
@@ -56,7 +56,7 @@ static __always_inline void on_syn_dropped(void *ctx, const struct segment *s,
 		set_reason(a, REASON_NO_LISTENER, true);
 	else if (is_specific(reason))
 		set_reason(a, reason, true);
-	else if (refused && !a->listener) /* it may have had one at an earlier SYN */
+	else if (refused && !has_listener(a)) /* it may have had one at an earlier SYN */
 		set_reason(a, REASON_NO_LISTENER, false);
 	else
 		set_reason(a, reason, false);

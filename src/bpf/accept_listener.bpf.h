@@ -45,6 +45,14 @@ static __always_inline void read_listener(const struct sock *sk, struct attempt 
 	a->flags |= ATTEMPT_HAS_LISTENER | full_queues(sk, a);
 }
 
+/* Whether the listener of an attempt is known, and was not closed. */
+static __always_inline bool has_listener(const struct attempt *a)
+{
+	const struct sock *sk = (const struct sock *)a->listener;
+
+	return sk && BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN;
+}
+
 /*
  * Looks up the socket that a SYN will reach, and sets `listener` to its address if it listens.
  * False: there is no socket. Address translation or another BPF program can still send the SYN
@@ -175,8 +183,12 @@ static __always_inline void look_at_request(struct __sk_buff *skb, struct attemp
 		return;
 	set_local(a, &request->req.req.__req_common);
 	listener = request->req.req.__req_common.skc_listener;
-	if (listener && (__u64)listener != a->listener)
-		read_listener(listener, a);
+	if (!listener || (__u64)listener == a->listener)
+		return;
+	read_listener(listener, a);
+	/* By now this attempt is among them. */
+	if (a->syn_queue_len)
+		a->syn_queue_len--;
 }
 
 #endif /* TCPINSPECT_ACCEPT_LISTENER_BPF_H */

@@ -77,6 +77,7 @@ int accept_close(struct __sk_buff *skb)
 {
 	struct attempt_key key = accept_verdict.key;
 	struct attempt *known = bpf_map_lookup_elem(&attempts, &key);
+	enum accept_fate fate = accept_verdict.fate;
 
 	if (!known || known->phase != accept_verdict.phase ||
 	    known->last_syn_ns != accept_verdict.last_syn_ns ||
@@ -84,7 +85,11 @@ int accept_close(struct __sk_buff *skb)
 		return TCX_NEXT;
 	if (accept_verdict.reason)
 		set_reason(known, accept_verdict.reason, false);
-	tell(skb, &key, known, accept_verdict.fate);
+	if (fate == FATE_UNANSWERED && known->listener && !has_listener(known)) {
+		set_reason(known, REASON_LISTENER_CLOSED, false);
+		fate = FATE_ABORTED;
+	}
+	tell(skb, &key, known, fate);
 	return TCX_NEXT;
 }
 

@@ -118,14 +118,14 @@ static __always_inline bool look_at_queues(struct attempt *a)
 }
 
 /* A SYN-ACK, or the same SYN on its way to another machine. */
-static __always_inline void on_answer(const struct segment *s)
+static __always_inline void on_answer(struct __sk_buff *skb, const struct segment *s)
 {
 	struct last_syn *last = my_last_syn();
 
 	if (!last || !last->waits)
 		return;
 	if (s->flags & TCP_ACK) {
-		if (is_initiator(last, (const __u8 *)s->daddr, s->dport, s->ack - 1))
+		if (is_initiator(last, (const __u8 *)s->daddr, s->dport, answered_isn(skb, s->ack)))
 			last->waits = false;
 	} else if (is_initiator(last, (const __u8 *)s->saddr, s->sport, s->seq)) {
 		last->waits = false;
@@ -201,7 +201,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
 	if (!read_frame(&f, &p, true, &s))
 		return TCX_NEXT;
 	if (s.flags & TCP_SYN)
-		on_answer(&s);
+		on_answer(skb, &s);
 	else
 		return on_reset(skb, &s);
 	return TCX_NEXT;

@@ -16,14 +16,17 @@
 #include "loss_packet.bpf.h"
 
 /*
- * A socket in TIME_WAIT frees what it takes: the FIN of the peer, acknowledgements and resets. It
- * loses a SYN, and data that it answers with a reset.
+ * A socket frees acknowledgements that it takes after the FIN of its peer as if they were dropped,
+ * and one in TIME_WAIT that FIN as well. It loses a SYN, and data, which it answers with a reset.
  */
 static __always_inline bool is_taken(const struct loss_event *e, __u32 reason,
 				     const struct sock *receiver)
 {
-	return receiver && receiver->__sk_common.skc_state == TCP_TIME_WAIT &&
-	       !is_specific(reason) && !e->len && !(e->tcp_flags & TCP_SYN);
+	const __u32 states =
+		1 << TCP_TIME_WAIT | 1 << TCP_CLOSE_WAIT | 1 << TCP_CLOSING | 1 << TCP_LAST_ACK;
+
+	return receiver && !is_specific(reason) && !e->len && !(e->tcp_flags & TCP_SYN) &&
+	       (states & (1 << receiver->__sk_common.skc_state));
 }
 
 static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u64 place,

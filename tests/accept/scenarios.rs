@@ -346,6 +346,27 @@ fn an_answer_that_nobody_acknowledges_is_unanswered() {
 }
 
 #[test]
+fn a_half_open_attempt_is_lost_with_its_listener() {
+    let pair = need!(Pair::new());
+    with_neighbour(&pair);
+    let trace = Trace::start(&pair.server, &["vs"]);
+    let listeners = [8038, 8039].map(|port| pair.server.enter(|| listener(server(port), 16)));
+    let syn = |port| send(&pair, &segment(&pair, NOBODY, 2, (4000, port), 77, 0));
+    for port in [8038, 8039] {
+        syn(port);
+        trace.arrived(port, 1);
+    }
+    drop(listeners);
+    // A repeated SYN is answered by a RST.
+    std::thread::sleep(Duration::from_millis(50));
+    syn(8038);
+    assert_fate(&trace.fate(8038), "refused", Some("no_listener"), None);
+    let line = trace.fate(8039);
+    assert_fate(&line, "aborted", Some("listener_closed"), Some("inferred"));
+    trace.stop();
+}
+
+#[test]
 fn an_answer_without_a_neighbour_is_a_drop() {
     let pair = need!(Pair::new());
     let _listener = pair.server.enter(|| listener(server(8008), 16));

@@ -1,10 +1,11 @@
 //! One scenario after another: what is dropped is told once, with the right reason.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use nix::libc;
+use nix::sys::socket::SockFlag;
 use serde_json::{Value, json};
 
 use super::start;
@@ -15,6 +16,7 @@ use crate::common::bpf::{instruction, load};
 use crate::common::frames::SYN;
 use crate::common::net::{CLIENT4, SERVER4};
 use crate::common::{Namespace, Pair, Tool, command, need, release};
+use crate::connect::sockets::{fast_open, set_int, tcp};
 
 const ACK: u8 = 0x10;
 
@@ -295,6 +297,28 @@ fn each_syn_that_a_full_accept_queue_turns_away_is_told_once() {
         assert_eq!(told, (&inferred.0, &inferred.1, &inferred.2), "{drop}");
         assert_eq!(drop["pid"], std::process::id(), "{drop}");
     }
+}
+
+#[test]
+fn a_syn_with_the_data_of_fast_open_is_no_drop() {
+    let pair = need!(Pair::new());
+    // In both directions, and without a cookie.
+    for end in [&pair.server, &pair.client] {
+        end.sysctl("ipv4/tcp_fastopen", "519");
+    }
+    let taken = Growth::of(&pair.server, "TcpExtTCPFastOpenPassive");
+    let tool = start(&pair.server, &["--only", "drop", "-p", "9,98"]);
+    let listener = pair.server.enter(|| TcpListener::bind(server(98)).unwrap());
+    set_int(&listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 16).unwrap();
+    let client = pair.client.enter(|| tcp(server(98), SockFlag::empty()));
+    let addr = SocketAddrV4::new(SERVER4, 98);
+    assert_eq!(fast_open(&client, addr, b"hello"), Ok(5));
+    drop(listener.accept().unwrap());
+    assert_eq!(taken.now(), 1);
+    pair.refused_connects(server(9), 1);
+    tool.json("of the refused one", |line| line["dport"] == 9);
+    let drops = tool.stop().events("drop");
+    assert_eq!(drops.len(), 1, "{drops:#?}");
 }
 
 #[test]
