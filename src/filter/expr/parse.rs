@@ -580,6 +580,15 @@ impl Parser {
 
     /// A plain number after qualifiers.
     fn numbered(&self, q: Qualifiers, number: u32, first: usize) -> Outcome<Condition> {
+        let is_address = matches!(q.kind, Kind::Default | Kind::Host | Kind::Net);
+        if is_address && self.is_symbol(0, "/") {
+            let why = "a network needs a dot in it before '/'";
+            let wrong = Wrong::new(self.since(first), why);
+            return Err(match number {
+                0..=255 => wrong.hint(format!("write {number}.0.0.0/ for {number}/")),
+                _ => wrong,
+            });
+        }
         match q.kind {
             Kind::Default | Kind::Host => self.v4(q, number, u32::MAX, first),
             Kind::Net => {

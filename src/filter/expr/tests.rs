@@ -255,6 +255,8 @@ fn what_points_at_the_place_is_below_it() {
     );
     let range = Expression::new("port 80-90").unwrap_err();
     assert_eq!(range.hint.unwrap(), "for a range: portrange 80-90");
+    let short = Expression::new("src net 10/8").unwrap_err();
+    assert_eq!(short.hint.unwrap(), "write 10.0.0.0/ for 10/");
     let long = format!("port 80{} and udp", " and host 10.0.0.1".repeat(100));
     let [text, pointer] = excerpt_of(&long).try_into().unwrap();
     assert_eq!(&text[pointer.find('^').unwrap()..], "udp");
