@@ -82,6 +82,9 @@ static __always_inline void on_ack_dropped(void *ctx, const struct segment *s,
 		a->flags |= ATTEMPT_ACK_DROPPED;
 		set_reason(a, REASON_ACCEPT_QUEUE_FULL, overflow);
 		a->place = place;
+	} else if (reason && reason == reason_no_socket) {
+		set_reason(a, REASON_NO_LISTENER, true);
+		a->place = place;
 	} else if (is_specific(reason)) {
 		set_reason(a, reason, true);
 		a->place = place;

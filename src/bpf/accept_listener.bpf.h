@@ -141,6 +141,7 @@ static __always_inline void set_local(struct attempt *a, const struct sock_commo
 	}
 	__builtin_memcpy(a->laddr, addr, sizeof(a->laddr));
 	a->lport = common->skc_num;
+	a->bound_ifindex = common->skc_bound_dev_if;
 }
 
 /*

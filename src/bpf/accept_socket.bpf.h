@@ -68,6 +68,7 @@ static __always_inline void on_established(void *ctx, const struct sock *sk,
 	known->established_ns = bpf_ktime_get_ns();
 	known->phase = ATTEMPT_ESTABLISHED;
 	known->lport = bpf_ntohs(read_inet_sport(tp));
+	known->bound_ifindex = sk->__sk_common.skc_bound_dev_if;
 	__builtin_memcpy(known->laddr, ends.local, sizeof(known->laddr));
 	/* Earlier drops did not stop it. */
 	known->reason = 0;

@@ -96,7 +96,8 @@ struct attempt {
 	__u8 ip_version; /* 4 or 6 */
 	__u8 syn_retransmits;
 	__u8 syn_ack_retransmits;
-	__u8 pad[6];
+	__u8 pad[2];
+	__u32 bound_ifindex; /* the interface that the socket is bound to; 0: none, or not known */
 };
 
 _Static_assert(sizeof(struct attempt) == 128, "no hidden padding");

@@ -83,7 +83,8 @@ impl SockDiag {
         Ok(sockets)
     }
 
-    /// The socket that a segment from `remote` to `local` reaches, which may be a listener.
+    /// The socket that a segment from `remote` to `local` reaches, which may be a listener. A socket
+    /// that is bound to an interface is found only if the segment comes in there; 0: at any other.
     ///
     /// # Errors
     /// The request fails.
@@ -91,6 +92,7 @@ impl SockDiag {
         &mut self,
         local: (IpAddr, u16),
         remote: (IpAddr, u16),
+        ifindex: u32,
     ) -> Result<Option<Found>, Errno> {
         let family = match local.0 {
             IpAddr::V4(_) => AF_INET,
@@ -101,6 +103,7 @@ impl SockDiag {
         request[10..12].copy_from_slice(&remote.1.to_be_bytes());
         put_address(&mut request[12..28], local.0);
         put_address(&mut request[28..44], remote.0);
+        request[44..48].copy_from_slice(&ifindex.to_ne_bytes());
         // With any cookie (`INET_DIAG_NOCOOKIE`).
         request[48..].fill(0xff);
         match self.0.get(SOCK_DIAG_BY_FAMILY, &request) {

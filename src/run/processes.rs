@@ -111,7 +111,7 @@ impl<'obj> Processes<'obj> {
         if !self.routes.is_local(ends.local.0)? {
             return Ok(None);
         }
-        let Some(mut found) = self.sockets.find(ends.local, ends.remote)? else {
+        let Some(mut found) = self.sockets.find(ends.local, ends.remote, 0)? else {
             return Ok(None);
         };
         if found.is_queued {
@@ -119,7 +119,7 @@ impl<'obj> Processes<'obj> {
                 IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
                 IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
             };
-            found = match self.sockets.find(ends.local, (nobody, 0))? {
+            found = match self.sockets.find(ends.local, (nobody, 0), 0)? {
                 Some(listener) => listener,
                 None => return Ok(None),
             };

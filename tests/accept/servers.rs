@@ -217,6 +217,25 @@ fn what_io_uring_accepts_is_accepted() {
 }
 
 #[test]
+fn what_waits_at_a_listener_of_one_interface_is_accepted_when_it_is() {
+    let namespace = need!(Namespace::new());
+    let trace = Trace::start(&namespace, &["lo"]);
+    namespace.enter(|| {
+        let listener = listener(at(8507).into(), 16);
+        setsockopt(&listener, sockopt::BindToDevice, &"lo".into()).unwrap();
+        let listener = TcpListener::from(listener);
+        let _client = TcpStream::connect(at(8507)).unwrap();
+        // The table is looked through several times.
+        thread::sleep(Duration::from_millis(2500));
+        listener.accept().unwrap();
+    });
+    let line = trace.fate(8507);
+    assert_fate(&line, "accepted", None, None);
+    assert_eq!(line["pid"], std::process::id(), "{line}");
+    trace.stop();
+}
+
+#[test]
 fn a_deferred_accept_waits_for_data() {
     let namespace = need!(Namespace::new());
     let trace = Trace::start(&namespace, &["lo"]);

@@ -214,7 +214,11 @@ impl Table {
     /// The socket of an attempt, if it has one. The outer `None`: the request failed.
     fn socket(&mut self, key: &AttemptKey, attempt: &RawAttempt) -> Option<Option<Found>> {
         let (local, remote) = whole(key, attempt).socket();
-        self.sockets.find(local, remote).ok()
+        let ifindex = match attempt.bound_ifindex {
+            0 => attempt.ifindex,
+            bound => bound,
+        };
+        self.sockets.find(local, remote, ifindex).ok()
     }
 }
 

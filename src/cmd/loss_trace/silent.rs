@@ -65,7 +65,7 @@ impl Silent {
             return false;
         };
         let remote = (loss.saddr(), loss.raw.sport);
-        match sockets.find((loss.daddr(), loss.raw.dport), remote) {
+        match sockets.find((loss.daddr(), loss.raw.dport), remote, loss.raw.ifindex) {
             Ok(found) if found.is_none_or(|found| found.listens) => {}
             _ => return false,
         }
