@@ -96,8 +96,8 @@ impl Clock {
     /// # Errors
     /// The system clock can't be read.
     pub fn sync(&mut self) -> Result<()> {
-        /// Less than this is the time that it takes to read the clocks, and no step of the system
-        /// clock: the offset stays, so that a time is shown alike in all lines.
+        /// A smaller difference comes from reading the two clocks one after the other, not from a
+        /// step of the system clock. Then the offset stays, so that all lines show a time alike.
         const NOISE: i64 = 1000;
         let nanos = |id| -> Result<i64> {
             let time = clock_gettime(id).context("failed to read the clock")?;
@@ -234,7 +234,7 @@ fn push_seconds(out: &mut Line<'_>, nanos: i64, precision: Precision) {
     }
 }
 
-/// Copies a text into an array, as much as it holds. Returns how much that is.
+/// Copies as much of a text as fits into an array. Returns how much that is.
 fn fill(to: &mut [u8], text: &str) -> usize {
     let len = text.len().min(to.len());
     to[..len].copy_from_slice(&text.as_bytes()[..len]);
@@ -264,7 +264,7 @@ impl<const N: usize> Cached<N> {
     #[inline(never)]
     fn renew(&mut self, at: UnixNanos, format: impl FnOnce(Timestamp) -> String) -> u32 {
         let nanos = at.rem_euclid(NANOS_PER_SEC);
-        // The first second that there may be begins before all times: it is not kept.
+        // `None` if the second begins before the smallest time: then its text is not kept.
         self.start = at.checked_sub(nanos);
         // An i64 of nanoseconds is always within a Timestamp's range, and its year has four digits.
         let second = Timestamp::from_second(at.div_euclid(NANOS_PER_SEC));

@@ -62,7 +62,7 @@ impl<C> Column<C> {
         }
     }
 
-    /// What it takes of a line, without the space after it.
+    /// The width that it takes, without the space after it.
     fn space(&self) -> usize {
         self.width.max(self.name.len())
     }
@@ -74,7 +74,7 @@ pub enum Tone {
     Plain,
     /// It went well.
     Good,
-    /// It begins, or is to be watched.
+    /// It begins, or needs attention.
     Notable,
     /// It comes to its end.
     Ending,
@@ -257,8 +257,8 @@ impl<C: Copy + PartialEq> Layout<C> {
         self.times.map_or(0, |precision| clock.width(precision))
     }
 
-    /// Writes the columns that follow the first `written` ones. A value that is too long moves those
-    /// after it, as far as they leave no room to make up for it.
+    /// Writes the columns that follow the first `written` ones. A value that is too long moves
+    /// those after it to the right, until their padding makes up for it.
     #[inline(always)]
     fn rest(
         &self,
@@ -287,7 +287,7 @@ impl<C: Copy + PartialEq> Layout<C> {
     }
 }
 
-/// Goes on to where a column begins.
+/// Pads the line to the start of a column.
 #[inline(always)]
 fn pad(i: usize, position: usize, out: &mut Line<'_>) {
     if i > 0 {
@@ -295,7 +295,7 @@ fn pad(i: usize, position: usize, out: &mut Line<'_>) {
     }
 }
 
-/// Writes a value in its column. Returns how many characters more than the column has it takes.
+/// Writes a value in its column. Returns by how many characters a time is wider than its column.
 #[inline(always)]
 fn aligned<C>(
     column: &Column<C>,
@@ -315,7 +315,7 @@ fn aligned<C>(
     }
 }
 
-/// Writes a code that moves nothing on the screen. Returns its length.
+/// Writes an escape code, which takes no space on the screen. Returns its length.
 #[cold]
 fn push_code(out: &mut Line<'_>, code: impl Display) -> usize {
     let code = code.to_string();

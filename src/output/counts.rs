@@ -21,9 +21,9 @@ pub(crate) struct IntervalCounts<'a> {
     pub count: Count,
     /// What they are counted by.
     pub by: &'static str,
-    /// The busiest keys, of which kind of event each.
+    /// The busiest keys, each with its kind of event.
     pub top: &'a [((&'static str, Label), Count)],
-    /// Events since the start that count only in the total: their key has found no room.
+    /// Events since the start that count only in the total, because their key found no room.
     pub untracked: u64,
 }
 

@@ -19,8 +19,8 @@ pub fn push_text(out: &mut Vec<u8>, bytes: &[u8]) {
     }
 }
 
-/// Appends a line for people, which may hold what others chose: its words stay apart, but nothing
-/// in it ends the line or reaches the terminal as a command.
+/// Appends a message, which may contain text that others chose: spaces stay as they are, but
+/// nothing in it ends the line or controls the terminal.
 pub fn push_line(out: &mut Vec<u8>, line: &str) {
     for c in line.chars() {
         let mut utf8 = [0; 4];
@@ -35,7 +35,7 @@ pub fn push_line(out: &mut Vec<u8>, line: &str) {
 }
 
 /// Appends `bytes` as a JSON string with its quotes. Bytes that aren't UTF-8 become `\xNN` in the
-/// string's value, as in text, for JSON has no other way to say them.
+/// string's value, as in text, because JSON can't express them.
 pub fn push_json(out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'"');
     for chunk in bytes.utf8_chunks() {

@@ -136,7 +136,7 @@ const TRAFFIC_COLUMNS: [Column<TrafficColumn>; 11] = [
 
 const MILLI: f64 = 1e6;
 
-/// Marks the line of a connection that had one as unanswered before.
+/// Marks the second line of a connection, after one as `unanswered`.
 const CONTINUED: u8 = b'+';
 
 /// Writes flows as text or JSON.
@@ -317,7 +317,7 @@ fn push_millis(out: &mut Line<'_>, us: Option<u64>) {
     }
 }
 
-/// The keys of what the kernel knows by a socket, all null if there is none.
+/// The keys with the kernel's numbers of a socket, all null without a socket.
 fn push_numbers(line: &mut Object<'_, '_>, flow: &Flow) {
     let time = flow.round_trip();
     line.opt_int(key!("rtt_us"), time.map(|time| time.us));

@@ -118,7 +118,7 @@ impl Render for (&HistogramLayout, &Distribution<'_>) {
                 le,
                 count,
                 up_to: share(below, 1000, all),
-                // What is there is seen.
+                // A bucket that is not empty has a bar.
                 bar: share(count, BAR, most).max(u64::from(count > 0)),
             };
             layout.row(&row, out, clock, at);

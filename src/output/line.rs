@@ -1,11 +1,11 @@
 //! One line while it is rendered.
 //!
-//! It grows in an array, by copies of constant size: what was written of more than asked for is
-//! overwritten by what follows. So a field costs a few instructions, and no call.
+//! It is built in an array by copies of constant size: bytes beyond the end of a field are
+//! overwritten by the next one. So a field costs a few instructions, and no call.
 
 use super::escape;
 
-/// Most lines are shorter; what is longer goes on in steps of this.
+/// Most lines are shorter; a longer one grows in steps of this.
 const ROOM: usize = 1024;
 
 /// Memory for a line, kept from one to the next.

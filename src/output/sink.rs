@@ -21,20 +21,20 @@ use crate::run::stop::{ExitReason, Stop, poll_timeout};
 /// fit into the 16 pages of a pipe, with what is left at the end of each page.
 const BUFFER: usize = 56 * 1024;
 
-/// What the kernel writes to a pipe in one piece, never in part (PIPE_BUF).
+/// How many bytes the kernel writes to a pipe atomically (PIPE_BUF).
 const PIPE_PIECE: usize = 4096;
 
-/// What a terminal takes without waiting if it takes anything.
+/// How many bytes a terminal takes without blocking if it takes anything.
 const SMALL_PIECE: usize = 256;
 
-/// How long a reader that has stopped may hold up the end of a run.
+/// How long the end of a run waits for a reader that has stopped.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// Gathers data lines and writes them to stdout.
 pub struct Sink {
     file: File,
     is_pipe: bool,
-    /// For more than a piece at once, where stdout is a pipe.
+    /// If stdout is a pipe: writes more than one piece at once.
     stage: Option<Stage>,
     /// Found out at the start: after a hang-up, a terminal no longer reports that it is one.
     is_terminal: bool,
@@ -53,19 +53,19 @@ pub struct Sink {
 /// How long to wait for a reader that has stopped.
 #[derive(Default)]
 pub struct Patience {
-    /// When the run has to stop, and the reader has not moved since: the end of its grace. Kept
-    /// from one flush to the next, or a reader that has stopped would get it for each.
+    /// The end of the grace period. It begins when the run has to stop, and again when the reader
+    /// reads. It is kept from one flush to the next, or each flush would begin a new one.
     give_up_at: Option<Instant>,
 }
 
 impl Patience {
-    /// The reader has moved.
+    /// The reader has read something.
     pub fn renew(&mut self) {
         self.give_up_at = None;
     }
 
-    /// Waits until a file takes more. False if the run has to stop and the reader has not moved for
-    /// too long.
+    /// Waits until a file takes more. False if the run has to stop and the reader has read nothing
+    /// for too long.
     pub fn wait(&mut self, file: BorrowedFd<'_>, stop: &Stop) -> bool {
         let stopping = stop.reason().is_some();
         if stopping {
@@ -264,14 +264,14 @@ impl Sink {
         self.buffer.clear();
     }
 
-    /// Gives stdout what it takes now of what was gathered. Returns how much that was.
+    /// Writes as much of the gathered lines as stdout takes now. Returns how much that was.
     fn pass_on(&mut self, done: usize) -> std::io::Result<usize> {
         let rest = &self.buffer[done..];
         if let Some(stage) = &mut self.stage
             && (stage.held > 0 || rest.len() > PIPE_PIECE || self.may_block)
         {
             match stage.pass_on(rest, self.file.as_fd()) {
-                // Not a pipe as others are, or a kernel that has no such call.
+                // stdout is not an ordinary pipe, or the kernel has no splice(2).
                 Err(Errno::EINVAL | Errno::ENOSYS | Errno::EPERM) => self.stage = None,
                 passed => return passed.map_err(Into::into),
             }
@@ -397,8 +397,8 @@ impl Stage {
 
 /// How many lines end in these bytes.
 fn newlines(bytes: &[u8]) -> u64 {
-    // Sums of single bytes, which processors add up many at once, cannot overflow in such chunks;
-    // and these have no odd bytes.
+    // Processors add up many single bytes at once. In chunks of this size their sum fits a byte, and
+    // the chunks have no odd bytes.
     let count = |chunk: &[u8]| {
         chunk
             .iter()

@@ -24,7 +24,7 @@ pub(crate) struct KeyCounts<'a> {
     interval: Duration,
     started: Instant,
     due: Instant,
-    /// All events up to the last interval.
+    /// The number of events before this interval.
     last: u64,
     /// An interval was written.
     is_begun: bool,
@@ -66,8 +66,9 @@ impl<'a> KeyCounts<'a> {
     /// Ends the interval: has the programs write to the other table, and reads the one that they
     /// have written to.
     ///
-    /// `open_tables` is where they look which table that is. `figures` reads the number of all
-    /// events, and of those whose key has found no room. `label` names a key and the kind of event.
+    /// `open_tables` are the variables that tell the programs which table to write to. `figures`
+    /// reads the number of all events, and of those whose key found no room. `label` names a key
+    /// and the kind of event.
     pub fn report(
         &mut self,
         session: &mut Session,

@@ -40,7 +40,7 @@ impl BufferKind {
         })
     }
 
-    /// The name for people.
+    /// The name in messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ring => "ring buffer",
@@ -87,7 +87,7 @@ pub struct PerfSource {
     buffer: PerfBuffer<'static>,
     /// The size of the buffer of each CPU in bytes.
     size: usize,
-    /// Dropped after `buffer`, which still uses its descriptor then.
+    /// Below `buffer`, so that it is dropped later: the buffer uses its descriptor.
     _map: MapHandle,
     gathered: Rc<RefCell<Vec<u8>>>,
     events: Vec<u8>,

@@ -16,10 +16,10 @@ use crate::sys::map;
 /// The histograms of a run.
 pub(crate) struct Histograms {
     layout: HistogramLayout,
-    /// What the times are of, as JSON names it.
+    /// The name of these times in JSON.
     of: &'static str,
     by: By,
-    /// What earlier intervals had.
+    /// The counts of earlier intervals.
     before: HashMap<HistogramKey, Histogram>,
     began: Instant,
     is_full: bool,
@@ -67,7 +67,7 @@ impl Histograms {
         Ok(())
     }
 
-    /// Tells once that values have found no room in the map.
+    /// Reports, once, that values found no room in the map.
     pub fn note_untracked(&mut self, session: &Session, untracked: u64) {
         if untracked > 0 && !self.is_full {
             self.is_full = true;

@@ -44,8 +44,8 @@ pub trait PacketCommand {
     /// The options that all packet commands have.
     fn options(&self) -> Options<'_>;
 
-    /// Whether each frame of a file is to be the packet that a program gets from the kernel, as if it
-    /// had come in at the hook.
+    /// Whether the program gets each frame of a file as its packet, as if it had come in at the
+    /// hook. Otherwise a test run takes many frames from a map.
     fn replays_one_at_a_time(&self) -> bool {
         false
     }

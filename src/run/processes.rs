@@ -16,10 +16,10 @@ use crate::notice::{FirstNotice, Notices};
 use crate::output::clock::UnixNanos;
 use crate::run::holders::{Holders, Which};
 
-/// How long an answer holds: ports are used again, and sockets passed on.
+/// How long an answer is valid: ports are reused, and sockets are passed to other processes.
 const KEPT: u64 = 1_000_000_000;
 
-/// In each stretch of this many ns, at most [`BUDGET`] goes into questions: in a flood every packet
+/// In each period of this many ns, at most [`BUDGET`] is spent on asking: in a flood every packet
 /// has new ports.
 const STRETCH: u64 = 100_000_000;
 const BUDGET: Duration = Duration::from_millis(10);
@@ -30,9 +30,9 @@ const REMEMBERED: usize = 65_536;
 /// The two ends of a packet, each with its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ends {
-    /// That of this machine.
+    /// The end on this machine.
     pub local: (IpAddr, u16),
-    /// The other one.
+    /// The other end.
     pub remote: (IpAddr, u16),
 }
 
@@ -42,7 +42,7 @@ pub struct Processes<'obj> {
     sockets: SockDiag,
     routes: Routes,
     known: HashMap<Ends, (Holder, UnixNanos)>,
-    /// The answer for a listener, which holds for one packet only.
+    /// The answer for a listener, which is valid for one packet only.
     listener: Option<Holder>,
     stretch: UnixNanos,
     spent: Duration,
@@ -67,7 +67,7 @@ impl<'obj> Processes<'obj> {
         })
     }
 
-    /// What scans for the processes.
+    /// The scanner of open files.
     pub fn holders(&mut self) -> &mut Holders<'obj> {
         &mut self.holders
     }

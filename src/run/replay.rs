@@ -1,7 +1,8 @@
 //! `-r`: runs the frames of a capture file through the same program that is attached live.
 //!
-//! A test run takes many frames, which it finds in a map: a system call for each would take most of
-//! the time. Where the packet that the kernel makes is to be looked at, it takes one.
+//! A test run takes many frames from a map: a system call for each frame would take most of the
+//! time. If the program is to look at the packet that the kernel builds, a test run takes one
+//! frame.
 
 use std::io::{IsTerminal, Write};
 use std::os::fd::BorrowedFd;
@@ -155,7 +156,7 @@ fn run_frames<'obj, S: PacketSkel<'obj>>(
     let mut last_at = 0;
     let mut check_due = Instant::now();
     loop {
-        // Time is asked for now and then only.
+        // The clock is read only when no frames are gathered.
         let is_due = runner.is_empty() && Instant::now() >= check_due;
         // Write out lines before waiting for input, which can take long.
         if is_due || capture.may_wait() {

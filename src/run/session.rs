@@ -283,7 +283,7 @@ impl Session {
                 return Ok(());
             }
             if self.recorder.as_ref().and_then(Recorder::due) != due {
-                // A packet has ended the period before.
+                // A packet has ended the period already.
                 continue;
             }
             let now = self.clock.now();
@@ -319,14 +319,14 @@ impl Session {
         recorder.interface_of(&self.stop, link_type)
     }
 
-    /// Writes what the capture file ends with.
+    /// Writes the end of the capture file.
     pub fn end_recording(&mut self, statistics: &[Statistics]) {
         if let Some(recorder) = &mut self.recorder {
             recorder.finish(&self.stop, self.clock.now(), statistics);
         }
     }
 
-    /// Why the output takes nothing more.
+    /// Why the output accepts nothing more.
     pub fn output_ended(&self) -> Option<ExitReason> {
         match &self.recorder {
             Some(recorder) => recorder.ended(),
@@ -334,7 +334,7 @@ impl Session {
         }
     }
 
-    /// How many lines or frames may still come.
+    /// How many more lines or frames are accepted.
     pub fn output_room(&self) -> u64 {
         match &self.recorder {
             Some(recorder) => recorder.remaining(),
@@ -342,7 +342,7 @@ impl Session {
         }
     }
 
-    /// The file whose reader may go.
+    /// The output, whose reader may close it.
     fn output(&self) -> BorrowedFd<'_> {
         let recording = self.recorder.as_ref().and_then(Recorder::file);
         recording.unwrap_or_else(|| self.sink.as_fd())
@@ -636,7 +636,7 @@ impl Session {
         Ok(())
     }
 
-    /// What becomes of interfaces that are needed is a notice, else a detail.
+    /// Reports a change of an interface: as a notice if the run needs interfaces, else as a detail.
     fn say_of_link(&self, text: &str) {
         match self.present.is_empty() {
             true => self.notices.detail(text),

@@ -46,7 +46,8 @@ const COLUMNS: [(Column, &str, u16); 11] = [
     (Column::Process, "PROCESS", 0),
 ];
 
-/// Columns that a narrow window leaves out, the first one first: a digit that is cut off would lie.
+/// Columns that a narrow window leaves out, in this order: a number without its last digit would be
+/// wrong.
 const DISPENSABLE: [Column; 6] = [
     Column::Sockets,
     Column::HalfOpen,
@@ -56,7 +57,7 @@ const DISPENSABLE: [Column; 6] = [
     Column::Max,
 ];
 
-/// The least that is shown of a process name.
+/// The smallest width of a process name.
 const PROCESS_WIDTH: u16 = 8;
 
 /// The indexes in [`COLUMNS`] of those that fit a window.

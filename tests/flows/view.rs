@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::*;
 
-/// A terminal of 100 columns and 20 lines: the end that its user has, and that of a program.
+/// A pseudo-terminal of 100 columns and 20 lines: the end of its user, and that of the program.
 fn terminal() -> (fs::File, fs::File) {
     // Not openpty(), whose descriptors a process of another test would inherit.
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
@@ -47,8 +47,8 @@ fn screen_of(user: &fs::File) -> std::sync::Arc<std::sync::Mutex<String>> {
     screen
 }
 
-/// What was written, without the terminal's control sequences. Blanks that are there already are
-/// stepped over, not written: each such step is one blank here.
+/// What was written, without the terminal's control sequences. The program skips blanks that are on
+/// the screen already: each skip is one blank here.
 fn plain(written: &str) -> String {
     let mut text = String::new();
     let mut rest = written.chars();
@@ -77,7 +77,7 @@ fn view_command(program: &fs::File) -> std::process::Command {
 const OTHER_SCREEN: &str = "\x1b[?1049h";
 const BACK: &str = "\x1b[?1049l";
 
-/// Longer than the view takes to end, and much shorter than somebody waits who has sent a signal.
+/// Longer than the view takes to end, and much shorter than a user would wait after a signal.
 const SOON: Duration = Duration::from_secs(2);
 
 fn ends_soon(tool: Tool) -> crate::common::Output {
@@ -109,7 +109,8 @@ fn the_view_shows_flows_and_gives_the_terminal_back_however_it_ends() {
         wait("127.0.0.1:");
         let taken = tcgetattr(&program).unwrap().local_flags;
         assert!(!taken.intersects(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG));
-        // All of it again, as a smaller screen: the line of keys is cut. Nobody tells it.
+        // The smaller screen is drawn anew, with a line of keys that is cut, though no signal
+        // announces it.
         screen.lock().unwrap().clear();
         resize(&program, 30, 8);
         wait("q quit  / filter");
@@ -149,7 +150,7 @@ fn the_keys_of_the_view_do_what_it_says() {
     let addr = listener.local_addr().unwrap();
     let stream = namespace.enter(|| TcpStream::connect(addr).unwrap());
     let own = stream.local_addr().unwrap();
-    // Each is followed by Ctrl-L, after which all is drawn again; a slow machine takes its time to.
+    // Each is followed by Ctrl-L, after which all is drawn again, on a slow machine slowly.
     const REDRAW: Duration = Duration::from_millis(500);
     for (keys, shows) in [
         ("", own.to_string().as_str()),
@@ -188,7 +189,7 @@ fn the_view_of_listeners_fills_a_terminal_that_gets_another_size() {
         .stdout(Stdio::from(program.try_clone().unwrap()));
     let _tool = Tool::spawn_in(&namespace, &mut command).attached();
     let screen = screen_of(&user);
-    // Without a key: the table is listed again in an hour.
+    // No key is pressed, and the next report is due in an hour.
     for columns in [120, 80] {
         crate::common::wait_for("the view is drawn", || {
             let text = plain(&screen.lock().unwrap());

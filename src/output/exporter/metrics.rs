@@ -14,7 +14,7 @@ use crate::skel::{
     ExportKey, ExportKind, ExportTimeOf, LossEvent, LossKind, PacketCounters, VERDICTS,
 };
 
-/// The reason of what has none that is known.
+/// The reason if none is known.
 const UNKNOWN: &str = "unknown";
 
 /// The address and port of listeners beyond `--max-listeners`.
@@ -185,7 +185,7 @@ pub struct ListenerTotals {
 }
 
 impl ListenerTotals {
-    /// At most so many listeners get metrics of their own.
+    /// The largest number of listeners with metrics of their own.
     pub fn new(max: usize) -> Self {
         Self {
             max,
@@ -193,7 +193,7 @@ impl ListenerTotals {
         }
     }
 
-    /// Takes what a look has found. A listener that has metrics of its own keeps them.
+    /// Takes the listeners of a scan. A listener that has metrics of its own keeps them.
     fn update(&mut self, listeners: &[Listener]) {
         let is_there = |local: &Local| listeners.iter().any(|listener| listener.local == *local);
         self.shown.retain(|local, _| is_there(local));
@@ -293,7 +293,8 @@ pub fn accept(
     counts: &ExportCounts,
     reason: impl Fn(&ExportKey) -> Option<String>,
 ) {
-    // What appears later than the first scrape has no increase that Prometheus could see.
+    // These are there from the first scrape on: a series that appears later, already above 0, has no
+    // increase that Prometheus could see.
     let mut attempts = ByLabels::from([
         (("accepted", ""), 0),
         (("refused", "no_listener"), 0),

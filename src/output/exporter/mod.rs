@@ -1,8 +1,8 @@
 //! Renders metrics as OpenMetrics 1.0 or as the text format 0.0.4 of Prometheus.
 //!
-//! The crate prometheus-client writes OpenMetrics only. `promtool check metrics`, and people who read
-//! the page with curl, take the older format: the same lines, but for the names of counters and
-//! the end.
+//! The crate prometheus-client writes OpenMetrics only. `promtool check metrics`, and people who
+//! read the page with curl, take the older format: the same lines, except for the names of counters
+//! and the end.
 
 pub mod metrics;
 
@@ -59,9 +59,9 @@ pub enum Kind {
     Counter,
     /// It grows and falls.
     Gauge,
-    /// Always 1: its labels are what it says.
+    /// Always 1: the information is in its labels.
     Info,
-    /// How many times were how long.
+    /// A histogram.
     Histogram,
 }
 

@@ -1,4 +1,4 @@
-//! The view, on a terminal that is only memory.
+//! The view, on a terminal in memory.
 
 use std::rc::Rc;
 
@@ -37,7 +37,7 @@ fn interval(now_ns: u64, untracked: u64) -> Interval {
     }
 }
 
-/// Flows of which nothing was asked for by name.
+/// Flows without names.
 fn named(flows: Vec<Flow>) -> Vec<NamedFlow> {
     let flows = flows.into_iter();
     flows.map(|flow| NamedFlow { flow, name: None }).collect()
@@ -187,7 +187,7 @@ fn a_narrow_terminal_shows_both_ports_and_the_column_that_is_sorted_by() {
         assert_eq!(shown.join(" "), columns);
         let ports = [":50000", ":443"].map(|port| lines[3].contains(port));
         assert_eq!(ports, [true; 2], "{lines:#?}");
-        // What a process calls itself is not for the terminal to obey.
+        // A process name must not control the terminal.
         assert_eq!(lines[3].contains("a\\x1b[2J"), width > 80, "{lines:#?}");
     }
     press(&mut view, &[Key::Right, Key::Right, Key::Right]);
@@ -297,7 +297,7 @@ fn a_live_flow_ages_without_packets_and_an_ended_one_does_not() {
     );
 }
 
-/// A flow whose client asks for this server, and which this process has.
+/// A flow of this process, whose client asks for this server.
 fn asking(port: u16, bytes: u64, server: &str, (pid, comm): (u32, &str)) -> NamedFlow {
     let mut flow = flow(port, bytes);
     flow.raw.owner.from = 1;

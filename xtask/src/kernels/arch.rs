@@ -22,7 +22,7 @@ pub enum Arch {
 /// Debian's release of the libraries and tools for [`Arch::Arm64`]; they run on any kernel.
 const SUITE: &str = "bookworm";
 
-/// What is linked, and what a guest's tests use, as far as it is not the machine's own.
+/// Packages that programs are linked with, or that tests in a guest use.
 const PACKAGES: &[&str] = &[
     "bpftool",
     "busybox-static",
@@ -53,12 +53,11 @@ impl Arch {
         }
     }
 
-    /// The emulator and how it is told of the processor.
+    /// The emulator, and its options for the processor.
     pub fn emulator(self) -> (&'static str, &'static [&'static str]) {
         match self {
-            // All that QEMU can emulate, but for the string instructions that kernels copy with
-            // where they are fast. Emulated they go byte by byte, and then take a third of all
-            // time.
+            // All features that QEMU can emulate, except fast string instructions: kernels would
+            // copy with them, and QEMU emulates them byte by byte, which takes a third of all time.
             Self::Amd64 => ("qemu-system-x86_64", &["-cpu", "max,-erms,-fsrm"]),
             // Pointers are signed by a quick algorithm of QEMU's own.
             Self::Arm64 => (
@@ -68,8 +67,8 @@ impl Arch {
         }
     }
 
-    /// What the kernel is told: its console, and on x86 the processor's clock, because the
-    /// chipset's is slow to emulate.
+    /// Kernel parameters: the console, and on x86 the processor's clock, because the chipset's is
+    /// slow to emulate.
     pub fn boot_arguments(self) -> &'static str {
         match self {
             Self::Amd64 => "console=ttyS0 tsc=reliable clocksource=tsc",
@@ -98,7 +97,7 @@ impl Arch {
         }
     }
 
-    /// The kernels that are used where none are asked for.
+    /// The kernels that are used by default.
     pub fn default_kernels(self) -> &'static str {
         match self {
             Self::Amd64 => "5.10,6.1,6.12,6.12-rt",
@@ -107,8 +106,8 @@ impl Arch {
         }
     }
 
-    /// The tests that are run where none are asked for; all if there are no words. What does not
-    /// depend on the processor is tested on the machine's own.
+    /// Words in the names of the tests that run by default; without words all run. Tests that do
+    /// not depend on the processor run on the machine itself.
     pub fn default_tests(self) -> &'static [&'static str] {
         match self {
             Self::Amd64 => &[],

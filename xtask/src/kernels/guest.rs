@@ -45,7 +45,7 @@ const PROGRAM_TIME: Duration = Duration::from_secs(25 * 60);
 /// How long a guest may take to start and to stop.
 const BOOT_TIME: Duration = Duration::from_secs(120);
 
-/// What the test programs are told in any case.
+/// Arguments that the test programs always get.
 const COMMON_ARGUMENTS: &str = "--test-threads=1 --color=never --include-ignored";
 
 /// How a guest is set up, apart from its kernel.
@@ -89,7 +89,7 @@ impl Mode {
         if self == Self::Paranoid { "3" } else { "" }
     }
 
-    /// What the test programs are told: the tests of other modes are left out.
+    /// The arguments of the test programs, which leave out the tests of other modes.
     pub fn test_arguments(self, filters: &[String]) -> String {
         let chosen = match self.word() {
             None => format!("{} --skip lockdown --skip paranoid", filters.join(" ")),
@@ -102,7 +102,7 @@ impl Mode {
         format!("{COMMON_ARGUMENTS} {chosen}")
     }
 
-    /// What the test programs are told to run these tests and no others.
+    /// The arguments with which the test programs run these tests and no others.
     pub fn named_tests(names: &[String]) -> String {
         format!("{COMMON_ARGUMENTS} --exact {}", names.join(" "))
     }
@@ -130,7 +130,7 @@ pub struct Job<'a> {
     pub binary: &'a Path,
     /// The tests, or the bench.
     pub program: &'a Program,
-    /// What it is told.
+    /// Their arguments.
     pub arguments: String,
 }
 
@@ -263,7 +263,7 @@ fn image(
     image.finish()
 }
 
-/// A word as the shell has to see it to take it as it is.
+/// Quotes a word for the shell.
 fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }

@@ -1,6 +1,6 @@
 //! Runs the privileged tests in QEMU guests, one for each kernel and mode.
 //!
-//! `cargo xtask kernels` is all there is to it; words choose tests by name, as for any test program.
+//! `cargo xtask kernels` does all of it; words choose tests by name, as for any test program.
 //! `TCPINSPECT_KERNELS` is a list of kernel series (`5.10,6.1`), or `all`. Kernels, images and logs
 //! are kept under `target/kernels`.
 
@@ -67,7 +67,7 @@ const KERNELS: &[Series] = &[
         flavours: &[Flavour::Rt],
         suites: &["trixie"],
     },
-    // The newest one, which is whatever the development suite has of it.
+    // The newest one that the development suite has.
     Series {
         name: "7",
         version: "7",
@@ -100,8 +100,8 @@ const PARTS: &[&[&str]] = &[
 /// and the modules that are not named, run on one kernel.
 const CORE_PARTS: usize = 1;
 
-/// How many failed tests of a guest get a second attempt, which the report tells. Guests share
-/// processors that are emulated, and stand still for tenths of a second.
+/// How many failed tests of a guest get a second attempt, which the report mentions. Guests share
+/// emulated processors, and stand still for tenths of a second.
 const SECOND_ATTEMPTS: usize = 3;
 
 /// What a real-time kernel runs: what is counted, and what a run of a program has to itself.
@@ -171,7 +171,7 @@ const ALLOWED_SKIPS: &[AllowedSkip] = &[
         series: "",
         reason: "iptables -A INPUT",
     },
-    // Guests have not all modules of nftables.
+    // Guests do not have all modules of nftables.
     AllowedSkip {
         series: "",
         reason: "nft add chain inet t c { type nat",
@@ -648,8 +648,7 @@ fn run_guest(
         series: series.name.to_owned(),
         kernel: name.clone(),
         mode: mode.name(),
-        // Tests chosen by name prove what they prove, and may be in one guest
-        // only.
+        // Tests that are chosen by name may run in one guest only.
         needs_backends: mode == Mode::Default && part.has_backends() && filters.is_empty(),
         needs_tests: filters.is_empty(),
         seconds: finished.took.as_secs(),
