@@ -449,8 +449,10 @@ mod tests {
         let writer = FlowWriter::new(&[], false, false).unwrap();
         let names = [Some("eth0")];
         let mut reporter = Reporter::new(&args, writer, &names, true);
-        let mut ended = FlowRecord::default();
-        ended.reason = 1;
+        let mut ended = FlowRecord {
+            reason: 1,
+            ..FlowRecord::default()
+        };
         ended.ends[0].packets = 3;
         ended.ends[0].bytes = 100;
         for _ in 0..2 {
