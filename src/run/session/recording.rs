@@ -1,0 +1,126 @@
+//! Writes frames to a capture file, in place of lines to stdout.
+
+use anyhow::Result;
+use caps::Capability;
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::{AccessFlags, faccessat};
+
+use super::{Session, Wake};
+use crate::capture::recorder::Recorder;
+use crate::capture::write::{Statistics, Written};
+use crate::host::privileges;
+use crate::host::sandbox::Recording;
+use crate::run::events::EventSource;
+
+impl Session {
+    /// From now on frames are written to this file instead of lines to stdout.
+    pub fn record_to(&mut self, recorder: Recorder) {
+        self.recorder = Some(recorder);
+    }
+
+    /// Whether frames are written to a file that has a place for their processes.
+    pub fn names_processes(&self) -> bool {
+        let recorder = self.recorder.as_ref();
+        recorder.is_some_and(Recorder::names_processes)
+    }
+
+    /// Opens the file that frames are written to, if there is one.
+    ///
+    /// # Errors
+    /// It can't be opened.
+    pub fn open_recording(&mut self) -> Result<()> {
+        match &mut self.recorder {
+            Some(recorder) => recorder.open(&self.stop, self.clock.now()),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes a frame that the BPF program has counted as matched. If the run has ended, it is
+    /// counted as late, so that the summary adds up. `statistics` are written if its file ends here.
+    #[inline]
+    pub fn write_frame(
+        &mut self,
+        frame: &Written<'_>,
+        statistics: impl FnOnce() -> Vec<Statistics>,
+    ) {
+        let taken = self.recorder.as_mut().is_some_and(|recorder| {
+            if recorder.must_turn(frame.at) {
+                recorder.turn(&self.stop, frame.at, &statistics());
+            }
+            recorder.packet(&self.stop, frame)
+        });
+        if !taken {
+            self.late += 1;
+        }
+    }
+
+    /// Handles events as [`Session::run_events`] does, and begins a new file whenever the time of one
+    /// is over.
+    ///
+    /// # Errors
+    /// As [`Session::run_events`].
+    pub fn record_events(
+        &mut self,
+        source: &mut EventSource,
+        statistics: impl Fn() -> Vec<Statistics>,
+        mut on_event: impl FnMut(&mut Self, &[u8]),
+    ) -> Result<()> {
+        loop {
+            let due = self.recorder.as_ref().and_then(Recorder::due);
+            if self.take_events(source, due, &mut on_event)? != Wake::Timer {
+                return Ok(());
+            }
+            if self.recorder.as_ref().and_then(Recorder::due) != due {
+                // A packet has ended the period already.
+                continue;
+            }
+            let now = self.clock.now();
+            if let Some(recorder) = &mut self.recorder
+                && recorder.end_period(now)
+            {
+                recorder.turn(&self.stop, now, &statistics());
+            }
+        }
+    }
+
+    /// The capabilities that the recording needs until its end.
+    ///
+    /// # Errors
+    /// Capabilities can't be set.
+    pub fn recording_needs(&self) -> Result<&'static [Capability]> {
+        let directory = self.recorder.as_ref().and_then(Recorder::directory);
+        let Some(directory) = directory else {
+            return Ok(&[]);
+        };
+        let may = AccessFlags::W_OK | AccessFlags::X_OK;
+        let can_create = || faccessat(AT_FDCWD, directory, may, AtFlags::AT_EACCESS).is_ok();
+        Ok(match privileges::without_capabilities(can_create)? {
+            true => &[],
+            false => &[Capability::CAP_DAC_OVERRIDE],
+        })
+    }
+
+    /// The number of the interface in the capture file that has this link type; `None` if there can
+    /// be none, which ends the run with an error.
+    pub fn recorded_interface(&mut self, link_type: u16) -> Option<u32> {
+        let recorder = self.recorder.as_mut()?;
+        recorder.interface_of(&self.stop, link_type)
+    }
+
+    /// Writes the end of the capture file.
+    pub fn end_recording(&mut self, statistics: &[Statistics]) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.finish(&self.stop, self.clock.now(), statistics);
+        }
+    }
+
+    pub(super) fn recording(&self) -> Recording<'_> {
+        match &self.recorder {
+            Some(recorder) => match recorder.directory() {
+                Some(directory) => Recording::Rotated(directory),
+                None => Recording::Opened,
+            },
+            None => Recording::No,
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Waits for events and other input, and handles events, until the run is over.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
+use nix::sys::time::TimeSpec;
+
+use super::Session;
+use crate::run::events::{BATCH, EventSource};
+use crate::run::stop::{Stop, poll_timeout};
+use crate::sys::ring::Wakeup;
+
+/// After a nap with at least this many events, the reader naps again and waits for no wakeup.
+const BUSY_EVENTS: usize = 4;
+
+/// Waits for input, such as a pipe, until the run is over.
+pub struct InputWait {
+    stop: Stop,
+    output: OwnedFd,
+}
+
+impl InputWait {
+    /// Waits until `input` is readable.
+    ///
+    /// # Errors
+    /// The run ended before that, the reader of the output has closed it, or poll(2) fails.
+    pub fn until_readable(&self, input: BorrowedFd<'_>) -> std::io::Result<()> {
+        loop {
+            let mut fds = [
+                PollFd::new(input, PollFlags::POLLIN),
+                PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.output.as_fd(), PollFlags::empty()),
+            ];
+            match poll(&mut fds, poll_timeout([self.stop.remaining()])) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let [readable, _, closed] = fds.map(|fd| fd.any().unwrap_or(true));
+            if closed || self.stop.reason().is_some() {
+                return Err(is_over());
+            }
+            if readable {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Checks that the run is not over, without waiting.
+    ///
+    /// # Errors
+    /// The run ended, or the reader of the output has closed it.
+    pub fn go_on(&self) -> std::io::Result<()> {
+        let mut output = [PollFd::new(self.output.as_fd(), PollFlags::empty())];
+        let is_closed = poll(&mut output, PollTimeout::ZERO).is_ok_and(|ready| ready > 0);
+        if is_closed || self.stop.reason().is_some() {
+            return Err(is_over());
+        }
+        Ok(())
+    }
+}
+
+fn is_over() -> std::io::Error {
+    std::io::Error::other("the run is over")
+}
+
+/// Why [`Session::wait`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// The event buffer is readable.
+    Events,
+    /// The time has come.
+    Timer,
+    /// The run is over.
+    Stop,
+}
+
+/// What poll(2) has found.
+#[derive(Default)]
+struct Ready {
+    events: bool,
+    output_closed: bool,
+    link_news: bool,
+}
+
+impl Session {
+    /// Creates a waiter for input that also ends when the run does.
+    ///
+    /// # Errors
+    /// No file descriptor is left.
+    pub fn input_wait(&self) -> Result<InputWait> {
+        Ok(InputWait {
+            stop: self.stop.clone(),
+            output: self.output().try_clone_to_owned()?,
+        })
+    }
+
+    /// Waits for events, a time, or the end of the run, whichever is first.
+    ///
+    /// # Errors
+    /// poll(2) fails.
+    pub fn wait(&mut self, events: Option<BorrowedFd<'_>>, until: Option<Instant>) -> Result<Wake> {
+        let events = events.map(|events| PollFd::new(events, PollFlags::POLLIN));
+        self.wait_for(events.as_slice(), until)
+    }
+
+    /// The same as [`Session::wait`], but for any of several descriptors.
+    ///
+    /// # Errors
+    /// poll(2) fails.
+    pub fn wait_for(&mut self, events: &[PollFd<'_>], until: Option<Instant>) -> Result<Wake> {
+        loop {
+            if Instant::now() >= self.look_due {
+                self.look_at_hooks()?;
+            }
+            if self.is_over() {
+                return Ok(Wake::Stop);
+            }
+            let timer = until.map(|at| at.saturating_duration_since(Instant::now()));
+            if timer == Some(Duration::ZERO) {
+                return Ok(Wake::Timer);
+            }
+            let ready = self.poll(events, timer)?;
+            if ready.output_closed {
+                self.close_output();
+            }
+            if ready.link_news {
+                self.read_link_news()?;
+            }
+            if ready.events {
+                return Ok(Wake::Events);
+            }
+        }
+    }
+
+    fn poll(&self, events: &[PollFd<'_>], timer: Option<Duration>) -> Result<Ready> {
+        // No events are requested for the output: poll(2) reports POLLERR anyway if its reader is
+        // gone.
+        let mut fds = vec![
+            PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.output(), PollFlags::empty()),
+        ];
+        let watch_at = self.watch.as_ref().map(|watch| {
+            fds.push(PollFd::new(watch.as_fd(), PollFlags::POLLIN));
+            fds.len() - 1
+        });
+        let events_at = fds.len();
+        fds.extend_from_slice(events);
+        let look = self.look_due.saturating_duration_since(Instant::now());
+        let look = (!self.hooks.is_empty()).then_some(look);
+        // ppoll(2), because a nap can be shorter than a millisecond.
+        let times = [timer, self.stop.remaining(), look];
+        let timeout = times.into_iter().flatten().min().map(TimeSpec::from);
+        match ppoll(&mut fds, timeout, None) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => return Ok(Ready::default()),
+            Err(error) => return Err(error).context("failed to wait for events"),
+        }
+        let fired = |at: usize| fds[at].any().unwrap_or(true);
+        Ok(Ready {
+            events: (events_at..fds.len()).any(fired),
+            output_closed: fired(1),
+            link_news: watch_at.is_some_and(fired),
+        })
+    }
+
+    /// Handles the pending events and writes out their lines. Returns how many came from a ring
+    /// buffer.
+    fn drain(
+        &mut self,
+        source: &mut EventSource,
+        wakeup: Wakeup,
+        on_event: &mut impl FnMut(&mut Self, &[u8]),
+    ) -> Result<usize> {
+        self.clock.sync()?;
+        let mut taken = 0;
+        loop {
+            let batch = source.drain(wakeup, |bytes| on_event(self, bytes));
+            taken += batch;
+            if batch < BATCH || self.output_ended().is_some() || self.stop.reason().is_some() {
+                break;
+            }
+        }
+        self.flush();
+        Ok(taken)
+    }
+
+    /// Handles the events that are left after all programs are detached.
+    ///
+    /// # Errors
+    /// A clock can't be read.
+    pub fn drain_rest(
+        &mut self,
+        source: &mut EventSource,
+        mut on_event: impl FnMut(&mut Self, &[u8]),
+    ) -> Result<()> {
+        self.clock.sync()?;
+        source.drain_all(|bytes| on_event(self, bytes));
+        self.flush();
+        Ok(())
+    }
+
+    /// Handles events until the run is over.
+    ///
+    /// After a wakeup it naps, so that frequent events do not each cause a wakeup: while events are
+    /// pending, the ring buffer causes none. As long as there are many, the reader reads again
+    /// after each nap without waiting for a wakeup.
+    ///
+    /// # Errors
+    /// Waiting fails, or a clock can't be read.
+    pub fn run_events(
+        &mut self,
+        source: &mut EventSource,
+        on_event: impl FnMut(&mut Self, &[u8]),
+    ) -> Result<()> {
+        self.take_events(source, None, on_event)?;
+        Ok(())
+    }
+
+    /// Handles events as [`Session::run_events`] does, until a time or the end of the run. Returns
+    /// which of the two came first.
+    ///
+    /// # Errors
+    /// Waiting fails, or a clock can't be read.
+    pub fn take_events(
+        &mut self,
+        source: &mut EventSource,
+        until: Option<Instant>,
+        mut on_event: impl FnMut(&mut Self, &[u8]),
+    ) -> Result<Wake> {
+        loop {
+            self.drain(source, Wakeup::Wanted, &mut on_event)?;
+            let wake = self.wait(Some(source.as_fd()), until)?;
+            if wake != Wake::Events {
+                return Ok(wake);
+            }
+            let mut nap = source.nap();
+            let mut taken = if nap.is_zero() { 0 } else { BUSY_EVENTS };
+            while taken >= BUSY_EVENTS {
+                let rested = Instant::now() + nap;
+                if self.wait(None, Some(rested))? == Wake::Stop {
+                    return Ok(Wake::Stop);
+                }
+                taken = self.drain(source, Wakeup::Unwanted, &mut on_event)?;
+                // While there are many events, each can wait a little longer.
+                nap = 2 * source.nap();
+            }
+        }
+    }
+}
