@@ -77,12 +77,15 @@ static __always_inline void on_ack_dropped(void *ctx, const struct segment *s,
 {
 	bool overflow = reason && reason == reason_listen_overflow;
 	bool refused = is_answered_by_rst(s);
+	bool no_socket = reason && reason == reason_no_socket;
+	/* Also the reason if a SYN cookie is right, and the accept queue has no room. */
+	bool no_room = no_socket && !refused && (a->flags & ATTEMPT_COOKIE);
 
-	if (overflow || accept_queue_is_full(a)) {
+	if (overflow || no_room || accept_queue_is_full(a)) {
 		a->flags |= ATTEMPT_ACK_DROPPED;
 		set_reason(a, REASON_ACCEPT_QUEUE_FULL, overflow);
 		a->place = place;
-	} else if (reason && reason == reason_no_socket) {
+	} else if (no_socket) {
 		set_reason(a, REASON_NO_LISTENER, true);
 		a->place = place;
 	} else if (is_specific(reason)) {

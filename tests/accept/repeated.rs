@@ -5,9 +5,12 @@ use std::os::fd::OwnedFd;
 
 use serde_json::json;
 
-use super::{Growth, NOBODY, Trace, begin, listener, nft, segment, send, with_neighbour};
+use super::{
+    Growth, NOBODY, Trace, assert_fate, begin, late_ack, listener, nft, segment, send,
+    with_neighbour,
+};
 use crate::common::frames::RawSocket;
-use crate::common::{Namespace, Pair, SERVER4, Tool, need};
+use crate::common::{Namespace, Pair, SERVER4, Tool, need, release};
 
 const PORT: u16 = 8601;
 
@@ -47,6 +50,36 @@ fn where_fates_are_counted_the_first_one_stands() {
     assert_eq!(counts["total"], 1, "{counts}");
     assert_eq!(counts["top"].as_array().unwrap().len(), 1, "{counts}");
     assert_eq!(counts["top"][0]["of"], "dropped", "{counts}");
+}
+
+#[test]
+fn a_right_syn_cookie_that_finds_no_room_does_not_lack_a_listener() {
+    // Before, the kernel gives no reason for this.
+    if release() < (6, 18) {
+        return;
+    }
+    let pair = need!(Pair::new());
+    with_neighbour(&pair);
+    pair.server.sysctl("ipv4/tcp_syncookies", "2");
+    let hook = "type filter hook input priority 0";
+    need!(nft(&pair.server, hook, "tcp dport 8602 drop"));
+    let _listener = pair.server.enter(|| listener((SERVER4, 8602).into(), 0));
+    let overflows = Growth::of(&pair.server, "TcpExtListenOverflows");
+    let trace = Trace::start(&pair.server, &["--src", &NOBODY.to_string(), "vs"]);
+    send(&pair, &segment(&pair, NOBODY, 2, (4000, 8602), 77, 0));
+    trace.fate(8602);
+    pair.server.run("nft flush ruleset");
+    // The listener is not known from this SYN, which is one of an attempt that was told.
+    late_ack(&pair, 8602);
+    overflows.reaches(1);
+    let fates = trace.stop();
+    let line = fates.at(8602)[1];
+    assert_eq!(
+        (&line["continued"], &line["cookie"]),
+        (&true.into(), &true.into()),
+        "{line}"
+    );
+    assert_fate(line, "pending", Some("accept_queue_full"), Some("inferred"));
 }
 
 #[test]
