@@ -38,6 +38,8 @@ pub struct Table {
     routes: Routes,
     /// The indexes of the interfaces that are watched.
     watched: Vec<u32>,
+    /// Whether there are other interfaces, once it was asked for in a sweep.
+    has_others: Option<bool>,
     every: Duration,
     due: Instant,
     looks: u32,
@@ -56,6 +58,7 @@ impl Table {
             sockets: SockDiag::open()?,
             routes: Routes::open()?,
             watched: watched.iter().map(|interface| interface.index).collect(),
+            has_others: None,
             every,
             due: Instant::now() + every,
             looks: 0,
@@ -74,6 +77,7 @@ impl Table {
     /// The kernel refuses to read or change the table.
     pub fn sweep(&mut self, skel: &mut AcceptTraceSkel<'_>) -> Result<()> {
         self.looks = self.looks.wrapping_add(1);
+        self.has_others = None;
         self.due = Instant::now() + self.every;
         let (now, started) = (monotonic_ns()?, Instant::now());
         for (key, attempt) in read(skel)? {
@@ -196,7 +200,11 @@ impl Table {
         if has(attempt, AcceptFlag::ATTEMPT_HAS_LISTENER) || listener.is_some() {
             return forwards && !listener.is_some_and(|found| found.is_transparent);
         }
-        forwards || self.routes.has_others(&self.watched).unwrap_or(true)
+        let (routes, watched) = (&mut self.routes, &self.watched);
+        forwards
+            || *self
+                .has_others
+                .get_or_insert_with(|| routes.has_others(watched).unwrap_or(true))
     }
 
     /// A listener also silently drops a SYN if there is no route back to its source.
