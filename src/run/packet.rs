@@ -32,7 +32,7 @@ use crate::run::events::{BufferKind, EventSource};
 use crate::run::replay::{self, AroundFrames, Origin, Runner};
 use crate::run::session::Session;
 use crate::skel::{self, OpenPacketSkel, PacketCounters, PacketSkel};
-use crate::sys::link;
+use crate::sys::{link, object};
 
 /// A command that looks at the packets of interfaces.
 pub trait PacketCommand {
@@ -126,6 +126,8 @@ pub struct Target<'a> {
     pub replay: bool,
     /// A test run takes many of them.
     pub replay_batch: bool,
+    /// All watched interfaces.
+    pub interfaces: &'a [Interface],
     /// The kind of event buffer.
     pub buffer: BufferKind,
     /// Number of slots that runs of programs have.
@@ -173,6 +175,21 @@ where
     Ok(open)
 }
 
+fn not_loaded(command: &str, error: libbpf_rs::Error) -> Failure {
+    load::failure(&format!("failed to load the {command} program"), error)
+}
+
+/// Creates the maps of the opened programs, which [`load()`] does else.
+///
+/// # Errors
+/// The kernel refuses a map.
+pub fn create_maps<'obj>(
+    command: &str,
+    open: &mut impl OpenPacketSkel<'obj>,
+) -> Result<(), Failure> {
+    object::create_maps(open.open_object_mut()).map_err(|error| not_loaded(command, error))
+}
+
 /// Loads the opened programs, and fills the maps of their filter.
 ///
 /// # Errors
@@ -182,9 +199,7 @@ pub fn load<'obj, O: OpenPacketSkel<'obj>>(
     open: O,
     target: &Target<'_>,
 ) -> Result<O::Output, Failure> {
-    let skel = open
-        .load()
-        .map_err(|error| load::failure(&format!("failed to load the {command} program"), error))?;
+    let skel = open.load().map_err(|error| not_loaded(command, error))?;
     skel.counter_slots()
         .context("the programs have no counters")?;
     load::fill_slots(skel.idle_slots())?;
@@ -293,6 +308,7 @@ pub fn load_all<'obj, C: PacketCommand>(
             is_raw_ip: interface.link_layer == LinkLayer::None,
             replay: false,
             replay_batch: false,
+            interfaces,
             buffer,
             slots,
             options,
@@ -362,6 +378,7 @@ pub fn rehearse<C: PacketCommand>(
         is_raw_ip: false,
         replay: false,
         replay_batch: false,
+        interfaces: &[],
         buffer: choose_buffer(options)?,
         slots: load::packet_slots()?,
         options,
@@ -716,6 +733,7 @@ fn run_on_file<C: PacketCommand>(
         is_raw_ip: false,
         replay: true,
         replay_batch: !command.replays_one_at_a_time(),
+        interfaces: &[],
         buffer,
         slots,
         options,

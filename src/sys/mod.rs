@@ -5,6 +5,7 @@ pub mod key_tables;
 pub mod link;
 pub mod map;
 pub mod mapping;
+pub mod object;
 pub mod perf_event;
 pub mod probe;
 pub mod ring;

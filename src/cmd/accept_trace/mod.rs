@@ -34,6 +34,7 @@ use crate::output::accept_trace::{AttemptLayout, ShownAttempt};
 use crate::output::counts::CountsLayout;
 use crate::output::histogram::HistogramLayout;
 use crate::output::summary::{AttemptTotals, Summary};
+use crate::run::beside::beside;
 use crate::run::events::{BufferKind, EventSource};
 use crate::run::histograms::Histograms;
 use crate::run::session::{Session, Wake};
@@ -56,7 +57,12 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     let buffer = BufferKind::choose(args.buffer.buffer)?;
     let mut storage = [const { MaybeUninit::uninit() }; 2];
     let mut owners_storage = MaybeUninit::uninit();
-    let programs = Programs::load(args, buffer, &interfaces, &mut storage, session.notices)?;
+    let notices = session.notices;
+    let (owners, programs) = beside(
+        || Owners::new(&mut owners_storage, notices),
+        || Programs::load(args, buffer, &interfaces, &mut storage, notices),
+    );
+    let programs = programs?;
     let mut handler = AttemptHandler::new(
         args,
         &interfaces,
@@ -64,8 +70,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
         programs.reasons,
         layout,
     )?;
-    let notices = session.notices;
-    handler.owners = Owners::new(&mut owners_storage, session.notices)
+    handler.owners = owners
         .inspect_err(|error| {
             notices.detail(&format!("processes that listen can't be shown: {error:#}"));
         })

@@ -7,17 +7,18 @@ mod sockets;
 mod table;
 mod watch;
 
+use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use caps::Capability;
 use libbpf_rs::OpenObject;
 
 use distributions::Distributions;
 use reporter::Reporter;
-use sockets::Sockets;
+use sockets::{Sockets, TableMaps};
 use table::{Table, monotonic_ns};
 
 use crate::attach::{Attached, Direction, load};
@@ -30,10 +31,12 @@ use crate::host::privileges;
 use crate::host::sandbox::Files;
 use crate::output::flows::FlowWriter;
 use crate::output::summary::Summary;
+use crate::run::beside::beside;
 use crate::run::events::{BufferKind, EventSource};
 use crate::run::packet::{self, Live, Options, PacketCommand, Replay, Target};
+use crate::skel::flow_sockets::FlowSocketsSkel;
 use crate::skel::flows::types::process_filter;
-use crate::skel::flows::{FlowsSkel, FlowsSkelBuilder};
+use crate::skel::flows::{FlowsSkel, FlowsSkelBuilder, OpenFlowsSkel};
 use crate::skel::{PacketCounters, SweepMode};
 
 /// How often the table is swept for flows that are over.
@@ -52,7 +55,22 @@ const HALF_OPEN: Duration = Duration::from_secs(60);
 /// # Errors
 /// An option is wrong, or a program can't be loaded or attached.
 pub fn run(args: &FlowsArgs) -> Result<Exit, Failure> {
-    packet::run(&Flows::new(args)?)
+    let mut storage = MaybeUninit::uninit();
+    let flows = Flows::new(args)?;
+    flows.sockets.set(SocketPrograms::Storage(&mut storage));
+    packet::run(&flows)
+}
+
+/// The programs that read sockets.
+#[derive(Default)]
+enum SocketPrograms<'a> {
+    /// There are none.
+    #[default]
+    None,
+    /// Where they are to be put.
+    Storage(&'a mut MaybeUninit<OpenObject>),
+    /// They are loaded, or why not.
+    Loaded(Box<Result<FlowSocketsSkel<'a>>>),
 }
 
 /// The command as its options ask for it.
@@ -61,6 +79,7 @@ pub struct Flows<'a> {
     filter: Filter,
     writer: FlowWriter,
     distributions: Option<Distributions>,
+    sockets: Cell<SocketPrograms<'a>>,
 }
 
 impl<'a> Flows<'a> {
@@ -68,6 +87,40 @@ impl<'a> Flows<'a> {
     fn needs_processes(&self) -> bool {
         let by_process = self.args.by.is_some_and(FlowBy::needs_process);
         by_process || !self.args.processes.rules().is_empty() || !self.args.container.is_empty()
+    }
+
+    /// Loads the opened programs; for a live run those that read sockets as well, at the same time.
+    fn load_with_sockets<'obj>(
+        &self,
+        mut open: OpenFlowsSkel<'obj>,
+        target: &Target<'_>,
+    ) -> Result<FlowsSkel<'obj>, Failure> {
+        let storage = match self.sockets.take() {
+            SocketPrograms::Storage(storage) if !target.replay => storage,
+            others => {
+                self.sockets.set(others);
+                return packet::load(Self::NAME, open, target);
+            }
+        };
+        packet::create_maps(Self::NAME, &mut open)?;
+        let table = TableMaps::of(&open.maps)?;
+        let (args, interfaces) = (self.args, target.interfaces);
+        let (sockets, skel) = beside(
+            || sockets::load(storage, args, &table, interfaces),
+            || packet::load(Self::NAME, open, target),
+        );
+        self.sockets.set(SocketPrograms::Loaded(Box::new(sockets)));
+        skel
+    }
+
+    /// Attaches the programs that read sockets.
+    fn attach_sockets(&self) -> Result<Sockets<'a>> {
+        match self.sockets.take() {
+            SocketPrograms::Loaded(loaded) => Sockets::attach((*loaded)?),
+            SocketPrograms::None | SocketPrograms::Storage(_) => {
+                bail!("the programs that read sockets were not loaded")
+            }
+        }
     }
 
     /// The command with its default for `--flags`.
@@ -96,6 +149,7 @@ impl<'a> Flows<'a> {
                 FlowWriter::new(columns, args.by.is_some(), args.names)?
             },
             distributions: Distributions::new(args)?,
+            sockets: Cell::default(),
         })
     }
 }
@@ -224,7 +278,7 @@ impl PacketCommand for Flows<'_> {
         };
         let sets = [&mut maps.pids, &mut maps.uids, &mut maps.comms];
         rodata.process_filter = process_filter(rules.size(sets)?);
-        let skel = packet::load(Self::NAME, open, target)?;
+        let skel = self.load_with_sockets(open, target)?;
         rules.fill([&skel.maps.pids, &skel.maps.uids, &skel.maps.comms])?;
         Ok(skel)
     }
@@ -251,12 +305,10 @@ impl PacketCommand for Flows<'_> {
         let source = (live.take_source()?, live.buffer);
         let mut reporter = Reporter::new(args, self.writer.clone(), &names, has_view);
         reporter.distributions = self.distributions.clone();
-        let mut storage = MaybeUninit::uninit();
         let mut table = Table::new(args, source, live.slots, reporter);
         table.name_source = name_source(args, live.buffer, live.first()?.1)?;
-        let (notices, interfaces) = (live.session.notices, live.interfaces);
-        let (_, first) = live.first()?;
-        table.sockets = match Sockets::new(&mut storage, self, first, interfaces) {
+        let notices = live.session.notices;
+        table.sockets = match self.attach_sockets() {
             Ok(sockets) => Some(sockets),
             Err(error) if self.needs_processes() => {
                 let error = error.context("failed to find the processes of connections");

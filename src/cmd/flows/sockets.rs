@@ -3,7 +3,7 @@
 
 use std::io::{ErrorKind, Read};
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -11,12 +11,15 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Iter, Link, OpenObject};
 
 use super::Flows;
+use crate::cli::FlowsArgs;
 use crate::filter::FlagsRule;
 use crate::host::interfaces::Interface;
 use crate::host::netns;
+use crate::skel;
 use crate::skel::flow_sockets::types::bss;
 use crate::skel::flow_sockets::{FlowSocketsSkel, FlowSocketsSkelBuilder};
-use crate::skel::{self, flows::FlowsSkel};
+use crate::skel::flows::OpenFlowsMaps;
+use crate::sys::object;
 
 /// After a scan, wait this many times as long as it took: a host may have very many open files.
 const REST: u32 = 50;
@@ -25,7 +28,62 @@ const REST: u32 = 50;
 /// accepted.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// The programs that read sockets.
+/// The maps that make up a table of flows.
+pub struct TableMaps {
+    flow_slots: OwnedFd,
+    slots: OwnedFd,
+    free_slots: OwnedFd,
+    unused_slots: OwnedFd,
+}
+
+impl TableMaps {
+    /// The created maps of an object that need not be loaded yet.
+    ///
+    /// # Errors
+    /// No file descriptor is left.
+    pub fn of(maps: &OpenFlowsMaps<'_>) -> Result<Self> {
+        Ok(Self {
+            flow_slots: object::map_fd(&maps.flow_slots)?,
+            slots: object::map_fd(&maps.slots)?,
+            free_slots: object::map_fd(&maps.free_slots)?,
+            unused_slots: object::map_fd(&maps.unused_slots)?,
+        })
+    }
+}
+
+/// Loads the programs that read sockets, for this table, which has flows of these interfaces, all in
+/// this network namespace.
+///
+/// # Errors
+/// The kernel lacks a feature, or a privilege is missing.
+pub fn load<'obj>(
+    storage: &'obj mut MaybeUninit<OpenObject>,
+    args: &FlowsArgs,
+    table: &TableMaps,
+    interfaces: &[Interface],
+) -> Result<FlowSocketsSkel<'obj>> {
+    let mut open = FlowSocketsSkelBuilder::default().open(storage)?;
+    let rodata = open.maps.rodata_data.as_deref_mut();
+    let rodata = rodata.context("the programs have no settings")?;
+    rodata.netns = u32::try_from(netns::own()?)?;
+    rodata.interfaces = u32::try_from(interfaces.len())?;
+    for (to, interface) in rodata.ifindexes.iter_mut().zip(interfaces) {
+        *to = interface.index;
+    }
+    rodata.max_flows = args.max_flows;
+    let filter = args.packets.addresses.filter();
+    filter.configure(&mut open)?;
+    let maps = &mut open.maps;
+    maps.flow_slots.reuse_fd(table.flow_slots.as_fd())?;
+    maps.slots.reuse_fd(table.slots.as_fd())?;
+    maps.free_slots.reuse_fd(table.free_slots.as_fd())?;
+    maps.unused_slots.reuse_fd(table.unused_slots.as_fd())?;
+    let skel = open.load()?;
+    filter.fill(&skel)?;
+    Ok(skel)
+}
+
+/// The attached programs that read sockets.
 pub struct Sockets<'obj> {
     skel: FlowSocketsSkel<'obj>,
     /// Hooks that stay attached.
@@ -43,39 +101,11 @@ pub struct Sockets<'obj> {
 }
 
 impl<'obj> Sockets<'obj> {
-    /// Loads and attaches the programs for this table, which has flows of these interfaces, all in
-    /// this network namespace.
+    /// Attaches the loaded programs.
     ///
     /// # Errors
     /// The kernel lacks a feature, or a privilege is missing.
-    pub fn new(
-        storage: &'obj mut MaybeUninit<OpenObject>,
-        command: &Flows<'_>,
-        flows: &FlowsSkel<'_>,
-        interfaces: &[Interface],
-    ) -> Result<Self> {
-        let mut open = FlowSocketsSkelBuilder::default().open(storage)?;
-        let rodata = open.maps.rodata_data.as_deref_mut();
-        let rodata = rodata.context("the programs have no settings")?;
-        rodata.netns = u32::try_from(netns::own()?)?;
-        rodata.interfaces = u32::try_from(interfaces.len())?;
-        for (to, interface) in rodata.ifindexes.iter_mut().zip(interfaces) {
-            *to = interface.index;
-        }
-        rodata.max_flows = command.args.max_flows;
-        command
-            .args
-            .packets
-            .addresses
-            .filter()
-            .configure(&mut open)?;
-        let (maps, table) = (&mut open.maps, &flows.maps);
-        maps.flow_slots.reuse_fd(table.flow_slots.as_fd())?;
-        maps.slots.reuse_fd(table.slots.as_fd())?;
-        maps.free_slots.reuse_fd(table.free_slots.as_fd())?;
-        maps.unused_slots.reuse_fd(table.unused_slots.as_fd())?;
-        let skel = open.load()?;
-        command.args.packets.addresses.filter().fill(&skel)?;
+    pub fn attach(skel: FlowSocketsSkel<'obj>) -> Result<Self> {
         let hooks = vec![skel.progs.flow_state.attach_trace()?];
         let sockets = skel.progs.flow_sockets.attach()?;
         let files = skel.progs.flow_owner.attach()?;

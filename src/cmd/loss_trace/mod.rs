@@ -32,6 +32,7 @@ use crate::notice::Notices;
 use crate::output::counts::CountsLayout;
 use crate::output::loss_trace::{LossLayout, ShownLoss};
 use crate::output::summary::Summary;
+use crate::run::beside::beside;
 use crate::run::counts::KeyCounts;
 use crate::run::events::{BufferKind, EventSource};
 use crate::run::holders::{self, Holders, Which};
@@ -67,28 +68,35 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
         false => Vec::new(),
     };
     let mut storage = [const { MaybeUninit::uninit() }; 2];
-    let mut skels = Vec::new();
-    let mut kinds = watched.iter().map(is_raw_ip).collect::<Vec<_>>();
-    kinds.sort_unstable();
-    kinds.dedup();
-    if kinds.is_empty() {
-        kinds.push(false);
-    }
-    for (is_raw_ip, storage) in kinds.into_iter().zip(&mut storage) {
-        let target = Target {
-            interfaces: &interfaces,
-            watched: &watched,
-            tables,
-            is_raw_ip,
-            first: skels.first(),
-        };
-        let skel = kernel.load(args, buffer, &target, &mut symbols, storage)?;
-        skels.push(skel);
-    }
     let mut owners = MaybeUninit::uninit();
-    let holders = Holders::new(&mut owners, Which::All, session.notices)
+    let notices = session.notices;
+    let (holders, skels) = beside(
+        || Holders::new(&mut owners, Which::All, notices),
+        || {
+            let mut skels = Vec::new();
+            let mut kinds = watched.iter().map(is_raw_ip).collect::<Vec<_>>();
+            kinds.sort_unstable();
+            kinds.dedup();
+            if kinds.is_empty() {
+                kinds.push(false);
+            }
+            for (is_raw_ip, storage) in kinds.into_iter().zip(&mut storage) {
+                let target = Target {
+                    interfaces: &interfaces,
+                    watched: &watched,
+                    tables,
+                    is_raw_ip,
+                    first: skels.first(),
+                };
+                let skel = kernel.load(args, buffer, &target, &mut symbols, storage)?;
+                skels.push(skel);
+            }
+            Ok::<_, Failure>(skels)
+        },
+    );
+    let mut skels = skels?;
+    let holders = holders
         .inspect_err(|error| {
-            let notices = session.notices;
             notices.notice(&format!("processes can't be shown: {error:#}"));
         })
         .ok();
