@@ -246,6 +246,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
 
 	if (v != VERDICT_TCP || !(p.flags & (TCP_SYN | TCP_RST)))
 		return TCX_NEXT;
+	f.end = forget_end(f.end);
 	is_syn = (p.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 	if (!egress) {
 		if (is_syn && is_expected(&f, &p) && read_frame(&f, &p, false, &s))

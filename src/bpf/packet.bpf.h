@@ -342,6 +342,12 @@ static __always_inline bool forget_why(bool answer)
 	return (answer + opaque_zero) & 1;
 }
 
+/* The same for the end of a frame, so that it is as unknown as the length of the packet. */
+static __always_inline __u64 forget_end(__u64 end)
+{
+	return end + opaque_zero;
+}
+
 static __always_inline bool is_vlan(__u16 ethertype)
 {
 	return ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ ||
@@ -448,7 +454,7 @@ static __always_inline enum verdict parse_ipv4(struct frame *f, struct packet *p
 	if (ip->fragment & bpf_htons(0x1fff))
 		return VERDICT_FRAGMENT;
 	if (total_len && p->l3 + total_len < f->end)
-		f->end = p->l3 + total_len;
+		f->end = forget_end(p->l3 + total_len);
 	p->l4 = p->l3 + header_len;
 	return VERDICT_TCP;
 }
@@ -504,7 +510,7 @@ static __always_inline enum verdict parse_ipv6(struct frame *f, struct packet *p
 	payload_len = bpf_ntohs(ip->payload_len);
 	p->l4 = p->l3 + sizeof(*ip);
 	if (payload_len && p->l4 + payload_len < f->end)
-		f->end = p->l4 + payload_len;
+		f->end = forget_end(p->l4 + payload_len);
 
 #pragma unroll
 	for (int i = 0; i <= MAX_EXT_HEADERS; i++) {
@@ -586,7 +592,8 @@ static __noinline int parse_headers_xdp(struct frame *f, struct packet *p)
 	struct frame frame = xdp_frame(f->ctx, HOOK_XDP, false);
 	enum verdict v = parse_headers(&frame, p);
 
-	*f = frame;
+	f->end = frame.end;
+	f->headless = frame.headless;
 	return v;
 }
 
@@ -595,7 +602,8 @@ static __noinline int parse_headers_xdp_frags(struct frame *f, struct packet *p)
 	struct frame frame = xdp_frame(f->ctx, HOOK_XDP_FRAGS, false);
 	enum verdict v = parse_headers(&frame, p);
 
-	*f = frame;
+	f->end = frame.end;
+	f->headless = frame.headless;
 	return v;
 }
 
@@ -608,7 +616,8 @@ static __noinline int parse_headers_tc(struct frame *f, struct packet *p)
 		/* Unknown to the verifier, which would otherwise follow the rest twice. */
 		frame.headless = forget_range(lacks_ethernet(f->ctx)) & 1;
 	v = parse_headers(&frame, p);
-	*f = frame;
+	f->end = frame.end;
+	f->headless = frame.headless;
 	return v;
 }
 
