@@ -188,13 +188,16 @@ static __noinline enum accept_fate told_fate(const struct attempt_key *key, cons
 	return FATE_NONE;
 }
 
-/* The word of the same attempt, else a free one, else the oldest. CPUs may use the same word. */
+/*
+ * The word of the same attempt, else a free one, else the oldest. CPUs may use the same word. Ages
+ * are made unknown to the verifier, which would otherwise follow each order of them.
+ */
 static __always_inline void set_told(const struct attempt_key *key, const struct attempt *a,
 				     enum accept_fate fate, __u64 ns)
 {
 	__u16 age, oldest = 0;
 	struct told_set *set;
-	__u32 way = 0;
+	__u32 way = opaque_zero;
 	__u64 hash;
 
 	if (!any_told)
@@ -208,9 +211,10 @@ static __always_inline void set_told(const struct attempt_key *key, const struct
 		age = told_age(set->words[i], ns);
 		if (!set->words[i] || !((set->words[i] ^ hash) & TOLD_HASH))
 			age = 0xffff;
+		age += opaque_zero;
 		if (age >= oldest) {
 			oldest = age;
-			way = i;
+			way = i + opaque_zero;
 		}
 	}
 	if (oldest < TOLD_FOR)
