@@ -8,11 +8,12 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span, Text};
 use ratatui::widgets::{Block, Cell, Clear, Paragraph, Row, Table};
 
+use super::cursor::Cursor;
 use super::keys::{self, Key};
 use super::popup::{draw_help, help_lines};
 use super::sorting::{arrow, directed};
 use super::text::{escaped, short};
-use super::{Picture, Reaction};
+use super::{Picture, Reaction, parts};
 use crate::domain::listener::Listener;
 
 /// The columns, in their order. The table can be sorted by each.
@@ -198,10 +199,7 @@ pub struct ListenersView {
     paused: bool,
     detail: bool,
     has_help: bool,
-    selected: usize,
-    /// The first row on the screen, and how many fit.
-    offset: usize,
-    height: usize,
+    cursor: Cursor,
 }
 
 impl ListenersView {
@@ -217,9 +215,7 @@ impl ListenersView {
             paused: false,
             detail: false,
             has_help: false,
-            selected: 0,
-            offset: 0,
-            height: 1,
+            cursor: Cursor::default(),
         }
     }
 
@@ -233,15 +229,15 @@ impl ListenersView {
         self.arrange();
         let is_selected = |at: &usize| Some(self.entries[*at].listener.local) == selected;
         // If the first row is selected, keep the first row: the table is sorted for it.
-        if self.selected > 0
+        if self.cursor.selected > 0
             && let Some(found) = self.shown.iter().position(is_selected)
         {
-            self.selected = found;
+            self.cursor.selected = found;
         }
     }
 
     fn selected(&self) -> Option<&Entry> {
-        self.entries.get(*self.shown.get(self.selected)?)
+        self.entries.get(*self.shown.get(self.cursor.selected)?)
     }
 
     fn arrange(&mut self) {
@@ -255,11 +251,8 @@ impl ListenersView {
             });
         }
         self.shown = shown;
-        self.select(self.selected);
-    }
-
-    fn select(&mut self, line: usize) {
-        self.selected = line.min(self.shown.len().saturating_sub(1));
+        let lines = self.shown.len();
+        self.cursor.select(self.cursor.selected, lines);
     }
 
     fn sort_by(&mut self, step: isize) {
@@ -305,19 +298,20 @@ impl ListenersView {
     }
 
     fn draw_table(&mut self, frame: &mut Frame<'_>, area: Rect) {
-        self.height = usize::from(area.height.saturating_sub(1)).max(1);
-        // The selected line is always on the screen.
-        let first = (self.selected + 1).saturating_sub(self.height);
-        self.offset = self.offset.clamp(first, self.selected);
+        self.cursor.scroll(area.height, self.shown.len());
         let columns = fitting(area.width);
-        let lines = self.shown.iter().skip(self.offset).take(self.height);
-        let rows = (self.offset..).zip(lines).map(|(at, entry)| {
+        let lines = self
+            .shown
+            .iter()
+            .skip(self.cursor.offset)
+            .take(self.cursor.height);
+        let rows = (self.cursor.offset..).zip(lines).map(|(at, entry)| {
             let entry = &self.entries[*entry];
             let cells = columns.iter().map(|at| {
                 let column = COLUMNS[*at].0;
                 aligned(column, entry.cell(column))
             });
-            let style = match at == self.selected {
+            let style = match at == self.cursor.selected {
                 true => entry.style().add_modifier(Modifier::REVERSED),
                 false => entry.style(),
             };
@@ -408,15 +402,12 @@ fn aligned(column: Column, text: String) -> Cell<'static> {
 
 impl Picture for ListenersView {
     fn key(&mut self, key: Key) -> Reaction {
-        match key {
-            Key::Ctrl('c') => return Reaction::Quit,
-            Key::Ctrl('l') => return Reaction::Redraw,
-            Key::Ctrl('z') => return Reaction::Suspend,
-            _ if self.typing => {
-                self.type_filter(key);
-                return Reaction::Draw;
-            }
-            _ => {}
+        if let Some(reaction) = Reaction::always(key) {
+            return reaction;
+        }
+        if self.typing {
+            self.type_filter(key);
+            return Reaction::Draw;
         }
         match key {
             Key::Char('q') => return Reaction::Quit,
@@ -436,24 +427,15 @@ impl Picture for ListenersView {
             }
             Key::Left | Key::Char('<') => self.sort_by(-1),
             Key::Right | Key::Char('>') => self.sort_by(1),
-            Key::Up | Key::Char('k') => self.select(self.selected.saturating_sub(1)),
-            Key::Down | Key::Char('j') => self.select(self.selected + 1),
-            Key::PageUp => self.select(self.selected.saturating_sub(self.height)),
-            Key::PageDown => self.select(self.selected + self.height),
-            Key::Home => self.select(0),
-            Key::End => self.select(usize::MAX),
-            _ => {}
+            key => {
+                self.cursor.key(key, self.shown.len());
+            }
         }
         Reaction::Draw
     }
 
     fn draw(&mut self, frame: &mut Frame<'_>) {
-        let [head, table, foot] = Layout::vertical([
-            Constraint::Length(2),
-            Constraint::Fill(1),
-            Constraint::Length(1),
-        ])
-        .areas(frame.area());
+        let [head, table, foot] = parts(frame.area());
         self.draw_head(frame, head);
         self.draw_table(frame, table);
         self.draw_foot(frame, foot);

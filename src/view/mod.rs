@@ -2,6 +2,7 @@
 //! and keys go in, a frame comes out.
 
 mod chart;
+mod cursor;
 pub mod flows;
 pub mod keys;
 pub mod listeners;
@@ -11,6 +12,7 @@ pub mod terminal;
 mod text;
 
 use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout, Rect};
 
 use self::keys::Key;
 
@@ -34,4 +36,26 @@ pub enum Reaction {
     Suspend,
     /// End the run.
     Quit,
+}
+
+impl Reaction {
+    /// The reaction to keys that mean the same in every state of a table.
+    fn always(key: Key) -> Option<Self> {
+        match key {
+            Key::Ctrl('c') => Some(Self::Quit),
+            Key::Ctrl('l') => Some(Self::Redraw),
+            Key::Ctrl('z') => Some(Self::Suspend),
+            _ => None,
+        }
+    }
+}
+
+/// The parts of a screen: two lines at the top, the table, and a line at the bottom.
+fn parts(screen: Rect) -> [Rect; 3] {
+    Layout::vertical([
+        Constraint::Length(2),
+        Constraint::Fill(1),
+        Constraint::Length(1),
+    ])
+    .areas(screen)
 }

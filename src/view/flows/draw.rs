@@ -10,6 +10,7 @@ use super::columns::{COLUMNS, Column, aligned, cell, fitting, width};
 use super::groups::GroupBy;
 use super::{FlowsView, filter, groups};
 use crate::view::chart::draw_chart;
+use crate::view::parts;
 use crate::view::popup::{self, draw_help, help_lines};
 use crate::view::sorting::arrow;
 use crate::view::text::{short, time_or_none, wrapped};
@@ -34,12 +35,7 @@ const HELP: [(&str, &str); 10] = [
 impl FlowsView {
     /// Draws everything, into a frame of any size.
     pub(super) fn draw_all(&mut self, frame: &mut Frame<'_>) {
-        let [head, table, foot] = Layout::vertical([
-            Constraint::Length(2),
-            Constraint::Fill(1),
-            Constraint::Length(1),
-        ])
-        .areas(frame.area());
+        let [head, table, foot] = parts(frame.area());
         self.draw_head(frame, head);
         self.draw_table(frame, table);
         self.draw_foot(frame, foot);
@@ -96,27 +92,24 @@ impl FlowsView {
     }
 
     fn draw_table(&mut self, frame: &mut Frame<'_>, area: Rect) {
-        self.height = usize::from(area.height.saturating_sub(1)).max(1);
-        // The selected line is always on the screen. No line of the screen stays empty while there
-        // are flows above.
-        let last = self.lines().saturating_sub(self.height);
-        self.offset = self.offset.min(last).clamp(
-            (self.selected + 1).saturating_sub(self.height),
-            self.selected,
-        );
+        self.cursor.scroll(area.height, self.lines());
         if let Some(by) = self.grouped {
             return self.draw_groups(frame, area, by);
         }
         let available = (0..COLUMNS.len()).filter(|at| self.has_column(COLUMNS[*at].column));
         let columns = fitting(available, self.sort, self.longest, area.width);
-        let lines = self.shown.iter().skip(self.offset).take(self.height);
-        let rows = (self.offset..).zip(lines).map(|(at, entry)| {
+        let lines = self
+            .shown
+            .iter()
+            .skip(self.cursor.offset)
+            .take(self.cursor.height);
+        let rows = (self.cursor.offset..).zip(lines).map(|(at, entry)| {
             let entry = &self.entries[*entry];
             let cells = columns
                 .iter()
                 .map(|(at, width)| cell(COLUMNS[*at].column, entry, usize::from(*width)));
             let row = Row::new(cells);
-            if at == self.selected {
+            if at == self.cursor.selected {
                 row.style(Style::new().add_modifier(Modifier::REVERSED))
             } else {
                 row
@@ -138,8 +131,12 @@ impl FlowsView {
         let columns = COLUMNS
             .iter()
             .filter(|spec| groups::SUMMED.contains(&spec.column));
-        let groups = self.groups.iter().skip(self.offset).take(self.height);
-        let rows = (self.offset..).zip(groups).map(|(at, group)| {
+        let groups = self
+            .groups
+            .iter()
+            .skip(self.cursor.offset)
+            .take(self.cursor.height);
+        let rows = (self.cursor.offset..).zip(groups).map(|(at, group)| {
             let summed = columns.clone().map(|spec| {
                 aligned(
                     spec.column,
@@ -155,7 +152,7 @@ impl FlowsView {
             });
             let flows = Line::from(group.flows.to_string()).right_aligned();
             let own = [Cell::from(group.key.clone()), Cell::from(flows)];
-            let style = match at == self.selected {
+            let style = match at == self.cursor.selected {
                 true => Style::new().add_modifier(Modifier::REVERSED),
                 false => Style::new(),
             };

@@ -17,6 +17,7 @@ use self::entry::{Entry, FlowKey, endpoint, server};
 use self::filter::Filter;
 use self::groups::{Group, GroupBy};
 use super::chart::push_newest;
+use super::cursor::Cursor;
 use super::keys::{self, Key};
 use super::sorting::directed;
 use super::{Picture, Reaction};
@@ -46,13 +47,9 @@ pub struct FlowsView {
     paused: bool,
     /// The box with the details of a flow.
     detail: Option<Detail>,
-    selected: usize,
-    /// Lines of the table on the screen.
-    height: usize,
+    cursor: Cursor,
     /// The length of the longest address and port.
     longest: usize,
-    /// First line of the table that is on the screen.
-    offset: usize,
     /// Bytes a second, newest last.
     loads: VecDeque<u64>,
     live: usize,
@@ -98,10 +95,8 @@ impl FlowsView {
             typing: false,
             paused: false,
             detail: None,
-            selected: 0,
-            height: 1,
+            cursor: Cursor::default(),
             longest: 0,
-            offset: 0,
             loads: VecDeque::new(),
             live: 0,
             ended: 0,
@@ -161,13 +156,14 @@ impl FlowsView {
 
     fn selected(&self) -> Option<&Entry> {
         match self.grouped {
-            None => self.entries.get(*self.shown.get(self.selected)?),
+            None => self.entries.get(*self.shown.get(self.cursor.selected)?),
             Some(_) => None,
         }
     }
 
     fn selected_group(&self) -> Option<&Group> {
-        self.grouped.and_then(|_| self.groups.get(self.selected))
+        self.grouped
+            .and_then(|_| self.groups.get(self.cursor.selected))
     }
 
     /// The number of lines of the table, on the screen or not.
@@ -192,11 +188,11 @@ impl FlowsView {
         };
         // If the first line is selected, keep the first line: the table is sorted for it.
         if let Some(found) = found
-            && self.selected > 0
+            && self.cursor.selected > 0
         {
-            self.selected = found;
+            self.cursor.selected = found;
         }
-        self.selected = self.selected.min(self.lines().saturating_sub(1));
+        self.clamp_cursor();
     }
 
     fn open_detail(&mut self) {
@@ -219,7 +215,7 @@ impl FlowsView {
                 directed(order, descending).then_with(|| a.key.cmp(&b.key))
             });
             self.shown = shown;
-            self.selected = self.selected.min(self.lines().saturating_sub(1));
+            self.clamp_cursor();
             return;
         }
         // Collect the keys first: flows are large, and sorting would read them again and again.
@@ -243,14 +239,12 @@ impl FlowsView {
         });
         self.longest = longest.max().unwrap_or(0);
         self.shown = shown;
-        self.selected = self.selected.min(self.lines().saturating_sub(1));
+        self.clamp_cursor();
     }
 
-    fn select(&mut self, line: usize) {
-        self.selected = line.min(self.lines().saturating_sub(1));
-        if self.detail.is_some() {
-            self.open_detail();
-        }
+    /// Keeps the selected line within the table.
+    fn clamp_cursor(&mut self) {
+        self.cursor.select(self.cursor.selected, self.lines());
     }
 
     /// Sorts by the column that is `step` further to the right, and skips those that are not shown.
@@ -274,7 +268,7 @@ impl FlowsView {
     fn group_by(&mut self, by: Option<GroupBy>) {
         self.grouped = by;
         self.detail = None;
-        self.selected = 0;
+        self.cursor.selected = 0;
         if !self.has_column(COLUMNS[self.sort].column) {
             self.sort_by(1);
         }
@@ -293,15 +287,12 @@ impl Picture for FlowsView {
     }
 
     fn key(&mut self, key: Key) -> Reaction {
-        match key {
-            Key::Ctrl('c') => return Reaction::Quit,
-            Key::Ctrl('l') => return Reaction::Redraw,
-            Key::Ctrl('z') => return Reaction::Suspend,
-            _ if self.typing => {
-                self.type_filter(key);
-                return Reaction::Draw;
-            }
-            _ => {}
+        if let Some(reaction) = Reaction::always(key) {
+            return reaction;
+        }
+        if self.typing {
+            self.type_filter(key);
+            return Reaction::Draw;
         }
         match key {
             Key::Char('q') => return Reaction::Quit,
@@ -321,12 +312,6 @@ impl Picture for FlowsView {
             }
             Key::Left | Key::Char('<') => self.sort_by(COLUMNS.len() - 1),
             Key::Right | Key::Char('>') => self.sort_by(1),
-            Key::Up | Key::Char('k') => self.select(self.selected.saturating_sub(1)),
-            Key::Down | Key::Char('j') => self.select(self.selected + 1),
-            Key::PageUp => self.select(self.selected.saturating_sub(self.height)),
-            Key::PageDown => self.select(self.selected + self.height),
-            Key::Home => self.select(0),
-            Key::End => self.select(usize::MAX),
             Key::Enter if self.detail.is_some() => self.detail = None,
             Key::Enter => match self.selected_group() {
                 Some(group) => {
@@ -335,6 +320,9 @@ impl Picture for FlowsView {
                 }
                 None => self.open_detail(),
             },
+            key if self.cursor.key(key, self.lines()) && self.detail.is_some() => {
+                self.open_detail();
+            }
             _ => {}
         }
         Reaction::Draw
