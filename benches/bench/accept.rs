@@ -10,7 +10,8 @@ use anyhow::Result;
 use crate::Effort;
 use crate::connect::connect;
 use crate::plain::{self, LIVE_FRAMES, test_run};
-use crate::report::{Stat, bound, table, target};
+use crate::report::{bound, table, target};
+use crate::stat::Stat;
 use crate::world::{Contender, Tool, World, pin, syn};
 
 /// With the limits of the target and of a gross regression.

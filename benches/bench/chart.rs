@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::report::Stat;
+use crate::stat::Stat;
 
 const ROW: usize = 24;
 const LABELS: usize = 290;

@@ -15,7 +15,8 @@ use serde_json::Value;
 
 use crate::Effort;
 use crate::plain::test_run;
-use crate::report::{Stat, bars, bound, table, target};
+use crate::report::{bars, bound, table, target};
+use crate::stat::Stat;
 use crate::world::{Contender, Tool, World, pin, syn};
 
 pub fn run(effort: Effort) -> Result<bool> {

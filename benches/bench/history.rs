@@ -8,7 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
-use crate::report::{Figure, Machine, Stat};
+use crate::report::{Figure, Machine};
+use crate::stat::Stat;
 
 /// A ratio that is worse than before by this much is shown as a regression.
 const TOLERANCE: f64 = 0.1;

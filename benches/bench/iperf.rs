@@ -7,7 +7,8 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::Effort;
-use crate::report::{Stat, bars, bound, table, target};
+use crate::report::{bars, bound, table, target};
+use crate::stat::Stat;
 use crate::world::{Contender, Ready, Tool, World, installed};
 
 const CONTENDERS: [Contender; 12] = [

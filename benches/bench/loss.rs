@@ -8,7 +8,8 @@ use anyhow::{Context, Result, ensure};
 use crate::Effort;
 use crate::plain;
 use crate::rate::{HEAD, Outcome, seen};
-use crate::report::{Stat, bars, bound, table, target};
+use crate::report::{bars, bound, table, target};
+use crate::stat::Stat;
 use crate::world::{Contender, Ready, Tool, World, installed, syn};
 
 const LINES: &str = "loss-trace, a line for each drop";

@@ -25,6 +25,7 @@ mod replay;
 mod report;
 mod scale;
 mod start;
+mod stat;
 mod world;
 mod write;
 

@@ -19,7 +19,8 @@ use tcpinspect::skel::syn_count::SynCountSkelBuilder;
 use crate::Effort;
 use crate::common::bpf::leave_out;
 use crate::plain::{self, find, test_run};
-use crate::report::{Stat, bars, bound, table, target};
+use crate::report::{bars, bound, table, target};
+use crate::stat::Stat;
 use crate::world::{World, pin};
 
 /// Runs of a program in one measurement.

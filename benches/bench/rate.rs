@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 
 use crate::Effort;
 use crate::plain;
-use crate::report::{Stat, bars, bound, table, target};
+use crate::report::{bars, bound, table, target};
+use crate::stat::Stat;
 use crate::world::{Contender, Ready, Tool, World};
 
 /// What others need to be ready: libpcap's tools attach before they say so.

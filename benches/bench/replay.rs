@@ -9,7 +9,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::Effort;
-use crate::report::{Stat, bars, bound, table, target};
+use crate::report::{bars, bound, table, target};
+use crate::stat::Stat;
 use crate::world::{installed, syn, tcpinspect};
 
 /// Connections of the file. One in [`SYN_EVERY`] of its frames is a SYN.

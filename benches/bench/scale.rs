@@ -17,7 +17,8 @@ use tcpinspect::skel::flows::FlowsSkelBuilder;
 use crate::Effort;
 use crate::common::bpf::leave_out;
 use crate::program::{REPEAT, run_for, set_flows};
-use crate::report::{Stat, table};
+use crate::report::table;
+use crate::stat::Stat;
 use crate::world::{pin, syn, tcpinspect};
 
 /// How many keys or flows there are.

@@ -6,7 +6,8 @@ use anyhow::{Context, Result};
 
 use crate::Effort;
 use crate::plain;
-use crate::report::{Stat, bars, bound, table, target};
+use crate::report::{bars, bound, table, target};
+use crate::stat::Stat;
 use crate::world::{Contender, Ready, Tool, World, tcpinspect};
 
 /// The size of the event buffer in MiB, which is mapped and counted as resident once they were used.

@@ -10,7 +10,8 @@ use tcpinspect::capture::Capture;
 use crate::Effort;
 use crate::iperf::{Client, serve};
 use crate::plain;
-use crate::report::{Stat, bars, bound, table, target};
+use crate::report::{bars, bound, table, target};
+use crate::stat::Stat;
 use crate::world::{Contender, Ready, Tool, World, installed};
 
 /// In a directory for the file, of this name.

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::arch::{Arch, Files};
+use super::arch::Arch;
+use super::files::Files;
 use super::image::Image;
 use super::modules::Kernel;
 use super::programs::Program;

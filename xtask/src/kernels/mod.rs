@@ -5,6 +5,7 @@
 //! are kept under `target/kernels`.
 
 mod arch;
+mod files;
 mod guest;
 mod image;
 mod index;
@@ -31,6 +32,7 @@ use std::thread;
 use anyhow::{Context, Result, bail};
 
 pub use arch::Arch;
+use files::Files;
 use guest::{Job, Machine, Mode};
 use modules::Kernel;
 use packages::{Archives, Flavour, Series};
@@ -254,7 +256,7 @@ fn skip(why: &str) -> bool {
 /// # Errors
 /// When something that the build needs can't be had.
 pub fn print_cross_environment() -> Result<()> {
-    arch::print_environment(Arch::Arm64, &cache(Arch::Arm64)?)
+    files::print_environment(Arch::Arm64, &cache(Arch::Arm64)?)
 }
 
 /// Where programs are built, and kernels, images and logs are kept.
@@ -283,7 +285,7 @@ fn bench(arch: Arch, arguments: &[String]) -> Result<bool> {
     let programs = Programs::build_bench(NAME, &archives, &directory("guest")?)?;
     let machine = Machine {
         arch,
-        files: arch.files(&archives)?,
+        files: Files::of(arch, &archives)?,
     };
     let job = Job {
         binary: &programs.binary,
@@ -347,7 +349,7 @@ fn run_tests(options: &Options) -> Result<bool> {
 
     let machine = Machine {
         arch,
-        files: arch.files(&archives)?,
+        files: Files::of(arch, &archives)?,
     };
     let turns = if options.turns {
         let real_time = kernels

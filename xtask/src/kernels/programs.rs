@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::arch::build_environment;
+use super::files::build_environment;
 use super::packages::Archives;
 use crate::cargo;
 
