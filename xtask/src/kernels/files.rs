@@ -7,8 +7,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::arch::Arch;
+use super::archives::{Archives, INDEX_LIFETIME};
 use super::index::Index;
-use super::packages::{Archives, INDEX_LIFETIME};
 use super::tools;
 
 /// Debian's release of the libraries and tools for [`Arch::Arm64`]; they run on any kernel.

@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use super::arch::Arch;
-use super::packages::{Archives, Flavour};
+use super::archives::Archives;
+use super::series::Flavour;
 use super::tools;
 
 /// The fields of a package that the choice depends on.

@@ -5,6 +5,7 @@
 //! are kept under `target/kernels`.
 
 mod arch;
+mod archives;
 mod files;
 mod guest;
 mod image;
@@ -14,6 +15,7 @@ mod output;
 mod packages;
 mod programs;
 mod report;
+mod series;
 #[cfg(test)]
 mod tests;
 mod tools;
@@ -32,12 +34,13 @@ use std::thread;
 use anyhow::{Context, Result, bail};
 
 pub use arch::Arch;
+use archives::Archives;
 use files::Files;
 use guest::{Job, Machine, Mode};
 use modules::Kernel;
-use packages::{Archives, Flavour, Series};
 use programs::Programs;
 use report::{AllowedSkip, Run};
+use series::{Flavour, Series};
 
 /// The small build, or the complete one where a module is missing from that.
 const VIRTUAL: &[Flavour] = &[Flavour::Cloud, Flavour::Generic];

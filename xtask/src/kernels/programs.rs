@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use super::archives::Archives;
 use super::files::build_environment;
-use super::packages::Archives;
 use crate::cargo;
 
 /// The executables for guests.
