@@ -29,8 +29,8 @@ impl Room {
     }
 }
 
-/// A line on its way to the end of a buffer. What renders one is inlined, and what is not does not
-/// get the line, so that `len` stays in a register.
+/// A line that is appended to a buffer. Code that renders it is inlined; code that is not inlined
+/// does not get the line, so that `len` stays in a register.
 pub struct Line<'a> {
     room: &'a mut [u8; ROOM],
     len: usize,
@@ -48,7 +48,7 @@ impl Line<'_> {
         Self::render_with(false, &mut room.bytes, out, render);
     }
 
-    /// Apart, so that lines without colors have nothing to do with them.
+    /// A function of its own, so that lines without colors pay nothing for them.
     #[cold]
     #[inline(never)]
     fn render_colored(room: &mut Room, out: &mut Vec<u8>, render: impl FnOnce(&mut Line<'_>)) {
@@ -160,7 +160,7 @@ impl Line<'_> {
     #[inline(always)]
     pub fn push_text(&mut self, bytes: &[u8]) {
         if escape::is_plain_text(bytes) {
-            // Names are short: for them a call to copy is more.
+            // Names are short: a call of memcpy would cost more.
             bytes.iter().for_each(|byte| self.push(*byte));
         } else {
             self.extend_from_slice(&escaped(escape::push_text, bytes));
@@ -195,7 +195,7 @@ fn spill(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// What has to be escaped, which names seldom have.
+/// For text that needs escaping, which is rare.
 #[cold]
 #[inline(never)]
 fn escaped(push: fn(&mut Vec<u8>, &[u8]), bytes: &[u8]) -> Vec<u8> {

@@ -85,7 +85,7 @@ impl Archives {
         let signed = keyring
             .map(|path| format!("signed-by={path} "))
             .unwrap_or_default();
-        // The signature of a suite that gets no more updates has run out.
+        // The signature of a suite that gets no more updates has expired.
         let main = |uri: &str| format!("deb [{signed}check-valid-until=no] {uri} {suite} main\n");
         let mut sources = Vec::new();
         // Stable suites get their newest kernels through the security archive;
@@ -96,7 +96,7 @@ impl Archives {
             sources.push(main(&self.main) + &security);
         }
         sources.push(main(&self.main));
-        // Mirrors that keep the suites no longer supported have them here.
+        // Mirrors keep suites that are no longer supported here, if at all.
         if let Some(parent) = self.main.trim_end_matches('/').strip_suffix("/debian") {
             sources.push(main(&format!("{parent}/debian-archive/debian")));
         }

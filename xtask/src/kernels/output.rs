@@ -234,7 +234,7 @@ impl Program {
         }
     }
 
-    /// Settles each test; `status` is missing when the guest stopped first.
+    /// Decides the result of each test; `status` is missing if the guest stopped before.
     fn finish(self, status: Option<&str>, results: &mut Results) {
         let name = self.name;
         match (&self.summary, status) {
@@ -255,8 +255,8 @@ impl Program {
         let mut failed = 0;
         let count = self.tests.len();
         for test in self.tests {
-            // A result that other output has hidden can be told from the end:
-            // those that failed are listed there. Without an end nothing is sure.
+            // If other output hides a result, the list of failures at the end shows it. Without an
+            // end nothing is sure.
             let outcome = match (test.passed.unwrap_or(self.summary.is_some()), test.skip) {
                 (false, _) => Outcome::Failed,
                 (true, Some(why)) => Outcome::Skipped(why),
@@ -270,7 +270,7 @@ impl Program {
                 outcome,
             });
         }
-        // The end is compared with what was read, lest a result got lost.
+        // The end is compared with what was read, in case a result got lost.
         if let Some(summary) = self.summary {
             let counted = |what: &str| -> usize {
                 let part = summary

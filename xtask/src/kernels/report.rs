@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use super::output::{BACKENDS, Outcome, Results, Test};
 
-/// A reason to skip a test that is no fault.
+/// A reason for which a test may be skipped.
 pub struct AllowedSkip {
     /// The kernel series it holds for, or "" for all.
     pub series: &'static str,
@@ -13,7 +13,7 @@ pub struct AllowedSkip {
     pub reason: &'static str,
 }
 
-/// One guest, with what was asked of it and what came of it.
+/// A guest: what it was to run, and its results.
 pub struct Run {
     /// The kernel series, such as `6.1`.
     pub series: String,
@@ -35,7 +35,7 @@ impl Run {
         })
     }
 
-    /// All that keeps the run from being a success, one line each.
+    /// Why the run is a failure, one line for each reason.
     pub fn faults(&self, allowed: &[AllowedSkip]) -> Vec<String> {
         let mut faults = self.results.problems.clone();
         for test in &self.results.tests {
@@ -70,8 +70,7 @@ impl Run {
     }
 }
 
-/// Makes one run of those of the same kernel in the same mode, each of which had a part of the
-/// tests.
+/// Joins the guests of the same kernel and mode, each of which ran a part of the tests.
 pub fn merge(parts: Vec<Run>) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     for mut part in parts {
