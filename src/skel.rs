@@ -640,6 +640,12 @@ pub fn set_accept_verdict(bss: &mut accept_trace::types::bss_verdict, verdict: &
     unsafe { std::ptr::write_volatile(&mut bss.accept_verdict, *verdict) }
 }
 
+/// Gives accept-trace's program an attempt that had arrived before the run.
+pub fn set_accept_seed(bss: &mut accept_trace::types::bss_verdict, attempt: &RawAttempt) {
+    // SAFETY: as for the verdict.
+    unsafe { std::ptr::write_volatile(&mut bss.accept_seed, *attempt) }
+}
+
 /// Has accept-trace's programs count in this one of the two tables.
 pub fn open_counts(bss: &mut accept_trace::types::bss_open, table: u32) {
     // SAFETY: an exclusive reference into the mapping. The kernel only reads it, as a whole word;

@@ -82,10 +82,16 @@ bool any_told SEC(".bss.recent");
 /* The table has attempts with a destination in their key. */
 bool any_destinations SEC(".bss.recent");
 
+/* The table has, or had, attempts that had arrived before the run. */
+bool any_seeded SEC(".bss.recent");
+
 /* A RST was not sent at once: from then on it is looked for. */
 bool rsts_wait SEC(".bss.recent");
 
 struct accept_verdict accept_verdict SEC(".bss.verdict");
+
+/* An attempt that had arrived before the run, for the table. */
+struct attempt accept_seed SEC(".bss.verdict");
 
 /* BTF has the type only if something refers to it. */
 const struct accept_event *unused_accept_event __attribute__((unused));
@@ -133,11 +139,23 @@ static __always_inline void set_destination(struct attempt_key *key, const void 
 
 static __noinline int find_destination(struct attempt_key *key, const __be32 *addr, __u16 port)
 {
+	const struct attempt *known;
+	__u32 isn;
+
 	if (!key || !addr)
 		return 0;
 	set_destination(key, addr, port);
-	if (!bpf_map_lookup_elem(&attempts, key))
-		key->destination = 0;
+	if (bpf_map_lookup_elem(&attempts, key))
+		return 0;
+	if (any_seeded) {
+		isn = key->isn;
+		key->isn = 0;
+		known = bpf_map_lookup_elem(&attempts, key);
+		if (known && (known->flags & ATTEMPT_SEEDED))
+			return 0;
+		key->isn = isn;
+	}
+	key->destination = 0;
 	return 0;
 }
 

@@ -71,14 +71,54 @@ int BPF_PROG(accept_call, struct pt_regs *regs, long ret)
 	return on_accept_call(ctx, ret);
 }
 
-/* User space runs this (BPF_PROG_TEST_RUN) to give the attempt in accept_verdict its fate. */
+/* Adds the attempt in accept_seed to the table, if the filter wants it. */
+static __always_inline void add_seed(struct __sk_buff *skb, struct attempt_key *key)
+{
+	const struct attempt *known;
+	struct addresses ends = {};
+
+	/* Without a packet, an expression can't be applied. */
+	if ((filter.parts & FILTER_EXPRESSION) || !version_matches(accept_seed.ip_version))
+		return;
+	if (accept_seed.ip_version == 4) {
+		__builtin_memcpy(ends.saddr, key->addr + 12, 4);
+		__builtin_memcpy(ends.daddr, accept_seed.daddr + 12, 4);
+	} else {
+		__builtin_memcpy(ends.saddr, key->addr, sizeof(key->addr));
+		__builtin_memcpy(ends.daddr, accept_seed.daddr, sizeof(accept_seed.daddr));
+	}
+	if (!ends_match(accept_seed.ip_version, &ends, key->port, accept_seed.dport))
+		return;
+	set_destination(key, accept_seed.daddr, accept_seed.dport);
+	any_destinations = true;
+	any_seeded = true;
+	if (!begin_attempt(key, &accept_seed)) {
+		__sync_fetch_and_add(&accept_counts()->untracked, 1);
+		return;
+	}
+	if (!(wanted_fates & (1 << FATE_NONE)))
+		return;
+	known = bpf_map_lookup_elem(&attempts, key);
+	if (known)
+		tell(skb, key, known, FATE_NONE);
+}
+
+/*
+ * User space runs this (BPF_PROG_TEST_RUN) to give the attempt in accept_verdict its fate; without
+ * a fate, to add it.
+ */
 SEC("tc")
 int accept_close(struct __sk_buff *skb)
 {
 	struct attempt_key key = accept_verdict.key;
-	struct attempt *known = bpf_map_lookup_elem(&attempts, &key);
 	enum accept_fate fate = accept_verdict.fate;
+	struct attempt *known;
 
+	if (fate == FATE_NONE) {
+		add_seed(skb, &key);
+		return TCX_NEXT;
+	}
+	known = bpf_map_lookup_elem(&attempts, &key);
 	if (!known || known->phase != accept_verdict.phase ||
 	    known->last_syn_ns != accept_verdict.last_syn_ns ||
 	    known->last_syn_ack_ns != accept_verdict.last_syn_ack_ns)

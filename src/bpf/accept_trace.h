@@ -56,12 +56,14 @@ enum accept_flag {
 	ATTEMPT_REASON_FROM_KERNEL = 1 << 8, /* the kernel gave the reason; else it is inferred */
 	ATTEMPT_CONTINUED = 1 << 9,	     /* it went on after a fate was reported */
 	ATTEMPT_RST_DROPPED = 1 << 10,	     /* the RST that refuses it was dropped here */
+	ATTEMPT_SEEDED = 1 << 11,	     /* it had arrived before the run */
 };
 
 /*
  * Identifies an attempt: the initiator's address, port and initial sequence number. Translation of
  * the destination does not change it, and a retransmitted SYN has the same. Scanners use the same
- * for many destinations; all but the first of those in the table have theirs in the key.
+ * for many destinations; all but the first of those in the table have theirs in the key. So have
+ * those that had arrived before the run; their sequence number is not known, and 0.
  */
 struct attempt_key {
 	__u8 addr[16]; /* network order, IPv4 as v4-mapped */

@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use anyhow::Result;
 use nix::errno::Errno;
 use nix::libc::{
-    AF_INET, AF_INET6, RTA_DST, RTA_IIF, RTA_SRC, RTM_GETROUTE, RTN_LOCAL, RTN_UNICAST,
+    AF_INET, AF_INET6, RTA_DST, RTA_IIF, RTA_OIF, RTA_SRC, RTM_GETROUTE, RTN_LOCAL, RTN_UNICAST,
 };
 use nix::sys::socket::{SockFlag, SockProtocol};
 
 use super::interfaces;
-use super::netlink::{Socket, push_attribute};
+use super::netlink::{Socket, attributes, push_attribute, read_u32};
 
 /// Bytes of `struct rtmsg`: family and prefix length, and what is 0 in a question.
 const RTMSG_LEN: usize = 12;
@@ -39,6 +39,17 @@ impl Routes {
         Ok(self.kind(addr, None)?.is_some())
     }
 
+    /// The index of the interface that packets to an address leave by, if there is a route.
+    ///
+    /// # Errors
+    /// The kernel can't be asked.
+    pub fn interface(&mut self, addr: IpAddr) -> Result<Option<u32>, Errno> {
+        let route = self.route(addr, None)?.unwrap_or_default();
+        let mut known = attributes(route.get(RTMSG_LEN..).unwrap_or_default());
+        let found = known.find(|(kind, _)| *kind == RTA_OIF);
+        Ok(found.and_then(|(_, index)| read_u32(index, 0)))
+    }
+
     /// Whether the address is one of this machine.
     ///
     /// # Errors
@@ -63,9 +74,18 @@ impl Routes {
         interfaces::has_others(&mut self.0, listed)
     }
 
-    /// The type of the route, for a packet that comes in by an interface, if there is one; `None`:
-    /// there is no route.
+    /// The type of the route, if there is one.
     fn kind(&mut self, addr: IpAddr, incoming: Option<(u32, IpAddr)>) -> Result<Option<u8>, Errno> {
+        let route = self.route(addr, incoming)?;
+        Ok(route.and_then(|route| route.get(RTM_TYPE_AT).copied()))
+    }
+
+    /// The route, for a packet that comes in by an interface, if there is one; `None`: there is none.
+    fn route(
+        &mut self,
+        addr: IpAddr,
+        incoming: Option<(u32, IpAddr)>,
+    ) -> Result<Option<Vec<u8>>, Errno> {
         let mut request = vec![0; RTMSG_LEN];
         let (family, bits) = match addr {
             IpAddr::V4(_) => (AF_INET, 32),
@@ -80,7 +100,7 @@ impl Routes {
             push_attribute(&mut request, RTA_IIF, &ifindex.to_ne_bytes())?;
         }
         match self.0.get(RTM_GETROUTE, &request) {
-            Ok(route) => Ok(route.get(RTM_TYPE_AT).copied()),
+            Ok(route) => Ok(Some(route)),
             Err(
                 Errno::ENETUNREACH
                 | Errno::EHOSTUNREACH

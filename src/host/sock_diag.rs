@@ -50,6 +50,19 @@ pub struct Found {
     pub is_transparent: bool,
 }
 
+/// A connection that no process has accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// Its end on this machine.
+    pub local: (IpAddr, u16),
+    /// The other end.
+    pub remote: (IpAddr, u16),
+    /// The interface that it is bound to; 0: none.
+    pub bound_ifindex: u32,
+    /// The final ACK has not come.
+    pub is_half_open: bool,
+}
+
 /// A netlink socket for the network namespace in which it was opened.
 pub struct SockDiag(Socket);
 
@@ -81,6 +94,21 @@ impl SockDiag {
         let mut sockets = self.dump(AF_INET, SYN_RECV, local)?;
         sockets.extend(self.dump(AF_INET6, SYN_RECV, local)?);
         Ok(sockets)
+    }
+
+    /// Connections that no process has accepted: those that are half-open, and those that wait in the
+    /// queue of a listener.
+    ///
+    /// # Errors
+    /// As for [`SockDiag::listening`].
+    pub fn waiting(&mut self) -> Result<Vec<Waiting>> {
+        let mut states = SYN_RECV;
+        if self.listening()?.iter().any(|socket| socket.queue_len > 0) {
+            states |= ESTABLISHED | CLOSE_WAIT;
+        }
+        let mut waiting = self.dump(AF_INET, states, waiting)?;
+        waiting.extend(self.dump(AF_INET6, states, self::waiting)?);
+        Ok(waiting.into_iter().flatten().collect())
     }
 
     /// The socket that a segment from `remote` to `local` reaches, which may be a listener. A socket
@@ -158,6 +186,24 @@ fn is_transparent(options: &[u8]) -> bool {
     options
         .first()
         .is_some_and(|options| options & TRANSPARENT != 0)
+}
+
+/// The inner `None`: a process has it.
+fn waiting(message: &[u8]) -> Option<Option<Waiting>> {
+    let local = local(message)?;
+    let found = found(message)?;
+    let remote: &[u8; 16] = message.get(24..)?.first_chunk()?;
+    let remote = match i32::from(*message.first()?) {
+        AF_INET => IpAddr::from(Ipv4Addr::from(*remote.first_chunk::<4>()?)),
+        _ => IpAddr::from(Ipv6Addr::from(*remote)).to_canonical(),
+    };
+    let port = u16::from_be_bytes(*message.get(6..)?.first_chunk()?);
+    Some(found.is_queued.then_some(Waiting {
+        local: (local.addr, local.port),
+        remote: (remote, port),
+        bound_ifindex: local.ifindex,
+        is_half_open: 1 << message.get(1)? == SYN_RECV,
+    }))
 }
 
 fn local(message: &[u8]) -> Option<Local> {

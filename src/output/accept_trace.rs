@@ -226,6 +226,7 @@ impl ShownAttempt<'_> {
         line.bool(key!("fast_open"), self.has(AcceptFlag::ATTEMPT_FAST_OPEN));
         line.bool(key!("mptcp"), self.has(AcceptFlag::ATTEMPT_MPTCP));
         line.bool(key!("continued"), self.has(AcceptFlag::ATTEMPT_CONTINUED));
+        line.bool(key!("seeded"), self.has(AcceptFlag::ATTEMPT_SEEDED));
         let has_process = self.has(AcceptFlag::ATTEMPT_HAS_PROCESS);
         let process = self.process();
         line.opt_int(key!("pid"), process.map(|(pid, _)| pid));

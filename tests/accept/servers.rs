@@ -12,8 +12,10 @@ use nix::sys::socket::{
     Backlog, SockFlag, SockaddrIn, accept, accept4, bind, listen, setsockopt, sockopt,
 };
 
-use super::{Fates, Growth, Trace, assert_fate, begin, listener};
-use crate::common::{Namespace, Tool, need};
+use super::{
+    Fates, Growth, NOBODY, Trace, assert_fate, begin, listener, segment, send, with_neighbour,
+};
+use crate::common::{Namespace, Pair, SERVER4, Tool, need};
 use crate::connect::sockets::{connect_to, fast_open, multipath, set_int, tcp};
 use crate::connect::uring::Ring;
 
@@ -214,6 +216,53 @@ fn what_io_uring_accepts_is_accepted() {
     }
     drop(sockets);
     trace.stop();
+}
+
+#[test]
+fn what_had_arrived_before_the_run_has_its_fate_too() {
+    let pair = need!(Pair::new());
+    with_neighbour(&pair);
+    let server = |port| SocketAddr::from((SERVER4, port));
+    let [first, second, third, fourth] = [8508, 8509, 8510, 8511].map(|port| {
+        let fd = pair.server.enter(|| listener(server(port), 16));
+        TcpListener::from(fd)
+    });
+    let established = Growth::of(&pair.server, "TcpPassiveOpens");
+    let connect = |port| {
+        pair.client
+            .enter(|| TcpStream::connect(server(port)).unwrap())
+    };
+    let _clients = [8508, 8509].map(connect);
+    let _other = pair
+        .server
+        .enter(|| TcpStream::connect(server(8511)).unwrap());
+    established.reaches(3);
+    // This one is half-open.
+    send(&pair, &segment(&pair, NOBODY, 2, (4000, 8510), 77, 0));
+    let trace = Trace::start(&pair.server, &["vs"]);
+    first.accept().unwrap();
+    drop(second);
+    fourth.accept().unwrap();
+    trace.fate(8508);
+    trace.fate(8509);
+    let fates = trace.stop();
+    drop(third);
+    assert_fate(fates.only(8508), "accepted", None, None);
+    assert_eq!(fates.only(8508)["pid"], std::process::id());
+    assert_fate(fates.only(8509), "aborted", Some("listener_closed"), None);
+    assert_fate(fates.only(8510), "pending", None, None);
+    for line in &fates.all {
+        assert_eq!(
+            (&line["seeded"], &line["iface"]),
+            (&true.into(), &"vs".into()),
+            "{line}"
+        );
+        assert!(
+            line["handshake_us"].is_null() && line["queue_len"].is_null(),
+            "{line}"
+        );
+    }
+    assert_eq!(fates.at(8511).len(), 0, "it came by lo");
 }
 
 #[test]

@@ -88,6 +88,12 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     for hook in attached.interfaces.hooks() {
         session.follow(hook)?;
     }
+    let first = skels.first_mut().context("there is no interface")?;
+    if let Err(error) = table.seed(first) {
+        session.notices.notice(&format!(
+            "attempts that had arrived before can't be shown: {error:#}"
+        ));
+    }
     // The run needs bpf(2) to read maps and run a program: before Linux 5.19 that needs CAP_BPF.
     let first = skels.first_mut().context("there is no interface")?;
     let mut try_all = || {

@@ -1,5 +1,7 @@
 //! accept-trace: finds the fate of overdue attempts, whose end no BPF program has seen.
 
+use std::collections::HashSet;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -9,7 +11,7 @@ use nix::time::{ClockId, clock_gettime};
 use crate::domain::incoming::{Attempt, is_overdue};
 use crate::host::interfaces::Interface;
 use crate::host::routes::Routes;
-use crate::host::sock_diag::{Found, SockDiag};
+use crate::host::sock_diag::{Found, SockDiag, Waiting};
 use crate::skel::accept_trace::AcceptTraceSkel;
 use crate::skel::{
     self, AcceptEvent, AcceptFate, AcceptFlag, AcceptPhase, AcceptReason, AcceptVerdict,
@@ -69,6 +71,45 @@ impl Table {
     /// When the next sweep is due.
     pub fn due(&self) -> Instant {
         self.due
+    }
+
+    /// Adds what had arrived before the programs were attached: half-open connections, and those in
+    /// the queues of listeners.
+    ///
+    /// # Errors
+    /// The kernel refuses to tell of sockets, or to change the table.
+    pub fn seed(&mut self, skel: &mut AcceptTraceSkel<'_>) -> Result<()> {
+        let waiting = self.sockets.waiting()?;
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let seen = read(skel)?.into_iter();
+        let seen = seen.map(|(key, attempt)| whole(&key, &attempt).socket());
+        let seen = seen.collect::<HashSet<_>>();
+        // What is still there was not accepted between, so if the programs saw it, it was in the
+        // table.
+        let still = self.sockets.waiting()?.into_iter();
+        let still = still
+            .map(|it| (it.local, it.remote))
+            .collect::<HashSet<_>>();
+        let watches_all = !self.routes.has_others(&self.watched).unwrap_or(true);
+        for connection in waiting {
+            let ends = (connection.local, connection.remote);
+            if seen.contains(&ends) || !still.contains(&ends) {
+                continue;
+            }
+            let ifindex = match connection.bound_ifindex {
+                0 => self.routes.interface(connection.remote.0)?.unwrap_or(0),
+                bound => bound,
+            };
+            // The answer may leave by another interface than the one where the SYN came in.
+            let is_watched = self.watched.contains(&ifindex)
+                || (watches_all && !self.routes.is_local(connection.remote.0)?);
+            if is_watched {
+                seed(skel, &connection, ifindex)?;
+            }
+        }
+        Ok(())
     }
 
     /// Reports the fate of attempts that no BPF program has seen end.
@@ -287,6 +328,57 @@ fn read(skel: &AcceptTraceSkel<'_>) -> Result<Vec<(AttemptKey, RawAttempt)>> {
     Ok(all)
 }
 
+/// Runs the program that is told of fates.
+fn run(skel: &mut AcceptTraceSkel<'_>) -> Result<()> {
+    let frame = [0; 14];
+    let input = ProgramInput {
+        data_in: Some(&frame),
+        ..ProgramInput::default()
+    };
+    let told = skel.progs.accept_close.test_run(input);
+    told.context("failed to tell what became of an attempt")?;
+    Ok(())
+}
+
+fn seed(skel: &mut AcceptTraceSkel<'_>, connection: &Waiting, ifindex: u32) -> Result<()> {
+    let octets = |addr: IpAddr| match addr {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    let ((daddr, dport), (saddr, port)) = (connection.local, connection.remote);
+    let phase = match connection.is_half_open {
+        true => AcceptPhase::ATTEMPT_ANSWERED,
+        false => AcceptPhase::ATTEMPT_ESTABLISHED,
+    };
+    let attempt = RawAttempt {
+        last_syn_ns: monotonic_ns()?,
+        daddr: octets(daddr),
+        laddr: octets(daddr),
+        ifindex,
+        bound_ifindex: connection.bound_ifindex,
+        dport,
+        lport: dport,
+        flags: u16::try_from(AcceptFlag::ATTEMPT_SEEDED.0)?,
+        phase: u8::try_from(phase.0)?,
+        ip_version: if daddr.is_ipv4() { 4 } else { 6 },
+        ..RawAttempt::default()
+    };
+    let verdict = AcceptVerdict {
+        key: AttemptKey {
+            addr: octets(saddr),
+            port,
+            ..AttemptKey::default()
+        },
+        fate: AcceptFate::FATE_NONE,
+        ..AcceptVerdict::default()
+    };
+    let bss = skel.maps.bss_verdict_data.as_deref_mut();
+    let bss = bss.context("the programs have no place for an attempt")?;
+    skel::set_accept_verdict(bss, &verdict);
+    skel::set_accept_seed(bss, &attempt);
+    run(skel)
+}
+
 fn tell(
     skel: &mut AcceptTraceSkel<'_>,
     key: &AttemptKey,
@@ -306,12 +398,5 @@ fn tell(
         ..AcceptVerdict::default()
     };
     skel::set_accept_verdict(bss, &verdict);
-    let frame = [0; 14];
-    let input = ProgramInput {
-        data_in: Some(&frame),
-        ..ProgramInput::default()
-    };
-    let told = skel.progs.accept_close.test_run(input);
-    told.context("failed to tell what became of an attempt")?;
-    Ok(())
+    run(skel)
 }
