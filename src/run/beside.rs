@@ -1,26 +1,29 @@
 //! Loads programs on two threads: the kernel verifies each on the CPU of the thread that loads it.
 
-use std::panic::resume_unwind;
-use std::thread::{self, Builder};
+use std::thread::{self, Builder, ScopedJoinHandle};
 
 use anyhow::{Context, Result};
 
 /// Runs `there` on another thread, which has the privileges and the network namespace of this one,
-/// and meanwhile `here`. When this returns, the thread has ended.
-///
-/// The first result is an error also if the thread can't be started.
+/// and meanwhile `here`. If no thread can be started, `there` comes after `here`. When this returns,
+/// the thread has ended.
 pub fn beside<A: Send, B>(
     there: impl FnOnce() -> Result<A> + Send,
     here: impl FnOnce() -> B,
 ) -> (Result<A>, B) {
-    thread::scope(|scope| {
-        let thread = Builder::new().spawn_scoped(scope, there);
+    let mut there = Some(there);
+    let mut result = None;
+    let here = thread::scope(|scope| {
+        let run = || result = there.take().map(|there| there());
+        let thread = Builder::new().spawn_scoped(scope, run);
         let here = here();
-        let there = thread
-            .context("failed to start a thread")
-            .and_then(|thread| thread.join().unwrap_or_else(|cause| resume_unwind(cause)));
-        (there, here)
-    })
+        // The scope alone would wait for its work, and not for its end.
+        let _ = thread.map(ScopedJoinHandle::join);
+        here
+    });
+    let result = result.or_else(|| there.map(|there| there()));
+    let result = result.context("the other thread has panicked");
+    (result.and_then(|result| result), here)
 }
 
 #[cfg(test)]
