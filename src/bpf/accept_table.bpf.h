@@ -155,7 +155,8 @@ static __noinline int find_destination(struct attempt_key *key, const __be32 *ad
 			return 0;
 		key->isn = isn;
 	}
-	key->destination = 0;
+	/* Unknown to the verifier, which would otherwise follow the rest with each kind of key. */
+	key->destination = opaque_zero;
 	return 0;
 }
 
