@@ -281,7 +281,8 @@ impl ListenersView {
         }
         let of = |value: fn(&Listener) -> f64| {
             let values = self.entries.iter().map(|entry| value(&entry.listener));
-            values.sum::<f64>()
+            // The sum of none is -0.
+            values.fold(0.0, |sum, value| sum + value)
         };
         let mut second = format!(
             "{} listening, {} waiting for accept, {} half-open, {} drops/s",
@@ -482,6 +483,7 @@ mod tests {
         let cells = terminal.backend().buffer().content();
         let text: String = cells.iter().map(|cell| cell.symbol()).collect();
         assert!(text.contains("filter: ab"), "{text}");
+        assert!(text.contains("0 listening, 0 waiting for accept, 0 half-open, 0 drops/s"));
     }
 
     #[test]
