@@ -15,7 +15,12 @@ use crate::world::{Contender, Ready, Tool, World, installed, syn};
 const LINES: &str = "loss-trace, a line for each drop";
 const COUNTS: &str = "loss-trace --by reason";
 
-const CONTENDERS: [Contender; 9] = [
+const CONTENDERS: [Contender; 10] = [
+    Contender::peer(
+        "empty programs at the same hooks",
+        "attach loss-r0",
+        Ready::Stderr("attached:"),
+    ),
     Contender::ours(LINES, "tcpinspect loss-trace --only drop"),
     Contender::ours(COUNTS, "tcpinspect loss-trace --only drop --by reason"),
     Contender::ours(
@@ -112,9 +117,9 @@ fn measure(
     count: u64,
     flood: impl Fn() -> Result<Duration>,
 ) -> Result<Vec<(&'static str, Outcome)>> {
-    let wanted = CONTENDERS
-        .iter()
-        .filter(|contender| contender.is_ours() || !effort.short);
+    let wanted = CONTENDERS.iter().filter(|contender| {
+        contender.line.starts_with("attach") || contender.is_ours() || !effort.short
+    });
     for (contender, why) in wanted.clone().filter_map(|it| Some((it, it.absent()?))) {
         println!("\n{}: {why}", contender.name);
     }
@@ -145,7 +150,7 @@ fn measure(
             outcome.cpu.push((tool.cpu()? - used) / with.as_secs_f64());
             tool.settle()?;
             let said = tool.stop()?;
-            if !contender.name.contains("no match") {
+            if !contender.name.contains("no match") && !contender.name.starts_with("empty") {
                 let seen = seen(&said).map(|seen| seen / count as f64);
                 outcome.seen.extend(seen);
             }

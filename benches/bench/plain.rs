@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{MapCore, Object, ObjectBuilder, PerfBufferBuilder, ProgramMut};
+use libbpf_rs::{Link, MapCore, Object, ObjectBuilder, PerfBufferBuilder, ProgramMut};
 use tcpinspect::attach::xdp::{self, XdpMode};
-use tcpinspect::attach::{Direction, tc};
+use tcpinspect::attach::{Attached, Direction, tc};
 use tcpinspect::host::interfaces::resolve;
 use tcpinspect::run::stop::Stop;
 use tcpinspect::skel::connect_trace::ConnectTraceSkelBuilder;
@@ -72,7 +72,7 @@ pub fn test_run(fd: i32, frame: &[u8], repeat: u32, flags: u32) -> Result<()> {
 }
 
 /// Attaches the programs of connect-trace's tracepoint backend, without all that the command does.
-fn attach_bare() -> Result<Vec<libbpf_rs::Link>> {
+fn attach_bare() -> Result<Vec<Link>> {
     let storage = Box::leak(Box::new(MaybeUninit::uninit()));
     let mut open = ConnectTraceSkelBuilder::default().open(storage)?;
     let rodata = open.maps.rodata_data.as_deref_mut();
@@ -100,6 +100,28 @@ fn attach_bare() -> Result<Vec<libbpf_rs::Link>> {
     ])
 }
 
+/// Attaches empty programs to an interface, both ways, and to tracepoints: what remains of the cost
+/// of a command if its programs do nothing.
+fn attach_empty(
+    object: &Object,
+    iface: &str,
+    tracepoints: &[&str],
+) -> Result<(Attached, Vec<Link>)> {
+    let interfaces = resolve(&[iface.to_owned()])?;
+    let interface = interfaces.first().context("the interface is missing")?;
+    let links = tracepoints.iter().map(|name| {
+        let program = find(object, &format!("empty_{name}"))?;
+        Ok(program.attach_trace()?)
+    });
+    let links = links.collect::<Result<_>>()?;
+    let mut attached = Attached::default();
+    for direction in [Direction::Egress, Direction::Ingress] {
+        let done = attached.tc(&find(object, "empty_tc")?, interface, direction);
+        done.map_err(|failure| failure.error)?;
+    }
+    Ok((attached, links))
+}
+
 /// Names what a child of this process has to attach.
 pub const ATTACHED: &str = "TCPINSPECT_BENCH_ATTACH";
 
@@ -107,15 +129,29 @@ pub const ATTACHED: &str = "TCPINSPECT_BENCH_ATTACH";
 /// any, and says how many they were.
 pub fn attach(what: &str) -> Result<()> {
     let stop = Stop::new(None)?;
-    if what == "bare" {
-        let _links = attach_bare()?;
+    let wait = || {
         eprintln!("attached: {what}");
         while stop.reason().is_none() {
             std::thread::sleep(Duration::from_millis(10));
         }
+    };
+    if what == "bare" {
+        let _links = attach_bare()?;
+        wait();
         return Ok(());
     }
     let object = load()?;
+    if let Some(iface) = what.strip_prefix("accept-") {
+        let tracepoints = ["kfree_skb", "set_state", "sys_exit"];
+        let _hooks = attach_empty(&object, iface, &tracepoints)?;
+        wait();
+        return Ok(());
+    }
+    if let Some(iface) = what.strip_prefix("loss-") {
+        let _hooks = attach_empty(&object, iface, &["kfree_skb", "consume_skb"])?;
+        wait();
+        return Ok(());
+    }
     let interfaces = resolve(&["r0".to_owned()])?;
     let interface = interfaces.first().context("r0 is missing")?;
     let in_xdp = |mode| -> Result<_> {

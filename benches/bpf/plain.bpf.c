@@ -100,6 +100,31 @@ int empty_tc(struct __sk_buff *skb)
 	return -1;
 }
 
+/* The tracepoints of accept-trace and loss-trace. */
+SEC("tp_btf/kfree_skb")
+int empty_kfree_skb(void *ctx)
+{
+	return 0;
+}
+
+SEC("tp_btf/consume_skb")
+int empty_consume_skb(void *ctx)
+{
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int empty_set_state(void *ctx)
+{
+	return 0;
+}
+
+SEC("tp_btf/sys_exit")
+int empty_sys_exit(void *ctx)
+{
+	return 0;
+}
+
 SEC("tc")
 int plain_tc(struct __sk_buff *skb)
 {
