@@ -15,11 +15,22 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/skeletons.rs"));
 }
 
+use std::io::Read;
+
 use anyhow::{Context, Result};
+use flate2::read::DeflateDecoder;
 use libbpf_rs::skel::{OpenSkel, Skel};
 use libbpf_rs::{MapMut, OpenMapMut};
 
 pub use generated::*;
+
+/// The object of a skeleton, which build.rs has compressed. If that can't be undone the result is not
+/// whole, and libbpf says that it is no object.
+fn inflate(deflated: &[u8], size: usize) -> Vec<u8> {
+    let mut object = Vec::with_capacity(size);
+    let _ = DeflateDecoder::new(deflated).read_to_end(&mut object);
+    object
+}
 
 /// `struct filter_config`, the same in every program.
 pub type FilterConfig = syn_count::types::filter_config;

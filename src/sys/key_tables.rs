@@ -122,14 +122,16 @@ impl Sketches {
         let mut sum = SourceSketch::default();
         let sketches = self.sketches.start().cast::<SourceSketch>();
         for at in table * self.size.slots..(table + 1) * self.size.slots {
-            // SAFETY: inside the mapping, which has `all_sketches()` sketches, and aligned, as the
-            // mapping starts at a page. Any bytes are a valid sketch; volatile, as above.
-            let (place, sketch) = unsafe { (sketches.add(at), sketches.add(at).read_volatile()) };
-            for (most, zeros) in sum.registers.iter_mut().zip(sketch.registers) {
+            // SAFETY: inside the mapping, which has `all_sketches()` sketches.
+            let registers = unsafe { sketches.add(at) }.cast::<u8>();
+            for (at, most) in sum.registers.iter_mut().enumerate() {
+                // SAFETY: inside the sketch, which is nothing but registers of a byte; volatile, as
+                // above, and one by one: the compiler would unroll the copy of a whole sketch.
+                let zeros = unsafe { registers.add(at).read_volatile() };
                 *most = (*most).max(zeros);
             }
             // SAFETY: as above.
-            unsafe { place.write_volatile(SourceSketch::default()) };
+            unsafe { registers.write_bytes(0, sum.registers.len()) };
         }
         sum
     }
