@@ -19,21 +19,6 @@ const volatile __u32 interface = 0;
 const volatile __u16 ephemeral_first = 32768;
 const volatile __u16 ephemeral_last = 60999;
 
-/* Addresses and ports of a packet; ports in host order. */
-struct packet_ends {
-	struct addresses addresses;
-	__u16 sport;
-	__u16 dport;
-};
-
-static __always_inline void put_address(__u8 *to, __u8 ip_version, const __be32 *addr)
-{
-	if (ip_version == 4)
-		set_mapped((__be32 *)to, addr[0]);
-	else
-		__builtin_memcpy(to, addr, 16);
-}
-
 static __always_inline __u16 vlan_at(const struct frame *f, const struct packet *p, __u64 at)
 {
 	struct vlan_tag tag;
@@ -44,40 +29,89 @@ static __always_inline __u16 vlan_at(const struct frame *f, const struct packet 
 }
 
 /* Reads the VLANs of a packet: the same address in two VLANs is not the same host. */
-static __always_inline void read_vlans(struct flow_key *key, const struct __sk_buff *skb,
+static __always_inline void read_vlans(__u16 *vlan, const struct __sk_buff *skb,
 				       const struct frame *f, const struct packet *p)
 {
 	__u64 at = f->headless ? 0 : ETH_HEADER_LEN;
 
-	key->vlan[0] = 0;
-	key->vlan[1] = 0;
 	if (link_is_raw_ip)
 		return;
 	if (skb->vlan_present) {
-		key->vlan[0] = skb->vlan_tci & VLAN_ID_MASK;
+		vlan[0] = skb->vlan_tci & VLAN_ID_MASK;
 		if (p->l3 > at)
-			key->vlan[1] = vlan_at(f, p, at);
+			vlan[1] = vlan_at(f, p, at);
 	} else if (p->l3 > at) {
-		key->vlan[0] = vlan_at(f, p, at);
-		key->vlan[1] = vlan_at(f, p, at + sizeof(struct vlan_tag));
+		vlan[0] = vlan_at(f, p, at);
+		vlan[1] = vlan_at(f, p, at + sizeof(struct vlan_tag));
 	}
 }
 
-/* Sets the key of a packet's flow, except its VLANs. Returns which end has sent the packet. */
-static __always_inline __u8 make_key(struct flow_key *key, __u8 ip_version,
-				     const struct packet_ends *e)
+/* Reads the addresses of a packet after forget_packet(). It can't really fail. */
+static __always_inline bool read_words(struct frame *f, const struct packet *p,
+				       struct address_words *s, struct address_words *d)
 {
-	const struct addresses *a = &e->addresses;
-	bool lower = is_lower(a->saddr, e->sport, a->daddr, e->dport);
+	fetch_pointers(f);
+	if (p->ip_version == 4) {
+		struct ipv4_header scratch, *ip = header_at(f, p->l3, sizeof(*ip), &scratch);
 
-	put_address(key->addr[0], ip_version, lower ? a->saddr : a->daddr);
-	put_address(key->addr[1], ip_version, lower ? a->daddr : a->saddr);
-	key->port[0] = lower ? e->sport : e->dport;
-	key->port[1] = lower ? e->dport : e->sport;
-	key->interface = interface;
-	key->ip_version = ip_version;
-	__builtin_memset(key->pad, 0, sizeof(key->pad));
-	return lower ? 0 : 1;
+		if (!ip)
+			return false;
+		*s = mapped_words(ip->saddr);
+		*d = mapped_words(ip->daddr);
+	} else {
+		struct ipv6_header scratch __attribute__((aligned(8))), *ip;
+		const __u64 *words;
+
+		ip = header_at(f, p->l3, sizeof(*ip), &scratch);
+		if (!ip)
+			return false;
+		/* The verifier allows this wherever the CPU can read unaligned words. */
+		words = (const __u64 *)ip->saddr;
+		*s = (struct address_words){ words[0], words[1] };
+		*d = (struct address_words){ words[2], words[3] };
+	}
+	return true;
+}
+
+/* Four numbers as they are in memory one after the other. */
+static __always_inline __u64 join_four(__u16 a, __u16 b, __u16 c, __u16 d)
+{
+	union {
+		__u16 quarters[4];
+		__u64 whole;
+	} word = { { a, b, c, d } };
+
+	/* Else the compiler writes it in parts. */
+	barrier_var(word.whole);
+	return word.whole;
+}
+
+/*
+ * Sets the key of a packet's flow, and which end has sent the packet. The key is written in words:
+ * a CPU waits when it reads a word that was just written in parts.
+ */
+static __always_inline bool read_key(struct tracked *t, const struct __sk_buff *skb,
+				     struct frame *f, const struct packet *p, __u16 sport,
+				     __u16 dport)
+{
+	__u64 *words = (__u64 *)&t->key;
+	struct address_words s, d;
+	__u16 vlan[2] = {};
+	bool lower;
+
+	if (!read_words(f, p, &s, &d))
+		return false;
+	read_vlans(vlan, skb, f, p);
+	lower = is_lower(s, sport, d, dport);
+	words[0] = lower ? s.first : d.first;
+	words[1] = lower ? s.last : d.last;
+	words[2] = lower ? d.first : s.first;
+	words[3] = lower ? d.last : s.last;
+	words[4] = join_four(lower ? sport : dport, lower ? dport : sport, interface, vlan[0]);
+	/* ip_version is a byte, and behind it are zeros. */
+	words[5] = join_four(vlan[1], bpf_htons(p->ip_version << 8), 0, 0);
+	t->segment.from = lower ? 0 : 1;
+	return true;
 }
 
 /* Returns an offset into the options unchanged, but the verifier forgets its range: see

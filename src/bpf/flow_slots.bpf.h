@@ -192,6 +192,36 @@ __attribute__((noinline)) int replace_flow(__u32 run)
 	return false;
 }
 
+/* The part of track() that nearly all packets need. False: leave the packet to track(). */
+static __always_inline bool track_usual(struct tracked *t)
+{
+	const struct segment *s = &t->segment;
+	struct flow_slot *slot;
+	bool is_counted = false;
+
+	slot = bpf_map_lookup_elem(&slots, &t->number);
+	if (!slot)
+		return false;
+	bpf_spin_lock(&slot->lock);
+	if (slot->state == SLOT_LIVE && same_key(&slot->record.key, &t->key)) {
+		struct flow_record *r = &slot->record;
+		__u64 from = s->from & 1;
+		struct flow_end *e, *peer;
+
+		barrier_var(from);
+		e = &r->ends[from];
+		peer = &r->ends[from ^ 1];
+		is_counted = forget_why(is_usual(r, e, peer, s));
+		if (is_counted) {
+			count_usual(r, e, peer, s);
+			if (names)
+				place_name(&t->name, r, s);
+		}
+	}
+	bpf_spin_unlock(&slot->lock);
+	return is_counted;
+}
+
 /* Adds the packet in `tracked` to its flow, which it may begin. Returns enum track_result. */
 __attribute__((noinline)) int track(__u32 run)
 {

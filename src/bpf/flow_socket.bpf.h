@@ -57,7 +57,8 @@ static __always_inline bool read_socket_ends(struct socket_ends *ends, const str
  */
 static __always_inline __u8 set_socket_key(struct flow_key *key, const struct socket_ends *e)
 {
-	bool lower = is_lower(e->local, e->local_port, e->remote, e->remote_port);
+	bool lower =
+		is_lower(words_of(e->local), e->local_port, words_of(e->remote), e->remote_port);
 
 	__builtin_memcpy(key->addr[0], lower ? e->local : e->remote, 16);
 	__builtin_memcpy(key->addr[1], lower ? e->remote : e->local, 16);

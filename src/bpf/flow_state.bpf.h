@@ -578,4 +578,42 @@ static __always_inline void count_segment(struct flow_record *r, const struct se
 	}
 }
 
+/*
+ * Whether the packet, in the middle of a connection, only moves counters and sequence numbers on:
+ * then count_usual() has the same effect as count_segment(). Most packets are so.
+ */
+static __always_inline bool is_usual(const struct flow_record *r, const struct flow_end *e,
+				     const struct flow_end *peer, const struct segment *s)
+{
+	if ((s->flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK)) != TCP_ACK || !s->window)
+		return false;
+	if ((r->known & (FLOW_STARTED | FLOW_FINISHED)) != FLOW_STARTED ||
+	    (r->known & (FLOW_SYN_ACK | FLOW_ACK)) == FLOW_SYN_ACK)
+		return false;
+	if ((e->state != END_ESTABLISHED && e->state != END_PARTIAL) || peer->state == END_SYN_SENT)
+		return false;
+	if (!(e->known & END_SEEN) || ((e->known | peer->known) & END_FIN))
+		return false;
+	if (!(e->history & (s->len ? HISTORY_DATA : HISTORY_ACK)))
+		return false;
+	if (s->len && seq_after(e->next_seq, s->seq))
+		return false;
+	if ((__s64)(s->now - r->last_ns) > (__s64)idle_ns)
+		return false;
+	return !contradicts_window(e, peer, s) && !contradicts_ack(e, peer, s);
+}
+
+static __always_inline void count_usual(struct flow_record *r, struct flow_end *e,
+					struct flow_end *peer, const struct segment *s)
+{
+	e->packets += s->packets;
+	e->bytes += s->len;
+	e->flags |= s->flags;
+	if ((__s64)(s->now - r->last_ns) > 0)
+		r->last_ns = s->now;
+	if (seq_after(s->seq + s->len, e->next_seq))
+		e->next_seq = s->seq + s->len;
+	take_ack(e, peer, s);
+}
+
 #endif /* TCPINSPECT_FLOW_STATE_BPF_H */

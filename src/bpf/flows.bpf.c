@@ -83,34 +83,33 @@ __attribute__((noinline)) int find_responder(struct __sk_buff *skb, __u32 run)
 	return 0;
 }
 
-static __always_inline void swap_ends(struct packet_ends *e)
+/* An address of a key, IPv4 in the first word. */
+static __always_inline void take_address(__be32 *to, const struct flow_key *key, __u32 end)
 {
-	struct addresses *a = &e->addresses;
-	__u16 port = e->sport;
+	const __be32 *addr = (const __be32 *)key->addr[end & 1];
 
-	e->sport = e->dport;
-	e->dport = port;
-	for (int i = 0; i < 4; i++) {
-		__be32 addr = a->saddr[i];
-
-		a->saddr[i] = a->daddr[i];
-		a->daddr[i] = addr;
-	}
+	if (key->ip_version == 4)
+		to[0] = addr[3];
+	else
+		__builtin_memcpy(to, addr, 16);
 }
 
 /* Whether a flow that begins with this packet matches: the filter's source is the initiator. */
 static __always_inline bool is_wanted(struct frame *f, const struct packet *p,
-				      struct packet_ends *e, const struct segment *s)
+				      const struct tracked *t)
 {
+	const struct segment *s = &t->segment;
+	__u32 initiator = (s->from ^ s->from_responder) & 1;
 	struct tcp_header scratch, *tcp;
+	struct addresses a = {};
 
 	if (!filter.parts)
 		return true;
 	if (!kind_matches(p))
 		return false;
-	if (s->from_responder)
-		swap_ends(e);
-	if (!ends_match(p->ip_version, &e->addresses, e->sport, e->dport))
+	take_address(a.saddr, &t->key, initiator);
+	take_address(a.daddr, &t->key, initiator ^ 1);
+	if (!ends_match(p->ip_version, &a, t->key.port[initiator], t->key.port[initiator ^ 1]))
 		return false;
 	if ((filter.parts & FILTER_EXPRESSION) && !expression_matches(f, p, s->from_responder))
 		return false;
@@ -151,7 +150,7 @@ static __always_inline void follow(struct __sk_buff *skb, __u32 run)
 {
 	struct packet_counters *c = counters_of(run);
 	struct tcp_header scratch, *tcp;
-	struct packet_ends ends;
+	__u16 sport, dport;
 	struct tracked *t;
 	struct packet p;
 	struct frame f;
@@ -171,15 +170,17 @@ static __always_inline void follow(struct __sk_buff *skb, __u32 run)
 	tcp = tcp_at(&f, &p, &scratch);
 	if (!t || !tcp)
 		goto unread;
-	ends.sport = bpf_ntohs(tcp->sport);
-	ends.dport = bpf_ntohs(tcp->dport);
+	sport = bpf_ntohs(tcp->sport);
+	dport = bpf_ntohs(tcp->dport);
 	read_segment(&t->segment, skb, &f, &p, tcp, t);
-	if (!read_addresses(&f, &p, &ends.addresses))
+	if (!read_key(t, skb, &f, &p, sport, dport))
 		goto unread;
-	t->segment.from = make_key(&t->key, p.ip_version, &ends);
-	read_vlans(&t->key, skb, &f, &p);
 	find_flow(t);
 	t->segment.now = segment_time(t);
+	if (t->is_ongoing && track_usual(t)) {
+		c->segments += t->segment.packets;
+		goto counted;
+	}
 	if (!t->has_flow && !(t->segment.flags & TCP_SYN)) {
 		if (filter.parts && bpf_map_lookup_elem(&passed_over, &t->key))
 			return;
@@ -189,7 +190,7 @@ static __always_inline void follow(struct __sk_buff *skb, __u32 run)
 	/* A flow in the table is followed without the filter. A SYN may begin a new one. */
 	t->is_wanted = t->has_flow && !(t->segment.flags & TCP_SYN);
 	if (!t->is_wanted)
-		t->is_wanted = is_wanted(&f, &p, &ends, &t->segment);
+		t->is_wanted = is_wanted(&f, &p, t);
 	if (filter.parts && !t->has_flow && !t->is_wanted) {
 		__u8 seen = 1;
 
@@ -198,6 +199,7 @@ static __always_inline void follow(struct __sk_buff *skb, __u32 run)
 	if (!t->has_flow && !t->is_wanted)
 		return;
 	count_packet(t, c, run);
+counted:
 	if (names && t->name.is_wanted)
 		copy_names(skb, run);
 	return;

@@ -21,13 +21,40 @@ static __always_inline void set_mapped(__be32 *to, __be32 addr)
 	to[3] = addr;
 }
 
-/* Any order of the two ends will do, as long as both directions and all programs use the same. */
-static __always_inline bool is_lower(const __be32 *a, __u16 aport, const __be32 *b, __u16 bport)
+/* An address as two words, in network order. */
+struct address_words {
+	__u64 first;
+	__u64 last;
+};
+
+static __always_inline __u64 join(__be32 first, __be32 last)
 {
-	for (int i = 0; i < 4; i++) {
-		if (a[i] != b[i])
-			return a[i] < b[i];
-	}
+	union {
+		__be32 halves[2];
+		__u64 whole;
+	} word = { { first, last } };
+
+	return word.whole;
+}
+
+static __always_inline struct address_words words_of(const __be32 *addr)
+{
+	return (struct address_words){ join(addr[0], addr[1]), join(addr[2], addr[3]) };
+}
+
+static __always_inline struct address_words mapped_words(__be32 addr)
+{
+	return (struct address_words){ 0, join(bpf_htonl(0xffff), addr) };
+}
+
+/* Any order of the two ends will do, as long as both directions and all programs use the same. */
+static __always_inline bool is_lower(struct address_words a, __u16 aport, struct address_words b,
+				     __u16 bport)
+{
+	if (a.first != b.first)
+		return a.first < b.first;
+	if (a.last != b.last)
+		return a.last < b.last;
 	return aport <= bport;
 }
 
