@@ -68,4 +68,18 @@ static __always_inline bool packet_matches(struct frame *f, struct packet *p)
 	return !(filter.parts & FILTER_PAYLOAD) || payload_matches(f, payload_at(p, tcp));
 }
 
+/* Calls count() for a frame, with a slot for its counters. */
+static __always_inline void count_frame(struct frame *f, void (*count)(struct frame *f))
+{
+	if (stopped)
+		return;
+	f->slot = begin_run();
+	if (has_slot(f->slot)) {
+		count(f);
+		end_run(f->slot);
+	} else {
+		count_overrun();
+	}
+}
+
 #endif /* TCPINSPECT_PACKET_FILTER_BPF_H */

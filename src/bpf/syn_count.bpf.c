@@ -53,7 +53,7 @@ static __always_inline void count_by_key(struct packet_counters *c, struct frame
 	count_key(&c->untracked, f->slot, &key, hash_key(&key));
 }
 
-static __always_inline void count_in_slot(struct frame *f)
+static __always_inline void count_syn(struct frame *f)
 {
 	struct packet_counters *c = counters_of(f->slot);
 	struct packet p;
@@ -74,19 +74,6 @@ static __always_inline void count_in_slot(struct frame *f)
 		count_by_key(c, f, &p);
 }
 
-static __always_inline void count_frame(struct frame *f)
-{
-	if (stopped)
-		return;
-	f->slot = begin_run();
-	if (has_slot(f->slot)) {
-		count_in_slot(f);
-		end_run(f->slot);
-	} else {
-		count_overrun();
-	}
-}
-
 /*
  * There are two programs for each hook. One counts all SYNs of an Ethernet interface, and has no
  * instructions for filters or keys.
@@ -96,7 +83,7 @@ int syn_count_all_xdp_frags(struct xdp_md *ctx)
 {
 	struct frame f = xdp_frame(ctx, HOOK_XDP_FRAGS, true);
 
-	count_frame(&f);
+	count_frame(&f, count_syn);
 	return XDP_PASS;
 }
 
@@ -108,7 +95,7 @@ int syn_count_xdp_frags(struct xdp_md *ctx)
 	if (!next_frame())
 		return XDP_PASS;
 	f = xdp_frame(ctx, HOOK_XDP_FRAGS, false);
-	count_frame(&f);
+	count_frame(&f, count_syn);
 	return XDP_PASS;
 }
 
@@ -118,7 +105,7 @@ int syn_count_all_xdp(struct xdp_md *ctx)
 {
 	struct frame f = xdp_frame(ctx, HOOK_XDP, true);
 
-	count_frame(&f);
+	count_frame(&f, count_syn);
 	return XDP_PASS;
 }
 
@@ -130,7 +117,7 @@ int syn_count_xdp(struct xdp_md *ctx)
 	if (!next_frame())
 		return XDP_PASS;
 	f = xdp_frame(ctx, HOOK_XDP, false);
-	count_frame(&f);
+	count_frame(&f, count_syn);
 	return XDP_PASS;
 }
 
@@ -139,7 +126,7 @@ int syn_count_all_tc(struct __sk_buff *skb)
 {
 	struct frame f = tc_frame(skb, true, true);
 
-	count_frame(&f);
+	count_frame(&f, count_syn);
 	return TCX_NEXT;
 }
 
@@ -151,7 +138,7 @@ int syn_count_tc(struct __sk_buff *skb)
 	if (!next_frame())
 		return TCX_NEXT;
 	f = tc_frame(skb, true, false);
-	count_frame(&f);
+	count_frame(&f, count_syn);
 	return TCX_NEXT;
 }
 
