@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{ArgGroup, Args, ValueEnum};
 
 use super::output::{BufferArgs, RunArgs};
-use super::packets::{AddressArgs, NetnsArgs, expression};
+use super::packets::{AddressArgs, NamedArgs, NetnsArgs, expression};
 use super::processes::ProcessArgs;
 use super::values;
 use crate::failure::Failure;
@@ -114,15 +114,9 @@ pub struct AcceptTraceArgs {
     /// The network namespace to watch.
     #[command(flatten)]
     pub netns: NetnsArgs,
-    /// An interface to watch, as IFACE; may be repeated
-    #[arg(
-        short,
-        long,
-        value_name = "IFACE",
-        value_delimiter = ',',
-        help_heading = "Source"
-    )]
-    interface: Vec<String>,
+    /// Interfaces, as an option.
+    #[command(flatten)]
+    named: NamedArgs,
     /// Interfaces to watch; `any` for all that are up [default: that of the default route, else `any`]
     ///
     /// After -i, these arguments are a filter expression instead.
@@ -138,8 +132,8 @@ pub struct AcceptTraceArgs {
 
 impl AcceptTraceArgs {
     pub(super) fn check(&mut self) -> Result<(), Failure> {
-        let words = (!self.interface.is_empty()).then_some(&*self.words);
-        self.compiled = expression(self.expression.as_deref(), words, &self.interface)?;
+        let words = (!self.named.interface.is_empty()).then_some(&*self.words);
+        self.compiled = expression(self.expression.as_deref(), words, &self.named.interface)?;
         self.filter().check_families()?;
         let by = self.by.filter(|_| self.histogram.is_some());
         match by {
@@ -161,10 +155,10 @@ impl AcceptTraceArgs {
 
     /// The names of the interfaces that are asked for.
     pub fn interfaces(&self) -> &[String] {
-        if self.interface.is_empty() {
+        if self.named.interface.is_empty() {
             &self.words
         } else {
-            &self.interface
+            &self.named.interface
         }
     }
 }

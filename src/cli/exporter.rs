@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, ValueEnum};
 
 use super::output::{OutputArgs, RunArgs, SandboxArgs, StopArgs};
-use super::packets::NetnsArgs;
+use super::packets::{NamedArgs, NetnsArgs};
 use super::values;
 
 /// What exporter collects.
@@ -73,18 +73,15 @@ pub struct ExporterArgs {
     /// The network namespace to watch.
     #[command(flatten)]
     pub netns: NetnsArgs,
-    /// An interface to watch, as IFACE; may be repeated
-    #[arg(
-        short,
-        long,
-        value_name = "IFACE",
-        value_delimiter = ',',
-        help_heading = "Source",
-        conflicts_with = "words"
-    )]
-    interface: Vec<String>,
+    /// Interfaces, as an option.
+    #[command(flatten)]
+    named: NamedArgs,
     /// Interfaces to watch; `any` for all that are up [default: that of the default route, else `any`]
-    #[arg(value_name = "IFACE", help_heading = "Source")]
+    #[arg(
+        value_name = "IFACE",
+        help_heading = "Source",
+        conflicts_with = "interface"
+    )]
     words: Vec<String>,
     /// Stop after this time: 90 (seconds), 500ms, 10m, 2h
     #[arg(short, long, value_name = "TIME", value_parser = values::time, help_heading = "Output")]
@@ -106,10 +103,10 @@ pub struct ExporterArgs {
 impl ExporterArgs {
     /// The names of the interfaces that are asked for.
     pub fn interfaces(&self) -> &[String] {
-        if self.interface.is_empty() {
+        if self.named.interface.is_empty() {
             &self.words
         } else {
-            &self.interface
+            &self.named.interface
         }
     }
 

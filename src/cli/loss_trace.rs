@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::output::{BufferArgs, RunArgs};
-use super::packets::{AddressArgs, NetnsArgs, RecordingArgs};
+use super::packets::{AddressArgs, NamedArgs, NetnsArgs, RecordingArgs};
 use super::values;
 use crate::failure::Failure;
 
@@ -86,18 +86,15 @@ pub struct LossTraceArgs {
     /// The network namespace to watch.
     #[command(flatten)]
     pub netns: NetnsArgs,
-    /// An interface to watch, as IFACE; may be repeated
-    #[arg(
-        short,
-        long,
-        value_name = "IFACE",
-        value_delimiter = ',',
-        help_heading = "Source",
-        conflicts_with = "words"
-    )]
-    interface: Vec<String>,
+    /// Interfaces, as an option.
+    #[command(flatten)]
+    named: NamedArgs,
     /// Interfaces of this network namespace to watch [default: all, of all namespaces]
-    #[arg(value_name = "IFACE", help_heading = "Source")]
+    #[arg(
+        value_name = "IFACE",
+        help_heading = "Source",
+        conflicts_with = "interface"
+    )]
     words: Vec<String>,
     /// The event buffer.
     #[command(flatten)]
@@ -122,10 +119,10 @@ impl LossTraceArgs {
 
     /// The names of the interfaces that are asked for.
     pub fn interfaces(&self) -> &[String] {
-        if self.interface.is_empty() {
+        if self.named.interface.is_empty() {
             &self.words
         } else {
-            &self.interface
+            &self.named.interface
         }
     }
 }

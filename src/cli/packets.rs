@@ -65,6 +65,20 @@ impl AddressArgs {
     }
 }
 
+/// Interfaces, as an option.
+#[derive(Clone, Debug, Default, Args)]
+pub struct NamedArgs {
+    /// An interface to watch, as IFACE; may be repeated
+    #[arg(
+        short,
+        long,
+        value_name = "IFACE",
+        value_delimiter = ',',
+        help_heading = "Source"
+    )]
+    pub(super) interface: Vec<String>,
+}
+
 /// The network namespace to watch.
 #[derive(Clone, Debug, Default, Args)]
 pub struct NetnsArgs {
@@ -118,15 +132,9 @@ pub struct PacketArgs {
         conflicts_with = "interface"
     )]
     pub read: Option<PathBuf>,
-    /// An interface to watch, as IFACE; may be repeated
-    #[arg(
-        short,
-        long,
-        value_name = "IFACE",
-        value_delimiter = ',',
-        help_heading = "Source"
-    )]
-    interface: Vec<String>,
+    /// Interfaces, as an option.
+    #[command(flatten)]
+    named: NamedArgs,
     /// Interfaces to watch; `any` for all that are up [default: that of the default route, else `any`]
     ///
     /// After -i or -r, these arguments are a filter expression instead.
@@ -144,7 +152,7 @@ impl PacketArgs {
     /// The names of the interfaces that are asked for.
     pub fn interfaces(&self) -> &[String] {
         if self.words_are_expression() {
-            &self.interface
+            &self.named.interface
         } else {
             &self.words
         }
@@ -152,7 +160,7 @@ impl PacketArgs {
 
     /// Whether the arguments without an option are an expression, and not interfaces.
     fn words_are_expression(&self) -> bool {
-        !self.interface.is_empty() || self.read.is_some()
+        !self.named.interface.is_empty() || self.read.is_some()
     }
 
     pub(super) fn check(&mut self) -> Result<(), Failure> {
@@ -162,7 +170,7 @@ impl PacketArgs {
             ));
         }
         let words = self.words_are_expression().then_some(&*self.words);
-        self.compiled = expression(self.expression.as_deref(), words, &self.interface)?;
+        self.compiled = expression(self.expression.as_deref(), words, &self.named.interface)?;
         let needs_direction = self.compiled.as_ref().map(Expression::needs_direction);
         if needs_direction == Some(true) && self.read.is_some() {
             return Err(Failure::usage(
