@@ -106,6 +106,9 @@ pub trait AroundFrames<S> {
     fn after(&mut self, _session: &mut Session, _frames: &[Origin]) {}
 }
 
+/// For programs that only count.
+impl<S> AroundFrames<S> for () {}
+
 /// Where a frame of a test run is from.
 #[derive(Clone, Copy, Debug)]
 pub struct Origin {
