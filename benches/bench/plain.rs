@@ -161,7 +161,8 @@ pub fn attach(what: &str) -> Result<()> {
     };
     let in_tc = |name| -> Result<_> {
         let program = find(&object, name)?;
-        let attached = tc::attach(&program, interface, Direction::Ingress);
+        let places = &mut tc::Places::default();
+        let attached = tc::attach(&program, interface, Direction::Ingress, places);
         Ok(attached.map_err(|failure| failure.error)?.0)
     };
     let seen = AtomicU64::new(0);

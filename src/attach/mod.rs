@@ -17,7 +17,7 @@ use crate::host::interfaces::Interface;
 use crate::notice::Note;
 use crate::sys::link::{Link, LinkState, synchronize};
 use clsact::FilterState;
-use tc::TcLink;
+use tc::{Places, TcLink};
 use xdp::XdpMode;
 
 /// The side of an interface that a TC program sees.
@@ -43,6 +43,7 @@ impl fmt::Display for Direction {
 pub struct Attached {
     hooks: Vec<Hook>,
     notes: Vec<Note>,
+    places: Places,
 }
 
 /// A program at a hook of an interface.
@@ -102,6 +103,14 @@ impl HookState {
 }
 
 impl Attached {
+    /// Nothing yet, but there are places at TC.
+    pub fn with(places: Places) -> Self {
+        Self {
+            places,
+            ..Self::default()
+        }
+    }
+
     /// Attaches a program to TC.
     ///
     /// # Errors
@@ -112,7 +121,7 @@ impl Attached {
         interface: &Interface,
         direction: Direction,
     ) -> Result<(), Failure> {
-        let (link, notes) = tc::attach(program, interface, direction)?;
+        let (link, notes) = tc::attach(program, interface, direction, &mut self.places)?;
         self.notes.extend(notes.into_iter().map(Note::Notice));
         let name = format!("tc {direction} ({})", link.kind());
         self.push(interface, name, HookLink::Tc(link));

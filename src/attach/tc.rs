@@ -1,7 +1,8 @@
 //! Attaching to TC: a tcx link from Linux 6.6 on, a clsact filter before.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread::{self, JoinHandle};
 
 use anyhow::Result;
 use libbpf_rs::ProgramMut;
@@ -12,6 +13,7 @@ use super::{Direction, HookState, load};
 use crate::failure::Failure;
 use crate::host::interfaces::Interface;
 use crate::sys::link::Link;
+use crate::sys::probe;
 
 /// Puts the program before all others (linux/bpf.h).
 const BPF_F_BEFORE: u32 = 1 << 3;
@@ -59,6 +61,86 @@ impl TcLink {
     }
 }
 
+/// Links that another thread makes while the programs are loaded, with a program that does nothing.
+/// To make a tcx link, the kernel waits for an RCU grace period, which takes longer than to verify
+/// most programs; to exchange the program of one, it does not.
+#[derive(Default)]
+pub struct Places {
+    maker: Option<JoinHandle<Vec<Place>>>,
+    made: Vec<Place>,
+}
+
+struct Place {
+    ifindex: u32,
+    direction: Direction,
+    link: OwnedFd,
+}
+
+impl Places {
+    /// Begins to make links at these sides of interfaces, in this order. Where that fails, as it
+    /// does before Linux 6.6, there is no place, and programs are attached without.
+    pub fn make(wanted: Vec<(u32, Direction)>) -> Self {
+        if wanted.is_empty() {
+            return Self::default();
+        }
+        let make = move || {
+            let Ok(program) = probe::pass_on() else {
+                return Vec::new();
+            };
+            let make = |(ifindex, direction)| {
+                let link = create(program.as_fd(), ifindex, direction).ok()?;
+                Some(Place {
+                    ifindex,
+                    direction,
+                    link,
+                })
+            };
+            wanted.into_iter().map_while(make).collect()
+        };
+        Self {
+            maker: thread::Builder::new().spawn(make).ok(),
+            made: Vec::new(),
+        }
+    }
+
+    /// Begins to make links at both sides of interfaces, those where packets come in last.
+    pub fn both_ways(interfaces: &[Interface]) -> Self {
+        let sides = |interface: &Interface| {
+            let index = interface.index;
+            [(index, Direction::Egress), (index, Direction::Ingress)]
+        };
+        Self::make(interfaces.iter().flat_map(sides).collect())
+    }
+
+    /// The link that was made there.
+    fn take(&mut self, ifindex: u32, direction: Direction) -> Option<Link> {
+        self.finish();
+        let is_there = |place: &Place| place.ifindex == ifindex && place.direction == direction;
+        let at = self.made.iter().position(is_there)?;
+        Some(self.made.swap_remove(at).link.into())
+    }
+
+    fn finish(&mut self) {
+        let made = self.maker.take().and_then(|maker| maker.join().ok());
+        self.made.extend(made.into_iter().flatten());
+    }
+}
+
+impl Drop for Places {
+    /// The thread ends before this process gives up privileges.
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+fn create(program: BorrowedFd<'_>, ifindex: u32, direction: Direction) -> io::Result<OwnedFd> {
+    let attach_type = match direction {
+        Direction::Ingress => libbpf_sys::BPF_TCX_INGRESS,
+        Direction::Egress => libbpf_sys::BPF_TCX_EGRESS,
+    };
+    Link::create(program, ifindex, attach_type, BPF_F_BEFORE)
+}
+
 /// Attaches before all other programs of the interface, which still get every packet. Returns also
 /// what the user should know of it.
 ///
@@ -68,14 +150,16 @@ pub fn attach(
     program: &ProgramMut<'_>,
     interface: &Interface,
     direction: Direction,
+    places: &mut Places,
 ) -> Result<(TcLink, Vec<String>), Failure> {
-    let attach_type = match direction {
-        Direction::Ingress => libbpf_sys::BPF_TCX_INGRESS,
-        Direction::Egress => libbpf_sys::BPF_TCX_EGRESS,
-    };
+    if let Some(link) = places.take(interface.index, direction)
+        && link.update(program.as_fd()).is_ok()
+    {
+        return Ok((TcLink::Tcx(link), Vec::new()));
+    }
     let what = format!("failed to attach to TC {direction} of {}", interface.name);
-    match Link::create(program.as_fd(), interface.index, attach_type, BPF_F_BEFORE) {
-        Ok(link) => Ok((TcLink::Tcx(link), Vec::new())),
+    match create(program.as_fd(), interface.index, direction) {
+        Ok(link) => Ok((TcLink::Tcx(link.into()), Vec::new())),
         Err(error) => match errno(&error) {
             // A kernel without tcx does not know the attach type.
             Some(Errno::EINVAL) => attach_filter(program, interface, direction),

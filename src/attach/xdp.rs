@@ -56,7 +56,7 @@ pub fn attach(
     let mut last = io::Error::from(Errno::EINVAL);
     for mode in modes {
         match Link::create(program, interface.index, libbpf_sys::BPF_XDP, mode.flags()) {
-            Ok(link) => return Ok((link, *mode, refused)),
+            Ok(link) => return Ok((link.into(), *mode, refused)),
             Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::EBUSY | Errno::EEXIST) => return Err(occupied(interface, &error)),
                 Some(Errno::EPERM | Errno::EACCES) => {

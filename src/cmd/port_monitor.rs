@@ -133,6 +133,10 @@ impl PacketCommand for PortMonitor<'_> {
         packet::load(Self::NAME, open, target)
     }
 
+    fn tc_directions(&self, _: &Interface) -> &'static [Direction] {
+        self.directions()
+    }
+
     fn attach(
         &self,
         skel: &PortMonitorSkel<'_>,

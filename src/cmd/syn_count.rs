@@ -174,6 +174,13 @@ impl PacketCommand for SynCount<'_> {
         packet::load(Self::NAME, open, target)
     }
 
+    fn tc_directions(&self, _: &Interface) -> &'static [Direction] {
+        match self.args.mode {
+            CountMode::Tc => &[Direction::Ingress],
+            CountMode::Auto | CountMode::Native | CountMode::Generic => &[],
+        }
+    }
+
     fn attach(
         &self,
         skel: &SynCountSkel<'_>,

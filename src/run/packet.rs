@@ -13,7 +13,8 @@ use libbpf_rs::{OpenObject, ProgramMut};
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 
-use crate::attach::{Attached, load};
+use crate::attach::tc::Places;
+use crate::attach::{Attached, Direction, load};
 use crate::capture::recorder::{Destination, Recorder};
 use crate::capture::write::{Described, Encoder, Statistics};
 use crate::capture::{Capture, CaptureFile};
@@ -61,6 +62,9 @@ pub trait PacketCommand {
         storage: &'obj mut MaybeUninit<OpenObject>,
         first: Option<&Self::Skel<'_>>,
     ) -> Result<Self::Skel<'obj>, Failure>;
+
+    /// The sides of the interface at which the programs are attached to TC.
+    fn tc_directions(&self, interface: &Interface) -> &'static [Direction];
 
     /// Attaches the programs to the interface.
     ///
@@ -224,11 +228,12 @@ pub fn run<C: PacketCommand>(command: &C) -> Result<Exit, Failure> {
     let slots = load::packet_slots()?;
     let buffer = choose_buffer(options)?;
     let mut storage = storage_for(&interfaces);
+    let places = places(command, &interfaces);
     let mut skels = load_all(command, &interfaces, &mut storage)?;
     let first = skels.first().context("there is no interface")?;
     let source = open_source(first, options, buffer)?;
     let started = Instant::now();
-    let attached = attach_all(command, &mut session, &interfaces, &skels)?;
+    let attached = attach_all(command, &mut session, &interfaces, &skels, places)?;
     let mut live = Live {
         interfaces: &interfaces,
         skels: &mut skels,
@@ -289,6 +294,15 @@ pub fn storage_for(interfaces: &[Interface]) -> Vec<MaybeUninit<OpenObject>> {
     interfaces.iter().map(uninit).collect()
 }
 
+/// Begins to make the places at TC for the programs of each interface.
+pub fn places<C: PacketCommand>(command: &C, interfaces: &[Interface]) -> Places {
+    let at = |interface| {
+        let directions = command.tc_directions(interface).iter();
+        directions.map(|direction| (interface.index, *direction))
+    };
+    Places::make(interfaces.iter().flat_map(at).collect())
+}
+
 /// Loads the programs of each interface.
 ///
 /// # Errors
@@ -328,8 +342,9 @@ pub fn attach_all<C: PacketCommand>(
     session: &mut Session,
     interfaces: &[Interface],
     skels: &[C::Skel<'_>],
+    places: Places,
 ) -> Result<Attached, Failure> {
-    let mut attached = Attached::default();
+    let mut attached = Attached::with(places);
     for (interface, skel) in interfaces.iter().zip(skels) {
         command.attach(skel, interface, &mut attached)?;
         for note in attached.take_notes() {

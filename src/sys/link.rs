@@ -19,13 +19,20 @@ impl Drop for Link {
     }
 }
 
+impl From<OwnedFd> for Link {
+    fn from(link: OwnedFd) -> Self {
+        Self(Rc::new(link))
+    }
+}
+
 impl Link {
+    /// Attaches a program. The link is no [`Link`] yet, so that another thread can have it.
     pub(crate) fn create(
         program: BorrowedFd<'_>,
         ifindex: u32,
         attach_type: libbpf_sys::bpf_attach_type,
         flags: u32,
-    ) -> io::Result<Self> {
+    ) -> io::Result<OwnedFd> {
         let opts = libbpf_sys::bpf_link_create_opts {
             sz: size_of::<libbpf_sys::bpf_link_create_opts>() as libbpf_sys::size_t,
             flags,
@@ -41,7 +48,17 @@ impl Link {
             return Err(io::Error::from_raw_os_error(-fd));
         }
         // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
-        Ok(Self(Rc::new(unsafe { OwnedFd::from_raw_fd(fd) })))
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    /// Exchanges the program. From now on packets meet the new one.
+    pub(crate) fn update(&self, program: BorrowedFd<'_>) -> io::Result<()> {
+        let link = self.0.as_raw_fd();
+        // SAFETY: both descriptors are open, and there are no options.
+        match unsafe { libbpf_sys::bpf_link_update(link, program.as_raw_fd(), std::ptr::null()) } {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(-error)),
+        }
     }
 
     /// Creates a handle to check the link, which does not keep it attached.

@@ -1,4 +1,4 @@
-//! Finds out what kinds of tracing the kernel allows, by loading tiny programs.
+//! Tiny programs: to find out what kinds of tracing the kernel allows, and to hold a place at TC.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -47,6 +47,18 @@ pub fn variable(variable: u32) -> io::Result<()> {
     load(libbpf_sys::BPF_PROG_TYPE_TRACEPOINT, &instructions, opts).map(drop)
 }
 
+/// Loads a TC program that leaves each packet to the next one.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn pass_on() -> io::Result<OwnedFd> {
+    const TCX_NEXT: i32 = -1;
+    let [_, exit] = return_0();
+    let instructions = [instruction(MOV, TCX_NEXT), exit];
+    let opts = bpf_prog_load_opts::default();
+    load(libbpf_sys::BPF_PROG_TYPE_SCHED_CLS, &instructions, opts)
+}
+
 /// Loads a program, which is unloaded when its descriptor is closed.
 fn load(
     kind: libbpf_sys::bpf_prog_type,
@@ -87,9 +99,12 @@ fn instruction(code: u8, imm: i32) -> bpf_insn {
     }
 }
 
-/// `r0 = 0; exit` (linux/bpf.h: BPF_ALU64 | BPF_MOV | BPF_K, BPF_JMP | BPF_EXIT).
+/// `r0 = value` (linux/bpf.h: BPF_ALU64 | BPF_MOV | BPF_K).
+const MOV: u8 = 0xb7;
+
+/// `r0 = 0; exit` (BPF_JMP | BPF_EXIT).
 fn return_0() -> [bpf_insn; 2] {
-    [instruction(0xb7, 0), instruction(0x95, 0)]
+    [instruction(MOV, 0), instruction(0x95, 0)]
 }
 
 /// Whether the kernel has kprobes; also true if sysfs does not show it.

@@ -19,6 +19,7 @@ pub use programs::{AcceptHook, Rehearsed, rehearse};
 use table::Table;
 
 use crate::attach::load;
+use crate::attach::tc::Places;
 use crate::cli::{AcceptBy, AcceptTraceArgs, OutputFormat, usage};
 use crate::domain::histogram::By;
 use crate::domain::incoming::Attempt;
@@ -58,6 +59,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     let mut storage = [const { MaybeUninit::uninit() }; 2];
     let mut owners_storage = MaybeUninit::uninit();
     let notices = session.notices;
+    let places = Places::both_ways(&interfaces);
     let (owners, programs) = beside(
         || Owners::new(&mut owners_storage, notices),
         || Programs::load(args, buffer, &interfaces, &mut storage, notices),
@@ -81,7 +83,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     let mut source = EventSource::open(buffer, args.buffer.size(), &maps.ring, &maps.perf)?;
     let mut table = Table::new(&interfaces, table::SWEEP_EVERY, args.attempt_timeout)?;
 
-    let mut attached = programs::attach(programs.hook, &skels, &interfaces)?;
+    let mut attached = programs::attach(programs.hook, &skels, &interfaces, places)?;
     for note in attached.interfaces.take_notes() {
         session.notices.note(&note);
     }

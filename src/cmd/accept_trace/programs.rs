@@ -8,6 +8,7 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Link, OpenObject};
 
 use super::wanted_fates;
+use crate::attach::tc::Places;
 use crate::attach::{Attached, Direction, load};
 use crate::cli::{AcceptBy, AcceptHistogram, AcceptTraceArgs};
 use crate::domain::reasons::Reasons;
@@ -309,6 +310,7 @@ pub fn attach(
     hook: AcceptHook,
     skels: &[AcceptTraceSkel<'_>],
     interfaces: &[Interface],
+    places: Places,
 ) -> Result<Hooks, Failure> {
     let first = skels.first().context("there is no interface")?;
     let progs = &first.progs;
@@ -333,7 +335,7 @@ pub fn attach(
             .push(link.map_err(|error| load::failure(&format!("failed to attach {name}"), error))?);
         hooks.push(name);
     }
-    let mut attached = Attached::default();
+    let mut attached = Attached::with(places);
     for interface in interfaces {
         let kinds = skels.iter().find(|skel| {
             let rodata = skel.maps.rodata_data;
@@ -376,7 +378,12 @@ pub fn rehearse(
     let has_none = interfaces.is_empty();
     let mut programs = Programs::load(args, buffer, &interfaces, &mut storage, notices)?;
     if !has_none {
-        attach(programs.hook, &programs.skels, &interfaces)?;
+        attach(
+            programs.hook,
+            &programs.skels,
+            &interfaces,
+            Places::default(),
+        )?;
     }
     Ok(Rehearsed {
         hook: programs.hook,

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use libbpf_rs::{Link, OpenObject};
 
+use crate::attach::tc::Places;
 use crate::attach::{Attached, load};
 use crate::cli::{
     AcceptTraceArgs, CollectorChoice, ConnectTraceArgs, ExporterArgs, LossTraceArgs, SynCountArgs,
@@ -348,8 +349,9 @@ impl<'obj> SynCollector<'obj> {
         // An interface has room for one XDP program, which is left to others for such a long time.
         let args = arguments::<SynCountArgs>(&["--mode", "tc"])?;
         let command = SynCount::new(&args)?;
+        let places = packet::places(&command, interfaces);
         let skels = packet::load_all(&command, interfaces, storage)?;
-        let attached = packet::attach_all(&command, session, interfaces, &skels)?;
+        let attached = packet::attach_all(&command, session, interfaces, &skels, places)?;
         let names = interfaces.iter().map(|interface| interface.name.clone());
         Ok(Self {
             skels,
@@ -417,10 +419,11 @@ impl<'obj> AcceptCollector<'obj> {
         let mut args = arguments::<AcceptTraceArgs>(&[])?;
         args.exporting = true;
         let buffer = BufferKind::choose(args.buffer.buffer)?;
+        let places = Places::both_ways(interfaces);
         let programs = Programs::load(&args, buffer, interfaces, storage, session.notices)?;
         let first = programs.skels.first().context("there is no interface")?;
         export::prepare(&first.maps.export_counts)?;
-        let mut hooks = programs::attach(programs.hook, &programs.skels, interfaces)?;
+        let mut hooks = programs::attach(programs.hook, &programs.skels, interfaces, places)?;
         for note in hooks.interfaces.take_notes() {
             session.notices.note(&note);
         }

@@ -283,6 +283,10 @@ impl PacketCommand for Flows<'_> {
         Ok(skel)
     }
 
+    fn tc_directions(&self, interface: &Interface) -> &'static [Direction] {
+        directions(interface)
+    }
+
     fn attach(
         &self,
         skel: &FlowsSkel<'_>,

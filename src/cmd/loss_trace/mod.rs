@@ -14,6 +14,7 @@ pub use programs::rehearse;
 use programs::{Kernel, Target, is_raw_ip};
 use silent::Silent;
 
+use crate::attach::tc::Places;
 use crate::attach::{Attached, load};
 use crate::capture::LINKTYPE_RAW;
 use crate::capture::recorder::{Destination, Recorder};
@@ -70,6 +71,7 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
     let mut storage = [const { MaybeUninit::uninit() }; 2];
     let mut owners = MaybeUninit::uninit();
     let notices = session.notices;
+    let places = Places::both_ways(&watched);
     let (holders, skels) = beside(
         || Holders::new(&mut owners, Which::All, notices),
         || {
@@ -124,7 +126,7 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
         }
     };
     let (links, hooks) = programs::attach(first(&skels)?)?;
-    let mut attached = programs::watch(&skels, &watched).unwrap_or_else(|failure| {
+    let mut attached = programs::watch(&skels, &watched, places).unwrap_or_else(|failure| {
         session.notices.notice(&format!(
             "drops that no tracepoint reports, such as those by full queues, can't be shown: {:#}",
             failure.error

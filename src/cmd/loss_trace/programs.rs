@@ -8,6 +8,7 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Link, OpenObject, ProgramMut};
 use std::os::fd::AsFd;
 
+use crate::attach::tc::Places;
 use crate::attach::{Attached, Direction, load};
 use crate::cli::{LossByChoice, LossKindChoice, LossTraceArgs};
 use crate::domain::reasons::{ReasonFrom, Reasons, reason_of_place};
@@ -352,8 +353,12 @@ pub fn is_raw_ip(interface: &Interface) -> bool {
 ///
 /// # Errors
 /// The kernel refuses it.
-pub fn watch(skels: &[LossTraceSkel<'_>], watched: &[Interface]) -> Result<Attached, Failure> {
-    let mut attached = Attached::default();
+pub fn watch(
+    skels: &[LossTraceSkel<'_>],
+    watched: &[Interface],
+    places: Places,
+) -> Result<Attached, Failure> {
+    let mut attached = Attached::with(places);
     for interface in watched {
         let skel = skels.iter().find(|skel| {
             let rodata = skel.maps.rodata_data;
@@ -426,7 +431,7 @@ pub fn rehearse(
     let (_links, hooks) = attach(&skel)?;
     let hooks = hooks.join(", ");
     let buffer = buffer.name();
-    Ok(match watch(&[skel], target.watched) {
+    Ok(match watch(&[skel], target.watched, Places::default()) {
         Ok(attached) => {
             let names = attached.hooks().iter().map(|hook| hook.name.as_str());
             let all = [hooks.as_str()].into_iter().chain(names).chain([buffer]);
