@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use flate2::Compression;
 use flate2::write::DeflateEncoder;
 use libbpf_cargo::SkeletonBuilder;
+use libbpf_rs::btf::{Btf, BtfKind, BtfType};
 
 const CLANG_ARGS: [&str; 6] = [
     // The verifier's log names lines; columns as well would make the binary 40 KB larger.
@@ -38,8 +39,10 @@ fn main() -> Result<()> {
     for program in programs(&sources)? {
         let source = sources.join(format!("{program}.bpf.c"));
         let skeleton = out.join(format!("{program}.skel.rs"));
+        let object = out.join(format!("{program}.bpf.o"));
         SkeletonBuilder::new()
             .source(&source)
+            .obj(&object)
             .clang_args(CLANG_ARGS.into_iter().chain([prefix_map.as_str()]))
             .reference_obj(true)
             .build_and_generate(&skeleton)
@@ -53,8 +56,9 @@ fn main() -> Result<()> {
             .with_context(|| format!("failed to compress the object of {program}"))?;
         writeln!(
             modules,
-            "pub mod {program} {{ include!({:?}); }}",
-            skeleton.display().to_string()
+            "pub mod {program} {{ include!({:?}); pub const TYPES: &[&str] = &{:?}; }}",
+            skeleton.display().to_string(),
+            types(&object).context("failed to read the types of an object")?,
         )?;
     }
     fs::write(out.join("skeletons.rs"), modules).context("failed to write skeletons.rs")
@@ -83,6 +87,26 @@ fn compress_object(skeleton: &Path) -> Result<()> {
     );
     fs::write(skeleton, code)?;
     Ok(())
+}
+
+/// The names of the structs, unions and enums of an object: those of the kernel are among them.
+fn types(object: &Path) -> Result<Vec<String>> {
+    let btf = Btf::from_path(object)?;
+    let all = (1..btf.len()).filter_map(|id| {
+        let id = u32::try_from(id).ok()?;
+        btf.type_by_id::<BtfType<'_>>(id.into())
+    });
+    let composite = all.filter(|known| {
+        matches!(
+            known.kind(),
+            BtfKind::Struct | BtfKind::Union | BtfKind::Enum | BtfKind::Enum64
+        )
+    });
+    let names = composite.filter_map(|known| known.name()?.to_str().map(str::to_owned));
+    // libbpf ignores what follows these (CO-RE flavors).
+    let names = names.filter_map(|name| name.split("___").next().map(str::to_owned));
+    let names = names.filter(|name| !name.is_empty());
+    Ok(names.collect::<BTreeSet<_>>().into_iter().collect())
 }
 
 /// The stems of the programs: one per command, and one more for flows and for listeners.

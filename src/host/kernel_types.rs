@@ -4,10 +4,14 @@
 //! by name took 9 to 21 ms where this module takes 1 ms (Linux 6.18). The format is described in the
 //! kernel's Documentation/bpf/btf.rst and in linux/btf.h.
 
+mod excerpt;
+
 use std::fs;
 use std::ops::Range;
 
 use anyhow::{Context, Result, ensure};
+
+pub use excerpt::Excerpt;
 
 use crate::sys::mapping::{KERNEL_BTF, KernelBtf};
 

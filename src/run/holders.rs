@@ -11,6 +11,7 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Iter, Link, OpenObject};
 
 use crate::domain::listener::{Holder, ListeningSocket};
+use crate::host::kernel_types::Excerpt;
 use crate::host::privileges;
 use crate::notice::{FirstNotice, Notices};
 use crate::skel::SocketHolder;
@@ -54,11 +55,14 @@ impl<'obj> Holders<'obj> {
         which: Which,
         notices: Notices,
     ) -> Result<Self> {
-        let mut open = SocketOwnerSkelBuilder::default().open(storage)?;
+        let mut builder = SocketOwnerSkelBuilder::default();
+        let types = Excerpt::of(crate::skel::socket_owner::TYPES, &mut builder.obj_builder)?;
+        let mut open = builder.open(storage)?;
         let rodata = open.maps.rodata_data.as_deref_mut();
         let rodata = rodata.context("the program has no settings")?;
         rodata.all_states = which == Which::All;
         let skel = open.load()?;
+        types.close();
         let link = skel.progs.socket_owner.attach()?;
         let mut holders = Self {
             _skel: skel,

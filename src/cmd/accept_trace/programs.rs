@@ -15,7 +15,7 @@ use crate::domain::reasons::Reasons;
 use crate::failure::Failure;
 use crate::host::interfaces::{Interface, LinkLayer};
 use crate::host::kernel_symbols::KernelSymbols;
-use crate::host::kernel_types::KernelTypes;
+use crate::host::kernel_types::{Excerpt, KernelTypes};
 use crate::host::netns;
 use crate::notice::Notices;
 use crate::run::events::BufferKind;
@@ -165,7 +165,10 @@ fn load_one<'obj>(
     symbols: &mut KernelSymbols,
     storage: &'obj mut MaybeUninit<OpenObject>,
 ) -> Result<AcceptTraceSkel<'obj>, Failure> {
-    let mut open = AcceptTraceSkelBuilder::default()
+    let mut builder = AcceptTraceSkelBuilder::default();
+    let types = Excerpt::of(crate::skel::accept_trace::TYPES, &mut builder.obj_builder)
+        .context("failed to open the programs")?;
+    let mut open = builder
         .open(storage)
         .context("failed to open the programs")?;
     let maps = &mut open.maps;
@@ -277,6 +280,7 @@ fn load_one<'obj>(
             "where sockets and dropped segments are",
         )
     })?;
+    types.close();
     let counters = &skel.maps.bss_accept_data;
     counters.as_ref().context("the programs have no counters")?;
     load::fill_slots(&skel.maps.idle_slots)?;

@@ -13,7 +13,7 @@ use crate::cli::{BackendChoice, ConnectBy, ConnectTraceArgs};
 use crate::domain::histogram::By;
 use crate::failure::Failure;
 use crate::host::kernel_symbols;
-use crate::host::kernel_types::KernelTypes;
+use crate::host::kernel_types::{Excerpt, KernelTypes};
 use crate::host::netns;
 use crate::host::privileges::{self, Lockdown};
 use crate::notice::Notices;
@@ -273,7 +273,10 @@ impl<'obj> Tracer<'obj> {
         buffer: BufferKind,
         storage: &'obj mut MaybeUninit<OpenObject>,
     ) -> Result<Self, Failure> {
-        let mut open = ConnectTraceSkelBuilder::default()
+        let mut builder = ConnectTraceSkelBuilder::default();
+        let types = Excerpt::of(crate::skel::connect_trace::TYPES, &mut builder.obj_builder)
+            .context("failed to open the programs")?;
+        let mut open = builder
             .open(storage)
             .context("failed to open the programs")?;
         let rodata = open
@@ -334,6 +337,7 @@ impl<'obj> Tracer<'obj> {
                 _ => failure,
             }
         })?;
+        types.close();
         let maps = &skel.maps;
         let counters = maps.bss_data.as_ref();
         counters.context("the programs have no counters")?;

@@ -14,6 +14,7 @@ use super::Flows;
 use crate::cli::FlowsArgs;
 use crate::filter::FlagsRule;
 use crate::host::interfaces::Interface;
+use crate::host::kernel_types::Excerpt;
 use crate::host::netns;
 use crate::skel;
 use crate::skel::flow_sockets::types::bss;
@@ -62,7 +63,9 @@ pub fn load<'obj>(
     table: &TableMaps,
     interfaces: &[Interface],
 ) -> Result<FlowSocketsSkel<'obj>> {
-    let mut open = FlowSocketsSkelBuilder::default().open(storage)?;
+    let mut builder = FlowSocketsSkelBuilder::default();
+    let types = Excerpt::of(skel::flow_sockets::TYPES, &mut builder.obj_builder)?;
+    let mut open = builder.open(storage)?;
     let rodata = open.maps.rodata_data.as_deref_mut();
     let rodata = rodata.context("the programs have no settings")?;
     rodata.netns = u32::try_from(netns::own()?)?;
@@ -79,6 +82,7 @@ pub fn load<'obj>(
     maps.free_slots.reuse_fd(table.free_slots.as_fd())?;
     maps.unused_slots.reuse_fd(table.unused_slots.as_fd())?;
     let skel = open.load()?;
+    types.close();
     filter.fill(&skel)?;
     Ok(skel)
 }

@@ -15,7 +15,7 @@ use crate::domain::reasons::{ReasonFrom, Reasons, reason_of_place};
 use crate::failure::Failure;
 use crate::host::interfaces::{Interface, LinkLayer};
 use crate::host::kernel_symbols::KernelSymbols;
-use crate::host::kernel_types::KernelTypes;
+use crate::host::kernel_types::{Excerpt, KernelTypes};
 use crate::host::netns;
 use crate::notice::Notices;
 use crate::run::events::BufferKind;
@@ -138,7 +138,10 @@ impl Kernel {
         let Target {
             interfaces, tables, ..
         } = *target;
-        let mut open = LossTraceSkelBuilder::default()
+        let mut builder = LossTraceSkelBuilder::default();
+        let types = Excerpt::of(crate::skel::loss_trace::TYPES, &mut builder.obj_builder)
+            .context("failed to open the programs")?;
+        let mut open = builder
             .open(storage)
             .context("failed to open the programs")?;
         let maps = &mut open.maps;
@@ -312,6 +315,7 @@ impl Kernel {
                 "where dropped segments are",
             )
         })?;
+        types.close();
         let counters = &skel.maps.bss_loss_data;
         counters.as_ref().context("the programs have no counters")?;
         args.addresses.filter().fill(&skel)?;
