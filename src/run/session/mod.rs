@@ -192,6 +192,8 @@ impl Session {
     /// Starts the time of `--duration`, and enters the sandbox. Capabilities have to be given up
     /// before.
     pub fn start(&self, files: Files) {
+        // To load programs takes more memory than to run.
+        crate::sys::give_back_memory();
         self.stop.start();
         self.confine(files);
     }
