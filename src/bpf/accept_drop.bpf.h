@@ -11,15 +11,31 @@ const volatile __u32 reason_no_socket = 0;
 const volatile __u32 reason_listen_overflow = 0;
 const volatile __u32 reason_tcp_reset = 0;
 
+static __always_inline bool has_rst_as_answer(const struct segment *s)
+{
+	const struct sent_rst *sent = my_sent_rst();
+	const __be32 *addr = (const __be32 *)sent->addr;
+
+	return sent->valid && sent->port == s->sport && addr[0] == s->saddr[0] &&
+	       addr[1] == s->saddr[1] && addr[2] == s->saddr[2] && addr[3] == s->saddr[3];
+}
+
+/* The same, once for each RST. */
 static __always_inline bool is_answered_by_rst(const struct segment *s)
 {
-	struct sent_rst *sent = my_sent_rst();
-	const __be32 *addr = (const __be32 *)sent->addr;
-	bool same = sent->valid && sent->port == s->sport && addr[0] == s->saddr[0] &&
-		    addr[1] == s->saddr[1] && addr[2] == s->saddr[2] && addr[3] == s->saddr[3];
+	bool same = has_rst_as_answer(s);
 
-	sent->valid = false;
+	my_sent_rst()->valid = false;
 	return same;
+}
+
+/* A repeated SYN is refused, after one of the same attempt was reported as dropped. */
+static __always_inline bool goes_on_refused(const struct sk_buff *skb,
+					    const struct attempt_key *key, const struct segment *s)
+{
+	return has_rst_as_answer(s) && may_go_on() &&
+	       told_fate(key, s->daddr, s->dport) == FATE_DROPPED &&
+	       begin_again(key, s, skb->skb_iif, FATE_DROPPED);
 }
 
 static __always_inline void set_reason(struct attempt *a, __u32 reason, bool from_kernel)
@@ -151,13 +167,14 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	struct attempt *known;
 	struct segment s;
 	__u16 protocol = skb->protocol;
-	bool outgoing, is_rst;
+	bool outgoing, is_rst, is_syn;
 
 	if ((protocol != bpf_htons(ETHERTYPE_IPV4) && protocol != bpf_htons(ETHERTYPE_IPV6)) ||
 	    is_no_drop(skb, reason, place) || is_elsewhere(skb) || !read_segment(skb, &s))
 		return 0;
 	/* Data of established connections has later sequence numbers, and finds no attempt. */
 	is_rst = s.flags & TCP_RST;
+	is_syn = (s.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 	outgoing =
 		(s.flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) || (is_rst && !skb->skb_iif);
 	if (outgoing)
@@ -167,11 +184,13 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	else
 		find_key(&key, s.saddr, s.sport, s.seq - 1, s.daddr, s.dport);
 	known = bpf_map_lookup_elem(&attempts, &key);
+	if (!known && is_syn && !outgoing && goes_on_refused(skb, &key, &s))
+		known = bpf_map_lookup_elem(&attempts, &key);
 	if (!known)
 		return 0;
 	if (outgoing) {
 		on_answer_dropped(ctx, &key, known, is_rst, reason, place);
-	} else if ((s.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) {
+	} else if (is_syn) {
 		on_syn_dropped(ctx, &s, &key, known, reason, place);
 	} else if (known->phase == ATTEMPT_ANSWERED) {
 		if (is_rst)

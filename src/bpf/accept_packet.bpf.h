@@ -52,37 +52,53 @@ static __always_inline void look(struct __sk_buff *skb, const struct segment *s,
 		read_listener((const struct sock *)a->listener, a);
 }
 
-/*
- * Starts to follow an attempt at its SYN; or at a SYN-ACK, after `told` was reported as its fate.
- * False: the table is full.
- */
+/* Starts to follow an attempt at its SYN. False: the table is full. */
 static __noinline int begin(struct __sk_buff *skb, const struct attempt_key *key,
-			    const struct segment *s, __u32 told)
+			    const struct segment *s)
 {
 	struct attempt a = {};
 	__u64 now = bpf_ktime_get_ns();
 
 	if (!skb || !key || !s)
 		return 0;
+	a.syn_ns = now;
 	a.last_syn_ns = now;
 	a.ifindex = skb->ifindex;
 	a.phase = ATTEMPT_NEW;
 	a.ip_version = s->ip_version;
-	if (told) {
-		a.flags = ATTEMPT_CONTINUED;
-		a.syn_retransmits = 1;
+	a.dport = s->dport;
+	__builtin_memcpy(a.daddr, s->daddr, sizeof(a.daddr));
+	look(skb, s, &a);
+	return begin_attempt(key, &a);
+}
+
+/*
+ * Follows an attempt again after `told` was reported as its fate, at a SYN-ACK or a repeated SYN.
+ * False: the table is full.
+ */
+static __noinline int begin_again(const struct attempt_key *key, const struct segment *s,
+				  __u32 ifindex, __u32 told)
+{
+	struct attempt a = {};
+
+	if (!key || !s)
+		return 0;
+	a.last_syn_ns = bpf_ktime_get_ns();
+	a.ifindex = ifindex;
+	a.phase = ATTEMPT_NEW;
+	a.ip_version = s->ip_version;
+	a.flags = ATTEMPT_CONTINUED;
+	a.syn_retransmits = 1;
+	if (s->flags & TCP_ACK) {
 		a.dport = s->sport;
 		__builtin_memcpy(a.daddr, s->saddr, sizeof(a.daddr));
 	} else {
-		a.syn_ns = now;
 		a.dport = s->dport;
 		__builtin_memcpy(a.daddr, s->daddr, sizeof(a.daddr));
-		look(skb, s, &a);
 	}
 	if (!begin_attempt(key, &a))
 		return 0;
-	if (told)
-		take_back(told);
+	take_back(told);
 	return 1;
 }
 
@@ -122,7 +138,7 @@ static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *
 	}
 	if (told_fate(&key, s->daddr, s->dport))
 		return;
-	if (!begin(skb, &key, s, FATE_NONE)) {
+	if (!begin(skb, &key, s)) {
 		/* The stack has no room for another key. */
 		destination = key.destination;
 		known = choose_evicted(&key) ? bpf_map_lookup_elem(&attempts, &key) : NULL;
@@ -130,7 +146,7 @@ static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *
 			tell(skb, &key, known, FATE_PENDING);
 		set_key(&key, s->saddr, s->sport, s->seq);
 		key.destination = destination;
-		if (!known || !begin(skb, &key, s, FATE_NONE)) {
+		if (!known || !begin(skb, &key, s)) {
 			__sync_fetch_and_add(&accept_counts()->untracked, 1);
 			return;
 		}
@@ -171,7 +187,7 @@ static __always_inline void on_syn_ack(struct __sk_buff *skb, const struct segme
 	}
 	if (!known) {
 		told = may_go_on() ? told_fate(&key, s->saddr, s->sport) : FATE_NONE;
-		if (!told || !begin(skb, &key, s, told))
+		if (!told || !begin_again(&key, s, skb->ifindex, told))
 			return;
 		known = bpf_map_lookup_elem(&attempts, &key);
 		if (!known)

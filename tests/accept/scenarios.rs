@@ -196,6 +196,28 @@ fn who_gets_through_after_the_firewall_was_opened_is_one_attempt() {
 }
 
 #[test]
+fn who_is_refused_after_the_firewall_was_opened_is_one_attempt() {
+    let pair = need!(Pair::new());
+    let drop = "tcp dport { 8025, 8026 } drop";
+    need!(nft(&pair.server, "type filter hook input priority 0", drop));
+    let trace = Trace::start(&pair.server, &["vs"]);
+    let addrs = [server(8025), (SERVER6, 8026).into()];
+    let _clients = addrs.map(|addr| pair.client.enter(|| begin(addr)));
+    trace.told(2);
+    pair.server.run("nft flush ruleset");
+    trace.told(4);
+    let fates = trace.stop();
+    for port in [8025, 8026] {
+        let lines = fates.at(port);
+        assert_fate(lines[0], "dropped", Some("netfilter_drop"), None);
+        assert_fate(lines[1], "refused", Some("no_listener"), None);
+        assert_eq!(lines[1]["continued"], true, "{lines:?}");
+    }
+    assert_eq!((fates.count("refused"), fates.count("dropped")), (2, 0));
+    assert_eq!(fates.summary["attempts"], 2);
+}
+
+#[test]
 fn a_flood_of_half_open_attempts_makes_room_for_real_ones() {
     let pair = need!(Pair::new());
     with_neighbour(&pair);
