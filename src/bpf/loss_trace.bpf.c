@@ -29,6 +29,30 @@ static __always_inline bool is_taken(const struct loss_event *e, __u32 reason,
 	       (states & (1 << receiver->__sk_common.skc_state));
 }
 
+/*
+ * Neither does a listener lose anything if it frees a SYN that it has answered before, and with
+ * TCP_DEFER_ACCEPT an acknowledgement: it waits for data. The kernel gives a reason for all else
+ * that it drops for a half-open connection, if it has one for a full queue (Linux 6.18).
+ */
+static __always_inline bool is_early(const struct loss_event *e, __u32 reason,
+				     const struct sock *receiver)
+{
+	return reason_listen_overflow && receiver && !is_specific(reason) && !e->len &&
+	       !(e->tcp_flags & (TCP_RST | TCP_FIN)) &&
+	       receiver->__sk_common.skc_state == TCP_LISTEN;
+}
+
+/*
+ * If a SYN cookie is right and the accept queue has no room for its connection, the kernel gives
+ * the reason "no socket".
+ */
+static __always_inline bool lacks_room(__u32 reason, const struct sock *receiver)
+{
+	return reason && reason == reason_no_socket && receiver &&
+	       receiver->__sk_common.skc_state == TCP_LISTEN &&
+	       receiver->sk_ack_backlog > receiver->sk_max_ack_backlog;
+}
+
 static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u64 place,
 				   __u32 reason, const struct sock *receiver)
 {
@@ -47,9 +71,9 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 		return 0;
 	if (!set_segment(&e, skb))
 		return 0;
-	if (!with_noise && is_taken(&e, reason, receiver))
-		return 0;
 	forget_syn(&e);
+	if (!with_noise && (is_taken(&e, reason, receiver) || is_early(&e, reason, receiver)))
+		return 0;
 	/* A RST for a half-open connection is freed as if it was dropped: the listener's. */
 	ends_half_open = (e.tcp_flags & TCP_RST) && receiver && !is_specific(reason) &&
 			 receiver->__sk_common.skc_state == TCP_LISTEN;
@@ -60,7 +84,7 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 		e.detail = LOSS_RECEIVED;
 	} else {
 		e.place = place;
-		e.reason = reason;
+		e.reason = lacks_room(reason, receiver) ? REASON_ACCEPT_QUEUE_FULL : reason;
 	}
 	/* Without an input interface, this host has sent it. */
 	if (!skb->skb_iif)

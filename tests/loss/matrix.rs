@@ -369,6 +369,29 @@ fn a_final_ack_that_finds_the_queue_full_is_told_where_it_came_in() {
 }
 
 #[test]
+fn a_right_syn_cookie_that_finds_the_queue_full_does_not_lack_a_socket() {
+    // Before, the kernel gives no reason for this.
+    if release() < (6, 18) {
+        return;
+    }
+    let pair = need!(Pair::new());
+    with_neighbour(&pair);
+    pair.server.sysctl("ipv4/tcp_syncookies", "2");
+    let _listener = pair.server.enter(|| listener(server(97), 0));
+    let drops = Growth::of(&pair.server, "TcpExtListenDrops");
+    let args = ["-p", "97", "--reason", "accept_queue_full"];
+    let tool = start(&pair.server, &args);
+    late_ack(&pair, 97);
+    drops.reaches(1);
+    tool.json("of a drop", |line| line["event"] == "drop");
+    let output = tool.stop();
+    let lines = output.events("drop");
+    assert_eq!(lines.len(), 1, "{output:#?}");
+    assert_eq!(lines[0]["reason"], "accept_queue_full", "{}", lines[0]);
+    assert_eq!(lines[0]["reason_from"], "inferred", "{}", lines[0]);
+}
+
+#[test]
 fn a_reset_of_a_half_open_connection_is_one_and_no_drop() {
     let pair = need!(Pair::new());
     let _listener = pair.server.enter(|| listener(server(97), 16));

@@ -11,6 +11,8 @@ use crate::accept::{Growth, NOBODY, segment, send, with_neighbour};
 use crate::common::frames::{RawSocket, SYN, syn_frame};
 use crate::common::net::{CLIENT4, SERVER4};
 use crate::common::{Namespace, Output, Pair, Tool, command, need, release, wait_for};
+use crate::connect::sockets::set_int;
+use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 
@@ -352,6 +354,42 @@ fn what_a_closing_connection_takes_is_no_drop() {
         tool.stop().events("drop").len()
     });
     assert_eq!((usual, all >= 3), (1, true), "{all}");
+}
+
+#[test]
+fn what_a_half_open_connection_does_not_need_is_no_drop() {
+    // Before, the kernel gives no reason for other drops of such segments either.
+    if release() < (6, 18) {
+        return;
+    }
+    let pair = need!(Pair::new());
+    with_neighbour(&pair);
+    let tools = [
+        &["-p", "9,87", "--only", "drop"][..],
+        &["-p", "9,87", "--all"],
+    ];
+    let tools = tools.map(|args| start(&pair.server, args));
+    let listener = pair
+        .server
+        .enter(|| TcpListener::bind((SERVER4, 87)).unwrap());
+    set_int(&listener, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 10).unwrap();
+    // The final acknowledgement without data.
+    let mut client = pair
+        .client
+        .enter(|| TcpStream::connect((SERVER4, 87)).unwrap());
+    client.write_all(b"x").unwrap();
+    listener.accept().unwrap();
+    // The same SYN again.
+    for _ in 0..2 {
+        send(&pair, &segment(&pair, NOBODY, 2, (4000, 87), 77, 0));
+    }
+    pair.refused_connects(SocketAddr::from((SERVER4, 9)), 1);
+    let is_refused = |line: &Value| line["event"] == "drop" && line["dport"] == 9;
+    let [usual, all] = tools.map(|tool| {
+        tool.json("of the refused one", is_refused);
+        tool.stop().events("drop")
+    });
+    assert_eq!((usual.len(), all.len()), (1, 3), "{all:?}");
 }
 
 #[test]

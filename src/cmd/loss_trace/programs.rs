@@ -187,6 +187,8 @@ impl Kernel {
         rodata.reason_queue_purge = number("queue_purge");
         rodata.reason_packet_sock_error = number("packet_sock_error");
         rodata.reason_netfilter_drop = number("netfilter_drop");
+        rodata.reason_no_socket = number("no_socket");
+        rodata.reason_listen_overflow = number("tcp_listen_overflow");
         if !self.drop_has_reason {
             let is_netfilter = |place: &str| reason_of_place(place) == Some("netfilter_drop");
             let found = symbols.ranges(is_netfilter);
