@@ -38,6 +38,27 @@ static __always_inline bool goes_on_refused(const struct sk_buff *skb,
 	       begin_again(key, s, skb->skb_iif, FATE_DROPPED);
 }
 
+/* linux/if_packet.h: a frame that came in was sent to more than this host. */
+#define PACKET_BROADCAST 1
+#define PACKET_MULTICAST 2
+
+/*
+ * Why TCP drops a SYN, where the kernel has reasons and gives none; 0: unknown. `receiver` is the
+ * socket that has refused it, or NULL.
+ */
+static __always_inline __u32 unspecified_reason(const struct sk_buff *skb,
+						const struct sock *receiver)
+{
+	__u8 sent_to;
+
+	if (receiver && receiver->__sk_common.skc_state == TCP_TIME_WAIT)
+		return REASON_TIME_WAIT;
+	sent_to = BPF_CORE_READ_BITFIELD_PROBED(skb, pkt_type);
+	if (sent_to == PACKET_BROADCAST || sent_to == PACKET_MULTICAST)
+		return REASON_NOT_UNICAST;
+	return 0;
+}
+
 static __always_inline void set_reason(struct attempt *a, __u32 reason, bool from_kernel)
 {
 	a->reason = reason;
@@ -49,7 +70,7 @@ static __always_inline void set_reason(struct attempt *a, __u32 reason, bool fro
 
 static __always_inline void on_syn_dropped(void *ctx, const struct segment *s,
 					   const struct attempt_key *key, struct attempt *a,
-					   __u32 reason, __u64 place)
+					   __u32 reason, __u32 inferred, __u64 place)
 {
 	bool refused = is_answered_by_rst(s);
 
@@ -75,7 +96,7 @@ static __always_inline void on_syn_dropped(void *ctx, const struct segment *s,
 	else if (refused && !has_listener(a)) /* it may have had one at an earlier SYN */
 		set_reason(a, REASON_NO_LISTENER, false);
 	else
-		set_reason(a, reason, false);
+		set_reason(a, inferred, false);
 	tell(ctx, key, a, refused ? FATE_REFUSED : FATE_DROPPED);
 }
 
@@ -160,11 +181,12 @@ static __always_inline bool is_elsewhere(const struct sk_buff *skb)
 }
 
 static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u64 place,
-				   __u32 reason)
+				   __u32 reason, const struct sock *receiver)
 {
 	const struct sk_buff *skb = UNTRUSTED(trusted);
 	struct attempt_key key;
 	struct attempt *known;
+	__u32 inferred;
 	struct segment s;
 	__u16 protocol = skb->protocol;
 	bool outgoing, is_rst, is_syn;
@@ -191,7 +213,8 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	if (outgoing) {
 		on_answer_dropped(ctx, &key, known, is_rst, reason, place);
 	} else if (is_syn) {
-		on_syn_dropped(ctx, &s, &key, known, reason, place);
+		inferred = reason && !is_specific(reason) ? unspecified_reason(skb, receiver) : 0;
+		on_syn_dropped(ctx, &s, &key, known, reason, inferred, place);
 	} else if (known->phase == ATTEMPT_ANSWERED) {
 		if (is_rst)
 			on_rst_dropped(ctx, &key, known, reason);

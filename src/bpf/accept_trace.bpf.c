@@ -31,13 +31,21 @@ int accept_egress(struct __sk_buff *skb)
 SEC("tp_btf/kfree_skb")
 int BPF_PROG(accept_drop_reason, const struct sk_buff *skb, void *place, __u32 reason)
 {
-	return stopped ? 0 : on_drop(ctx, skb, (__u64)place, reason);
+	return stopped ? 0 : on_drop(ctx, skb, (__u64)place, reason, NULL);
+}
+
+/* Since Linux 6.11 it also has the socket that has refused the segment, if there is one. */
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(accept_drop_socket, const struct sk_buff *skb, void *place, __u32 reason,
+	     const struct sock *receiver)
+{
+	return stopped ? 0 : on_drop(ctx, skb, (__u64)place, reason, receiver);
 }
 
 SEC("tp_btf/kfree_skb")
 int BPF_PROG(accept_drop, const struct sk_buff *skb, void *place)
 {
-	return stopped ? 0 : on_drop(ctx, skb, (__u64)place, 0);
+	return stopped ? 0 : on_drop(ctx, skb, (__u64)place, 0, NULL);
 }
 
 SEC("tp_btf/inet_sock_set_state")

@@ -423,6 +423,7 @@ struct sk_buff {
 	int skb_iif;	 /* where it came in; 0: this host has made it */
 	char cb[48];
 	unsigned long _skb_refdst; /* struct dst_entry *, with a flag in the lowest bit */
+	__u8 pkt_type : 3;	   /* enum pkt_type */
 	__be16 protocol;
 	__u16 transport_header; /* from head */
 	__u16 network_header;

@@ -517,6 +517,14 @@ const PAGES: &[(&str, Page)] = &[
                             "table_full",
                             "it had to make room in the table of attempts; its fate is pending",
                         ),
+                        (
+                            "time_wait",
+                            "the SYN met an earlier connection of the client from the same port, which is in TIME_WAIT",
+                        ),
+                        (
+                            "not_unicast",
+                            "the SYN was sent by broadcast or multicast, which TCP does not take",
+                        ),
                     ],
                 ),
             ],

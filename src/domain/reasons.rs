@@ -4,7 +4,7 @@
 use crate::skel::AcceptReason;
 
 /// Names of the reasons that are not the kernel's, from [`AcceptReason::REASON_OURS`] on.
-const OURS: [&str; 8] = [
+const OURS: [&str; 10] = [
     "no_listener",
     "accept_queue_full",
     "syn_queue_full",
@@ -13,6 +13,8 @@ const OURS: [&str; 8] = [
     "peer_reset",
     "listener_closed",
     "table_full",
+    "time_wait",
+    "not_unicast",
 ];
 const _: () =
     assert!(OURS.len() as u32 == AcceptReason::REASON_END.0 - AcceptReason::REASON_OURS.0);

@@ -1,5 +1,6 @@
 //! Each way that an attempt can end, one by one, beside the kernel's own counters.
 
+use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use nix::sys::socket::{SockFlag, SockaddrStorage, bind};
 
 use super::{Growth, Trace, assert_fate, listener};
 use crate::common::frames::{RawSocket, ethernet, ip};
-use crate::common::{CLIENT4, Namespace, Pair, SERVER4, SERVER6, Tool, need};
+use crate::common::{CLIENT4, Namespace, Pair, SERVER4, SERVER6, Tool, need, release, wait_for};
 use crate::connect::sockets::{connect_to, reset_on_close, tcp};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -647,6 +648,67 @@ fn another_namespace_with_the_same_addresses_is_no_matter() {
     }
     trace.fate(8018);
     assert_eq!(trace.stop().summary["attempts"], 1);
+}
+
+#[test]
+fn a_syn_that_meets_an_earlier_connection_in_time_wait_is_a_drop() {
+    let pair = need!(Pair::new());
+    let trace = Trace::start(&pair.server, &["vs"]);
+    let listener = pair
+        .server
+        .enter(|| TcpListener::bind(server(8027)).unwrap());
+    let mut client = pair
+        .client
+        .enter(|| TcpStream::connect(server(8027)).unwrap());
+    let ends = client.local_addr().unwrap();
+    drop(listener.accept().unwrap());
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    drop((client, listener));
+    wait_for("TIME_WAIT", || {
+        let sockets = pair.server.run("ss -Htan state time-wait sport 8027");
+        (!sockets.is_empty()).then_some(())
+    });
+    let _again = pair.client.enter(|| {
+        let socket = tcp(ends, SockFlag::SOCK_NONBLOCK);
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(ends)).unwrap();
+        let _ = connect_to(&socket, server(8027));
+        socket
+    });
+    trace.told(2);
+    let fates = trace.stop();
+    let line = fates.at(8027)[1];
+    assert_eq!(
+        (&line["fate"], &line["sport"]),
+        (&"dropped".into(), &ends.port().into()),
+        "{line}"
+    );
+    // Before, the kernel does not tell which socket refuses a segment.
+    if release() >= (6, 11) {
+        assert_fate(line, "dropped", Some("time_wait"), Some("inferred"));
+    }
+}
+
+#[test]
+fn a_syn_by_broadcast_or_multicast_is_a_drop() {
+    let pair = need!(Pair::new());
+    let _listener = pair.server.enter(|| listener(server(8028), 16));
+    let trace = Trace::start(&pair.server, &["vs"]);
+    let mut frame = segment(&pair, CLIENT4, 2, (4000, 8028), 77, 0);
+    for (isn, station) in [(1, [0xff; 6]), (2, [1, 0, 0x5e, 0, 0, 1])] {
+        frame[..6].copy_from_slice(&station);
+        // The acknowledgement number keeps the checksum right.
+        frame[38..46].copy_from_slice(&[0, 0, 0, 77 + isn, 0xff, 0xff, 0xff, 0xff - isn]);
+        send(&pair, &frame);
+    }
+    trace.told(2);
+    let fates = trace.stop();
+    for line in fates.at(8028) {
+        assert_eq!(line["fate"], "dropped", "{line}");
+        // Before, there are no reasons, and so none that is not specified.
+        if line["reason_from"] != "unknown" || release() >= (6, 1) {
+            assert_fate(line, "dropped", Some("not_unicast"), Some("inferred"));
+        }
+    }
 }
 
 #[test]

@@ -66,6 +66,8 @@ struct Plan {
     hook: AcceptHook,
     /// The tracepoint kfree_skb has the reason of a drop.
     has_reasons: bool,
+    /// It also has the socket that has refused the segment.
+    has_receivers: bool,
     reasons: Reasons,
 }
 
@@ -76,11 +78,11 @@ impl Plan {
                 "accept-trace needs /sys and a kernel with CONFIG_DEBUG_INFO_BTF; packet commands work without",
             )
         })?;
+        let arguments = types.tracepoint_arguments("kfree_skb")?.unwrap_or(0);
         Ok(Self {
             hook: AcceptHook::find(&types, notices)?,
-            has_reasons: types
-                .tracepoint_arguments("kfree_skb")?
-                .is_some_and(|arguments| arguments > 2),
+            has_reasons: arguments > 2,
+            has_receivers: arguments > 3,
             reasons: Reasons::new(&types.enumerators("skb_drop_reason")?, "SKB_DROP_REASON_"),
         })
     }
@@ -257,7 +259,11 @@ fn load_one<'obj>(
     let once = first.is_none();
     let progs = &mut open.progs;
     for (program, wanted) in [
-        (&mut progs.accept_drop_reason, plan.has_reasons),
+        (
+            &mut progs.accept_drop_reason,
+            plan.has_reasons && !plan.has_receivers,
+        ),
+        (&mut progs.accept_drop_socket, plan.has_receivers),
         (&mut progs.accept_drop, !plan.has_reasons),
         (&mut progs.accept_state, true),
         (
@@ -325,10 +331,13 @@ pub fn attach(
         AcceptHook::TwoArguments => &progs.accept_exit_2,
         AcceptHook::SystemCall => &progs.accept_call,
     };
-    let drops = match progs.accept_drop.autoload() {
-        true => &progs.accept_drop,
-        false => &progs.accept_drop_reason,
-    };
+    let drops = [
+        &progs.accept_drop_socket,
+        &progs.accept_drop_reason,
+        &progs.accept_drop,
+    ];
+    let drops = drops.into_iter().find(|program| program.autoload());
+    let drops = drops.context("no program for drops is loaded")?;
     for (name, program) in [
         ("tracepoint kfree_skb", drops),
         ("tracepoint inet_sock_set_state", &progs.accept_state),
