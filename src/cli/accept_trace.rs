@@ -105,6 +105,7 @@ pub struct AcceptTraceArgs {
         short = 'f',
         long = "filter",
         value_name = "EXPR",
+        allow_hyphen_values = true,
         help_heading = "Filters (in the kernel)"
     )]
     expression: Option<String>,

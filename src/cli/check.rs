@@ -8,7 +8,7 @@ use super::output::OutputArgs;
 #[derive(Clone, Debug, Args)]
 pub struct CheckArgs {
     /// Check nothing, but show how a filter expression is understood
-    #[arg(short, long, value_name = "EXPR")]
+    #[arg(short, long, value_name = "EXPR", allow_hyphen_values = true)]
     pub filter: Option<String>,
     /// How data is printed.
     #[command(flatten)]

@@ -120,7 +120,12 @@ pub struct PacketArgs {
     pub payload: Option<PayloadRule>,
     /// Filter expression as in tcpdump: 'port 80 and not host 192.0.2.1'. After -i or -r it may also
     /// be given as arguments without -f. Unless --flags is given, it applies to all TCP packets
-    #[arg(short = 'f', long = "filter", value_name = "EXPR")]
+    #[arg(
+        short = 'f',
+        long = "filter",
+        value_name = "EXPR",
+        allow_hyphen_values = true
+    )]
     expression: Option<String>,
     /// Read packets from a pcap or pcapng file instead of an interface; - is stdin
     #[arg(
