@@ -37,9 +37,17 @@ const ACCEPTED: [(Contender, Option<(f64, f64)>); 3] = [
     ),
 ];
 
-const REFUSED: [(Contender, Option<(f64, f64)>); 4] = [
+const REFUSED: [(Contender, Option<(f64, f64)>); 5] = [
     (
         Contender::peer(EMPTY, "attach accept-r0", Ready::Stderr("attached:")),
+        None,
+    ),
+    (
+        Contender::peer(
+            "the same, and a table of attempts",
+            "attach table-r0",
+            Ready::Stderr("attached:"),
+        ),
         None,
     ),
     (

@@ -100,23 +100,28 @@ fn attach_bare() -> Result<Vec<Link>> {
     ])
 }
 
-/// Attaches empty programs to an interface, both ways, and to tracepoints: what remains of the cost
-/// of a command if its programs do nothing.
-fn attach_empty(
+/// What remains of the cost of accept-trace if its programs do nothing.
+const ACCEPT_TRACE: [&str; 3] = ["empty_kfree_skb", "empty_set_state", "empty_sys_exit"];
+
+/// The same of loss-trace.
+const LOSS_TRACE: [&str; 2] = ["empty_kfree_skb", "empty_consume_skb"];
+
+/// Attaches programs to tracepoints, and to an interface one for each direction.
+fn attach_all(
     object: &Object,
     iface: &str,
+    [ingress, egress]: [&str; 2],
     tracepoints: &[&str],
 ) -> Result<(Attached, Vec<Link>)> {
     let interfaces = resolve(&[iface.to_owned()])?;
     let interface = interfaces.first().context("the interface is missing")?;
-    let links = tracepoints.iter().map(|name| {
-        let program = find(object, &format!("empty_{name}"))?;
-        Ok(program.attach_trace()?)
-    });
+    let links = tracepoints
+        .iter()
+        .map(|name| Ok(find(object, name)?.attach_trace()?));
     let links = links.collect::<Result<_>>()?;
     let mut attached = Attached::default();
-    for direction in [Direction::Egress, Direction::Ingress] {
-        let done = attached.tc(&find(object, "empty_tc")?, interface, direction);
+    for (name, direction) in [(egress, Direction::Egress), (ingress, Direction::Ingress)] {
+        let done = attached.tc(&find(object, name)?, interface, direction);
         done.map_err(|failure| failure.error)?;
     }
     Ok((attached, links))
@@ -141,14 +146,15 @@ pub fn attach(what: &str) -> Result<()> {
         return Ok(());
     }
     let object = load()?;
-    if let Some(iface) = what.strip_prefix("accept-") {
-        let tracepoints = ["kfree_skb", "set_state", "sys_exit"];
-        let _hooks = attach_empty(&object, iface, &tracepoints)?;
-        wait();
-        return Ok(());
-    }
-    if let Some(iface) = what.strip_prefix("loss-") {
-        let _hooks = attach_empty(&object, iface, &["kfree_skb", "consume_skb"])?;
+    let empty = ["empty_tc"; 2];
+    let at_hooks = match what.split_once('-') {
+        Some(("accept", iface)) => Some((iface, empty, ACCEPT_TRACE.as_slice())),
+        Some(("table", iface)) => Some((iface, ["add_tc", "remove_tc"], ACCEPT_TRACE.as_slice())),
+        Some(("loss", iface)) => Some((iface, empty, LOSS_TRACE.as_slice())),
+        _ => None,
+    };
+    if let Some((iface, programs, tracepoints)) = at_hooks {
+        let _hooks = attach_all(&object, iface, programs, tracepoints)?;
         wait();
         return Ok(());
     }

@@ -34,6 +34,8 @@ struct frame {
 	__u8 data_offset, flags;
 } __attribute__((packed));
 
+static long (*bpf_map_update_elem)(void *, const void *, const void *, __u64) = (void *)2;
+static long (*bpf_map_delete_elem)(void *, const void *) = (void *)3;
 static long (*bpf_redirect)(__u32, __u64) = (void *)23;
 static long (*bpf_perf_event_output)(void *, void *, __u64, void *, __u64) = (void *)25;
 
@@ -123,6 +125,53 @@ SEC("tp_btf/sys_exit")
 int empty_sys_exit(void *ctx)
 {
 	return 0;
+}
+
+/* As large as those of accept-trace. */
+struct attempt_key {
+	__u32 addr[4], isn;
+	__u16 port, pad;
+};
+
+struct {
+	__uint(type, 1);
+	__uint(max_entries, 65536);
+	__uint(key_size, sizeof(struct attempt_key));
+	__uint(value_size, 128);
+} attempts SEC(".maps");
+
+/* The least that a table of attempts takes: each is added at its SYN, and removed at the RST. */
+SEC("tc")
+int add_tc(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data;
+	struct attempt_key key = {};
+	__u64 attempt[16] = {};
+	struct frame *f = data;
+
+	if (is_syn(data, (void *)(long)skb->data_end)) {
+		key.addr[3] = f->saddr;
+		key.port = f->sport;
+		key.isn = __builtin_bswap32(f->seq);
+		bpf_map_update_elem(&attempts, &key, attempt, 1);
+	}
+	return -1;
+}
+
+SEC("tc")
+int remove_tc(struct __sk_buff *skb)
+{
+	struct frame *f = (void *)(long)skb->data;
+	struct attempt_key key = {};
+
+	if ((void *)(f + 1) <= (void *)(long)skb->data_end && f->ethertype == 8 &&
+	    f->protocol == 6 && (f->flags & 4)) {
+		key.addr[3] = f->daddr;
+		key.port = f->dport;
+		key.isn = __builtin_bswap32(f->ack) - 1;
+		bpf_map_delete_elem(&attempts, &key);
+	}
+	return -1;
 }
 
 SEC("tc")
