@@ -121,7 +121,6 @@ static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *
 	find_key(&key, s->saddr, s->sport, s->seq, s->daddr, s->dport);
 	known = bpf_map_lookup_elem(&attempts, &key);
 	if (known && !key.destination && !has_destination(known, s)) {
-		any_destinations = true;
 		set_destination(&key, s->daddr, s->dport);
 		known = NULL;
 	}

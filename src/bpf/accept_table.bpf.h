@@ -79,11 +79,13 @@ struct accept_counters accept_counters[COUNTER_SLOTS] SEC(".bss.accept")
 /* A fate was reported: until then `told` is empty, and nothing is looked up in it. */
 bool any_told SEC(".bss.recent");
 
-/* The table has attempts with a destination in their key. */
-bool any_destinations SEC(".bss.recent");
-
-/* The table has, or had, attempts that had arrived before the run. */
-bool any_seeded SEC(".bss.recent");
+/*
+ * How many attempts in the table have a destination in their key, and how many of these have no
+ * sequence number, as those that had arrived before the run. While there are none, a segment takes
+ * one lookup.
+ */
+__u32 with_destination SEC(".bss.recent");
+__u32 without_isn SEC(".bss.recent");
 
 /* A RST was not sent at once: from then on it is looked for. */
 bool rsts_wait SEC(".bss.recent");
@@ -147,7 +149,7 @@ static __noinline int find_destination(struct attempt_key *key, const __be32 *ad
 	set_destination(key, addr, port);
 	if (bpf_map_lookup_elem(&attempts, key))
 		return 0;
-	if (any_seeded) {
+	if (without_isn) {
 		isn = key->isn;
 		key->isn = 0;
 		known = bpf_map_lookup_elem(&attempts, key);
@@ -168,7 +170,7 @@ static __always_inline void find_key(struct attempt_key *key, const __be32 *addr
 				     __u32 isn, const __be32 *to, __u16 to_port)
 {
 	set_key(key, addr, port, isn);
-	if (any_destinations)
+	if (with_destination)
 		find_destination(key, to, to_port);
 }
 
@@ -286,14 +288,28 @@ static __always_inline void fill_process(struct accept_event *e)
 	e->attempt.place = 0;
 }
 
+/* Counts a key with a destination as added to the table, or as removed. */
+static __always_inline void count_destination(const struct attempt_key *key, __u32 change)
+{
+	if (!key->destination)
+		return;
+	__sync_fetch_and_add(&with_destination, change);
+	if (!key->isn)
+		__sync_fetch_and_add(&without_isn, change);
+}
+
 /* Adds an attempt to the table. False: the table is full. */
 static __always_inline bool begin_attempt(const struct attempt_key *key, const struct attempt *a)
 {
 	__u32 at = recent_at.added & (ATTEMPTS_MAX - 1);
 	struct attempt_key *place;
 
-	if (bpf_map_update_elem(&attempts, key, a, BPF_NOEXIST))
+	/* First, so that nobody overlooks it. */
+	count_destination(key, 1);
+	if (bpf_map_update_elem(&attempts, key, a, BPF_NOEXIST)) {
+		count_destination(key, -1);
 		return false;
+	}
 	place = bpf_map_lookup_elem(&recent, &at);
 	if (place)
 		*place = *key;
@@ -329,6 +345,7 @@ static __always_inline bool take_attempt(const struct attempt_key *key, enum acc
 	barrier_var(at);
 	if (at >= FATE_COUNT || bpf_map_delete_elem(&attempts, key))
 		return false;
+	count_destination(key, -1);
 	__sync_fetch_and_add(&accept_counts()->fates[at], 1);
 	return true;
 }
@@ -412,7 +429,7 @@ static __always_inline int tell_by_perf(void *ctx, const struct attempt_key *key
 	if (!is_wanted_fate(&e.attempt, fate) || !event_matches(&e, by_current))
 		return 0;
 	__sync_fetch_and_add(&c->matched, 1);
-	if (is_over_rate())
+	if (is_over_rate(now))
 		__sync_fetch_and_add(&c->suppressed, 1);
 	else if (send_event(ctx, &e, sizeof(e)))
 		__sync_fetch_and_add(&c->lost, 1);
@@ -435,7 +452,7 @@ static __always_inline int tell_by_ring(const struct attempt_key *key, const str
 		return 0;
 	}
 	/* In a flood, what is suppressed takes no room in the buffer. */
-	if (!process_filter && is_over_rate()) {
+	if (!process_filter && is_over_rate(now)) {
 		if (fate == FATE_NONE || take_attempt(key, fate))
 			count_suppressed();
 		return 0;
@@ -458,7 +475,7 @@ static __always_inline int tell_by_ring(const struct attempt_key *key, const str
 		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
 		return 0;
 	}
-	if (process_filter && is_over_rate()) {
+	if (process_filter && is_over_rate(now)) {
 		count_suppressed();
 		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
 		return 0;

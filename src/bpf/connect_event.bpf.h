@@ -105,7 +105,7 @@ static __noinline int emit(void *ctx, struct connect_event *e, enum connect_kind
 	}
 	e->kind = kind;
 	__sync_fetch_and_add(&totals.matched, 1);
-	if (is_over_rate())
+	if (max_rate && is_over_rate(bpf_ktime_get_ns()))
 		__sync_fetch_and_add(&totals.suppressed, 1);
 	else if (send_event(ctx, e, sizeof(*e)))
 		__sync_fetch_and_add(&totals.lost, 1);

@@ -307,11 +307,11 @@ static __noinline int emit(void *ctx, struct loss_event *e, __u64 skb)
 		count_event(c, e);
 		return 0;
 	}
-	if (is_over_rate()) {
+	e->ts_ns = bpf_ktime_get_ns();
+	if (is_over_rate(e->ts_ns)) {
 		__sync_fetch_and_add(&c->suppressed, 1);
 		return 0;
 	}
-	e->ts_ns = bpf_ktime_get_ns();
 	if (snaplen ? send_packet(ctx, c, e, skb) : send_loss(ctx, e))
 		__sync_fetch_and_add(&c->lost, 1);
 	return 0;

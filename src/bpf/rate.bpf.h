@@ -15,14 +15,11 @@ struct {
 	__u64 used;
 } event_rate SEC(".bss.rate");
 
-/* Whether an event is over the limit; it is to be counted as suppressed. */
-static __always_inline bool is_over_rate(void)
+/* Whether an event at this time is over the limit; it is to be counted as suppressed. */
+static __always_inline bool is_over_rate(__u64 now)
 {
-	__u64 now;
-
 	if (!max_rate)
 		return false;
-	now = bpf_ktime_get_ns();
 	if (now - event_rate.started_ns >= NSEC_PER_SEC) {
 		event_rate.started_ns = now;
 		event_rate.used = 0;
