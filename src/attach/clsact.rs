@@ -1,19 +1,19 @@
 //! TC programs on kernels before 6.6, which have no tcx links: a clsact qdisc
 //! and a filter of kind `bpf` in direct-action mode.
 //!
-//! Neither goes away with its process. So a filter's name says which process made
-//! it (`owner`), and whoever attaches next removes those of processes that were
-//! killed. The qdisc has no name: that an instance of this program made it is
-//! written in the names of its filters, and every instance that comes while one
-//! of these is there, alive or not, writes it in its own. So the last one knows,
-//! in whatever order they leave.
+//! Neither goes away with its process. So the name of a filter says which process
+//! made it (`owner`), and the next instance that attaches removes the filters of
+//! processes that were killed. A qdisc has no name: if an instance of this program
+//! made it, the name of that instance's filter says so too, and each later instance
+//! copies this into the name of its own filter. So the last instance to detach knows
+//! that it has to remove the qdisc, in whatever order they end.
 //!
 //! Limits of this kernel interface:
 //! - If a process is killed between making the qdisc and adding its filter, the
 //!   empty qdisc stays.
 //! - The kernel can't be told to remove a qdisc only if it is empty. If another
-//!   program adds a filter between the look and the removal, microseconds apart,
-//!   its filter goes too.
+//!   program adds a filter in the microseconds between the check and the removal,
+//!   its filter is removed too.
 //! - Filters that others add later may come before ours.
 
 mod lock;
@@ -28,15 +28,15 @@ use nix::errno::Errno;
 
 use super::Direction;
 use lock::NamespaceLock;
-use owner::{Fate, Name, Owner};
+use owner::{Liveness, Name, Owner};
 use rtnl::{Filter, Qdisc, Tc};
 
-/// The handle of our filters, or the first free one after it: `tcpi` in ASCII. A
-/// filter at the same priority that another program adds or replaces by a handle
-/// of its own choice, usually 1, must not meet ours.
+/// The handle of our filters, or the first free one after it: `tcpi` in ASCII. Other
+/// programs add or replace filters by handles of their choice, usually 1; at the same
+/// priority these must not be ours.
 const HANDLE: u32 = 0x7463_7069;
 
-/// How often a place is chosen again because it was taken in the meantime.
+/// How often a priority and a handle are chosen, because they may be taken meanwhile.
 const PLACE_ATTEMPTS: usize = 5;
 
 /// A program that is attached by a clsact filter, which is removed when this is
@@ -114,7 +114,7 @@ impl Clsact {
         };
         if let Err(error) = clsact.add_filter(program) {
             if made_qdisc {
-                // Why it could not be attached is what the user has to know.
+                // The user has to know why attaching failed, not this.
                 let _ = remove_empty_qdisc(&mut clsact.tc);
             }
             return Err(error);
@@ -162,7 +162,7 @@ impl Clsact {
         self.name.made_qdisc |= found.made_qdisc;
         self.id = self.place_filter(program)?;
         self.attached = true;
-        // Only now, so that there is always a filter that says whose the qdisc is.
+        // After that, so that at any time a filter says who made the qdisc.
         self.notices = found.clean(&mut self.tc);
         Ok(())
     }
@@ -227,8 +227,8 @@ impl Clsact {
             return Ok(());
         }
         let _locked = self.lock.lock();
-        // If somebody else removed the filter, nothing tells whether the qdisc is
-        // still the one that we know, so it is left.
+        // If another process has removed the filter, the qdisc may be another one by
+        // now, so it stays.
         if let Some(filter) = self.find()? {
             delete(&mut self.tc, &filter).context("failed to remove our filter")?;
             if self.name.made_qdisc {
@@ -266,8 +266,8 @@ impl Drop for Clsact {
 
 /// Removes what killed instances have left on an interface, and says what it was.
 ///
-/// [`Clsact::attach`] does the same. It is for commands that attach in another
-/// way, or not at all.
+/// For commands that attach in another way, or not at all: [`Clsact::attach`] does this
+/// itself.
 ///
 /// # Errors
 ///
@@ -294,7 +294,7 @@ pub fn remove_stale(ifindex: u32) -> Result<Vec<String>> {
 /// What instances of this program have on an interface.
 struct Found {
     stale: Vec<(Filter, Name)>,
-    /// Those of which it can't be told whether they are alive.
+    /// Those whose process may or may not be alive.
     unknown: Vec<(Filter, Name)>,
     made_qdisc: bool,
 }
@@ -312,10 +312,10 @@ impl Found {
                     continue;
                 };
                 found.made_qdisc |= name.made_qdisc;
-                match name.owner.fate(here) {
-                    Fate::Alive => {}
-                    Fate::Gone => found.stale.push((filter, name)),
-                    Fate::Unknown => found.unknown.push((filter, name)),
+                match name.owner.liveness(here) {
+                    Liveness::Alive => {}
+                    Liveness::Gone => found.stale.push((filter, name)),
+                    Liveness::Unknown => found.unknown.push((filter, name)),
                 }
             }
         }
@@ -346,7 +346,7 @@ impl Found {
     }
 }
 
-/// Says whether a filter can be added to this qdisc, which may be another
+/// Checks that a filter can be added to this qdisc, which may be another
 /// program's.
 fn check_qdisc(qdisc: &Qdisc, direction: Direction) -> Result<()> {
     if !qdisc.directions().contains(&direction) {
@@ -362,7 +362,7 @@ fn check_qdisc(qdisc: &Qdisc, direction: Direction) -> Result<()> {
     Ok(())
 }
 
-/// Removes a filter of ours; one that is gone already counts as removed.
+/// Removes a filter of ours. One that is already gone counts as removed.
 fn delete(tc: &mut Tc, filter: &Filter) -> Result<(), Errno> {
     match tc.delete_filter(filter) {
         Err(Errno::ENOENT | Errno::ENODEV) => Ok(()),

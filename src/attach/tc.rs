@@ -20,7 +20,7 @@ const BPF_F_BEFORE: u32 = 1 << 3;
 
 /// A program attached to TC. It is detached when this is dropped.
 pub enum TcLink {
-    /// Gone with the process, and detached without any privilege.
+    /// Goes away with the process, and is detached without any privilege.
     Tcx(Link),
     /// A filter, which has to be removed.
     Clsact(Box<Clsact>),

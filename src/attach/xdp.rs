@@ -82,7 +82,7 @@ pub fn attach(
     Err(failure.hint("--mode tc works on any interface, and --mode generic on most"))
 }
 
-/// What drivers mean by the errors that they give.
+/// What the errors of drivers usually mean.
 fn explain(error: &io::Error) -> String {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EOPNOTSUPP) => "the driver does not support it".into(),
@@ -100,7 +100,7 @@ pub fn occupant(interface: &Interface) -> Option<String> {
     Some(format!("{mode} XDP program {id}{}", name_of(id)))
 }
 
-/// Another program is there: it stays, and is named.
+/// The failure that another program is already attached; names that program.
 fn occupied(interface: &Interface, error: &io::Error) -> Failure {
     let mut text = format!("failed to attach XDP to {}", interface.name);
     text += &match occupant(interface) {

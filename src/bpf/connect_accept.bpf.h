@@ -70,7 +70,7 @@ int BPF_PROG(exit_accept_4, struct sock *listener, int flags, int *err, bool ker
 	return on_accept_directly(ctx, sk);
 }
 
-/* Since: (sk, arg). */
+/* Since Linux 6.10: (sk, arg). */
 SEC("fexit/inet_csk_accept")
 int BPF_PROG(exit_accept_2, struct sock *listener, void *arg, struct sock *sk)
 {

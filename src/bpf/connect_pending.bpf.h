@@ -154,7 +154,8 @@ int find_pending(struct bpf_iter__task_file *ctx)
 }
 
 /*
- * Writes events through the iterator; user space counts them. What does not fit is written again.
+ * Writes events through the iterator; user space counts them. The kernel runs the program again for
+ * an event that did not fit.
  * The programs that report fates still run, so that none is missed. PHASE_PASSED_OVER tells them
  * that this attempt was reported as pending.
  */

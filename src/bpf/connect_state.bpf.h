@@ -66,7 +66,7 @@ static __always_inline void set_ends_of(struct connect_event *e, const struct so
 	set_ends(e, &ends);
 }
 
-/* The call will return to a hook that knows more. */
+/* The hook on the connect function's return will report this attempt: it knows more. */
 static __always_inline void on_syn_sent_in_call(const struct sock *sk, const struct tcp_sock *tp,
 						struct connection *kept)
 {
@@ -101,7 +101,7 @@ static __always_inline void on_syn_sent(void *ctx, const struct sock *sk, const 
 		return;
 	set_ends_of(&c->event, sk);
 	c->event.netns = behind->netns;
-	/* First, because it takes least. */
+	/* First, because it is the cheapest check. */
 	if (!destination_matches(&c->event))
 		return;
 	start_connection(c);

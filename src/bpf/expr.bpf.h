@@ -50,7 +50,7 @@ struct expr_input {
 	__u64 l4;
 	__u64 ip_version;
 	bool swap;     /* exchange source and destination */
-	__u64 scratch; /* where its words are */
+	__u64 scratch; /* key of its words in their map */
 };
 
 static __always_inline __u64 frame_len(const struct frame *f)
@@ -315,7 +315,7 @@ static __always_inline bool run_expression(struct expr_input *in)
 	return at == EXPR_ACCEPT;
 }
 
-/* One subprogram per hook, because each hook has other helpers. */
+/* One subprogram per hook, because hooks differ in their helpers. */
 static __noinline int expression_xdp(struct xdp_md *ctx, __u64 l3, __u64 l4, __u64 ip_version,
 				     __u32 scratch)
 {
@@ -349,7 +349,7 @@ static __noinline int expression_xdp_frags(struct xdp_md *ctx, __u64 l3, __u64 l
 #define EXPR_INGRESS  1
 #define EXPR_HEADLESS 2
 #define EXPR_SWAP     4
-/* Above these bits is where the words are. */
+/* The bits above these are the key of the words in their map. */
 #define EXPR_SCRATCH_SHIFT 3
 
 static __noinline int expression_tc(struct __sk_buff *skb, __u64 l3, __u64 l4, __u64 ip_version,

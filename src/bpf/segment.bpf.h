@@ -5,7 +5,7 @@
 
 #include "inet.bpf.h"
 
-/* Ports and numbers in host order. */
+/* Ports, seq and ack are in host order. */
 struct segment {
 	__be32 saddr[4]; /* IPv4 as v4-mapped */
 	__be32 daddr[4];

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What tracing programs read from an sk_buff, and which of those that are freed are dropped. */
+/* How tracing programs read an sk_buff, and which frees of one are drops. */
 #ifndef TCPINSPECT_SKB_BPF_H
 #define TCPINSPECT_SKB_BPF_H
 
@@ -84,8 +84,9 @@ union usual_headers {
 };
 
 /*
- * Reads the headers of a packet, of which there must be a BTF pointer. False: it is not a TCP
- * segment. They are read at once: behind the data of an sk_buff is more than their size.
+ * Reads the headers of a packet; `skb` must be a BTF pointer. False: it is not a TCP segment. Both
+ * headers are read at once, even if the packet is shorter: after the data of an sk_buff comes its
+ * skb_shared_info, which is larger than both.
  */
 static __always_inline bool read_segment(const struct sk_buff *skb, struct segment *s)
 {
@@ -179,8 +180,8 @@ static __noinline void *find_device(__u64 net_address, int ifindex)
 }
 
 /*
- * The device that a packet is at. The route of one that came in for this host has only lo, so the
- * device where it came in is looked up.
+ * The device that a packet is at. The route of a packet to this host leads to lo, so the device
+ * that received it is looked up.
  */
 static __always_inline const struct net_device *device_of(const struct sk_buff *skb)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Types that the program that finds the owners of sockets shares with user space. */
+/* Types that the program that finds the processes of sockets shares with user space. */
 #ifndef TCPINSPECT_SOCKET_OWNER_H
 #define TCPINSPECT_SOCKET_OWNER_H
 

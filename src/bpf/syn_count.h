@@ -17,8 +17,8 @@ enum count_by {
 #define SKETCH_REGISTERS (1 << SKETCH_BITS)
 
 /*
- * HyperLogLog. The lowest bits of a hash are the index of its register, which has the most zero
- * bits that were found above them, plus 1.
+ * HyperLogLog. The lowest SKETCH_BITS bits of a hash are the index of its register. The register
+ * holds the largest number of trailing zero bits seen in the rest of the hash, plus 1.
  */
 struct source_sketch {
 	__u8 registers[SKETCH_REGISTERS];

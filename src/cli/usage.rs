@@ -138,10 +138,7 @@ impl Given<'_> {
                 "a packet belongs to no process yet when it arrives; connect-trace knows processes"
             }
             "-i" | "--interface" if self.takes("port") => {
-                return Some(format!(
-                    "{} takes no interface: it sees the sockets of the whole machine",
-                    command.get_name()
-                ));
+                return Some(takes_no_interface(command));
             }
             word if !word.starts_with('-') && self.takes("port") => {
                 let at = self.words.iter().position(|it| it == word)?;
@@ -149,26 +146,21 @@ impl Given<'_> {
                 return option_hint(words)
                     .or_else(|| interface_hint(words))
                     .or_else(|| {
-                        // A longer name is none of a process.
+                        // The kernel cuts the name of a process to 15 bytes.
                         let may_be_process =
                             self.takes("comm") && word.len() < 16 && if_nametoindex(word).is_err();
                         let name = command.get_name();
                         may_be_process
                             .then(|| format!("for a process: tcpinspect {name} --comm {word}"))
                     })
-                    .or_else(|| {
-                        Some(format!(
-                            "{} takes no interface: it sees the sockets of the whole machine",
-                            command.get_name()
-                        ))
-                    });
+                    .or_else(|| Some(takes_no_interface(command)));
             }
             _ => return None,
         };
         Some(hint.to_owned())
     }
 
-    /// Interfaces were given twice: what was meant, if the second time it was a filter expression.
+    /// For interfaces that were given both as `-i` and as words: the words may be a filter expression.
     fn expression_hint(&self, argument: &str) -> Option<String> {
         if !argument.starts_with("--interface") && !argument.starts_with("[IFACE]") {
             return None;
@@ -204,6 +196,13 @@ impl Given<'_> {
             }
         }
     }
+}
+
+fn takes_no_interface(command: &clap::Command) -> String {
+    format!(
+        "{} takes no interface: it sees the sockets of the whole machine",
+        command.get_name()
+    )
 }
 
 /// First words of filter expressions of tcpdump, which are not names of interfaces.
@@ -289,7 +288,7 @@ pub fn words_hint(interfaces: &[String], words: &[String]) -> Option<String> {
     ))
 }
 
-/// How the words of a filter are given.
+/// How the words of a filter are given to a command that takes expressions.
 fn filter_hint(interfaces: &[String], words: &[String]) -> String {
     let words = words.join(" ");
     if interfaces.is_empty() {
@@ -337,8 +336,7 @@ fn option_hint(words: &[String]) -> Option<String> {
     ))
 }
 
-/// The proposal of clap, without its advice to pass an unknown option as a value, which is never
-/// right here.
+/// clap's tip, unless it is to pass an unknown option as a value, which is never right here.
 fn tip(text: &str) -> Option<String> {
     text.lines()
         .filter_map(|line| line.trim().strip_prefix("tip: "))

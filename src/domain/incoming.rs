@@ -32,7 +32,7 @@ impl Fate {
     }
 
     /// Whether an attempt with this fate has failed on this host.
-    pub fn is_failure(self) -> bool {
+    fn is_failure(self) -> bool {
         !matches!(
             self.0,
             AcceptFate::FATE_NONE | AcceptFate::FATE_ACCEPTED | AcceptFate::FATE_FORWARDED

@@ -15,7 +15,7 @@ pub struct Loss {
     pub raw: LossEvent,
 }
 
-/// What an event is counted by, as the program has it in its table.
+/// The key that events are counted by, as it is in the table of the program.
 pub struct LossKey<'a>(pub &'a CountKey);
 
 impl LossKey<'_> {
@@ -29,7 +29,7 @@ impl LossKey<'_> {
         (self.0.addr[0], LossDetail(self.0.port.into()))
     }
 
-    /// The place or the inode.
+    /// The address of the function that dropped the segment, or the inode of the socket.
     pub fn number(&self) -> u64 {
         u64::from(self.0.addr[2]) << 32 | u64::from(self.0.addr[1])
     }
@@ -73,8 +73,8 @@ const STATES: [&str; 12] = [
 ];
 
 impl Loss {
-    /// Decodes an event; `None` if it is too short or of an unknown kind. One that ends before the
-    /// callers has none.
+    /// Decodes an event; `None` if it is too short or of an unknown kind. Programs leave out the
+    /// callers at its end if they have none.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         const SHORT: usize = offset_of!(LossEvent, callers);
         let mut raw = LossEvent::default();
@@ -166,8 +166,8 @@ impl Loss {
     }
 }
 
-/// The length of an IP packet as its header has it, or that of `bytes`, its beginning, if the header
-/// does not say.
+/// The length of an IP packet according to its header. If the header does not say, that of `bytes`,
+/// the part of the packet that is there.
 pub fn ip_len(bytes: &[u8]) -> usize {
     let field = |at: usize| {
         let field = bytes.get(at..)?.first_chunk()?;

@@ -12,16 +12,16 @@ use tls_parser::{
 use super::flow::Flow;
 use crate::skel::NameChunk;
 
-/// How many of the first bytes of an initiator are looked at: `NAME_BYTES` of the programs.
+/// How many of the first bytes of an initiator are read: `NAME_BYTES` of the programs.
 pub const LOOKED_AT: usize = 4096;
 
 /// The longest name that is kept. A domain name has at most 253 letters, and a host has a port.
 const LONGEST: usize = 300;
 
-/// Headers of a request that are looked at.
+/// The most headers of a request that are parsed.
 const HEADERS: usize = 128;
 
-/// What the first bytes of an initiator say. What is not there, or was cut, is `None`.
+/// The names in the first bytes of an initiator. One that is not there, or is cut off, is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Name {
     /// The server name of a ClientHello (RFC 6066, 3), or the Host of an HTTP request.
@@ -40,8 +40,8 @@ impl Name {
     }
 }
 
-/// Reads the names in the first bytes of an initiator. `None`: it takes more bytes to tell, of which
-/// there will be none if these are `all`.
+/// Reads the names in the first bytes of an initiator. `None` if more bytes are needed; if these are
+/// `all` that there will be, there is always a result.
 pub fn read(bytes: &[u8], all: bool) -> Option<Name> {
     let read = match bytes.first() {
         // The content type of a handshake (RFC 8446, 5.1), which begins no method.
@@ -124,7 +124,8 @@ fn read_http(bytes: &[u8], all: bool) -> Option<Name> {
     match parse(&mut request, bytes) {
         Ok(httparse::Status::Complete(_)) => Some(named_by(&request)),
         Ok(httparse::Status::Partial) if !all => None,
-        // The parser gives the headers of whole requests only: so end it after the last whole line.
+        // The parser returns headers of whole requests only, so the request is ended after its last
+        // whole line.
         Ok(httparse::Status::Partial) if request.version.is_some() => {
             let lines = bytes.iter().rposition(|byte| *byte == b'\n')? + 1;
             let ended = [&bytes[..lines], b"\r\n"].concat();
@@ -142,7 +143,7 @@ fn read_http(bytes: &[u8], all: bool) -> Option<Name> {
     }
 }
 
-/// A header that can't be one does not hide the others.
+/// Skips invalid header lines, so that they do not hide the valid ones.
 fn parse<'b>(request: &mut httparse::Request<'_, 'b>, bytes: &'b [u8]) -> httparse::Result<usize> {
     httparse::ParserConfig::default()
         .ignore_invalid_headers_in_requests(true)
@@ -183,7 +184,7 @@ impl Assembly {
     fn take(&mut self, at: usize, bytes: &[u8]) {
         let bytes = &bytes[..bytes.len().min(LOOKED_AT.saturating_sub(at))];
         if at > self.bytes.len() {
-            // No more than fit in the end: a peer may send the same bytes again and again.
+            // Bounded, because a peer may send the same bytes again and again.
             let ahead: usize = self.ahead.iter().map(|(_, bytes)| bytes.len()).sum();
             if ahead + bytes.len() <= LOOKED_AT {
                 self.ahead.push((at, bytes.to_vec()));
@@ -233,23 +234,24 @@ impl Known {
     }
 }
 
-/// The memory that names and what is read of them may take. If they need more, the oldest go.
+/// The memory for names, and for bytes in which none was found yet. If they need more, the oldest are
+/// dropped.
 const MEMORY: usize = 32 << 20;
 
-/// What each takes at least.
+/// The memory that is counted for an entry, in addition to its bytes.
 const ENTRY: usize = 256;
 
 /// The names of the flows that are in the table.
 #[derive(Debug, Default)]
 pub struct Names {
     flows: HashMap<Id, Known>,
-    /// The ids in the order of their arrival, some of them of flows that are not known any more.
+    /// The ids in the order of their arrival. Some are of entries that were removed since.
     order: VecDeque<Id>,
     size: usize,
 }
 
 impl Names {
-    /// Takes bytes of an initiator from an event. False: it is none.
+    /// Takes bytes of an initiator from an event. False if the event is malformed.
     pub fn take(&mut self, event: &[u8]) -> bool {
         let Some((head, bytes)) = event.split_at_checked(size_of::<NameChunk>()) else {
             return false;

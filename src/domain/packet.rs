@@ -60,9 +60,9 @@ pub struct CapturedFrame<'a> {
     pub raw: &'a FrameEvent,
     /// The outermost VLAN tag, if the kernel holds it outside of the packet.
     tag: &'a [u8],
-    /// The bytes of the packet, with what `skip` leaves out of the frame.
+    /// The captured bytes of the packet.
     packet: &'a [u8],
-    /// The same without it.
+    /// The same without the first `skip` bytes, which are not part of the frame.
     bytes: &'a [u8],
 }
 
@@ -148,8 +148,8 @@ pub struct TcpOptions {
 }
 
 impl TcpOptions {
-    /// Decodes the options that are there. As the kernel does, it passes over an option of the
-    /// wrong length, and ends at one that can't be: of a length below 2, or beyond the end.
+    /// Decodes the options. As the kernel does, it skips an option whose length is wrong for its kind,
+    /// and stops at one whose length is below 2 or exceeds what is left.
     pub fn decode(mut bytes: &[u8]) -> Self {
         const END: u8 = 0;
         const NOP: u8 = 1;

@@ -1,5 +1,5 @@
-//! Why segments are dropped, attempts fail and connections are reset: the kernel's reasons, ours,
-//! and those that a kernel function tells.
+//! Why segments are dropped, attempts fail and connections are reset: the kernel's reasons, our own,
+//! and those that follow from the kernel function that drops a segment.
 
 use crate::skel::AcceptReason;
 
@@ -108,8 +108,8 @@ impl Reasons {
         Self { kernel }
     }
 
-    /// Whether the kernel has the enum.
-    pub fn are_told(&self) -> bool {
+    /// Whether the kernel has the enum, and so gives reasons.
+    pub fn are_known(&self) -> bool {
         !self.kernel.is_empty()
     }
 

@@ -187,7 +187,7 @@ impl Ethtool {
         Ok(family.map(|family| Self { socket, family }))
     }
 
-    /// Names of the features that are on; none if the device is gone or reports
+    /// Names of the features that are on; `None` if the device is gone or reports
     /// none.
     fn active_features(&mut self, index: u32) -> Result<Option<BTreeSet<String>>> {
         let mut header = Vec::new();

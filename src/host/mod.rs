@@ -17,4 +17,5 @@ pub mod privileges;
 pub mod routes;
 pub mod sandbox;
 pub mod sock_diag;
+pub mod socket_counts;
 pub mod time_zone;

@@ -43,7 +43,7 @@ const ATTRIBUTE_TYPE_MASK: u16 = 0x3fff;
 /// more in a single message.
 const BUFFER_LEN: usize = 64 * 1024;
 
-/// How often a dump is repeated that was interrupted by a change.
+/// How often a dump is tried that a change interrupts.
 const DUMP_ATTEMPTS: usize = 5;
 
 /// A netlink socket that talks to the kernel only.
@@ -137,20 +137,20 @@ impl Socket {
         let sequence = self.sequence;
         let request = request(kind, flags | NLM_F_REQUEST, sequence, payload)?;
         send(self.fd.as_raw_fd(), &request, MsgFlags::empty())?;
-        let mut torn = false;
+        let mut interrupted = false;
         loop {
             for message in messages(self.receive()?) {
                 if message.sequence != sequence {
                     continue;
                 }
-                torn |= message.flags & NLM_F_DUMP_INTR != 0;
+                interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
                 match message.kind {
                     NLMSG_NOOP => {}
                     // Both begin with a negative errno, or 0 for success. NLMSG_DONE
                     // without it means success.
                     NLMSG_ERROR | NLMSG_DONE => {
                         return match read_i32(message.payload, 0).unwrap_or(0) {
-                            0 if torn => Err(Errno::EAGAIN),
+                            0 if interrupted => Err(Errno::EAGAIN),
                             0 => Ok(()),
                             error => Err(Errno::from_raw(error.saturating_neg())),
                         };

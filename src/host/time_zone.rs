@@ -23,7 +23,7 @@ pub struct UnknownZone(pub String);
 /// TZ names no zone that this machine knows.
 pub fn system() -> Result<TimeZone, UnknownZone> {
     let Some(name) = std::env::var_os("TZ") else {
-        // A machine without /etc/localtime lives in UTC.
+        // Without /etc/localtime, local time is UTC.
         return Ok(TimeZone::try_system().unwrap_or(TimeZone::UTC));
     };
     let zones = std::env::var_os("TZDIR").unwrap_or_else(|| ZONES.into());
@@ -33,8 +33,8 @@ pub fn system() -> Result<TimeZone, UnknownZone> {
 /// The zone that TZ names: a file, by its name in `zones` or by its path, else a rule such as
 /// `CET-1CEST,M3.5.0,M10.5.0/3`.
 ///
-/// jiff knows files by name with its feature tzdb-zoneinfo alone, which first opens each of the
-/// 600 files that there are.
+/// jiff finds files by name only with its feature tzdb-zoneinfo, which first opens all of the
+/// some 600 files.
 fn named(name: &OsStr, zones: &Path) -> Result<TimeZone, UnknownZone> {
     let name = name.to_string_lossy();
     let name = name.strip_prefix(':').unwrap_or(&name);

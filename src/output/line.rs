@@ -111,7 +111,7 @@ impl Line<'_> {
         self.has_colors
     }
 
-    /// Bytes before the end of the line, of this line and of what the buffer held before.
+    /// How many bytes there are so far: those of this line and those that the buffer held before.
     #[inline(always)]
     pub(super) fn position(&self) -> usize {
         self.out.len() + self.len
@@ -188,7 +188,7 @@ impl Line<'_> {
     }
 }
 
-/// Makes room for more.
+/// Moves what does not fit the array into the buffer. Rare, so it is not inlined.
 #[cold]
 #[inline(never)]
 fn spill(out: &mut Vec<u8>, bytes: &[u8]) {

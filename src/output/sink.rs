@@ -1,4 +1,4 @@
-//! Writes to stdout: whole lines, soon, never blocking for longer than the run may last.
+//! Writes to stdout: whole lines, without delay, and never blocking once the run has to end.
 
 use std::env;
 use std::ffi::OsString;
@@ -17,8 +17,8 @@ use nix::unistd::{pipe2, write};
 use super::line::{Line, Room};
 use crate::run::stop::{ExitReason, Stop, poll_timeout};
 
-/// Bytes gathered before they are written, where nothing waits for them sooner: as many lines as
-/// fit into the 16 pages of a pipe, with what is left at the end of each page.
+/// How many bytes are gathered before they are written, if no flush comes earlier. As whole lines,
+/// which leave the end of each page empty, they fill the 16 pages of a pipe.
 const BUFFER: usize = 56 * 1024;
 
 /// How many bytes the kernel writes to a pipe atomically (PIPE_BUF).
@@ -36,7 +36,7 @@ pub struct Sink {
     is_pipe: bool,
     /// If stdout is a pipe: writes more than one piece at once.
     stage: Option<Stage>,
-    /// Found out at the start: after a hang-up, a terminal no longer reports that it is one.
+    /// Determined at the start: after a hang-up, a terminal no longer reports that it is one.
     is_terminal: bool,
     /// A write may wait for the reader, because `file` is the shell's description of stdout.
     may_block: bool,
@@ -98,7 +98,7 @@ pub struct Stdout {
 }
 
 impl Stdout {
-    /// Looks at this process's stdout.
+    /// Opens this process's stdout.
     ///
     /// # Errors
     /// stdout is closed.
@@ -284,7 +284,7 @@ impl Sink {
         self.write(done, piece)
     }
 
-    /// Writes as much of this, which is not a line, as a terminal takes at once. Returns how much.
+    /// Writes bytes that are not lines, as many as stdout takes without blocking. Returns how many.
     pub fn write_now(&mut self, bytes: &[u8]) -> usize {
         let mut done = 0;
         while done < bytes.len() && self.can_write() {
@@ -358,7 +358,7 @@ fn whole_lines(bytes: &[u8]) -> usize {
 /// The kernel writes no more than [`PIPE_PIECE`] to a pipe in one piece, and each write wakes the
 /// reader. But splice(2) moves whole buffers from one pipe to another, as many as there is room
 /// for. So lines are written here, where no reader waits, in pieces that each are in one buffer,
-/// and then go on all at once: no line is cut, and the reader wakes once. It does not block either.
+/// and then moved on all at once: no line is cut, the reader wakes once, and nothing blocks.
 struct Stage {
     reader: OwnedFd,
     writer: OwnedFd,
@@ -377,8 +377,8 @@ impl Stage {
         })
     }
 
-    /// Moves on what there is room for at `to`. It holds the start of `lines` already. Returns
-    /// how many bytes `to` has got.
+    /// Fills this pipe with `lines`, whose first `held` bytes it holds already, and moves as much to
+    /// `to` as has room there. Returns how many bytes that was.
     fn pass_on(&mut self, lines: &[u8], to: BorrowedFd<'_>) -> nix::Result<usize> {
         while self.held < lines.len() {
             let rest = &lines[self.held..];
@@ -397,8 +397,8 @@ impl Stage {
 
 /// How many lines end in these bytes.
 fn newlines(bytes: &[u8]) -> u64 {
-    // Processors add up many single bytes at once. In chunks of this size their sum fits a byte, and
-    // the chunks have no odd bytes.
+    // The compiler vectorizes a sum of bytes. In chunks of this size the sum fits a byte, and each
+    // chunk is a whole number of vectors.
     let count = |chunk: &[u8]| {
         chunk
             .iter()

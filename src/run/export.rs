@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use libbpf_rs::{MapCore, MapFlags, MapMut, OpenMapMut};
 
-use crate::domain::export::{ExportCounts, Histogram, OF};
+use crate::domain::export::{ExportCounts, TIMES, TimeHistogram};
 use crate::skel::{self, ExportHistogram, ExportKey, ExportKind};
 
 /// Keys read per system call.
@@ -70,13 +70,13 @@ pub fn read(events: &MapMut<'_>, histograms: &MapMut<'_>) -> Result<ExportCounts
             false => counts.events.push((whole, count)),
         }
     }
-    for of in OF {
+    for of in TIMES {
         let found = histograms
             .lookup(&of.0.to_ne_bytes(), MapFlags::ANY)
             .context(FAILED)?;
         let mut raw = ExportHistogram::default();
         if found.is_some_and(|bytes| plain::copy_from_bytes(&mut raw, &bytes).is_ok()) {
-            counts.histograms.push((of, Histogram::from(&raw)));
+            counts.histograms.push((of, TimeHistogram::from(&raw)));
         }
     }
     Ok(counts)

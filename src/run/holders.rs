@@ -111,7 +111,7 @@ impl<'obj> Holders<'obj> {
         self.looked.elapsed() >= AGAIN
     }
 
-    /// Whether another scan is due because this inode is not known.
+    /// Whether to scan again because this inode is not known.
     fn may_find(&self, inode: u64) -> bool {
         inode != 0 && !self.known.contains_key(&inode) && self.looked.elapsed() >= self.took * REST
     }
@@ -153,8 +153,8 @@ impl<'obj> Holders<'obj> {
     }
 }
 
-/// The capabilities that scans need for the rest of a run. They use bpf(2), which before Linux 5.19
-/// needs one.
+/// The capabilities that scans need for the rest of a run: each scan calls bpf(2), which needs CAP_BPF
+/// before Linux 5.19.
 ///
 /// # Errors
 /// Capabilities can't be set.

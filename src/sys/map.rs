@@ -5,10 +5,10 @@ use std::os::fd::AsRawFd;
 
 use libbpf_rs::MapCore;
 
-/// Entries read per system call. All that hash to one place have to fit.
+/// Entries read per system call. Those of one hash bucket have to fit.
 const BATCH: u32 = 4096;
 
-/// The kernel's position in a hash map takes 4 bytes, in other maps those of a key.
+/// Bytes for the kernel's position in a map: a hash map needs 4, other maps as many as a key has.
 const POSITION: usize = 8;
 
 /// Passes all keys and values of a map to `take`. With `delete` the map is empty after that.

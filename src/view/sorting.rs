@@ -1,4 +1,4 @@
-//! What the tables have in common about sorting.
+//! Sorting, as all tables do it.
 
 use std::cmp::Ordering;
 

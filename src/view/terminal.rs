@@ -27,7 +27,7 @@ use super::Picture;
 use super::keys::{Key, Keys};
 use crate::output::sink::Sink;
 
-/// Enters the alternate screen, clears it and hides the cursor; and the way back.
+/// Enters the alternate screen, clears it and hides the cursor; [`LEAVE`] undoes this.
 const ENTER: &[u8] = b"\x1b[?1049h\x1b[2J\x1b[?25l";
 const LEAVE: &[u8] = b"\x1b[0m\x1b[?25h\x1b[?1049l";
 
@@ -68,8 +68,8 @@ impl Write for Frames {
     }
 }
 
-/// Whether there is a terminal that can show the view and sends keys. One that says nothing of
-/// itself, or that it is dumb, is not sent what moves a cursor.
+/// Whether there is a terminal that can show the view and sends keys. Without TERM, or with
+/// TERM=dumb, it can't be assumed to move a cursor.
 pub fn is_there() -> bool {
     let can_draw = std::env::var_os("TERM").is_some_and(|term| !term.is_empty() && term != "dumb");
     can_draw && stdin().is_terminal() && stdout().is_terminal()
@@ -95,7 +95,6 @@ impl Screen {
             terminal: Terminal::new(TermionBackend::new(frames.clone()))?,
             frames,
             is_stale: true,
-            // https://no-color.org
             has_colors: sink.has_colors(),
             keys: Keys::default(),
         };

@@ -36,7 +36,7 @@ pub fn time(ns: u64) -> String {
     }
 }
 
-/// The same, or a dash.
+/// A time as [`time`] shows it, or a dash.
 pub fn time_or_none(ns: Option<u64>) -> String {
     ns.map_or("-".to_owned(), time)
 }

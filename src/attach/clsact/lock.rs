@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 
-/// The longest wait. Anybody who can open the file can lock it, or be stopped
-/// while doing so, and that must not keep this program from working.
+/// The longest wait. Any process that can open the file can hold the lock for ever,
+/// and that must not keep this program from working.
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// The lock is on the network namespace itself, which every instance finds that
-/// can reach the same interfaces, and which needs no file on a disk. The kernel
-/// ends the lock with its process.
+/// A lock on the file of the network namespace: all instances that can reach the same
+/// interfaces open the same file, and nothing is written to a disk. The kernel releases
+/// the lock when its process ends.
 pub(super) struct NamespaceLock(Option<File>);
 
 impl NamespaceLock {

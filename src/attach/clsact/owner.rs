@@ -31,7 +31,7 @@ pub(super) struct Owner {
 
 /// What has become of an owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum Liveness {
     Alive,
     Gone,
     /// That can't be seen from here, so it has to be left alone.
@@ -50,31 +50,31 @@ impl Owner {
 
     /// Tells what has become of this owner, as far as `here`, the process that
     /// asks, can see it.
-    pub(super) fn fate(&self, here: &Self) -> Fate {
+    pub(super) fn liveness(&self, here: &Self) -> Liveness {
         // An inode is not used again while its namespace exists. If it has been
         // since, every process of the older namespace is gone, and so the
         // answer is right as well.
         if self.pid_namespace == 0 || self.pid_namespace != here.pid_namespace {
-            return Fate::Unknown;
+            return Liveness::Unknown;
         }
         // Pid 0 would mean this process's own group.
         let Some(pid) = i32::try_from(self.pid).ok().filter(|&pid| pid > 0) else {
-            return Fate::Unknown;
+            return Liveness::Unknown;
         };
         // A signal that is not sent asks whether the process exists. /proc can't
         // be asked that: mounted with hidepid it hides the processes of others.
         if signal::kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH) {
-            return Fate::Gone;
+            return Liveness::Gone;
         }
         // A process has this number now. Times of another time namespace are
         // shifted, and /proc may be that of another pid namespace.
         if self.time_namespace != here.time_namespace || !proc_is_of(here) {
-            return Fate::Unknown;
+            return Liveness::Unknown;
         }
         match Stat::read(&self.pid.to_string()) {
-            Some(stat) if stat.ended || stat.started != self.started => Fate::Gone,
-            Some(_) => Fate::Alive,
-            None => Fate::Unknown,
+            Some(stat) if stat.ended || stat.started != self.started => Liveness::Gone,
+            Some(_) => Liveness::Alive,
+            None => Liveness::Unknown,
         }
     }
 }
@@ -243,12 +243,12 @@ mod tests {
     #[test]
     fn a_process_is_gone_when_it_ended_or_its_number_is_used_again() {
         let here = Owner::this_process();
-        assert_eq!(here.fate(&here), Fate::Alive);
+        assert_eq!(here.liveness(&here), Liveness::Alive);
         let reused = Owner {
             started: here.started + 1,
             ..here
         };
-        assert_eq!(reused.fate(&here), Fate::Gone);
+        assert_eq!(reused.liveness(&here), Liveness::Gone);
 
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let owner = Owner {
@@ -256,15 +256,15 @@ mod tests {
             started: Stat::read(&child.id().to_string()).unwrap().started,
             ..here
         };
-        assert_eq!(owner.fate(&here), Fate::Alive);
+        assert_eq!(owner.liveness(&here), Liveness::Alive);
         child.kill().unwrap();
         // It is a zombie from some moment on, until it is waited for.
         while Stat::read(&child.id().to_string()).is_some_and(|stat| !stat.ended) {
             std::thread::yield_now();
         }
-        assert_eq!(owner.fate(&here), Fate::Gone);
+        assert_eq!(owner.liveness(&here), Liveness::Gone);
         child.wait().unwrap();
-        assert_eq!(owner.fate(&here), Fate::Gone);
+        assert_eq!(owner.liveness(&here), Liveness::Gone);
     }
 
     #[test]
@@ -285,14 +285,14 @@ mod tests {
                 ..here
             },
         ] {
-            assert_eq!(unknown.fate(&here), Fate::Unknown, "{unknown:?}");
+            assert_eq!(unknown.liveness(&here), Liveness::Unknown, "{unknown:?}");
         }
         // Without /proc nobody knows its own namespace.
         let blind = Owner {
             pid_namespace: 0,
             ..here
         };
-        assert_eq!(blind.fate(&blind), Fate::Unknown);
+        assert_eq!(blind.liveness(&blind), Liveness::Unknown);
     }
 
     #[test]

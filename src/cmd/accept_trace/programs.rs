@@ -400,7 +400,7 @@ pub fn rehearse(
     }
     Ok(Rehearsed {
         hook: programs.hook,
-        has_reasons: programs.reasons.are_told(),
+        has_reasons: programs.reasons.are_known(),
         has_places: programs.symbols.range("tcp_v4_rcv").is_some(),
     })
 }

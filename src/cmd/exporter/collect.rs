@@ -1,13 +1,10 @@
 //! What the exporter collects: the programs of the other commands, which count in the kernel and
 //! send no events.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::File;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -32,6 +29,7 @@ use crate::host::interfaces::Interface;
 use crate::host::kernel_symbols::KernelSymbols;
 use crate::host::privileges;
 use crate::host::sock_diag::SockDiag;
+use crate::host::socket_counts::SocketCounts;
 use crate::notice::Notices;
 use crate::output::exporter::metrics::{self, ListenerTotals};
 use crate::output::exporter::{Exposition, Format};
@@ -48,10 +46,11 @@ use crate::sys::link;
 
 use CollectorChoice::{Accept, Connect, Flows, Listeners, Loss, Syn};
 
-/// How often the table of attempts is read: a fate is wanted soon after the next scrape.
+/// How often the table of attempts is read for fates that no program sees: a scrape may lack those of
+/// this last period.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
-/// All collectors, and the command that uses the same hooks.
+/// Each collector, with the command that uses the same hooks.
 pub const COLLECTORS: [(CollectorChoice, &str); 6] = [
     (Syn, "port-monitor"),
     (Listeners, "listeners"),
@@ -73,7 +72,7 @@ pub fn needs_interfaces(args: &ExporterArgs) -> bool {
     chosen.contains(&Syn) || chosen.contains(&Accept)
 }
 
-/// Where the programs are put.
+/// Memory for the programs of the collectors, which refer to it.
 pub struct Storage {
     syn: Vec<MaybeUninit<OpenObject>>,
     accept: [MaybeUninit<OpenObject>; 2],
@@ -82,7 +81,7 @@ pub struct Storage {
 }
 
 impl Storage {
-    /// For these interfaces.
+    /// Has room for the programs of these interfaces.
     pub fn new(interfaces: &[Interface]) -> Self {
         Self {
             syn: packet::storage_for(interfaces),
@@ -100,9 +99,9 @@ pub struct Collectors<'obj> {
     accept: Option<AcceptCollector<'obj>>,
     loss: Option<LossCollector<'obj>>,
     connect: Option<ConnectCollector<'obj>>,
-    /// The functions that tell why they drop segments.
-    places: RefCell<KernelSymbols>,
-    /// Collectors, and whether they work.
+    /// The kernel functions whose name says why they drop segments.
+    places: KernelSymbols,
+    /// Each collector, and whether it works.
     states: Vec<(CollectorChoice, bool)>,
 }
 
@@ -132,10 +131,10 @@ impl<'obj> Collectors<'obj> {
             places = KernelSymbols::open().unwrap_or_else(|error| {
                 session
                     .notices
-                    .detail(&format!("places of drops can't be told: {error:#}"));
+                    .detail(&format!("the places of drops can't be shown: {error:#}"));
                 KernelSymbols::none()
             });
-            // Now, because it would delay a scrape.
+            // Reading the symbols later would delay a scrape.
             places.keep(|name| reason_of_place(name).is_some());
         }
         let has_flows = loading.chosen.contains(&Flows);
@@ -145,7 +144,8 @@ impl<'obj> Collectors<'obj> {
             loss,
             connect,
         } = storage;
-        // Programs at interfaces are last of all: connections begin there.
+        // Connections begin at interfaces: the programs there are attached last, so that those that
+        // see how connections go on are attached already.
         let loss = loading.take(&[Loss], || LossCollector::load(loss))?;
         let connect = loading.take(&[Connect, Flows], || {
             ConnectCollector::load(connect, has_flows, session.notices)
@@ -169,7 +169,7 @@ impl<'obj> Collectors<'obj> {
             accept,
             loss,
             connect,
-            places: RefCell::new(places),
+            places,
             states,
         })
     }
@@ -219,10 +219,10 @@ impl<'obj> Collectors<'obj> {
             results.push((Listeners, listeners.write(out).is_ok()));
         }
         if let Some(accept) = &mut self.accept {
-            results.push((Accept, accept.write(out, &self.places).is_ok()));
+            results.push((Accept, accept.write(out, &mut self.places).is_ok()));
         }
         if let Some(loss) = &mut self.loss {
-            results.push((Loss, loss.write(out, &self.places).is_ok()));
+            results.push((Loss, loss.write(out, &mut self.places).is_ok()));
         }
         if let Some(connect) = &mut self.connect {
             let chosen = |one| self.states.iter().any(|(known, _)| *known == one);
@@ -292,7 +292,7 @@ impl fmt::Display for Collectors<'_> {
     }
 }
 
-/// What was loaded so far.
+/// The state while collectors are loaded one after the other.
 struct Loading {
     chosen: Vec<CollectorChoice>,
     must_work: bool,
@@ -346,7 +346,7 @@ impl<'obj> SynCollector<'obj> {
         interfaces: &[Interface],
         session: &mut Session,
     ) -> Result<Self, Failure> {
-        // An interface has room for one XDP program, which is left to others for such a long time.
+        // An interface takes one XDP program. The exporter runs for long, and leaves it to others.
         let args = arguments::<SynCountArgs>(&["--mode", "tc"])?;
         let command = SynCount::new(&args)?;
         let places = packet::places(&command, interfaces);
@@ -443,13 +443,11 @@ impl<'obj> AcceptCollector<'obj> {
         self.table.sweep(first)
     }
 
-    fn write(&self, out: &mut Exposition, places: &RefCell<KernelSymbols>) -> Result<()> {
+    fn write(&self, out: &mut Exposition, places: &mut KernelSymbols) -> Result<()> {
         let first = self.skels.first().context("there is no interface")?;
         let counts = export::read(&first.maps.export_counts, &first.maps.export_times)?;
         metrics::accept(out, &counts, |key| {
-            let mut places = places.borrow_mut();
-            let place = place(&mut places, key.place);
-            name(&self.reasons, key.reason, place)
+            name(&self.reasons, key.reason, place(places, key.place))
         });
         Ok(())
     }
@@ -463,7 +461,7 @@ impl<'obj> AcceptCollector<'obj> {
     }
 }
 
-/// The name of a reason; if that is unknown, what the function that dropped it tells.
+/// The name of a reason; if it has none, the reason that the dropping function implies.
 fn name(reasons: &Reasons, number: u32, place: Option<&str>) -> Option<String> {
     let name = reasons.name(number);
     name.or_else(|| place.and_then(reason_of_place))
@@ -510,11 +508,10 @@ impl<'obj> LossCollector<'obj> {
         })
     }
 
-    fn write(&self, out: &mut Exposition, places: &RefCell<KernelSymbols>) -> Result<()> {
+    fn write(&self, out: &mut Exposition, places: &mut KernelSymbols) -> Result<()> {
         let counts = export::read(&self.skel.maps.export_counts, &self.skel.maps.export_times)?;
         metrics::loss(out, &counts, |key| {
-            let mut places = places.borrow_mut();
-            let place = place(&mut places, key.place);
+            let place = place(places, key.place);
             let kind = LossKind(key.kind.into());
             let (name, _) = self.kernel.reason(kind, key.reason, place);
             name.map(str::to_owned)
@@ -532,8 +529,7 @@ impl<'obj> LossCollector<'obj> {
 
 struct ConnectCollector<'obj> {
     tracer: Tracer<'obj>,
-    /// Files that tell how many sockets there are.
-    sockets: Vec<File>,
+    sockets: SocketCounts,
 }
 
 impl<'obj> ConnectCollector<'obj> {
@@ -549,11 +545,9 @@ impl<'obj> ConnectCollector<'obj> {
         let buffer = BufferKind::choose(args.buffer.buffer)?;
         let tracer = connect_trace::choose(&args, buffer, storage, notices)?;
         export::prepare(&tracer.skel.maps.export_counts)?;
-        let names = ["sockstat", "sockstat6", "snmp"];
-        let files = names.map(|name| File::open(format!("/proc/thread-self/net/{name}")));
         Ok(Self {
             tracer,
-            sockets: files.into_iter().flatten().collect(),
+            sockets: SocketCounts::open(),
         })
     }
 
@@ -564,7 +558,7 @@ impl<'obj> ConnectCollector<'obj> {
             metrics::connect(out, &counts);
         }
         if with_flows {
-            metrics::flows(out, &counts, &self.count_sockets());
+            metrics::flows(out, &counts, &self.sockets.read());
         }
         Ok(())
     }
@@ -577,63 +571,5 @@ impl<'obj> ConnectCollector<'obj> {
         let untold = counters.untold.cast_signed().max(0).cast_unsigned();
         let progs = &self.tracer.skel.progs;
         connect_trace::unseen(&counters, counters.unhooked, progs) + counters.lost + untold
-    }
-
-    /// Sockets by state, in the network namespace that is watched.
-    fn count_sockets(&self) -> Vec<(&'static str, u64)> {
-        let mut text = String::new();
-        for file in &self.sockets {
-            let mut bytes = [0; 4096];
-            if let Ok(len) = file.read_at(&mut bytes, 0) {
-                text.push_str(&String::from_utf8_lossy(&bytes[..len]));
-            }
-        }
-        sockets_by_state(&text)
-    }
-}
-
-/// Reads numbers of sockets from the texts of sockstat, sockstat6 and snmp in /proc/net.
-fn sockets_by_state(text: &str) -> Vec<(&'static str, u64)> {
-    let mut counts = [("in_use", 0), ("time_wait", 0), ("established", 0)];
-    let [in_use, time_wait, established] = &mut counts;
-    let mut names = Vec::new();
-    for line in text.lines() {
-        let words = line.split(' ').collect::<Vec<_>>();
-        let after = |name: &str| {
-            let at = words.iter().position(|word| *word == name)?;
-            words.get(at + 1)?.parse::<u64>().ok()
-        };
-        match words.first() {
-            Some(&("TCP:" | "TCP6:")) => {
-                in_use.1 += after("inuse").unwrap_or(0);
-                time_wait.1 += after("tw").unwrap_or(0);
-            }
-            // A line of names, and one of their values.
-            Some(&"Tcp:") if names.is_empty() => names = words,
-            Some(&"Tcp:") => {
-                let at = names.iter().position(|name| *name == "CurrEstab");
-                let value = at.and_then(|at| words.get(at)?.parse().ok());
-                established.1 = value.unwrap_or(0);
-            }
-            _ => {}
-        }
-    }
-    counts.to_vec()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sockets_of_both_families_are_counted() {
-        let text = "sockets: used 9\nTCP: inuse 5 orphan 1 tw 7 alloc 8 mem 1\nUDP: inuse 2 mem 0\n\
-                    TCP6: inuse 3\nTcp: RtoAlgorithm CurrEstab InSegs\nTcp: 1 6 12\n";
-        let expected = [("in_use", 8), ("time_wait", 7), ("established", 6)];
-        assert_eq!(sockets_by_state(text), expected);
-        let none = [("in_use", 0), ("time_wait", 0), ("established", 0)];
-        for broken in ["", "TCP: inuse\nTcp:\nTcp: x\nTcp:", "TCP: inuse x"] {
-            assert_eq!(sockets_by_state(broken), none);
-        }
     }
 }

@@ -1,4 +1,5 @@
-//! loss-trace: drops that no tracepoint reports, and what programs at interfaces can't know.
+//! loss-trace: drops that no tracepoint reports. Programs at interfaces send events of them; this
+//! adds what these programs can't find out.
 
 use std::collections::HashMap;
 
@@ -42,7 +43,7 @@ impl Silent {
         }
     }
 
-    /// The event with the name of its interface; `None`: it is no drop.
+    /// Adds the name of the interface to an event; `None` if the event turns out to be no drop.
     ///
     /// A SYN that was not answered at once is not always dropped. Its answer may wait for the
     /// address of the next hop, or have left through an interface that is not watched: then the
@@ -69,7 +70,7 @@ impl Silent {
             Ok(found) if found.is_none_or(|found| found.listens) => {}
             _ => return false,
         }
-        // With a route there is another cause, which is not known.
+        // If there is a route, the cause is another one, which is not known.
         if !matches!(routes.lead_to(remote.0), Ok(false)) {
             loss.raw.reason = 0;
         }

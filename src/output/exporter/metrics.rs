@@ -291,7 +291,7 @@ fn write(out: &mut Exposition, family: &Family, names: [&str; 2], counts: &ByLab
 pub fn accept(
     out: &mut Exposition,
     counts: &ExportCounts,
-    reason: impl Fn(&ExportKey) -> Option<String>,
+    mut reason: impl FnMut(&ExportKey) -> Option<String>,
 ) {
     // These are there from the first scrape on: a series that appears later, already above 0, has no
     // increase that Prometheus could see.
@@ -328,7 +328,7 @@ pub fn accept(
 pub fn loss(
     out: &mut Exposition,
     counts: &ExportCounts,
-    reason: impl Fn(&ExportKey) -> Option<String>,
+    mut reason: impl FnMut(&ExportKey) -> Option<String>,
 ) {
     let detail = |key: &ExportKey| {
         let raw = LossEvent {
@@ -338,7 +338,7 @@ pub fn loss(
         };
         Loss { raw }.detail().unwrap_or(UNKNOWN)
     };
-    let named = |kind: LossKind| {
+    let mut named = |kind: LossKind| {
         let events = counts.of_kind(kind.0).map(|(key, count)| {
             let name = reason(key).unwrap_or_else(|| UNKNOWN.to_owned());
             (detail(key), name, *count)

@@ -8,7 +8,7 @@ pub mod metrics;
 
 use std::fmt::{Display, Write};
 
-use crate::domain::export::Histogram;
+use crate::domain::export::TimeHistogram;
 use crate::output::escape;
 
 /// The format of an answer.
@@ -142,11 +142,11 @@ impl Exposition {
     }
 
     /// The samples of a histogram.
-    pub fn histogram(&mut self, family: &Family, histogram: &Histogram) {
+    pub fn histogram(&mut self, family: &Family, histogram: &TimeHistogram) {
         let mut count = 0;
         for (at, bucket) in histogram.buckets.iter().enumerate() {
             count += bucket;
-            let bound = Histogram::bound(at);
+            let bound = TimeHistogram::bound(at);
             let bound = bound.map_or_else(|| "+Inf".to_owned(), |bound| bound.to_string());
             self.line(family.name, "_bucket", &[], Some(&bound), count);
         }
@@ -239,9 +239,9 @@ mod tests {
 
     #[test]
     fn buckets_of_a_histogram_add_up() {
-        let mut histogram = Histogram {
+        let mut histogram = TimeHistogram {
             sum: 1.5,
-            ..Histogram::default()
+            ..TimeHistogram::default()
         };
         histogram.buckets[0] = 1;
         histogram.buckets[20] = 2;

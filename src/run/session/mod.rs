@@ -138,7 +138,7 @@ impl Session {
         taken
     }
 
-    /// Why the output accepts nothing more.
+    /// Why the output accepts nothing more; `None` if it still does.
     pub fn output_ended(&self) -> Option<ExitReason> {
         match &self.recorder {
             Some(recorder) => recorder.ended(),

@@ -54,8 +54,8 @@ impl Session {
         }
     }
 
-    /// Handles events as [`Session::run_events`] does, and begins a new file whenever the time of one
-    /// is over.
+    /// Handles events as [`Session::run_events`] does, and begins a new file at the end of each period
+    /// of `-G`.
     ///
     /// # Errors
     /// As [`Session::run_events`].
