@@ -94,8 +94,8 @@ const PICKED: [&str; 74] = [
 /// Makes random expressions: any primitive, as people and programs write them.
 struct Grammar {
     random: Random,
-    /// Bytes of IP and TCP are asked for of one IP version alone: of IPv6 tcpdump does not look at
-    /// those of TCP, and it forgets some checks.
+    /// The headers whose bytes an expression compares. They belong to one IP version only: tcpdump does
+    /// not look at TCP bytes over IPv6, and misses some checks if versions are mixed.
     headers: &'static [&'static str],
 }
 
@@ -329,8 +329,8 @@ impl Grammar {
     }
 }
 
-/// The Ethernet frames of all captures that hold a TCP segment, without what tcpdump sees in another
-/// way: tags, extension headers, frames that were cut.
+/// The Ethernet frames with a TCP segment in all captures, without those that tcpdump treats
+/// differently: with tags or extension headers, or truncated.
 fn frames() -> Result<Vec<Vec<u8>>, String> {
     let mut frames = Vec::new();
     for path in corpus::captures()? {
@@ -351,8 +351,8 @@ fn frames() -> Result<Vec<Vec<u8>>, String> {
     Ok(frames)
 }
 
-/// Not optimized: the optimizer leaves out bytes that do not matter, and with them that they may not
-/// be there.
+/// Not optimized: the optimizer leaves out comparisons whose result does not matter, and with them
+/// the check that the bytes exist.
 const PLAIN: &[&str] = &["-O"];
 const OPTIMIZED: &[&str] = &[];
 

@@ -112,7 +112,7 @@ fn measure(
                 command.args(["-e", SCRIPT]);
             }
             let before = connect(effort, addr, listener)?;
-            // A backend or a tool that this kernel is too small for.
+            // This kernel may lack what a backend or another tool needs.
             let tool = match Tool::start(command, Stdio::null(), contender.ready) {
                 Ok(tool) => tool,
                 Err(error) if round == 0 => {
@@ -128,7 +128,8 @@ fn measure(
             tool.settle()?;
             let tool_us = (tool.cpu()? - used) * 1e6 / f64::from(pairs(effort));
             tool.stop()?;
-            // Without it once more: a change of the machine's speed meets both.
+            // Once more without the tool: the mean of before and after evens out a machine whose speed
+            // drifts.
             let after = connect(effort, addr, listener)?;
             let base = before.midpoint(after);
             none.push(base);
@@ -140,7 +141,7 @@ fn measure(
         }
         results.retain(|(contender, ..)| !missing.contains(&contender.name));
     }
-    // Every kernel has that one.
+    // The tracepoint backend runs on every kernel.
     ensure!(
         results
             .iter()

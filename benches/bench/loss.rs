@@ -49,18 +49,18 @@ const CONTENDERS: [Contender; 10] = [
     ),
 ];
 
-/// The least that tells where and why packets are dropped.
+/// The shortest bpftrace script that shows where and why packets are dropped.
 const SCRIPT: &str = "BEGIN { printf(\"ready\\n\"); } \
     tracepoint:skb:kfree_skb { printf(\"%d %s\\n\", args->reason, ksym(args->location)); }";
 
-/// What drops the flood.
+/// The nftables rules that drop the flood.
 const RULES: &str = "table ip bench { chain input { type filter hook input priority 0; \
     tcp dport 80 drop; }; }";
 
 pub fn run(effort: Effort) -> Result<bool> {
     if !installed("nft") {
         println!("\nnftables is not installed.");
-        // A continuous integration service must not pass by doing nothing.
+        // In CI, measuring nothing must not count as success.
         return Ok(std::env::var_os("CI").is_none());
     }
     let world = World::new()?;
@@ -154,7 +154,7 @@ fn measure(
                 let seen = seen(&said).map(|seen| seen / count as f64);
                 outcome.seen.extend(seen);
             }
-            // The machine's speed drifts: what is before and what is after count alike.
+            // The mean of before and after evens out a machine whose speed drifts.
             let after = flood()?;
             let alone = (before + after).as_secs_f64() / 2.0;
             outcome.kept.push(alone / with.as_secs_f64());

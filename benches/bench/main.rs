@@ -129,8 +129,8 @@ const TRACEFS: &str = "/sys/kernel/tracing";
 const MODULES: &str = "/lib/modules";
 
 /// Some peers look for tracepoints in tracefs, and bcc compiles against the headers of the running
-/// kernel. What of that is missing is mounted for this process and its children only: in place of
-/// the headers those of another kernel, which take as long to compile.
+/// kernel. If these are missing, they are mounted in a mount namespace of this process. Headers of
+/// another kernel serve as well: they take as long to compile.
 fn provide_for_peers() -> Result<()> {
     let release = nix::sys::utsname::uname()?.release().to_owned();
     let tracefs = !Path::new(TRACEFS).join("events").exists();
@@ -146,7 +146,7 @@ fn provide_for_peers() -> Result<()> {
     let nothing = None::<&str>;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(nothing, "/", nothing, private, nothing)?;
-    // Without either there are peers that don't run, which is told.
+    // If this fails, peers that need it are reported as not running.
     if tracefs {
         let _ = mount(nothing, TRACEFS, Some("tracefs"), MsFlags::empty(), nothing);
     }
@@ -167,7 +167,7 @@ fn other_headers() -> Option<(PathBuf, PathBuf)> {
     kernels.flatten().find_map(|kernel| {
         let build = kernel.path().join("build").canonicalize().ok()?;
         let source = kernel.path().join("source").canonicalize();
-        // What lies there itself would be hidden.
+        // A tmpfs is mounted over /lib/modules and hides what is there.
         (!build.starts_with(MODULES)).then(|| (build.clone(), source.unwrap_or(build)))
     })
 }

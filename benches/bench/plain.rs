@@ -25,7 +25,7 @@ pub const LIVE_FRAMES: u32 = 1 << 1;
 pub fn load() -> Result<Object> {
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/bpf/plain.bpf.c");
     let object = Path::new(env!("CARGO_TARGET_TMPDIR")).join("plain.bpf.o");
-    // Processes that measure use what the first one has made.
+    // The children use what the first process has compiled.
     if std::env::var_os(ATTACHED).is_none() {
         let status = Command::new("clang")
             .args([
@@ -127,7 +127,7 @@ fn attach_all(
     Ok((attached, links))
 }
 
-/// Names what a child of this process has to attach.
+/// The environment variable that says what a child of this process has to attach.
 pub const ATTACHED: &str = "TCPINSPECT_BENCH_ATTACH";
 
 /// The child's part: attaches a program to `r0` as our commands do, reads its events if it has
@@ -203,12 +203,12 @@ pub fn attach(what: &str) -> Result<()> {
     Ok(())
 }
 
-/// The descriptor of a program of the sender's.
+/// The descriptor of the program that sends SYNs.
 pub fn sender(object: &Object) -> Result<i32> {
     Ok(find(object, "send_xdp")?.as_fd().as_raw_fd())
 }
 
-/// The program that sends SYNs with other sequence numbers each.
+/// The same for one that gives each SYN another sequence number.
 ///
 /// # Errors
 /// As for [`sender`].

@@ -137,11 +137,12 @@ pub fn set_flows(open: &mut OpenFlowsSkel<'_>) -> Result<()> {
 struct Costs {
     /// The empty program, with the harness.
     empty: Stat,
-    /// The others over it.
+    /// What the others cost more.
     over: Vec<Stat>,
 }
 
-/// Measures programs over the empty one, in turn so that what disturbs one disturbs all.
+/// Measures what programs cost more than the empty one. They run in turn, so that a disturbance
+/// affects all of them.
 fn one_core(
     effort: Effort,
     title: &str,
@@ -179,8 +180,8 @@ fn cost(program: &ProgramMut<'_>, frame: &[u8]) -> Result<f64> {
     run_for(program.as_fd().as_raw_fd(), frame, REPEAT)
 }
 
-/// CPU time of this thread for a run, in ns: the kernel's own figure has no fractions, and a wait
-/// before XDP runs is no part of it.
+/// CPU time of this thread for a run, in ns. The figure that the kernel returns has no fractions, and
+/// leaves out the wait before XDP runs.
 pub fn run_for(fd: i32, frame: &[u8], repeat: u32) -> Result<f64> {
     let before = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?;
     test_run(fd, frame, repeat, 0)?;

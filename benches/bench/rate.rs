@@ -60,7 +60,7 @@ const CONTENDERS: [Contender; 14] = [
     ),
 ];
 
-/// The plainest program that does port-monitor's work, with a reader that only counts.
+/// The simplest program that does port-monitor's work, with a reader that only counts.
 const PLAIN: &str = "plain TC program, event for each SYN";
 
 /// What became of a flood.
@@ -189,7 +189,7 @@ pub fn run(effort: Effort) -> Result<bool> {
     Ok(within)
 }
 
-/// A rate that a machine can be busy with for long.
+/// A flood at a rate that the machine can sustain.
 fn paced(effort: Effort, world: &World, sender: i32) -> Result<()> {
     const RATE: u64 = 300_000;
     let chosen = CONTENDERS
@@ -235,7 +235,7 @@ fn measure(
     for _ in 0..effort.rounds {
         let mut alone = world.flood(sender, count, rate)?;
         for (at, (contender, outcome)) in results.iter_mut().enumerate() {
-            // Not too long ago, for the machine's speed drifts.
+            // Measured anew now and then, because the machine's speed drifts.
             if at % 4 == 3 {
                 alone = world.flood(sender, count, rate)?;
             }
@@ -247,7 +247,7 @@ fn measure(
             outcome
                 .cpu
                 .push((tool.cpu()? - before) / with.as_secs_f64());
-            // What is still in its buffer is its own to take.
+            // Leaves it time to read what is still in its buffer.
             std::thread::sleep(Duration::from_millis(20));
             tool.settle()?;
             let said = tool.stop()?;

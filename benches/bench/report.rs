@@ -32,17 +32,17 @@ pub struct Figure {
     pub part: &'static str,
     pub what: String,
     pub value: f64,
-    /// The lower, the better.
+    /// Whether lower is better.
     pub at_most: bool,
 }
 
-/// What figures depend on beside the program.
+/// What figures depend on in addition to the program.
 #[derive(Clone, Debug)]
 pub struct Machine {
     pub cpus: usize,
     pub kernel: String,
     pub arch: &'static str,
-    /// What was built, by git.
+    /// The commit that was built.
     pub commit: String,
 }
 
@@ -81,7 +81,7 @@ fn commit() -> Option<String> {
     Some(format!("{}{changed}", head.trim()))
 }
 
-/// What targets and bounds were about, so far.
+/// The figures that were compared with targets and bounds so far.
 pub fn figures() -> Vec<Figure> {
     report().figures.clone()
 }

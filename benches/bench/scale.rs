@@ -114,8 +114,8 @@ fn cpu(words: &[&str], file: &Path) -> Result<f64> {
     Ok((used()? - before) as f64)
 }
 
-/// Writes frames, a microsecond apart: so many with these flags, then so many with those. Their
-/// sources take turns.
+/// Writes frames, a microsecond apart. Each part is a number of frames with the same TCP flags; the
+/// sources of the frames take turns.
 fn write(path: &Path, parts: &[(u8, u32)], sources: u32) -> Result<()> {
     let mut file = BufWriter::new(File::create(path)?);
     for word in [0xa1b2_3c4d_u32, 2 | 4 << 16, 0, 0, 262_144, 1] {

@@ -109,15 +109,15 @@ pub fn syn() -> Vec<u8> {
     frame
 }
 
-/// The numbers of epoll_wait, epoll_pwait and, of bcc, poll.
+/// The system call numbers of epoll_wait, epoll_pwait, and poll, which bcc uses.
 #[cfg(target_arch = "x86_64")]
 const WAITING: [&str; 3] = ["232 ", "281 ", "7 "];
 
-/// The numbers of epoll_pwait and ppoll.
+/// The system call numbers of epoll_pwait and ppoll.
 #[cfg(not(target_arch = "x86_64"))]
 const WAITING: [&str; 2] = ["22 ", "73 "];
 
-/// Where a tool says that it is ready, and by which words.
+/// Where and in which words a tool says that it is ready.
 #[derive(Clone, Copy, Debug)]
 pub enum Ready {
     /// Its data may go anywhere.
@@ -131,7 +131,7 @@ pub enum Ready {
 /// A running tool, killed when this is dropped.
 pub struct Tool {
     child: Child,
-    /// What it says from then on.
+    /// What it writes to stderr once it is ready.
     rest: Option<JoinHandle<String>>,
     /// From exec until it was ready.
     pub took: Duration,
@@ -172,18 +172,18 @@ impl Tool {
             Ready::Waiting => tool.waits()?,
         };
         if !is_ready {
-            // Or it might go on and never close its stderr.
+            // Otherwise it might keep running and never close its stderr.
             let _ = tool.child.kill();
             let mut why = String::new();
             stderr.read_to_string(&mut why)?;
             bail!("{command:?} was not ready: {}", why.trim());
         }
         tool.took = started.elapsed();
-        // Nobody may block on a full pipe.
+        // Read on, so that the tool never blocks on a full pipe.
         std::thread::spawn(move || std::io::copy(&mut data, &mut std::io::sink()));
         tool.rest = Some(std::thread::spawn(move || {
             let mut rest = Vec::new();
-            // What could be read is what there is.
+            // An error ends the text like its end does.
             let _ = stderr.read_to_end(&mut rest);
             String::from_utf8_lossy(&rest).into_owned()
         }));

@@ -18,8 +18,9 @@ use crate::common::tool::{account, into_small_pipe, json_account, small_disk};
 use crate::common::{CLIENT4, Output, Pair, SERVER4, Tool, command, wait_within};
 use crate::{Ended, Run};
 
-/// What runs all the time; none by XDP, of which an interface takes one program. And whether it has
-/// an event for each SYN to port 80, or for a connection to port 81 an attempt and a fate.
+/// The commands that run all the time. None uses XDP, because an interface takes one XDP program. True
+/// if the command has an event for each SYN to port 80; false if it has two for each connection to
+/// port 81, the attempt and its fate.
 const WATCHED: [(&[&str], bool); 4] = [
     (
         &[
@@ -41,7 +42,7 @@ const WATCHED: [(&[&str], bool); 4] = [
     (&["connect-trace", "-p", "81", "--dst", "10.77.0.2"], false),
 ];
 
-/// What things go wrong for, one after the other.
+/// The commands that things go wrong for, one after the other.
 const VICTIMS: [&[&str]; 5] = [
     &["syn-count", "--mode", "generic"],
     &["syn-count", "--mode", "tc"],
@@ -62,8 +63,8 @@ const CONNECTIONS: u64 = 100;
 /// How long the kernel may take to free what a process has left.
 const SOON: Duration = Duration::from_secs(5);
 
-/// How much may become resident after a third of the time, in KiB: the 4 MiB of the event buffer,
-/// each page of which does when it is first used, and little else.
+/// How much the resident memory may grow after a third of the time, in KiB: by the event buffer of
+/// 4 MiB, whose pages become resident when they are first used, and by little else.
 const MAY_GROW: u64 = 5 * 1024;
 
 /// matched, emitted, lost and suppressed.
@@ -117,7 +118,7 @@ pub fn run(length: Duration) -> Result<()> {
     println!("|---|---|---|---|---|---|");
     for ((what, _), (times, sums)) in INCIDENTS.iter().zip(tallies) {
         let told = match sums {
-            // Nobody was left to tell, or the four commands do below.
+            // The command was killed, or its counts are in the table of the four commands below.
             [0, ..] => ["-"; 4].join(" | "),
             _ => sums.map(|sum| sum.to_string()).join(" | "),
         };
@@ -206,7 +207,7 @@ impl World {
     fn next_frame(&mut self) -> &[u8] {
         // Where the source address is.
         const SOURCE: std::ops::Range<usize> = 26..30;
-        // An odd factor makes each number another one.
+        // Multiplying by an odd number maps different numbers to different addresses.
         let source = (self.sent as u32).wrapping_mul(0x9e37_79b1);
         self.frame[SOURCE].copy_from_slice(&Ipv4Addr::from(source).octets());
         self.sent += 1;
@@ -218,7 +219,7 @@ impl World {
         for n in 0..count {
             self.next_frame();
             self.client.send(&self.frame);
-            // What is received later than it is sent must find room in the kernel's backlog.
+            // Pauses, so that packets that are not processed yet fit into the kernel's backlog.
             if n % FEW == FEW - 1 {
                 thread::sleep(Duration::from_millis(2));
             }

@@ -67,7 +67,7 @@ pub fn run(length: Duration) -> Result<()> {
     let mut wrong = Vec::new();
     for (run, (_, expected)) in runs.into_iter().zip(COMMANDS) {
         let ended = run.stop()?;
-        // Buffers have their size after a tenth of the time.
+        // After a tenth of the time buffers no longer grow.
         let (early, last) = ended.between(10);
         let expected = expected(syns, connections);
         let seen = ended.count()?;

@@ -1,6 +1,6 @@
 //! Reads arbitrary bytes as a capture file, once whole and once in small
 //! pieces: it must not crash, both must give the same frames and end in the
-//! same way, and every frame must keep the promises of its documentation.
+//! same way, and every frame must be as its documentation says.
 
 #![no_main]
 

@@ -22,8 +22,8 @@ fn connect_everywhere(namespace: &Namespace) {
     });
 }
 
-/// The cases that are this backend's. The backends share them, for the filter is the same to all,
-/// and an emulated machine takes seconds to start the tool.
+/// The cases that this backend tests. Backends share the cases, because the filter is the same for all,
+/// and on an emulated machine the tool takes seconds to start.
 fn shared<T>(
     cases: impl Iterator<Item = T>,
     backends: usize,

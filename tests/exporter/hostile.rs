@@ -1,4 +1,4 @@
-//! Clients that mean harm. The exporter has to answer a well-behaved one all the time.
+//! Malicious clients. The exporter must answer a well-behaved one all the time.
 
 use std::fs;
 use std::path::Path;
@@ -33,9 +33,9 @@ fn clients_that_say_nothing_make_room_for_others() {
     for (at, client) in silent.iter_mut().enumerate().filter(|(at, _)| at % 2 == 0) {
         let _ = client.write_all(&b"GET /metrics HTTP/1.1\r\nHost: "[..at.min(29)]);
     }
-    // 200 wait before it, of which 64 at a time are given half a second.
+    // 200 clients wait before it; 64 are served at a time, for half a second each.
     check(&exporter, Duration::from_secs(10));
-    // A request that is not there after five seconds never comes.
+    // A request that is incomplete after five seconds is given up.
     let started = Instant::now();
     silent[199]
         .set_read_timeout(Some(Duration::from_secs(30)))

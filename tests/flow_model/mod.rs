@@ -65,14 +65,14 @@ struct End {
     state: State,
     isn: Option<u32>,
     wscale: Option<u8>,
-    /// Number of the first packet that was seen.
+    /// Sequence number of the first packet that was seen.
     first: Option<u32>,
     next: Option<u32>,
     fin: Option<u32>,
     fin_acked: bool,
-    /// The highest number that it has acknowledged.
+    /// The highest sequence number that it has acknowledged.
     acked: Option<u32>,
-    /// How far it lets its peer send, and the most that it has offered at once.
+    /// The right edge of the window that it offers, and the widest window that it has offered.
     edge: Option<u32>,
     widest: u32,
     bytes: u64,
@@ -109,10 +109,11 @@ impl End {
 struct Story {
     orig: (IpAddr, u16),
     last: i64,
-    /// The last SYN that can't be of this connection: its sender, its number and which of the
-    /// packets it and its repetitions are.
+    /// The last SYN that can't belong to this connection: its sender, its sequence number, and the
+    /// indices of the packets that have it or its retransmissions.
     other_syn: Option<(usize, u32, Vec<usize>)>,
-    /// What an end has sent out of place, after a gap in the file perhaps: from where to where.
+    /// Segments outside of the window, perhaps after a gap in the file: their sender, their first
+    /// sequence number, and the one after them.
     stray: Option<(usize, u32, u32)>,
     ends: [End; 2],
     history: String,
@@ -142,8 +143,8 @@ impl Packet {
     }
 }
 
-/// Whether a port is that of a service rather than the other: those below 1024 before all, and those
-/// that Linux connects from after all.
+/// Whether a port is more likely that of a service than the other one. Ports below 1024 are the most
+/// likely, the ephemeral ports of Linux the least.
 fn is_better_known(port: u16, other: u16) -> bool {
     let class = |port| match port {
         0..1024 => 0,

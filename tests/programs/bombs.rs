@@ -1,5 +1,5 @@
-//! Files that are made to be read for ever: the run ends at once all the same, and from their first
-//! byte on they are read by a process that can do nothing else.
+//! Files that are made to take for ever: a run on them still ends at once, and from the first byte on
+//! the process that reads them has no privileges and is in the sandbox.
 
 use std::fs::{self, File};
 use std::io::{PipeReader, Write};

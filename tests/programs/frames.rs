@@ -1,4 +1,4 @@
-//! What each frame is found to be, and every field of each event.
+//! The verdict on each frame, and every field of each event.
 
 use std::collections::BTreeSet;
 

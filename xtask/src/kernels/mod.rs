@@ -42,7 +42,7 @@ use programs::Programs;
 use report::{AllowedSkip, Run};
 use series::{Flavour, Series};
 
-/// The small build, or the complete one where a module is missing from that.
+/// Debian's small build, or the complete one if the small one lacks a module.
 const VIRTUAL: &[Flavour] = &[Flavour::Cloud, Flavour::Generic];
 
 /// The kernels that are known, the oldest first.
@@ -65,7 +65,7 @@ const KERNELS: &[Series] = &[
         flavours: VIRTUAL,
         suites: &["trixie", "bookworm-backports", "bookworm"],
     },
-    // Programs can be preempted there, at TC too.
+    // On PREEMPT_RT, programs can be preempted, also those at TC.
     Series {
         name: "6.12-rt",
         version: "6.12",
@@ -91,9 +91,9 @@ const EXTRA_RUNS: &[(&str, Mode)] = &[
 /// The test target that runs in guests.
 const TARGET: &str = "privileged";
 
-/// Its modules, in parts that take about as long as each other: a kernel that runs all tests does
-/// so in a guest for each part, so that no processor is idle in the end. One more guest runs the
-/// modules that are not named here.
+/// Its modules, in parts that take about the same time. A kernel that runs all tests has a guest for
+/// each part, so that the last guests to end leave no processor idle for long. One more guest runs
+/// the modules that are not named here.
 const PARTS: &[&[&str]] = &[
     &[BACKENDS_MODULE],
     &["accept::", "loss::", "check::"],
@@ -101,15 +101,16 @@ const PARTS: &[&[&str]] = &[
     &["network::", "flows::", "schema::"],
 ];
 
-/// How many of these every kernel runs: they depend on it most. With `--turns` each of the others,
-/// and the modules that are not named, run on one kernel.
+/// How many of these parts every kernel runs, because they depend on the kernel most. With `--turns`
+/// each other part, and the modules that are not named, run on one kernel only.
 const CORE_PARTS: usize = 1;
 
 /// How many failed tests of a guest get a second attempt, which the report mentions. Guests share
-/// emulated processors, and stand still for tenths of a second.
+/// processors, and may pause for tenths of a second.
 const SECOND_ATTEMPTS: usize = 3;
 
-/// What a real-time kernel runs: what is counted, and what a run of a program has to itself.
+/// What a real-time kernel runs: the tests that counts are exact, and that each run of a program has
+/// its own scratch space.
 const REAL_TIME_PART: &[&str] = &[
     "accounting::",
     "flows::counts::",
@@ -337,7 +338,7 @@ fn run_tests(options: &Options) -> Result<bool> {
     let Some(archives) = Archives::find(&cache, arch)? else {
         return Ok(skip(NO_ARCHIVE));
     };
-    // Fetching kernels waits for the network, building for processors.
+    // At the same time: fetching kernels waits for the network, building for processors.
     let (programs, opened) = thread::scope(|scope| {
         let open = || kernels.iter().map(|series| kernel(&archives, series));
         let opened = scope.spawn(move || open().collect::<Vec<_>>());
@@ -492,19 +493,19 @@ fn parts(series: &Series, mode: Mode, filters: &[String], turn: Turn) -> Vec<Par
     parts
 }
 
-/// What a kernel runs beyond the parts that every kernel runs.
+/// What a kernel runs in addition to the parts that every kernel runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Turn {
     Everything,
-    /// Every so many of the other parts.
+    /// Of the other parts every `step`-th, from `first` on.
     Share {
         first: usize,
         step: usize,
     },
 }
 
-/// The turn of each of so many kernels: together they run everything once. Which one runs what
-/// depends on a number.
+/// The shares of the kernels, which together run everything once. `number` rotates the shares among
+/// the kernels.
 fn turns(kernels: usize, number: usize) -> Vec<Turn> {
     let turn = |kernel| Turn::Share {
         first: (kernel + number) % kernels,
@@ -513,7 +514,7 @@ fn turns(kernels: usize, number: usize) -> Vec<Turn> {
     (0..kernels).map(turn).collect()
 }
 
-/// A number that is the same for a commit wherever it is tested, and another one for most others.
+/// A number that depends on the commit alone, so that the shares change from commit to commit.
 fn number_of_commit() -> Result<usize> {
     let hash = crate::text(Command::new("git").arg("-C").arg(crate::root()).args([
         "rev-parse",
