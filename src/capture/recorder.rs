@@ -4,7 +4,7 @@
 //! reads at the end, can leave one that is cut.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, IsTerminal, Seek, Write};
+use std::io::{ErrorKind, IoSlice, IsTerminal, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::numbers::LINKTYPE_ETHERNET;
 use super::rotation::{Limits, Rotation, Turn};
-use super::write::{Encoder, Format, Statistics, Written};
+use super::write::{Encoder, Format, InPlace, Statistics, Written};
 use crate::failure::Failure;
 use crate::output::clock::{Clock, UnixNanos};
 use crate::output::sink::{Patience, Stdout, has_room};
@@ -145,7 +145,7 @@ pub struct Recorder {
     is_regular: bool,
     started: UnixNanos,
     buffer: Vec<u8>,
-    /// Where packets end in the buffer.
+    /// Where packets end in what is gathered, with those in place.
     ends: Vec<usize>,
     written: u64,
     accepted: u64,
@@ -237,8 +237,8 @@ impl Recorder {
 
     /// Whether the next packet, of this time, belongs into another file, and none is open for it.
     #[inline]
-    pub fn must_turn(&mut self, at: UnixNanos) -> bool {
-        let len = self.len + self.buffer.len() as u64;
+    pub fn must_turn(&mut self, at: UnixNanos, in_place: &InPlace<'_>) -> bool {
+        let len = self.len + (self.buffer.len() + in_place.len()) as u64;
         let Some(rotation) = &mut self.rotation else {
             return false;
         };
@@ -297,20 +297,26 @@ impl Recorder {
         self.rotation.as_ref().map(Rotation::directory)
     }
 
-    /// Writes a frame. False if it was not taken, because the run has ended.
+    /// Writes a frame, of which large parts may stay in place. False if it was not taken, because
+    /// the run has ended.
     #[inline]
-    pub fn packet(&mut self, stop: &Stop, packet: &Written<'_>) -> bool {
+    pub fn packet<'f>(
+        &mut self,
+        stop: &Stop,
+        packet: &Written<'f, '_>,
+        in_place: &mut InPlace<'f>,
+    ) -> bool {
         if self.ended.is_some() {
             return false;
         }
-        self.encoder.packet(&mut self.buffer, packet);
-        self.ends.push(self.buffer.len());
+        self.encoder.packet(&mut self.buffer, packet, in_place);
+        self.ends.push(self.buffer.len() + in_place.len());
         self.accepted += 1;
         if self.limit == Some(self.accepted) {
-            self.flush(stop);
+            self.flush_with(stop, in_place);
             self.ended.get_or_insert(ExitReason::Count);
         } else if self.buffer.len() >= BUFFER {
-            self.flush(stop);
+            self.flush_with(stop, in_place);
         }
         true
     }
@@ -384,16 +390,25 @@ impl Recorder {
 
     /// Writes what was gathered, as far as the reader takes it until the run must stop.
     pub fn flush(&mut self, stop: &Stop) {
-        let all = self.buffer.len();
+        self.flush_with(stop, &mut InPlace::default());
+    }
+
+    /// The same with what has stayed in place.
+    pub fn flush_with(&mut self, stop: &Stop, in_place: &mut InPlace<'_>) {
+        let buffer = std::mem::take(&mut self.buffer);
+        let all = buffer.len() + in_place.len();
+        let mut pieces = in_place.between(&buffer);
+        let mut rest = pieces.as_mut_slice();
         let mut done = 0;
         while done < all && self.can_write() {
-            match self.write(done) {
+            match self.write(rest) {
                 Ok(0) => self.fail(anyhow!(
                     "failed to write to {}: it takes no more data",
                     self.destination.name
                 )),
                 Ok(len) => {
                     done += len;
+                    IoSlice::advance_slices(&mut rest, len);
                     self.patience.renew();
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -419,7 +434,9 @@ impl Recorder {
             self.written += self.ends.len() as u64;
         }
         self.len += done as u64;
+        self.buffer = buffer;
         self.buffer.clear();
+        in_place.clear();
         self.ends.clear();
     }
 
@@ -444,18 +461,18 @@ impl Recorder {
         !is_closed && !self.is_cut
     }
 
-    fn write(&mut self, from: usize) -> std::io::Result<usize> {
+    fn write(&mut self, pieces: &[IoSlice<'_>]) -> std::io::Result<usize> {
         let Some(file) = &mut self.file else {
             return Err(ErrorKind::NotConnected.into());
         };
-        let mut rest = &self.buffer[from..];
         if self.destination.may_block {
             if !has_room(file.as_fd()) {
                 return Err(ErrorKind::WouldBlock.into());
             }
-            rest = &rest[..rest.len().min(SMALL_PIECE)];
+            let first = pieces.first().map_or(&[][..], |piece| piece);
+            return file.write(&first[..first.len().min(SMALL_PIECE)]);
         }
-        file.write(rest)
+        file.write_vectored(pieces)
     }
 
     fn fail(&mut self, error: anyhow::Error) {

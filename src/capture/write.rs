@@ -5,6 +5,7 @@
 //! have options, and a frame whose VLAN tag the kernel has taken out comes in three pieces.
 
 use std::collections::HashMap;
+use std::io::IoSlice;
 
 use nix::sys::utsname::uname;
 
@@ -48,13 +49,13 @@ pub enum Way {
 
 /// A frame to write.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Written<'a> {
+pub struct Written<'f, 'a> {
     /// The index of its interface among those of [`Encoder::new`].
     pub interface: u32,
     /// When it was seen, in nanoseconds of UNIX time. Earlier times are written as 0.
     pub at: i64,
     /// Its bytes in pieces, of which the file gets no more than the snapshot length.
-    pub parts: [&'a [u8]; 4],
+    pub parts: [&'f [u8]; 4],
     /// How long the frame was.
     pub wire_len: u32,
     /// Which way it went, if that is known.
@@ -63,6 +64,60 @@ pub struct Written<'a> {
     pub process: Option<Process<'a>>,
     /// A comment on it.
     pub comment: Option<&'a str>,
+}
+
+/// Parts of frames that are written from where they are, between the bytes of a buffer: to copy a
+/// large one costs more than one more piece of a write does.
+#[derive(Debug, Default)]
+pub struct InPlace<'f> {
+    /// Each with the length that the buffer had before it.
+    parts: Vec<(usize, &'f [u8])>,
+    len: usize,
+}
+
+/// From this many bytes on, a part is not copied.
+const LARGE_PART: usize = 4096;
+
+impl<'f> InPlace<'f> {
+    /// How many bytes they are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    /// Forgets them.
+    pub fn clear(&mut self) {
+        self.parts.clear();
+        self.len = 0;
+    }
+
+    /// The whole output in order.
+    pub fn between<'s>(&'s self, buffer: &'s [u8]) -> Vec<IoSlice<'s>> {
+        let mut pieces = Vec::with_capacity(2 * self.parts.len() + 1);
+        let mut done = 0;
+        for (at, part) in &self.parts {
+            pieces.push(IoSlice::new(&buffer[done..*at]));
+            pieces.push(IoSlice::new(part));
+            done = *at;
+        }
+        pieces.push(IoSlice::new(&buffer[done..]));
+        pieces
+    }
+
+    /// Appends a part of a frame to the output.
+    #[inline]
+    fn push(&mut self, out: &mut Vec<u8>, part: &'f [u8]) {
+        if part.len() < LARGE_PART {
+            out.extend_from_slice(part);
+        } else {
+            self.parts.push((out.len(), part));
+            self.len += part.len();
+        }
+    }
 }
 
 /// A process, by id and name.
@@ -216,7 +271,7 @@ impl Encoder {
 
     /// How many bytes of a frame are written.
     #[inline]
-    fn captured(&self, packet: &Written<'_>) -> u32 {
+    fn captured(&self, packet: &Written<'_, '_>) -> u32 {
         let available: usize = packet.parts.iter().map(|part| part.len()).sum();
         self.snaplen
             .min(u32::try_from(available).unwrap_or(u32::MAX))
@@ -224,12 +279,19 @@ impl Encoder {
 
     /// Appends a frame.
     #[inline]
-    pub fn packet(&mut self, out: &mut Vec<u8>, packet: &Written<'_>) {
+    pub fn packet<'f>(
+        &mut self,
+        out: &mut Vec<u8>,
+        packet: &Written<'f, '_>,
+        in_place: &mut InPlace<'f>,
+    ) {
         let captured = self.captured(packet);
-        let push = |out: &mut Vec<u8>| {
+        let mut push = |out: &mut Vec<u8>| {
+            let before = in_place.len();
             for part in cut(packet.parts, captured as usize) {
-                out.extend_from_slice(part);
+                in_place.push(out, part);
             }
+            in_place.len() - before
         };
         let process = match self.format {
             Format::PcapNg => packet.process.map(|process| self.process(process, out)),
@@ -239,7 +301,7 @@ impl Encoder {
         let wire_len = packet.wire_len.max(captured);
         let at = u64::try_from(packet.at).unwrap_or(0);
         match self.format {
-            Format::PcapNg => block(out, ENHANCED_PACKET, |out| {
+            Format::PcapNg => block_around(out, ENHANCED_PACKET, |out| {
                 let mut head = [0; 20];
                 for (to, value) in head.chunks_exact_mut(4).zip([
                     packet.interface,
@@ -251,7 +313,7 @@ impl Encoder {
                     to.copy_from_slice(&value.to_le_bytes());
                 }
                 out.extend_from_slice(&head);
-                push(out);
+                let elsewhere = push(out);
                 pad(out, captured as usize);
                 let flags = match packet.way {
                     Some(Way::In) => 1,
@@ -270,6 +332,7 @@ impl Encoder {
                 if flags != 0 || process.is_some() || packet.comment.is_some() {
                     option(out, OPTION_END, &[]);
                 }
+                elsewhere
             }),
             Format::Pcap => {
                 for value in [
@@ -367,11 +430,20 @@ fn cut(parts: [&[u8]; 4], captured: usize) -> [&[u8]; 4] {
 /// Appends a block with this body.
 #[inline]
 fn block(out: &mut Vec<u8>, kind: u32, body: impl FnOnce(&mut Vec<u8>)) {
+    block_around(out, kind, |out| {
+        body(out);
+        0
+    });
+}
+
+/// Appends a block of which as many bytes as `body` returns are not in `out`.
+#[inline]
+fn block_around(out: &mut Vec<u8>, kind: u32, body: impl FnOnce(&mut Vec<u8>) -> usize) {
     let start = out.len();
     out.extend_from_slice(&kind.to_le_bytes());
     out.extend_from_slice(&[0; 4]);
-    body(out);
-    let len = (out.len() - start + 4) as u32;
+    let elsewhere = body(out);
+    let len = (out.len() - start + elsewhere + 4) as u32;
     out.extend_from_slice(&len.to_le_bytes());
     if let Some(place) = out.get_mut(start + 4..start + 8) {
         place.copy_from_slice(&len.to_le_bytes());

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use libbpf_rs::OpenObject;
 
 use crate::attach::{Attached, Direction, load};
-use crate::capture::write::{Process, Statistics, Way, Written};
+use crate::capture::write::{InPlace, Process, Statistics, Way, Written};
 use crate::capture::{Frame, LinkKind};
 use crate::cli::{BufferArgs, DirectionChoice, PortMonitorArgs};
 use crate::domain::packet::{CapturedFrame, Packet};
@@ -225,15 +225,23 @@ fn record_live(live: &mut Live<'_, PortMonitorSkel<'_>>) -> Result<Summary, Fail
     live.begin(keep, |_, _| ())?;
     {
         let (session, statistics) = live.recording();
-        session.record_events(&mut source, &statistics, |session, bytes| {
-            write_frame(session, processes.as_mut(), bytes, &statistics);
+        session.record_batches(&mut source, &statistics, |session, frames| {
+            let mut in_place = InPlace::default();
+            for bytes in frames {
+                let processes = processes.as_mut();
+                write_frame(session, processes, bytes, &mut in_place, &statistics);
+            }
+            session.write_out(&mut in_place);
         })?;
     }
     live.detach()?;
     {
         let (session, statistics) = live.recording();
         session.drain_rest(&mut source, |session, bytes| {
-            write_frame(session, processes.as_mut(), bytes, &statistics);
+            let mut in_place = InPlace::default();
+            let processes = processes.as_mut();
+            write_frame(session, processes, bytes, &mut in_place, &statistics);
+            session.write_out(&mut in_place);
         })?;
         session.end_recording(&statistics());
     }
@@ -261,10 +269,11 @@ fn processes<'obj>(
 }
 
 /// Writes a frame to the capture file.
-fn write_frame(
+fn write_frame<'f>(
     session: &mut Session,
     processes: Option<&mut Processes<'_>>,
-    bytes: &[u8],
+    bytes: &'f [u8],
+    in_place: &mut InPlace<'f>,
     statistics: impl Fn() -> Vec<Statistics>,
 ) {
     let Some(frame) = CapturedFrame::decode(bytes) else {
@@ -296,7 +305,7 @@ fn write_frame(
         process,
         comment: None,
     };
-    session.write_frame(&written, statistics);
+    session.write_frame_in_place(&written, in_place, statistics);
 }
 
 /// Decodes an event and writes its line. `point` returns where the packet was seen.

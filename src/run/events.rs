@@ -136,6 +136,25 @@ impl EventSource {
         }
     }
 
+    /// Passes the pending events to `on_batch`, about `bytes` at a time. All events of a batch can
+    /// be used until it is done. Returns the same as [`Self::drain`].
+    pub fn drain_batches(
+        &mut self,
+        bytes: usize,
+        wakeup: Wakeup,
+        mut on_batch: impl FnMut(&[&[u8]]),
+    ) -> usize {
+        match self {
+            Self::Ring { ring, .. } => ring.consume_batches(bytes, BATCH, wakeup, |records| {
+                on_batch(&records.collect::<Vec<_>>());
+            }),
+            Self::Perf(perf) => {
+                perf.drain(|event| on_batch(&[event]));
+                0
+            }
+        }
+    }
+
     /// Passes all pending events to `on_event`.
     pub fn drain_all(&mut self, mut on_event: impl FnMut(&[u8])) {
         while self.drain(Wakeup::Wanted, &mut on_event) == BATCH {}

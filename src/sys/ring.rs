@@ -45,6 +45,13 @@ pub struct Ring {
 pub struct Aligned(Vec<u64>);
 
 impl Aligned {
+    /// The first bytes of what was copied.
+    fn bytes(&self, len: usize) -> &[u8] {
+        // SAFETY: any 8 bytes are valid as bytes, and nothing changes them meanwhile.
+        let (_, bytes, _) = unsafe { self.0.align_to::<u8>() };
+        bytes.get(..len).unwrap_or_default()
+    }
+
     /// Copies a record that consists of two parts.
     pub fn copy(&mut self, first: &[u8], second: &[u8]) -> &[u8] {
         let len = first.len() + second.len();
@@ -131,41 +138,65 @@ impl Ring {
         wakeup: Wakeup,
         mut on_record: impl FnMut(&[u8]),
     ) -> usize {
-        let release_every = RELEASE_EVERY.min(self.size / 4) as u64;
+        self.consume_batches(RELEASE_EVERY, max, wakeup, |records| {
+            records.for_each(&mut on_record);
+        })
+    }
+
+    /// The same in batches, each of at least one record and about `batch` bytes at most. All
+    /// records of a batch stay where they are until the batch is done.
+    pub fn consume_batches(
+        &mut self,
+        batch: usize,
+        max: usize,
+        wakeup: Wakeup,
+        mut on_batch: impl FnMut(Records<'_>),
+    ) -> usize {
+        let batch = batch.min(self.size / 4) as u64;
+        let mut wrapped = std::mem::take(&mut self.wrapped);
         let mut position = self.read;
-        let mut released = position;
         // The start of the last record. The kernel wakes the reader for a new record only if the
         // consumer's position is at that record. So a position before it suppresses wakeups.
         let mut last = self.consumer_position().load(Ordering::Relaxed);
         let mut taken = 0;
-        'records: while taken < max {
+        loop {
             let produced = self.producer_position().load(Ordering::Acquire);
-            if position >= produced {
-                break;
-            }
-            while position < produced && taken < max {
+            let start = position;
+            while position < produced && taken < max && position - start < batch {
                 let header = self.header(position);
                 if header & BUSY != 0 {
-                    break 'records;
+                    break;
                 }
                 let len = (header & !DISCARDED) as usize;
                 if header & DISCARDED == 0 {
-                    self.hand_over(position + HEADER as u64, len, &mut on_record);
+                    let first = self.data(position + HEADER as u64, len);
+                    if first.len() < len {
+                        let after = position + (HEADER + first.len()) as u64;
+                        wrapped.copy(first, self.data(after, len - first.len()));
+                    }
                     taken += 1;
                 }
                 last = position;
                 position += (len + HEADER).next_multiple_of(8) as u64;
-                if position - released >= release_every {
-                    self.consumer_position().store(last, Ordering::Release);
-                    released = position;
-                }
             }
-            if wakeup == Wakeup::Wanted {
+            if position == start {
+                break;
+            }
+            on_batch(Records {
+                ring: self,
+                wrapped: &wrapped,
+                position: start,
+                end: position,
+            });
+            if wakeup == Wakeup::Wanted && position >= produced {
                 // Store the position before loading the producer's again, so that the kernel wakes
                 // for any record that this load misses. poll(2) checks both positions as well.
                 self.consumer_position().store(position, Ordering::SeqCst);
+            } else {
+                self.consumer_position().store(last, Ordering::Release);
             }
         }
+        self.wrapped = wrapped;
         self.read = position;
         let told = match wakeup {
             Wakeup::Wanted => position,
@@ -174,17 +205,37 @@ impl Ring {
         self.consumer_position().store(told, Ordering::SeqCst);
         taken
     }
+}
 
-    fn hand_over(&mut self, position: u64, len: usize, on_record: &mut impl FnMut(&[u8])) {
-        let mut whole = std::mem::take(&mut self.wrapped);
-        let first = self.data(position, len);
-        if first.len() == len {
-            on_record(first);
-        } else {
-            let second = self.data(position + first.len() as u64, len - first.len());
-            on_record(whole.copy(first, second));
+/// The records of a batch, each aligned to 8 bytes.
+pub struct Records<'a> {
+    ring: &'a Ring,
+    /// The record that wraps around, if there is one. There are never two: that would take more
+    /// bytes than the buffer has.
+    wrapped: &'a Aligned,
+    position: u64,
+    end: u64,
+}
+
+impl<'a> Iterator for Records<'a> {
+    type Item = &'a [u8];
+
+    #[inline]
+    fn next(&mut self) -> Option<&'a [u8]> {
+        while self.position < self.end {
+            let header = self.ring.header(self.position);
+            let len = (header & !DISCARDED) as usize;
+            let data = self.position + HEADER as u64;
+            self.position += (len + HEADER).next_multiple_of(8) as u64;
+            if header & DISCARDED == 0 {
+                let first = self.ring.data(data, len);
+                return Some(match first.len() == len {
+                    true => first,
+                    false => self.wrapped.bytes(len),
+                });
+            }
         }
-        self.wrapped = whole;
+        None
     }
 }
 

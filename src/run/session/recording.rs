@@ -7,10 +7,14 @@ use nix::unistd::{AccessFlags, faccessat};
 
 use super::{Session, Wake};
 use crate::capture::recorder::Recorder;
-use crate::capture::write::{Statistics, Written};
+use crate::capture::write::{InPlace, Statistics, Written};
 use crate::host::privileges;
 use crate::host::sandbox::Recording;
 use crate::run::events::EventSource;
+use crate::sys::ring::Wakeup;
+
+/// Bytes of a batch of frames. Large writes cost a file system less, for the same bytes.
+const FRAMES: usize = 1024 * 1024;
 
 impl Session {
     /// From now on frames are written to this file instead of lines to stdout.
@@ -40,18 +44,57 @@ impl Session {
     #[inline]
     pub fn write_frame(
         &mut self,
-        frame: &Written<'_>,
+        frame: &Written<'_, '_>,
+        statistics: impl FnOnce() -> Vec<Statistics>,
+    ) {
+        let mut in_place = InPlace::default();
+        self.write_frame_in_place(frame, &mut in_place, statistics);
+        self.write_out(&mut in_place);
+    }
+
+    /// The same, but a large frame may stay where it is until [`Session::write_out`].
+    #[inline]
+    pub fn write_frame_in_place<'f>(
+        &mut self,
+        frame: &Written<'f, '_>,
+        in_place: &mut InPlace<'f>,
         statistics: impl FnOnce() -> Vec<Statistics>,
     ) {
         let taken = self.recorder.as_mut().is_some_and(|recorder| {
-            if recorder.must_turn(frame.at) {
+            if recorder.must_turn(frame.at, in_place) {
+                recorder.flush_with(&self.stop, in_place);
                 recorder.turn(&self.stop, frame.at, &statistics());
             }
-            recorder.packet(&self.stop, frame)
+            recorder.packet(&self.stop, frame, in_place)
         });
         if !taken {
             self.late += 1;
         }
+    }
+
+    /// Writes the frames that have stayed where they are.
+    #[inline]
+    pub fn write_out(&mut self, in_place: &mut InPlace<'_>) {
+        if let Some(recorder) = &mut self.recorder
+            && !in_place.is_empty()
+        {
+            recorder.flush_with(&self.stop, in_place);
+        }
+    }
+
+    /// Handles events as [`Session::record_events`] does, but in batches.
+    ///
+    /// # Errors
+    /// As [`Session::run_events`].
+    pub fn record_batches(
+        &mut self,
+        source: &mut EventSource,
+        statistics: impl Fn() -> Vec<Statistics>,
+        mut on_batch: impl FnMut(&mut Self, &[&[u8]]),
+    ) -> Result<()> {
+        self.record(source, statistics, |session, source, wakeup| {
+            source.drain_batches(FRAMES, wakeup, |records| on_batch(session, records))
+        })
     }
 
     /// Handles events as [`Session::run_events`] does, and begins a new file at the end of each period
@@ -65,9 +108,20 @@ impl Session {
         statistics: impl Fn() -> Vec<Statistics>,
         mut on_event: impl FnMut(&mut Self, &[u8]),
     ) -> Result<()> {
+        self.record(source, statistics, |session, source, wakeup| {
+            source.drain(wakeup, |bytes| on_event(session, bytes))
+        })
+    }
+
+    fn record(
+        &mut self,
+        source: &mut EventSource,
+        statistics: impl Fn() -> Vec<Statistics>,
+        mut some: impl FnMut(&mut Self, &mut EventSource, Wakeup) -> usize,
+    ) -> Result<()> {
         loop {
             let due = self.recorder.as_ref().and_then(Recorder::due);
-            if self.take_events(source, due, &mut on_event)? != Wake::Timer {
+            if self.take(source, due, &mut some)? != Wake::Timer {
                 return Ok(());
             }
             if self.recorder.as_ref().and_then(Recorder::due) != due {

@@ -166,18 +166,18 @@ impl Session {
         })
     }
 
-    /// Handles the pending events and writes out their lines. Returns how many came from a ring
-    /// buffer.
+    /// Handles the pending events, of which `some` handles at most [`BATCH`], and writes out their
+    /// lines. Returns how many came from a ring buffer.
     fn drain(
         &mut self,
         source: &mut EventSource,
         wakeup: Wakeup,
-        on_event: &mut impl FnMut(&mut Self, &[u8]),
+        mut some: impl FnMut(&mut Self, &mut EventSource, Wakeup) -> usize,
     ) -> Result<usize> {
         self.clock.sync()?;
         let mut taken = 0;
         loop {
-            let batch = source.drain(wakeup, |bytes| on_event(self, bytes));
+            let batch = some(self, source, wakeup);
             taken += batch;
             if batch < BATCH || self.output_ended().is_some() || self.stop.reason().is_some() {
                 break;
@@ -230,8 +230,20 @@ impl Session {
         until: Option<Instant>,
         mut on_event: impl FnMut(&mut Self, &[u8]),
     ) -> Result<Wake> {
+        self.take(source, until, |session, source, wakeup| {
+            source.drain(wakeup, |bytes| on_event(session, bytes))
+        })
+    }
+
+    /// The same with a function that takes events from the source, at most [`BATCH`] of them.
+    pub(super) fn take(
+        &mut self,
+        source: &mut EventSource,
+        until: Option<Instant>,
+        mut some: impl FnMut(&mut Self, &mut EventSource, Wakeup) -> usize,
+    ) -> Result<Wake> {
         loop {
-            self.drain(source, Wakeup::Wanted, &mut on_event)?;
+            self.drain(source, Wakeup::Wanted, &mut some)?;
             let wake = self.wait(Some(source.as_fd()), until)?;
             if wake != Wake::Events {
                 return Ok(wake);
@@ -243,7 +255,7 @@ impl Session {
                 if self.wait(None, Some(rested))? == Wake::Stop {
                     return Ok(Wake::Stop);
                 }
-                taken = self.drain(source, Wakeup::Unwanted, &mut on_event)?;
+                taken = self.drain(source, Wakeup::Unwanted, &mut some)?;
                 // While there are many events, each can wait a little longer.
                 nap = 2 * source.nap();
             }
