@@ -15,6 +15,7 @@ use crate::common::tool::{account, binary, command, small_disk};
 use crate::common::{CLIENT4, Namespace, Pair, SERVER4, SERVER6, Tool, is_guest, need};
 use crate::oracle::{capture, pcap_write};
 use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::socket::{setsockopt, sockopt::BindToDevice};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use tcpinspect::capture::{Capture, CaptureFile};
@@ -527,39 +528,44 @@ fn blocks(bytes: &[u8]) -> Vec<(u32, &[u8])> {
 }
 
 #[test]
-fn a_packet_has_the_process_of_its_socket() {
+fn a_packet_has_the_process_of_its_socket_whether_or_not_bound_to_its_interface() {
     let pair = need!(Pair::new());
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("named.pcapng");
     // Nobody has the address: such packets are not for the listener of any address.
     pair.client
         .run(&format!("ip route add 198.51.100.9 via {SERVER4}"));
-    let listener = pair
-        .server
-        .enter(|| TcpListener::bind("0.0.0.0:8000").unwrap());
-    let args = ["port-monitor", "vs", "-w", path.to_str().unwrap()];
-    let tool = Tool::start_in(&pair.server, &args);
-    pair.client.enter(|| {
-        TcpStream::connect((SERVER4, 8000)).unwrap();
-        let nobody = ([198, 51, 100, 9], 8000).into();
-        TcpStream::connect_timeout(&nobody, Duration::from_millis(50)).unwrap_err();
-    });
-    let output = tool.stop();
-    drop(listener);
-    assert_eq!(account(&output), [2, 2, 0, 0], "{output:#?}");
-    let bytes = fs::read(&path).unwrap();
-    let blocks = blocks(&bytes);
-    let kinds: Vec<_> = blocks.iter().map(|(kind, _)| *kind).collect();
-    assert_eq!(kinds, [0x0a0d_0d0a, 1, 0x8000_0001, 6, 6, 5]);
-    let process = blocks[2].1;
-    assert_eq!(process[..4], std::process::id().to_le_bytes());
-    let comm = fs::read("/proc/self/comm").unwrap();
-    let comm = comm.strip_suffix(b"\n").unwrap();
-    assert_eq!(process[4..8], [2, 0, comm.len() as u8, 0]);
-    assert_eq!(&process[8..8 + comm.len()], comm);
-    // Option 0x8001 has the number of the process.
-    let named = [1, 0x80, 4, 0, 0, 0, 0, 0];
-    let has = |block: &[u8]| block.windows(8).any(|found| found == named);
-    assert!(has(blocks[3].1));
-    assert!(!has(blocks[4].1));
+    for is_bound in [false, true] {
+        let listener = pair
+            .server
+            .enter(|| TcpListener::bind("0.0.0.0:8000").unwrap());
+        if is_bound {
+            setsockopt(&listener, BindToDevice, &"vs".into()).unwrap();
+        }
+        let args = ["port-monitor", "vs", "-w", path.to_str().unwrap()];
+        let tool = Tool::start_in(&pair.server, &args);
+        pair.client.enter(|| {
+            TcpStream::connect((SERVER4, 8000)).unwrap();
+            let nobody = ([198, 51, 100, 9], 8000).into();
+            TcpStream::connect_timeout(&nobody, Duration::from_millis(50)).unwrap_err();
+        });
+        let output = tool.stop();
+        drop(listener);
+        assert_eq!(account(&output), [2, 2, 0, 0], "{output:#?}");
+        let bytes = fs::read(&path).unwrap();
+        let blocks = blocks(&bytes);
+        let kinds: Vec<_> = blocks.iter().map(|(kind, _)| *kind).collect();
+        assert_eq!(kinds, [0x0a0d_0d0a, 1, 0x8000_0001, 6, 6, 5]);
+        let process = blocks[2].1;
+        assert_eq!(process[..4], std::process::id().to_le_bytes());
+        let comm = fs::read("/proc/self/comm").unwrap();
+        let comm = comm.strip_suffix(b"\n").unwrap();
+        assert_eq!(process[4..8], [2, 0, comm.len() as u8, 0]);
+        assert_eq!(&process[8..8 + comm.len()], comm);
+        // Option 0x8001 has the number of the process.
+        let named = [1, 0x80, 4, 0, 0, 0, 0, 0];
+        let has = |block: &[u8]| block.windows(8).any(|found| found == named);
+        assert!(has(blocks[3].1));
+        assert!(!has(blocks[4].1));
+    }
 }

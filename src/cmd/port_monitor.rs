@@ -219,6 +219,7 @@ impl PacketCommand for PortMonitor<'_> {
 /// Writes packets to a capture file until the run is over.
 fn record_live(live: &mut Live<'_, PortMonitorSkel<'_>>) -> Result<Summary, Failure> {
     let mut source = live.take_source()?;
+    let interfaces = live.interfaces;
     let mut storage = MaybeUninit::uninit();
     let mut processes = processes(live.session, &mut storage);
     let keep = holders::needs(processes.as_mut().map(Processes::holders))?;
@@ -229,7 +230,14 @@ fn record_live(live: &mut Live<'_, PortMonitorSkel<'_>>) -> Result<Summary, Fail
             let mut in_place = InPlace::default();
             for bytes in frames {
                 let processes = processes.as_mut();
-                write_frame(session, processes, bytes, &mut in_place, &statistics);
+                write_frame(
+                    session,
+                    interfaces,
+                    processes,
+                    bytes,
+                    &mut in_place,
+                    &statistics,
+                );
             }
             session.write_out(&mut in_place);
         })?;
@@ -240,7 +248,14 @@ fn record_live(live: &mut Live<'_, PortMonitorSkel<'_>>) -> Result<Summary, Fail
         session.drain_rest(&mut source, |session, bytes| {
             let mut in_place = InPlace::default();
             let processes = processes.as_mut();
-            write_frame(session, processes, bytes, &mut in_place, &statistics);
+            write_frame(
+                session,
+                interfaces,
+                processes,
+                bytes,
+                &mut in_place,
+                &statistics,
+            );
             session.write_out(&mut in_place);
         })?;
         session.end_recording(&statistics());
@@ -271,6 +286,7 @@ fn processes<'obj>(
 /// Writes a frame to the capture file.
 fn write_frame<'f>(
     session: &mut Session,
+    interfaces: &[Interface],
     processes: Option<&mut Processes<'_>>,
     bytes: &'f [u8],
     in_place: &mut InPlace<'f>,
@@ -290,7 +306,12 @@ fn write_frame<'f>(
             Way::In => ends,
             Way::Out => [ends[1], ends[0]],
         };
-        let holder = processes.of(Ends { local, remote }, at)?;
+        let ends = Ends {
+            local,
+            remote,
+            interface: interfaces.get(frame.raw.interface as usize)?.index,
+        };
+        let holder = processes.of(ends, at)?;
         Some(Process {
             pid: holder.pid,
             comm: &holder.comm,

@@ -34,6 +34,8 @@ pub struct Ends {
     pub local: (IpAddr, u16),
     /// The other end.
     pub remote: (IpAddr, u16),
+    /// The index of the interface on which the packet is seen: a socket may be bound to it.
+    pub interface: u32,
 }
 
 /// Asks the kernel for sockets and their processes, in the network namespace in which it was made.
@@ -111,7 +113,7 @@ impl<'obj> Processes<'obj> {
         if !self.routes.is_local(ends.local.0)? {
             return Ok(None);
         }
-        let Some(mut found) = self.sockets.find(ends.local, ends.remote, 0)? else {
+        let Some(mut found) = self.sockets.find(ends.local, ends.remote, ends.interface)? else {
             return Ok(None);
         };
         if found.is_queued {
@@ -119,7 +121,8 @@ impl<'obj> Processes<'obj> {
                 IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
                 IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
             };
-            found = match self.sockets.find(ends.local, (nobody, 0), 0)? {
+            let any = (nobody, 0);
+            found = match self.sockets.find(ends.local, any, ends.interface)? {
                 Some(listener) => listener,
                 None => return Ok(None),
             };
