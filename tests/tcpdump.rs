@@ -14,7 +14,7 @@ use crate::oracle::{Link, capture, corpus, judge};
 use crate::parity::{COUNT, CaptureFile, FLOWS, MONITOR, for_each};
 
 /// Expressions that people write, and corners of the language.
-const PICKED: [&str; 74] = [
+const PICKED: [&str; 82] = [
     "tcp",
     "ip",
     "ip6",
@@ -89,6 +89,14 @@ const PICKED: [&str; 74] = [
     "ip and not port 80 and not src port 22 and dst portrange 1-1023",
     "src port 80 and dst portrange 1024-65535 and not host 10.0.0.1",
     "port 80 and port 1024 or port 443",
+    "ip and (tcp[2:2] = 80 or tcp[2:2] = 25 or 40000 < tcp[2:2] or tcp[2:2] & 0xff = 9)",
+    "ip and tcp[0:2] != 80 and tcp[0:2] != 443 and not (tcp[0:2] > 2000 or tcp[0:2] = 22)",
+    "ip and tcp[13] & 2 = 0 and tcp[13] & 1 = 0 and tcp[13] != 16",
+    "ip and (tcp[13] = 2 or tcp[13] = 18)",
+    "ip and (tcp[8:4] = 0 or tcp[8:4] = 1 or tcp[8:4] = 0x10 or tcp[8:4] = 0xffffffff)",
+    "ip and tcp[8:4] != 0 and not tcp[8:4] = 1 and tcp[8:4] != 4294967295",
+    "ip and (tcp[20:4] > 0xfffffffe or tcp[20:4] = 0x101080a or tcp[20:4] = 0x20405b4)",
+    "ip and not (tcp[24] = 8 or tcp[24] = 1 or tcp[24] = 2)",
 ];
 
 /// Makes random expressions: any primitive, as people and programs write them.

@@ -36,7 +36,7 @@ fn header<'f>(tcp: &Tcp, frame: &'f [u8]) -> &'f [u8] {
     &frame[tcp.payload_offset - 4 * usize::from(tcp.data_offset)..]
 }
 
-const MEANINGS: [Meaning; 44] = [
+const MEANINGS: [Meaning; 49] = [
     ("tcp", |_, _| true),
     ("", |tcp, _| is_syn(tcp.flags)),
     ("ip", |tcp, _| v4(tcp)),
@@ -132,6 +132,28 @@ const MEANINGS: [Meaning; 44] = [
     ("not tcp[40] = 0", |tcp, frame| {
         header(tcp, frame).get(40).is_some_and(|byte| *byte != 0)
     }),
+    (
+        "not (tcp[40] = 0 or tcp[40] = 1 or tcp[40] & 2 = 2)",
+        |tcp, frame| {
+            let byte = header(tcp, frame).get(40);
+            byte.is_some_and(|byte| *byte > 1 && byte & 2 == 0)
+        },
+    ),
+    (
+        "tcp[2:2] = 80 or tcp[2:2] = 443 or tcp[2:2] >= 60000",
+        |tcp, _| matches!(tcp.dport, 80 | 443 | 60000..),
+    ),
+    ("tcp[2:2] != 80 and not tcp[2:2] = 443", |tcp, _| {
+        !matches!(tcp.dport, 80 | 443)
+    }),
+    (
+        "tcp[4:4] = 0x01020304 or tcp[4:4] = 0 or tcp[4:4] = 7",
+        |tcp, _| matches!(tcp.seq, 0 | 7 | 0x0102_0304),
+    ),
+    (
+        "tcp[0:4] != 0x500050 and not (tcp[0:4] = 0x1bb01bb or tcp[0:4] = 0x5001bb)",
+        |tcp, _| !matches!((tcp.sport, tcp.dport), (80, 80 | 443) | (443, 443)),
+    ),
 ];
 
 /// Frames of both families, some with tags.

@@ -152,6 +152,11 @@ impl Test {
         }
     }
 
+    /// Whether the value passes.
+    fn passes(self, value: u64) -> bool {
+        (value & self.mask).wrapping_sub(self.first) <= self.more
+    }
+
     fn range(first: u64, last: u64) -> Self {
         Self {
             mask: u64::MAX,
@@ -316,6 +321,11 @@ impl Compiler {
                 next = self.in_addresses(side, set, multiplier, in_set, not_in_set);
                 continue;
             }
+            if let Some((value, tests)) = run_of_tests(rest, version) {
+                rest = &rest[..rest.len() - tests.len()];
+                next = self.tests(value, &tests, all, passes, fails, next)?;
+                continue;
+            }
             rest = before;
             next = if all {
                 self.condition(last, version, next, fails)?
@@ -340,6 +350,10 @@ impl Compiler {
                 }
             }
         }
+        self.keep_port_set(set)
+    }
+
+    fn keep_port_set(&mut self, set: PortSet) -> Option<u8> {
         let number = match self.port_sets.iter().position(|known| *known == set) {
             Some(number) => number,
             None if self.port_sets.len() == EXPR_PORT_SETS => return None,
@@ -502,6 +516,81 @@ impl Compiler {
         }
     }
 
+    /// Compiles tests of one value, which is computed only once. All have to hold, or (not `all`)
+    /// one of them, before what is `next` is asked.
+    fn tests(
+        &mut self,
+        value: &Value,
+        tests: &[Holds],
+        all: bool,
+        passes: Target,
+        fails: Target,
+        mut next: Target,
+    ) -> Result<Target, String> {
+        let mut steps = Steps::new();
+        let word = self.value(value, Word::EXPR_TEMPORARY.0, &mut steps)?;
+        if tests.len() >= SET_FROM
+            && let Some((source, test)) = self.set_of(value, word, tests, all)
+        {
+            let (passes, fails) = if all { (next, fails) } else { (passes, next) };
+            next = self.node(source, test, passes, fails);
+        } else {
+            for (at, one) in tests.iter().enumerate().rev() {
+                let (holds, does_not) = if all { (next, fails) } else { (passes, next) };
+                let (passes, fails) = match one.when_passed {
+                    true => (holds, does_not),
+                    false => (does_not, holds),
+                };
+                let last_step = if at == 0 { steps.pop() } else { None };
+                let source = last_step.unwrap_or(Source::Field(word));
+                next = self.node(source, one.test, passes, fails);
+            }
+        }
+        for step in steps.into_iter().rev() {
+            next = self.node(step, Test::equals(0), next, next);
+        }
+        Ok(next)
+    }
+
+    /// A set of the values for which the tests hold, and the test of it, if there can be one.
+    fn set_of(
+        &mut self,
+        value: &Value,
+        word: Word,
+        tests: &[Holds],
+        all: bool,
+    ) -> Option<(Source, Test)> {
+        let Value::Bytes { size, .. } = value else {
+            return None;
+        };
+        if *size <= 2 {
+            let mut set = Box::new([0u64; 1024]);
+            for value in 0..1 << (8 * size) {
+                let holds = |one: &Holds| one.test.passes(value) == one.when_passed;
+                let is_in = match all {
+                    true => tests.iter().all(holds),
+                    false => tests.iter().any(holds),
+                };
+                set[(value >> 6) as usize] |= u64::from(is_in) << (value & 63);
+            }
+            let set = self.keep_port_set(set)?;
+            return Some((Source::PortSet(word, set), Test::masked(1, 1)));
+        }
+        let equals = |one: &Holds| {
+            let Test { mask, first, more } = one.test;
+            let is_one = mask == u64::from(u32::MAX) && more == 0 && one.when_passed != all;
+            u32::try_from(first).ok().filter(|_| is_one)
+        };
+        let values = tests.iter().map(equals).collect::<Option<Vec<_>>>()?;
+        let (set, multiplier) = self.address_set(values)?;
+        let source = Source::AddressSet {
+            word,
+            set,
+            multiplier,
+        };
+        Some((source, Test::equals(u64::from(!all))))
+    }
+
     fn relation(
         &mut self,
         relation: &Relation,
@@ -509,73 +598,42 @@ impl Compiler {
         passes: Target,
         fails: Target,
     ) -> Result<Target, String> {
-        let Relation {
-            left,
-            comparison,
-            right,
-        } = relation;
-        if !is_of(left, version) || !is_of(right, version) {
+        if !is_of(&relation.left, version) || !is_of(&relation.right, version) {
             return Ok(fails);
         }
-        let (left, comparison, right) = match (left, right) {
-            (Value::Number(_), right) => (right, mirrored(*comparison), left),
-            _ => (left, *comparison, right),
+        if let Some((value, one)) = as_test(relation) {
+            return self.tests(value, &[one], true, passes, fails, passes);
+        }
+        let (left, comparison, right, when_passed) = simplest(relation);
+        let (passes, fails) = match when_passed {
+            true => (passes, fails),
+            false => (fails, passes),
         };
-        // Three comparisons are enough: the others are their negations.
-        let (comparison, passes, fails) = match comparison {
-            Comparison::NotEqual => (Comparison::Equal, fails, passes),
-            Comparison::Less => (Comparison::GreaterOrEqual, fails, passes),
-            Comparison::LessOrEqual => (Comparison::Greater, fails, passes),
-            other => (other, passes, fails),
-        };
+        if let (Value::Number(left), Value::Number(right)) = (left, right) {
+            let holds = match comparison {
+                Comparison::Equal => left == right,
+                Comparison::Greater => left > right,
+                _ => left >= right,
+            };
+            return Ok(if holds { passes } else { fails });
+        }
+        let first = Word::EXPR_TEMPORARY.0;
         let mut steps = Steps::new();
-        let test = if let Value::Number(number) = *right {
-            if let Value::Number(left) = *left {
-                let holds = match comparison {
-                    Comparison::Equal => left == number,
-                    Comparison::Greater => left > number,
-                    _ => left >= number,
-                };
-                return Ok(if holds { passes } else { fails });
-            }
-            let test = compared_with(comparison, number);
-            // `& number` needs no operation: it becomes the mask of the test.
-            let (value, mask) = match left {
-                Value::Computed(Operation::And, value, mask) => match (&**value, &**mask) {
-                    (value, Value::Number(mask)) | (Value::Number(mask), value) => (value, *mask),
-                    _ => (left, u32::MAX),
-                },
-                _ => (left, u32::MAX),
-            };
-            self.value(value, Word::EXPR_TEMPORARY.0, &mut steps)?;
-            Test {
-                mask: mask.into(),
-                ..test
-            }
-        } else {
-            let first = Word::EXPR_TEMPORARY.0;
-            let a = self.value(left, first, &mut steps)?;
-            let b = self.value(right, first + 1, &mut steps)?;
-            let (operation, left, right, expected) = match comparison {
-                Comparison::Equal => (Arithmetic::EXPR_IS_EQUAL, a, b, 1),
-                Comparison::Greater => (Arithmetic::EXPR_IS_GREATER, a, b, 1),
-                _ => (Arithmetic::EXPR_IS_GREATER, b, a, 0),
-            };
-            steps.push(Source::Arithmetic {
-                operation,
-                left,
-                right: Operand::Word(right),
-                to: Word(first),
-            });
-            Test::equals(expected)
+        let a = self.value(left, first, &mut steps)?;
+        let b = self.value(right, first + 1, &mut steps)?;
+        let (operation, left, right, expected) = match comparison {
+            Comparison::Equal => (Arithmetic::EXPR_IS_EQUAL, a, b, 1),
+            Comparison::Greater => (Arithmetic::EXPR_IS_GREATER, a, b, 1),
+            _ => (Arithmetic::EXPR_IS_GREATER, b, a, 0),
         };
-        let mut steps = steps.into_iter().rev();
-        let Some(last) = steps.next() else {
-            // Without any step, the value is the length, which is a word already.
-            return Ok(self.node(Source::Field(Word::EXPR_LEN), test, passes, fails));
+        let last = Source::Arithmetic {
+            operation,
+            left,
+            right: Operand::Word(right),
+            to: Word(first),
         };
-        let mut next = self.node(last, test, passes, fails);
-        for step in steps {
+        let mut next = self.node(last, Test::equals(expected), passes, fails);
+        for step in steps.into_iter().rev() {
             next = self.node(step, Test::equals(0), next, next);
         }
         Ok(next)
@@ -810,6 +868,82 @@ fn as_ports(condition: &Condition) -> Option<(Side, u16, u16)> {
         Condition::Ports { side, first, last } => Some((*side, *first, *last)),
         _ => None,
     }
+}
+
+/// A test, and whether a condition holds when a value passes or when it does not.
+struct Holds {
+    test: Test,
+    when_passed: bool,
+}
+
+/// The conditions at the end of a list, at least two, that all compare the same value with numbers.
+fn run_of_tests(parts: &[Condition], version: u8) -> Option<(&Value, Vec<Holds>)> {
+    let mut tests = Vec::new();
+    let mut of_run = None;
+    for part in parts.iter().rev() {
+        let (relation, negated) = match part {
+            Condition::Relation(relation) => (relation, false),
+            Condition::Not(inner) => match &**inner {
+                Condition::Relation(relation) => (relation, true),
+                _ => break,
+            },
+            _ => break,
+        };
+        let Some((value, mut one)) = as_test(relation) else {
+            break;
+        };
+        if *of_run.get_or_insert(value) != value {
+            break;
+        }
+        one.when_passed ^= negated;
+        tests.push(one);
+    }
+    tests.reverse();
+    let value = of_run.filter(|value| is_of(value, version))?;
+    (tests.len() >= 2).then_some((value, tests))
+}
+
+/// A relation between a value and a number, as a test of the value.
+fn as_test(relation: &Relation) -> Option<(&Value, Holds)> {
+    let (left, comparison, right, when_passed) = simplest(relation);
+    let (left, Value::Number(number)) = (left, right) else {
+        return None;
+    };
+    // `& number` needs no operation: it becomes the mask of the test.
+    let (value, mask) = match left {
+        Value::Number(_) => return None,
+        Value::Computed(Operation::And, value, mask) => match (&**value, &**mask) {
+            (value, Value::Number(mask)) | (Value::Number(mask), value) => (value, *mask),
+            _ => (left, u32::MAX),
+        },
+        _ => (left, u32::MAX),
+    };
+    let test = Test {
+        mask: mask.into(),
+        ..compared_with(comparison, *number)
+    };
+    Some((value, Holds { test, when_passed }))
+}
+
+/// A relation with a number at the right, if it has one, and with one of three comparisons: the
+/// others are their negations. The last is whether it holds when the comparison does.
+fn simplest(relation: &Relation) -> (&Value, Comparison, &Value, bool) {
+    let Relation {
+        left,
+        comparison,
+        right,
+    } = relation;
+    let (left, comparison, right) = match (left, right) {
+        (Value::Number(_), right) => (right, mirrored(*comparison), left),
+        _ => (left, *comparison, right),
+    };
+    let (comparison, holds) = match comparison {
+        Comparison::NotEqual => (Comparison::Equal, false),
+        Comparison::Less => (Comparison::GreaterOrEqual, false),
+        Comparison::LessOrEqual => (Comparison::Greater, false),
+        other => (other, true),
+    };
+    (left, comparison, right, holds)
 }
 
 /// Whether a packet of this IP version has the headers whose bytes the value contains.

@@ -33,13 +33,22 @@ fn of_node(node: &Node, program: &Program) -> String {
             let set = program.port_sets.get(usize::from(set));
             let ports = set.map_or(0, |set| set.iter().map(|bits| bits.count_ones()).sum());
             let target = leads(node);
-            return format!("{} is one of {ports} ports{target}", name(word));
+            let what = if is_temporary(word) {
+                "values"
+            } else {
+                "ports"
+            };
+            return format!("{} is one of {ports} {what}{target}", name(word));
         }
         Source::AddressSet { word, set, .. } => {
             let set = program.address_sets.get(usize::from(set));
             let addresses = set.map_or(0, |set| set.addresses.len());
             let target = leads(node);
-            return format!("{} is one of {addresses} addresses{target}", name(word));
+            let what = match is_temporary(word) {
+                true => "values",
+                false => "addresses",
+            };
+            return format!("{} is one of {addresses} {what}{target}", name(word));
         }
         Source::Load {
             base,
@@ -118,6 +127,10 @@ fn of_test(test: Test, is_address: bool) -> String {
         _ if last == u64::from(u32::MAX) => format!("{mask}>= {}", test.first),
         _ => format!("{mask}in {}-{last}", test.first),
     }
+}
+
+fn is_temporary(word: Word) -> bool {
+    word.0 >= Word::EXPR_TEMPORARY.0
 }
 
 fn name(word: Word) -> String {

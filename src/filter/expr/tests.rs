@@ -170,6 +170,31 @@ fn many_ports_become_a_set() {
 }
 
 #[test]
+fn a_value_that_is_compared_often_is_loaded_once() {
+    let list = |count: u32, one: &str, joint: &str| {
+        let all = (0..count).map(|n| one.replace('#', &n.to_string()));
+        all.collect::<Vec<_>>().join(joint)
+    };
+    for (text, nodes, port_sets, address_sets) in [
+        (list(20, "tcp[2:2] = #", " or "), 2, 1, 0),
+        (list(20, "tcp[2:2] & 0xff > #", " and "), 2, 1, 0),
+        (list(20, "tcp[4:4] = #", " or "), 2, 0, 1),
+        (list(20, "not tcp[4:4] = #", " and "), 2, 0, 1),
+        (list(20, "tcp[4:4] > #", " or "), 20, 0, 0),
+        (list(20, "len = #", " or "), 20, 0, 0),
+        (list(20, "tcp[#] = 0", " or "), 20, 0, 0),
+    ] {
+        let program = program(&text);
+        let sets = (program.port_sets.len(), program.address_sets.len());
+        assert_eq!(program.nodes.len(), nodes, "{text}");
+        assert_eq!(sets, (port_sets, address_sets), "{text}");
+        let is_load = |node: &&Node| matches!(node.source, Source::Load { .. });
+        let loads = program.nodes.iter().filter(is_load).count();
+        assert!(loads < 2 || text.starts_with("tcp[0]"), "{text}");
+    }
+}
+
+#[test]
 fn the_place_of_what_is_wrong_is_told() {
     for (text, place, reason) in [
         ("port 80 and udp", "udp", "only TCP"),
