@@ -22,12 +22,23 @@ const volatile bool watch_syns = false;
 /* Report resets that are sent without a socket. */
 const volatile bool watch_resets = false;
 
-/* The last SYN that came in on a CPU, which TCP handles right after, in the same softirq. */
-struct last_syn {
+/*
+ * A SYN that has come in on a CPU and that TCP has not handled yet. It does so in the same softirq,
+ * but with GRO only after a burst of packets has passed TC (gro_normal_batch, 8).
+ */
+struct waiting_syn {
 	struct attempt_key key;
-	struct attempt attempt; /* the state of its listener */
-	__u64 waits;		/* there is a listener, which has not answered yet */
+	__u64 listener; /* 0: no SYN waits here */
+};
+
+/* A power of two: SYNs from ports that differ in their low byte do not take each other's place. */
+#define WAITING_SYNS 256
+
+struct cpu_state {
+	struct waiting_syn syns[WAITING_SYNS];
+	__u64 waiting; /* how many of them wait */
 	struct found_listener found;
+	struct attempt attempt; /* scratch space for the state of a listener */
 	/* The last reset that a tracepoint has told of. */
 	__u64 reset_ns;
 	__u8 reset_addr[16];
@@ -38,69 +49,87 @@ struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct last_syn);
-} last_syns SEC(".maps");
+	__type(value, struct cpu_state);
+} cpu_states SEC(".maps");
 
-static __always_inline struct last_syn *my_last_syn(void)
+static __always_inline struct cpu_state *this_cpu(void)
 {
 	__u32 at = 0;
 
-	return own_netns ? bpf_map_lookup_elem(&last_syns, &at) : NULL;
+	return own_netns ? bpf_map_lookup_elem(&cpu_states, &at) : NULL;
 }
 
-static __always_inline bool is_initiator(const struct last_syn *last, const __u8 *addr, __u16 port,
-					 __u32 isn)
+/* Where a SYN from this port waits. */
+static __always_inline struct waiting_syn *syn_from(struct cpu_state *cpu, __u16 port)
 {
-	const __be32 *a = (const __be32 *)last->key.addr, *b = (const __be32 *)addr;
+	__u32 at = port ^ port >> 8;
 
-	return last->key.port == port && last->key.isn == isn && a[0] == b[0] && a[1] == b[1] &&
+	barrier_var(at);
+	return &cpu->syns[at & (WAITING_SYNS - 1)];
+}
+
+static __always_inline bool waits(const struct waiting_syn *syn, const __u8 *addr, __u16 port)
+{
+	const __be32 *a = (const __be32 *)syn->key.addr, *b = (const __be32 *)addr;
+
+	return syn->listener && syn->key.port == port && a[0] == b[0] && a[1] == b[1] &&
 	       a[2] == b[2] && a[3] == b[3];
 }
 
-static __always_inline bool is_last_syn(const struct last_syn *last, const struct loss_event *e)
+static __always_inline void end_wait(struct cpu_state *cpu, struct waiting_syn *syn)
 {
-	return (e->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN &&
-	       is_initiator(last, e->saddr, e->sport, e->seq);
+	syn->listener = 0;
+	if (cpu->waiting)
+		cpu->waiting--;
 }
 
 /* The kernel reports the drop of a SYN or of its answer: then it is not a silent one. */
 static __always_inline void forget_syn(const struct loss_event *e)
 {
-	struct last_syn *last;
+	bool is_answer = e->tcp_flags & TCP_ACK;
+	struct waiting_syn *syn;
+	struct cpu_state *cpu;
 
 	if (!watch_syns || !(e->tcp_flags & TCP_SYN))
 		return;
-	last = my_last_syn();
-	if (!last || !last->waits)
+	cpu = this_cpu();
+	if (!cpu || !cpu->waiting)
 		return;
-	if (is_last_syn(last, e) || (e->tcp_flags & TCP_ACK))
-		last->waits = false;
+	syn = syn_from(cpu, is_answer ? e->dport : e->sport);
+	if (is_answer ? waits(syn, e->daddr, e->dport)
+		      : waits(syn, e->saddr, e->sport) && syn->key.isn == e->seq)
+		end_wait(cpu, syn);
 }
 
 static __always_inline void note_told_reset(const struct loss_event *e)
 {
-	struct last_syn *last;
+	struct cpu_state *cpu;
 
 	if (!watch_resets)
 		return;
-	last = my_last_syn();
-	if (!last)
+	cpu = this_cpu();
+	if (!cpu)
 		return;
-	last->reset_ns = bpf_ktime_get_ns();
-	last->reset_port = e->dport;
-	__builtin_memcpy(last->reset_addr, e->daddr, sizeof(last->reset_addr));
+	cpu->reset_ns = bpf_ktime_get_ns();
+	cpu->reset_port = e->dport;
+	__builtin_memcpy(cpu->reset_addr, e->daddr, sizeof(cpu->reset_addr));
 }
 
 static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *s)
 {
-	struct last_syn *last = my_last_syn();
+	struct cpu_state *cpu = this_cpu();
+	struct waiting_syn *syn;
 
-	if (!last)
+	if (!cpu)
 		return;
-	last->attempt.listener = listener_of(skb, s, &last->found);
-	last->waits = last->attempt.listener;
-	if (last->waits)
-		set_key(&last->key, s->saddr, s->sport, s->seq);
+	syn = syn_from(cpu, s->sport);
+	if (syn->listener)
+		end_wait(cpu, syn);
+	syn->listener = listener_of(skb, s, &cpu->found);
+	if (!syn->listener)
+		return;
+	set_key(&syn->key, s->saddr, s->sport, s->seq);
+	cpu->waiting++;
 }
 
 /*
@@ -120,30 +149,32 @@ static __always_inline bool look_at_queues(struct attempt *a)
 /* A SYN-ACK, or the same SYN on its way to another machine. */
 static __always_inline void on_answer(struct __sk_buff *skb, const struct segment *s)
 {
-	struct last_syn *last = my_last_syn();
+	bool is_answer = s->flags & TCP_ACK;
+	const __be32 *addr = is_answer ? s->daddr : s->saddr;
+	__u16 port = is_answer ? s->dport : s->sport;
+	struct cpu_state *cpu = this_cpu();
+	struct waiting_syn *syn;
 
-	if (!last || !last->waits)
+	if (!cpu || !cpu->waiting)
 		return;
-	if (s->flags & TCP_ACK) {
-		if (is_initiator(last, (const __u8 *)s->daddr, s->dport, answered_isn(skb, s->ack)))
-			last->waits = false;
-	} else if (is_initiator(last, (const __u8 *)s->saddr, s->sport, s->seq)) {
-		last->waits = false;
-	}
+	syn = syn_from(cpu, port);
+	if (waits(syn, (const __u8 *)addr, port) &&
+	    syn->key.isn == (is_answer ? answered_isn(skb, s->ack) : s->seq))
+		end_wait(cpu, syn);
 }
 
 static __always_inline bool was_reset_told(const struct segment *s)
 {
-	struct last_syn *last = my_last_syn();
+	struct cpu_state *cpu = this_cpu();
 	const __be32 *addr;
 
-	if (!last || bpf_ktime_get_ns() - last->reset_ns > TOLD_RESET_NS)
+	if (!cpu || bpf_ktime_get_ns() - cpu->reset_ns > TOLD_RESET_NS)
 		return false;
-	addr = (const __be32 *)last->reset_addr;
-	if (last->reset_port != s->dport || addr[0] != s->daddr[0] || addr[1] != s->daddr[1] ||
+	addr = (const __be32 *)cpu->reset_addr;
+	if (cpu->reset_port != s->dport || addr[0] != s->daddr[0] || addr[1] != s->daddr[1] ||
 	    addr[2] != s->daddr[2] || addr[3] != s->daddr[3])
 		return false;
-	last->reset_ns = 0;
+	cpu->reset_ns = 0;
 	return true;
 }
 

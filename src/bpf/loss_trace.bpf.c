@@ -220,23 +220,29 @@ SEC("tp_btf/consume_skb")
 int BPF_PROG(loss_consumed, const struct sk_buff *trusted)
 {
 	const struct sk_buff *skb = UNTRUSTED(trusted);
-	struct last_syn *last;
+	struct waiting_syn *syn;
+	struct cpu_state *cpu;
 	struct loss_event e = {};
 
 	/* While TCP handles a segment, it has no device, but a route. */
 	if (skb->dev)
 		return 0;
-	last = my_last_syn();
-	if (!last || !last->waits || !set_segment(&e, skb) || !is_last_syn(last, &e))
+	cpu = this_cpu();
+	if (!cpu || !cpu->waiting || !set_segment(&e, skb) ||
+	    (e.tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
 		return 0;
-	last->waits = false;
+	syn = syn_from(cpu, e.sport);
+	if (!waits(syn, e.saddr, e.sport) || syn->key.isn != e.seq)
+		return 0;
+	cpu->attempt.listener = syn->listener;
+	end_wait(cpu, syn);
 	set_device(&e, device_of(skb));
-	if (e.netns != own_netns || !look_at_queues(&last->attempt))
+	if (e.netns != own_netns || !look_at_queues(&cpu->attempt))
 		return 0;
 	e.kind = LOSS_DROP;
-	if (last->attempt.flags & ATTEMPT_ACCEPT_QUEUE_FULL) {
+	if (cpu->attempt.flags & ATTEMPT_ACCEPT_QUEUE_FULL) {
 		e.reason = REASON_ACCEPT_QUEUE_FULL;
-	} else if (last->attempt.flags & ATTEMPT_SYN_QUEUE_FULL) {
+	} else if (cpu->attempt.flags & ATTEMPT_SYN_QUEUE_FULL) {
 		e.reason = REASON_SYN_QUEUE_FULL;
 	} else {
 		/* Its answer may also wait for the address of the next hop: user space finds out.
@@ -246,7 +252,7 @@ int BPF_PROG(loss_consumed, const struct sk_buff *trusted)
 		e.reason = REASON_NO_ROUTE_BACK;
 		e.known |= LOSS_UNSURE;
 	}
-	set_socket(&e, (const struct sock *)last->attempt.listener);
+	set_socket(&e, (const struct sock *)cpu->attempt.listener);
 	return emit(ctx, &e, (__u64)skb);
 }
 

@@ -259,7 +259,7 @@ impl Kernel {
         }
         if let Some(first) = target.first {
             let known = &first.maps;
-            maps.last_syns.reuse_fd(known.last_syns.as_fd())?;
+            maps.cpu_states.reuse_fd(known.cpu_states.as_fd())?;
             match (args.by, buffer) {
                 (Some(_), _) => maps.count_sets.reuse_fd(known.count_sets.as_fd())?,
                 (None, BufferKind::Ring) => maps.ring.reuse_fd(known.ring.as_fd())?,
