@@ -23,6 +23,7 @@ use failure::{Exit, Failure};
 
 /// Runs the command line and returns the exit status. Errors are printed here, and only here.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
+    sys::share_arena();
     let args: Vec<_> = args.into_iter().collect();
     if let Some(rest) = args.get(1..).filter(|rest| cmd::extcap::is_meant(rest)) {
         return exit(cmd::extcap::run(rest));

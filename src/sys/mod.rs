@@ -11,6 +11,16 @@ pub mod probe;
 pub mod ring;
 pub mod signal;
 
+/// Has threads that start later share the first one's memory for allocation: glibc keeps what is free at
+/// the end of other arenas.
+pub fn share_arena() {
+    // SAFETY: it sets a number.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        nix::libc::mallopt(nix::libc::M_ARENA_MAX, 1);
+    }
+}
+
 /// Gives memory that was freed back to the kernel: glibc keeps what it may need again.
 pub fn give_back_memory() {
     // SAFETY: it looks only at what is free.

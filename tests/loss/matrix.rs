@@ -186,6 +186,53 @@ fn run_program_on(frame: &[u8]) {
     assert_eq!(ret, 0);
 }
 
+/// Has an interface receive a TCP frame from `count` random ports, eight at a time, as from GRO. The
+/// checksum stays right if the port is 65535 and the urgent pointer is 0.
+fn receive_in_bursts(interface: &str, frame: &[u8], count: i32) {
+    const LIVE_FRAMES: u32 = 1 << 1;
+    let mut code = [
+        instruction(0xbf, 6, 1, 0),      // r6 = r1
+        instruction(0x85, 0, 0, 7),      // r0 = bpf_get_prandom_u32()
+        instruction(0x61, 2, 6, 0),      // r2 = r6->data
+        instruction(0x61, 3, 6, 0),      // r3 = r6->data_end
+        instruction(0xbf, 4, 2, 0),      // r4 = r2 + 54
+        instruction(0x07, 4, 0, 54),     //
+        instruction(0x2d, 4, 3, 0),      // if r4 > r3, pass
+        instruction(0x6b, 2, 0, 0),      // the source port = r0
+        instruction(0xa7, 0, 0, 0xffff), //
+        instruction(0x6b, 2, 0, 0),      // the urgent pointer = ~r0
+        instruction(0xb7, 0, 0, 2),      // pass
+        instruction(0x95, 0, 0, 0),
+    ];
+    for (at, off) in [(3, 4), (6, 3), (7, 34), (9, 52)] {
+        code[at].off = off;
+    }
+    let opts = libbpf_sys::bpf_prog_load_opts {
+        sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as libbpf_sys::size_t,
+        ..Default::default()
+    };
+    let program = load(libbpf_sys::BPF_PROG_TYPE_XDP, c"ports", &code, &opts).unwrap();
+    let context = libbpf_sys::xdp_md {
+        data_end: frame.len() as u32,
+        ingress_ifindex: nix::net::if_::if_nametoindex(interface).unwrap(),
+        ..Default::default()
+    };
+    let mut run = libbpf_sys::bpf_test_run_opts {
+        sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
+        data_in: frame.as_ptr().cast(),
+        data_size_in: frame.len() as u32,
+        ctx_in: std::ptr::from_ref(&context).cast(),
+        ctx_size_in: size_of_val(&context) as u32,
+        repeat: count,
+        flags: LIVE_FRAMES,
+        batch_size: 8,
+        ..Default::default()
+    };
+    // SAFETY: program, frame and context are valid for the call.
+    let ret = unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &raw mut run) };
+    assert_eq!(ret, 0);
+}
+
 #[test]
 fn the_frame_of_a_test_run_is_no_drop_unless_all_are_asked_for() {
     let pair = need!(Pair::new());
@@ -297,6 +344,34 @@ fn each_syn_that_a_full_accept_queue_turns_away_is_told_once() {
         assert_eq!(told, (&inferred.0, &inferred.1, &inferred.2), "{drop}");
         assert_eq!(drop["pid"], std::process::id(), "{drop}");
     }
+}
+
+#[test]
+fn the_syns_of_a_burst_are_told_as_those_that_come_alone() {
+    // Before, no frames can be received in bursts.
+    if release() < (5, 18) {
+        return;
+    }
+    let pair = need!(Pair::new());
+    let _listener = pair.server.enter(|| listener(server(99), 0));
+    let established = Growth::of(&pair.server, "TcpPassiveOpens");
+    let waiting = pair.client.enter(|| TcpStream::connect(server(99)));
+    established.reaches(1);
+    let tool = start(&pair.server, &["--only", "drop", "-p", "99"]);
+    let overflows = Growth::of(&pair.server, "TcpExtListenOverflows");
+    let frame = segment(&pair, CLIENT4, SYN, (0xffff, 99), 77, 0);
+    pair.server.enter(|| receive_in_bursts("vs", &frame, 512));
+    overflows.reaches(512);
+    let output = tool.stop();
+    drop(waiting);
+    let drops = output.events("drop");
+    assert!(
+        drops
+            .iter()
+            .all(|drop| drop["reason"] == "accept_queue_full")
+    );
+    // Ports whose low bytes are alike take each other's place: one of seventy.
+    assert!(drops.len() > 480, "{} of 512", drops.len());
 }
 
 #[test]
