@@ -91,7 +91,7 @@ pub struct AcceptTraceArgs {
     #[arg(long, value_name = "TIME", default_value = "3.5s", value_parser = values::time)]
     pub attempt_timeout: Duration,
     /// Print only failures for these reasons, as they are shown: accept_queue_full,netfilter_drop
-    #[arg(long, value_name = "REASONS", value_delimiter = ',')]
+    #[arg(long, value_name = "REASONS", value_delimiter = ',', value_parser = values::reason)]
     pub reason: Vec<String>,
     /// Processes and users.
     #[command(flatten)]

@@ -72,7 +72,7 @@ pub struct LossTraceArgs {
     #[arg(long, value_name = "N", value_parser = values::max_rate)]
     pub max_rate: Option<u64>,
     /// Print only events with these reasons, as they are shown: no_socket,netfilter_drop
-    #[arg(long, value_name = "REASONS", value_delimiter = ',')]
+    #[arg(long, value_name = "REASONS", value_delimiter = ',', value_parser = values::reason)]
     pub reason: Vec<String>,
     /// Also print drops that lose nothing: queues of closed sockets, copies for packet sockets
     #[arg(long)]

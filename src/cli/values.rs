@@ -1,5 +1,6 @@
 //! Values of options: times, rates, sizes, names.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -130,6 +131,17 @@ pub fn file_size(text: &str) -> Result<u64, Refusal> {
 /// It is not a number above 0.
 pub fn rate(text: &str) -> Result<f64, Refusal> {
     per_second(text, "SYNs")
+}
+
+/// A reason as it is shown, also from the kernel's own name for it.
+///
+/// # Errors
+/// None: whether the kernel knows it is found out later.
+pub fn reason(text: &str) -> Result<String, Infallible> {
+    let name = text.trim().to_ascii_lowercase();
+    let prefixes = ["skb_drop_reason_", "sk_rst_reason_"];
+    let short = prefixes.iter().find_map(|prefix| name.strip_prefix(prefix));
+    Ok(short.map_or(name.clone(), str::to_owned))
 }
 
 /// Events a second, at least one.
@@ -281,6 +293,18 @@ pub fn uid(text: &str) -> Result<u32, Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reasons_may_have_the_names_of_the_kernel() {
+        for text in [
+            "no_socket",
+            " NO_SOCKET",
+            "SKB_DROP_REASON_NO_SOCKET",
+            "SK_RST_REASON_NO_SOCKET",
+        ] {
+            assert_eq!(reason(text).as_deref(), Ok("no_socket"));
+        }
+    }
 
     #[test]
     fn times_are_seconds_or_have_units() {
