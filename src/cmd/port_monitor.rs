@@ -227,36 +227,20 @@ fn record_live(live: &mut Live<'_, PortMonitorSkel<'_>>) -> Result<Summary, Fail
     {
         let (session, statistics) = live.recording();
         session.record_batches(&mut source, &statistics, |session, frames| {
-            let mut in_place = InPlace::default();
-            for bytes in frames {
-                let processes = processes.as_mut();
-                write_frame(
-                    session,
-                    interfaces,
-                    processes,
-                    bytes,
-                    &mut in_place,
-                    &statistics,
-                );
-            }
-            session.write_out(&mut in_place);
+            write_frames(session, interfaces, processes.as_mut(), frames, &statistics);
         })?;
     }
     live.detach()?;
     {
         let (session, statistics) = live.recording();
         session.drain_rest(&mut source, |session, bytes| {
-            let mut in_place = InPlace::default();
-            let processes = processes.as_mut();
-            write_frame(
+            write_frames(
                 session,
                 interfaces,
-                processes,
-                bytes,
-                &mut in_place,
+                processes.as_mut(),
+                &[bytes],
                 &statistics,
             );
-            session.write_out(&mut in_place);
         })?;
         session.end_recording(&statistics());
     }
@@ -281,6 +265,29 @@ fn processes<'obj>(
             None
         }
     }
+}
+
+/// Writes frames to the capture file.
+fn write_frames(
+    session: &mut Session,
+    interfaces: &[Interface],
+    mut processes: Option<&mut Processes<'_>>,
+    frames: &[&[u8]],
+    statistics: impl Fn() -> Vec<Statistics>,
+) {
+    let mut in_place = InPlace::default();
+    for bytes in frames {
+        let processes = processes.as_deref_mut();
+        write_frame(
+            session,
+            interfaces,
+            processes,
+            bytes,
+            &mut in_place,
+            &statistics,
+        );
+    }
+    session.write_out(&mut in_place);
 }
 
 /// Writes a frame to the capture file.
