@@ -213,7 +213,9 @@ fn a_replay_and_a_view_are_in_the_sandbox_too() {
     user.write_all(b"/x\x1b[A\rq").unwrap();
     let output = tool.finish();
     assert_eq!(output.code(), 0, "{output:#?}");
-    assert_eq!(output.stderr.len(), 2, "{output:#?}");
+    // Before Linux 5.11, a notice says that sockets can't be read.
+    let expected = if release() < (5, 11) { 3 } else { 2 };
+    assert_eq!(output.stderr.len(), expected, "{output:#?}");
     screen.join().unwrap();
 }
 

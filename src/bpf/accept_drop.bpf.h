@@ -38,6 +38,17 @@ static __always_inline bool goes_on_refused(const struct sk_buff *skb,
 	       begin_again(key, s, skb->skb_iif, FATE_DROPPED);
 }
 
+/*
+ * Whether a SYN belongs to an attempt whose fate was reported, and not to the one that was found:
+ * both have the same initiator and sequence number. Another destination alone does not say so, for
+ * it may have been translated.
+ */
+static __always_inline bool is_of_another(const struct attempt *found,
+					  const struct attempt_key *key, const struct segment *s)
+{
+	return !has_destination(found, s) && told_fate(key, s->daddr, s->dport);
+}
+
 /* linux/if_packet.h: a frame that came in was sent to more than this host. */
 #define PACKET_BROADCAST 1
 #define PACKET_MULTICAST 2
@@ -208,7 +219,7 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	known = bpf_map_lookup_elem(&attempts, &key);
 	if (!known && is_syn && !outgoing && goes_on_refused(skb, &key, &s))
 		known = bpf_map_lookup_elem(&attempts, &key);
-	if (!known)
+	if (!known || (is_syn && !outgoing && is_of_another(known, &key, &s)))
 		return 0;
 	if (outgoing) {
 		on_answer_dropped(ctx, &key, known, is_rst, reason, place);

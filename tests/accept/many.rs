@@ -4,10 +4,11 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::Fates;
-use crate::common::{Namespace, Tool, is_guest, need};
+use super::{Fates, NOBODY, listener, segment, send, with_neighbour};
+use crate::common::frames::RawSocket;
+use crate::common::{Namespace, Pair, SERVER4, Tool, is_guest, need, quick};
 
 /// Of which every third is refused.
 const CONNECTS: u64 = 6000;
@@ -74,4 +75,45 @@ fn each_of_six_thousand_concurrent_connects_has_the_fate_that_its_client_saw() {
     // The kernel may skip the program that sees an accept: then the end of the connection tells.
     assert_eq!(fates.count("accepted"), taken, "{}", fates.summary);
     assert_eq!(taken, count(&accepted));
+}
+
+#[test]
+fn a_flood_does_not_keep_an_unanswered_attempt_from_its_fate() {
+    let pair = need!(Pair::new());
+    with_neighbour(&pair);
+    pair.server.sysctl("ipv4/tcp_synack_retries", "1");
+    let _listener = pair.server.enter(|| listener((SERVER4, 8203).into(), 16));
+    let args = ["accept-trace", "--json", "-i", "vs"];
+    let tool = Tool::start_in(&pair.server, &args);
+    send(&pair, &segment(&pair, NOBODY, 2, (4000, 8203), 77, 0));
+    // Sequence and acknowledgement number change together: the checksum stays right.
+    let mut refused = segment(&pair, NOBODY, 2, (4001, 8204), 0, u32::MAX);
+    let flooding = AtomicBool::new(true);
+    thread::scope(|scope| {
+        let socket = pair.client.enter(|| RawSocket::open("vc"));
+        let until = Instant::now() + quick(Duration::from_secs(20));
+        let flooding = &flooding;
+        scope.spawn(move || {
+            let mut seq = 0_u32;
+            while flooding.load(Ordering::Relaxed) && Instant::now() < until {
+                seq += 1;
+                refused[38..42].copy_from_slice(&seq.to_be_bytes());
+                refused[42..46].copy_from_slice(&(!seq).to_be_bytes());
+                socket.send(&refused);
+                // 20,000 a second, without a pause in which the buffer is empty.
+                let next = Instant::now() + Duration::from_micros(50);
+                while Instant::now() < next {
+                    std::hint::spin_loop();
+                }
+            }
+            flooding.store(false, Ordering::Relaxed);
+        });
+        let (_, line) = tool.line("of the attempt that nobody acknowledges", |line| {
+            line.contains("\"dport\":8203")
+        });
+        assert!(line.contains("\"fate\":\"unanswered\""), "{line}");
+        let told_meanwhile = flooding.swap(false, Ordering::Relaxed);
+        assert!(told_meanwhile, "{line}");
+    });
+    assert_eq!(tool.stop().code(), 0);
 }

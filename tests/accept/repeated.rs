@@ -156,3 +156,22 @@ fn one_source_port_and_sequence_number_for_many_ports_are_many_attempts() {
     }
     assert_eq!(fates.count("refused"), 5, "{}", fates.summary);
 }
+
+#[test]
+fn a_repeated_syn_to_a_closed_port_refuses_no_other_attempt_with_its_numbers() {
+    let pair = need!(Pair::new());
+    with_neighbour(&pair);
+    let _listener = pair.server.enter(|| listener((SERVER4, 8621).into(), 16));
+    let trace = Trace::start(&pair.server, &["vs"]);
+    let syn = |port| segment(&pair, NOBODY, 2, (4000, port), 77, 0);
+    send(&pair, &syn(8621));
+    trace.arrived(8621, 1);
+    send(&pair, &syn(8622));
+    trace.fate(8622);
+    send(&pair, &syn(8622));
+    send(&pair, &segment(&pair, NOBODY, 2, (4001, 8622), 78, 0));
+    trace.told(2);
+    let fates = trace.stop();
+    assert_fate(fates.only(8621), "pending", None, None);
+    assert_eq!(fates.count("refused"), 2);
+}

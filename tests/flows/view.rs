@@ -65,7 +65,10 @@ fn plain(written: &str) -> String {
 /// flows with a view on this terminal.
 fn view_command(program: &fs::File) -> std::process::Command {
     // An emulated processor takes longer than a tenth of a second to draw.
-    let interval = if is_guest() { "1" } else { "0.1" };
+    view_every(if is_guest() { "1" } else { "0.1" }, program)
+}
+
+fn view_every(interval: &str, program: &fs::File) -> std::process::Command {
     let mut command = command(["flows", "lo", "-I", interval]);
     command
         .env("TERM", "xterm")
@@ -202,6 +205,21 @@ fn the_view_of_listeners_fills_a_terminal_that_gets_another_size() {
         let text = plain(&screen.lock().unwrap());
         text.contains("q quit").then_some(())
     });
+}
+
+#[test]
+fn keys_are_taken_where_drawing_takes_longer_than_the_interval() {
+    let namespace = need!(Namespace::new());
+    let (mut user, program) = terminal();
+    resize(&program, 1000, 1000);
+    let mut command = view_every("0.001", &program);
+    let tool = Tool::spawn_in(&namespace, &mut command).attached();
+    let screen = screen_of(&user);
+    crate::common::wait_for("the view", || {
+        screen.lock().unwrap().contains("q quit").then_some(())
+    });
+    user.write_all(b"/x\x1b[A\rq").unwrap();
+    ends_soon(tool);
 }
 
 #[test]

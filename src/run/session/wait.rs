@@ -62,6 +62,10 @@ impl InputWait {
     }
 }
 
+fn has_come(at: Option<Instant>) -> bool {
+    at.is_some_and(|at| Instant::now() >= at)
+}
+
 fn is_over() -> std::io::Error {
     std::io::Error::other("the run is over")
 }
@@ -97,7 +101,8 @@ impl Session {
         })
     }
 
-    /// Waits for events, a time, or the end of the run, whichever is first.
+    /// Waits for events, a time, or the end of the run, whichever is first. Events come before a
+    /// time that has come as well.
     ///
     /// # Errors
     /// poll(2) fails.
@@ -119,9 +124,8 @@ impl Session {
                 return Ok(Wake::Stop);
             }
             let timer = until.map(|at| at.saturating_duration_since(Instant::now()));
-            if timer == Some(Duration::ZERO) {
-                return Ok(Wake::Timer);
-            }
+            // Also if the time has come: a caller that needs longer for its work than it rests must
+            // see keys and requests all the same.
             let ready = self.poll(events, timer)?;
             if ready.output_closed {
                 self.close_output();
@@ -131,6 +135,9 @@ impl Session {
             }
             if ready.events {
                 return Ok(Wake::Events);
+            }
+            if timer == Some(Duration::ZERO) {
+                return Ok(Wake::Timer);
             }
         }
     }
@@ -167,10 +174,11 @@ impl Session {
     }
 
     /// Handles the pending events, of which `some` handles at most [`BATCH`], and writes out their
-    /// lines. Returns how many came from a ring buffer.
+    /// lines. Ends early at a time or when the run is over. Returns how many came from a ring buffer.
     fn drain(
         &mut self,
         source: &mut EventSource,
+        until: Option<Instant>,
         wakeup: Wakeup,
         mut some: impl FnMut(&mut Self, &mut EventSource, Wakeup) -> usize,
     ) -> Result<usize> {
@@ -179,7 +187,8 @@ impl Session {
         loop {
             let batch = some(self, source, wakeup);
             taken += batch;
-            if batch < BATCH || self.output_ended().is_some() || self.stop.reason().is_some() {
+            let is_over = self.output_ended().is_some() || self.stop.reason().is_some();
+            if batch < BATCH || is_over || has_come(until) {
                 break;
             }
         }
@@ -243,19 +252,22 @@ impl Session {
         mut some: impl FnMut(&mut Self, &mut EventSource, Wakeup) -> usize,
     ) -> Result<Wake> {
         loop {
-            self.drain(source, Wakeup::Wanted, &mut some)?;
+            self.drain(source, until, Wakeup::Wanted, &mut some)?;
+            if has_come(until) {
+                return Ok(Wake::Timer);
+            }
             let wake = self.wait(Some(source.as_fd()), until)?;
             if wake != Wake::Events {
                 return Ok(wake);
             }
             let mut nap = source.nap();
             let mut taken = if nap.is_zero() { 0 } else { BUSY_EVENTS };
-            while taken >= BUSY_EVENTS {
+            while taken >= BUSY_EVENTS && !has_come(until) {
                 let rested = Instant::now() + nap;
                 if self.wait(None, Some(rested))? == Wake::Stop {
                     return Ok(Wake::Stop);
                 }
-                taken = self.drain(source, Wakeup::Unwanted, &mut some)?;
+                taken = self.drain(source, until, Wakeup::Unwanted, &mut some)?;
                 // While there are many events, each can wait a little longer.
                 nap = 2 * source.nap();
             }
