@@ -216,6 +216,7 @@ fn rules(files: Files, recording: Recording<'_>) -> Result<Rules, seccompiler::B
     if let Files::Accepted(socket) = files {
         let socket = socket.cast_unsigned();
         rules.insert(libc::SYS_accept4, any_of(0, &[socket])?);
+        rules.insert(libc::SYS_shutdown, Vec::new());
     }
     // What changes a file, or opens it in another way than by its name.
     let changing = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;

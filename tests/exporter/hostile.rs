@@ -7,6 +7,7 @@ use nix::libc;
 use nix::unistd::Pid;
 
 use super::*;
+use crate::common::quick;
 
 fn start(namespace: &Namespace) -> Exporter {
     Exporter::start(namespace, &["--collect", "listeners"])
@@ -17,7 +18,7 @@ fn check(exporter: &Exporter, limit: Duration) {
     let started = Instant::now();
     let text = exporter.text();
     let lasted = started.elapsed();
-    assert!(lasted < crate::common::quick(limit), "{lasted:?}");
+    assert!(lasted < quick(limit), "{lasted:?}");
     let memory = text
         .lines()
         .find_map(|line| line.strip_prefix("process_resident_memory_bytes "));
@@ -230,4 +231,24 @@ fn what_is_no_request_is_refused_and_the_connection_closed() {
         assert_eq!(head.contains("Allow: GET, HEAD"), status == "405");
     }
     check(&exporter, Duration::from_secs(2));
+}
+
+#[test]
+fn a_client_that_reads_until_the_end_need_not_wait() {
+    let namespace = need!(Namespace::new());
+    let exporter = start(&namespace);
+    for request in [
+        "GET / HTTP/1.0\r\n\r\n",
+        "GET / HTTP/1.1\r\nConnection: close\r\n\r\n",
+        "POST / HTTP/1.1\r\n\r\n",
+    ] {
+        let mut client = exporter.connect();
+        client.write_all(request.as_bytes()).unwrap();
+        let started = Instant::now();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        let lasted = started.elapsed();
+        assert!(lasted < quick(Duration::from_millis(500)), "{lasted:?}");
+        assert!(answer.contains("Connection: close\r\n"), "{answer}");
+    }
 }

@@ -3,7 +3,7 @@
 //! requests.
 
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -383,7 +383,13 @@ impl Client {
         self.body = Rc::from("");
         self.request.shrink_to_fit();
         self.begin(match self.doing {
-            Doing::ReadingLast => Doing::Leaving,
+            Doing::ReadingLast => {
+                // Some clients read until the end. If it fails, the client is gone.
+                self.stream
+                    .shutdown(Shutdown::Write)
+                    .map_err(|_| Errno::ECONNRESET)?;
+                Doing::Leaving
+            }
             _ => Doing::Asking,
         });
         Ok(())
