@@ -44,6 +44,8 @@ pub struct Table {
     has_others: Option<bool>,
     every: Duration,
     due: Instant,
+    /// Where in the table the next sweep goes on; 0: the last one has reached the end.
+    from: usize,
     looks: u32,
     /// `--attempt-timeout` in nanoseconds.
     timeout: u64,
@@ -63,6 +65,7 @@ impl Table {
             has_others: None,
             every,
             due: Instant::now() + every,
+            from: 0,
             looks: 0,
             timeout: u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX),
         })
@@ -117,19 +120,27 @@ impl Table {
     /// # Errors
     /// The kernel refuses to read or change the table.
     pub fn sweep(&mut self, skel: &mut AcceptTraceSkel<'_>) -> Result<()> {
-        self.looks = self.looks.wrapping_add(1);
         self.has_others = None;
         self.due = Instant::now() + self.every;
+        let attempts = read(skel)?;
         let (now, started) = (monotonic_ns()?, Instant::now());
-        for (key, attempt) in read(skel)? {
-            // Events wait meanwhile. The rest is overdue in the next sweep, too.
+        let from = std::mem::take(&mut self.from);
+        if from == 0 {
+            self.looks = self.looks.wrapping_add(1);
+        }
+        let mut told = 0;
+        for (at, (key, attempt)) in attempts.iter().enumerate().skip(from) {
+            // Events wait meanwhile. The next sweep goes on here: if it began again, those that may
+            // still go on would take all the time, and the rest would never be looked at.
             if started.elapsed() > SWEEP_AT_MOST {
+                self.from = at - told;
                 break;
             }
-            if is_overdue(&attempt, now, self.timeout)
-                && let Some((fate, reason)) = self.judge(&key, &attempt)
+            if is_overdue(attempt, now, self.timeout)
+                && let Some((fate, reason)) = self.judge(key, attempt)
             {
-                tell(skel, &key, &attempt, fate, reason)?;
+                tell(skel, key, attempt, fate, reason)?;
+                told += 1;
             }
         }
         Ok(())
