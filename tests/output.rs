@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, PipeReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -213,6 +213,47 @@ fn a_duration_ends_the_run_in_time() {
         assert_eq!(summary["exit_reason"], "duration");
         let seconds = summary["duration_s"].as_f64().unwrap();
         assert!((0.3..0.6).contains(&seconds), "{summary}");
+    }
+}
+
+#[test]
+fn the_interval_after_a_pause_is_long_enough_for_a_rate() {
+    const COMMANDS: [&str; 6] = [
+        "syn-count vs",
+        "syn-count vs --by saddr --mode tc",
+        "flows vs --by saddr",
+        "accept-trace vs --by dport",
+        "loss-trace --by reason",
+        "listeners -p 80",
+    ];
+    let pair = need!(Pair::new());
+    let _listener = pair
+        .server
+        .enter(|| TcpListener::bind((SERVER4, 80)).unwrap());
+    let tools = COMMANDS.map(|command| {
+        let args = command.split(' ').chain(["--json", "-I", "0.6", "-c", "6"]);
+        Tool::start_in(&pair.server, &args.collect::<Vec<_>>())
+    });
+    for tool in &tools {
+        tool.json("of an interval", |line| line["interval_s"].is_number());
+        tool.signal(Signal::SIGSTOP);
+    }
+    thread::sleep(Duration::from_millis(1500));
+    for tool in &tools {
+        tool.signal(Signal::SIGCONT);
+    }
+    for (command, tool) in COMMANDS.iter().zip(tools) {
+        let output = tool.finish();
+        let lengths = output.json().into_iter();
+        let lengths = lengths.filter_map(|line| line["interval_s"].as_f64());
+        // The first look of listeners has no interval before it.
+        let lengths = lengths.skip(usize::from(command.starts_with("listeners")));
+        let lengths = lengths.collect::<Vec<_>>();
+        assert!(lengths.iter().any(|it| *it > 1.2), "{command}: {lengths:?}");
+        assert!(
+            lengths.iter().all(|it| *it >= 0.3),
+            "{command}: {lengths:?}"
+        );
     }
 }
 

@@ -21,7 +21,7 @@ use crate::notice::Notices;
 use crate::output::listeners::{self as output, ListenerWriter};
 use crate::run::holders::{self, Holders, Which};
 use crate::run::screen;
-use crate::run::session::{Session, Wake};
+use crate::run::session::{Session, Wake, next_due};
 use crate::run::stop::ExitReason;
 use crate::view::listeners::{Entry, ListenersView};
 use crate::view::terminal::{self, Screen};
@@ -117,7 +117,7 @@ fn write_lines(session: &mut Session, look: &mut Look<'_>, writer: &ListenerWrit
         if look.args.once {
             session.end(ExitReason::Done);
         }
-        due = (due + look.args.interval).max(Instant::now());
+        due = next_due(due, look.args.interval);
         if session.wait(None, Some(due))? == Wake::Stop {
             return Ok(lines);
         }

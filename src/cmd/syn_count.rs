@@ -21,7 +21,7 @@ use crate::output::summary::Summary;
 use crate::output::syn_count::{Alert, CountColumn, CountWriter, Interval, Keys};
 use crate::run::packet::{self, Live, Options, PacketCommand, Replay, Target};
 use crate::run::replay::AroundFrames;
-use crate::run::session::{Session, Wake};
+use crate::run::session::{Session, Wake, next_due};
 use crate::skel::syn_count::{SynCountSkel, SynCountSkelBuilder};
 use crate::skel::{self, CountByKey, PacketCounters, PacketSkel};
 use crate::sys::key_tables::{KeyTables, Size, Sketches};
@@ -257,8 +257,7 @@ impl SynCount<'_> {
             let elapsed = started.elapsed();
             if wake == Wake::Timer {
                 started = Instant::now();
-                // After the machine was suspended, the missed intervals become one long interval.
-                due = (due + length).max(started);
+                due = next_due(due, length);
             }
             let at = live.session.clock.now();
             let closed = counters

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::domain::tally::{Count, Label, Tally};
 use crate::output::counts::{CountsLayout, IntervalCounts};
-use crate::run::session::Session;
+use crate::run::session::{Session, next_due};
 use crate::skel::CountKey;
 use crate::sys::key_tables::KeyTables;
 use crate::sys::link;
@@ -78,8 +78,7 @@ impl<'a> KeyCounts<'a> {
     ) {
         let elapsed = self.started.elapsed();
         self.started = Instant::now();
-        // After the machine was suspended, the missed intervals become one long interval.
-        self.due = (self.due + self.interval).max(self.started);
+        self.due = next_due(self.due, self.interval);
         let at = session.clock.now();
         let closed = self.open;
         self.open ^= 1;

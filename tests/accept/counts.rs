@@ -168,3 +168,13 @@ fn times_of_accepted_attempts_are_counted_in_buckets() {
         assert_eq!(output.summary()["matched"], 3, "{output:#?}");
     }
 }
+
+#[test]
+fn a_run_whose_reports_take_longer_than_their_interval_ends_all_the_same() {
+    let namespace = need!(Namespace::new());
+    let args = "accept-trace --json --by dport -I 1ms lo -d 500ms";
+    let args = args.split(' ').collect::<Vec<_>>();
+    let output = Tool::start_in(&namespace, &args).finish();
+    assert_eq!(output.code(), 0, "{output:#?}");
+    assert_eq!(output.summary()["exit_reason"], "duration");
+}

@@ -38,7 +38,7 @@ use crate::output::summary::{AttemptTotals, Summary};
 use crate::run::beside::beside;
 use crate::run::events::{BufferKind, EventSource};
 use crate::run::histograms::Histograms;
-use crate::run::session::{Session, Wake};
+use crate::run::session::{Session, Wake, next_due};
 use crate::skel::{AcceptFate, AcceptFlag};
 
 /// Runs the command.
@@ -142,9 +142,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
         }
         if let Some(at) = report_due.filter(|at| Instant::now() >= *at) {
             shown.report(&mut session, &mut skels, &mut handler)?;
-            // After the machine was suspended, the missed intervals become one long interval.
-            let next = shown.interval(args).map(|interval| at + interval);
-            report_due = next.map(|at| at.max(Instant::now()));
+            report_due = shown.interval(args).map(|length| next_due(at, length));
         }
     }
     let looked = session.look_at_hooks();

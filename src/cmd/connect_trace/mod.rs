@@ -26,7 +26,7 @@ use crate::output::connect_trace::{ConnectWriter, ShownTotal, TotalsLayout};
 use crate::output::histogram::HistogramLayout;
 use crate::run::events::{BufferKind, EventSource};
 use crate::run::histograms::Histograms;
-use crate::run::session::{Session, Wake};
+use crate::run::session::{Session, Wake, next_due};
 use crate::skel;
 use crate::sys::{link, map};
 
@@ -113,15 +113,13 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
     ));
 
     let started = Instant::now();
-    let next = |after: Instant| args.interval.map(|interval| after + interval);
-    let mut due = next(started);
+    let mut due = args.interval.map(|length| started + length);
     while session.take_events(&mut source, due, &mut on_event)? != Wake::Stop {
         if let (Some(histograms), Some(at)) =
             (&mut histograms, due.filter(|at| Instant::now() >= *at))
         {
             histograms.report(&mut session, &maps.histograms)?;
-            // After the machine was suspended, the missed intervals become one long interval.
-            due = next(at).map(|at| at.max(Instant::now()));
+            due = args.interval.map(|length| next_due(at, length));
         }
     }
     if let Some(bss) = maps.bss_data.as_deref_mut() {

@@ -11,7 +11,7 @@ use super::{SWEEP_EVERY, files};
 use crate::cli::{FlowsArgs, OutputFormat};
 use crate::run::packet::Live;
 use crate::run::screen;
-use crate::run::session::Wake;
+use crate::run::session::{Wake, next_due};
 use crate::run::stop::ExitReason;
 use crate::skel::SweepMode;
 use crate::skel::flows::FlowsSkel;
@@ -58,8 +58,7 @@ pub fn run_sweeps(
             table
                 .reporter
                 .end_interval(session, None, counted.untracked);
-            // After a suspend of the host, the missed intervals count as one long interval.
-            interval_due = interval_due.map(|due| (due + args.interval).max(now));
+            interval_due = interval_due.map(|due| next_due(due, args.interval));
         }
         let ever = table.ever(&counted);
         let evicted = table.make_room(session, skel, ever, monotonic_ns()?)?;

@@ -66,6 +66,15 @@ fn has_come(at: Option<Instant>) -> bool {
     at.is_some_and(|at| Instant::now() >= at)
 }
 
+/// When the interval ends that follows the one whose end was due at this time.
+///
+/// After a pause, such as that of a machine that was suspended, or a wait for the reader of the
+/// output, the missed intervals become one long interval. The next one has at least half of the length:
+/// in less, two events would look like many in a second.
+pub fn next_due(due: Instant, length: Duration) -> Instant {
+    (due + length).max(Instant::now() + length / 2)
+}
+
 fn is_over() -> std::io::Error {
     std::io::Error::other("the run is over")
 }
@@ -253,12 +262,13 @@ impl Session {
     ) -> Result<Wake> {
         loop {
             self.drain(source, until, Wakeup::Wanted, &mut some)?;
-            if has_come(until) {
-                return Ok(Wake::Timer);
-            }
+            // Also if the time has come: else a caller that is always late would never stop.
             let wake = self.wait(Some(source.as_fd()), until)?;
             if wake != Wake::Events {
                 return Ok(wake);
+            }
+            if has_come(until) {
+                return Ok(Wake::Timer);
             }
             let mut nap = source.nap();
             let mut taken = if nap.is_zero() { 0 } else { BUSY_EVENTS };
