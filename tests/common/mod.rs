@@ -43,8 +43,9 @@ pub(crate) use need;
 pub fn skip(place: &str, why: &str) {
     let test = place.trim_end_matches("::here");
     let test = test.split_once("::").map_or(test, |(_, name)| name);
-    // Past the capture of the test harness, which only knows the print macros.
-    let _ = writeln!(std::io::stderr(), "SKIP {test}: {why}");
+    // Past the capture of the test harness, which only knows the print macros. Written at once, so
+    // that nothing that is printed beside it comes between.
+    let _ = std::io::stderr().write_all(format!("SKIP {test}: {why}\n").as_bytes());
 }
 
 /// Waits until `condition` gives a value.
