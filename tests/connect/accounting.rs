@@ -94,7 +94,7 @@ fn ten_thousand_connects_of_256_threads_are_all_told_or_counted() {
     let namespace = need!(Namespace::new());
     let server = namespace.enter(Server::new);
     for backend in backends!() {
-        let trace = Trace::start(&namespace, backend, &["-p", "4501,4502"]);
+        let trace = Trace::everywhere(&namespace, backend, &["-p", "4501,4502"]);
         namespace.enter(|| storm(256, 10_000));
         let events = trace.stop();
         let attempts = events.count("attempt");
@@ -121,7 +121,7 @@ fn a_storm_with_accepts_and_ends_is_told_or_counted() {
     let namespace = need!(Namespace::new());
     let server = namespace.enter(Server::new);
     for backend in backends!() {
-        let trace = Trace::start(
+        let trace = Trace::everywhere(
             &namespace,
             backend,
             &["-p", "4501,4502", "--accept", "--close"],
@@ -214,7 +214,7 @@ fn no_entry_stays_behind_and_the_tables_never_fill_up() {
     for backend in backends!() {
         let hosts = "127.66.45.4,192.0.2.1";
         let options = ["--buffer-size", buffer, "--dst", hosts];
-        let trace = Trace::start(&namespace, backend, &options);
+        let trace = Trace::everywhere(&namespace, backend, &options);
         namespace.enter(|| {
             for _ in 0..connects {
                 TcpStream::connect(refusing).expect_err("nobody listens");

@@ -230,7 +230,7 @@ fn the_filter_on_namespaces_leaves_out_all_others() {
     let [wanted, other] = [need!(Namespace::new()), need!(Namespace::new())];
     let path = wanted.path();
     for backend in backends!() {
-        let trace = Trace::start(&other, backend, &["--netns", &path]);
+        let trace = Trace::everywhere(&other, backend, &["--netns", &path]);
         connect_everywhere(&other);
         connect_everywhere(&wanted);
         let events = trace.stop();

@@ -74,8 +74,14 @@ struct Trace {
 }
 
 impl Trace {
-    /// Starts it. The tool itself is where the test is: connects are seen wherever they are.
+    /// Starts it for this namespace alone: what other tests connect takes no room in its buffer.
     fn start(namespace: &Namespace, backend: &'static str, options: &[&str]) -> Self {
+        let path = namespace.path();
+        Self::everywhere(namespace, backend, &[&["--netns", &path], options].concat())
+    }
+
+    /// Starts it where the test is: connects are seen wherever they are.
+    fn everywhere(namespace: &Namespace, backend: &'static str, options: &[&str]) -> Self {
         let mut args = vec!["connect-trace", "--json", "--backend", backend];
         args.extend(options);
         Self {

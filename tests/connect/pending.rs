@@ -283,7 +283,7 @@ fn waiting_connects_of_a_stranger_blind_nobody() {
         // Before the tool starts, and then once more while it runs.
         let old = need!(blackhole.namespace.enter(|| Crowd::new(200)));
         let options = ["-p", "4621-4623", "--buffer-size", "67108864"];
-        let trace = Trace::start(&blackhole.namespace, backend, &options);
+        let trace = Trace::everywhere(&blackhole.namespace, backend, &options);
         let crowd = need!(blackhole.namespace.enter(|| Crowd::new(count)));
         blackhole.namespace.enter(|| {
             let _listener = listen("127.0.0.1", 4622);

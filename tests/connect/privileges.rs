@@ -103,7 +103,14 @@ fn backend_of(tool: &Tool) -> &'static str {
     named.unwrap_or_else(|| panic!("no backend: {line}"))
 }
 
-const TRACE: [&str; 4] = ["connect-trace", "--json", "--accept", "--close"];
+const TRACE: [&str; 6] = [
+    "connect-trace",
+    "--json",
+    "--accept",
+    "--close",
+    "-p",
+    "4601-4603",
+];
 
 #[test]
 fn under_lockdown_the_best_backend_still_sees_everything() {
