@@ -94,7 +94,7 @@ fn ten_thousand_connects_of_256_threads_are_all_told_or_counted() {
     let namespace = need!(Namespace::new());
     let server = namespace.enter(Server::new);
     for backend in backends!() {
-        let trace = Trace::everywhere(&namespace, backend, &["-p", "4501,4502"]);
+        let trace = Trace::start(&namespace, backend, &["-p", "4501,4502"]);
         namespace.enter(|| storm(256, 10_000));
         let events = trace.stop();
         let attempts = events.count("attempt");
@@ -121,7 +121,7 @@ fn a_storm_with_accepts_and_ends_is_told_or_counted() {
     let namespace = need!(Namespace::new());
     let server = namespace.enter(Server::new);
     for backend in backends!() {
-        let trace = Trace::everywhere(
+        let trace = Trace::start(
             &namespace,
             backend,
             &["-p", "4501,4502", "--accept", "--close"],
@@ -139,14 +139,11 @@ fn a_storm_with_accepts_and_ends_is_told_or_counted() {
                 ("closed", 500 + count),
             ]
         };
-        // Another test connects to the same ports elsewhere.
-        let of_here = format!(r#""netns":{},"#, trace.netns);
         // The server may be slow to accept. A line that is lost never comes, and a RST that overtakes
         // the ACK before it ends a connection that the server never has.
         let mut last = (0, Instant::now());
         wait_for("all accepts and ends, or the last of them", || {
-            let lines = trace.tool.lines();
-            let told = lines.iter().filter(|line| line.contains(&of_here)).count();
+            let told = trace.tool.lines().len();
             if told != last.0 {
                 last = (told, Instant::now());
             }

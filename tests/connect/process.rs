@@ -103,7 +103,7 @@ fn a_process_in_a_container_is_told_with_its_namespace_cgroup_and_container() {
 fn each_namespace_is_told_by_its_own_number() {
     let namespaces = [need!(Namespace::new()), need!(Namespace::new())];
     for backend in backends!() {
-        let trace = Trace::start(&namespaces[0], backend, &[]);
+        let trace = Trace::everywhere(&namespaces[0], backend, &["-p", "4411"]);
         for namespace in &namespaces {
             namespace.enter(|| TcpStream::connect("127.0.0.1:4411").expect_err("nobody listens"));
         }
