@@ -24,6 +24,10 @@ const SWEEP_REST: u32 = 50;
 /// How often to sweep while the table is nearly full.
 const SWEEP_FULL: Duration = Duration::from_millis(10);
 
+/// The rest while the table is nearly full, in the same way: connections that find no room are not
+/// shown, which is worse than a busy processor.
+const SWEEP_FULL_REST: u32 = 4;
+
 /// Sweeps the table and writes the lines until the run is over.
 pub fn run_sweeps(
     live: &mut Live<'_, FlowsSkel<'_>>,
@@ -63,8 +67,7 @@ pub fn run_sweeps(
         let ever = table.ever(&counted);
         let evicted = table.make_room(session, skel, ever, monotonic_ns()?)?;
         session.flush();
-        let every = if evicted { SWEEP_FULL } else { SWEEP_EVERY };
-        sweep_due = Instant::now() + every.max(rest_since(worked)?);
+        sweep_due = next_sweep(evicted, worked)?;
     }
 }
 
@@ -135,16 +138,15 @@ pub fn run_view(
             view.update(table.reporter.rows.drain(..), &interval);
             screen.touch();
             updated = now;
-            due = now + args.interval.max(rest_since(worked)?);
+            due = now + args.interval.max(worked_since(worked)? * SWEEP_REST);
         } else if now >= sweep_due {
             table.sweep(session, skel, SweepMode::SWEEP_ENDED, monotonic_ns()?)?;
         }
         if now >= sweep_due {
             let ever = table.ever(&live.counters());
             let (session, skel) = live.first()?;
-            let full = table.make_room(session, skel, ever, monotonic_ns()?)?;
-            let every = if full { SWEEP_FULL } else { SWEEP_EVERY };
-            sweep_due = Instant::now() + every.max(rest_since(worked)?);
+            let evicted = table.make_room(session, skel, ever, monotonic_ns()?)?;
+            sweep_due = next_sweep(evicted, worked)?;
         }
     }
 }
@@ -156,8 +158,18 @@ fn cpu_time() -> Result<Duration> {
     Ok(time.into())
 }
 
-/// How long to rest after work that began at this CPU time. Only CPU time counts: after waiting for
-/// other processes or for the reader of the output, a long rest would let the table fill up.
-fn rest_since(worked: Duration) -> Result<Duration> {
-    Ok(cpu_time()?.saturating_sub(worked) * SWEEP_REST)
+/// When to sweep again, after work that began at this CPU time.
+fn next_sweep(evicted: bool, worked: Duration) -> Result<Instant> {
+    let (every, rest) = if evicted {
+        (SWEEP_FULL, SWEEP_FULL_REST)
+    } else {
+        (SWEEP_EVERY, SWEEP_REST)
+    };
+    Ok(Instant::now() + every.max(worked_since(worked)? * rest))
+}
+
+/// How long this thread has worked since it had this CPU time. Only CPU time counts: after waiting
+/// for other processes or for the reader of the output, a long rest would let the table fill up.
+fn worked_since(worked: Duration) -> Result<Duration> {
+    Ok(cpu_time()?.saturating_sub(worked))
 }
