@@ -305,6 +305,25 @@ impl Tool {
         kill(self.pid(), signal).unwrap();
     }
 
+    /// Stops it until SIGCONT, and waits until all its threads have stopped. Right after its start it
+    /// may still hold what the process had open that started it.
+    pub fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+        let threads = format!("/proc/{}/task", self.pid());
+        wait_for("all threads have stopped", || {
+            let mut threads = fs::read_dir(&threads).unwrap();
+            let is_stopped = |path: PathBuf| {
+                let stat = fs::read_to_string(path.join("stat")).unwrap_or_default();
+                stat.rsplit(") ")
+                    .next()
+                    .is_some_and(|rest| rest.starts_with('T'))
+            };
+            threads
+                .all(|thread| is_stopped(thread.unwrap().path()))
+                .then_some(())
+        });
+    }
+
     /// Interrupts it as Ctrl-C does and waits for its end.
     pub fn stop(self) -> Output {
         self.signal(Signal::SIGINT);

@@ -213,18 +213,24 @@ fn drops_at_a_full_queue_are_attempts_and_drops_of_the_listener() {
     let addr = SocketAddr::from((SERVER4, 80));
     let _listener = pair.server.enter(|| crate::listeners::listener(addr, 1));
     let exporter = Exporter::start(&pair.server, &["vs", "--collect", "listeners,accept"]);
+    let queue = "tcpinspect_accept_queue_length{addr=\"10.77.0.2\",port=\"80\"}";
+    let connect = || TcpStream::connect(addr).unwrap();
+    // Only then the others come: of those that come together, the SYNs find room in the queue.
+    let _waiting = pair.client.enter(|| [connect(), connect()]);
+    wait_for("the queue is full", || {
+        (exporter.samples()[queue] == 2.0).then_some(())
+    });
     let clients = pair.client.enter(|| {
         let knock =
             |_| thread::spawn(move || TcpStream::connect_timeout(&addr, Duration::from_secs(3)));
         // Each in the namespace of the thread that starts it.
-        (0..6).map(knock).collect::<Vec<_>>()
+        (0..4).map(knock).collect::<Vec<_>>()
     });
     let dropped = "tcpinspect_attempts_total{fate=\"dropped\",reason=\"accept_queue_full\"}";
     wait_for("attempts are dropped", || {
         let samples = exporter.samples();
         let drops = samples["tcpinspect_listener_drops_total{addr=\"10.77.0.2\",port=\"80\"}"];
-        let queue = samples["tcpinspect_accept_queue_length{addr=\"10.77.0.2\",port=\"80\"}"];
-        (drops >= 4.0 && samples[dropped] >= 4.0 && queue == 2.0).then_some(())
+        (drops >= 4.0 && samples[dropped] >= 4.0 && samples[queue] == 2.0).then_some(())
     });
     let max = "tcpinspect_accept_queue_max{addr=\"10.77.0.2\",port=\"80\"}";
     assert_eq!(exporter.samples()[max], 1.0);

@@ -27,7 +27,7 @@ fn killed_at_any_moment_it_leaves_nothing() {
         // From before main to well after attaching.
         thread::sleep(usual * round * 3 / 2 / rounds);
         // Stopped, so that nothing can be added to what is listed.
-        tool.signal(Signal::SIGSTOP);
+        tool.pause();
         let objects = objects_of(tool.pid());
         with_objects += usize::from(!objects.is_empty());
         let signal = match round % 6 {
