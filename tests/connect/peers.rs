@@ -338,9 +338,9 @@ fn everything_that_bccs_tools_see_is_seen_with_the_same_values() {
         for words in ["tcpconnect", "tcpconnlat -L", "tcplife -w", "tcptracer"] {
             peers.push(need!(Peer::start(words)));
         }
-        let trace = Trace::start(&pair.client, backend, &["--accept", "--close"]);
+        let trace = Trace::everywhere(&pair.client, backend, &["--accept", "--close"]);
         script(&pair);
-        // Both ends of both connections.
+        // Both ends of both connections, which are in two namespaces.
         let is_ours = |event: &Value| {
             let port = event["dport"].as_u64();
             event["pid"] == std::process::id()
