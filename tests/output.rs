@@ -232,12 +232,12 @@ fn the_interval_after_a_pause_is_long_enough_for_a_rate() {
         .enter(|| TcpListener::bind((SERVER4, 80)).unwrap());
     let tools = COMMANDS.map(|command| {
         let args = command.split(' ').chain(["--json", "-I", "0.6", "-c", "6"]);
-        Tool::start_in(&pair.server, &args.collect::<Vec<_>>())
-    });
-    for tool in &tools {
+        let tool = Tool::start_in(&pair.server, &args.collect::<Vec<_>>());
+        // Before the next one starts, which takes seconds in a guest.
         tool.json("of an interval", |line| line["interval_s"].is_number());
         tool.signal(Signal::SIGSTOP);
-    }
+        tool
+    });
     thread::sleep(Duration::from_millis(1500));
     for tool in &tools {
         tool.signal(Signal::SIGCONT);
