@@ -24,8 +24,8 @@ const SWEEP_REST: u32 = 50;
 /// How often to sweep while the table is nearly full.
 const SWEEP_FULL: Duration = Duration::from_millis(10);
 
-/// The rest while the table is nearly full, in the same way: connections that find no room are not
-/// shown, which is worse than a busy processor.
+/// The same while the table is nearly full. A flood then costs up to a fifth of a processor, because
+/// new connections that find no room are not shown.
 const SWEEP_FULL_REST: u32 = 4;
 
 /// Sweeps the table and writes the lines until the run is over.
