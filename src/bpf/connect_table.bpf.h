@@ -29,8 +29,9 @@ struct connection {
 __u32 ending;
 
 /*
- * If the kernel has socket storage for tracing programs, connections are kept there, and there is
- * room for each socket. Else they are in a hash map, which can become full.
+ * Attempts are kept in a hash map, which is cheap and can become full. If the kernel has socket
+ * storage for tracing programs, it takes what finds no room there, and what stays for long: open
+ * connections. It has room for each socket. Without it, the hash map has them all.
  */
 const volatile bool use_storage = false;
 
@@ -63,20 +64,32 @@ struct {
 static __always_inline struct connection *find(const struct sock *sk)
 {
 	__u64 key = (__u64)sk;
+	struct connection *kept = bpf_map_lookup_elem(&connections, &key);
 
-	if (use_storage)
-		return bpf_sk_storage_get(&stored, (void *)sk, NULL, 0);
-	return bpf_map_lookup_elem(&connections, &key);
+	if (kept || !use_storage)
+		return kept;
+	return bpf_sk_storage_get(&stored, (void *)sk, NULL, 0);
 }
 
 static __always_inline void forget(const struct sock *sk)
 {
 	__u64 key = (__u64)sk;
 
-	if (use_storage)
+	if (bpf_map_delete_elem(&connections, &key) && use_storage)
 		bpf_sk_storage_delete(&stored, (void *)sk);
-	else
-		bpf_map_delete_elem(&connections, &key);
+}
+
+/* Keeps a connection with its socket; false if that has no room for it. */
+static __always_inline bool store(const struct sock *sk, struct connection *c)
+{
+	struct connection *kept =
+		bpf_sk_storage_get(&stored, (void *)sk, c, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (!kept)
+		return false;
+	/* The storage may have existed already, with an old value. */
+	*kept = *c;
+	return true;
 }
 
 /* Keeps a connection until its fate or end; false if there is no room for it. */
@@ -84,18 +97,12 @@ static __always_inline bool keep(const struct sock *sk, struct connection *c)
 {
 	__u64 key = (__u64)sk;
 
-	if (use_storage) {
-		struct connection *kept =
-			bpf_sk_storage_get(&stored, (void *)sk, c, BPF_SK_STORAGE_GET_F_CREATE);
-
-		if (kept) {
-			/* The storage may have existed already, with an old value. */
-			*kept = *c;
-			return true;
-		}
-	} else if (!bpf_map_update_elem(&connections, &key, c, BPF_ANY)) {
+	if (use_storage && c->phase == PHASE_OPEN)
+		bpf_map_delete_elem(&connections, &key);
+	else if (!bpf_map_update_elem(&connections, &key, c, BPF_ANY))
 		return true;
-	}
+	if (use_storage && store(sk, c))
+		return true;
 	__sync_fetch_and_add(&totals.unkept, 1);
 	return false;
 }

@@ -25,8 +25,12 @@ use crate::skel::connect_trace::{
 use crate::skel::{ConnectCounters, ConnectHistogramBy, ConnectKind, ProcessFilter};
 use crate::sys::{link, perf_event, probe};
 
-/// The most attempts without a fate at a time.
+/// The most attempts without a fate at a time, where there is no socket storage for more.
 const WAITING_MAX: u32 = 16_384;
+
+/// How many attempts without a fate are kept outside of socket storage, which takes three times as
+/// long.
+const CHEAP_MAX: u32 = 2_048;
 
 /// The most connections that are followed to their end at a time.
 const OPEN_MAX: u32 = 65_536;
@@ -315,9 +319,11 @@ impl<'obj> Tracer<'obj> {
         )?;
         maps.histograms.set_autocreate(args.histogram.is_some())?;
         maps.stored.set_autocreate(plan.storage)?;
-        maps.connections
-            .set_max_entries(if args.close { OPEN_MAX } else { WAITING_MAX })?;
-        maps.connections.set_autocreate(!plan.storage)?;
+        maps.connections.set_max_entries(match plan.storage {
+            true => CHEAP_MAX,
+            false if args.close => OPEN_MAX,
+            false => WAITING_MAX,
+        })?;
         maps.calls.set_autocreate(plan.backend == Backend::Kprobe)?;
         maps.passed_over
             .set_autocreate(remembers_passed_over && !plan.storage)?;
@@ -409,10 +415,7 @@ fn select_programs(plan: Plan, progs: &mut OpenConnectTraceProgs<'_>) {
         (&mut progs.on_state_event, plan.by_perf_event),
         (&mut progs.on_skipped_state_event, plan.by_perf_event),
         (&mut progs.find_pending, plan.pending),
-        (
-            &mut progs.tell_pending_of_table,
-            plan.pending && !plan.storage,
-        ),
+        (&mut progs.tell_pending_of_table, plan.pending),
         (
             &mut progs.tell_pending_of_sockets,
             plan.pending && plan.storage,

@@ -15,9 +15,10 @@ use crate::skel::connect_trace::ConnectTraceSkel;
 /// Finds attempts without a fate, at the start and at the end of the run.
 pub(super) struct Pending {
     at_start: Iter,
-    at_end: Iter,
+    /// Over the table and, if it is used, over socket storage.
+    at_end: Vec<Iter>,
     /// Kept because before Linux 6.0 an iterator needs its link.
-    _links: [Link; 2],
+    _links: Vec<Link>,
 }
 
 /// The events of attempts without a fate at the end.
@@ -35,23 +36,25 @@ impl Told {
 
 impl Pending {
     /// Creates the iterators, as long as there are privileges for it. `storage`: connections are kept
-    /// in socket storage.
+    /// in socket storage as well.
     pub(super) fn open(storage: bool, skel: &ConnectTraceSkel<'_>) -> Result<Self> {
         let (progs, maps) = (&skel.progs, &skel.maps);
-        let start = progs.find_pending.attach();
-        let end = if storage {
-            progs
-                .tell_pending_of_sockets
-                .attach_iter(maps.stored.as_fd())
-        } else {
+        let start = progs.find_pending.attach()?;
+        let mut links = vec![
             progs
                 .tell_pending_of_table
-                .attach_iter(maps.connections.as_fd())
-        };
-        let links = [start?, end?];
+                .attach_iter(maps.connections.as_fd())?,
+        ];
+        if storage {
+            let of_sockets = &progs.tell_pending_of_sockets;
+            links.push(of_sockets.attach_iter(maps.stored.as_fd())?);
+        }
+        let at_start = Iter::new(&start)?;
+        let at_end = links.iter().map(Iter::new).collect::<Result<_, _>>()?;
+        links.push(start);
         Ok(Self {
-            at_start: Iter::new(&links[0])?,
-            at_end: Iter::new(&links[1])?,
+            at_start,
+            at_end,
             _links: links,
         })
     }
@@ -75,25 +78,28 @@ impl Pending {
     /// Reads the events of attempts without a fate. With `only_failures` they are only counted.
     pub(super) fn tell(&mut self, only_failures: bool) -> Result<Told> {
         let mut bytes = vec![0; 256 * EVENT_LEN];
-        let mut filled = 0;
         let mut told = Told::default();
-        loop {
-            let len = read_iterator(&mut self.at_end, &mut bytes[filled..])?;
-            if len == 0 {
-                return Ok(told);
-            }
-            filled += len;
-            let whole = filled - filled % EVENT_LEN;
-            for event in bytes[..whole].chunks_exact(EVENT_LEN) {
-                let is_fate = Connection::decode(event).is_some_and(|event| event.is_pending());
-                told.fates += u64::from(is_fate);
-                if !(is_fate && only_failures) {
-                    told.events.extend_from_slice(event);
+        for iterator in &mut self.at_end {
+            let mut filled = 0;
+            loop {
+                let len = read_iterator(iterator, &mut bytes[filled..])?;
+                if len == 0 {
+                    break;
                 }
+                filled += len;
+                let whole = filled - filled % EVENT_LEN;
+                for event in bytes[..whole].chunks_exact(EVENT_LEN) {
+                    let is_fate = Connection::decode(event).is_some_and(|event| event.is_pending());
+                    told.fates += u64::from(is_fate);
+                    if !(is_fate && only_failures) {
+                        told.events.extend_from_slice(event);
+                    }
+                }
+                bytes.copy_within(whole..filled, 0);
+                filled -= whole;
             }
-            bytes.copy_within(whole..filled, 0);
-            filled -= whole;
         }
+        Ok(told)
     }
 }
 
