@@ -351,7 +351,6 @@ static __always_inline void on_close(void *ctx, const struct sock *sk, const str
 		c->event.sport = bpf_ntohs(sport);
 	if (!announce(ctx, c))
 		return;
-	set_elapsed(c);
 	set_error(c, sk, behind, sport);
 	emit(ctx, &c->event, CONNECT_FAILED);
 }
@@ -375,9 +374,12 @@ static __always_inline bool is_news(int old_state, int new_state)
 	return false;
 }
 
-static __always_inline bool is_followed(int new_state)
+/* Whether a change may be of interest. What ends a connection is, only if ends are. */
+static __always_inline bool is_followed(int old_state, int new_state)
 {
-	return new_state == TCP_SYN_SENT || new_state == TCP_ESTABLISHED || new_state == TCP_CLOSE;
+	if (new_state == TCP_CLOSE)
+		return is_handshake(old_state) || wanted(CONNECT_CLOSED);
+	return new_state == TCP_SYN_SENT || new_state == TCP_ESTABLISHED;
 }
 
 /*
@@ -387,7 +389,7 @@ static __always_inline bool is_followed(int new_state)
 static __always_inline bool find_connection(const struct sock *sk, int old_state, int new_state,
 					    struct connection **kept)
 {
-	if (!is_followed(new_state))
+	if (!is_followed(old_state, new_state))
 		return false;
 	*kept = find(sk);
 	if (*kept && (*kept)->phase == PHASE_PASSED_OVER) {

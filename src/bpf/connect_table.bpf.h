@@ -117,13 +117,18 @@ static __always_inline void give_up(const struct connection *c)
 /* Filters and sends the attempt, at the latest when its fate is known. False: it is rejected. */
 static __always_inline bool announce(void *ctx, struct connection *c)
 {
+	__u64 now = c->event.ts_ns;
+	bool failed;
+
 	if (c->announced)
 		return true;
 	if (!source_matches(&c->event))
 		return false;
 	c->announced = true;
 	c->event.ts_ns = c->started_ns;
-	return !emit(ctx, &c->event, CONNECT_ATTEMPT);
+	failed = emit(ctx, &c->event, CONNECT_ATTEMPT);
+	c->event.ts_ns = now;
+	return !failed;
 }
 
 static __always_inline void set_elapsed(struct connection *c)

@@ -55,7 +55,7 @@ int BPF_PROG(on_state_change, const struct sock *sk, int old_state, int new_stat
 	struct running *mine;
 	bool interrupts;
 
-	if (!is_followed(new_state) || sk->sk_protocol != IPPROTO_TCP)
+	if (!is_followed(old_state, new_state) || sk->sk_protocol != IPPROTO_TCP)
 		return 0;
 	mine = my_running();
 	interrupts = mine->first;
