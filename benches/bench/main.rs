@@ -108,8 +108,17 @@ fn main() -> Result<()> {
     let mut within = true;
     for (name, part) in PARTS {
         if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
-            report::begin(name, effort.rounds);
-            within &= part(effort).with_context(|| format!("failed to measure {name}"))?;
+            let measure = || {
+                report::begin(name, effort.rounds);
+                part(effort).with_context(|| format!("failed to measure {name}"))
+            };
+            let mut kept = measure()?;
+            if short && !kept {
+                // Something else may have used this machine: a regression is there again.
+                println!("\nOnce more, because a bound was broken:");
+                kept = measure()?;
+            }
+            within &= kept;
         }
     }
     if let Some(document) = document {
@@ -120,7 +129,10 @@ fn main() -> Result<()> {
         within &= history::show(&history)?;
     }
     if short && !within {
-        bail!("a bound on gross regressions was broken: see above");
+        bail!(
+            "bounds on gross regressions were broken: {}",
+            report::broken().join("; ")
+        );
     }
     Ok(())
 }

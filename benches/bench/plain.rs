@@ -158,17 +158,20 @@ pub fn attach(what: &str) -> Result<()> {
         wait();
         return Ok(());
     }
-    let interfaces = resolve(&["r0".to_owned()])?;
-    let interface = interfaces.first().context("r0 is missing")?;
+    let interfaces = match what {
+        "states" => Vec::new(),
+        _ => resolve(&["r0".to_owned()])?,
+    };
+    let interface = || interfaces.first().context("r0 is missing");
     let in_xdp = |mode| -> Result<_> {
         let program = find(&object, "empty_xdp")?;
-        let attached = xdp::attach(program.as_fd(), interface, &[mode]);
+        let attached = xdp::attach(program.as_fd(), interface()?, &[mode]);
         Ok(attached.map_err(|failure| failure.error)?.0)
     };
     let in_tc = |name| -> Result<_> {
         let program = find(&object, name)?;
         let places = &mut tc::Places::default();
-        let attached = tc::attach(&program, interface, Direction::Ingress, places);
+        let attached = tc::attach(&program, interface()?, Direction::Ingress, places);
         Ok(attached.map_err(|failure| failure.error)?.0)
     };
     let seen = AtomicU64::new(0);
@@ -184,8 +187,9 @@ pub fn attach(what: &str) -> Result<()> {
         })
         .lost_cb(|_, _: u64| ())
         .build()?;
-    let (_xdp, _tc);
+    let (_xdp, _tc, _link);
     match what {
+        "states" => _link = find(&object, "plain_set_state")?.attach_trace()?,
         "native" => _xdp = in_xdp(XdpMode::Native)?,
         "generic" => _xdp = in_xdp(XdpMode::Generic)?,
         "tc" => _tc = in_tc("empty_tc")?,

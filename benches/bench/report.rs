@@ -15,6 +15,7 @@ static REPORT: Mutex<Report> = Mutex::new(Report {
     parts: Vec::new(),
     charts: Vec::new(),
     figures: Vec::new(),
+    broken: Vec::new(),
 });
 
 struct Report {
@@ -23,6 +24,8 @@ struct Report {
     /// The name of a file, and the chart.
     charts: Vec<(String, String)>,
     figures: Vec<Figure>,
+    /// The bounds that were broken, as they were printed.
+    broken: Vec<String>,
 }
 
 /// What a target or a bound is about: a ratio, or a small difference.
@@ -84,6 +87,11 @@ fn commit() -> Option<String> {
 /// The figures that were compared with targets and bounds so far.
 pub fn figures() -> Vec<Figure> {
     report().figures.clone()
+}
+
+/// The bounds that were broken so far.
+pub fn broken() -> Vec<String> {
+    report().broken.clone()
 }
 
 fn report() -> MutexGuard<'static, Report> {
@@ -165,10 +173,11 @@ pub fn bound(what: &str, value: f64, limit: f64, at_most: bool) -> bool {
     keep(what, value, at_most);
     let kept = within(value, limit, at_most);
     let sign = if at_most { "≤" } else { "≥" };
-    println!(
-        "{} {what}: {value:.2} {sign} {limit:.2}",
-        if kept { "ok  " } else { "FAIL" }
-    );
+    let outcome = format!("{what}: {value:.2} {sign} {limit:.2}");
+    println!("{} {outcome}", if kept { "ok  " } else { "FAIL" });
+    if !kept {
+        report().broken.push(outcome);
+    }
     kept
 }
 

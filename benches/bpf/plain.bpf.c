@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
  * What the shipped programs are measured against: programs that do nothing, and the plainest that
- * do the job for untagged IPv4 (one shared atomic counter; one perf event per SYN). And the sender.
+ * do the job for untagged IPv4 (one shared atomic counter; one perf event per SYN or change of
+ * state). And the sender.
  */
 typedef unsigned char __u8;
 typedef unsigned short __u16;
@@ -118,6 +119,18 @@ int empty_consume_skb(void *ctx)
 SEC("tp_btf/inet_sock_set_state")
 int empty_set_state(void *ctx)
 {
+	return 0;
+}
+
+/* An event as large as those of connect-trace for each attempt to connect, and for its fate. */
+SEC("tp_btf/inet_sock_set_state")
+int plain_set_state(__u64 *ctx)
+{
+	const int syn_sent = 2;
+	__u64 event[21] = {};
+
+	if ((int)ctx[1] == syn_sent || (int)ctx[2] == syn_sent)
+		bpf_perf_event_output(ctx, &events, 0xffffffffULL, event, sizeof(event));
 	return 0;
 }
 
