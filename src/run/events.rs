@@ -155,9 +155,17 @@ impl EventSource {
         }
     }
 
-    /// Passes all pending events to `on_event`.
+    /// Passes all pending events to `on_event`, but no more than the buffer can hold: they may come
+    /// faster than they are handled.
     pub fn drain_all(&mut self, mut on_event: impl FnMut(&[u8])) {
-        while self.drain(Wakeup::Wanted, &mut on_event) == BATCH {}
+        let mut left = match self {
+            // The shortest record has a header and eight bytes.
+            Self::Ring { size, .. } => *size as usize / 16,
+            Self::Perf(_) => 0,
+        };
+        while self.drain(Wakeup::Wanted, &mut on_event) == BATCH && left > BATCH {
+            left -= BATCH;
+        }
     }
 
     /// How many events of this length certainly find room in an empty buffer, even if all are from
