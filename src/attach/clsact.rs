@@ -29,7 +29,7 @@ use nix::errno::Errno;
 use super::Direction;
 use lock::NamespaceLock;
 use owner::{Liveness, Name, Owner};
-use rtnl::{Filter, Qdisc, Tc};
+use rtnl::{Qdisc, Tc, TcFilter};
 
 /// The handle of our filters, or the first free one after it: `tcpi` in ASCII. Other
 /// programs add or replace filters by handles of their choice, usually 1; at the same
@@ -214,7 +214,7 @@ impl Clsact {
         Ok(())
     }
 
-    fn find(&mut self) -> Result<Option<Filter>> {
+    fn find(&mut self) -> Result<Option<TcFilter>> {
         let name = self.name.to_string();
         let filters = self.tc.filters(self.direction)?;
         Ok(filters.into_iter().find(|filter| {
@@ -293,9 +293,9 @@ pub fn remove_stale(ifindex: u32) -> Result<Vec<String>> {
 
 /// What instances of this program have on an interface.
 struct Found {
-    stale: Vec<(Filter, Name)>,
+    stale: Vec<(TcFilter, Name)>,
     /// Those whose process may or may not be alive.
-    unknown: Vec<(Filter, Name)>,
+    unknown: Vec<(TcFilter, Name)>,
     made_qdisc: bool,
 }
 
@@ -363,7 +363,7 @@ fn check_qdisc(qdisc: &Qdisc, direction: Direction) -> Result<()> {
 }
 
 /// Removes a filter of ours. One that is already gone counts as removed.
-fn delete(tc: &mut Tc, filter: &Filter) -> Result<(), Errno> {
+fn delete(tc: &mut Tc, filter: &TcFilter) -> Result<(), Errno> {
     match tc.delete_filter(filter) {
         Err(Errno::ENOENT | Errno::ENODEV) => Ok(()),
         result => result,

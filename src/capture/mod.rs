@@ -50,7 +50,7 @@ pub const MAX_FRAME: u32 = 262_144;
 pub struct Capture {
     name: String,
     input: Input,
-    format: Format,
+    reader: Reader,
     file_len: Option<u64>,
     may_wait: bool,
     frames: u64,
@@ -141,7 +141,8 @@ enum Step {
     End,
 }
 
-enum Format {
+/// Reads one of the two formats of capture files.
+enum Reader {
     Pcap(Pcap),
     PcapNg(PcapNg),
 }
@@ -222,11 +223,11 @@ impl Capture {
             Ok(input) => input,
             Err(err) => return Err(CaptureError::new(name, None, Fault::Io(err))),
         };
-        match Format::detect(&mut input) {
-            Ok(format) => Ok(Self {
+        match Reader::detect(&mut input) {
+            Ok(reader) => Ok(Self {
                 name: error::printable(name),
                 input,
-                format,
+                reader,
                 file_len: None,
                 may_wait: false,
                 frames: 0,
@@ -249,9 +250,9 @@ impl Capture {
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, CaptureError> {
         while !self.done {
             let at = self.input.offset();
-            let (what, step) = match &mut self.format {
-                Format::Pcap(pcap) => ("record", pcap.step(&mut self.input)),
-                Format::PcapNg(pcapng) => ("block", pcapng.step(&mut self.input)),
+            let (what, step) = match &mut self.reader {
+                Reader::Pcap(pcap) => ("record", pcap.step(&mut self.input)),
+                Reader::PcapNg(pcapng) => ("block", pcapng.step(&mut self.input)),
             };
             match step {
                 Ok(Step::Frame(record)) => return Ok(Some(self.frame(record))),
@@ -303,7 +304,7 @@ impl Capture {
     }
 }
 
-impl Format {
+impl Reader {
     /// Reads the header of the file, pcap's or that of pcapng's first section.
     fn detect(input: &mut Input) -> Result<Self, Fault> {
         let head = input.fill(4)?;

@@ -15,7 +15,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::numbers::LINKTYPE_ETHERNET;
 use super::rotation::{Limits, Rotation, Turn};
-use super::write::{Encoder, Format, InPlace, Statistics, Written};
+use super::write::{Encoder, FileFormat, InPlace, Statistics, Written};
 use crate::failure::Failure;
 use crate::output::clock::{Clock, UnixNanos};
 use crate::output::sink::{Patience, Stdout, has_room};
@@ -96,14 +96,14 @@ impl Destination {
     }
 
     /// The format that the name asks for: pcap if it has `.pcap`, but not as in `.pcapng`.
-    pub fn format(&self) -> Format {
+    pub fn format(&self) -> FileFormat {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         let is_pcap = name
             .match_indices(".pcap")
             .any(|(at, found)| !name[at + found.len()..].starts_with("ng"));
         match is_pcap {
-            true => Format::Pcap,
-            false => Format::PcapNg,
+            true => FileFormat::Pcap,
+            false => FileFormat::PcapNg,
         }
     }
 

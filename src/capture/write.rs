@@ -22,7 +22,7 @@ const NS_PER_S: u64 = 1_000_000_000;
 
 /// The format of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub enum FileFormat {
     /// Blocks: interfaces, directions, comments and statistics.
     PcapNg,
     /// Records of one link type, with times and lengths only.
@@ -142,7 +142,7 @@ pub struct Statistics {
 
 /// Makes the bytes of a file.
 pub struct Encoder {
-    format: Format,
+    format: FileFormat,
     snaplen: u32,
     filter: Option<String>,
     interfaces: Vec<Described>,
@@ -155,9 +155,9 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// An encoder for frames of these interfaces, which for [`Format::Pcap`] have one link type.
+    /// An encoder for frames of these interfaces, which for [`FileFormat::Pcap`] have one link type.
     pub fn new(
-        format: Format,
+        format: FileFormat,
         snaplen: u32,
         filter: Option<String>,
         interfaces: Vec<Described>,
@@ -184,7 +184,7 @@ impl Encoder {
     /// Describes one more interface, without a name, and returns its number. `None`: it has another
     /// link type than the only one that a file of this format can have.
     pub fn add(&mut self, link_type: u16, out: &mut Vec<u8>) -> Option<u32> {
-        if self.format == Format::Pcap && !self.interfaces.is_empty() {
+        if self.format == FileFormat::Pcap && !self.interfaces.is_empty() {
             return None;
         }
         let at = self.interfaces.len();
@@ -194,15 +194,15 @@ impl Encoder {
         });
         self.delivered.push(0);
         match self.format {
-            Format::PcapNg => self.describe(at, out),
-            Format::Pcap => self.header(out),
+            FileFormat::PcapNg => self.describe(at, out),
+            FileFormat::Pcap => self.header(out),
         }
         u32::try_from(at).ok()
     }
 
     /// Whether the header of a file is still missing, because no link type is known.
     pub fn has_no_header(&self) -> bool {
-        self.format == Format::Pcap && self.interfaces.is_empty()
+        self.format == FileFormat::Pcap && self.interfaces.is_empty()
     }
 
     /// Appends what a file begins with. For pcap that needs an interface.
@@ -210,13 +210,13 @@ impl Encoder {
         self.processes.clear();
         self.described = 0;
         match self.format {
-            Format::PcapNg => {
+            FileFormat::PcapNg => {
                 self.section(out);
                 for at in 0..self.interfaces.len() {
                     self.describe(at, out);
                 }
             }
-            Format::Pcap => {
+            FileFormat::Pcap => {
                 let Some(first) = self.interfaces.first() else {
                     return;
                 };
@@ -294,14 +294,14 @@ impl Encoder {
             in_place.len() - before
         };
         let process = match self.format {
-            Format::PcapNg => packet.process.map(|process| self.process(process, out)),
-            Format::Pcap => None,
+            FileFormat::PcapNg => packet.process.map(|process| self.process(process, out)),
+            FileFormat::Pcap => None,
         };
         // A frame is at least as long as what is there of it.
         let wire_len = packet.wire_len.max(captured);
         let at = u64::try_from(packet.at).unwrap_or(0);
         match self.format {
-            Format::PcapNg => block_around(out, ENHANCED_PACKET, |out| {
+            FileFormat::PcapNg => block_around(out, ENHANCED_PACKET, |out| {
                 let mut head = [0; 20];
                 for (to, value) in head.chunks_exact_mut(4).zip([
                     packet.interface,
@@ -334,7 +334,7 @@ impl Encoder {
                 }
                 elsewhere
             }),
-            Format::Pcap => {
+            FileFormat::Pcap => {
                 for value in [
                     (at / NS_PER_S) as u32,
                     (at % NS_PER_S) as u32,
@@ -374,7 +374,7 @@ impl Encoder {
     /// Appends the statistics of each interface; nothing for pcap, which has no place for them.
     /// `started` and `now` are nanoseconds of UNIX time.
     pub fn statistics(&self, out: &mut Vec<u8>, started: i64, now: i64, all: &[Statistics]) {
-        if self.format == Format::Pcap {
+        if self.format == FileFormat::Pcap {
             return;
         }
         let time = |at: i64| {
@@ -406,13 +406,13 @@ impl Encoder {
 
     /// Whether the format has a place for processes.
     pub fn names_processes(&self) -> bool {
-        self.format == Format::PcapNg
+        self.format == FileFormat::PcapNg
     }
 
     /// Whether all interfaces fit into one file.
     pub fn fits(&self) -> bool {
         let types = self.interfaces.iter().map(|interface| interface.link_type);
-        self.format == Format::PcapNg || types.clone().min() == types.max()
+        self.format == FileFormat::PcapNg || types.clone().min() == types.max()
     }
 }
 

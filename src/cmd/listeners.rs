@@ -212,7 +212,7 @@ impl Look<'_> {
                 if let Some(listener) = found.get(alert.listener) {
                     let record = &self.record(listener);
                     let raised = alert.raised;
-                    let alert = output::Alert { raised, record };
+                    let alert = output::ListenerAlert { raised, record };
                     lines += u64::from(session.write(at, &(writer, &alert)));
                 }
             }

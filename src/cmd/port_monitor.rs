@@ -19,7 +19,7 @@ use crate::output::port_monitor::{CapturePoint, PacketColumn, PacketWriter};
 use crate::output::summary::Summary;
 use crate::run::events::{BufferKind, EventSource};
 use crate::run::holders;
-use crate::run::packet::{self, Live, Options, PacketCommand, Replay, Target};
+use crate::run::packet::{self, Live, LoadTarget, Options, PacketCommand, Replay};
 use crate::run::processes::{Ends, Processes};
 use crate::run::replay::{AroundFrames, Origin};
 use crate::run::session::Session;
@@ -102,7 +102,7 @@ impl PacketCommand for PortMonitor<'_> {
 
     fn load<'obj>(
         &self,
-        target: &Target<'_>,
+        target: &LoadTarget<'_>,
         storage: &'obj mut MaybeUninit<OpenObject>,
         first: Option<&PortMonitorSkel<'_>>,
     ) -> Result<PortMonitorSkel<'obj>, Failure> {

@@ -18,8 +18,8 @@ use crate::host::interfaces::Interface;
 use crate::output::clock::UnixNanos;
 use crate::output::columns::widest;
 use crate::output::summary::Summary;
-use crate::output::syn_count::{Alert, CountColumn, CountWriter, Interval, Keys};
-use crate::run::packet::{self, Live, Options, PacketCommand, Replay, Target};
+use crate::output::syn_count::{CountAlert, CountColumn, CountWriter, IntervalCounts, Keys};
+use crate::run::packet::{self, Live, LoadTarget, Options, PacketCommand, Replay};
 use crate::run::replay::AroundFrames;
 use crate::run::session::{Session, Wake, next_due};
 use crate::skel::syn_count::{SynCountSkel, SynCountSkelBuilder};
@@ -129,7 +129,7 @@ impl PacketCommand for SynCount<'_> {
 
     fn load<'obj>(
         &self,
-        target: &Target<'_>,
+        target: &LoadTarget<'_>,
         storage: &'obj mut MaybeUninit<OpenObject>,
         first: Option<&SynCountSkel<'_>>,
     ) -> Result<SynCountSkel<'obj>, Failure> {
@@ -379,7 +379,7 @@ impl Counter<'_> {
         let top = keys
             .filter(|keys| keys.tally.top > 0)
             .map(|keys| (keys.by, keys.tally.busiest()));
-        let interval = Interval {
+        let interval = IntervalCounts {
             iface: self.iface,
             mode: self.mode,
             seconds,
@@ -420,7 +420,7 @@ impl Counter<'_> {
             return;
         };
         for change in alerts.update(syns, tally, cut_short) {
-            let alert = Alert {
+            let alert = CountAlert {
                 iface: self.iface,
                 mode: self.mode,
                 raised: change.raised,

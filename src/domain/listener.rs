@@ -148,7 +148,7 @@ impl Listener {
 
 /// Whose accept queue is how full, and who drops attempts.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Alert {
+pub struct AlertChange {
     /// Raised, or cleared.
     pub raised: bool,
     /// Which listener, as a position among those of the look.
@@ -218,7 +218,7 @@ impl Looks {
     }
 
     /// What changed in regard to alerts: a queue that is `percent` full, or any drop, raises one.
-    pub fn alerts(&mut self, listeners: &[Listener], percent: f64) -> Vec<Alert> {
+    pub fn alerts(&mut self, listeners: &[Listener], percent: f64) -> Vec<AlertChange> {
         let mut alerts = Vec::new();
         let before = std::mem::take(&mut self.alerted);
         for (at, listener) in listeners.iter().enumerate() {
@@ -228,7 +228,7 @@ impl Looks {
                 self.alerted.insert(listener.local);
             }
             if was_raised != is_raised {
-                alerts.push(Alert {
+                alerts.push(AlertChange {
                     raised: is_raised,
                     listener: at,
                 });

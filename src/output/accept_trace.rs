@@ -1,7 +1,7 @@
 //! The output of accept-trace: columns of the text format and keys of JSON.
 
 use super::clock::{Clock, Precision, UnixNanos};
-use super::columns::{Column, Layout, Row, Table, Tone};
+use super::columns::{Column, ColumnSet, Layout, Row, Tone};
 use super::json::{Object, push_addr, push_int, push_opt_int, push_port};
 use super::line::Line;
 use super::{Render, micros};
@@ -29,7 +29,7 @@ pub(crate) enum AcceptColumn {
     Reason,
 }
 
-impl Table for AcceptColumn {
+impl ColumnSet for AcceptColumn {
     const COLUMNS: &'static [Column<Self>] = &[
         Column::time(Self::Time, Precision::Micros),
         Column::left(Self::Iface, "IFACE", 8),

@@ -2,7 +2,7 @@
 
 use super::Render;
 use super::clock::{Clock, Precision, UnixNanos};
-use super::columns::{Column, Layout, Row, Table, Tone};
+use super::columns::{Column, ColumnSet, Layout, Row, Tone};
 use super::json::Object;
 use super::line::Line;
 use crate::key;
@@ -59,7 +59,7 @@ pub(crate) enum FindingColumn {
     Detail,
 }
 
-impl Table for FindingColumn {
+impl ColumnSet for FindingColumn {
     const COLUMNS: &'static [Column<Self>] = &[
         Column::time(Self::Time, Precision::Seconds),
         Column::left(Self::Kind, "KIND", 9),

@@ -96,7 +96,7 @@ impl Tone {
 }
 
 /// The ids of the columns of a table, of which the usual ones do not depend on other options.
-pub(crate) trait Table: Copy + PartialEq + 'static {
+pub(crate) trait ColumnSet: Copy + PartialEq + 'static {
     /// Its columns.
     const COLUMNS: &'static [Column<Self>];
 
@@ -141,7 +141,7 @@ struct PlacedColumn<C> {
     start: usize,
 }
 
-impl<C: Table> Layout<C> {
+impl<C: ColumnSet> Layout<C> {
     /// The columns that `--columns` asks for, else the usual ones.
     ///
     /// # Errors

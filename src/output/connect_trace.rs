@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use nix::errno::Errno;
 
 use super::clock::{Clock, Precision, UnixNanos};
-use super::columns::{Column, Layout, Row, Table, Tone};
+use super::columns::{Column, ColumnSet, Layout, Row, Tone};
 use super::json::{Object, push_int, push_opt_int, push_port};
 use super::line::Line;
 use super::port_monitor::push_opt_addr;
@@ -122,7 +122,7 @@ pub(crate) enum TotalColumn {
     Errors,
 }
 
-impl Table for TotalColumn {
+impl ColumnSet for TotalColumn {
     const COLUMNS: &'static [Column<Self>] = &[
         Column::time(Self::Time, Precision::Micros),
         Column::left(Self::Process, "PROCESS", 15),

@@ -3,7 +3,7 @@
 
 use super::Render;
 use super::clock::{Clock, Precision, UnixNanos};
-use super::columns::{Column, Layout, Row, Table};
+use super::columns::{Column, ColumnSet, Layout, Row};
 use super::json::{Object, push_float, push_int, push_opt_key};
 use super::line::Line;
 use crate::domain::tally::{Count, Label};
@@ -37,7 +37,7 @@ pub(crate) enum CountsColumn {
     Rate,
 }
 
-impl Table for CountsColumn {
+impl ColumnSet for CountsColumn {
     const COLUMNS: &'static [Column<Self>] = &[
         Column::time(Self::Time, Precision::Seconds),
         Column::left(Self::Event, "EVENT", 10),

@@ -2,7 +2,7 @@
 
 use super::Render;
 use super::clock::{Clock, Precision, UnixNanos};
-use super::columns::{Column, Layout, Row, Table};
+use super::columns::{Column, ColumnSet, Layout, Row};
 use super::json::{Object, push_addr, push_int};
 use super::line::Line;
 use crate::domain::histogram::{Histogram, HistogramKey};
@@ -39,7 +39,7 @@ pub(crate) enum HistogramColumn {
     Bar,
 }
 
-impl Table for HistogramColumn {
+impl ColumnSet for HistogramColumn {
     const COLUMNS: &'static [Column<Self>] = &[
         Column::time(Self::Time, Precision::Seconds),
         Column::left(Self::Of, "OF", 11),

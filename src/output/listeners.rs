@@ -20,7 +20,7 @@ pub struct Record<'a> {
 }
 
 /// An alert about a listener: its queue is nearly full or it drops, or neither any more.
-pub struct Alert<'a> {
+pub struct ListenerAlert<'a> {
     /// Raised, or else cleared.
     pub raised: bool,
     /// The listener.
@@ -219,7 +219,7 @@ impl Render for (&ListenerWriter, &Record<'_>) {
     }
 }
 
-impl Render for (&ListenerWriter, &Alert<'_>) {
+impl Render for (&ListenerWriter, &ListenerAlert<'_>) {
     fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         let (writer, alert) = self;
         let row = ListenerRow {

@@ -2,7 +2,7 @@
 
 use super::Render;
 use super::clock::{Clock, Precision, UnixNanos};
-use super::columns::{Column, Layout, Row, Table};
+use super::columns::{Column, ColumnSet, Layout, Row};
 use super::json::{Object, push_addr, push_opt_int, push_port};
 use super::line::Line;
 use super::port_monitor::{push_flag_letters, push_flag_names};
@@ -33,7 +33,7 @@ pub(crate) enum LossColumn {
     Comm,
 }
 
-impl Table for LossColumn {
+impl ColumnSet for LossColumn {
     const COLUMNS: &'static [Column<Self>] = &[
         Column::time(Self::Time, Precision::Micros),
         Column::left(Self::Event, "EVENT", 10),

@@ -12,7 +12,7 @@ use crate::key;
 
 /// The counts of an interval on one interface.
 #[derive(Clone, Debug)]
-pub struct Interval<'a> {
+pub struct IntervalCounts<'a> {
     /// `None` in a replay.
     pub iface: Option<&'a str>,
     /// How the program is attached.
@@ -39,7 +39,7 @@ pub struct Keys {
 
 /// An alert that was raised or cleared, for the total or for a key.
 #[derive(Clone, Debug)]
-pub struct Alert<'a> {
+pub struct CountAlert<'a> {
     /// `None` in a replay.
     pub iface: Option<&'a str>,
     /// How the program is attached.
@@ -169,7 +169,7 @@ impl Row for CountRow<'_> {
     }
 }
 
-impl Render for (&CountWriter, &Interval<'_>) {
+impl Render for (&CountWriter, &IntervalCounts<'_>) {
     /// The lines of an interval: the total, then the busiest keys.
     fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         let (writer, interval) = self;
@@ -241,7 +241,7 @@ impl Render for (&CountWriter, &Interval<'_>) {
     }
 }
 
-impl Render for (&CountWriter, &Alert<'_>) {
+impl Render for (&CountWriter, &CountAlert<'_>) {
     fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         let (writer, alert) = self;
         let row = CountRow {

@@ -58,7 +58,7 @@ pub trait PacketCommand {
     /// The kernel refuses the programs.
     fn load<'obj>(
         &self,
-        target: &Target<'_>,
+        target: &LoadTarget<'_>,
         storage: &'obj mut MaybeUninit<OpenObject>,
         first: Option<&Self::Skel<'_>>,
     ) -> Result<Self::Skel<'obj>, Failure>;
@@ -121,7 +121,7 @@ impl<'a> Options<'a> {
 }
 
 /// What the programs are loaded for: an interface or a replay.
-pub struct Target<'a> {
+pub struct LoadTarget<'a> {
     /// The index of the interface among the watched ones.
     pub position: usize,
     /// Frames of the interface begin with the IP header.
@@ -146,7 +146,7 @@ pub struct Target<'a> {
 pub fn open<'obj, 'first, B>(
     builder: B,
     storage: &'obj mut MaybeUninit<OpenObject>,
-    target: &Target<'_>,
+    target: &LoadTarget<'_>,
     first: Option<&impl PacketSkel<'first>>,
 ) -> Result<B::Output>
 where
@@ -201,7 +201,7 @@ pub fn create_maps<'obj>(
 pub fn load<'obj, O: OpenPacketSkel<'obj>>(
     command: &str,
     open: O,
-    target: &Target<'_>,
+    target: &LoadTarget<'_>,
 ) -> Result<O::Output, Failure> {
     let skel = open.load().map_err(|error| not_loaded(command, error))?;
     skel.counter_slots()
@@ -317,7 +317,7 @@ pub fn load_all<'obj, C: PacketCommand>(
     let slots = load::packet_slots()?;
     let mut skels = Vec::<C::Skel<'obj>>::new();
     for (interface, storage) in interfaces.iter().zip(storage) {
-        let target = Target {
+        let target = LoadTarget {
             position: skels.len(),
             is_raw_ip: interface.link_layer == LinkLayer::None,
             replay: false,
@@ -388,7 +388,7 @@ pub fn rehearse<C: PacketCommand>(
     notices: Notices,
 ) -> Result<Attached, Failure> {
     let options = command.options();
-    let target = Target {
+    let target = LoadTarget {
         position: 0,
         is_raw_ip: false,
         replay: false,
@@ -743,7 +743,7 @@ fn run_on_file<C: PacketCommand>(
     record(&mut session, options, destination, &[])?;
     let slots = load::packet_slots()?;
     let buffer = choose_buffer(options)?;
-    let target = Target {
+    let target = LoadTarget {
         position: 0,
         is_raw_ip: false,
         replay: true,

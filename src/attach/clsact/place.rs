@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use super::owner::Name;
-use super::rtnl::{ALL_PROTOCOLS, Filter};
+use super::rtnl::{ALL_PROTOCOLS, TcFilter};
 
 /// The priority that is taken if nothing stands in its way.
 ///
@@ -29,14 +29,14 @@ pub(super) struct Taken {
 }
 
 /// Reads the name of a filter, or returns `None` if it is not one of ours.
-pub(super) fn our_name(filter: &Filter) -> Option<Name> {
+pub(super) fn our_name(filter: &TcFilter) -> Option<Name> {
     let ours = filter.chain == 0 && filter.handle != 0 && filter.kind == "bpf";
     Name::parse(filter.name.as_deref().filter(|_| ours)?)
 }
 
 /// The priorities at which there are filters of somebody else, ascending. Packets
 /// pass other chains than 0 only if a filter of chain 0 sends them there.
-pub(super) fn taken(filters: &[Filter]) -> Vec<Taken> {
+pub(super) fn taken(filters: &[TcFilter]) -> Vec<Taken> {
     #[derive(Default)]
     struct Count {
         ours: usize,
@@ -67,7 +67,7 @@ pub(super) fn taken(filters: &[Filter]) -> Vec<Taken> {
 
 /// How many filters of others come before ours, which has this priority and
 /// handle, in the order of `filters`.
-pub(super) fn foreign_before(filters: &[Filter], priority: u16, handle: u32) -> usize {
+pub(super) fn foreign_before(filters: &[TcFilter], priority: u16, handle: u32) -> usize {
     filters
         .iter()
         .filter(|filter| filter.chain == 0 && filter.handle != 0)
@@ -101,8 +101,8 @@ mod tests {
 
     const OURS: &str = "tcpinspect/1/2/3-4:program";
 
-    fn filter(priority: u16, handle: u32, name: Option<&str>) -> Filter {
-        Filter {
+    fn filter(priority: u16, handle: u32, name: Option<&str>) -> TcFilter {
+        TcFilter {
             direction: Direction::Ingress,
             priority,
             protocol: ALL_PROTOCOLS,
@@ -122,15 +122,15 @@ mod tests {
             filter(37, 0, None),
             filter(37, 9, Some(OURS)),
             filter(40, 0, None),
-            Filter {
+            TcFilter {
                 protocol: 8,
                 ..filter(50, 1, None)
             },
-            Filter {
+            TcFilter {
                 chain: 1,
                 ..filter(60, 1, None)
             },
-            Filter {
+            TcFilter {
                 kind: "u32".to_owned(),
                 ..filter(70, 1, Some(OURS))
             },

@@ -74,7 +74,7 @@ impl Qdisc {
 
 /// A filter, or the head of the filters of one priority.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Filter {
+pub(super) struct TcFilter {
     pub(super) direction: Direction,
     pub(super) priority: u16,
     /// In network byte order.
@@ -127,7 +127,7 @@ impl Tc {
     }
 
     /// The filters of a direction in the order in which packets pass them.
-    pub(super) fn filters(&mut self, direction: Direction) -> Result<Vec<Filter>> {
+    pub(super) fn filters(&mut self, direction: Direction) -> Result<Vec<TcFilter>> {
         let request = self.tcmsg(0, parent(direction), 0);
         self.socket.dump(RTM_GETTFILTER, &request, |payload| {
             filter(direction, payload)
@@ -207,7 +207,7 @@ impl Tc {
 
     /// Removes exactly this filter, which must be one with a handle: without one
     /// the kernel removes all of the priority.
-    pub(super) fn delete_filter(&mut self, filter: &Filter) -> Result<(), Errno> {
+    pub(super) fn delete_filter(&mut self, filter: &TcFilter) -> Result<(), Errno> {
         if filter.handle == 0 {
             return Err(Errno::EINVAL);
         }
@@ -266,9 +266,9 @@ fn qdisc(payload: &[u8]) -> Option<Qdisc> {
 }
 
 #[allow(clippy::cast_possible_truncation)] // Both halves of tcm_info are meant.
-fn filter(direction: Direction, payload: &[u8]) -> Option<Filter> {
+fn filter(direction: Direction, payload: &[u8]) -> Option<TcFilter> {
     let info = read_u32(payload, 16)?;
-    let mut found = Filter {
+    let mut found = TcFilter {
         direction,
         priority: (info >> 16) as u16,
         protocol: info as u16,
@@ -314,7 +314,7 @@ mod tests {
         push_attribute(&mut bytes, TCA_KIND, b"bpf\0").unwrap();
         push_attribute(&mut bytes, TCA_CHAIN, &3_u32.to_ne_bytes()).unwrap();
         push_attribute(&mut bytes, TCA_OPTIONS, &options).unwrap();
-        let expected = Filter {
+        let expected = TcFilter {
             direction: Direction::Ingress,
             priority: 49_152,
             protocol: ALL_PROTOCOLS,

@@ -16,7 +16,7 @@ use counts::CountReports;
 use owners::{FullQueues, Owners};
 use programs::Programs;
 pub use programs::{AcceptHook, Rehearsed, rehearse};
-use table::Table;
+use table::AttemptTable;
 
 use crate::attach::load;
 use crate::attach::tc::Places;
@@ -81,7 +81,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     let (first, _) = skels.split_first_mut().context("there is no interface")?;
     let maps = &first.maps;
     let mut source = EventSource::open(buffer, args.buffer.size(), &maps.ring, &maps.perf)?;
-    let mut table = Table::new(&interfaces, table::SWEEP_EVERY, args.attempt_timeout)?;
+    let mut table = AttemptTable::new(&interfaces, table::SWEEP_EVERY, args.attempt_timeout)?;
 
     let mut attached = programs::attach(programs.hook, &skels, &interfaces, places)?;
     for note in attached.interfaces.take_notes() {

@@ -35,7 +35,7 @@ const KNOWN: AcceptReason = AcceptReason(0);
 const PENDING_BATCH: usize = 4096;
 
 /// Sweeps the table of attempts.
-pub struct Table {
+pub struct AttemptTable {
     sockets: SockDiag,
     routes: Routes,
     /// The indexes of the interfaces that are watched.
@@ -51,7 +51,7 @@ pub struct Table {
     timeout: u64,
 }
 
-impl Table {
+impl AttemptTable {
     /// Opens netlink sockets for the sockets and routes of this network namespace, in which these
     /// interfaces are watched. The table is to be read `every` so often.
     ///
@@ -150,7 +150,7 @@ impl Table {
     /// called to read the events.
     ///
     /// # Errors
-    /// As [`Table::sweep`], and those of `take`.
+    /// As [`AttemptTable::sweep`], and those of `take`.
     pub fn end(
         &mut self,
         skel: &mut AcceptTraceSkel<'_>,

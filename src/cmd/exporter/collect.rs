@@ -17,10 +17,10 @@ use crate::cli::{
     arguments,
 };
 use crate::cmd::accept_trace::programs::{self, Hooks, Programs};
-use crate::cmd::accept_trace::table::Table;
+use crate::cmd::accept_trace::table::AttemptTable;
 use crate::cmd::connect_trace::{self, Tracer};
 use crate::cmd::listeners;
-use crate::cmd::loss_trace::programs::{self as loss_programs, Kernel, Target};
+use crate::cmd::loss_trace::programs::{self as loss_programs, Kernel, LoadOptions};
 use crate::cmd::syn_count::SynCount;
 use crate::domain::listener::Looks;
 use crate::domain::reasons::{Reasons, reason_of_place};
@@ -32,7 +32,7 @@ use crate::host::sock_diag::SockDiag;
 use crate::host::socket_counts::SocketCounts;
 use crate::notice::Notices;
 use crate::output::exporter::metrics::{self, ListenerTotals};
-use crate::output::exporter::{Exposition, Format};
+use crate::output::exporter::{Exposition, ExpositionFormat};
 use crate::run::events::BufferKind;
 use crate::run::export;
 use crate::run::packet;
@@ -176,7 +176,7 @@ impl<'obj> Collectors<'obj> {
 
     /// Whether everything can be read without capabilities.
     pub fn can_read(&mut self) -> bool {
-        self.write(&mut Exposition::new(Format::Text));
+        self.write(&mut Exposition::new(ExpositionFormat::Text));
         let readable = self.states.iter().all(|(_, works)| *works);
         let swept = self.accept.as_mut().map_or(Ok(()), AcceptCollector::sweep);
         readable && swept.is_ok()
@@ -406,7 +406,7 @@ impl ListenerCollector {
 struct AcceptCollector<'obj> {
     skels: Vec<AcceptTraceSkel<'obj>>,
     hooks: Hooks,
-    table: Table,
+    table: AttemptTable,
     reasons: Reasons,
 }
 
@@ -433,7 +433,7 @@ impl<'obj> AcceptCollector<'obj> {
         Ok(Self {
             skels: programs.skels,
             hooks,
-            table: Table::new(interfaces, SWEEP_EVERY, args.attempt_timeout)?,
+            table: AttemptTable::new(interfaces, SWEEP_EVERY, args.attempt_timeout)?,
             reasons: programs.reasons,
         })
     }
@@ -490,7 +490,7 @@ impl<'obj> LossCollector<'obj> {
         let kernel = Kernel::look()?;
         // Only kernels without reasons need it here.
         let mut symbols = KernelSymbols::open().unwrap_or_else(|_| KernelSymbols::none());
-        let target = Target {
+        let target = LoadOptions {
             interfaces: &[],
             watched: &[],
             tables: Size::of(1),

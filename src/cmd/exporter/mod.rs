@@ -22,7 +22,7 @@ use crate::failure::{Exit, Failure};
 use crate::host::privileges;
 use crate::host::sandbox::Files;
 use crate::output::exporter::metrics::{self, Itself};
-use crate::output::exporter::{Exposition, Format};
+use crate::output::exporter::{Exposition, ExpositionFormat};
 use crate::run::session::{Session, Wake};
 
 const NAME: &str = "exporter";
@@ -96,7 +96,7 @@ struct Pages<'a, 'obj> {
     memory: Option<File>,
     page_size: u64,
     /// The last answer in each format.
-    answers: Vec<(Format, Instant, Answer)>,
+    answers: Vec<(ExpositionFormat, Instant, Answer)>,
 }
 
 impl<'a, 'obj> Pages<'a, 'obj> {
@@ -117,7 +117,7 @@ impl<'a, 'obj> Pages<'a, 'obj> {
 
     fn answer(&mut self, request: &Request<'_>) -> Answer {
         match request.path {
-            "/metrics" => self.metrics(Format::negotiate(request.accept)),
+            "/metrics" => self.metrics(ExpositionFormat::negotiate(request.accept)),
             "/" => Answer {
                 status: "200 OK",
                 content_type: "text/html; charset=utf-8",
@@ -127,7 +127,7 @@ impl<'a, 'obj> Pages<'a, 'obj> {
         }
     }
 
-    fn metrics(&mut self, format: Format) -> Answer {
+    fn metrics(&mut self, format: ExpositionFormat) -> Answer {
         self.scrapes += 1;
         self.answers.retain(|(_, at, _)| at.elapsed() < FRESH);
         let mut fresh = self.answers.iter();

@@ -19,7 +19,7 @@ use libbpf_rs::OpenObject;
 use distributions::Distributions;
 use reporter::Reporter;
 use sockets::{Sockets, TableMaps};
-use table::{Table, monotonic_ns};
+use table::{FlowTable, monotonic_ns};
 
 use crate::attach::{Attached, Direction, load};
 use crate::cli::{FlowBy, FlowsArgs};
@@ -33,7 +33,7 @@ use crate::output::flows::FlowWriter;
 use crate::output::summary::Summary;
 use crate::run::beside::beside;
 use crate::run::events::{BufferKind, EventSource};
-use crate::run::packet::{self, Live, Options, PacketCommand, Replay, Target};
+use crate::run::packet::{self, Live, LoadTarget, Options, PacketCommand, Replay};
 use crate::skel::flow_sockets::FlowSocketsSkel;
 use crate::skel::flows::types::process_filter;
 use crate::skel::flows::{FlowsSkel, FlowsSkelBuilder, OpenFlowsSkel};
@@ -93,7 +93,7 @@ impl<'a> Flows<'a> {
     fn load_with_sockets<'obj>(
         &self,
         mut open: OpenFlowsSkel<'obj>,
-        target: &Target<'_>,
+        target: &LoadTarget<'_>,
     ) -> Result<FlowsSkel<'obj>, Failure> {
         let storage = match self.sockets.take() {
             SocketPrograms::Storage(storage) if !target.replay => storage,
@@ -210,7 +210,7 @@ impl PacketCommand for Flows<'_> {
 
     fn load<'obj>(
         &self,
-        target: &Target<'_>,
+        target: &LoadTarget<'_>,
         storage: &'obj mut MaybeUninit<OpenObject>,
         first: Option<&FlowsSkel<'_>>,
     ) -> Result<FlowsSkel<'obj>, Failure> {
@@ -309,7 +309,7 @@ impl PacketCommand for Flows<'_> {
         let source = (live.take_source()?, live.buffer);
         let mut reporter = Reporter::new(args, self.writer.clone(), &names, has_view);
         reporter.distributions = self.distributions.clone();
-        let mut table = Table::new(args, source, live.slots, reporter);
+        let mut table = FlowTable::new(args, source, live.slots, reporter);
         table.name_source = name_source(args, live.buffer, live.first()?.1)?;
         let notices = live.session.notices;
         table.sockets = match self.attach_sockets() {
@@ -379,7 +379,7 @@ impl PacketCommand for Flows<'_> {
         let name_source = name_source(self.args, replay.buffer, replay.skel)?;
         replay.begin(|out, clock| reporter.header(out, clock))?;
         reporter.begin();
-        let mut table = Table::new(self.args, source, replay.slots, reporter);
+        let mut table = FlowTable::new(self.args, source, replay.slots, reporter);
         table.name_source = name_source;
         replay::run(self.args, table, replay)
     }

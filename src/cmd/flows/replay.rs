@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::SWEEP_EVERY;
-use super::table::Table;
+use super::table::FlowTable;
 use crate::cli::FlowsArgs;
 use crate::failure::Failure;
 use crate::output::clock::UnixNanos;
@@ -19,7 +19,7 @@ use crate::skel::{PacketSkel, SweepMode};
 /// Runs the file through the programs, and sweeps the table at the right times of the file.
 pub fn run(
     args: &FlowsArgs,
-    table: Table<'_>,
+    table: FlowTable<'_>,
     replay: &mut Replay<'_, FlowsSkel<'_>>,
 ) -> Result<Summary, Failure> {
     let mut schedule = Schedule {
@@ -46,7 +46,7 @@ pub fn run(
 
 /// When to sweep and to report in a replay. Times are UNIX times in ns, durations are in ns.
 struct Schedule<'a> {
-    table: Table<'a>,
+    table: FlowTable<'a>,
     slots: usize,
     interval: i64,
     /// When the current interval began; `None` before the first frame.

@@ -22,7 +22,7 @@ const NEARLY_FULL: (u64, u64) = (9, 10);
 const LEFT: (u64, u64) = (3, 4);
 
 /// The table of flows, read by the sweep program.
-pub struct Table<'a> {
+pub struct FlowTable<'a> {
     source: EventSource,
     /// `None` if sockets can't be read.
     pub sockets: Option<Sockets<'a>>,
@@ -36,7 +36,7 @@ pub struct Table<'a> {
     max_flows: u64,
 }
 
-impl<'a> Table<'a> {
+impl<'a> FlowTable<'a> {
     /// Reads the records of the sweep from this buffer.
     pub fn new(
         args: &FlowsArgs,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::time::{ClockId, clock_gettime};
 
-use super::table::{Table, monotonic_ns};
+use super::table::{FlowTable, monotonic_ns};
 use super::{SWEEP_EVERY, files};
 use crate::cli::{FlowsArgs, OutputFormat};
 use crate::run::packet::Live;
@@ -32,7 +32,7 @@ const SWEEP_FULL_REST: u32 = 4;
 pub fn run_sweeps(
     live: &mut Live<'_, FlowsSkel<'_>>,
     args: &FlowsArgs,
-    table: &mut Table<'_>,
+    table: &mut FlowTable<'_>,
 ) -> Result<()> {
     let started = Instant::now();
     let has_intervals = args.by.is_some() && args.histogram.is_none();
@@ -89,7 +89,7 @@ const FIRST_VIEW: Duration = Duration::from_millis(250);
 pub fn run_view(
     live: &mut Live<'_, FlowsSkel<'_>>,
     args: &FlowsArgs,
-    table: &mut Table<'_>,
+    table: &mut FlowTable<'_>,
 ) -> Result<()> {
     let names = live
         .interfaces

@@ -11,7 +11,7 @@ use caps::Capability;
 use libbpf_rs::Link;
 
 pub use programs::rehearse;
-use programs::{Kernel, Target, is_raw_ip};
+use programs::{Kernel, LoadOptions, is_raw_ip};
 use silent::Silent;
 
 use crate::attach::tc::Places;
@@ -83,7 +83,7 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
                 kinds.push(false);
             }
             for (is_raw_ip, storage) in kinds.into_iter().zip(&mut storage) {
-                let target = Target {
+                let target = LoadOptions {
                     interfaces: &interfaces,
                     watched: &watched,
                     tables,

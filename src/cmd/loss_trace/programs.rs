@@ -131,11 +131,11 @@ impl Kernel {
         &self,
         args: &LossTraceArgs,
         buffer: BufferKind,
-        target: &Target<'_, '_>,
+        target: &LoadOptions<'_, '_>,
         symbols: &mut KernelSymbols,
         storage: &'obj mut MaybeUninit<OpenObject>,
     ) -> Result<LossTraceSkel<'obj>, Failure> {
-        let Target {
+        let LoadOptions {
             interfaces, tables, ..
         } = *target;
         let mut builder = LossTraceSkelBuilder::default();
@@ -327,7 +327,7 @@ impl Kernel {
 
 /// What to load programs for.
 #[derive(Clone, Copy)]
-pub struct Target<'a, 'obj> {
+pub struct LoadOptions<'a, 'obj> {
     /// Only events at these are reported; empty: all.
     pub interfaces: &'a [Interface],
     /// Programs are attached to these.
@@ -425,7 +425,7 @@ pub fn rehearse(
     let buffer = BufferKind::choose(args.buffer.buffer)?;
     let kernel = Kernel::look()?;
     let mut storage = MaybeUninit::uninit();
-    let target = Target {
+    let target = LoadOptions {
         interfaces: &[],
         watched: interface.map_or(&[], std::slice::from_ref),
         tables: Size::of(load::possible_cpus()?),

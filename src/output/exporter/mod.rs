@@ -13,14 +13,14 @@ use crate::output::escape;
 
 /// The format of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub enum ExpositionFormat {
     /// OpenMetrics 1.0.
     OpenMetrics,
     /// Text format 0.0.4 of Prometheus.
     Text,
 }
 
-impl Format {
+impl ExpositionFormat {
     /// The media type.
     pub fn content_type(self) -> &'static str {
         match self {
@@ -66,10 +66,10 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn name(self, format: Format) -> &'static str {
+    fn name(self, format: ExpositionFormat) -> &'static str {
         match (self, format) {
             (Self::Counter, _) => "counter",
-            (Self::Info, Format::OpenMetrics) => "info",
+            (Self::Info, ExpositionFormat::OpenMetrics) => "info",
             (Self::Gauge | Self::Info, _) => "gauge",
             (Self::Histogram, _) => "histogram",
         }
@@ -103,13 +103,13 @@ pub struct Family {
 
 /// The text of an answer, as far as it is written.
 pub struct Exposition {
-    format: Format,
+    format: ExpositionFormat,
     text: String,
 }
 
 impl Exposition {
     /// An empty one.
-    pub fn new(format: Format) -> Self {
+    pub fn new(format: ExpositionFormat) -> Self {
         Self {
             format,
             text: String::new(),
@@ -125,13 +125,13 @@ impl Exposition {
             help,
         } = family;
         let suffix = match self.format {
-            Format::OpenMetrics => "",
-            Format::Text => kind.suffix(),
+            ExpositionFormat::OpenMetrics => "",
+            ExpositionFormat::Text => kind.suffix(),
         };
         let type_name = kind.name(self.format);
         let _ = writeln!(self.text, "# HELP {name}{suffix} {help}");
         let _ = writeln!(self.text, "# TYPE {name}{suffix} {type_name}");
-        if self.format == Format::OpenMetrics && !unit.is_empty() {
+        if self.format == ExpositionFormat::OpenMetrics && !unit.is_empty() {
             let _ = writeln!(self.text, "# UNIT {name} {unit}");
         }
     }
@@ -179,7 +179,7 @@ impl Exposition {
 
     /// The whole text.
     pub fn finish(mut self) -> String {
-        if self.format == Format::OpenMetrics {
+        if self.format == ExpositionFormat::OpenMetrics {
             self.text.push_str("# EOF\n");
         }
         self.text
@@ -215,7 +215,7 @@ mod tests {
         help: "Waits.",
     };
 
-    fn rendered(format: Format) -> String {
+    fn rendered(format: ExpositionFormat) -> String {
         let mut exposition = Exposition::new(format);
         exposition.family(&SYNS);
         exposition.sample(&SYNS, &[("iface", "e\"\\\x1b0"), ("kind", "x")], 7);
@@ -226,12 +226,12 @@ mod tests {
     #[test]
     fn a_counter_is_named_as_its_format_wants_it() {
         assert_eq!(
-            rendered(Format::OpenMetrics),
+            rendered(ExpositionFormat::OpenMetrics),
             "# HELP tcpinspect_syns Incoming SYNs.\n# TYPE tcpinspect_syns counter\n\
              tcpinspect_syns_total{iface=\"e\\\"\\\\\\\\\\\\x1b0\",kind=\"x\"} 7\ntcpinspect_syns_total 0.5\n# EOF\n"
         );
         assert_eq!(
-            rendered(Format::Text),
+            rendered(ExpositionFormat::Text),
             "# HELP tcpinspect_syns_total Incoming SYNs.\n# TYPE tcpinspect_syns_total counter\n\
              tcpinspect_syns_total{iface=\"e\\\"\\\\\\\\\\\\x1b0\",kind=\"x\"} 7\ntcpinspect_syns_total 0.5\n"
         );
@@ -246,7 +246,7 @@ mod tests {
         histogram.buckets[0] = 1;
         histogram.buckets[20] = 2;
         histogram.buckets[27] = 1;
-        let mut exposition = Exposition::new(Format::OpenMetrics);
+        let mut exposition = Exposition::new(ExpositionFormat::OpenMetrics);
         exposition.family(&WAIT);
         exposition.histogram(&WAIT, &histogram);
         let text = exposition.finish();
@@ -266,22 +266,25 @@ mod tests {
     #[test]
     fn the_format_is_the_one_that_is_asked_for() {
         for (accept, format) in [
-            ("", Format::Text),
-            ("*/*", Format::Text),
-            ("text/plain", Format::Text),
+            ("", ExpositionFormat::Text),
+            ("*/*", ExpositionFormat::Text),
+            ("text/plain", ExpositionFormat::Text),
             (
                 "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
-                Format::OpenMetrics,
+                ExpositionFormat::OpenMetrics,
             ),
             (
                 "application/openmetrics-text; q=0.2, text/plain",
-                Format::Text,
+                ExpositionFormat::Text,
             ),
-            ("application/openmetrics-text;q=0", Format::Text),
-            ("application/openmetrics-text;q=x", Format::OpenMetrics),
-            (",;,;;q=,", Format::Text),
+            ("application/openmetrics-text;q=0", ExpositionFormat::Text),
+            (
+                "application/openmetrics-text;q=x",
+                ExpositionFormat::OpenMetrics,
+            ),
+            (",;,;;q=,", ExpositionFormat::Text),
         ] {
-            assert_eq!(Format::negotiate(accept), format, "{accept}");
+            assert_eq!(ExpositionFormat::negotiate(accept), format, "{accept}");
         }
     }
 }

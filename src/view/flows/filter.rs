@@ -10,7 +10,7 @@ use crate::filter::expr::{End, Expression};
 
 /// A typed filter.
 #[derive(Clone, Debug, Default)]
-pub struct Filter {
+pub struct TypedFilter {
     terms: Vec<Term>,
     expression: Option<Expression>,
     /// The first part that is not complete, perhaps because it is still being typed.
@@ -127,7 +127,7 @@ pub fn field_names() -> String {
     names.collect::<Vec<_>>().join(" ")
 }
 
-impl Filter {
+impl TypedFilter {
     /// Parses what was typed. An incomplete part is left out, and does not hide any row.
     pub fn parse(typed: &str) -> Self {
         let mut filter = Self::default();
@@ -387,7 +387,7 @@ mod tests {
             ("x=y", false),
             ("[2001:db8::1]:443", false),
         ] {
-            let filter = Filter::parse(typed);
+            let filter = TypedFilter::parse(typed);
             assert_eq!(filter.unfinished, None, "{typed}");
             assert_eq!(filter.passes(&Row), passes, "{typed}");
         }
@@ -408,10 +408,10 @@ mod tests {
             // A flow does not tell.
             "tcp[13] & 2 != 0",
         ] {
-            let filter = Filter::parse(typed);
+            let filter = TypedFilter::parse(typed);
             assert!(filter.passes(&Row), "{typed}");
         }
-        let unfinished = Filter::parse("nginx rtt>").unfinished;
+        let unfinished = TypedFilter::parse("nginx rtt>").unfinished;
         assert_eq!(unfinished.as_deref(), Some("rtt>"));
     }
 }

@@ -14,7 +14,7 @@ use ratatui::Frame;
 use self::columns::{COLUMNS, Column, sort_key};
 use self::detail::Detail;
 use self::entry::{Entry, FlowKey, endpoint, server};
-use self::filter::Filter;
+use self::filter::TypedFilter;
 use self::groups::{Group, GroupBy};
 use super::chart::push_newest;
 use super::cursor::Cursor;
@@ -201,7 +201,7 @@ impl FlowsView {
 
     /// Filters, groups and sorts the flows.
     fn arrange(&mut self) {
-        let filter = Filter::parse(&self.filter);
+        let filter = TypedFilter::parse(&self.filter);
         let shown = (0..self.entries.len())
             .filter(|at| filter.passes(&self.entries[*at]))
             .collect::<Vec<_>>();
