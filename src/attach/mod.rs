@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 use anyhow::Result;
 use libbpf_rs::ProgramMut;
 
+pub use crate::domain::Direction;
 use crate::failure::Failure;
 use crate::host::features::Snapshot;
 use crate::host::interfaces::Interface;
@@ -19,24 +20,6 @@ use crate::sys::link::{Link, LinkState, synchronize};
 use clsact::FilterState;
 use tc::{Places, TcLink};
 use xdp::XdpMode;
-
-/// The side of an interface that a TC program sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// Packets that come in.
-    Ingress,
-    /// Packets that go out.
-    Egress,
-}
-
-impl fmt::Display for Direction {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Ingress => "ingress",
-            Self::Egress => "egress",
-        })
-    }
-}
 
 /// Programs attached to interfaces. They are detached when this is dropped.
 #[derive(Default)]

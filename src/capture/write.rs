@@ -10,6 +10,7 @@ use std::io::IoSlice;
 use nix::sys::utsname::uname;
 
 use super::numbers::*;
+use crate::domain::Direction;
 
 /// Bytes of a frame that are written if `--snaplen` does not say, and at most: those that tcpdump
 /// writes.
@@ -38,15 +39,6 @@ pub struct Described {
     pub link_type: u16,
 }
 
-/// Which way a frame went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// It came in.
-    In,
-    /// It went out.
-    Out,
-}
-
 /// A frame to write.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Written<'f, 'a> {
@@ -59,7 +51,7 @@ pub struct Written<'f, 'a> {
     /// How long the frame was.
     pub wire_len: u32,
     /// Which way it went, if that is known.
-    pub way: Option<Way>,
+    pub direction: Option<Direction>,
     /// The process whose socket it comes from or goes to.
     pub process: Option<Process<'a>>,
     /// A comment on it.
@@ -315,9 +307,9 @@ impl Encoder {
                 out.extend_from_slice(&head);
                 let elsewhere = push(out);
                 pad(out, captured as usize);
-                let flags = match packet.way {
-                    Some(Way::In) => 1,
-                    Some(Way::Out) => 2,
+                let flags = match packet.direction {
+                    Some(Direction::Ingress) => 1,
+                    Some(Direction::Egress) => 2,
                     None => 0_u32,
                 };
                 if flags != 0 {

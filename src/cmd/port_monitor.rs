@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use libbpf_rs::OpenObject;
 
 use crate::attach::{Attached, Direction, load};
-use crate::capture::write::{InPlace, Process, Statistics, Way, Written};
+use crate::capture::write::{InPlace, Process, Statistics, Written};
 use crate::capture::{Frame, LinkKind};
 use crate::cli::{BufferArgs, DirectionChoice, PortMonitorArgs};
 use crate::domain::packet::{CapturedFrame, Packet};
@@ -304,14 +304,11 @@ fn write_frame<'f>(
         return;
     };
     let at = session.clock.unix(frame.raw.ts_ns);
-    let way = match frame.raw.egress {
-        0 => Way::In,
-        _ => Way::Out,
-    };
+    let direction = frame.direction();
     let process = processes.zip(frame.ends()).and_then(|(processes, ends)| {
-        let [remote, local] = match way {
-            Way::In => ends,
-            Way::Out => [ends[1], ends[0]],
+        let [remote, local] = match direction {
+            Direction::Ingress => ends,
+            Direction::Egress => [ends[1], ends[0]],
         };
         let ends = Ends {
             local,
@@ -329,7 +326,7 @@ fn write_frame<'f>(
         at,
         parts: frame.parts(),
         wire_len: frame.wire_len(),
-        way: Some(way),
+        direction: Some(direction),
         process,
         comment: None,
     };
@@ -412,7 +409,7 @@ impl<S> AroundFrames<S> for Copier {
                 at: event.raw.ts_ns.cast_signed(),
                 parts: [bytes, &[], &[], &[]],
                 wire_len: frame.wire_len,
-                way: None,
+                direction: None,
                 process: None,
                 comment: None,
             };

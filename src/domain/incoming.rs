@@ -143,7 +143,7 @@ impl Attempt {
             return (Some(name), from);
         }
         match place.and_then(reason_of_place) {
-            Some(reason) => (Some(reason), ReasonFrom::Inferred),
+            Some(reason) => (Some(reason.name()), ReasonFrom::Inferred),
             None => (None, ReasonFrom::Unknown),
         }
     }

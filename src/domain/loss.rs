@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 use std::net::IpAddr;
 
-use super::address;
+use super::{Direction, address};
 use crate::skel::{
     CountKey, LOSS_KIND_SHIFT, LossDetail, LossEvent, LossKind, LossKnown, LossPacket,
 };
@@ -117,16 +117,11 @@ impl Loss {
         self.knows(LossKnown::LOSS_KNOWN_SEGMENT)
     }
 
-    /// Whether this host has sent the segment.
-    pub fn is_outgoing(&self) -> bool {
-        self.knows(LossKnown::LOSS_OUTGOING)
-    }
-
-    /// The segment's direction, `ingress` or `egress`, from this host's point of view.
-    pub fn direction(&self) -> &'static str {
-        match self.is_outgoing() {
-            true => "egress",
-            false => "ingress",
+    /// Which way the segment went.
+    pub fn direction(&self) -> Direction {
+        match self.knows(LossKnown::LOSS_OUTGOING) {
+            true => Direction::Egress,
+            false => Direction::Ingress,
         }
     }
 

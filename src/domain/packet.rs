@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::address;
+use super::{Direction, address};
 use crate::skel::{FrameEvent, PacketEvent};
 
 /// One packet that matched.
@@ -37,6 +37,11 @@ impl<'a> Packet<'a> {
         })
     }
 
+    /// Which way it went.
+    pub fn direction(&self) -> Direction {
+        direction(self.raw.egress)
+    }
+
     /// Source address.
     pub fn saddr(&self) -> IpAddr {
         address(self.raw.saddr, self.raw.ip_version == 4)
@@ -50,6 +55,13 @@ impl<'a> Packet<'a> {
     /// VLAN ids, outermost first.
     pub fn vlans(&self) -> &[u16] {
         &self.raw.vlan[..usize::from(self.raw.vlan_count).min(2)]
+    }
+}
+
+fn direction(egress: u8) -> Direction {
+    match egress {
+        0 => Direction::Ingress,
+        _ => Direction::Egress,
     }
 }
 
@@ -85,6 +97,11 @@ impl<'a> CapturedFrame<'a> {
             packet,
             bytes: packet.get(usize::from(raw.skip)..).unwrap_or_default(),
         })
+    }
+
+    /// Which way it went.
+    pub fn direction(&self) -> Direction {
+        direction(self.raw.egress)
     }
 
     /// The frame as it is on the wire, in pieces.

@@ -19,66 +19,129 @@ const OURS: [&str; 10] = [
 const _: () =
     assert!(OURS.len() as u32 == AcceptReason::REASON_END.0 - AcceptReason::REASON_OURS.0);
 
+/// Why a kernel function drops segments. It is inferred from the function where the kernel gives no
+/// reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DropReason {
+    /// A rule of netfilter.
+    NetfilterDrop,
+    /// An XDP program.
+    Xdp,
+    /// A queueing discipline.
+    QdiscDrop,
+    /// A TC filter at ingress.
+    TcIngress,
+    /// A malformed IP header.
+    IpHeader,
+    /// A source address that can't be on the other side of the interface.
+    MartianSource,
+    /// The next hop did not answer ARP or neighbour discovery.
+    NeighFailed,
+}
+
+impl DropReason {
+    /// The name in JSON, which is the kernel's where it has the reason.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NetfilterDrop => "netfilter_drop",
+            Self::Xdp => "xdp",
+            Self::QdiscDrop => "qdisc_drop",
+            Self::TcIngress => "tc_ingress",
+            Self::IpHeader => "ip_inhdr",
+            Self::MartianSource => "martian_source",
+            Self::NeighFailed => "neigh_failed",
+        }
+    }
+}
+
+/// A hook of netfilter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "nft(8) describes them")]
+pub enum NetfilterHook {
+    Ingress,
+    Prerouting,
+    Input,
+    Forward,
+    Output,
+    Postrouting,
+    Egress,
+}
+
+impl NetfilterHook {
+    /// The name in JSON, as in nft(8).
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Prerouting => "prerouting",
+            Self::Input => "input",
+            Self::Forward => "forward",
+            Self::Output => "output",
+            Self::Postrouting => "postrouting",
+            Self::Egress => "egress",
+        }
+    }
+}
+
 /// Kernel functions, and the reason why they drop segments, for drops without a kernel reason.
-const PLACES: [(&str, &str); 14] = [
-    ("nf_hook_slow", "netfilter_drop"),
-    ("nf_hook_slow_list", "netfilter_drop"),
-    ("nft_do_chain", "netfilter_drop"),
-    ("ipt_do_table", "netfilter_drop"),
-    ("ip6t_do_table", "netfilter_drop"),
-    ("do_xdp_generic", "xdp"),
-    ("veth_xdp_rcv_skb", "xdp"),
-    ("netem_enqueue", "qdisc_drop"),
-    ("__dev_queue_xmit", "qdisc_drop"),
-    ("sch_handle_ingress", "tc_ingress"),
-    ("__netif_receive_skb_core", "tc_ingress"),
-    ("ip_rcv_core", "ip_inhdr"),
-    ("ip_handle_martian_source", "martian_source"),
-    ("neigh_invalidate", "neigh_failed"),
+const PLACES: [(&str, DropReason); 14] = [
+    ("nf_hook_slow", DropReason::NetfilterDrop),
+    ("nf_hook_slow_list", DropReason::NetfilterDrop),
+    ("nft_do_chain", DropReason::NetfilterDrop),
+    ("ipt_do_table", DropReason::NetfilterDrop),
+    ("ip6t_do_table", DropReason::NetfilterDrop),
+    ("do_xdp_generic", DropReason::Xdp),
+    ("veth_xdp_rcv_skb", DropReason::Xdp),
+    ("netem_enqueue", DropReason::QdiscDrop),
+    ("__dev_queue_xmit", DropReason::QdiscDrop),
+    ("sch_handle_ingress", DropReason::TcIngress),
+    ("__netif_receive_skb_core", DropReason::TcIngress),
+    ("ip_rcv_core", DropReason::IpHeader),
+    ("ip_handle_martian_source", DropReason::MartianSource),
+    ("neigh_invalidate", DropReason::NeighFailed),
 ];
 
 /// Kernel functions that call netfilter, and the hook that they call it at.
-const HOOKS: [(&str, &str); 23] = [
-    ("__netif_receive_skb_core", "ingress"),
-    ("ip_rcv", "prerouting"),
-    ("ip_sublist_rcv", "prerouting"),
-    ("ipv6_rcv", "prerouting"),
-    ("ip6_sublist_rcv", "prerouting"),
-    ("br_handle_frame", "prerouting"),
-    ("ip_local_deliver", "input"),
-    ("ip6_input", "input"),
-    ("br_pass_frame_up", "input"),
-    ("ip_forward", "forward"),
-    ("ip6_forward", "forward"),
-    ("__br_forward", "forward"),
-    ("__ip_local_out", "output"),
-    ("__ip6_local_out", "output"),
-    ("ip6_xmit", "output"),
-    ("ip_output", "postrouting"),
-    ("ip_mc_output", "postrouting"),
-    ("ip6_output", "postrouting"),
-    ("br_forward_finish", "postrouting"),
-    ("__dev_queue_xmit", "egress"),
-    ("ip_list_rcv", "prerouting"),
-    ("ipv6_list_rcv", "prerouting"),
-    ("__netif_receive_skb_list_core", "ingress"),
+const HOOKS: [(&str, NetfilterHook); 23] = [
+    ("__netif_receive_skb_core", NetfilterHook::Ingress),
+    ("ip_rcv", NetfilterHook::Prerouting),
+    ("ip_sublist_rcv", NetfilterHook::Prerouting),
+    ("ipv6_rcv", NetfilterHook::Prerouting),
+    ("ip6_sublist_rcv", NetfilterHook::Prerouting),
+    ("br_handle_frame", NetfilterHook::Prerouting),
+    ("ip_local_deliver", NetfilterHook::Input),
+    ("ip6_input", NetfilterHook::Input),
+    ("br_pass_frame_up", NetfilterHook::Input),
+    ("ip_forward", NetfilterHook::Forward),
+    ("ip6_forward", NetfilterHook::Forward),
+    ("__br_forward", NetfilterHook::Forward),
+    ("__ip_local_out", NetfilterHook::Output),
+    ("__ip6_local_out", NetfilterHook::Output),
+    ("ip6_xmit", NetfilterHook::Output),
+    ("ip_output", NetfilterHook::Postrouting),
+    ("ip_mc_output", NetfilterHook::Postrouting),
+    ("ip6_output", NetfilterHook::Postrouting),
+    ("br_forward_finish", NetfilterHook::Postrouting),
+    ("__dev_queue_xmit", NetfilterHook::Egress),
+    ("ip_list_rcv", NetfilterHook::Prerouting),
+    ("ipv6_list_rcv", NetfilterHook::Prerouting),
+    ("__netif_receive_skb_list_core", NetfilterHook::Ingress),
 ];
 
-fn named<'a>(functions: &[(&str, &'a str)], function: &str) -> Option<&'a str> {
+fn find<T: Copy>(functions: &[(&str, T)], function: &str) -> Option<T> {
     // A variant that the compiler has made has a suffix, such as `.constprop.0`.
     let function = function.split('.').next()?;
     let found = functions.iter().find(|(known, _)| *known == function);
-    found.map(|(_, name)| *name)
+    found.map(|(_, value)| *value)
 }
 
 /// The reason why a function drops segments.
-pub fn reason_of_place(place: &str) -> Option<&'static str> {
-    named(&PLACES, place)
+pub fn reason_of_place(place: &str) -> Option<DropReason> {
+    find(&PLACES, place)
 }
 
 /// The hook of netfilter that a function calls.
-pub fn hook_of_caller(caller: &str) -> Option<&'static str> {
-    named(&HOOKS, caller)
+pub fn hook_of_caller(caller: &str) -> Option<NetfilterHook> {
+    find(&HOOKS, caller)
 }
 
 /// The names of a kernel enum of reasons, and of ours.
@@ -113,11 +176,11 @@ impl Reasons {
         !self.kernel.is_empty()
     }
 
-    /// The number of a kernel reason; 0 if the kernel has none of this name.
-    pub fn number(&self, name: &str) -> u32 {
+    /// The number of the kernel reason of this name.
+    pub fn number(&self, name: &str) -> Option<u32> {
         let mut names = self.kernel.iter();
-        let at = names.position(|known| known.as_deref() == Some(name));
-        at.and_then(|at| u32::try_from(at).ok()).unwrap_or(0)
+        let at = names.position(|known| known.as_deref() == Some(name))?;
+        u32::try_from(at).ok()
     }
 
     /// The number of `SKB_CONSUMED`, which is not a reason for a drop and has no prefix; 0: there is
@@ -125,8 +188,8 @@ impl Reasons {
     pub fn consumed(&self) -> u32 {
         // SKB_CONSUMED (since Linux 6.3) is right before NOT_SPECIFIED.
         match self.number("not_specified") {
-            0 | 1 => 0,
-            not_specified => not_specified - 1,
+            None => 0,
+            Some(not_specified) => not_specified.saturating_sub(1),
         }
     }
 
@@ -139,10 +202,11 @@ impl Reasons {
         (name != "not_specified").then_some(name)
     }
 
-    /// The number of one of our reasons.
-    pub fn ours(name: &str) -> Option<u32> {
+    /// The reason of this name among ours.
+    pub fn ours(name: &str) -> Option<AcceptReason> {
         let at = OURS.iter().position(|known| *known == name)?;
-        Some(AcceptReason::REASON_OURS.0 + u32::try_from(at).ok()?)
+        let number = AcceptReason::REASON_OURS.0 + u32::try_from(at).ok()?;
+        Some(AcceptReason(number))
     }
 
     /// Whether a number is that of one of our reasons.
@@ -153,7 +217,9 @@ impl Reasons {
     /// All names that `--reason` accepts.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let kernel = self.kernel.iter().filter_map(Option::as_deref);
-        kernel.chain(OURS).chain(PLACES.map(|(_, reason)| reason))
+        kernel
+            .chain(OURS)
+            .chain(PLACES.map(|(_, reason)| reason.name()))
     }
 }
 
@@ -200,7 +266,7 @@ mod tests {
         let ours = Some("no_listener");
         assert_eq!(found, [None, None, None, no_socket, None, ours, None]);
         let numbers = ["no_socket", "not_specified", "other", "max"].map(|name| names.number(name));
-        assert_eq!(numbers, [3, 2, 0, 0]);
+        assert_eq!(numbers, [Some(3), Some(2), None, None]);
         assert_eq!(names.consumed(), 1);
         assert_eq!(Reasons::default().consumed(), 0);
     }
@@ -209,7 +275,7 @@ mod tests {
     fn a_place_tells_the_reason_whatever_the_compiler_made_of_its_name() {
         let reasons = ["nf_hook_slow", "nf_hook_slow.cold", "nf_hook", "tcp_v4_rcv"];
         let reasons = reasons.map(reason_of_place);
-        let netfilter = Some("netfilter_drop");
+        let netfilter = Some(DropReason::NetfilterDrop);
         assert_eq!(reasons, [netfilter, netfilter, None, None]);
     }
 
@@ -217,6 +283,7 @@ mod tests {
     fn who_calls_netfilter_tells_the_hook() {
         let callers = ["nf_hook_slow", "ip_local_deliver", "ip_rcv.isra.0"];
         let hooks = callers.map(hook_of_caller);
-        assert_eq!(hooks, [None, Some("input"), Some("prerouting")]);
+        let (input, prerouting) = (NetfilterHook::Input, NetfilterHook::Prerouting);
+        assert_eq!(hooks, [None, Some(input), Some(prerouting)]);
     }
 }

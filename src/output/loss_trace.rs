@@ -8,7 +8,7 @@ use super::line::Line;
 use super::port_monitor::{push_flag_letters, push_flag_names};
 use crate::domain::listener::Holder;
 use crate::domain::loss::Loss;
-use crate::domain::reasons::ReasonFrom;
+use crate::domain::reasons::{NetfilterHook, ReasonFrom};
 use crate::key;
 use crate::skel::LossKind;
 
@@ -78,7 +78,7 @@ pub(crate) struct ShownLoss<'a> {
     /// The kernel function that dropped the segment.
     pub place: Option<&'a str>,
     /// The hook of netfilter that it was called from.
-    pub hook: Option<&'a str>,
+    pub hook: Option<NetfilterHook>,
     /// The process that has the socket open.
     pub holder: Option<&'a Holder>,
     /// The container of that process.
@@ -98,7 +98,7 @@ impl Row for ShownLoss<'_> {
             LossColumn::Time => clock.push_time(out, at, Precision::Micros),
             LossColumn::Event => out.extend_from_slice(loss.name().as_bytes()),
             LossColumn::Iface => out.push_text(loss.iface().unwrap_or(b"-")),
-            LossColumn::Direction => out.extend_from_slice(loss.direction().as_bytes()),
+            LossColumn::Direction => out.extend_from_slice(loss.direction().name().as_bytes()),
             LossColumn::Saddr => push_addr(out, loss.saddr()),
             LossColumn::Sport => push_port(out, Some(raw.sport)),
             LossColumn::Daddr => push_addr(out, loss.daddr()),
@@ -112,7 +112,7 @@ impl Row for ShownLoss<'_> {
             LossColumn::State => word(out, loss.state()),
             LossColumn::Reason => word(out, self.reason.or(loss.detail())),
             LossColumn::Place => word(out, self.place),
-            LossColumn::Hook => word(out, self.hook),
+            LossColumn::Hook => word(out, self.hook.map(NetfilterHook::name)),
             LossColumn::Pid => push_opt_int(out, self.holder.map(|holder| holder.pid)),
             LossColumn::Comm => match self.holder {
                 Some(holder) => out.push_text(&holder.comm),
@@ -134,7 +134,7 @@ impl Render for ShownLoss<'_> {
         let mut line = Object::new(out, |out| clock.push_rfc3339(out, at), loss.name());
         line.opt_string(key!("iface"), loss.iface());
         line.opt_int(key!("netns"), Some(raw.netns).filter(|inode| *inode != 0));
-        line.name(key!("direction"), loss.direction());
+        line.name(key!("direction"), loss.direction().name());
         line.int(key!("ip_version"), raw.ip_version);
         line.addr(key!("saddr"), loss.saddr());
         line.int(key!("sport"), raw.sport);
@@ -161,7 +161,7 @@ impl Render for ShownLoss<'_> {
                 line.opt_name(key!("way"), loss.detail());
             }
             _ => {
-                line.opt_name(key!("hook"), self.hook);
+                line.opt_name(key!("hook"), self.hook.map(NetfilterHook::name));
             }
         }
         line.end();

@@ -8,6 +8,7 @@ use super::columns::{Column, Layout, Row, Tone};
 use super::escape::hex_digits;
 use super::json::{Array, Object, push_addr, push_int, push_port};
 use super::line::Line;
+use crate::domain::Direction;
 use crate::domain::packet::Packet;
 use crate::failure::Failure;
 use crate::filter::FLAG_NAMES;
@@ -127,9 +128,9 @@ impl Row for ShownPacket<'_> {
             PacketColumn::Time => clock.push_time(out, at, Precision::Micros),
             PacketColumn::Iface => out.push_text(self.point.iface.unwrap_or("-").as_bytes()),
             PacketColumn::Dir => {
-                let (text, len) = match raw.egress {
-                    0 => (*b"ingress", 7),
-                    _ => (*b"egress ", 6),
+                let (text, len) = match packet.direction() {
+                    Direction::Ingress => (*b"ingress", 7),
+                    Direction::Egress => (*b"egress ", 6),
                 };
                 out.put(text, len);
             }
@@ -190,10 +191,7 @@ impl Render for ShownPacket<'_> {
         let options = &packet.options;
         let mut line = Object::new(out, |out| clock.push_rfc3339(out, at), "packet");
         line.opt_string(key!("iface"), point.iface);
-        line.name(
-            key!("direction"),
-            if raw.egress == 0 { "ingress" } else { "egress" },
-        );
+        line.name(key!("direction"), packet.direction().name());
         if point.has_macs {
             line.with(key!("src_mac"), |out| push_mac(out, raw.src_mac));
             line.with(key!("dst_mac"), |out| push_mac(out, raw.dst_mac));

@@ -214,7 +214,7 @@ fn load_one<'obj>(
             map.set_max_entries(1)?;
         }
     }
-    let number = |name| plan.reasons.number(name);
+    let number = |name| plan.reasons.number(name).unwrap_or(0);
     rodata.reason_consumed = plan.reasons.consumed();
     rodata.reason_not_specified = number("not_specified");
     rodata.reason_queue_purge = number("queue_purge");

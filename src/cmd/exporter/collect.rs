@@ -23,7 +23,7 @@ use crate::cmd::listeners;
 use crate::cmd::loss_trace::programs::{self as loss_programs, Kernel, LoadOptions};
 use crate::cmd::syn_count::SynCount;
 use crate::domain::listener::Looks;
-use crate::domain::reasons::{Reasons, reason_of_place};
+use crate::domain::reasons::{DropReason, Reasons, reason_of_place};
 use crate::failure::Failure;
 use crate::host::interfaces::Interface;
 use crate::host::kernel_symbols::KernelSymbols;
@@ -464,7 +464,7 @@ impl<'obj> AcceptCollector<'obj> {
 /// The name of a reason; if it has none, the reason that the dropping function implies.
 fn name(reasons: &Reasons, number: u32, place: Option<&str>) -> Option<String> {
     let name = reasons.name(number);
-    name.or_else(|| place.and_then(reason_of_place))
+    name.or_else(|| place.and_then(reason_of_place).map(DropReason::name))
         .map(str::to_owned)
 }
 

@@ -18,10 +18,10 @@ use crate::attach::tc::Places;
 use crate::attach::{Attached, load};
 use crate::capture::LINKTYPE_RAW;
 use crate::capture::recorder::{Destination, Recorder};
-use crate::capture::write::{Described, Encoder, Statistics, Way, Written};
+use crate::capture::write::{Described, Encoder, Statistics, Written};
 use crate::cli::{LossByChoice, LossTraceArgs, OutputFormat, usage};
 use crate::domain::loss::{Loss, LossKey, detail_name, ip_len, kind_name};
-use crate::domain::reasons::{ReasonFrom, hook_of_caller};
+use crate::domain::reasons::{NetfilterHook, ReasonFrom, hook_of_caller};
 use crate::domain::tally::{Label, TallyKey};
 use crate::failure::{Exit, Failure};
 use crate::host::containers::Containers;
@@ -352,7 +352,7 @@ struct Cause<'a> {
     reason: Option<&'a str>,
     reason_from: ReasonFrom,
     place: Option<&'a str>,
-    hook: Option<&'static str>,
+    hook: Option<NetfilterHook>,
 }
 
 impl<'a> Cause<'a> {
@@ -438,7 +438,7 @@ impl LossHandler<'_> {
             cause.place.unwrap_or("-")
         );
         if let Some(hook) = cause.hook {
-            comment += &format!(" hook={hook}");
+            comment += &format!(" hook={}", hook.name());
         }
         if let Some(name) = loss.iface() {
             comment += &format!(" iface={}", name.escape_ascii());
@@ -455,10 +455,7 @@ impl LossHandler<'_> {
             // A frame may be longer than the packet in it.
             parts: [&packet[..len.min(packet.len())], &[], &[], &[]],
             wire_len: u32::try_from(len).unwrap_or(u32::MAX),
-            way: Some(match loss.is_outgoing() {
-                true => Way::Out,
-                false => Way::In,
-            }),
+            direction: Some(loss.direction()),
             // The comment names it.
             process: None,
             comment: Some(&comment),

@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use crate::attach::tc::Places;
 use crate::attach::{Attached, Direction, load};
 use crate::cli::{LossByChoice, LossKindChoice, LossTraceArgs};
-use crate::domain::reasons::{ReasonFrom, Reasons, reason_of_place};
+use crate::domain::reasons::{DropReason, ReasonFrom, Reasons, reason_of_place};
 use crate::failure::Failure;
 use crate::host::interfaces::{Interface, LinkLayer};
 use crate::host::kernel_symbols::KernelSymbols;
@@ -117,8 +117,8 @@ impl Kernel {
         };
         match (names.name(number), place.and_then(reason_of_place)) {
             (Some(ours), _) if Reasons::is_ours(number) => (Some(ours), ReasonFrom::Inferred),
-            (Some(told), _) => (Some(told), ReasonFrom::Kernel),
-            (None, Some(inferred)) => (Some(inferred), ReasonFrom::Inferred),
+            (Some(given), _) => (Some(given), ReasonFrom::Kernel),
+            (None, Some(inferred)) => (Some(inferred.name()), ReasonFrom::Inferred),
             (None, None) => (None, ReasonFrom::Unknown),
         }
     }
@@ -175,7 +175,7 @@ impl Kernel {
             *to = interface.index;
         }
         rodata.with_noise = args.all;
-        let number = |name| self.drops.number(name);
+        let number = |name| self.drops.number(name).unwrap_or(0);
         rodata.reason_consumed = self.drops.consumed();
         rodata.reason_not_specified = number("not_specified");
         if !self.drop_has_reason
@@ -190,7 +190,8 @@ impl Kernel {
         rodata.reason_no_socket = number("no_socket");
         rodata.reason_listen_overflow = number("tcp_listen_overflow");
         if !self.drop_has_reason {
-            let is_netfilter = |place: &str| reason_of_place(place) == Some("netfilter_drop");
+            let is_netfilter =
+                |place: &str| reason_of_place(place) == Some(DropReason::NetfilterDrop);
             let found = symbols.ranges(is_netfilter);
             for (to, (start, end)) in rodata.netfilter_places.iter_mut().zip(found) {
                 (to.start, to.end) = (start, end);
@@ -209,18 +210,18 @@ impl Kernel {
         };
         let mut ranges = Vec::new();
         for name in &args.reason {
-            match self.drops.number(name) {
-                0 => {}
-                number => add(&mut rodata.drop_reasons, number),
-            }
-            if let Some(number) = Reasons::ours(name) {
+            if let Some(number) = self.drops.number(name) {
                 add(&mut rodata.drop_reasons, number);
             }
-            match self.resets.number(name) {
-                0 => {}
-                number => add(&mut rodata.reset_reasons, number),
+            if let Some(reason) = Reasons::ours(name) {
+                add(&mut rodata.drop_reasons, reason.0);
             }
-            ranges.extend(symbols.ranges(|place| reason_of_place(place) == Some(name)));
+            if let Some(number) = self.resets.number(name) {
+                add(&mut rodata.reset_reasons, number);
+            }
+            let drops_for_it =
+                |place: &str| reason_of_place(place).is_some_and(|reason| reason.name() == name);
+            ranges.extend(symbols.ranges(drops_for_it));
         }
         if ranges.len() > rodata.drop_places.len() {
             return Err(anyhow!(
