@@ -78,7 +78,7 @@ fn all_attempts_are_in_the_summary_whatever_is_shown() {
     let namespace = need!(Namespace::new());
     let trace = Trace::start(&namespace, &["lo"]);
     traffic(&namespace);
-    trace.told(4);
+    trace.wait_for_fates(4);
     let fates = trace.stop();
     assert_eq!(fates.summary["attempts"], 4);
     assert_eq!((fates.count("accepted"), fates.count("refused")), (2, 2));

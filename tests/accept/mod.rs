@@ -1,11 +1,16 @@
 //! accept-trace: what becomes of incoming connection attempts.
 
+mod accepted;
 mod counts;
+mod failures;
 mod filters;
+mod firewall;
+mod forwarding;
 mod many;
+mod queues;
 mod repeated;
-mod scenarios;
 mod servers;
+mod traffic;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,7 +22,7 @@ use nix::sys::socket::{
 };
 use serde_json::Value;
 
-pub use scenarios::{NOBODY, begin, late_ack, nft, segment, send, with_neighbour};
+pub use traffic::{NOBODY, begin, late_ack, local, nft, segment, send, server, with_neighbour};
 
 use crate::common::{Namespace, Output, Tool, wait_for};
 
@@ -52,8 +57,8 @@ impl Trace {
         });
     }
 
-    /// Waits until so many fates are told.
-    fn told(&self, count: usize) {
+    /// Waits until so many fates are printed.
+    fn wait_for_fates(&self, count: usize) {
         let mut seen = 0;
         self.tool.json("of a fate", |line| {
             seen += usize::from(line["event"] == "fate");
@@ -67,7 +72,7 @@ impl Trace {
     }
 }
 
-/// What a run has told.
+/// What a run has printed.
 struct Fates {
     all: Vec<Value>,
     summary: Value,
@@ -92,7 +97,7 @@ impl Fates {
             }
             counts
         };
-        // What went on after its fate was told has another line.
+        // What went on after its fate was printed has another line.
         let first = all.iter().filter(|line| line["continued"] == false);
         let first = first.cloned().collect::<Vec<_>>();
         assert_eq!(identities(&attempts), identities(&first), "{output:#?}");

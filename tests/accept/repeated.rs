@@ -170,7 +170,7 @@ fn a_repeated_syn_to_a_closed_port_refuses_no_other_attempt_with_its_numbers() {
     trace.fate(8622);
     send(&pair, &syn(8622));
     send(&pair, &segment(&pair, NOBODY, 2, (4001, 8622), 78, 0));
-    trace.told(2);
+    trace.wait_for_fates(2);
     let fates = trace.stop();
     assert_fate(fates.only(8621), "pending", None, None);
     assert_eq!(fates.count("refused"), 2);

@@ -115,7 +115,7 @@ fn fast_open_is_told_whether_or_not_the_syn_has_data() {
             server.read_exact(&mut vec![0; data.len()]).unwrap();
         }
     });
-    trace.told(3);
+    trace.wait_for_fates(3);
     assert_eq!(passive.now(), 2);
     let fates = trace.stop();
     assert_eq!(fates.count("accepted"), 3);
@@ -154,7 +154,7 @@ fn mptcp_is_told_if_both_ends_have_it() {
             drop(owned(accept(listener.as_raw_fd()).unwrap()));
         }
     });
-    trace.told(3);
+    trace.wait_for_fates(3);
     let fates = trace.stop();
     assert_eq!(fates.count("accepted"), 3);
     let told = |port| {
@@ -183,7 +183,7 @@ fn a_further_subflow_is_accepted_by_nobody_and_has_waited_for_nobody() {
         }
         (listener, client, server)
     });
-    trace.told(2);
+    trace.wait_for_fates(2);
     let fates = trace.stop();
     drop(sockets);
     let lines = fates.at(8506);
@@ -315,7 +315,7 @@ fn a_listener_that_is_closed_with_a_full_queue_leaves_both_kinds_behind() {
     let others = namespace.enter(|| [(); 4].map(|()| begin(at(8509).into())));
     overflows.reaches(4);
     drop(server);
-    trace.told(6);
+    trace.wait_for_fates(6);
     let fates = trace.stop();
     drop((first, others));
     assert_eq!((fates.count("aborted"), fates.count("refused")), (2, 4));
@@ -339,7 +339,7 @@ fn a_backlog_of_nothing_has_room_for_one() {
     let first = namespace.enter(|| begin(addr));
     established.reaches(1);
     let others = namespace.enter(|| [(); 2].map(|()| begin(addr)));
-    trace.told(2);
+    trace.wait_for_fates(2);
     let fates = trace.stop();
     drop((server, first, others));
     assert_eq!((fates.count("dropped"), fates.count("pending")), (2, 1));

@@ -87,9 +87,9 @@ impl Arch {
         match self {
             Self::Amd64 => &[],
             Self::Arm64 => &[
-                "accept::scenarios::a_full_accept_queue_is_named",
-                "accept::scenarios::a_port_without_a_listener",
-                "accept::scenarios::who_accepts_is_named",
+                "accept::accepted::who_accepts_is_named",
+                "accept::failures::a_port_without_a_listener",
+                "accept::queues::a_full_accept_queue_is_named",
                 "check::what_check_says",
                 "connect::attempts::a_refused_connect",
                 "connect::attempts::an_established_connection",

@@ -1,0 +1,147 @@
+//! Attempts that are accepted, or still may be at the end of the run.
+
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use nix::sys::socket::{SockFlag, SockaddrStorage, bind};
+
+use super::{Growth, Trace, assert_fate, listener, local};
+use crate::common::{Namespace, need};
+use crate::connect::sockets::{connect_to, tcp};
+
+#[test]
+fn who_accepts_is_named_with_the_times_of_handshake_and_wait() {
+    let namespace = need!(Namespace::new());
+    let trace = Trace::start(&namespace, &["lo"]);
+    let (wait, uid) = (Duration::from_millis(30), nix::unistd::getuid());
+    let tid = namespace.enter(|| {
+        let listener = TcpListener::bind(local(8001)).unwrap();
+        let client = TcpStream::connect(local(8001)).unwrap();
+        std::thread::sleep(wait);
+        let (_server, peer) = listener.accept().unwrap();
+        assert_eq!(peer, client.local_addr().unwrap());
+        nix::unistd::gettid()
+    });
+    trace.fate(8001);
+    let fates = trace.stop();
+    let line = fates.only(8001);
+    assert_fate(line, "accepted", None, None);
+    assert_eq!(line["pid"], std::process::id(), "{line}");
+    assert_eq!(line["tid"], tid.as_raw(), "{line}");
+    assert_eq!(line["uid"], uid.as_raw(), "{line}");
+    assert_eq!(line["netns"], namespace.inode(), "{line}");
+    assert_eq!(line["iface"], "lo", "{line}");
+    let micros = |key: &str| u128::from(line[key].as_u64().unwrap());
+    // It begins when the server gets the final ACK, which may be after the client has connected.
+    assert!(micros("accept_wait_us") >= wait.as_micros() / 2, "{line}");
+    assert!(micros("syn_ack_us") <= micros("handshake_us"), "{line}");
+    assert!(micros("handshake_us") < 1_000_000, "{line}");
+    assert_eq!(line["queue_len"], 0, "{line}");
+    assert!(line["queue_max"].as_u64() > Some(0), "{line}");
+    for key in ["cookie", "fast_open"] {
+        assert_eq!(line[key], false, "{line}");
+    }
+    assert_eq!(fates.count("accepted"), 1);
+}
+
+#[test]
+fn what_is_closed_by_its_initiator_first_is_accepted_all_the_same() {
+    let namespace = need!(Namespace::new());
+    let trace = Trace::start(&namespace, &["lo"]);
+    namespace.enter(|| {
+        let listener = TcpListener::bind(local(8012)).unwrap();
+        drop(TcpStream::connect(local(8012)).unwrap());
+        std::thread::sleep(Duration::from_millis(20));
+        listener.accept().unwrap();
+    });
+    assert_fate(&trace.fate(8012), "accepted", None, None);
+    trace.stop();
+}
+
+#[test]
+fn a_socket_that_connects_to_itself_is_accepted_at_once() {
+    let namespace = need!(Namespace::new());
+    let trace = Trace::start(&namespace, &["lo"]);
+    namespace.enter(|| {
+        let socket = tcp(local(8009), SockFlag::empty());
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(local(8009))).unwrap();
+        connect_to(&socket, local(8009)).unwrap();
+    });
+    let line = trace.fate(8009);
+    assert_fate(&line, "accepted", None, None);
+    assert_eq!(line["sport"], 8009, "{line}");
+    assert_eq!(line["fast_open"], false, "{line}");
+    assert!(line["pid"].is_null(), "nobody has called accept: {line}");
+    trace.stop();
+}
+
+#[test]
+fn what_waits_at_the_end_is_pending() {
+    let namespace = need!(Namespace::new());
+    let trace = Trace::start(&namespace, &["lo"]);
+    let established = Growth::of(&namespace, "TcpPassiveOpens");
+    let listener = namespace.enter(|| listener(local(8013), 16));
+    let _client = namespace.enter(|| TcpStream::connect(local(8013)).unwrap());
+    trace.arrived(8013, 1);
+    established.reaches(1);
+    let fates = trace.stop();
+    drop(listener);
+    assert_fate(fates.only(8013), "pending", None, None);
+    assert!(fates.only(8013)["handshake_us"].is_u64());
+}
+
+#[test]
+fn syn_cookies_are_told_and_accepted() {
+    let namespace = need!(Namespace::new());
+    namespace.sysctl("ipv4/tcp_syncookies", "2");
+    let sent = Growth::of(&namespace, "TcpExtSyncookiesSent");
+    let trace = Trace::start(&namespace, &["lo"]);
+    namespace.enter(|| {
+        let listener = TcpListener::bind(local(8014)).unwrap();
+        let _client = TcpStream::connect(local(8014)).unwrap();
+        listener.accept().unwrap();
+    });
+    let line = trace.fate(8014);
+    assert_fate(&line, "accepted", None, None);
+    assert_eq!(line["cookie"], true, "{line}");
+    assert_eq!(sent.now(), 1);
+    trace.stop();
+}
+
+#[test]
+fn a_socket_of_both_families_accepts_either() {
+    let namespace = need!(Namespace::new());
+    let trace = Trace::start(&namespace, &["lo"]);
+    namespace.enter(|| {
+        let listener = TcpListener::bind("[::]:8017").unwrap();
+        for addr in ["127.0.0.1:8017", "[::1]:8017"] {
+            let _client = TcpStream::connect(addr).unwrap();
+            listener.accept().unwrap();
+        }
+    });
+    trace.wait_for_fates(2);
+    let fates = trace.stop();
+    let sources: Vec<_> = fates
+        .at(8017)
+        .into_iter()
+        .map(|line| &line["saddr"])
+        .collect();
+    assert_eq!(sources, ["127.0.0.1", "::1"]);
+    assert_eq!(fates.count("accepted"), 2);
+}
+
+#[test]
+fn another_namespace_with_the_same_addresses_is_no_matter() {
+    let (seen, other) = (need!(Namespace::new()), need!(Namespace::new()));
+    let trace = Trace::start(&seen, &["lo"]);
+    for namespace in [&other, &seen] {
+        namespace.enter(|| {
+            let listener = TcpListener::bind(local(8018)).unwrap();
+            let _client = TcpStream::connect(local(8018)).unwrap();
+            listener.accept().unwrap();
+        });
+    }
+    trace.fate(8018);
+    assert_eq!(trace.stop().summary["attempts"], 1);
+}

@@ -1,0 +1,99 @@
+//! Attempts that are not for this host, or that NAT sends to another address or port.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+
+use super::{Trace, assert_fate, begin, listener, nft, server};
+use crate::common::{Namespace, Pair, SERVER4, need};
+
+#[test]
+fn what_the_router_passes_on_is_forwarded_whatever_comes_of_it() {
+    let pair = need!(Pair::new());
+    let inner = need!(Namespace::new());
+    pair.server.run(&format!(
+        "ip link add ri type veth peer name ii netns {}",
+        inner.path()
+    ));
+    pair.server.run("ip addr add 10.88.0.1/24 dev ri");
+    pair.server.run("ip link set ri up");
+    inner.run("ip addr add 10.88.0.2/24 dev ii");
+    inner.run("ip link set ii up");
+    inner.run("ip route add default via 10.88.0.1");
+    pair.server.sysctl("ipv4/ip_forward", "1");
+    pair.client
+        .run(&format!("ip route add 10.88.0.0/24 via {SERVER4}"));
+    let inside = |port| SocketAddr::from(([10, 88, 0, 2], port));
+    let _listener = inner.enter(|| listener(inside(8015), 16));
+    // With both sides in view, and with the client's alone.
+    for interfaces in [&["vs", "ri"][..], &["vs"]] {
+        let trace = Trace::start(&pair.server, interfaces);
+        pair.client.enter(|| {
+            TcpStream::connect(inside(8015)).unwrap();
+            TcpStream::connect(inside(9)).unwrap_err();
+        });
+        assert_fate(&trace.fate(8015), "forwarded", None, None);
+        assert_fate(&trace.fate(9), "forwarded", None, None);
+        assert_eq!(trace.stop().count("forwarded"), 2);
+    }
+}
+
+#[test]
+fn what_is_translated_to_another_port_is_accepted_under_the_one_it_asked_for() {
+    let pair = need!(Pair::new());
+    need!(nft(
+        &pair.server,
+        "type nat hook prerouting priority -100",
+        "tcp dport 8016 redirect to :9016"
+    ));
+    let trace = Trace::start(&pair.server, &["vs"]);
+    let listener = pair
+        .server
+        .enter(|| TcpListener::bind(server(9016)).unwrap());
+    let _client = pair
+        .client
+        .enter(|| TcpStream::connect(server(8016)).unwrap());
+    listener.accept().unwrap();
+    let line = trace.fate(8016);
+    assert_fate(&line, "accepted", None, None);
+    assert!(line["handshake_us"].is_u64(), "{line}");
+    trace.stop();
+}
+
+#[test]
+fn what_another_namespace_does_not_answer_is_forwarded_though_only_the_client_s_side_is_watched() {
+    let pair = need!(Pair::new());
+    let inner = need!(Namespace::new());
+    pair.server.run(&format!(
+        "ip link add ri type veth peer name ii netns {}",
+        inner.path()
+    ));
+    pair.server.run("ip addr add 10.88.0.1/24 dev ri");
+    pair.server.run("ip link set ri up");
+    inner.run("ip addr add 10.88.0.2/24 dev ii");
+    inner.run("ip link set ii up");
+    pair.server.sysctl("ipv4/ip_forward", "1");
+    // As Docker publishes a port of a container.
+    need!(nft(
+        &pair.server,
+        "type nat hook prerouting priority -100",
+        "ip daddr 10.77.0.2 tcp dport 8025 dnat ip to 10.88.0.2:80"
+    ));
+    need!(nft(
+        &inner,
+        "type filter hook input priority 0",
+        "tcp dport 80 drop"
+    ));
+    // One that the router forwards without translation, and could take for its own.
+    pair.client
+        .run(&format!("ip route add 10.88.0.0/24 via {SERVER4}"));
+    let _listener = pair
+        .server
+        .enter(|| listener(SocketAddr::from(([0, 0, 0, 0], 80)), 16));
+    pair.client.sysctl("ipv4/tcp_syn_retries", "1");
+    let trace = Trace::start(&pair.server, &["vs"]);
+    let _clients = pair
+        .client
+        .enter(|| [server(8025), SocketAddr::from(([10, 88, 0, 2], 80))].map(begin));
+    assert_fate(&trace.fate(8025), "forwarded", None, None);
+    assert_fate(&trace.fate(80), "forwarded", None, None);
+    assert_eq!(trace.stop().count("forwarded"), 2);
+}

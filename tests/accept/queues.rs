@@ -1,0 +1,166 @@
+//! Attempts that meet full queues, of the listener or of the tool.
+
+use std::net::{TcpListener, TcpStream};
+
+use super::{
+    Growth, NOBODY, Trace, assert_fate, begin, late_ack, listener, local, nft, segment, server,
+    with_neighbour,
+};
+use crate::common::frames::RawSocket;
+use crate::common::{Namespace, Pair, Tool, need};
+
+#[test]
+fn a_flood_of_half_open_attempts_makes_room_for_real_ones() {
+    let pair = need!(Pair::new());
+    with_neighbour(&pair);
+    pair.server.sysctl("ipv4/tcp_syncookies", "2");
+    let listener = pair
+        .server
+        .enter(|| TcpListener::from(listener(server(8024), 64)));
+    let args = [
+        "accept-trace",
+        "--json",
+        "-i",
+        "vs",
+        "--by",
+        "reason",
+        "-I",
+        "1h",
+    ];
+    let tool = Tool::start_in(&pair.server, &args);
+    // Sequence and acknowledgement number change together: the checksum stays right.
+    const FLOOD: u32 = 70_000;
+    let mut frame = segment(&pair, NOBODY, 2, (4000, 8024), 0, u32::MAX);
+    pair.client.enter(|| {
+        let socket = RawSocket::open("vc");
+        for at in 0..FLOOD {
+            let low = at as u16;
+            let high = (at >> 16) as u16;
+            frame[38..40].copy_from_slice(&high.to_be_bytes());
+            frame[40..42].copy_from_slice(&low.to_be_bytes());
+            frame[42..44].copy_from_slice(&(!high).to_be_bytes());
+            frame[44..46].copy_from_slice(&(!low).to_be_bytes());
+            socket.send(&frame);
+        }
+    });
+    let _client = pair
+        .client
+        .enter(|| TcpStream::connect(server(8024)).unwrap());
+    listener.accept().unwrap();
+    let summary = tool.stop().summary();
+    assert_eq!(summary["untracked"], 0, "{summary}");
+    assert_eq!(summary["fates"]["accepted"], 1, "{summary}");
+    let seen = summary["attempts"].as_u64().unwrap();
+    // The kernel drops some of a flood before the interface sees them.
+    assert!(seen > 65_600, "{summary}");
+    assert_eq!(summary["fates"]["pending"], seen - 1, "{summary}");
+}
+
+#[test]
+fn a_full_accept_queue_is_named_with_its_figures() {
+    let namespace = need!(Namespace::new());
+    namespace.sysctl("ipv4/tcp_syn_retries", "1");
+    let _listener = namespace.enter(|| listener(local(8005), 1));
+    let overflows = Growth::of(&namespace, "TcpExtListenOverflows");
+    let established = Growth::of(&namespace, "TcpPassiveOpens");
+    let trace = Trace::start(&namespace, &["lo"]);
+    let begin_some = |count| {
+        let clients = || (0..count).map(|_| begin(local(8005))).collect::<Vec<_>>();
+        namespace.enter(clients)
+    };
+    // Two have room: backlog + 1.
+    let waiting = begin_some(2);
+    established.reaches(2);
+    let clients = begin_some(4);
+    trace.wait_for_fates(4);
+    overflows.reaches(4);
+    let fates = trace.stop();
+    drop((waiting, clients));
+    assert_eq!(fates.count("dropped"), 4);
+    assert_eq!(fates.count("pending"), 2);
+    for line in fates.at(8005) {
+        if line["fate"] == "dropped" {
+            assert_fate(line, "dropped", Some("accept_queue_full"), Some("inferred"));
+            assert_eq!(line["queue_len"], 2, "{line}");
+            assert_eq!(line["queue_max"], 1, "{line}");
+            // Who does not accept, and for how long.
+            assert_eq!(line["pid"], std::process::id(), "{line}");
+            assert!(line["queue_full_ms"].as_u64() >= Some(1000), "{line}");
+        }
+    }
+}
+
+#[test]
+fn who_gets_through_by_a_repeated_syn_is_one_attempt() {
+    let namespace = need!(Namespace::new());
+    let listener = namespace.enter(|| TcpListener::from(listener(local(8006), 0)));
+    let trace = Trace::start(&namespace, &["lo"]);
+    let overflows = Growth::of(&namespace, "TcpExtListenOverflows");
+    let established = Growth::of(&namespace, "TcpPassiveOpens");
+    let _first = namespace.enter(|| TcpStream::connect(local(8006)).unwrap());
+    established.reaches(1);
+    let _second = namespace.enter(|| begin(local(8006)));
+    overflows.reaches(1);
+    listener.accept().unwrap();
+    listener.accept().unwrap();
+    trace.wait_for_fates(2);
+    let fates = trace.stop();
+    assert_eq!(fates.count("accepted"), 2);
+    let repeated: Vec<_> = fates
+        .at(8006)
+        .into_iter()
+        .map(|it| &it["syn_retransmits"])
+        .collect();
+    assert_eq!(repeated, [0, 1]);
+}
+
+#[test]
+fn what_is_redirected_to_a_full_queue_is_dropped() {
+    let pair = need!(Pair::new());
+    need!(nft(
+        &pair.server,
+        "type nat hook prerouting priority -100",
+        "tcp dport 8041 redirect to :9041"
+    ));
+    pair.client.sysctl("ipv4/tcp_syn_retries", "1");
+    let _listener = pair.server.enter(|| listener(server(9041), 0));
+    let established = Growth::of(&pair.server, "TcpPassiveOpens");
+    let overflows = Growth::of(&pair.server, "TcpExtListenOverflows");
+    let _first = pair.client.enter(|| begin(server(8041)));
+    established.reaches(1);
+    let trace = Trace::start(&pair.server, &["vs"]);
+    let _client = pair.client.enter(|| begin(server(8041)));
+    assert_fate(&trace.fate(8041), "dropped", None, Some("unknown"));
+    overflows.reaches(1);
+    trace.stop();
+}
+
+#[test]
+fn a_full_queue_at_the_final_ack_is_named() {
+    let pair = need!(Pair::new());
+    with_neighbour(&pair);
+    pair.server.sysctl("ipv4/tcp_synack_retries", "1");
+    let overflows = Growth::of(&pair.server, "TcpExtListenOverflows");
+    let _listener = pair.server.enter(|| listener(server(8020), 0));
+    let trace = Trace::start(&pair.server, &["vs"]);
+    late_ack(&pair, 8020);
+    let line = trace.fate(8020);
+    assert_fate(&line, "dropped", Some("accept_queue_full"), None);
+    assert_eq!(line["sport"], 4000, "{line}");
+    overflows.reaches(1);
+    trace.stop();
+}
+
+#[test]
+fn a_full_queue_that_answers_the_final_ack_with_a_reset_refuses() {
+    let pair = need!(Pair::new());
+    with_neighbour(&pair);
+    pair.server.sysctl("ipv4/tcp_abort_on_overflow", "1");
+    let _listener = pair.server.enter(|| listener(server(8021), 0));
+    let trace = Trace::start(&pair.server, &["vs"]);
+    late_ack(&pair, 8021);
+    let line = trace.fate(8021);
+    assert_fate(&line, "refused", Some("accept_queue_full"), None);
+    assert_eq!(line["sport"], 4000, "{line}");
+    trace.stop();
+}

@@ -1,0 +1,122 @@
+//! Segments, sockets and firewall rules that the tests of accept-trace make.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+
+use nix::sys::socket::SockFlag;
+
+use super::Growth;
+use crate::common::frames::{RawSocket, ethernet, ip};
+use crate::common::{Namespace, Pair, SERVER4};
+use crate::connect::sockets::{connect_to, tcp};
+
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+pub fn local(port: u16) -> SocketAddr {
+    (LOOPBACK, port).into()
+}
+
+pub fn server(port: u16) -> SocketAddr {
+    (SERVER4, port).into()
+}
+
+/// A socket that begins to connect.
+pub fn begin(addr: SocketAddr) -> OwnedFd {
+    let socket = tcp(addr, SockFlag::SOCK_NONBLOCK);
+    let _ = connect_to(&socket, addr);
+    socket
+}
+
+/// A whole segment with a right checksum, from the client's station to the server's.
+pub fn segment(
+    pair: &Pair,
+    from: Ipv4Addr,
+    flags: u8,
+    ports: (u16, u16),
+    seq: u32,
+    ack: u32,
+) -> Vec<u8> {
+    let mut tcp = Vec::new();
+    tcp.extend(ports.0.to_be_bytes());
+    tcp.extend(ports.1.to_be_bytes());
+    tcp.extend(seq.to_be_bytes());
+    tcp.extend(ack.to_be_bytes());
+    tcp.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    let mut pseudo = [from.octets(), SERVER4.octets()].concat();
+    pseudo.extend([0, 6, 0, 20]);
+    pseudo.extend(&tcp);
+    let words = pseudo.chunks(2);
+    let mut sum: u32 = words
+        .map(|word| u32::from(word[0]) << 8 | u32::from(word[1]))
+        .sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    tcp[16..18].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    let (ethertype, packet) = ip(from.into(), SERVER4.into(), 6, &tcp);
+    let mut frame = ethernet(&[], ethertype, &packet);
+    frame[..6].copy_from_slice(&mac(&pair.server, "vs"));
+    frame[6..12].copy_from_slice(&mac(&pair.client, "vc"));
+    frame
+}
+
+fn mac(namespace: &Namespace, interface: &str) -> Vec<u8> {
+    let text = namespace.run(&format!("ip -o link show {interface}"));
+    let mut words = text.split_whitespace();
+    words.find(|word| *word == "link/ether").unwrap();
+    let octets = words.next().unwrap().split(':');
+    octets
+        .map(|octet| u8::from_str_radix(octet, 16).unwrap())
+        .collect()
+}
+
+pub fn send(pair: &Pair, frame: &[u8]) {
+    pair.client.enter(|| RawSocket::open("vc").send(frame));
+}
+
+/// An address of the client's network that nobody answers for.
+pub const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
+
+/// Lets packets to [`NOBODY`] leave.
+pub fn with_neighbour(pair: &Pair) {
+    pair.server.run(&format!(
+        "ip neigh add {NOBODY} lladdr 02:00:00:00:00:99 dev vs"
+    ));
+}
+
+/// Sends the SYN of nobody, and the final ACK once somebody else has taken the last place in the
+/// accept queue.
+pub fn late_ack(pair: &Pair, port: u16) {
+    let seen = pair.client.enter(|| RawSocket::open_to_receive("vc"));
+    send(pair, &segment(pair, NOBODY, 2, (4000, port), 77, 0));
+    let seq = loop {
+        let frame = seen.receive();
+        let from_port = |frame: &[u8]| frame.len() >= 54 && frame[34..36] == port.to_be_bytes();
+        if from_port(&frame) && frame[47] == 0x12 {
+            break u32::from_be_bytes(frame[38..42].try_into().unwrap());
+        }
+    };
+    let established = Growth::of(&pair.server, "TcpPassiveOpens");
+    pair.client
+        .enter(|| TcpStream::connect(server(port)).unwrap());
+    established.reaches(1);
+    send(
+        pair,
+        &segment(pair, NOBODY, 0x10, (4000, port), 78, seq.wrapping_add(1)),
+    );
+}
+
+pub fn nft(namespace: &Namespace, hook: &str, rule: &str) -> Result<(), String> {
+    namespace.try_run("nft add table inet t")?;
+    namespace.enter(|| {
+        let chain = format!("add chain inet t c {{ {hook} ; }}");
+        for command in [chain, format!("add rule inet t c {rule}")] {
+            let status = std::process::Command::new("nft").arg(&command).status();
+            let status = status.map_err(|error| error.to_string())?;
+            if !status.success() {
+                return Err(format!("nft {command}: {status}"));
+            }
+        }
+        Ok(())
+    })
+}
