@@ -18,7 +18,7 @@ use super::rotation::{Limits, Rotation, Turn};
 use super::write::{Encoder, FileFormat, InPlace, Statistics, Written};
 use crate::failure::Failure;
 use crate::output::clock::{Clock, UnixNanos};
-use crate::output::sink::{Patience, Stdout, has_room};
+use crate::output::stdout::{Patience, Stdout, has_room};
 use crate::run::stop::{ExitReason, Stop};
 
 /// Bytes gathered before they are written, where nothing asks for them sooner. Large frames are

@@ -18,6 +18,8 @@ pub mod loss_trace;
 pub mod number;
 pub mod port_monitor;
 pub mod sink;
+mod stage;
+pub mod stdout;
 pub mod summary;
 pub mod syn_count;
 

@@ -2,33 +2,25 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fs::{File, FileType, OpenOptions};
+use std::fs::File;
 use std::io::{ErrorKind, IsTerminal, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::time::{Duration, Instant};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileTypeExt;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, SpliceFFlags, splice};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::unistd::{pipe2, write};
 
 use super::line::{Line, Room};
-use crate::run::stop::{ExitReason, Stop, poll_timeout};
+use super::stage::{PIPE_PIECE, Stage, whole_lines};
+use super::stdout::{Patience, Stdout, has_room};
+use crate::run::stop::{ExitReason, Stop};
 
 /// How many bytes are gathered before they are written, if no flush comes earlier. As whole lines,
 /// which leave the end of each page empty, they fill the 16 pages of a pipe.
 const BUFFER: usize = 56 * 1024;
 
-/// How many bytes the kernel writes to a pipe atomically (PIPE_BUF).
-const PIPE_PIECE: usize = 4096;
-
 /// How many bytes a terminal takes without blocking if it takes anything.
 const SMALL_PIECE: usize = 256;
-
-/// How long the end of a run waits for a reader that has stopped.
-const GRACE: Duration = Duration::from_millis(500);
 
 /// Gathers data lines and writes them to stdout.
 pub struct Sink {
@@ -48,94 +40,6 @@ pub struct Sink {
     ended: Option<ExitReason>,
     error: Option<anyhow::Error>,
     patience: Patience,
-}
-
-/// How long to wait for a reader that has stopped.
-#[derive(Default)]
-pub struct Patience {
-    /// The end of the grace period. It begins when the run has to stop, and again when the reader
-    /// reads. It is kept from one flush to the next, or each flush would begin a new one.
-    give_up_at: Option<Instant>,
-}
-
-impl Patience {
-    /// The reader has read something.
-    pub fn renew(&mut self) {
-        self.give_up_at = None;
-    }
-
-    /// Waits until a file takes more. False if the run has to stop and the reader has read nothing
-    /// for too long.
-    pub fn wait(&mut self, file: BorrowedFd<'_>, stop: &Stop) -> bool {
-        let stopping = stop.reason().is_some();
-        if stopping {
-            self.give_up_at.get_or_insert(Instant::now() + GRACE);
-        }
-        let left = self
-            .give_up_at
-            .map(|at| at.saturating_duration_since(Instant::now()));
-        if left == Some(Duration::ZERO) {
-            return false;
-        }
-        let mut fds = vec![PollFd::new(file, PollFlags::POLLOUT)];
-        if !stopping {
-            fds.push(PollFd::new(stop.as_fd(), PollFlags::POLLIN));
-        }
-        let timeout = poll_timeout([left, stop.remaining().filter(|_| !stopping)]);
-        // An interrupted poll is one that woke early.
-        let _ = poll(&mut fds, timeout);
-        true
-    }
-}
-
-/// stdout, and how it can be written.
-pub struct Stdout {
-    /// A description that does not block, where there can be one.
-    pub file: File,
-    /// A write may wait for the reader.
-    pub may_block: bool,
-    kind: FileType,
-}
-
-impl Stdout {
-    /// Opens this process's stdout.
-    ///
-    /// # Errors
-    /// stdout is closed.
-    pub fn open() -> Result<Self> {
-        let inherited: File = std::io::stdout()
-            .as_fd()
-            .try_clone_to_owned()
-            .context("failed to open stdout")?
-            .into();
-        let kind = inherited
-            .metadata()
-            .context("failed to look at stdout")?
-            .file_type();
-        // A description of our own can be made non-blocking without doing so to the shell's. What
-        // can't be opened again (a socket, a pipe or terminal of another user) stays as it is.
-        let own = (kind.is_fifo() || kind.is_char_device())
-            .then(|| {
-                OpenOptions::new()
-                    .write(true)
-                    .custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits())
-                    .open("/proc/self/fd/1")
-                    .ok()
-            })
-            .flatten();
-        Ok(Self {
-            may_block: own.is_none() && !kind.is_file(),
-            file: own.unwrap_or(inherited),
-            kind,
-        })
-    }
-}
-
-/// Whether a file that may block takes more now.
-pub fn has_room(file: BorrowedFd<'_>) -> bool {
-    let mut fds = [PollFd::new(file, PollFlags::POLLOUT)];
-    // A file is always ready, and an error is reported by the write.
-    poll(&mut fds, PollTimeout::ZERO) != Ok(0)
 }
 
 impl Sink {
@@ -339,62 +243,6 @@ impl Sink {
     }
 }
 
-/// How many bytes to write at once: whole lines that the kernel takes in one piece, so that a line
-/// is never cut, even if others write too or the reader stops. A file that has room has room for
-/// that much.
-fn whole_lines(bytes: &[u8]) -> usize {
-    if bytes.len() <= PIPE_PIECE {
-        return bytes.len();
-    }
-    let last_end = bytes[..PIPE_PIECE].iter().rposition(|byte| *byte == b'\n');
-    match last_end.or_else(|| bytes.iter().position(|byte| *byte == b'\n')) {
-        Some(end) => end + 1,
-        None => bytes.len(),
-    }
-}
-
-/// A pipe of our own on the way to the pipe at stdout.
-///
-/// The kernel writes no more than [`PIPE_PIECE`] to a pipe in one piece, and each write wakes the
-/// reader. But splice(2) moves whole buffers from one pipe to another, as many as there is room
-/// for. So lines are written here, where no reader waits, in pieces that each are in one buffer,
-/// and then moved on all at once: no line is cut, the reader wakes once, and nothing blocks.
-struct Stage {
-    reader: OwnedFd,
-    writer: OwnedFd,
-    /// Bytes that are in it.
-    held: usize,
-}
-
-impl Stage {
-    fn new() -> nix::Result<Self> {
-        let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-        let held = 0;
-        Ok(Self {
-            reader,
-            writer,
-            held,
-        })
-    }
-
-    /// Fills this pipe with `lines`, whose first `held` bytes it holds already, and moves as much to
-    /// `to` as has room there. Returns how many bytes that was.
-    fn pass_on(&mut self, lines: &[u8], to: BorrowedFd<'_>) -> nix::Result<usize> {
-        while self.held < lines.len() {
-            let rest = &lines[self.held..];
-            match write(&self.writer, &rest[..whole_lines(rest)]) {
-                Ok(len) => self.held += len,
-                Err(Errno::EAGAIN) => break,
-                Err(error) => return Err(error),
-            }
-        }
-        let now = SpliceFFlags::SPLICE_F_NONBLOCK;
-        let passed = splice(&self.reader, None, to, None, self.held, now)?;
-        self.held -= passed;
-        Ok(passed)
-    }
-}
-
 /// How many lines end in these bytes.
 fn newlines(bytes: &[u8]) -> u64 {
     // The compiler vectorizes a sum of bytes. In chunks of this size the sum fits a byte, and each
@@ -440,20 +288,6 @@ mod tests {
         assert!(!wanted(&[("TERM", "xterm"), ("NO_COLOR", "1")]));
         assert!(!wanted(&[("TERM", "dumb")]));
         assert!(!wanted(&[]));
-    }
-
-    #[test]
-    fn a_piece_is_whole_lines_and_fits_a_pipe_unless_a_line_does_not() {
-        for len in [1, 2, 63, 64, 65, 170, 4095, 4096] {
-            let lines = format!("{}\n", "x".repeat(len - 1)).repeat(20_000 / len);
-            let piece = whole_lines(lines.as_bytes());
-            let expected = lines.len().min(PIPE_PIECE / len * len);
-            assert_eq!(piece, expected, "{len}");
-        }
-        let long = format!("{}\nshort\n", "x".repeat(5000));
-        assert_eq!(whole_lines(long.as_bytes()), 5001);
-        assert_eq!(whole_lines(&long.as_bytes()[..5000]), 5000);
-        assert_eq!(whole_lines(b"the end of a line\nand more"), 26);
     }
 
     #[test]
