@@ -1,54 +1,40 @@
 //! What the exporter collects: the programs of the other commands, which count in the kernel and
 //! send no events.
 
-use std::collections::HashMap;
+mod accept;
+mod connect;
+mod listeners;
+mod loss;
+mod syn;
+
 use std::fmt;
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context, Result};
-use libbpf_rs::{Link, OpenObject};
+use anyhow::Result;
+use libbpf_rs::OpenObject;
 
-use crate::attach::tc::Places;
-use crate::attach::{Attached, load};
-use crate::cli::{
-    AcceptTraceArgs, CollectorChoice, ConnectTraceArgs, ExporterArgs, LossTraceArgs, SynCountArgs,
-    arguments,
-};
-use crate::cmd::accept_trace::programs::{self, Hooks, Programs};
-use crate::cmd::accept_trace::table::AttemptTable;
-use crate::cmd::connect_trace::{self, Tracer};
-use crate::cmd::listeners;
-use crate::cmd::loss_trace::programs::{self as loss_programs, Kernel, LoadOptions};
-use crate::cmd::syn_count::SynCount;
-use crate::domain::listener::Looks;
-use crate::domain::reasons::{DropReason, Reasons, reason_of_place};
+use accept::AcceptCollector;
+use connect::ConnectCollector;
+use listeners::ListenerCollector;
+use loss::LossCollector;
+use syn::SynCollector;
+
+use crate::attach::Attached;
+use crate::cli::{CollectorChoice, ExporterArgs};
+use crate::cmd::connect_trace;
+use crate::domain::reasons::reason_of_place;
 use crate::failure::Failure;
 use crate::host::interfaces::Interface;
 use crate::host::kernel_symbols::KernelSymbols;
 use crate::host::privileges;
-use crate::host::sock_diag::SockDiag;
-use crate::host::socket_counts::SocketCounts;
 use crate::notice::Notices;
-use crate::output::exporter::metrics::{self, ListenerTotals};
 use crate::output::exporter::{Exposition, ExpositionFormat};
-use crate::run::events::BufferKind;
-use crate::run::export;
 use crate::run::packet;
 use crate::run::session::Session;
-use crate::skel::accept_trace::AcceptTraceSkel;
-use crate::skel::loss_trace::LossTraceSkel;
-use crate::skel::syn_count::SynCountSkel;
-use crate::skel::{self, LossKind, PacketSkel};
-use crate::sys::key_tables::Size;
-use crate::sys::link;
+use crate::skel::{self, PacketSkel};
 
 use CollectorChoice::{Accept, Connect, Flows, Listeners, Loss, Syn};
-
-/// How often the table of attempts is read for fates that no program sees: a scrape may lack those of
-/// this last period.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// Each collector, with the command that uses the same hooks.
 pub const COLLECTORS: [(CollectorChoice, &str); 6] = [
@@ -333,243 +319,10 @@ impl Loading {
     }
 }
 
-struct SynCollector<'obj> {
-    skels: Vec<SynCountSkel<'obj>>,
-    attached: Attached,
-    interfaces: Vec<String>,
-    slots: usize,
-}
-
-impl<'obj> SynCollector<'obj> {
-    fn load(
-        storage: &'obj mut [MaybeUninit<OpenObject>],
-        interfaces: &[Interface],
-        session: &mut Session,
-    ) -> Result<Self, Failure> {
-        // An interface takes one XDP program. The exporter runs for long, and leaves it to others.
-        let args = arguments::<SynCountArgs>(&["--mode", "tc"])?;
-        let command = SynCount::new(&args)?;
-        let places = packet::places(&command, interfaces);
-        let skels = packet::load_all(&command, interfaces, storage)?;
-        let attached = packet::attach_all(&command, session, interfaces, &skels, places)?;
-        let names = interfaces.iter().map(|interface| interface.name.clone());
-        Ok(Self {
-            skels,
-            attached,
-            interfaces: names.collect(),
-            slots: load::packet_slots()?,
-        })
-    }
-
-    fn write(&self, out: &mut Exposition) {
-        let counters = self.skels.iter().map(|skel| skel.counters(self.slots));
-        let names = self.interfaces.iter().map(String::as_str);
-        metrics::syn(out, &names.zip(counters).collect::<Vec<_>>());
-    }
-}
-
-struct ListenerCollector {
-    diag: SockDiag,
-    looks: Looks,
-    totals: ListenerTotals,
-    interfaces: HashMap<u32, String>,
-}
-
-impl ListenerCollector {
-    fn open(args: &ExporterArgs) -> Result<Self, Failure> {
-        let mut diag = SockDiag::open()?;
-        diag.listening()?;
-        Ok(Self {
-            diag,
-            looks: Looks::default(),
-            totals: ListenerTotals::new(args.max_listeners as usize),
-            interfaces: listeners::interface_names()?,
-        })
-    }
-
-    fn write(&mut self, out: &mut Exposition) -> Result<()> {
-        let sockets = self.diag.listening()?;
-        let half_open = self.diag.half_open()?;
-        let unknown = HashMap::new();
-        let found = self
-            .looks
-            .update(&sockets, &half_open, &unknown, Duration::ZERO);
-        let name = |index: u32| {
-            let known = self.interfaces.get(&index).cloned();
-            known.unwrap_or_else(|| index.to_string())
-        };
-        metrics::listeners(out, &found, &mut self.totals, name);
-        Ok(())
-    }
-}
-
-struct AcceptCollector<'obj> {
-    skels: Vec<AcceptTraceSkel<'obj>>,
-    hooks: Hooks,
-    table: AttemptTable,
-    reasons: Reasons,
-}
-
-impl<'obj> AcceptCollector<'obj> {
-    fn load(
-        storage: &'obj mut [MaybeUninit<OpenObject>; 2],
-        interfaces: &[Interface],
-        session: &mut Session,
-    ) -> Result<Self, Failure> {
-        let mut args = arguments::<AcceptTraceArgs>(&[])?;
-        args.exporting = true;
-        let buffer = BufferKind::choose(args.buffer.buffer)?;
-        let places = Places::both_ways(interfaces);
-        let programs = Programs::load(&args, buffer, interfaces, storage, session.notices)?;
-        let first = programs.skels.first().context("there is no interface")?;
-        export::prepare(&first.maps.export_counts)?;
-        let mut hooks = programs::attach(programs.hook, &programs.skels, interfaces, places)?;
-        for note in hooks.interfaces.take_notes() {
-            session.notices.note(&note);
-        }
-        for hook in hooks.interfaces.hooks() {
-            session.follow(hook)?;
-        }
-        Ok(Self {
-            skels: programs.skels,
-            hooks,
-            table: AttemptTable::new(interfaces, SWEEP_EVERY, args.attempt_timeout)?,
-            reasons: programs.reasons,
-        })
-    }
-
-    fn sweep(&mut self) -> Result<()> {
-        let first = self.skels.first_mut().context("there is no interface")?;
-        self.table.sweep(first)
-    }
-
-    fn write(&self, out: &mut Exposition, places: &mut KernelSymbols) -> Result<()> {
-        let first = self.skels.first().context("there is no interface")?;
-        let counts = export::read(&first.maps.export_counts, &first.maps.export_times)?;
-        metrics::accept(out, &counts, |key| {
-            name(&self.reasons, key.reason, place(places, key.place))
-        });
-        Ok(())
-    }
-
-    fn lost(&self) -> u64 {
-        let counters = self.skels.iter().filter_map(|skel| {
-            let bss = skel.maps.bss_accept_data.as_deref()?;
-            Some(skel::accept_counters(bss).untracked)
-        });
-        counters.sum()
-    }
-}
-
-/// The name of a reason; if it has none, the reason that the dropping function implies.
-fn name(reasons: &Reasons, number: u32, place: Option<&str>) -> Option<String> {
-    let name = reasons.name(number);
-    name.or_else(|| place.and_then(reason_of_place).map(DropReason::name))
-        .map(str::to_owned)
-}
-
-fn place(places: &mut KernelSymbols, address: u64) -> Option<&str> {
+/// The kernel function at an address.
+fn function(places: &mut KernelSymbols, address: u64) -> Option<&str> {
     match address {
         0 => None,
         address => places.name(address),
-    }
-}
-
-struct LossCollector<'obj> {
-    skel: LossTraceSkel<'obj>,
-    kernel: Kernel,
-    hooks: Vec<&'static str>,
-    _links: Vec<Link>,
-}
-
-impl<'obj> LossCollector<'obj> {
-    fn load(storage: &'obj mut MaybeUninit<OpenObject>) -> Result<Self, Failure> {
-        let mut args = arguments::<LossTraceArgs>(&[])?;
-        args.exporting = true;
-        let buffer = BufferKind::choose(args.buffer.buffer)?;
-        let kernel = Kernel::look()?;
-        // Only kernels without reasons need it here.
-        let mut symbols = KernelSymbols::open().unwrap_or_else(|_| KernelSymbols::none());
-        let target = LoadOptions {
-            interfaces: &[],
-            watched: &[],
-            tables: Size::of(1),
-            is_raw_ip: false,
-            first: None,
-        };
-        let skel = kernel.load(&args, buffer, &target, &mut symbols, storage)?;
-        export::prepare(&skel.maps.export_counts)?;
-        let (links, hooks) = loss_programs::attach(&skel)?;
-        Ok(Self {
-            skel,
-            kernel,
-            hooks,
-            _links: links,
-        })
-    }
-
-    fn write(&self, out: &mut Exposition, places: &mut KernelSymbols) -> Result<()> {
-        let counts = export::read(&self.skel.maps.export_counts, &self.skel.maps.export_times)?;
-        metrics::loss(out, &counts, |key| {
-            let place = place(places, key.place);
-            let kind = LossKind(key.kind.into());
-            let (name, _) = self.kernel.reason(kind, key.reason, place);
-            name.map(str::to_owned)
-        });
-        Ok(())
-    }
-
-    fn lost(&self) -> u64 {
-        let programs = loss_programs::loaded(&self.skel.progs);
-        programs
-            .map(|(_, program)| link::skipped_runs(program.as_fd()))
-            .sum()
-    }
-}
-
-struct ConnectCollector<'obj> {
-    tracer: Tracer<'obj>,
-    sockets: SocketCounts,
-}
-
-impl<'obj> ConnectCollector<'obj> {
-    fn load(
-        storage: &'obj mut [MaybeUninit<OpenObject>],
-        has_flows: bool,
-        notices: Notices,
-    ) -> Result<Self, Failure> {
-        let mut args = arguments::<ConnectTraceArgs>(&[])?;
-        args.exporting = true;
-        args.accept = has_flows;
-        args.close = has_flows;
-        let buffer = BufferKind::choose(args.buffer.buffer)?;
-        let tracer = connect_trace::choose(&args, buffer, storage, notices)?;
-        export::prepare(&tracer.skel.maps.export_counts)?;
-        Ok(Self {
-            tracer,
-            sockets: SocketCounts::open(),
-        })
-    }
-
-    fn write(&self, out: &mut Exposition, with_connects: bool, with_flows: bool) -> Result<()> {
-        let maps = &self.tracer.skel.maps;
-        let counts = export::read(&maps.export_counts, &maps.export_times)?;
-        if with_connects {
-            metrics::connect(out, &counts);
-        }
-        if with_flows {
-            metrics::flows(out, &counts, &self.sockets.read());
-        }
-        Ok(())
-    }
-
-    fn lost(&self) -> u64 {
-        let Some(bss) = self.tracer.skel.maps.bss_data.as_deref() else {
-            return 0;
-        };
-        let counters = skel::connect_counters(bss);
-        let untold = counters.untold.cast_signed().max(0).cast_unsigned();
-        let progs = &self.tracer.skel.progs;
-        connect_trace::unseen(&counters, counters.unhooked, progs) + counters.lost + untold
     }
 }

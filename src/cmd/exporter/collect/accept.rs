@@ -1,0 +1,92 @@
+//! Counts the fates of incoming attempts, with the programs of accept-trace.
+
+use std::mem::MaybeUninit;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use libbpf_rs::OpenObject;
+
+use super::function;
+use crate::attach::tc::Places;
+use crate::cli::{AcceptTraceArgs, arguments};
+use crate::cmd::accept_trace::programs::{self, Hooks, Programs};
+use crate::cmd::accept_trace::table::AttemptTable;
+use crate::domain::reasons::{DropReason, Reasons, reason_of_place};
+use crate::failure::Failure;
+use crate::host::interfaces::Interface;
+use crate::host::kernel_symbols::KernelSymbols;
+use crate::output::exporter::{Exposition, metrics};
+use crate::run::events::BufferKind;
+use crate::run::export;
+use crate::run::session::Session;
+use crate::skel;
+use crate::skel::accept_trace::AcceptTraceSkel;
+
+/// How often the table of attempts is read for fates that no program sees: a scrape may lack those of
+/// this last period.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+pub struct AcceptCollector<'obj> {
+    skels: Vec<AcceptTraceSkel<'obj>>,
+    pub hooks: Hooks,
+    pub table: AttemptTable,
+    reasons: Reasons,
+}
+
+impl<'obj> AcceptCollector<'obj> {
+    pub fn load(
+        storage: &'obj mut [MaybeUninit<OpenObject>; 2],
+        interfaces: &[Interface],
+        session: &mut Session,
+    ) -> Result<Self, Failure> {
+        let mut args = arguments::<AcceptTraceArgs>(&[])?;
+        args.exporting = true;
+        let buffer = BufferKind::choose(args.buffer.buffer)?;
+        let places = Places::both_ways(interfaces);
+        let programs = Programs::load(&args, buffer, interfaces, storage, session.notices)?;
+        let first = programs.skels.first().context("there is no interface")?;
+        export::prepare(&first.maps.export_counts)?;
+        let mut hooks = programs::attach(programs.hook, &programs.skels, interfaces, places)?;
+        for note in hooks.interfaces.take_notes() {
+            session.notices.note(&note);
+        }
+        for hook in hooks.interfaces.hooks() {
+            session.follow(hook)?;
+        }
+        Ok(Self {
+            skels: programs.skels,
+            hooks,
+            table: AttemptTable::new(interfaces, SWEEP_EVERY, args.attempt_timeout)?,
+            reasons: programs.reasons,
+        })
+    }
+
+    pub fn sweep(&mut self) -> Result<()> {
+        let first = self.skels.first_mut().context("there is no interface")?;
+        self.table.sweep(first)
+    }
+
+    pub fn write(&self, out: &mut Exposition, places: &mut KernelSymbols) -> Result<()> {
+        let first = self.skels.first().context("there is no interface")?;
+        let counts = export::read(&first.maps.export_counts, &first.maps.export_times)?;
+        metrics::accept(out, &counts, |key| {
+            reason_name(&self.reasons, key.reason, function(places, key.place))
+        });
+        Ok(())
+    }
+
+    pub fn lost(&self) -> u64 {
+        let counters = self.skels.iter().filter_map(|skel| {
+            let bss = skel.maps.bss_accept_data.as_deref()?;
+            Some(skel::accept_counters(bss).untracked)
+        });
+        counters.sum()
+    }
+}
+
+/// The name of a reason; if it has none, the reason that the dropping function implies.
+fn reason_name(reasons: &Reasons, number: u32, place: Option<&str>) -> Option<String> {
+    let name = reasons.name(number);
+    name.or_else(|| place.and_then(reason_of_place).map(DropReason::name))
+        .map(str::to_owned)
+}

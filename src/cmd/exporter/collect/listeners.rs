@@ -1,0 +1,49 @@
+//! Reads the queues of listening sockets from socket diagnostics.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::cli::ExporterArgs;
+use crate::cmd::listeners;
+use crate::domain::listener::Looks;
+use crate::failure::Failure;
+use crate::host::sock_diag::SockDiag;
+use crate::output::exporter::Exposition;
+use crate::output::exporter::metrics::{self, ListenerTotals};
+
+pub struct ListenerCollector {
+    diag: SockDiag,
+    looks: Looks,
+    totals: ListenerTotals,
+    interfaces: HashMap<u32, String>,
+}
+
+impl ListenerCollector {
+    pub fn open(args: &ExporterArgs) -> Result<Self, Failure> {
+        let mut diag = SockDiag::open()?;
+        diag.listening()?;
+        Ok(Self {
+            diag,
+            looks: Looks::default(),
+            totals: ListenerTotals::new(args.max_listeners as usize),
+            interfaces: listeners::interface_names()?,
+        })
+    }
+
+    pub fn write(&mut self, out: &mut Exposition) -> Result<()> {
+        let sockets = self.diag.listening()?;
+        let half_open = self.diag.half_open()?;
+        let unknown = HashMap::new();
+        let found = self
+            .looks
+            .update(&sockets, &half_open, &unknown, Duration::ZERO);
+        let name = |index: u32| {
+            let known = self.interfaces.get(&index).cloned();
+            known.unwrap_or_else(|| index.to_string())
+        };
+        metrics::listeners(out, &found, &mut self.totals, name);
+        Ok(())
+    }
+}
