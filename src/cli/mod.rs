@@ -5,6 +5,7 @@ mod check;
 mod connect_trace;
 mod exporter;
 mod flows;
+pub mod interface_hints;
 mod listeners;
 mod loss_trace;
 pub mod manual;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum, ValueHint};
 
 use super::output::{OutputArgs, OutputFormat};
-use super::{usage, values};
+use super::{interface_hints, values};
 use crate::capture::rotation::Limits;
 use crate::capture::write::MAX_SNAPLEN;
 use crate::failure::Failure;
@@ -231,9 +231,11 @@ pub(super) fn expression(
         return Ok(None);
     }
     let expression =
-        Expression::new(text).map_err(|failure| match usage::words_hint(interfaces, words) {
-            Some(hint) => failure.hint(hint),
-            None => failure,
+        Expression::new(text).map_err(|failure| {
+            match interface_hints::words_hint(interfaces, words) {
+                Some(hint) => failure.hint(hint),
+                None => failure,
+            }
         })?;
     Ok(Some(expression))
 }

@@ -7,11 +7,11 @@ use clap::FromArgMatches;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use nix::net::if_::if_nametoindex;
 
-use super::values::{self, Refusal};
+use super::interface_hints::{interface_hint, option_hint, words_as_options};
+use super::values::Refusal;
 use super::{Cli, Command};
 use crate::cmd::generate::printed;
 use crate::failure::{Exit, Failure};
-use crate::filter::AddressRule;
 
 /// Parses the command line.
 ///
@@ -203,137 +203,6 @@ fn takes_no_interface(command: &clap::Command) -> String {
         "{} takes no interface: it sees the sockets of the whole machine",
         command.get_name()
     )
-}
-
-/// First words of filter expressions of tcpdump, which are not names of interfaces.
-const FILTER_WORDS: [&str; 16] = [
-    "port",
-    "portrange",
-    "host",
-    "net",
-    "src",
-    "dst",
-    "tcp",
-    "ip",
-    "ip6",
-    "ether",
-    "vlan",
-    "less",
-    "not",
-    "and",
-    "or",
-    "(",
-];
-
-/// What was probably meant by names that are not interfaces.
-pub fn interface_hint(names: &[String]) -> Option<String> {
-    // A filter may be one word, in quotes.
-    let names: Vec<_> = names
-        .iter()
-        .flat_map(|name| name.split_whitespace().map(str::to_owned))
-        .collect();
-    if let Some(at) = names
-        .iter()
-        .position(|name| FILTER_WORDS.contains(&name.as_str()))
-    {
-        let (interfaces, words) = names.split_at(at);
-        return Some(filter_hint(interfaces, words));
-    }
-    names.iter().find_map(|name| {
-        if name.parse::<u16>().is_ok() {
-            Some(format!(
-                "an interface has a name; an interval is -I {name}, a port -p {name}"
-            ))
-        } else if values::time(name).is_ok() {
-            Some(format!("-i is an interface; the interval is -I {name}"))
-        } else if name.parse::<AddressRule>().is_ok() {
-            Some(format!("an address is chosen by --host {name}"))
-        } else {
-            None
-        }
-    })
-}
-
-/// The same for a command that takes no filter expression.
-pub fn plain_interface_hint(names: &[String]) -> Option<String> {
-    words_as_options(names).or_else(|| interface_hint(names))
-}
-
-/// How the words of a filter, if there are any among these, are given as options.
-fn words_as_options(words: &[String]) -> Option<String> {
-    let is_filter = |word: &String| {
-        let first = word.split_whitespace().next();
-        first.is_some_and(|first| FILTER_WORDS.contains(&first))
-    };
-    let at = words.iter().position(is_filter)?;
-    option_hint(&words[at..]).or_else(|| {
-        let options = "--host ADDRESS, -p PORT, --any-port PORT";
-        Some(format!("this command takes options as filters: {options}"))
-    })
-}
-
-/// What was probably meant by arguments that were taken for a filter, and are none.
-pub fn words_hint(interfaces: &[String], words: &[String]) -> Option<String> {
-    if let Some(hint) = interface_hint(interfaces) {
-        return Some(hint);
-    }
-    let first = words.first().filter(|_| !interfaces.is_empty())?;
-    let is_name = first.chars().all(|c| c.is_ascii_alphanumeric());
-    if !is_name || FILTER_WORDS.contains(&first.as_str()) {
-        return None;
-    }
-    let interfaces = [interfaces, words].concat().join(",");
-    Some(format!(
-        "after -i, other arguments are a filter; several interfaces are given as -i {interfaces}"
-    ))
-}
-
-/// How the words of a filter are given to a command that takes expressions.
-fn filter_hint(interfaces: &[String], words: &[String]) -> String {
-    let words = words.join(" ");
-    if interfaces.is_empty() {
-        return format!("a filter goes with -f: -f '{words}'");
-    }
-    let interfaces = interfaces.join(",");
-    format!("a filter goes after -i: -i {interfaces} '{words}'")
-}
-
-/// How the words of a filter are given as options to a command that takes no expression.
-fn option_hint(words: &[String]) -> Option<String> {
-    let words: Vec<_> = words.iter().flat_map(|it| it.split_whitespace()).collect();
-    let words = match &words[..] {
-        ["tcp" | "ip" | "ip6", rest @ ..] => rest,
-        all => all,
-    };
-    let (side, words) = match words {
-        [side @ ("src" | "dst"), rest @ ..] => (*side, rest),
-        all => ("", all),
-    };
-    let (kind, value) = match words {
-        [kind, value, ..] => (*kind, *value),
-        [value] if !side.is_empty() => ("host", *value),
-        _ => return None,
-    };
-    let option = match (side, kind) {
-        ("src", "port" | "portrange") => "--sport",
-        ("dst", "port" | "portrange") => "-p",
-        (_, "port" | "portrange") => "--any-port",
-        ("src", "host" | "net") => "--src",
-        ("dst", "host" | "net") => "--dst",
-        (_, "host" | "net") => "--host",
-        _ => return None,
-    };
-    if ["--src", "--dst", "--host"].contains(&option)
-        && let Err(refusal) = value.parse::<AddressRule>()
-        && let Some(hint) = refusal.hint
-    {
-        return Some(format!(
-            "this command takes options as filters: {option} ADDRESS; {hint}"
-        ));
-    }
-    Some(format!(
-        "this command takes options as filters: {option} {value}"
-    ))
 }
 
 /// clap's tip, unless it is to pass an unknown option as a value, which is never right here.

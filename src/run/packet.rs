@@ -19,7 +19,7 @@ use crate::capture::recorder::{Destination, Recorder};
 use crate::capture::write::{Described, Encoder, Statistics};
 use crate::capture::{Capture, CaptureFile};
 use crate::capture::{LINKTYPE_ETHERNET, LINKTYPE_RAW};
-use crate::cli::{BufferArgs, BufferChoice, PacketArgs, RecordingArgs, RunArgs, usage};
+use crate::cli::{BufferArgs, BufferChoice, PacketArgs, RecordingArgs, RunArgs, interface_hints};
 use crate::failure::{Exit, Failure};
 use crate::filter::Filter;
 use crate::host::interfaces::{Interface, LinkLayer};
@@ -223,7 +223,10 @@ pub fn run<C: PacketCommand>(command: &C) -> Result<Exit, Failure> {
     let destination = destination(options)?;
     let mut session = Session::new(options.run)?;
     options.packets.netns.enter()?;
-    let interfaces = session.interfaces(options.packets.interfaces(), usage::interface_hint)?;
+    let interfaces = session.interfaces(
+        options.packets.interfaces(),
+        interface_hints::interface_hint,
+    )?;
     record(&mut session, options, destination, &interfaces)?;
     let slots = load::packet_slots()?;
     let buffer = choose_buffer(options)?;

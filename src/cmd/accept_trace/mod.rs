@@ -20,7 +20,7 @@ use table::AttemptTable;
 
 use crate::attach::load;
 use crate::attach::tc::Places;
-use crate::cli::{AcceptBy, AcceptTraceArgs, OutputFormat, usage};
+use crate::cli::{AcceptBy, AcceptTraceArgs, OutputFormat, interface_hints};
 use crate::domain::histogram::By;
 use crate::domain::incoming::Attempt;
 use crate::domain::reasons::{ReasonFrom, Reasons};
@@ -53,7 +53,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
         false => AttemptLayout::of(&args.run.output.columns)?,
     };
     let mut shown = Reports::new(args)?;
-    let interfaces = session.interfaces(args.interfaces(), usage::interface_hint)?;
+    let interfaces = session.interfaces(args.interfaces(), interface_hints::interface_hint)?;
     load::possible_cpus()?;
     let buffer = BufferKind::choose(args.buffer.buffer)?;
     let mut storage = [const { MaybeUninit::uninit() }; 2];

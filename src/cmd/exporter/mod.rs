@@ -17,7 +17,7 @@ pub use collect::COLLECTORS;
 use collect::{Collectors, Storage};
 use http::{Answer, Request, Server};
 
-use crate::cli::{ExporterArgs, usage};
+use crate::cli::{ExporterArgs, interface_hints};
 use crate::failure::{Exit, Failure};
 use crate::host::privileges;
 use crate::host::sandbox::Files;
@@ -46,7 +46,7 @@ pub fn run(args: &ExporterArgs) -> Result<Exit, Failure> {
     }
     args.netns.enter()?;
     let interfaces = match collect::needs_interfaces(args) {
-        true => session.interfaces(args.interfaces(), usage::plain_interface_hint)?,
+        true => session.interfaces(args.interfaces(), interface_hints::plain_interface_hint)?,
         false => Vec::new(),
     };
     let mut storage = Storage::new(&interfaces);

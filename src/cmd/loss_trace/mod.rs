@@ -19,7 +19,7 @@ use crate::attach::{Attached, load};
 use crate::capture::LINKTYPE_RAW;
 use crate::capture::recorder::{Destination, Recorder};
 use crate::capture::write::{Described, Encoder, Statistics, Written};
-use crate::cli::{LossByChoice, LossTraceArgs, OutputFormat, usage};
+use crate::cli::{LossByChoice, LossTraceArgs, OutputFormat, interface_hints};
 use crate::domain::loss::{Loss, LossKey, detail_name, ip_len, kind_name};
 use crate::domain::reasons::{NetfilterHook, ReasonFrom, hook_of_caller};
 use crate::domain::tally::{Label, TallyKey};
@@ -54,7 +54,7 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
     args.netns.enter()?;
     let interfaces = match args.interfaces() {
         [] => Vec::new(),
-        names => session.interfaces(names, usage::plain_interface_hint)?,
+        names => session.interfaces(names, interface_hints::plain_interface_hint)?,
     };
     let tables = Size::of(load::possible_cpus()?);
     let lines = Lines::new(args)?;
