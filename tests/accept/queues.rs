@@ -91,6 +91,37 @@ fn a_full_accept_queue_is_named_with_its_figures() {
 }
 
 #[test]
+fn a_queue_that_was_emptied_after_the_last_syn_was_not_full_until_the_fate_was_known() {
+    let namespace = need!(Namespace::new());
+    let listener = namespace.enter(|| TcpListener::from(listener(local(8080), 0)));
+    let trace = Trace::start(&namespace, &["lo"]);
+    let overflows = Growth::of(&namespace, "TcpExtListenOverflows");
+    let established = Growth::of(&namespace, "TcpPassiveOpens");
+    let _first = namespace.enter(|| TcpStream::connect(local(8080)).unwrap());
+    established.reaches(1);
+    let second = namespace.enter(|| begin(local(8080)));
+    overflows.reaches(1);
+    // It gives up before it sends its SYN again.
+    drop(second);
+    listener.accept().unwrap();
+    trace.wait_for_fates(2);
+    let fates = trace.stop();
+    let dropped: Vec<_> = fates
+        .at(8080)
+        .into_iter()
+        .filter(|it| it["fate"] == "dropped")
+        .collect();
+    let [line] = dropped[..] else {
+        panic!("{dropped:?}")
+    };
+    assert_fate(line, "dropped", Some("accept_queue_full"), Some("inferred"));
+    // It found the queue full once, and its fate was known a second or more later.
+    if line["syn_retransmits"] == 0 {
+        assert_eq!(line["queue_full_ms"], 0, "{line}");
+    }
+}
+
+#[test]
 fn who_gets_through_by_a_repeated_syn_is_one_attempt() {
     let namespace = need!(Namespace::new());
     let listener = namespace.enter(|| TcpListener::from(listener(local(8006), 0)));

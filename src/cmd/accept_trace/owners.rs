@@ -119,44 +119,63 @@ fn listener_at(
     }
 }
 
+/// From when until when an accept queue is known to have been full, on the kernel's monotonic clock.
+#[derive(Clone, Copy)]
+struct Full {
+    since: u64,
+    until: u64,
+}
+
 /// Since when accept queues are full.
 #[derive(Default)]
 pub struct FullQueues {
-    since: HashMap<Endpoint, u64>,
+    queues: HashMap<Endpoint, Full>,
 }
 
 impl FullQueues {
     /// Notes the state of the queue that an attempt found. Returns for how many nanoseconds the
-    /// queue has been full.
+    /// queue is known to have been full. What became of it after the last SYN is not known.
     pub fn note(&mut self, attempt: &Attempt) -> Option<u64> {
         if !attempt.has(AcceptFlag::ATTEMPT_HAS_LISTENER) {
             return None;
         }
-        let is_full = attempt.has(AcceptFlag::ATTEMPT_ACCEPT_QUEUE_FULL)
-            || attempt.has(AcceptFlag::ATTEMPT_ACK_DROPPED);
-        if !is_full && self.since.is_empty() {
+        let full = full_during(attempt);
+        if full.is_none() && self.queues.is_empty() {
             return None;
         }
         let (place, _) = attempt.socket();
-        if !is_full {
+        let Some(full) = full else {
             // A failed attempt may have arrived long ago, so room then means nothing now.
             if !attempt.has_failed() {
-                self.since.remove(&place);
+                self.queues.remove(&place);
             }
             return None;
-        }
-        if self.since.len() >= REMEMBERED {
-            self.since.clear();
-        }
-        let raw = &attempt.raw;
-        let seen = match raw.attempt.syn_ns {
-            0 => raw.ts_ns,
-            at => at,
         };
-        let since = self.since.entry(place).or_insert(seen);
-        *since = seen.min(*since);
-        Some(raw.ts_ns.saturating_sub(*since))
+        if self.queues.len() >= REMEMBERED {
+            self.queues.clear();
+        }
+        let known = self.queues.entry(place).or_insert(full);
+        known.since = known.since.min(full.since);
+        known.until = known.until.max(full.until);
+        Some(known.until - known.since)
     }
+}
+
+/// When an attempt found the accept queue full: by its SYNs, else by its final ACK, whose time is
+/// not known, but which came after a SYN-ACK.
+fn full_during(attempt: &Attempt) -> Option<Full> {
+    let raw = &attempt.raw;
+    let (since, until) = if attempt.has(AcceptFlag::ATTEMPT_ACCEPT_QUEUE_FULL) {
+        (raw.attempt.syn_ns, raw.attempt.last_syn_ns)
+    } else if attempt.has(AcceptFlag::ATTEMPT_ACK_DROPPED) {
+        (raw.attempt.last_syn_ack_ns, raw.attempt.last_syn_ack_ns)
+    } else {
+        return None;
+    };
+    // 0: it came before this run.
+    let since = if since == 0 { raw.ts_ns } else { since };
+    let until = until.max(since);
+    Some(Full { since, until })
 }
 
 #[cfg(test)]
@@ -202,15 +221,15 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_is_full_from_the_first_syn_that_found_it_so_until_one_did_not() {
+    fn a_queue_is_full_from_the_first_syn_that_found_it_so_to_the_last() {
         let mut queues = FullQueues::default();
-        let attempt = |syn_ns, ts_ns, is_full, fate| {
+        let attempt = |syns: [u64; 2], ts_ns, is_full, fate| {
             let mut raw = AcceptEvent {
                 ts_ns,
                 fate,
                 ..AcceptEvent::default()
             };
-            raw.attempt.syn_ns = syn_ns;
+            [raw.attempt.syn_ns, raw.attempt.last_syn_ns] = syns;
             raw.attempt.flags = AcceptFlag::ATTEMPT_HAS_LISTENER.0 as u16;
             if is_full {
                 raw.attempt.flags |= AcceptFlag::ATTEMPT_ACCEPT_QUEUE_FULL.0 as u16;
@@ -218,9 +237,12 @@ mod tests {
             Attempt { raw }
         };
         let (dropped, accepted) = (AcceptFate::FATE_DROPPED, AcceptFate::FATE_ACCEPTED);
-        assert_eq!(queues.note(&attempt(100, 150, true, dropped)), Some(50));
-        assert_eq!(queues.note(&attempt(200, 250, true, dropped)), Some(150));
-        assert_eq!(queues.note(&attempt(260, 270, false, accepted)), None);
-        assert_eq!(queues.note(&attempt(300, 310, true, dropped)), Some(10));
+        let mut note =
+            |syns, ts_ns, is_full, fate| queues.note(&attempt(syns, ts_ns, is_full, fate));
+        assert_eq!(note([100, 120], 150, true, dropped), Some(20));
+        assert_eq!(note([200, 200], 250, true, dropped), Some(100));
+        assert_eq!(note([110, 110], 260, true, dropped), Some(100));
+        assert_eq!(note([260, 260], 270, false, accepted), None);
+        assert_eq!(note([300, 310], 390, true, dropped), Some(10));
     }
 }
