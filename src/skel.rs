@@ -38,7 +38,7 @@ pub type FilterConfig = syn_count::types::filter_config;
 pub type PortBits = syn_count::types::bss_ports;
 /// `struct packet_counters`: those of one CPU.
 pub type CounterSlot = syn_count::types::packet_counters;
-/// What a packet program is told about a frame of a file.
+/// What a packet program needs to know about a frame of a file.
 pub type ReplayedFrames = syn_count::types::bss_replay;
 /// `struct packet_event`, which the bytes of the payload follow.
 pub type PacketEvent = port_monitor::types::packet_event;
@@ -470,7 +470,7 @@ pub trait PacketSkel<'obj>: Skel<'obj> {
     /// The slots that are not taken; the map exists where slots are.
     fn idle_slots(&self) -> &MapMut<'obj>;
 
-    /// What tells the programs to stop counting.
+    /// The variable that stops the programs from counting.
     fn stopped(&mut self) -> Option<&mut u32>;
 
     /// Where the programs find the frames of a test run.
@@ -504,7 +504,7 @@ pub trait PacketSkel<'obj>: Skel<'obj> {
 /// it goes beyond [`REPLAY_BYTES`], the programs can't reach the rest.
 ///
 /// # Errors
-/// There is no such place.
+/// The frame is too long, or its number too high.
 pub fn put_frame(
     frames: &mut ReplayedFrames,
     (number, at): (usize, usize),
@@ -512,11 +512,11 @@ pub fn put_frame(
     wire_len: u32,
     ts_ns: u64,
 ) -> Result<()> {
-    const NO_PLACE: &str = "a frame does not fit the test run";
+    const NO_ROOM: &str = "a frame does not fit the test run";
     let end = REPLAY_BYTES.min(at + bytes.len());
-    let place = frames.replay_bytes.get_mut(at..end).context(NO_PLACE)?;
-    place.copy_from_slice(&bytes[..end - at]);
-    let entry = frames.replay_frames.get_mut(number).context(NO_PLACE)?;
+    let to = frames.replay_bytes.get_mut(at..end).context(NO_ROOM)?;
+    to.copy_from_slice(&bytes[..end - at]);
+    let entry = frames.replay_frames.get_mut(number).context(NO_ROOM)?;
     entry.ts_ns = ts_ns;
     entry.at = u32::try_from(at)?;
     entry.len = u32::try_from(bytes.len()).context("the frame is too long")?;
@@ -644,7 +644,7 @@ packet_skel!(syn_count: OpenSynCountSkel, SynCountSkel, counts);
 packet_skel!(port_monitor: OpenPortMonitorSkel, PortMonitorSkel, sends_events);
 packet_skel!(flows: OpenFlowsSkel, FlowsSkel, sends_events);
 
-/// Tells accept-trace's program what became of an attempt.
+/// Hands accept-trace's program what became of an attempt, which it reports.
 pub fn set_accept_verdict(bss: &mut accept_trace::types::bss_verdict, verdict: &AcceptVerdict) {
     // SAFETY: an exclusive reference into the mapping. The kernel uses it only while a test run is
     // on, which is not now; volatile, because the compiler can't know that.
@@ -739,10 +739,10 @@ same_types! {
 }
 filtered_skel!(connect_trace: OpenConnectTraceSkel);
 
-/// `struct sweep`: what user space asks of the sweep of flows, and what it tells.
+/// `struct sweep`: what user space asks of the sweep of flows, and its answer.
 pub type Sweep = flows::types::sweep;
 
-/// Tells the sweep what to report, from the first slot on.
+/// Sets what the sweep is to report, from the first slot on.
 pub fn set_sweep(bss: &mut flows::types::bss_sweep, sweep: &Sweep) {
     // SAFETY: an exclusive reference into the mapping. The kernel uses it only while a sweep
     // runs, which is not now; volatile, because the compiler can't know that.
@@ -755,7 +755,7 @@ pub fn read_sweep(bss: &flows::types::bss_sweep) -> Sweep {
     unsafe { std::ptr::read_volatile(&bss.sweep) }
 }
 
-/// Tells the program that reads sockets whether to add flows for them.
+/// Sets whether the program that reads sockets adds flows for them.
 pub fn set_seeding(bss: &mut flow_sockets::types::bss, seeding: bool) {
     // SAFETY: as above: the program runs only while an iterator is read.
     unsafe { std::ptr::write_volatile(&mut bss.seeding, seeding.into()) }

@@ -18,7 +18,7 @@
 
 mod lock;
 mod owner;
-mod place;
+mod priority;
 mod rtnl;
 
 use std::os::fd::BorrowedFd;
@@ -167,13 +167,13 @@ impl Clsact {
         Ok(())
     }
 
-    /// Adds the filter at the best place.
+    /// Adds the filter with the best priority.
     fn place_filter(&mut self, program: BorrowedFd<'_>) -> Result<FilterId> {
         let name = self.name.to_string();
         let mut attempts = 0;
         loop {
             let filters = self.tc.filters(self.direction)?;
-            let priority = place::choose(&place::taken(&filters))
+            let priority = priority::choose(&priority::taken(&filters))
                 .context("filters of other programs use every priority")?;
             let is_free = |handle: &u32| {
                 !filters
@@ -201,7 +201,7 @@ impl Clsact {
     fn check_order(&mut self) -> Result<()> {
         let filters = self.tc.filters(self.direction)?;
         let (priority, handle) = self.id;
-        let before = place::foreign_before(&filters, priority, handle);
+        let before = priority::foreign_before(&filters, priority, handle);
         if before > 0 {
             self.notices.push(format!(
                 "{before} {} filter{} of other programs come{} first: packets that stop there \
@@ -240,7 +240,7 @@ impl Clsact {
     }
 }
 
-/// Tells whether a filter is still there. It takes no privilege, and opens nothing.
+/// Finds out whether a filter is still there. It takes no privilege, and opens nothing.
 pub struct FilterState {
     tc: Tc,
     direction: Direction,
@@ -308,7 +308,7 @@ impl Found {
         };
         for &direction in qdisc.directions() {
             for filter in tc.filters(direction)? {
-                let Some(name) = place::our_name(&filter) else {
+                let Some(name) = priority::our_name(&filter) else {
                     continue;
                 };
                 found.made_qdisc |= name.made_qdisc;

@@ -81,7 +81,7 @@ pub fn kprobe_failure(what: &str, error: libbpf_rs::Error) -> Failure {
 /// How many CPUs can run a program, each with counters of its own.
 ///
 /// # Errors
-/// There are more than there are slots, or the kernel does not tell.
+/// There are more than there are slots, or the kernel does not say.
 pub fn possible_cpus() -> Result<usize> {
     let cpus = libbpf_rs::num_possible_cpus()?;
     if cpus > COUNTER_SLOTS {

@@ -66,7 +66,7 @@ impl Hook {
     }
 }
 
-/// Tells whether a program is still attached, without keeping it so.
+/// Finds out whether a program is still attached, without keeping it attached.
 pub enum HookState {
     /// A link, which goes along when its interface moves to another network namespace.
     Link(LinkState),
@@ -86,7 +86,7 @@ impl HookState {
 }
 
 impl Attached {
-    /// Nothing yet, but there are places at TC.
+    /// Nothing yet. Programs at TC take these places.
     pub fn with(places: Places) -> Self {
         Self {
             places,
@@ -171,7 +171,7 @@ impl Attached {
                 }
             }
             Err(error) => self.notes.push(Note::Detail(format!(
-                "can't tell what {name} XDP changed: {error:#}"
+                "can't find out what {name} XDP changed: {error:#}"
             ))),
         }
     }

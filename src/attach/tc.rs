@@ -61,9 +61,10 @@ impl TcLink {
     }
 }
 
-/// Links that another thread makes while the programs are loaded, with a program that does nothing.
-/// To make a tcx link, the kernel waits for an RCU grace period, which takes longer than to verify
-/// most programs; to exchange the program of one, it does not.
+/// tcx links to a program that does nothing, each of which a real program replaces later. Another
+/// thread makes them while the programs are loaded: to make a tcx link, the kernel waits for an RCU
+/// grace period, which takes longer than to verify most programs; to exchange its program, it does
+/// not.
 #[derive(Default)]
 pub struct Places {
     maker: Option<JoinHandle<Vec<Place>>>,
@@ -78,7 +79,7 @@ struct Place {
 
 impl Places {
     /// Begins to make links at these sides of interfaces, in this order. Where that fails, as it
-    /// does before Linux 6.6, there is no place, and programs are attached without.
+    /// does before Linux 6.6, there are none, and programs are attached without.
     pub fn make(wanted: Vec<(u32, Direction)>) -> Self {
         if wanted.is_empty() {
             return Self::default();
@@ -115,7 +116,7 @@ impl Places {
     /// The link that was made there.
     fn take(&mut self, ifindex: u32, direction: Direction) -> Option<Link> {
         self.finish();
-        let is_there = |place: &Place| place.ifindex == ifindex && place.direction == direction;
+        let is_there = |one: &Place| one.ifindex == ifindex && one.direction == direction;
         let at = self.made.iter().position(is_there)?;
         Some(self.made.swap_remove(at).link.into())
     }

@@ -34,7 +34,7 @@ static __always_inline bool goes_on_refused(const struct sk_buff *skb,
 					    const struct attempt_key *key, const struct segment *s)
 {
 	return has_rst_as_answer(s) && may_go_on() &&
-	       told_fate(key, s->daddr, s->dport) == FATE_DROPPED &&
+	       reported_fate(key, s->daddr, s->dport) == FATE_DROPPED &&
 	       begin_again(key, s, skb->skb_iif, FATE_DROPPED);
 }
 
@@ -46,7 +46,7 @@ static __always_inline bool goes_on_refused(const struct sk_buff *skb,
 static __always_inline bool is_of_another(const struct attempt *found,
 					  const struct attempt_key *key, const struct segment *s)
 {
-	return !has_destination(found, s) && told_fate(key, s->daddr, s->dport);
+	return !has_destination(found, s) && reported_fate(key, s->daddr, s->dport);
 }
 
 /* linux/if_packet.h: a frame that came in was sent to more than this host. */
@@ -91,7 +91,7 @@ static __always_inline void on_syn_dropped(void *ctx, const struct segment *s,
 	if (reason && reason == reason_no_socket && !refused) {
 		/* The RST was dropped; else it waits for the address of the next hop. */
 		if (a->flags & ATTEMPT_RST_DROPPED) {
-			tell(ctx, key, a, FATE_DROPPED);
+			report(ctx, key, a, FATE_DROPPED);
 			return;
 		}
 		set_reason(a, REASON_NO_LISTENER, true);
@@ -108,7 +108,7 @@ static __always_inline void on_syn_dropped(void *ctx, const struct segment *s,
 		set_reason(a, REASON_NO_LISTENER, false);
 	else
 		set_reason(a, inferred, false);
-	tell(ctx, key, a, refused ? FATE_REFUSED : FATE_DROPPED);
+	report(ctx, key, a, refused ? FATE_REFUSED : FATE_DROPPED);
 }
 
 static __always_inline bool accept_queue_is_full(const struct attempt *a)
@@ -141,7 +141,7 @@ static __always_inline void on_ack_dropped(void *ctx, const struct segment *s,
 		a->place = place;
 	}
 	if (refused)
-		tell(ctx, key, a, FATE_REFUSED);
+		report(ctx, key, a, FATE_REFUSED);
 }
 
 /* The peer gets no answer: a SYN-ACK was dropped here, or the RST that refuses. */
@@ -161,7 +161,7 @@ static __always_inline void on_answer_dropped(void *ctx, const struct attempt_ke
 		return;
 	a->flags |= ATTEMPT_RST_DROPPED;
 	if (waited)
-		tell(ctx, key, a, FATE_DROPPED);
+		report(ctx, key, a, FATE_DROPPED);
 }
 
 static __always_inline void on_rst_dropped(void *ctx, const struct attempt_key *key,
@@ -171,7 +171,7 @@ static __always_inline void on_rst_dropped(void *ctx, const struct attempt_key *
 	if (is_specific(reason) && reason != reason_tcp_reset)
 		return;
 	set_reason(a, REASON_PEER_RESET, false);
-	tell(ctx, key, a, FATE_RESET);
+	report(ctx, key, a, FATE_RESET);
 }
 
 /*

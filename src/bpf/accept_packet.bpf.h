@@ -73,11 +73,11 @@ static __noinline int begin(struct __sk_buff *skb, const struct attempt_key *key
 }
 
 /*
- * Follows an attempt again after `told` was reported as its fate, at a SYN-ACK or a repeated SYN.
- * False: the table is full.
+ * Follows an attempt again after `earlier` was reported as its fate, at a SYN-ACK or a repeated
+ * SYN. False: the table is full.
  */
 static __noinline int begin_again(const struct attempt_key *key, const struct segment *s,
-				  __u32 ifindex, __u32 told)
+				  __u32 ifindex, __u32 earlier)
 {
 	struct attempt a = {};
 
@@ -98,7 +98,7 @@ static __noinline int begin_again(const struct attempt_key *key, const struct se
 	}
 	if (!begin_attempt(key, &a))
 		return 0;
-	take_back(told);
+	take_back(earlier);
 	return 1;
 }
 
@@ -135,14 +135,14 @@ static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *
 			look(skb, s, known);
 		return;
 	}
-	if (told_fate(&key, s->daddr, s->dport))
+	if (reported_fate(&key, s->daddr, s->dport))
 		return;
 	if (!begin(skb, &key, s)) {
 		/* The stack has no room for another key. */
 		destination = key.destination;
 		known = choose_evicted(&key) ? bpf_map_lookup_elem(&attempts, &key) : NULL;
 		if (known)
-			tell(skb, &key, known, FATE_PENDING);
+			report(skb, &key, known, FATE_PENDING);
 		set_key(&key, s->saddr, s->sport, s->seq);
 		key.destination = destination;
 		if (!known || !begin(skb, &key, s)) {
@@ -154,7 +154,7 @@ static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *
 		return;
 	known = bpf_map_lookup_elem(&attempts, &key);
 	if (known)
-		tell(skb, &key, known, FATE_NONE);
+		report(skb, &key, known, FATE_NONE);
 }
 
 /* A SYN that goes out again through another interface. */
@@ -166,7 +166,7 @@ static __always_inline void on_forwarded_syn(struct __sk_buff *skb, const struct
 	find_key(&key, s->saddr, s->sport, s->seq, s->daddr, s->dport);
 	known = bpf_map_lookup_elem(&attempts, &key);
 	if (known && known->phase == ATTEMPT_NEW)
-		tell(skb, &key, known, FATE_FORWARDED);
+		report(skb, &key, known, FATE_FORWARDED);
 }
 
 static __always_inline void on_syn_ack(struct __sk_buff *skb, const struct segment *s)
@@ -174,19 +174,19 @@ static __always_inline void on_syn_ack(struct __sk_buff *skb, const struct segme
 	__u64 now = bpf_ktime_get_ns();
 	struct attempt_key key;
 	struct attempt *known;
-	enum accept_fate told;
+	enum accept_fate earlier;
 	bool forwarded = skb->ingress_ifindex;
 
 	find_key(&key, s->daddr, s->dport, answered_isn(skb, s->ack), s->saddr, s->sport);
 	known = bpf_map_lookup_elem(&attempts, &key);
 	if (forwarded) {
 		if (known && known->phase == ATTEMPT_NEW)
-			tell(skb, &key, known, FATE_FORWARDED);
+			report(skb, &key, known, FATE_FORWARDED);
 		return;
 	}
 	if (!known) {
-		told = may_go_on() ? told_fate(&key, s->saddr, s->sport) : FATE_NONE;
-		if (!told || !begin_again(&key, s, skb->ifindex, told))
+		earlier = may_go_on() ? reported_fate(&key, s->saddr, s->sport) : FATE_NONE;
+		if (!earlier || !begin_again(&key, s, skb->ifindex, earlier))
 			return;
 		known = bpf_map_lookup_elem(&attempts, &key);
 		if (!known)
@@ -215,7 +215,7 @@ static __always_inline void on_rst_sent(struct __sk_buff *skb, const struct segm
 		find_key(&key, s->daddr, s->dport, s->ack - 1, s->saddr, s->sport);
 		known = bpf_map_lookup_elem(&attempts, &key);
 		if (known && known->phase == ATTEMPT_NEW)
-			tell(skb, &key, known, FATE_FORWARDED);
+			report(skb, &key, known, FATE_FORWARDED);
 		return;
 	}
 	if (rsts_wait) {
@@ -223,7 +223,7 @@ static __always_inline void on_rst_sent(struct __sk_buff *skb, const struct segm
 		find_key(&key, s->daddr, s->dport, s->ack - 1, s->saddr, s->sport);
 		known = bpf_map_lookup_elem(&attempts, &key);
 		if (known && known->phase == ATTEMPT_NEW && known->reason == REASON_NO_LISTENER) {
-			tell(skb, &key, known, FATE_REFUSED);
+			report(skb, &key, known, FATE_REFUSED);
 			return;
 		}
 	}

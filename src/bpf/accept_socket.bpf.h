@@ -34,10 +34,10 @@ static __always_inline struct attempt *go_on(const struct attempt_key *key, cons
 					     const struct tcp_sock *tp)
 {
 	__u16 port = bpf_ntohs(read_inet_sport(tp));
-	enum accept_fate told = may_go_on() ? told_fate(key, ends->local, port) : FATE_NONE;
+	enum accept_fate earlier = may_go_on() ? reported_fate(key, ends->local, port) : FATE_NONE;
 	struct attempt a = {};
 
-	if (!told)
+	if (!earlier)
 		return NULL;
 	a.flags = ATTEMPT_CONTINUED;
 	a.phase = ATTEMPT_ANSWERED;
@@ -47,7 +47,7 @@ static __always_inline struct attempt *go_on(const struct attempt_key *key, cons
 	__builtin_memcpy(a.daddr, ends->local, sizeof(a.daddr));
 	if (!begin_attempt(key, &a))
 		return NULL;
-	take_back(told);
+	take_back(earlier);
 	return bpf_map_lookup_elem(&attempts, key);
 }
 
@@ -78,7 +78,7 @@ static __always_inline void on_established(void *ctx, const struct sock *sk,
 	known->place = 0;
 	/* Both ends connect to each other, or a socket to itself: a process has the socket. */
 	if (sk->sk_socket)
-		tell(ctx, &key, known, FATE_ACCEPTED);
+		report(ctx, &key, known, FATE_ACCEPTED);
 }
 
 /*
@@ -105,7 +105,7 @@ static __always_inline void on_closed(void *ctx, const struct sock *sk, const st
 	known->reason = reset ? REASON_PEER_RESET : REASON_LISTENER_CLOSED;
 	if (may_be_second)
 		return;
-	tell(ctx, &key, known, reset ? FATE_RESET : FATE_ABORTED);
+	report(ctx, &key, known, reset ? FATE_RESET : FATE_ABORTED);
 }
 
 /*
@@ -131,7 +131,7 @@ static __always_inline void on_owned_closed(void *ctx, const struct sock *sk,
 	if (!known || known->phase != ATTEMPT_ESTABLISHED)
 		return;
 	known->reason = 0;
-	tell(ctx, &key, known, FATE_ACCEPTED);
+	report(ctx, &key, known, FATE_ACCEPTED);
 }
 
 static __always_inline int on_state(void *ctx, const struct sock *trusted, int old_state,
@@ -164,7 +164,7 @@ static __always_inline int on_accepted(void *ctx, const struct attempt_key *key)
 	struct attempt *known = bpf_map_lookup_elem(&attempts, key);
 
 	if (known)
-		tell_accepted(ctx, key, known);
+		report_accepted(ctx, key, known);
 	return 0;
 }
 

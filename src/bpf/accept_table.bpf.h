@@ -16,12 +16,12 @@ const volatile __u32 netns = 0;
 /* Bits by enum accept_fate. */
 const volatile __u32 wanted_fates = 0;
 
-/* A random seed per run, so that no peer can choose attempts that share a set of `told`. */
-const volatile __u64 told_seed = 0;
+/* A random seed per run, so that no peer can choose attempts that share a set of `reported`. */
+const volatile __u64 reported_seed = 0;
 
-#define ATTEMPTS_MAX 65536 /* a power of two */
-#define TOLD_SETS    65536
-#define TOLD_WAYS    4
+#define ATTEMPTS_MAX  65536 /* a power of two */
+#define REPORTED_SETS 65536
+#define REPORTED_WAYS 4
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -35,25 +35,25 @@ struct {
  * has the time of the report, the rest of the hash, and in its lowest bits the fate. 0: it is free.
  * A retransmitted SYN of an attempt that is found here is no new attempt.
  */
-struct told_set {
-	__u64 words[TOLD_WAYS];
+struct reported_set {
+	__u64 words[REPORTED_WAYS];
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, TOLD_SETS);
+	__uint(max_entries, REPORTED_SETS);
 	__type(key, __u32);
-	__type(value, struct told_set);
-} told SEC(".maps");
+	__type(value, struct reported_set);
+} reported SEC(".maps");
 
-#define TOLD_FATE 0xfULL
-#define TOLD_HASH 0x0000fffffffffff0ULL
-#define TOLD_TIME 48 /* the first bit of the time, in units of some 1.07 seconds */
+#define REPORTED_FATE 0xfULL
+#define REPORTED_HASH 0x0000fffffffffff0ULL
+#define REPORTED_TIME 48 /* the first bit of the time, in units of some 1.07 seconds */
 
 /* When a client has sent its last SYN, by default after some 127 seconds. */
-#define TOLD_FOR 128
+#define REPORTED_FOR 128
 
-_Static_assert(FATE_COUNT <= TOLD_FATE, "a fate fits");
+_Static_assert(FATE_COUNT <= REPORTED_FATE, "a fate fits");
 
 /*
  * The attempts that were added last. When the table is full, the oldest of them that is still
@@ -76,8 +76,8 @@ struct {
 struct accept_counters accept_counters[COUNTER_SLOTS] SEC(".bss.accept")
 	__attribute__((aligned(128)));
 
-/* A fate was reported: until then `told` is empty, and nothing is looked up in it. */
-bool any_told SEC(".bss.recent");
+/* A fate was reported: until then `reported` is empty, and nothing is looked up in it. */
+bool any_reported SEC(".bss.recent");
 
 /*
  * How many attempts in the table have a destination in their key, and how many of these have no
@@ -123,7 +123,7 @@ static __always_inline __u64 hash_words(__u64 hash, const void *addr, __u64 last
 
 static __always_inline __u64 destination_hash(const void *addr, __u16 port)
 {
-	return hash_words(told_seed, addr, port);
+	return hash_words(reported_seed, addr, port);
 }
 
 /* The hash of an attempt to this destination. */
@@ -174,37 +174,38 @@ static __always_inline void find_key(struct attempt_key *key, const __be32 *addr
 		find_destination(key, to, to_port);
 }
 
-static __always_inline struct told_set *told_set(__u64 hash)
+static __always_inline struct reported_set *reported_set(__u64 hash)
 {
-	__u32 at = hash >> TOLD_TIME;
+	__u32 at = hash >> REPORTED_TIME;
 
-	return bpf_map_lookup_elem(&told, &at);
+	return bpf_map_lookup_elem(&reported, &at);
 }
 
-static __always_inline __u16 told_age(__u64 word, __u64 ns)
+static __always_inline __u16 reported_age(__u64 word, __u64 ns)
 {
-	return (__u16)(ns >> 30) - (__u16)(word >> TOLD_TIME);
+	return (__u16)(ns >> 30) - (__u16)(word >> REPORTED_TIME);
 }
 
 /* The fate that was reported of an attempt to this destination; FATE_NONE: none, or long ago. */
-static __noinline enum accept_fate told_fate(const struct attempt_key *key, const __be32 *addr,
-					     __u16 port)
+static __noinline enum accept_fate reported_fate(const struct attempt_key *key, const __be32 *addr,
+						 __u16 port)
 {
-	struct told_set *set;
+	struct reported_set *set;
 	__u64 hash, word;
 
-	if (!key || !addr || !any_told)
+	if (!key || !addr || !any_reported)
 		return FATE_NONE;
 	hash = attempt_hash(key, addr, port);
-	set = told_set(hash);
+	set = reported_set(hash);
 	if (!set)
 		return FATE_NONE;
 #pragma unroll
-	for (int i = 0; i < TOLD_WAYS; i++) {
+	for (int i = 0; i < REPORTED_WAYS; i++) {
 		word = set->words[i];
-		if (word && !((word ^ hash) & TOLD_HASH))
-			return told_age(word, bpf_ktime_get_ns()) < TOLD_FOR ? word & TOLD_FATE
-									     : FATE_NONE;
+		if (word && !((word ^ hash) & REPORTED_HASH))
+			return reported_age(word, bpf_ktime_get_ns()) < REPORTED_FOR
+				       ? word & REPORTED_FATE
+				       : FATE_NONE;
 	}
 	return FATE_NONE;
 }
@@ -213,24 +214,24 @@ static __noinline enum accept_fate told_fate(const struct attempt_key *key, cons
  * The word of the same attempt, else a free one, else the oldest. CPUs may use the same word. Ages
  * are made unknown to the verifier, which would otherwise follow each order of them.
  */
-static __always_inline void set_told(const struct attempt_key *key, const struct attempt *a,
-				     enum accept_fate fate, __u64 ns)
+static __always_inline void remember_report(const struct attempt_key *key, const struct attempt *a,
+					    enum accept_fate fate, __u64 ns)
 {
 	__u16 age, oldest = 0;
-	struct told_set *set;
+	struct reported_set *set;
 	__u32 way = opaque_zero;
 	__u64 hash;
 
-	if (!any_told)
-		any_told = true;
+	if (!any_reported)
+		any_reported = true;
 	hash = attempt_hash(key, a->daddr, a->dport);
-	set = told_set(hash);
+	set = reported_set(hash);
 	if (!set)
 		return;
 #pragma unroll
-	for (int i = 0; i < TOLD_WAYS; i++) {
-		age = told_age(set->words[i], ns);
-		if (!set->words[i] || !((set->words[i] ^ hash) & TOLD_HASH))
+	for (int i = 0; i < REPORTED_WAYS; i++) {
+		age = reported_age(set->words[i], ns);
+		if (!set->words[i] || !((set->words[i] ^ hash) & REPORTED_HASH))
 			age = 0xffff;
 		age += opaque_zero;
 		if (age >= oldest) {
@@ -238,12 +239,12 @@ static __always_inline void set_told(const struct attempt_key *key, const struct
 			way = i + opaque_zero;
 		}
 	}
-	if (oldest < TOLD_FOR)
+	if (oldest < REPORTED_FOR)
 		__sync_fetch_and_add(&accept_counts()->forgotten, 1);
 	/* Keeps the compiler from dropping the mask, which shows the verifier the bound. */
 	barrier_var(way);
-	way &= TOLD_WAYS - 1;
-	set->words[way] = ns >> 30 << TOLD_TIME | (hash & TOLD_HASH) | fate;
+	way &= REPORTED_WAYS - 1;
+	set->words[way] = ns >> 30 << REPORTED_TIME | (hash & REPORTED_HASH) | fate;
 }
 
 static __always_inline void count_lost(void)
@@ -380,8 +381,8 @@ static __always_inline bool is_wanted_fate(const struct attempt *a, enum accept_
 }
 
 /* Counts a fate in place of sending an event. */
-static __always_inline int tell_by_count(const struct attempt_key *key, const struct attempt *a,
-					 enum accept_fate fate, bool by_current, __u64 now)
+static __always_inline int report_by_count(const struct attempt_key *key, const struct attempt *a,
+					   enum accept_fate fate, bool by_current, __u64 now)
 {
 	__u64 id, from, to;
 	struct accept_count_key count = {};
@@ -414,9 +415,9 @@ static __always_inline int tell_by_count(const struct attempt_key *key, const st
 }
 
 /* Over a perf event array: an event is gathered on the stack, for programs interrupt each other. */
-static __always_inline int tell_by_perf(void *ctx, const struct attempt_key *key,
-					const struct attempt *a, enum accept_fate fate,
-					bool by_current, __u64 now)
+static __always_inline int report_by_perf(void *ctx, const struct attempt_key *key,
+					  const struct attempt *a, enum accept_fate fate,
+					  bool by_current, __u64 now)
 {
 	struct accept_counters *c = accept_counts();
 	struct accept_event e;
@@ -441,8 +442,8 @@ static __always_inline int tell_by_perf(void *ctx, const struct attempt_key *key
  * address of the reserved memory stays in a register: Linux before 5.12 forgets what it is on the
  * stack.
  */
-static __always_inline int tell_by_ring(const struct attempt_key *key, const struct attempt *a,
-					enum accept_fate fate, bool by_current, __u64 now)
+static __always_inline int report_by_ring(const struct attempt_key *key, const struct attempt *a,
+					  enum accept_fate fate, bool by_current, __u64 now)
 {
 	struct accept_event *e;
 
@@ -508,40 +509,41 @@ static __always_inline int export_fate(const struct attempt_key *key, const stru
 	return 0;
 }
 
-/* Tells that an attempt in the table has arrived, or what became of it. */
-static __always_inline int tell_of(void *ctx, const struct attempt_key *key,
-				   const struct attempt *a, enum accept_fate fate, bool by_current)
+/* Reports that an attempt in the table has arrived, or what became of it. */
+static __always_inline int report_fate(void *ctx, const struct attempt_key *key,
+				       const struct attempt *a, enum accept_fate fate,
+				       bool by_current)
 {
 	__u64 now = bpf_ktime_get_ns();
 
 	if (fate != FATE_NONE && fate != FATE_ACCEPTED)
-		set_told(key, a, fate, now);
+		remember_report(key, a, fate, now);
 	if (exporting)
 		return export_fate(key, a, fate, by_current, now);
 	if (accept_output != OUTPUT_EVENTS)
-		return tell_by_count(key, a, fate, by_current, now);
+		return report_by_count(key, a, fate, by_current, now);
 	if (use_perf_buffer)
-		return tell_by_perf(ctx, key, a, fate, by_current, now);
-	return tell_by_ring(key, a, fate, by_current, now);
+		return report_by_perf(ctx, key, a, fate, by_current, now);
+	return report_by_ring(key, a, fate, by_current, now);
 }
 
-static __noinline int tell(void *ctx, const struct attempt_key *key, const struct attempt *a,
-			   enum accept_fate fate)
+static __noinline int report(void *ctx, const struct attempt_key *key, const struct attempt *a,
+			     enum accept_fate fate)
 {
 	if (!key || !a)
 		return 0;
 	/* Unknown to the verifier, which would otherwise follow the rest for each fate. */
-	return tell_of(ctx, key, a, (fate + opaque_zero) & TOLD_FATE, false);
+	return report_fate(ctx, key, a, (fate + opaque_zero) & REPORTED_FATE, false);
 }
 
 /* A function of its own, because not every kernel lets a program at an interface ask for the
  * current process. */
-static __noinline int tell_accepted(void *ctx, const struct attempt_key *key,
-				    const struct attempt *a)
+static __noinline int report_accepted(void *ctx, const struct attempt_key *key,
+				      const struct attempt *a)
 {
 	if (!key || !a)
 		return 0;
-	return tell_of(ctx, key, a, FATE_ACCEPTED, true);
+	return report_fate(ctx, key, a, FATE_ACCEPTED, true);
 }
 
 /* Tries to find the half-open attempt that was added first. */

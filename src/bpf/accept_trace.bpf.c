@@ -106,7 +106,7 @@ static __always_inline void add_seed(struct __sk_buff *skb, struct attempt_key *
 		return;
 	known = bpf_map_lookup_elem(&attempts, key);
 	if (known)
-		tell(skb, key, known, FATE_NONE);
+		report(skb, key, known, FATE_NONE);
 }
 
 /*
@@ -135,7 +135,7 @@ int accept_close(struct __sk_buff *skb)
 		set_reason(known, REASON_LISTENER_CLOSED, false);
 		fate = FATE_ABORTED;
 	}
-	tell(skb, &key, known, fate);
+	report(skb, &key, known, fate);
 	return TCX_NEXT;
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * flows: what the sockets of this host tell about the flows in the table.
+ * flows: what the sockets of this host add to the flows in the table.
  *
  * A packet leads neither to a process nor to the kernel's own measurements. So an iterator over all
  * TCP sockets adds the connections that are older than the tool, and copies round-trip times and
@@ -37,7 +37,7 @@ struct {
 	__type(value, struct flow_owner);
 } callers SEC(".maps");
 
-/* What a socket tells about its flow. */
+/* What a socket adds to its flow. */
 struct news {
 	struct flow_key key;
 	struct flow_owner owner;

@@ -63,7 +63,7 @@ static __always_inline __u32 seq_end(const struct segment *s)
 /* Whether a SYN has had no answer for attempt_ns, and that was not reported yet. */
 static __always_inline bool is_unanswered(const struct flow_record *r, __u64 now)
 {
-	if (r->known & (FLOW_FINISHED | FLOW_TOLD))
+	if (r->known & (FLOW_FINISHED | FLOW_REPORTED))
 		return false;
 	if (r->ends[0].state != END_SYN_SENT && r->ends[1].state != END_SYN_SENT)
 		return false;

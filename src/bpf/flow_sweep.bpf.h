@@ -120,7 +120,7 @@ static __always_inline bool is_still_over(const struct flow_slot *slot, __u64 no
 }
 
 /* Notes which counts of a flow that goes on were reported. */
-static __always_inline void note_told(struct flow_record *r, int reason)
+static __always_inline void note_reported(struct flow_record *r, int reason)
 {
 	for (int i = 0; i < 2; i++) {
 		struct flow_end *e = &r->ends[i];
@@ -129,13 +129,13 @@ static __always_inline void note_told(struct flow_record *r, int reason)
 			e->packets = 0;
 			e->bytes = 0;
 		}
-		e->packets_told = e->packets;
-		e->bytes_told = e->bytes;
+		e->packets_reported = e->packets;
+		e->bytes_reported = e->bytes;
 	}
 	if (reason == FLOW_UNANSWERED) {
 		r->unexpected = 0;
 		r->other_syn.packets = 0;
-		r->known |= FLOW_TOLD;
+		r->known |= FLOW_REPORTED;
 	}
 }
 
@@ -156,7 +156,7 @@ static __always_inline void report(struct __sk_buff *skb, struct flow_slot *slot
 	over = is_still_over(slot, now, reason);
 	if (over && goes_on) {
 		*r = slot->record;
-		note_told(&slot->record, reason);
+		note_reported(&slot->record, reason);
 	}
 	bpf_spin_unlock(&slot->lock);
 	if (!over)

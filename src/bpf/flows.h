@@ -53,10 +53,10 @@ enum end_history {
 
 /* What one end has sent. */
 struct flow_end {
-	__u64 packets;	    /* as on the wire: each segment of a GSO or GRO packet counts */
-	__u64 bytes;	    /* TCP payload, retransmissions included */
-	__u64 packets_told; /* packets at the last report to user space */
-	__u64 bytes_told;
+	__u64 packets;		/* as on the wire: each segment of a GSO or GRO packet counts */
+	__u64 bytes;		/* TCP payload, retransmissions included */
+	__u64 packets_reported; /* packets at the last report to user space */
+	__u64 bytes_reported;
 	__u32 first_seq;   /* sequence number of its SYN, or of its first packet */
 	__u32 next_seq;	   /* the highest sequence number that it has sent, plus 1 */
 	__u32 fin_end;	   /* the sequence number after its FIN */
@@ -96,7 +96,7 @@ enum flow_known {
 	FLOW_SYN_ACK = 1 << 2,	/* syn_ack_ns is set */
 	FLOW_ACK = 1 << 3,	/* ack_ns is set */
 	FLOW_FINISHED = 1 << 4, /* finished_ns is set: both FINs were acknowledged, or a RST */
-	FLOW_TOLD = 1 << 5,	/* reported as unanswered; the counts were reset then */
+	FLOW_REPORTED = 1 << 5, /* reported as unanswered; the counts were reset then */
 	FLOW_SEEDED = 1 << 6,	/* its socket was there before the programs */
 };
 
@@ -113,7 +113,7 @@ enum flow_end_reason {
 
 #define FLOW_COMM_LEN 16
 
-/* How the process of a flow was found; the later ones tell more. */
+/* How the process of a flow was found; each is better than those before it. */
 enum owner_from {
 	OWNER_UNKNOWN,
 	OWNER_BY_FILE,	/* it has the socket open */

@@ -13,7 +13,7 @@
 #define SOCK_RAW 3
 
 /* The tracepoint comes right before the reset is sent, on the same CPU. */
-#define TOLD_RESET_NS (10 * 1000 * 1000ULL)
+#define REPORTED_RESET_NS (10 * 1000 * 1000ULL)
 
 /* The network namespace of the interfaces, by inode number; 0: none are watched. */
 const volatile __u32 own_netns = 0;
@@ -39,7 +39,7 @@ struct cpu_state {
 	__u64 waiting; /* how many of them wait */
 	struct found_listener found;
 	struct attempt attempt; /* scratch space for the state of a listener */
-	/* The last reset that a tracepoint has told of. */
+	/* The last reset that a tracepoint has reported. */
 	__u64 reset_ns;
 	__u8 reset_addr[16];
 	__u64 reset_port;
@@ -101,7 +101,7 @@ static __always_inline void forget_syn(const struct loss_event *e)
 		end_wait(cpu, syn);
 }
 
-static __always_inline void note_told_reset(const struct loss_event *e)
+static __always_inline void note_reported_reset(const struct loss_event *e)
 {
 	struct cpu_state *cpu;
 
@@ -163,12 +163,12 @@ static __always_inline void on_answer(struct __sk_buff *skb, const struct segmen
 		end_wait(cpu, syn);
 }
 
-static __always_inline bool was_reset_told(const struct segment *s)
+static __always_inline bool was_reset_reported(const struct segment *s)
 {
 	struct cpu_state *cpu = this_cpu();
 	const __be32 *addr;
 
-	if (!cpu || bpf_ktime_get_ns() - cpu->reset_ns > TOLD_RESET_NS)
+	if (!cpu || bpf_ktime_get_ns() - cpu->reset_ns > REPORTED_RESET_NS)
 		return false;
 	addr = (const __be32 *)cpu->reset_addr;
 	if (cpu->reset_port != s->dport || addr[0] != s->daddr[0] || addr[1] != s->daddr[1] ||
@@ -190,7 +190,7 @@ static __always_inline int on_reset(struct __sk_buff *skb, const struct segment 
 	if (!sk)
 		return TCX_NEXT;
 	sk = bpf_sk_fullsock(sk);
-	if (!sk || sk->type != SOCK_RAW || was_reset_told(s))
+	if (!sk || sk->type != SOCK_RAW || was_reset_reported(s))
 		return TCX_NEXT;
 	e.kind = LOSS_RESET;
 	e.detail = LOSS_SENT;

@@ -275,7 +275,7 @@ static __always_inline int on_sent_reset(void *ctx, const struct sock *sk,
 		e.dport = s.sport;
 		e.known |= LOSS_OUTGOING;
 		set_device(&e, device_of(skb));
-		note_told_reset(&e);
+		note_reported_reset(&e);
 	} else if (sk) {
 		set_ends(&e, sk, true);
 		/* When a socket is closed with a reset, skc_num may have been cleared already. */

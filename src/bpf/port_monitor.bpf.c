@@ -85,7 +85,7 @@ static __always_inline void push_vlan(struct packet_event *e, __u16 tci)
 
 /*
  * In what follows a header that is not linear is copied to where the options will be. On the stack
- * the copy would be one more thing that the verifier tells ways apart by.
+ * the copy would be one more thing by which the verifier distinguishes paths.
  *
  * First the Ethernet header, and the tags between it and the IP header.
  */

@@ -50,7 +50,7 @@ struct Clock {
 impl PcapNg {
     pub(super) fn new() -> Self {
         Self {
-            // The section header, always the first block, tells the real one.
+            // The section header, always the first block, gives the real one.
             order: Order::Little,
             interfaces: Vec::new(),
         }
@@ -195,7 +195,7 @@ impl PcapNg {
     }
 
     /// An Enhanced Packet Block, or an old Packet Block, which differs in how
-    /// it tells the number of its interface.
+    /// it gives the number of its interface.
     fn packet(&self, body: &[u8], interface: Option<u32>) -> Result<Packet, Fault> {
         let (
             Some(interface),

@@ -331,7 +331,7 @@ fn per_cpu_memory<'obj>(
     Ok(bytes.sum())
 }
 
-/// How many NUMA nodes there are; `None` if the kernel does not tell.
+/// How many NUMA nodes there are; `None` if the kernel does not say.
 fn numa_nodes() -> Option<usize> {
     let nodes = std::fs::read_dir("/sys/devices/system/node").ok()?;
     let is_node = |name: &str| {
@@ -511,7 +511,7 @@ fn flows_answer(
     Ok((format!("{}, {buffer}", places.join(", ")), why))
 }
 
-/// What accept-trace would use, and what this kernel does not tell it.
+/// What accept-trace would use, and what it can not learn from this kernel.
 fn accept_trace_answer(
     interface: &Result<Interface, String>,
     accept: Result<Rehearsed, String>,
@@ -528,16 +528,16 @@ fn accept_trace_answer(
         interface.name,
         accept.hook.name()
     );
-    let mut untold = Vec::new();
+    let mut missing = Vec::new();
     if !accept.has_reasons {
-        untold.push(
+        missing.push(
             "the kernel gives no reasons: checksum, TTL, socket filter and MD5 drops look alike",
         );
     }
     if accept.hook == accept_trace::AcceptHook::SystemCall {
-        untold.push("processes that accept through io_uring are not named");
+        missing.push("processes that accept through io_uring are not named");
     }
-    Ok((uses, (!untold.is_empty()).then(|| untold.join("; "))))
+    Ok((uses, (!missing.is_empty()).then(|| missing.join("; "))))
 }
 
 /// What syn-count would use where generic XDP is known to work.

@@ -62,7 +62,7 @@ impl<'a> PortMonitor<'a> {
         self.args.recording.write.is_some()
     }
 
-    /// Tells what a capture file will leave out, unless the options chose the packets.
+    /// Reports what a capture file will leave out, unless the options chose the packets.
     fn say_what_is_left_out(&self, session: &Session) {
         let packets = &self.args.packets;
         if self.is_recording() && packets.flags.is_none() && packets.expression().is_none() {

@@ -320,7 +320,7 @@ struct Counter<'a> {
     last: u64,
     /// With `--by` or `--alert`.
     keys: Option<KeyCounter>,
-    /// Keys were replaced in the table, and the user was told so.
+    /// Keys were replaced in the table, and the user was notified.
     is_full: bool,
 }
 

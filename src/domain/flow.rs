@@ -225,11 +225,11 @@ impl Flow {
     }
 
     /// Packets and bytes both ways since the flow was last reported as live.
-    pub fn since_told(&self) -> (u64, u64) {
+    pub fn since_report(&self) -> (u64, u64) {
         self.raw.ends.iter().fold((0, 0), |(packets, bytes), end| {
             (
-                packets + (end.packets - end.packets_told.min(end.packets)),
-                bytes + (end.bytes - end.bytes_told.min(end.bytes)),
+                packets + (end.packets - end.packets_reported.min(end.packets)),
+                bytes + (end.bytes - end.bytes_reported.min(end.bytes)),
             )
         })
     }
@@ -292,9 +292,9 @@ impl Flow {
         self.raw.reason == reason(FlowEndReason::FLOW_EVICTED)
     }
 
-    /// Whether a line before has told that it was unanswered, and all that was counted until then.
+    /// Whether an earlier line has reported it as unanswered, with all that was counted until then.
     pub fn is_continued(&self) -> bool {
-        self.knows(FlowKnown::FLOW_TOLD)
+        self.knows(FlowKnown::FLOW_REPORTED)
     }
 
     /// Why the record was reported.

@@ -180,7 +180,7 @@ impl TrafficByKey {
 
     /// Adds the traffic of a flow with this key since its last report.
     pub fn add(&mut self, flow: &Flow, key: TrafficKey) {
-        let (packets, bytes) = flow.since_told();
+        let (packets, bytes) = flow.since_report();
         if packets == 0 {
             return;
         }

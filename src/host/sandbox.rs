@@ -160,8 +160,8 @@ pub fn confine(files: Files, recording: Recording<'_>) -> Result<()> {
     apply_filter_all_threads(&program).context("failed to set a seccomp filter")
 }
 
-/// Limits this thread, the only one, to reading files of /proc and of the tree of cgroups, which tell
-/// what container a process is in, and to creating capture files in their directory. A kernel
+/// Limits this thread, the only one, to reading files of /proc and of the tree of cgroups, which
+/// name the container of a process, and to creating capture files in their directory. A kernel
 /// without Landlock (before 5.13) limits nothing.
 fn limit_files(files: Files, recording: Recording<'_>) -> Result<()> {
     let handled = AccessFs::from_all(ABI::V5);

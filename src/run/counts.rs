@@ -28,7 +28,7 @@ pub(crate) struct KeyCounts<'a> {
     last: u64,
     /// An interval was written.
     is_begun: bool,
-    /// The user was told that keys found no room.
+    /// The user was notified that keys found no room.
     is_full: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Tiny programs: to find out what kinds of tracing the kernel allows, and to hold a place at TC.
+//! Tiny programs: to find out what kinds of tracing the kernel allows, and to reserve places at TC.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};

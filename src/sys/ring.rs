@@ -198,11 +198,11 @@ impl Ring {
         }
         self.wrapped = wrapped;
         self.read = position;
-        let told = match wakeup {
+        let consumed = match wakeup {
             Wakeup::Wanted => position,
             Wakeup::Unwanted => last,
         };
-        self.consumer_position().store(told, Ordering::SeqCst);
+        self.consumer_position().store(consumed, Ordering::SeqCst);
         taken
     }
 }

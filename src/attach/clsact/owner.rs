@@ -48,7 +48,7 @@ impl Owner {
         }
     }
 
-    /// Tells what has become of this owner, as far as `here`, the process that
+    /// What has become of this owner, as far as `here`, the process that
     /// asks, can see it.
     pub(super) fn liveness(&self, here: &Self) -> Liveness {
         // An inode is not used again while its namespace exists. If it has been

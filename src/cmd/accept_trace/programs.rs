@@ -188,7 +188,7 @@ fn load_one<'obj>(
     rodata.netns = u32::try_from(netns::own()?)?;
     rodata.wanted_fates = wanted_fates(args);
     rodata.exporting = args.exporting;
-    rodata.told_seed = random()?;
+    rodata.reported_seed = random()?;
     rodata.max_rate = args.max_rate.unwrap_or(0);
     rodata.accept_output = match (args.histogram, args.by) {
         (Some(AcceptHistogram::Handshake), _) => AcceptOutput::OUTPUT_HANDSHAKE,
@@ -240,7 +240,7 @@ fn load_one<'obj>(
     if let Some(first) = first {
         let known = &first.maps;
         maps.attempts.reuse_fd(known.attempts.as_fd())?;
-        maps.told.reuse_fd(known.told.as_fd())?;
+        maps.reported.reuse_fd(known.reported.as_fd())?;
         maps.recent.reuse_fd(known.recent.as_fd())?;
         maps.bss_recent.reuse_fd(known.bss_recent.as_fd())?;
         maps.even_counts.reuse_fd(known.even_counts.as_fd())?;

@@ -80,7 +80,7 @@ impl AttemptTable {
     /// the queues of listeners.
     ///
     /// # Errors
-    /// The kernel refuses to tell of sockets, or to change the table.
+    /// The kernel refuses to list sockets, or to change the table.
     pub fn seed(&mut self, skel: &mut AcceptTraceSkel<'_>) -> Result<()> {
         let waiting = self.sockets.waiting()?;
         if waiting.is_empty() {
@@ -128,19 +128,19 @@ impl AttemptTable {
         if from == 0 {
             self.looks = self.looks.wrapping_add(1);
         }
-        let mut told = 0;
+        let mut reported = 0;
         for (at, (key, attempt)) in attempts.iter().enumerate().skip(from) {
             // Events wait meanwhile. The next sweep goes on here: if it began again, those that may
             // still go on would take all the time, and the rest would never be looked at.
             if started.elapsed() > SWEEP_AT_MOST {
-                self.from = at - told;
+                self.from = at - reported;
                 break;
             }
             if is_overdue(attempt, now, self.timeout)
                 && let Some((fate, reason)) = self.judge(key, attempt)
             {
-                tell(skel, key, attempt, fate, reason)?;
-                told += 1;
+                report(skel, key, attempt, fate, reason)?;
+                reported += 1;
             }
         }
         Ok(())
@@ -170,7 +170,7 @@ impl AttemptTable {
                         silent_reason(attempt).unwrap_or(KNOWN),
                     ),
                 };
-                tell(skel, key, attempt, fate, reason)?;
+                report(skel, key, attempt, fate, reason)?;
             }
             take()?;
         }
@@ -339,15 +339,15 @@ fn read(skel: &AcceptTraceSkel<'_>) -> Result<Vec<(AttemptKey, RawAttempt)>> {
     Ok(all)
 }
 
-/// Runs the program that is told of fates.
+/// Runs the program that reports fates.
 fn run(skel: &mut AcceptTraceSkel<'_>) -> Result<()> {
     let frame = [0; 14];
     let input = ProgramInput {
         data_in: Some(&frame),
         ..ProgramInput::default()
     };
-    let told = skel.progs.accept_close.test_run(input);
-    told.context("failed to tell what became of an attempt")?;
+    let run = skel.progs.accept_close.test_run(input);
+    run.context("failed to report what became of an attempt")?;
     Ok(())
 }
 
@@ -390,7 +390,7 @@ fn seed(skel: &mut AcceptTraceSkel<'_>, connection: &Waiting, ifindex: u32) -> R
     run(skel)
 }
 
-fn tell(
+fn report(
     skel: &mut AcceptTraceSkel<'_>,
     key: &AttemptKey,
     attempt: &RawAttempt,

@@ -132,7 +132,7 @@ impl Server {
     /// The address, with the port that the kernel has chosen if that was 0.
     ///
     /// # Errors
-    /// The kernel does not tell.
+    /// getsockname(2) fails.
     pub fn address(&self) -> anyhow::Result<SocketAddr> {
         self.listener
             .local_addr()

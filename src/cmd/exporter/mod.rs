@@ -92,7 +92,7 @@ struct Pages<'a, 'obj> {
     collectors: &'a mut Collectors<'obj>,
     scrapes: u64,
     started: f64,
-    /// Tells the memory of this process. Opened early, because the sandbox allows no open(2).
+    /// /proc/self/statm. It is opened early, because the sandbox allows no open(2).
     memory: Option<File>,
     page_size: u64,
     /// The last answer in each format.

@@ -154,7 +154,7 @@ impl<'a> Flows<'a> {
     }
 }
 
-/// Whether files have to be opened during the run: those that tell of containers.
+/// Whether files have to be opened during the run: those that show containers.
 pub fn files(args: &FlowsArgs) -> Files {
     match reporter::needs_containers(args) {
         true => Files::Readable,

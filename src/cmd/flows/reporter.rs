@@ -243,7 +243,7 @@ impl<'a> Reporter<'a> {
             self.rows_ended += 1;
             self.rows.push(NamedFlow { flow, name });
         } else {
-            let (packets, bytes) = flow.since_told();
+            let (packets, bytes) = flow.since_report();
             self.left_out.flows += 1;
             self.left_out.packets += packets;
             self.left_out.bytes += bytes;

@@ -1,4 +1,4 @@
-//! What the sockets of this host tell about flows: connections that are older than the tool, the
+//! What the sockets of this host add to flows: connections that are older than the tool, the
 //! kernel's numbers, and processes.
 
 use std::io::{ErrorKind, Read};
@@ -126,7 +126,7 @@ impl<'obj> Sockets<'obj> {
 
     fn bss(&mut self) -> Result<&mut bss> {
         let bss = self.skel.maps.bss_data.as_deref_mut();
-        bss.context("the programs have no place for what they are told")
+        bss.context("the programs have no variables")
     }
 
     /// Adds the connections that are there already. Returns how many there was no room for.
@@ -188,7 +188,7 @@ impl<'obj> Sockets<'obj> {
     }
 }
 
-/// Whether the filter can tell from a socket alone which connections it wants.
+/// Whether a socket alone shows if the filter matches its connection.
 pub fn suits_sockets(command: &Flows<'_>) -> bool {
     let filter = &command.filter;
     filter.flags == FlagsRule::default() && filter.payload.is_none() && filter.expression.is_none()

@@ -84,7 +84,7 @@ impl<'a> FlowTable<'a> {
         }
     }
 
-    /// Reads once more what sockets tell, at the end of the run.
+    /// Reads the sockets once more, at the end of the run.
     pub fn read_sockets_again(&mut self, notices: Notices) {
         self.read_numbers(notices);
         if let Some(sockets) = &mut self.sockets
@@ -220,7 +220,7 @@ fn least_worth(ranks: &[u32; FLOW_RANKS], surplus: u64) -> u32 {
     FLOW_RANK_OLD
 }
 
-/// Reports why sockets tell nothing.
+/// Reports why sockets can not be read.
 pub fn without_sockets(notices: Notices, error: &anyhow::Error) {
     notices.notice(&format!(
         "processes and the kernel's TCP metrics can't be shown, which needs CAP_PERFMON and Linux 5.11 or later: {error:#}"

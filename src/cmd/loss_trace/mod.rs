@@ -188,7 +188,7 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
     session.finish(&summary)
 }
 
-/// The names of kernel functions. Tells the user if there are none.
+/// The names of kernel functions. Reports it if there are none.
 fn symbols(notices: Notices) -> KernelSymbols {
     let opened = KernelSymbols::open().and_then(|symbols| {
         let hidden = symbols.hidden()?;

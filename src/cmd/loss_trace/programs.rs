@@ -62,7 +62,7 @@ impl Kernel {
         })
     }
 
-    /// Tells the user what this kernel does not tell.
+    /// Reports what can not be learned from this kernel.
     pub fn say_what_is_missing(&self, notices: Notices) {
         if !self.drop_has_reason {
             notices

@@ -108,8 +108,8 @@ impl Expression {
     pub fn configure(&self, settings: ExprSettings<'_>) -> Result<()> {
         let ExprSettings { expression, sets } = settings;
         expression.wants = self.program.wants();
-        expression.start_v4 = place(self.program.start_v4)?;
-        expression.start_v6 = place(self.program.start_v6)?;
+        expression.start_v4 = offset(self.program.start_v4)?;
+        expression.start_v6 = offset(self.program.start_v6)?;
         for (to, node) in expression.nodes.iter_mut().zip(&self.program.nodes) {
             *to = encode(node)?;
         }
@@ -125,7 +125,7 @@ impl Expression {
 }
 
 /// Encodes a target as the programs expect it: the offset of a node, or a result.
-fn place(target: Target) -> Result<u16> {
+fn offset(target: Target) -> Result<u16> {
     Ok(match target {
         Target::Accept => EXPR_ACCEPT,
         Target::Reject => EXPR_REJECT,
@@ -139,8 +139,8 @@ fn encode(node: &Node) -> Result<ExprNode> {
         mask: node.test.mask,
         first: node.test.first,
         more: node.test.more,
-        passes: place(node.passes)?,
-        fails: place(node.fails)?,
+        passes: offset(node.passes)?,
+        fails: offset(node.fails)?,
         b: EXPR_NONE,
         ..ExprNode::default()
     };

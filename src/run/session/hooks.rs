@@ -27,7 +27,7 @@ impl Session {
     /// Resolves the interfaces of the command line, and watches from now on whether they go away.
     ///
     /// # Errors
-    /// An interface is unknown, or its frames are neither Ethernet nor plain IP. `hint` tells what
+    /// An interface is unknown, or its frames are neither Ethernet nor plain IP. `hint` says what
     /// was probably meant by names that are not interfaces.
     pub fn interfaces(
         &mut self,

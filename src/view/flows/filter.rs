@@ -405,7 +405,7 @@ mod tests {
             "port",
             "host 10.0.",
             "port 443 and",
-            // A flow does not tell.
+            // A flow has no such field.
             "tcp[13] & 2 != 0",
         ] {
             let filter = TypedFilter::parse(typed);

@@ -118,7 +118,7 @@ impl FlowsView {
         }
         self.live = 0;
         for NamedFlow { flow, name } in flows {
-            let since = flow.since_told();
+            let since = flow.since_report();
             packets += since.0;
             bytes += since.1;
             let is_live = flow.is_live();

@@ -305,14 +305,14 @@ fn bench(arch: Arch, arguments: &[String]) -> Result<bool> {
         writeln!(io::stdout(), "\n{name}:\n{}", finished.results)?;
         if !finished.results.contains(&format!("@@ exit {NAME} 0")) {
             all_well = false;
-            tell_messages(&finished.console);
+            print_messages(&finished.console);
         }
     }
     Ok(all_well)
 }
 
 /// Shows the end of what a guest's kernel said.
-fn tell_messages(console: &Path) {
+fn print_messages(console: &Path) {
     eprintln!("last messages of the kernel ({}):", console.display());
     eprintln!("{}", last_lines(console, 20));
 }
@@ -662,7 +662,7 @@ fn run_guest(
     };
     if !run.faults(ALLOWED_SKIPS).is_empty() {
         eprintln!("{}", output::excerpt(&finished.results));
-        tell_messages(&finished.console);
+        print_messages(&finished.console);
         eprintln!("all results: {}", directory.join("results.log").display());
     }
     run
