@@ -33,7 +33,7 @@ pub struct Failure {
     pub exit: Exit,
     /// What failed, and why, as a chain of contexts.
     pub error: anyhow::Error,
-    /// What it is about, and a line below that points at the place.
+    /// The text that is wrong, and a line below it that marks where.
     pub excerpt: Vec<String>,
     /// What the user can do about it.
     pub hint: Option<String>,

@@ -19,7 +19,7 @@ static __always_inline __u16 full_queues(const struct sock *sk, const struct att
 	struct net *net;
 	__u32 most;
 
-	/* As nearly always: spare reading the settings. */
+	/* Nearly always so: then the settings need not be read. */
 	if (!a->syn_queue_len && a->queue_max)
 		return flags;
 	net = BPF_CORE_READ(sk, __sk_common.skc_net.net);
@@ -86,7 +86,7 @@ static __always_inline bool find_listener(struct __sk_buff *skb, __u8 ip_version
 	return true;
 }
 
-/* What a lookup for the last SYN on a CPU has found. */
+/* The result of the lookup for the last SYN on a CPU. */
 struct found_listener {
 	__be32 daddr[4];
 	__u64 listener;
@@ -145,8 +145,8 @@ static __always_inline void set_local(struct attempt *a, const struct sock_commo
 }
 
 /*
- * The initial sequence number that a SYN-ACK answers. That of Fast Open has a full socket before
- * the final ACK, and acknowledges the data of the SYN, too.
+ * The initial sequence number that a SYN-ACK answers. With Fast Open the SYN-ACK is sent by a full
+ * socket, before the final ACK, and acknowledges the data of the SYN, too.
  */
 static __always_inline __u32 answered_isn(struct __sk_buff *skb, __u32 ack)
 {

@@ -27,7 +27,7 @@ const volatile bool with_noise = false;
 const volatile bool filter_reasons = false;
 const volatile __u64 drop_reasons[REASON_WORDS] = {};
 const volatile __u64 reset_reasons[REASON_WORDS] = {};
-/* Drops without a reason are among them if one of these functions has dropped the segment. */
+/* Drops without a reason match as well if one of these functions has dropped the segment. */
 const volatile struct code_range drop_places[PLACES_MAX] = {};
 
 /* Its number in the running kernel; 0: it has no such reason. */
@@ -40,7 +40,7 @@ const volatile struct code_range netfilter_places[PLACES_MAX] = {};
 /* Count events by this key, and send none. */
 const volatile enum loss_by count_by = LOSS_BY_NOTHING;
 
-/* Copy so many bytes of a dropped packet, for a capture file; 0: send events alone. */
+/* The most bytes of a dropped packet to copy, for a capture file; 0: send only events. */
 const volatile __u32 snaplen = 0;
 
 /* Where a packet is gathered. */
@@ -88,7 +88,7 @@ static __always_inline bool place_matches(const struct loss_event *e)
 
 	if (netns && e->netns != netns)
 		return false;
-	/* Which way a half-open connection goes is not known: better one too many than none. */
+	/* The interface of a half-open connection is not known: rather report it than miss it. */
 	if (!interfaces || !e->ifindex)
 		return true;
 	for (int i = 0; i < INTERFACES_MAX; i++)
@@ -203,9 +203,9 @@ static __always_inline void release(struct loss_counters *c)
 }
 
 /*
- * Takes what a CPU has for one program at a time. False: a program has it, which this one has
- * interrupted, as a softirq can. Since Linux 7.0 a task can be preempted inside a tracepoint
- * program, and with PREEMPT_RT since 6.18 in a packet program too: not while it has this.
+ * Claims the memory of a CPU that one program at a time may use. False: this program, as a softirq,
+ * has interrupted one that uses it. Since Linux 7.0 a task can be preempted inside a tracepoint
+ * program, and with PREEMPT_RT since 6.18 inside a packet program too, but not while it uses this.
  */
 static __always_inline bool claim(struct loss_counters *c)
 {
@@ -318,8 +318,8 @@ static __noinline int emit(void *ctx, struct loss_event *e, __u64 skb)
 }
 
 /*
- * Which of its hooks netfilter was called from is only on the stack. In a flood not every event
- * has it.
+ * Only the stack shows at which of its hooks netfilter has dropped a packet. In a flood it is not
+ * read for every event.
  */
 static __always_inline void set_callers(void *ctx, struct loss_event *e)
 {
@@ -352,7 +352,7 @@ static __always_inline void set_callers(void *ctx, struct loss_event *e)
 	}
 }
 
-/* That of a packet outside of TCP, which is a BTF pointer. */
+/* The device of a packet outside of TCP, which can be read through its BTF pointer. */
 static __always_inline void set_own_device(struct loss_event *e, const struct net_device *dev)
 {
 	e->ifindex = dev->ifindex;

@@ -133,8 +133,8 @@ static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *
 }
 
 /*
- * What the queues of the listener are like when it has just dropped a SYN. False: it has been
- * closed meanwhile, and its memory may belong to another socket.
+ * Reads the state of the listener's queues right after it has dropped a SYN. False: it was closed
+ * meanwhile, and its memory may belong to another socket.
  */
 static __always_inline bool look_at_queues(struct attempt *a)
 {
@@ -224,7 +224,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
 			on_syn(skb, &s);
 		return TCX_NEXT;
 	}
-	/* Outgoing connections of this host are none of ours: skip their SYNs. */
+	/* Only incoming connections can be dropped by a listener: skip the SYNs of this host. */
 	if (is_syn && !skb->ingress_ifindex)
 		return TCX_NEXT;
 	if (!(p.flags & TCP_SYN) && (!watch_resets || skb->ingress_ifindex))

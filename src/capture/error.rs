@@ -16,10 +16,10 @@ pub struct CaptureError {
     fault: Fault,
 }
 
-/// Where in the file a fault was met.
+/// Where in the file the error is.
 #[derive(Debug)]
 pub(super) struct Position {
-    /// What stands there: a header, a record, a block.
+    /// What is there: a header, a record, a block.
     what: &'static str,
     /// Where it begins, in bytes from the start of the (decompressed) file.
     at: u64,
@@ -46,7 +46,7 @@ pub(super) enum Fault {
         have: u64,
         need: u64,
     },
-    /// A length, `what`, that nothing sound has.
+    /// A length that no valid file has; `what` names it.
     TooLong {
         what: &'static str,
         length: u64,
@@ -85,13 +85,13 @@ impl CaptureError {
 }
 
 // The cause is part of the message, so that the message is whole wherever it is
-// shown; `source` stays empty lest a chain of errors says it twice.
+// shown; `source` is empty, because a chain of errors would repeat it.
 impl std::error::Error for CaptureError {}
 
 impl fmt::Display for CaptureError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "failed to read {}: ", self.name)?;
-        // What is wrong with a file as a whole has no place in it.
+        // An error of the file as a whole has no position.
         let position = self.position.as_ref().filter(|_| !self.is_usage());
         if let Some(position) = position {
             write!(f, "{} at byte {}", position.what, position.at)?;
@@ -151,8 +151,8 @@ impl From<io::Error> for Fault {
     }
 }
 
-/// The file's name with its control characters escaped: whoever named the file
-/// must not get to write to the terminal.
+/// The file's name with its control characters escaped, so that it can't control
+/// the terminal.
 pub(super) fn printable(name: &Path) -> String {
     let name = name.to_string_lossy();
     let mut out = String::with_capacity(name.len());

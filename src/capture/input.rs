@@ -10,8 +10,8 @@ use super::Interrupt;
 /// written in front of a frame wherever it lies in the buffer.
 const HEADROOM: usize = 14;
 
-/// Where the buffer starts out; it grows with the longest record that is asked
-/// for, and the readers bound that.
+/// The first size of the buffer. It grows with the longest record that is asked
+/// for, which the readers limit.
 const FIRST_CAPACITY: usize = 64 * 1024;
 
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];

@@ -56,7 +56,7 @@ pub struct Capture {
     frames: u64,
     /// The header of the last frame's link layer, as it was in the file.
     link_header: [u8; LONGEST_HEADER],
-    /// Set by the end of the file and by an error: nothing can follow either.
+    /// Set at the end of the file and after an error: no frame follows.
     done: bool,
 }
 
@@ -133,7 +133,7 @@ struct Record {
     framing: Framing,
 }
 
-/// What one step through the file came upon.
+/// What one step through the file has found.
 enum Step {
     Frame(Record),
     /// Something that is not a frame; go on.
@@ -245,7 +245,7 @@ impl Capture {
     /// there is only the end.
     ///
     /// # Errors
-    /// If the file is broken, can't be read on, or has a frame of a link type
+    /// If the file is broken, can't be read further, or has a frame of a link type
     /// that is not supported. All frames before that have been returned.
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, CaptureError> {
         while !self.done {
@@ -328,7 +328,7 @@ enum Order {
 }
 
 impl Order {
-    /// What is found in one of the two.
+    /// What `read` finds in one of the two orders.
     fn find<T>(read: impl Fn(Self) -> Option<T>) -> Option<T> {
         [Self::Little, Self::Big].into_iter().find_map(read)
     }

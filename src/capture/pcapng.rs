@@ -16,7 +16,7 @@ const BLOCK_MIN: usize = BLOCK_HEADER + BLOCK_TRAILER;
 const PACKET_DATA: usize = 20;
 const SIMPLE_PACKET_DATA: usize = 4;
 
-/// The longest block that is looked into, in bytes: a frame of full length and
+/// The longest block that is parsed, in bytes: a frame of full length and
 /// three times as much for its options. Other blocks are skipped, however long
 /// they are.
 const MAX_BLOCK: u32 = 1024 * 1024;
@@ -137,7 +137,7 @@ impl PcapNg {
         Ok(block.get(BLOCK_HEADER..trailer).unwrap_or_default())
     }
 
-    /// Passes over a block of a type that says nothing about frames.
+    /// Skips a block of a type that says nothing about frames.
     fn skip(&self, input: &mut Input, length: u32) -> Result<Step, Fault> {
         let mut have = input.skip(u64::from(length) - BLOCK_TRAILER as u64)?;
         let trailer = input.fill(BLOCK_TRAILER)?;
@@ -278,8 +278,8 @@ impl Interface {
 }
 
 impl Clock {
-    /// Reads the options of an interface description. They must be sound to
-    /// their end: a time read with the wrong resolution would be a lie.
+    /// Reads the options of an interface description. All of them must be
+    /// valid: with the wrong resolution every time would be wrong.
     fn from_options(order: Order, mut options: &[u8]) -> Result<Self, Fault> {
         let mut clock = Self {
             resolution: 6,

@@ -1,4 +1,4 @@
-//! `-w`: writes frames to a file, a pipe or stdout, and keeps account of them.
+//! `-w`: writes frames to a file, a pipe or stdout, and counts them.
 //!
 //! A file is whole up to its last packet however the run ends. Only SIGKILL, or a pipe that nobody
 //! reads at the end, can leave one that is cut.
@@ -141,11 +141,11 @@ pub struct Recorder {
     len: u64,
     encoder: Encoder,
     file: Option<File>,
-    /// It can be cut. Once in the sandbox, this can't be asked.
+    /// It can be truncated. This is determined early, because the sandbox does not allow it later.
     is_regular: bool,
     started: UnixNanos,
     buffer: Vec<u8>,
-    /// Where packets end in what is gathered, with those in place.
+    /// The ends of packets in the buffer, as if those that stay in place were in it, too.
     ends: Vec<usize>,
     written: u64,
     accepted: u64,
@@ -235,7 +235,7 @@ impl Recorder {
         self.flush(stop);
     }
 
-    /// Whether the next packet, of this time, belongs into another file, and none is open for it.
+    /// Whether the next packet, of this time, belongs in another file, which is not open yet.
     #[inline]
     pub fn must_turn(&mut self, at: UnixNanos, in_place: &InPlace<'_>) -> bool {
         let len = self.len + (self.buffer.len() + in_place.len()) as u64;
@@ -339,7 +339,7 @@ impl Recorder {
     /// Writes what a file ends with.
     pub fn finish(&mut self, stop: &Stop, now: UnixNanos, statistics: &[Statistics]) {
         self.flush(stop);
-        // A pcap file is none without its header, which needs a link type.
+        // A pcap file needs its header, which has the link type.
         if self.encoder.has_no_header() {
             self.encoder.add(LINKTYPE_ETHERNET, &mut self.buffer);
         }
@@ -383,7 +383,7 @@ impl Recorder {
         self.error.take()
     }
 
-    /// The open file, whose reader may go.
+    /// The open file, whose reader may close it.
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
         self.file.as_ref().map(AsFd::as_fd)
     }
@@ -393,7 +393,7 @@ impl Recorder {
         self.flush_with(stop, &mut InPlace::default());
     }
 
-    /// The same with what has stayed in place.
+    /// The same, together with frames that have stayed in place.
     pub fn flush_with(&mut self, stop: &Stop, in_place: &mut InPlace<'_>) {
         let buffer = std::mem::take(&mut self.buffer);
         let all = buffer.len() + in_place.len();

@@ -110,7 +110,7 @@ impl ExporterArgs {
         }
     }
 
-    /// What is printed to stderr (to stdout nothing is), when to stop, and the sandbox.
+    /// What is printed to stderr, when to stop, and the sandbox. Nothing is printed to stdout.
     pub fn run(&self) -> RunArgs {
         RunArgs {
             output: OutputArgs::of_verbosity(self.quiet, self.verbose),

@@ -528,16 +528,16 @@ fn accept_trace_answer(
         interface.name,
         accept.hook.name()
     );
-    let mut missing = Vec::new();
+    let mut limits = Vec::new();
     if !accept.has_reasons {
-        missing.push(
+        limits.push(
             "the kernel gives no reasons: checksum, TTL, socket filter and MD5 drops look alike",
         );
     }
     if accept.hook == accept_trace::AcceptHook::SystemCall {
-        missing.push("processes that accept through io_uring are not named");
+        limits.push("processes that accept through io_uring are not named");
     }
-    Ok((uses, (!missing.is_empty()).then(|| missing.join("; "))))
+    Ok((uses, (!limits.is_empty()).then(|| limits.join("; "))))
 }
 
 /// What syn-count would use where generic XDP is known to work.

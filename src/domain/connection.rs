@@ -61,7 +61,7 @@ impl Connection {
         (self.is_failed() && self.known(ConnectKnown::KNOWN_ERROR)).then_some(self.raw.error)
     }
 
-    /// Whether the process ended the attempt itself, and not for an error.
+    /// Whether the process ended the attempt itself, without an error.
     pub fn given_up(&self) -> bool {
         self.is_failed() && self.known(ConnectKnown::KNOWN_GIVEN_UP)
     }

@@ -42,7 +42,7 @@ impl<C> Column<C> {
         }
     }
 
-    /// A column of values that begin at the same place.
+    /// A left-aligned column.
     pub const fn left(id: C, name: &'static str, width: usize) -> Self {
         Self {
             id,
@@ -52,7 +52,7 @@ impl<C> Column<C> {
         }
     }
 
-    /// A column of values that end at the same place.
+    /// A right-aligned column.
     pub const fn right(id: C, name: &'static str, width: usize) -> Self {
         Self {
             id,
@@ -95,12 +95,12 @@ impl Tone {
     }
 }
 
-/// The ids of the columns of a table, of which the usual ones do not depend on other options.
+/// The ids of the columns of a table. Its default columns do not depend on other options.
 pub(crate) trait ColumnSet: Copy + PartialEq + 'static {
     /// Its columns.
     const COLUMNS: &'static [Column<Self>];
 
-    /// Whether it is shown without `--columns`.
+    /// Whether the column is shown without `--columns`.
     fn is_usual(self) -> bool {
         true
     }
@@ -130,7 +130,7 @@ pub(crate) struct Layout<C> {
     shown: Vec<PlacedColumn<C>>,
     /// How many of the first ones are those of the table, in its order.
     as_in_table: usize,
-    /// How exactly times are shown, if they are.
+    /// The precision of times; `None` without a column of times.
     times: Option<Precision>,
 }
 

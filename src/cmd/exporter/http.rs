@@ -18,13 +18,13 @@ use nix::sys::socket::{
 
 use crate::failure::Failure;
 
-/// Clients at a time. Others wait in the accept queue.
+/// The most clients at a time. Others wait in the accept queue.
 const CLIENTS_MAX: usize = 64;
 
-/// Connections that wait there.
+/// The length of the accept queue.
 const BACKLOG: i32 = 256;
 
-/// Bytes of a request, and its header fields.
+/// The most bytes of a request, and the most header fields.
 const REQUEST_MAX: usize = 8192;
 const FIELDS_MAX: usize = 64;
 
@@ -41,14 +41,14 @@ const ANSWER_TIME: Duration = Duration::from_secs(10);
 /// How long a connection may be idle between two requests.
 const IDLE_TIME: Duration = Duration::from_secs(150);
 
-/// While all places are taken, a client that has asked for nothing so long, or has not read its
-/// answer, makes room for another.
+/// With the most clients, one that has sent no request or read no answer for this long is
+/// disconnected when another one comes.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// How long no client is accepted after the host had no descriptor or memory for one.
 const REST: Duration = Duration::from_millis(200);
 
-/// What a client wants.
+/// The request of a client, as far as it matters here.
 pub struct Request<'a> {
     /// The path, without a query.
     pub path: &'a str,
@@ -56,7 +56,7 @@ pub struct Request<'a> {
     pub accept: &'a str,
 }
 
-/// What it gets.
+/// The answer to a request.
 #[derive(Clone)]
 pub struct Answer {
     /// Such as `200 OK`.
@@ -86,7 +86,7 @@ impl Answer {
 pub struct Server {
     listener: TcpListener,
     clients: Vec<Client>,
-    /// No client is accepted before.
+    /// Until then no client is accepted.
     rests_until: Instant,
 }
 
@@ -173,7 +173,7 @@ impl Server {
     /// Does what can be done without waiting.
     pub fn serve(&mut self, respond: &mut impl FnMut(&Request<'_>) -> Answer) {
         let now = Instant::now();
-        // Then each gets one more answer, so that clients that go on asking keep nobody out.
+        // Then each client gets one last answer, so that those that go on asking keep nobody out.
         let is_full = self.is_full();
         self.clients
             .retain_mut(|client| client.deadline() > now && client.go_on(is_full, respond));
@@ -206,7 +206,7 @@ impl Server {
         self.clients.len() >= CLIENTS_MAX
     }
 
-    /// Whether another client can be accepted, if need be after one was sent away.
+    /// Whether another client can be accepted, perhaps after one is disconnected.
     fn has_room(&self, now: Instant) -> bool {
         self.rests_until <= now && (!self.is_full() || self.may_evict(now).is_some())
     }
@@ -404,9 +404,9 @@ impl Client {
     }
 }
 
-/// A request that is there as a whole, or is none.
+/// A complete request, or an invalid one.
 struct Parsed {
-    /// Its bytes.
+    /// Its length in bytes.
     len: usize,
     /// Path and `Accept` header, or the status of the error.
     ask: Result<(String, String), &'static str>,
@@ -444,7 +444,7 @@ fn parse(bytes: &[u8]) -> Option<Parsed> {
         let found = fields.find(|field| field.name.eq_ignore_ascii_case(name));
         found.map(|field| String::from_utf8_lossy(field.value))
     };
-    // A request for a page has no body; where one begins and ends is not worth finding out.
+    // GET and HEAD have no body in practice, so bodies are not parsed.
     let has_body = field("transfer-encoding").is_some()
         || field("content-length").is_some_and(|length| length.trim() != "0");
     if !matches!(method, "GET" | "HEAD") {
@@ -455,7 +455,7 @@ fn parse(bytes: &[u8]) -> Option<Parsed> {
     }
     let connection = field("connection").unwrap_or_default().to_ascii_lowercase();
     let mut options = connection.split(',').map(str::trim);
-    // HTTP/1.0 keeps a connection only on request, which is not worth it.
+    // HTTP/1.0 keeps a connection only on request, which is not supported.
     let is_last = request.version != Some(1) || options.any(|option| option == "close");
     let path = target.split('?').next().unwrap_or_default();
     Some(Parsed {

@@ -13,8 +13,8 @@ use crate::output::histogram::{Distribution, HistogramLayout};
 use crate::output::line::Line;
 use crate::run::session::Session;
 
-/// Keys that are kept, as many as the kernel's tables of histograms have. The times of more count
-/// nowhere.
+/// The most keys that are kept, as many as the kernel's tables of histograms have. The times of
+/// other keys are in no histogram.
 const KEYS_KEPT: usize = 4096;
 
 /// Distributions of a time by key.

@@ -69,7 +69,7 @@ enum SocketPrograms<'a> {
     None,
     /// Where they are to be put.
     Storage(&'a mut MaybeUninit<OpenObject>),
-    /// They are loaded, or why not.
+    /// The loaded programs, or the error of loading them.
     Loaded(Box<Result<FlowSocketsSkel<'a>>>),
 }
 

@@ -1,4 +1,4 @@
-//! Judges connections by expressions about their ends, here and not in the kernel.
+//! Evaluates expressions about addresses and ports in user space, for the ends of a connection.
 
 use std::net::IpAddr;
 

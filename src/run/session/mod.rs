@@ -189,10 +189,10 @@ impl Session {
         }
     }
 
-    /// Starts the time of `--duration`, and enters the sandbox. Capabilities have to be given up
+    /// Starts the time of `--duration`, and enters the sandbox. Capabilities have to be dropped
     /// before.
     pub fn start(&self, files: Files) {
-        // To load programs takes more memory than to run.
+        // Loading programs takes more memory than running them.
         crate::sys::give_back_memory();
         self.stop.start();
         self.confine(files);
