@@ -297,7 +297,7 @@ fn what_is_held_back_is_suppressed_and_not_lost() {
 }
 
 #[test]
-fn what_was_counted_is_told_even_if_no_line_can_be_written() {
+fn what_was_counted_is_reported_even_if_no_line_can_be_written() {
     let world = need!(World::new(107));
     let (_reader, mut writer) = std::io::pipe().unwrap();
     fcntl(writer.as_fd(), FcntlArg::F_SETPIPE_SZ(4096)).unwrap();

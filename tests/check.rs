@@ -51,7 +51,7 @@ fn what_check_says_a_command_would_use_is_what_it_uses() {
 }
 
 #[test]
-fn check_tells_the_memory_of_each_possible_cpu() {
+fn check_shows_the_memory_of_each_possible_cpu() {
     let namespace = need!(Namespace::new());
     let check = Tool::spawn_in(&namespace, &mut command(["check", "--json"])).finish();
     let cpus = finding(&check, "cpus");

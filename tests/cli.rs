@@ -20,8 +20,8 @@ fn run<I: AsRef<OsStr>>(args: impl IntoIterator<Item = I>) -> Output {
     Tool::spawn(&mut command(args)).finish()
 }
 
-/// What a wrong command line is told: always two lines, with two more between them for the place in
-/// a filter, and status 2.
+/// The error of a wrong command line: always two lines, with two more between them that mark the
+/// position in a filter, and status 2.
 fn refusal<I: AsRef<OsStr>>(args: impl IntoIterator<Item = I>) -> (String, String) {
     let output = run(args);
     assert_eq!(output.code(), 2, "{output:#?}");
@@ -265,7 +265,7 @@ fn a_hostile_argument_can_not_forge_a_line_or_reach_the_terminal() {
 fn a_file_that_is_no_capture_is_an_error_that_names_it() {
     let mut empty = NamedTempFile::new().unwrap();
     let path = empty.path().to_str().unwrap().to_owned();
-    let tell = |path: &str| {
+    let complains = |path: &str| {
         let output = run(["syn-count", "--json", "-r", path]);
         let (error, hint) = output.complaint();
         assert_eq!(output.code(), 2, "{output:#?}");
@@ -273,11 +273,11 @@ fn a_file_that_is_no_capture_is_an_error_that_names_it() {
         let hint = hint.unwrap();
         assert!(hint.contains("pcapng"), "{hint}");
     };
-    tell(&path);
+    complains(&path);
     empty.write_all(b"this is no capture of packets").unwrap();
-    tell(&path);
-    tell("/nonexistent.pcap");
-    tell("/");
+    complains(&path);
+    complains("/nonexistent.pcap");
+    complains("/");
 }
 
 #[test]

@@ -144,7 +144,7 @@ fn a_tun_device_has_no_ethernet_header() {
 }
 
 #[test]
-fn up_down_rename_and_deletion_are_told_in_order() {
+fn up_down_rename_and_deletion_are_reported_in_order() {
     let namespace = need!(Namespace::new());
     namespace.enter(|| {
         run("ip link add va type veth peer name vb");
@@ -167,7 +167,7 @@ fn up_down_rename_and_deletion_are_told_in_order() {
 }
 
 #[test]
-fn a_move_to_another_namespace_is_told_from_a_deletion() {
+fn a_move_to_another_namespace_is_distinguished_from_a_deletion() {
     let namespace = need!(Namespace::new());
     namespace.enter(|| {
         let elsewhere = Namespace::new().unwrap();

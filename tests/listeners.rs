@@ -101,7 +101,7 @@ fn a_full_queue_its_process_and_its_drops_are_as_ss_and_nstat_say() {
 }
 
 #[test]
-fn a_group_of_sockets_is_one_row_and_its_members_are_told() {
+fn a_group_of_sockets_is_one_row_and_its_members_are_reported() {
     let namespace = need!(Namespace::new());
     let addr = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 8080));
     let sockets = namespace.enter(|| [7, 8, 9].map(|backlog| listener(addr, backlog)));

@@ -610,7 +610,7 @@ fn packets_pass_unchanged_and_in_order() {
 }
 
 #[test]
-fn directions_are_told_apart() {
+fn directions_are_distinguished() {
     let pair = need!(Pair::new());
     let listener = pair
         .server

@@ -36,7 +36,7 @@ fn open(path: &Path) -> Capture {
 }
 
 /// What another program says of a file.
-fn told(words: &[&str], path: &Path) -> String {
+fn output_of(words: &[&str], path: &Path) -> String {
     let output = Command::new(words[0])
         .args(&words[1..])
         .arg(path)
@@ -105,11 +105,11 @@ fn others_read_as_many_packets_as_the_summary_counts() {
             if is_guest() {
                 continue;
             }
-            let lines = told(&["tcpdump", "-nr"], &path);
+            let lines = output_of(&["tcpdump", "-nr"], &path);
             assert_eq!(lines.lines().count() as u64, written, "tcpdump, {name}");
-            let lines = told(&["tshark", "-nr"], &path);
+            let lines = output_of(&["tshark", "-nr"], &path);
             assert_eq!(lines.lines().count() as u64, written, "tshark, {name}");
-            let info = told(&["capinfos", "-M"], &path);
+            let info = output_of(&["capinfos", "-M"], &path);
             let counted = format!("Number of packets:   {written}\n");
             assert!(info.contains(&counted), "{info}");
             if name == "all.pcapng" {
@@ -120,7 +120,7 @@ fn others_read_as_many_packets_as_the_summary_counts() {
                     "frame.packet_flags_direction",
                 ];
                 let words = [&["tshark", "-T", "fields"], &fields[..], &["-nr"]].concat();
-                let lines = told(&words, &path);
+                let lines = output_of(&words, &path);
                 let of = |way: &str| lines.lines().filter(|line| line.ends_with(way)).count();
                 let (incoming, outgoing) = (of("vs\t0x00000001"), of("vs\t0x00000002"));
                 assert_eq!((incoming + outgoing) as u64, written);
@@ -238,7 +238,9 @@ fn files_are_rotated_by_size_and_each_is_whole() {
         sum += frames(name).len() as u64;
         // A packet that comes while there is room may go beyond.
         assert!(fs::metadata(name).unwrap().len() < 100_000);
-        assert!(is_guest() || told(&["capinfos"], name).contains("Number of stat entries = 1"));
+        assert!(
+            is_guest() || output_of(&["capinfos"], name).contains("Number of stat entries = 1")
+        );
     }
     // None was overwritten.
     assert_eq!(sum, written);

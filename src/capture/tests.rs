@@ -754,7 +754,7 @@ fn it_does_not_matter_in_which_pieces_the_data_comes() {
 }
 
 #[test]
-fn an_error_of_the_device_is_told_after_the_frames_before_it() {
+fn an_error_of_the_device_is_reported_after_the_frames_before_it() {
     struct Failing;
     impl Read for Failing {
         fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {

@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attempt_that_was_told_before_its_end_counts_once() {
+    fn an_attempt_that_was_reported_before_its_end_counts_once() {
         let mut report = FlowReport::default();
         let mut told = flow(1, 0, EndState::END_INACTIVE, 0);
         told.raw.ends[0].state = EndState::END_SYN_SENT.0 as u8;

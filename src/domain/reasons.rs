@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_tells_the_reason_whatever_the_compiler_made_of_its_name() {
+    fn a_place_implies_the_reason_whatever_the_compiler_made_of_its_name() {
         let reasons = ["nf_hook_slow", "nf_hook_slow.cold", "nf_hook", "tcp_v4_rcv"];
         let reasons = reasons.map(reason_of_place);
         let netfilter = Some(DropReason::NetfilterDrop);
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn who_calls_netfilter_tells_the_hook() {
+    fn the_caller_of_netfilter_shows_the_hook() {
         let callers = ["nf_hook_slow", "ip_local_deliver", "ip_rcv.isra.0"];
         let hooks = callers.map(hook_of_caller);
         let (input, prerouting) = (NetfilterHook::Input, NetfilterHook::Prerouting);

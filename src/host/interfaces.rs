@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn device_types_are_told_apart() {
+    fn device_types_are_distinguished() {
         assert_eq!(LinkLayer::from_arphrd(1), LinkLayer::Ethernet);
         assert_eq!(LinkLayer::from_arphrd(772), LinkLayer::Ethernet);
         for raw in [512, 519, 768, 769, 776, 778, 823, 65534] {

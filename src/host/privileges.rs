@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_told_only_where_they_limit() {
+    fn limits_are_reported_only_where_they_limit() {
         let facts = Facts {
             sys_admin: true,
             kernel: Some((6, 1)),

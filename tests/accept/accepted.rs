@@ -92,7 +92,7 @@ fn what_waits_at_the_end_is_pending() {
 }
 
 #[test]
-fn syn_cookies_are_told_and_accepted() {
+fn syn_cookies_are_reported_and_accepted() {
     let namespace = need!(Namespace::new());
     namespace.sysctl("ipv4/tcp_syncookies", "2");
     let sent = Growth::of(&namespace, "TcpExtSyncookiesSent");

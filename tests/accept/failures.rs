@@ -92,7 +92,7 @@ fn a_refusal_that_waits_for_the_next_hop_is_one() {
 }
 
 #[test]
-fn where_no_route_leads_back_is_told() {
+fn where_no_route_leads_back_is_reported() {
     let pair = need!(Pair::new());
     let _listener = pair.server.enter(|| listener(server(8022), 16));
     let drops = Growth::of(&pair.server, "TcpExtListenDrops");
@@ -184,7 +184,7 @@ fn a_syn_that_meets_an_earlier_connection_in_time_wait_is_a_drop() {
         (&"dropped".into(), &ends.port().into()),
         "{line}"
     );
-    // Before, the kernel does not tell which socket refuses a segment.
+    // Before, the kernel does not show which socket refuses a segment.
     if release() >= (6, 11) {
         assert_fate(line, "dropped", Some("time_wait"), Some("inferred"));
     }

@@ -6,7 +6,7 @@ use super::{Growth, Trace, assert_fate, begin, listener, local, nft, segment, se
 use crate::common::{CLIENT4, Namespace, Pair, SERVER6, need};
 
 #[test]
-fn what_a_firewall_drops_is_told_at_once_and_its_repetition_is_no_other_attempt() {
+fn what_a_firewall_drops_is_reported_at_once_and_its_repetition_is_no_other_attempt() {
     let namespace = need!(Namespace::new());
     need!(nft(
         &namespace,

@@ -72,7 +72,7 @@ fn each_of_six_thousand_concurrent_connects_has_the_fate_that_its_client_saw() {
     assert_eq!(count(&accepted) + count(&refused), CONNECTS);
     assert_eq!(fates.summary["attempts"], CONNECTS, "{}", fates.summary);
     assert_eq!(fates.count("refused"), count(&refused), "{}", fates.summary);
-    // The kernel may skip the program that sees an accept: then the end of the connection tells.
+    // The kernel may skip the program that sees an accept: then the end of the connection shows it.
     assert_eq!(fates.count("accepted"), taken, "{}", fates.summary);
     assert_eq!(taken, count(&accepted));
 }

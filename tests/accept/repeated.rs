@@ -1,4 +1,4 @@
-//! What is sent again after its fate was told.
+//! What is sent again after its fate was reported.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -69,7 +69,7 @@ fn a_right_syn_cookie_that_finds_no_room_does_not_lack_a_listener() {
     send(&pair, &segment(&pair, NOBODY, 2, (4000, 8602), 77, 0));
     trace.fate(8602);
     pair.server.run("nft flush ruleset");
-    // The listener is not known from this SYN, which is one of an attempt that was told.
+    // The listener is not known from this SYN, which is one of an attempt that was reported.
     late_ack(&pair, 8602);
     overflows.reaches(1);
     let fates = trace.stop();
@@ -138,7 +138,7 @@ fn one_source_port_and_sequence_number_for_many_ports_are_many_attempts() {
     let listen = |port| listener((SERVER4, port).into(), 16);
     let _listeners = pair.server.enter(|| [8611, 8612, 8613].map(listen));
     let trace = Trace::start(&pair.server, &["vs"]);
-    // As nmap scans. The ports where nobody listens are told at once, the others are open together.
+    // As nmap scans. The ports where nobody listens are reported at once, the others are open together.
     for port in 8609..8617 {
         send(&pair, &segment(&pair, NOBODY, 2, (4000, port), 77, 0));
         trace.arrived(port, 1);

@@ -99,7 +99,7 @@ fn each_connection_to_a_group_of_sockets_is_accepted_by_the_thread_that_gets_it(
 }
 
 #[test]
-fn fast_open_is_told_whether_or_not_the_syn_has_data() {
+fn fast_open_is_reported_whether_or_not_the_syn_has_data() {
     let namespace = need!(Namespace::new());
     namespace.sysctl("ipv4/tcp_fastopen", "3");
     let passive = Growth::of(&namespace, "TcpExtTCPFastOpenPassive");
@@ -134,7 +134,7 @@ fn multipath_listener(port: u16) -> OwnedFd {
 }
 
 #[test]
-fn mptcp_is_told_if_both_ends_have_it() {
+fn mptcp_is_reported_if_both_ends_have_it() {
     need!(multipath().map_err(|errno| format!("the kernel has no MPTCP ({errno})")));
     let namespace = need!(Namespace::new());
     let trace = Trace::start(&namespace, &["lo"]);

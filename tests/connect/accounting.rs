@@ -90,7 +90,7 @@ fn storm(threads: usize, connects: usize) {
 }
 
 #[test]
-fn ten_thousand_connects_of_256_threads_are_all_told_or_counted() {
+fn ten_thousand_connects_of_256_threads_are_all_reported_or_counted() {
     let namespace = need!(Namespace::new());
     let server = namespace.enter(Server::new);
     for backend in backends!() {
@@ -117,7 +117,7 @@ fn ten_thousand_connects_of_256_threads_are_all_told_or_counted() {
 }
 
 #[test]
-fn a_storm_with_accepts_and_ends_is_told_or_counted() {
+fn a_storm_with_accepts_and_ends_is_reported_or_counted() {
     let namespace = need!(Namespace::new());
     let server = namespace.enter(Server::new);
     for backend in backends!() {

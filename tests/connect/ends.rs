@@ -122,7 +122,7 @@ fn half_closed_connections_count_what_comes_later() {
 }
 
 #[test]
-fn a_reset_is_told_from_a_close_by_both_sides() {
+fn a_reset_is_distinguished_from_a_close_by_both_sides() {
     let namespace = need!(Namespace::new());
     for backend in backends!() {
         let trace = Trace::start(&namespace, backend, &["--close"]);

@@ -319,7 +319,7 @@ fn an_error_of_an_earlier_attempt_is_not_taken_for_one_of_this() {
 }
 
 #[test]
-fn who_gives_up_is_told_so_in_text() {
+fn an_attempt_that_was_given_up_is_marked_in_text() {
     let blackhole = need!(Blackhole::new());
     let tool = Tool::start(&["connect-trace", "--dst", "10.99.0.2", "-p", "4191"]);
     blackhole

@@ -1,6 +1,6 @@
 //! What bcc's libbpf-tools see of the same connections.
 //!
-//! Everything they tell is told by connect-trace too, with the same values. What they miss is
+//! Everything they report is reported by connect-trace too, with the same values. What they miss is
 //! listed, and is at least the failures.
 
 use std::collections::HashMap;
@@ -362,7 +362,7 @@ fn everything_that_bccs_tools_see_is_seen_with_the_same_values() {
             .collect();
         if *backend == "tracepoint" {
             // It names no source port at the attempt and no process at the accept, and sees no
-            // failure before SYN_SENT; what it tells beyond that is compared above.
+            // failure before SYN_SENT; what it reports beyond that is compared above.
             compare_lives(&rows[2], &events);
             continue;
         }
@@ -398,7 +398,7 @@ fn count_state_changes() -> Result<fs::File, String> {
 }
 
 #[test]
-fn perf_events_of_others_are_told_as_without_it() {
+fn perf_events_of_others_are_reported_as_without_it() {
     let namespace = need!(Namespace::new());
     let connects = || {
         let mut counter = count_state_changes()?;

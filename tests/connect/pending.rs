@@ -18,7 +18,7 @@ use super::{Trace, backends};
 use crate::common::{is_guest, need, release};
 
 #[test]
-fn an_attempt_that_is_pending_at_the_start_is_told_once_and_has_its_fate() {
+fn an_attempt_that_is_pending_at_the_start_is_reported_once_and_has_its_fate() {
     let blackhole = need!(Blackhole::new());
     for backend in backends!() {
         let (first, second, other) = blackhole.namespace.enter(|| {
@@ -59,7 +59,7 @@ fn an_attempt_that_is_pending_at_the_start_is_told_once_and_has_its_fate() {
 }
 
 #[test]
-fn an_attempt_that_is_pending_at_the_end_is_told_so_and_no_other() {
+fn an_attempt_that_is_pending_at_the_end_is_reported_and_no_other() {
     let blackhole = need!(Blackhole::new());
     for (backend, options, names) in backends!().iter().flat_map(|backend| {
         let all: &[&str] = &["attempt", "pending"];
@@ -106,7 +106,7 @@ fn an_attempt_that_is_pending_at_the_end_is_told_so_and_no_other() {
 }
 
 #[test]
-fn totals_tell_all_attempts_and_their_fates_by_process_and_destination() {
+fn totals_have_all_attempts_and_their_fates_by_process_and_destination() {
     let blackhole = need!(Blackhole::new());
     for backend in backends!() {
         let options = [

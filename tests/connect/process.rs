@@ -75,7 +75,7 @@ impl Drop for Cgroup {
 }
 
 #[test]
-fn a_process_in_a_container_is_told_with_its_namespace_cgroup_and_container() {
+fn a_process_in_a_container_is_reported_with_its_namespace_cgroup_and_container() {
     let namespace = need!(Namespace::new());
     let id = "0123456789abcdef".repeat(4);
     let cgroup = need!(Cgroup::new(&format!("docker-{id}.scope")));
@@ -100,7 +100,7 @@ fn a_process_in_a_container_is_told_with_its_namespace_cgroup_and_container() {
 }
 
 #[test]
-fn each_namespace_is_told_by_its_own_number() {
+fn each_namespace_is_identified_by_its_own_number() {
     let namespaces = [need!(Namespace::new()), need!(Namespace::new())];
     for backend in backends!() {
         let trace = Trace::everywhere(&namespaces[0], backend, &["-p", "4411"]);

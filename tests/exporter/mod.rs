@@ -240,7 +240,7 @@ fn drops_at_a_full_queue_are_attempts_and_drops_of_the_listener() {
 }
 
 #[test]
-fn the_number_of_time_series_is_limited_and_what_is_cut_is_told() {
+fn the_number_of_time_series_is_limited_and_what_is_cut_is_reported() {
     let namespace = need!(Namespace::new());
     let bind = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
     let mut listeners = namespace.enter(|| (1..=9).map(bind).collect::<Vec<_>>());

@@ -163,7 +163,7 @@ fn is_power_of_ten(n: u32) -> bool {
     n.to_string().trim_end_matches('0') == "1"
 }
 
-fn tell(packets: &[Packet]) -> Story {
+fn story_of(packets: &[Packet]) -> Story {
     let first = &packets[0];
     let flipped = first.seems_from_responder();
     let mut story = Story {
@@ -475,7 +475,7 @@ fn is_over(story: &Story, now: i64) -> bool {
 /// Whether this packet belongs to another connection than those before it, and which of these
 /// belong to that one too.
 fn begins_anew(packets: &[Packet], packet: &Packet) -> Option<Vec<usize>> {
-    let story = tell(packets);
+    let story = story_of(packets);
     if is_over(&story, packet.at) {
         return Some(Vec::new());
     }
@@ -533,7 +533,7 @@ fn conn_state(story: &Story, bytes: u64) -> &'static str {
 }
 
 fn record(packets: &[Packet]) -> Record {
-    let story = tell(packets);
+    let story = story_of(packets);
     let sum = |mine: bool| {
         let sent = packets
             .iter()
@@ -600,7 +600,7 @@ pub fn records(file: &[u8]) -> Option<Vec<Record>> {
         if (at - *looked.get_or_insert(at)).abs() >= SECOND / 10 {
             looked = Some(at);
             open.retain(|_, packets| {
-                let over = !packets.is_empty() && is_over(&tell(packets), at);
+                let over = !packets.is_empty() && is_over(&story_of(packets), at);
                 if over {
                     records.push(record(packets));
                 }

@@ -18,7 +18,7 @@ fn flows_that_go_on_are_reported_at_the_end_and_those_seen_midway_are_partial() 
     let output = tool.stop();
     check_packets(&output);
     let flows = output.events("flow");
-    // An older kernel does not tell of sockets.
+    // An older kernel has no such information about sockets.
     let older = if has_socket_programs().is_ok() {
         "S1"
     } else {
@@ -69,7 +69,7 @@ fn refused_and_unanswered_attempts_and_idle_flows_have_their_states() {
 }
 
 #[test]
-fn an_attempt_without_an_answer_is_told_at_once_and_its_connection_in_the_end() {
+fn an_attempt_without_an_answer_is_reported_at_once_and_its_connection_in_the_end() {
     let pair = need!(Pair::new());
     let args = ["flows", "vc", "--json", "--attempt-timeout", "300ms"];
     let tool = Tool::start_in(&pair.client, &args);

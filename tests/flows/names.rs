@@ -60,7 +60,7 @@ const SHUFFLED: (&str, u64, &str, &str) =
     ("test5-lines-randomized2.pcap", 49392, "simson.net", "GET");
 
 #[test]
-fn the_requests_in_the_captures_of_tcpdump_and_tcpflow_have_the_names_that_tshark_tells() {
+fn the_requests_in_the_captures_of_tcpdump_and_tcpflow_have_the_names_that_tshark_shows() {
     let files = need!(crate::oracle::corpus::captures());
     let mut found = Vec::new();
     for path in &files {

@@ -1,4 +1,4 @@
-//! flows: what the sockets of this machine tell: older connections, the kernel's numbers, processes.
+//! flows: what the sockets of this machine add: older connections, the kernel's numbers, processes.
 
 use super::*;
 
@@ -112,7 +112,7 @@ fn an_attempt_that_waits_since_before_the_tool_gets_its_fate() {
     let tool = Tool::start_in(&pair.client, &args);
     let text = Tool::start_in(&pair.client, &["flows", "vc", "--attempt-timeout", "100ms"]);
     text.line("unanswered", |line| line.contains(" S0 "));
-    // What is told at once comes after the header all the same.
+    // What is reported at once comes after the header all the same.
     let lines = text.stop().stdout;
     assert!(lines[0].starts_with("TIME "), "{lines:#?}");
     for port in [7, 8080] {
@@ -145,7 +145,7 @@ fn an_attempt_that_waits_since_before_the_tool_gets_its_fate() {
 }
 
 #[test]
-fn the_kernels_numbers_are_those_that_it_tells_of_the_socket() {
+fn the_kernels_numbers_are_those_that_it_has_of_the_socket() {
     need!(has_socket_programs());
     let pair = need!(Pair::new());
     let listener = pair

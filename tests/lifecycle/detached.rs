@@ -28,7 +28,7 @@ fn detach(pair: &Pair, tool: &Tool, args: &[&str], round: usize) {
 }
 
 /// Wants the end of a run that was left without a program.
-fn is_told(output: &Output, args: &[&str]) {
+fn assert_reported(output: &Output, args: &[&str]) {
     assert_eq!(output.code(), 1, "{args:?}: {output:#?}");
     let summary = output.summary();
     assert_eq!(summary["exit_reason"], "detached", "{args:?}");
@@ -59,7 +59,7 @@ fn a_program_that_another_process_detaches_ends_the_run_within_a_second() {
         let output = tool.finish();
         let took = detached.elapsed();
         assert!(took < quick(Duration::from_secs(1)), "{args:?}: {took:?}");
-        is_told(&output, &args);
+        assert_reported(&output, &args);
         assert!(output.summary()["matched"].as_u64() >= Some(3), "{args:?}");
     }
 }
@@ -84,7 +84,7 @@ fn what_watches_the_interface_for_tracing_commands_is_missed_within_a_second() {
         // An emulated processor takes seconds to detach the many links that these commands have.
         let is_quick = is_guest() || took < quick(Duration::from_secs(1));
         assert!(is_quick, "{args:?}: {took:?}");
-        is_told(&output, args);
+        assert_reported(&output, args);
         assert!(output.summary()["matched"].as_u64() >= Some(3), "{args:?}");
     }
 }
@@ -121,19 +121,19 @@ fn a_program_that_another_takes_the_place_of_ends_the_run_within_a_second() {
             replaced.elapsed() < quick(Duration::from_secs(1)),
             "{args:?}"
         );
-        is_told(&output, &args);
+        assert_reported(&output, &args);
     }
 }
 
 #[test]
-fn a_program_that_was_detached_just_before_the_end_is_told_too() {
+fn a_program_that_was_detached_just_before_the_end_is_reported_too() {
     let pair = need!(Pair::new());
     for (round, args) in WAYS.into_iter().enumerate() {
         let mut args = args.to_vec();
         args.push("--json");
         let tool = Tool::start_in(&pair.server, &args);
         detach(&pair, &tool, &args, round);
-        is_told(&tool.stop(), &args);
+        assert_reported(&tool.stop(), &args);
     }
 }
 

@@ -107,7 +107,7 @@ fn a_normal_end_leaves_nothing_and_restores_what_native_xdp_changed() {
 }
 
 #[test]
-fn what_native_xdp_changes_on_the_other_end_is_told() {
+fn what_native_xdp_changes_on_the_other_end_is_reported() {
     let namespace = need!(Namespace::new());
     need!(namespace.try_run("ip link add va type veth peer name vb"));
     let features = || namespace.run("ethtool -k vb");

@@ -1,4 +1,4 @@
-//! One scenario after another: what is dropped is told once, with the right reason.
+//! One scenario after another: what is dropped is reported once, with the right reason.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
@@ -60,9 +60,9 @@ fn assert_reason(drop: &Value, reasons: &[&str]) {
 }
 
 /// TCP has freed most of what it drops without a word.
-fn are_all_drops_told() -> Result<(), String> {
+fn are_all_drops_reported() -> Result<(), String> {
     match release() {
-        (..=4, _) | (5, ..18) => Err("TCP does not tell of each drop before Linux 5.18".to_owned()),
+        (..=4, _) | (5, ..18) => Err("TCP does not report each drop before Linux 5.18".to_owned()),
         _ => Ok(()),
     }
 }
@@ -72,7 +72,7 @@ fn syn(pair: &Pair, from: Ipv4Addr, port: u16) -> Vec<u8> {
 }
 
 #[test]
-fn what_a_firewall_drops_in_any_hook_is_told_once() {
+fn what_a_firewall_drops_in_any_hook_is_reported_once() {
     for (hook, device, rule) in [
         ("ingress", "device vs ", "tcp dport 91 drop"),
         ("prerouting", "", "tcp dport 91 drop"),
@@ -115,7 +115,7 @@ fn with_network_behind(pair: &Pair) -> SocketAddr {
 }
 
 #[test]
-fn what_a_router_drops_is_told_once() {
+fn what_a_router_drops_is_reported_once() {
     let pair = need!(Pair::new());
     let behind = with_network_behind(&pair);
     // It would be retransmitted after a second.
@@ -144,7 +144,7 @@ fn what_a_router_drops_is_told_once() {
 }
 
 #[test]
-fn what_a_queue_discipline_loses_is_told_with_its_device() {
+fn what_a_queue_discipline_loses_is_reported_with_its_device() {
     let pair = need!(Pair::new());
     need!(
         pair.client
@@ -277,7 +277,7 @@ fn a_capture_file_has_each_dropped_segment_with_its_reason() {
 }
 
 #[test]
-fn what_iptables_drops_is_told_once() {
+fn what_iptables_drops_is_reported_once() {
     let pair = need!(Pair::new());
     need!(
         pair.server
@@ -289,7 +289,7 @@ fn what_iptables_drops_is_told_once() {
 }
 
 #[test]
-fn a_source_that_no_route_leads_to_is_told_by_whoever_drops_it() {
+fn a_source_that_no_route_leads_to_is_reported_by_whoever_drops_it() {
     let stranger = Ipv4Addr::new(198, 51, 100, 7);
     let pair = need!(Pair::new());
     let _listener = pair.server.enter(|| listener(server(93), 16));
@@ -317,7 +317,7 @@ fn a_source_that_no_route_leads_to_is_told_by_whoever_drops_it() {
 }
 
 #[test]
-fn each_syn_that_a_full_accept_queue_turns_away_is_told_once() {
+fn each_syn_that_a_full_accept_queue_turns_away_is_reported_once() {
     let namespace = need!(Namespace::new());
     let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 94));
     let _listener = namespace.enter(|| listener(addr, 1));
@@ -347,7 +347,7 @@ fn each_syn_that_a_full_accept_queue_turns_away_is_told_once() {
 }
 
 #[test]
-fn the_syns_of_a_burst_are_told_as_those_that_come_alone() {
+fn the_syns_of_a_burst_are_reported_as_those_that_come_alone() {
     // Before, no frames can be received in bursts.
     if release() < (5, 18) {
         return;
@@ -397,7 +397,7 @@ fn a_syn_with_the_data_of_fast_open_is_no_drop() {
 }
 
 #[test]
-fn a_syn_that_a_full_syn_queue_turns_away_is_told_once() {
+fn a_syn_that_a_full_syn_queue_turns_away_is_reported_once() {
     let pair = need!(Pair::new());
     // An answer that can't leave ends a half-open connection, which also counts as a drop.
     with_neighbour(&pair);
@@ -418,7 +418,7 @@ fn a_syn_that_a_full_syn_queue_turns_away_is_told_once() {
 }
 
 #[test]
-fn a_final_ack_that_finds_the_queue_full_is_told_where_it_came_in() {
+fn a_final_ack_that_finds_the_queue_full_is_reported_where_it_came_in() {
     let pair = need!(Pair::new());
     with_neighbour(&pair);
     pair.server.sysctl("ipv4/tcp_abort_on_overflow", "1");
@@ -479,7 +479,7 @@ fn a_reset_of_a_half_open_connection_is_one_and_no_drop() {
     let line = tool.json("of the reset", is_it);
     let output = tool.stop();
     let [resets, drops] = ["reset", "drop"].map(|event| output.events(event).len());
-    // Before, the kernel does not tell whose segment it drops.
+    // Before, the kernel does not show whose segment it drops.
     if release() < (6, 11) {
         assert_eq!((resets, drops), (0, 1), "{output:#?}");
         return;
@@ -491,8 +491,8 @@ fn a_reset_of_a_half_open_connection_is_one_and_no_drop() {
 }
 
 #[test]
-fn what_is_wrong_with_a_segment_is_told() {
-    need!(are_all_drops_told());
+fn what_is_wrong_with_a_segment_is_reported() {
+    need!(are_all_drops_reported());
     let pair = need!(Pair::new());
     let _listener = pair.server.enter(|| listener(server(97), 16));
     let mut damaged = syn(&pair, CLIENT4, 97);
@@ -507,7 +507,7 @@ fn what_is_wrong_with_a_segment_is_told() {
 }
 
 #[test]
-fn a_ttl_below_the_least_one_is_told() {
+fn a_ttl_below_the_least_one_is_reported() {
     let pair = need!(Pair::new());
     let socket = pair.server.enter(|| listener(server(98), 16));
     let least: libc::c_int = 255;
@@ -528,8 +528,8 @@ fn a_ttl_below_the_least_one_is_told() {
 }
 
 #[test]
-fn a_segment_outside_of_the_window_is_told() {
-    need!(are_all_drops_told());
+fn a_segment_outside_of_the_window_is_reported() {
+    need!(are_all_drops_reported());
     let pair = need!(Pair::new());
     let listener = pair.server.enter(|| TcpListener::bind(server(99)).unwrap());
     let client = pair

@@ -129,7 +129,7 @@ fn resets_are_as_many_as_the_kernel_counts() {
 }
 
 #[test]
-fn what_netfilter_drops_is_told_and_what_is_sent_again_is_what_nstat_counts() {
+fn what_netfilter_drops_is_reported_and_what_is_sent_again_is_what_nstat_counts() {
     let pair = need!(Pair::new());
     need!(nft(&pair.server, "tcp dport 81 drop"));
     let drops = start(
@@ -318,7 +318,7 @@ fn resets_of_connections_are_those_that_the_kernel_counts() {
 
 #[test]
 fn what_a_closing_connection_takes_is_no_drop() {
-    // Before, the kernel does not tell whose segment it frees.
+    // Before, the kernel does not show whose segment it frees.
     if release() < (6, 11) {
         return;
     }

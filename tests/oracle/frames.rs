@@ -53,7 +53,7 @@ pub fn ethernet_ip(packet: &[u8]) -> Vec<u8> {
     on_link(Link::Ethernet, &[], packet)
 }
 
-/// A frame of any link type around an IP packet, whose first byte tells the version. Link types
+/// A frame of any link type around an IP packet, whose first byte has the version. Link types
 /// that have no room for tags leave them out.
 pub fn on_link(link: Link, tags: &[Tag], packet: &[u8]) -> Vec<u8> {
     let is_ipv6 = packet.first().is_some_and(|byte| byte >> 4 == 6);

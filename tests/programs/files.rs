@@ -169,7 +169,7 @@ fn broken_pcapng() -> Vec<Broken> {
 }
 
 #[test]
-fn a_broken_file_is_told_with_its_place_after_what_was_read_before() {
+fn a_broken_file_is_reported_with_its_place_after_what_was_read_before() {
     let cases = [broken_pcap(), broken_pcapng()].concat();
     for_each(&cases, |(what, bytes, syns, why)| {
         let file = CaptureFile::new(bytes);

@@ -37,7 +37,7 @@ fn every_cut_of_every_crafted_frame_is_judged_as_by_the_oracle() {
 }
 
 #[test]
-fn all_256_flag_bytes_are_told_apart_and_64_of_them_are_syns() {
+fn all_256_flag_bytes_are_distinguished_and_64_of_them_are_syns() {
     let segments = (0..=255).map(|flags| Segment {
         flags,
         ..Segment::default()

@@ -357,7 +357,7 @@ fn shown(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn on_a_terminal_a_long_replay_tells_how_far_it_is() {
+fn on_a_terminal_a_long_replay_shows_how_far_it_is() {
     // It has to take longer than a moment, in a guest as well.
     let count = times(1_000_000, 150_000) as u64;
     let file = long_file(count);

@@ -107,7 +107,7 @@ fn a_time_zone_can_be_named() {
 }
 
 #[test]
-fn an_unknown_time_zone_is_told_and_is_utc() {
+fn an_unknown_time_zone_is_reported_and_is_utc() {
     let file = capture(&TIMES);
     let output = replay("port-monitor", &file, "Asia/Tokio", &[]);
     assert_eq!(times(&output)[0], "2025-11-24T16:00:00.000042");

@@ -195,7 +195,7 @@ fn a_value_that_is_compared_often_is_loaded_once() {
 }
 
 #[test]
-fn the_place_of_what_is_wrong_is_told() {
+fn the_place_of_what_is_wrong_is_reported() {
     for (text, place, reason) in [
         ("port 80 and udp", "udp", "only TCP"),
         ("udp port 53", "udp port 53", "only TCP"),

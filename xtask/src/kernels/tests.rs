@@ -217,7 +217,7 @@ fn in_turns_each_part_runs_on_one_kernel_and_over_time_on_each() {
 }
 
 #[test]
-fn what_passes_at_the_second_attempt_is_no_fault_and_is_told() {
+fn what_passes_at_the_second_attempt_is_no_fault_and_is_reported() {
     let first = "@@ start a\ntest one ... FAILED\ntest two ... FAILED\ntest three ... ok\n\n\
                  test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out\n\
                  @@ exit a 101\n@@ end\n";
