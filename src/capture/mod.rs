@@ -110,7 +110,7 @@ pub struct Frame<'a> {
     pub link_type: u16,
     /// The header of its link layer as it was captured, instead of which the first 14 of `bytes` are
     /// an Ethernet header.
-    pub link_header: &'a [u8],
+    link_header: &'a [u8],
     /// What to add to an offset in `bytes`, at or after byte 14, to get the
     /// offset in the frame as it was captured.
     pub offset_shift: i32,

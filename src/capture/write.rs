@@ -32,7 +32,7 @@ pub enum FileFormat {
 
 /// An interface whose frames are in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Described {
+pub struct FileInterface {
     /// Its name; empty if it is not known.
     pub name: String,
     /// Its link type: [`LINKTYPE_ETHERNET`], [`LINKTYPE_RAW`] or another number of the registry.
@@ -137,7 +137,7 @@ pub struct Encoder {
     format: FileFormat,
     snaplen: u32,
     filter: Option<String>,
-    interfaces: Vec<Described>,
+    interfaces: Vec<FileInterface>,
     /// Frames written of each interface.
     delivered: Vec<u64>,
     /// The processes that the file describes: the last name of each id, and its number.
@@ -152,7 +152,7 @@ impl Encoder {
         format: FileFormat,
         snaplen: u32,
         filter: Option<String>,
-        interfaces: Vec<Described>,
+        interfaces: Vec<FileInterface>,
     ) -> Self {
         let delivered = vec![0; interfaces.len()];
         Self {
@@ -180,7 +180,7 @@ impl Encoder {
             return None;
         }
         let at = self.interfaces.len();
-        self.interfaces.push(Described {
+        self.interfaces.push(FileInterface {
             name: String::new(),
             link_type,
         });

@@ -220,11 +220,11 @@ impl Look<'_> {
         Ok(lines)
     }
 
-    fn record<'l>(&'l mut self, listener: &'l Listener) -> output::Record<'l> {
+    fn record<'l>(&'l mut self, listener: &'l Listener) -> output::ListenerRecord<'l> {
         let holder = listener.holder();
         let container =
             holder.and_then(|holder| self.containers.find(holder.cgroup_id, holder.pid));
-        output::Record {
+        output::ListenerRecord {
             listener,
             iface: self
                 .interfaces

@@ -18,7 +18,7 @@ use crate::host::interfaces::Interface;
 use crate::output::clock::UnixNanos;
 use crate::output::columns::widest;
 use crate::output::summary::Summary;
-use crate::output::syn_count::{CountAlert, CountColumn, CountWriter, IntervalCounts, Keys};
+use crate::output::syn_count::{CountAlert, CountColumn, CountWriter, IntervalCounts, KeyFigures};
 use crate::run::packet::{self, Live, LoadTarget, Options, PacketCommand, Replay};
 use crate::run::replay::AroundFrames;
 use crate::run::session::{Session, Wake, next_due};
@@ -36,7 +36,7 @@ pub struct SynCount<'a> {
 
 /// Where a program runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Hook {
+enum ProgramHook {
     Xdp,
     /// XDP, also for frames in several buffers.
     XdpFrags,
@@ -63,12 +63,12 @@ impl<'a> SynCount<'a> {
 
     /// Where the program runs. Frames of a file go to TC in batches, unless a mode is asked for: only
     /// there a test run can be repeated without a pause.
-    fn hook(&self) -> Hook {
+    fn hook(&self) -> ProgramHook {
         match self.args.mode {
-            CountMode::Tc => Hook::Tc,
-            CountMode::Auto if self.args.packets.read.is_some() => Hook::Tc,
-            _ if knows_xdp_frags() => Hook::XdpFrags,
-            _ => Hook::Xdp,
+            CountMode::Tc => ProgramHook::Tc,
+            CountMode::Auto if self.args.packets.read.is_some() => ProgramHook::Tc,
+            _ if knows_xdp_frags() => ProgramHook::XdpFrags,
+            _ => ProgramHook::Xdp,
         }
     }
 
@@ -162,12 +162,16 @@ impl PacketCommand for SynCount<'_> {
         let hook = self.hook();
         let progs = &mut open.progs;
         for (program, its_hook, counts_all) in [
-            (&mut progs.syn_count_all_xdp_frags, Hook::XdpFrags, true),
-            (&mut progs.syn_count_xdp_frags, Hook::XdpFrags, false),
-            (&mut progs.syn_count_all_xdp, Hook::Xdp, true),
-            (&mut progs.syn_count_xdp, Hook::Xdp, false),
-            (&mut progs.syn_count_all_tc, Hook::Tc, true),
-            (&mut progs.syn_count_tc, Hook::Tc, false),
+            (
+                &mut progs.syn_count_all_xdp_frags,
+                ProgramHook::XdpFrags,
+                true,
+            ),
+            (&mut progs.syn_count_xdp_frags, ProgramHook::XdpFrags, false),
+            (&mut progs.syn_count_all_xdp, ProgramHook::Xdp, true),
+            (&mut progs.syn_count_xdp, ProgramHook::Xdp, false),
+            (&mut progs.syn_count_all_tc, ProgramHook::Tc, true),
+            (&mut progs.syn_count_tc, ProgramHook::Tc, false),
         ] {
             program.set_autoload(its_hook == hook && counts_all == all);
         }
@@ -385,7 +389,7 @@ impl Counter<'_> {
             seconds,
             count: Count::after(seconds, total, delta),
             by: top,
-            keys: keys.map(|keys| Keys {
+            keys: keys.map(|keys| KeyFigures {
                 sources: keys.sources,
                 untracked,
             }),

@@ -8,7 +8,7 @@ use super::connection::Connection;
 use crate::skel::ConnectKind;
 
 /// Keys that are counted separately: processes may choose any number of names and destinations.
-pub const KEYS_MAX: usize = 4096;
+const KEYS_MAX: usize = 4096;
 
 /// Whose attempts, and where to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

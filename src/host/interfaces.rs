@@ -167,7 +167,7 @@ pub fn resolve(names: &[String]) -> Result<Vec<Interface>, ResolveError> {
 
 fn default_interface(
     socket: &mut Socket,
-    links: &[Link],
+    links: &[LinkInfo],
 ) -> Result<Option<Interface>, ResolveError> {
     for family in [libc::AF_INET, libc::AF_INET6] {
         let mut routes = default_routes(socket, family)?;
@@ -183,10 +183,10 @@ fn default_interface(
 }
 
 /// All interfaces that are up and whose frames can be read.
-fn all_up(links: &[Link]) -> Result<Vec<Interface>, ResolveError> {
+fn all_up(links: &[LinkInfo]) -> Result<Vec<Interface>, ResolveError> {
     let up = links
         .iter()
-        .map(Link::to_interface)
+        .map(LinkInfo::to_interface)
         .filter(|link| link.up && !matches!(link.link_layer, LinkLayer::Unsupported(_)))
         .collect::<Vec<_>>();
     if up.is_empty() {
@@ -198,7 +198,7 @@ fn all_up(links: &[Link]) -> Result<Vec<Interface>, ResolveError> {
     Ok(up)
 }
 
-fn unknown_interface(name: &str, links: &[Link]) -> ResolveError {
+fn unknown_interface(name: &str, links: &[LinkInfo]) -> ResolveError {
     // The user chose the name: it is escaped, so that it stays on one line.
     let message = if name.len() >= IFNAMSIZ {
         format!(
@@ -215,7 +215,7 @@ fn unknown_interface(name: &str, links: &[Link]) -> ResolveError {
 }
 
 /// A hint that lists interfaces, those first that begin like `name`.
-fn existing(name: &str, links: &[Link]) -> Option<String> {
+fn existing(name: &str, links: &[LinkInfo]) -> Option<String> {
     let mut links: Vec<_> = links.iter().collect();
     links.sort_by_key(|link| {
         let alike = std::iter::zip(link.name.bytes(), name.bytes());
@@ -235,7 +235,7 @@ fn existing(name: &str, links: &[Link]) -> Option<String> {
 
 /// What rtnetlink reports of an interface, as far as it is used here.
 #[derive(Debug, Default)]
-pub(super) struct Link {
+pub(super) struct LinkInfo {
     pub(super) index: u32,
     pub(super) name: String,
     pub(super) up: bool,
@@ -255,7 +255,7 @@ pub(super) struct Link {
     pub(super) mtu: u32,
 }
 
-impl Link {
+impl LinkInfo {
     /// Decodes the payload of an `RTM_NEWLINK` or `RTM_DELLINK` message.
     pub(super) fn decode(payload: &[u8]) -> Option<Self> {
         let mut link = Self {
@@ -307,9 +307,9 @@ pub(super) fn route_socket() -> anyhow::Result<Socket> {
     Socket::open(SockProtocol::NetlinkRoute, 0, SockFlag::empty())
 }
 
-fn links(socket: &mut Socket) -> anyhow::Result<Vec<Link>> {
+fn links(socket: &mut Socket) -> anyhow::Result<Vec<LinkInfo>> {
     socket
-        .dump(RTM_GETLINK, &link_request(0)?, Link::decode)
+        .dump(RTM_GETLINK, &link_request(0)?, LinkInfo::decode)
         .context("failed to list the interfaces")
 }
 
@@ -323,9 +323,9 @@ pub(super) fn has_others(socket: &mut Socket, listed: &[u32]) -> anyhow::Result<
 }
 
 /// The link with this index, or none if there is no such link any more.
-pub(super) fn link_by_index(socket: &mut Socket, index: u32) -> anyhow::Result<Option<Link>> {
+pub(super) fn link_by_index(socket: &mut Socket, index: u32) -> anyhow::Result<Option<LinkInfo>> {
     match socket.get(RTM_GETLINK, &link_request(index)?) {
-        Ok(payload) => Ok(Link::decode(&payload)),
+        Ok(payload) => Ok(LinkInfo::decode(&payload)),
         Err(Errno::ENODEV) => Ok(None),
         Err(errno) => Err(errno).with_context(|| format!("failed to look up interface {index}")),
     }
@@ -457,14 +457,14 @@ mod tests {
     #[test]
     fn a_hint_puts_similar_names_first_and_stays_short() {
         let mut links: Vec<_> = (0..20)
-            .map(|number| Link {
+            .map(|number| LinkInfo {
                 name: format!("veth{number}"),
-                ..Link::default()
+                ..LinkInfo::default()
             })
             .collect();
-        links.push(Link {
+        links.push(LinkInfo {
             name: "eno1".to_owned(),
-            ..Link::default()
+            ..LinkInfo::default()
         });
         let hint = existing("eno2", &links).unwrap();
         assert!(

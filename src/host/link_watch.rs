@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::libc::{RTM_DELLINK, RTM_NEWLINK};
 use nix::sys::socket::{SockFlag, SockProtocol};
 
-use super::interfaces::{Interface, Link, link_by_index, route_socket};
+use super::interfaces::{Interface, LinkInfo, link_by_index, route_socket};
 use super::netlink::{Socket, messages};
 
 /// Bit of `RTNLGRP_LINK` (1) in the group mask.
@@ -114,7 +114,7 @@ impl LinkWatch {
                 Ok(_) if overrun => {}
                 Ok(datagram) => {
                     for message in messages(datagram) {
-                        let Some(link) = Link::decode(message.payload) else {
+                        let Some(link) = LinkInfo::decode(message.payload) else {
                             continue;
                         };
                         match message.kind {
@@ -172,7 +172,7 @@ impl AsFd for LinkWatch {
 
 /// Compares the state in a notification with the known state, and updates that.
 /// Most notifications (addresses, statistics, carrier) change nothing here.
-fn changed(followed: &mut [Followed], link: &Link, events: &mut Vec<LinkEvent>) {
+fn changed(followed: &mut [Followed], link: &LinkInfo, events: &mut Vec<LinkEvent>) {
     let Some(known) = followed.iter_mut().find(|known| known.index == link.index) else {
         return;
     };
@@ -223,12 +223,12 @@ fn lost(
 mod tests {
     use super::*;
 
-    fn link(index: u32, name: &str, up: bool) -> Link {
-        Link {
+    fn link(index: u32, name: &str, up: bool) -> LinkInfo {
+        LinkInfo {
             index,
             name: name.to_owned(),
             up,
-            ..Link::default()
+            ..LinkInfo::default()
         }
     }
 

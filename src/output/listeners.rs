@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::key;
 
 /// A listener to write, with its interface and container.
-pub struct Record<'a> {
+pub struct ListenerRecord<'a> {
     /// The listener.
     pub listener: &'a Listener,
     /// The interface that it is bound to, if any.
@@ -24,7 +24,7 @@ pub struct ListenerAlert<'a> {
     /// Raised, or else cleared.
     pub raised: bool,
     /// The listener.
-    pub record: &'a Record<'a>,
+    pub record: &'a ListenerRecord<'a>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -98,7 +98,7 @@ impl ListenerWriter {
         self.layout.header(out, clock);
     }
 
-    fn json(&self, line: &mut Object<'_, '_>, record: &Record<'_>) {
+    fn json(&self, line: &mut Object<'_, '_>, record: &ListenerRecord<'_>) {
         let listener = record.listener;
         let holder = listener.holder();
         line.int(
@@ -139,7 +139,7 @@ impl ListenerWriter {
 
 /// A line of the text format.
 struct ListenerRow<'a> {
-    record: &'a Record<'a>,
+    record: &'a ListenerRecord<'a>,
     event: &'static str,
 }
 
@@ -197,7 +197,7 @@ impl Row for ListenerRow<'_> {
     }
 }
 
-impl Render for (&ListenerWriter, &Record<'_>) {
+impl Render for (&ListenerWriter, &ListenerRecord<'_>) {
     fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         let (writer, record) = *self;
         let event = "listen";

@@ -24,12 +24,12 @@ pub struct IntervalCounts<'a> {
     /// With `--by`: the kind of key, and the busiest keys.
     pub by: Option<(CountBy, &'a [(TallyKey, Count)])>,
     /// With `--by` or `--alert`: figures about all keys.
-    pub keys: Option<Keys>,
+    pub keys: Option<KeyFigures>,
 }
 
 /// Figures about all keys.
 #[derive(Clone, Copy, Debug)]
-pub struct Keys {
+pub struct KeyFigures {
     /// Estimated number of source addresses in the interval.
     pub sources: u64,
     /// SYNs since the start that count only in the total, because another key has replaced theirs

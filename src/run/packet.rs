@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use crate::attach::tc::Places;
 use crate::attach::{Attached, Direction, load};
 use crate::capture::recorder::{Destination, Recorder};
-use crate::capture::write::{Described, Encoder, Statistics};
+use crate::capture::write::{Encoder, FileInterface, Statistics};
 use crate::capture::{Capture, CaptureFile};
 use crate::capture::{LINKTYPE_ETHERNET, LINKTYPE_RAW};
 use crate::cli::{BufferArgs, BufferChoice, PacketArgs, RecordingArgs, RunArgs, interface_hints};
@@ -268,7 +268,7 @@ fn record(
     let (Some(destination), Some(args)) = (destination, options.recording) else {
         return Ok(());
     };
-    let described = interfaces.iter().map(|interface| Described {
+    let described = interfaces.iter().map(|interface| FileInterface {
         name: interface.name.clone(),
         link_type: match interface.link_layer {
             LinkLayer::None => LINKTYPE_RAW,

@@ -18,7 +18,7 @@ use crate::attach::tc::Places;
 use crate::attach::{Attached, load};
 use crate::capture::LINKTYPE_RAW;
 use crate::capture::recorder::{Destination, Recorder};
-use crate::capture::write::{Described, Encoder, Statistics, Written};
+use crate::capture::write::{Encoder, FileInterface, Statistics, Written};
 use crate::cli::{LossByChoice, LossTraceArgs, OutputFormat, interface_hints};
 use crate::domain::loss::{Loss, LossKey, detail_name, ip_len, kind_name};
 use crate::domain::reasons::{NetfilterHook, ReasonFrom, hook_of_caller};
@@ -214,7 +214,7 @@ fn record(session: &mut Session, args: &LossTraceArgs) -> Result<bool, Failure> 
     };
     let destination = Destination::new(path)?;
     // Packets are dropped at any interface and above them all, and have no link layer any more.
-    let described = Described {
+    let described = FileInterface {
         name: String::new(),
         link_type: LINKTYPE_RAW,
     };
