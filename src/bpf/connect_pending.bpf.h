@@ -50,13 +50,31 @@ static __always_inline const struct sock *read_waiting(struct waiting *w, struct
 	return sk;
 }
 
-static __always_inline bool probe_is_waiting(const struct sock *sk)
+static __always_inline bool probe_is_tcp(const struct sock *sk)
 {
 	__u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
 
 	return (family == AF_INET || family == AF_INET6) &&
-	       BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP &&
-	       BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_SYN_SENT;
+	       BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP;
+}
+
+static __always_inline bool probe_is_waiting(const struct sock *sk)
+{
+	return probe_is_tcp(sk) && BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_SYN_SENT;
+}
+
+/* The source port of an attempt, 0 if it is not known. After a SYN of its peer it is in SYN_RECV.
+ */
+static __always_inline __u16 probe_source_port(const struct sock *sk)
+{
+	__u8 state;
+
+	if (!may_probe_read || !probe_is_tcp(sk))
+		return 0;
+	state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	if (state != TCP_SYN_SENT && state != TCP_SYN_RECV)
+		return 0;
+	return BPF_CORE_READ(sk, __sk_common.skc_num);
 }
 
 /* Linux 5.10 has no helper that finds the socket of a file. */
@@ -188,15 +206,9 @@ int tell_pending_of_table(struct bpf_iter__bpf_map_elem *ctx)
 {
 	struct connection *kept = ctx->value;
 	const __u64 *key = ctx->key;
-	const struct sock *sk;
-	__u16 sport = 0;
 
-	if (!kept || !key)
-		return 0;
-	sk = (const struct sock *)*key;
-	if (may_probe_read && probe_is_waiting(sk))
-		sport = BPF_CORE_READ(sk, __sk_common.skc_num);
-	tell_pending(ctx->meta->seq, kept, sport);
+	if (kept && key)
+		tell_pending(ctx->meta->seq, kept, probe_source_port((const struct sock *)*key));
 	return 0;
 }
 

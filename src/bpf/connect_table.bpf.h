@@ -92,12 +92,16 @@ static __always_inline bool store(const struct sock *sk, struct connection *c)
 	return true;
 }
 
-/* Keeps a connection until its fate or end; false if there is no room for it. */
+/*
+ * Keeps a connection until its fate or end; false if there is no room for it. Where memory can't be
+ * probed, the table would not do: the source port of an attempt is read in the end, from its
+ * socket.
+ */
 static __always_inline bool keep(const struct sock *sk, struct connection *c)
 {
 	__u64 key = (__u64)sk;
 
-	if (use_storage && c->phase == PHASE_OPEN)
+	if (use_storage && (c->phase == PHASE_OPEN || !may_probe_read))
 		bpf_map_delete_elem(&connections, &key);
 	else if (!bpf_map_update_elem(&connections, &key, c, BPF_ANY))
 		return true;

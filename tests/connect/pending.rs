@@ -1,5 +1,6 @@
 //! Attempts that are on their way when the tool starts or ends, and very many of them.
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
@@ -15,7 +16,13 @@ use super::sockets::{
     Blackhole, connect_to, connected, connecting, listen, most_files, set_int, tcp,
 };
 use super::{Trace, backends};
-use crate::common::{is_guest, need, release};
+use crate::accept::{NOBODY, segment, send, with_neighbour};
+use crate::common::frames::SYN;
+use crate::common::{Pair, is_guest, need, release, wait_for};
+use crate::flows::tcp_info;
+
+/// The state of a socket that has sent a SYN and received one.
+const TCP_SYN_RECV: u8 = 3;
 
 #[test]
 fn an_attempt_that_is_pending_at_the_start_is_reported_once_and_has_its_fate() {
@@ -102,6 +109,31 @@ fn an_attempt_that_is_pending_at_the_end_is_reported_and_no_other() {
         assert_eq!(events.summary["pending"], 2, "{}", events.summary);
         events.assert_whole();
         drop((old, new));
+    }
+}
+
+#[test]
+fn an_attempt_whose_peer_attempts_the_same_is_reported_as_pending_with_its_port() {
+    let pair = need!(Pair::new());
+    with_neighbour(&pair);
+    for backend in backends!() {
+        for options in [
+            &["-p", "4651"][..],
+            &["-p", "4651", "--sport", "1024-65535"],
+        ] {
+            let trace = Trace::start(&pair.server, backend, options);
+            let waiting = pair.server.enter(|| connecting((NOBODY, 4651).into()));
+            let waiting = TcpStream::from(waiting);
+            let sport = waiting.local_addr().unwrap().port();
+            send(&pair, &segment(&pair, NOBODY, SYN, (4651, sport), 77, 0));
+            wait_for("the SYN of the peer", || {
+                (tcp_info(&waiting)[0] == TCP_SYN_RECV).then_some(())
+            });
+            let events = trace.stop();
+            let (_, pending) = events.pair_at(4651, "pending");
+            assert_eq!(pending["sport"], sport, "{options:?} {pending}");
+            events.assert_whole();
+        }
     }
 }
 
@@ -268,17 +300,7 @@ fn waiting_connects_of_a_stranger_blind_nobody() {
         false => 100_000,
     };
     let blackhole = need!(Blackhole::new());
-    blackhole
-        .namespace
-        .sysctl("ipv4/ip_local_port_range", "10000 65000");
-    // On a loaded machine they wait for long: each of them is to be given up, by its process.
-    blackhole.namespace.sysctl("ipv4/tcp_syn_retries", "60");
-    for words in [
-        "ip addr add 10.99.1.254/24 dev va",
-        "ip link set va arp off",
-    ] {
-        blackhole.namespace.run(words);
-    }
+    with_room_for_a_crowd(&blackhole);
     for backend in backends!() {
         // Before the tool starts, and then once more while it runs.
         let old = need!(blackhole.namespace.enter(|| Crowd::new(200)));
@@ -313,6 +335,52 @@ fn waiting_connects_of_a_stranger_blind_nobody() {
     }
 }
 
+/// Lets a crowd connect: it is to wait, however long, and to have source ports enough.
+fn with_room_for_a_crowd(blackhole: &Blackhole) {
+    blackhole
+        .namespace
+        .sysctl("ipv4/ip_local_port_range", "10000 65000");
+    // On a loaded machine they wait for long: each of them is to be given up, by its process.
+    blackhole.namespace.sysctl("ipv4/tcp_syn_retries", "60");
+    for words in [
+        "ip addr add 10.99.1.254/24 dev va",
+        "ip link set va arp off",
+    ] {
+        blackhole.namespace.run(words);
+    }
+}
+
+#[test]
+fn more_pending_attempts_than_the_table_beside_socket_storage_holds_are_all_reported() {
+    const COUNT: usize = 2_400;
+    let blackhole = need!(Blackhole::new());
+    with_room_for_a_crowd(&blackhole);
+    for backend in backends!() {
+        // Half of them before the tool starts.
+        let old = need!(blackhole.namespace.enter(|| Crowd::new(COUNT / 2)));
+        for options in [&["--sport", "10000-65000"][..], &["--failed"]] {
+            let options = [&["-p", "4621", "--buffer-size", "67108864"], options].concat();
+            let trace = Trace::start(&blackhole.namespace, backend, &options);
+            let new = need!(blackhole.namespace.enter(|| Crowd::new(COUNT / 2)));
+            let events = trace.stop();
+            assert_eq!(events.summary["pending"], COUNT, "{}", events.summary);
+            events.assert_whole();
+            if !options.contains(&"--failed") {
+                let ports = |name: &str| -> BTreeSet<u64> {
+                    let told = events.all.iter().filter(|event| event["event"] == name);
+                    told.map(|event| event["sport"].as_u64().unwrap()).collect()
+                };
+                let counts = ["attempt", "pending"].map(|name| events.count(name));
+                assert_eq!(counts, [COUNT; 2], "{}", events.summary);
+                assert_eq!(ports("pending").len(), COUNT);
+                assert_eq!(ports("pending"), ports("attempt"));
+            }
+            drop(new);
+        }
+        drop(old);
+    }
+}
+
 /// Fills the memory that a socket has for options, as any process can: with keys for other peers.
 fn fill_options(socket: &OwnedFd) -> Result<(), String> {
     for peer in 0..u16::MAX {
@@ -344,22 +412,36 @@ fn fill_options(socket: &OwnedFd) -> Result<(), String> {
 #[test]
 fn a_socket_that_has_no_room_for_its_connection_costs_no_other_one_its_end() {
     let blackhole = need!(Blackhole::new());
+    with_room_for_a_crowd(&blackhole);
     for backend in backends!() {
-        let (old, waiting) = blackhole.namespace.enter(|| {
-            (
-                connected(&listen("127.0.0.1", 4641)),
-                connecting(Blackhole::at(4641)),
-            )
+        let old = blackhole
+            .namespace
+            .enter(|| connected(&listen("127.0.0.1", 4641)));
+        let options = ["--close", "-p", "4621,4641", "--buffer-size", "67108864"];
+        let trace = Trace::start(&blackhole.namespace, backend, &options);
+        // With these, the table is full, so that the next one needs the room of its socket.
+        let crowd = need!(blackhole.namespace.enter(|| Crowd::new(2_100)));
+        let waiting = blackhole.namespace.enter(|| {
+            let socket = tcp(Blackhole::ADDR, SockFlag::SOCK_NONBLOCK);
+            fill_options(&socket).map(|()| {
+                let begun = connect_to(&socket, Blackhole::at(4641));
+                assert_eq!(begun, Err(Errno::EINPROGRESS));
+                socket
+            })
         });
-        // Only now, so that it has room for the tools of other tests, which run already.
-        need!(fill_options(&waiting));
-        let trace = Trace::start(&blackhole.namespace, backend, &["--close", "-p", "4641"]);
+        let waiting = need!(waiting);
         drop(old);
         trace.wait_for("closed", 4641);
         drop(waiting);
+        drop(crowd);
         let events = trace.stop();
         let names = events.names_at(4641);
-        assert_eq!(names, ["attempt", "closed", "failed"], "{:#?}", events.all);
+        assert_eq!(
+            names,
+            ["attempt", "closed", "failed"],
+            "{:#?}",
+            events.at(4641)
+        );
         events.assert_whole();
     }
 }

@@ -7,8 +7,8 @@ use caps::Capability;
 use nix::sys::socket::SockFlag;
 use serde_json::Value;
 
-use super::sockets::{connect_to, listen, tcp};
-use super::{backends, say_backend};
+use super::sockets::{Blackhole, connect_to, connecting, listen, tcp};
+use super::{Trace, backends, say_backend};
 use crate::common::tool::{PublicBinary, as_nobody, command_of};
 use crate::common::{Namespace, Tool, command, need};
 
@@ -143,6 +143,24 @@ fn under_lockdown_each_backend_works_or_says_that_it_is_forbidden() {
             let tool = Tool::start(&args);
             assert_traces(tool, &namespace, backend != "tracepoint");
         }
+    }
+}
+
+#[test]
+fn under_lockdown_an_attempt_that_is_pending_at_the_end_has_its_source_port() {
+    need!(lockdown());
+    let blackhole = need!(Blackhole::new());
+    for backend in ["fentry", "tracepoint"] {
+        let trace = Trace::start(&blackhole.namespace, backend, &["--sport", "1024-65535"]);
+        let waiting = blackhole
+            .namespace
+            .enter(|| connecting(Blackhole::at(4604)));
+        let waiting = TcpStream::from(waiting);
+        let events = trace.stop();
+        let (_, pending) = events.pair_at(4604, "pending");
+        let port = waiting.local_addr().unwrap().port();
+        assert_eq!(pending["sport"], port, "{pending}");
+        events.assert_whole();
     }
 }
 

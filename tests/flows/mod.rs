@@ -198,7 +198,7 @@ fn four(info: &[u8], at: usize) -> u64 {
 }
 
 /// What the kernel knows of a connection.
-fn tcp_info(stream: &TcpStream) -> [u8; 256] {
+pub fn tcp_info(stream: &TcpStream) -> [u8; 256] {
     let mut info = [0u8; 256];
     let mut len = info.len() as libc::socklen_t;
     // SAFETY: the buffer and its length are valid for the call.
