@@ -179,7 +179,7 @@ pub const PAYLOAD_PATTERN_MAX: usize = len(|it: &FilterConfig| &it.payload_bytes
 /// The most slots of counters.
 pub const COUNTER_SLOTS: usize = len(|it: &syn_count::types::bss_counters| &it.counters);
 
-// What the C side asserts too: a difference would shift every field after it.
+// The C side asserts the same: a difference would shift every field after it.
 const _: () = assert!(size_of::<PacketEvent>() == 152);
 const _: () = assert!(size_of::<FrameEvent>() == 48);
 const _: () = assert!(size_of::<ConnectEvent>() == 168);
@@ -278,7 +278,8 @@ own_lines! {
     connect_trace: bss_running.running of running;
 }
 
-// What each packet of a flow needs is on four cache lines, with the eight bytes before a record.
+// The fields that each packet of a flow needs are on four cache lines, with the eight bytes before
+// the record.
 const _: () = assert!(8 + std::mem::offset_of!(FlowRecord, start_ns) == 4 * CACHE_LINE);
 
 /// Bytes of a dropped packet that loss-trace copies at most.
@@ -353,7 +354,7 @@ pub mod expr {
     }
 }
 
-/// What the packet programs have counted, summed over all slots.
+/// The counters of the packet programs, summed over all slots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PacketCounters {
     /// Frames by verdict, in the order of [`VERDICTS`].
@@ -761,7 +762,7 @@ pub fn set_seeding(bss: &mut flow_sockets::types::bss, seeding: bool) {
     unsafe { std::ptr::write_volatile(&mut bss.seeding, seeding.into()) }
 }
 
-/// What became of connections that are older than the programs.
+/// Counts of the connections that are older than the programs.
 #[derive(Clone, Copy, Debug)]
 pub struct Seeded {
     /// Those that were added.

@@ -150,7 +150,7 @@ fn all_that_a_run_does_in_the_sandbox_works() {
             let tool = Tool::start_in(&pair.server, &args);
             wait_until_filtered(&tool, line);
             pair.refused_connects((SERVER4, 80).into(), 20);
-            // What happens to an interface is read and told.
+            // Changes of an interface are read and reported.
             pair.server.run("ip link set vs down");
             pair.server.run("ip link set vs up");
             if !line.starts_with("connect") {

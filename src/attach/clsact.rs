@@ -291,7 +291,7 @@ pub fn remove_stale(ifindex: u32) -> Result<Vec<String>> {
     Ok(notices)
 }
 
-/// What instances of this program have on an interface.
+/// The filters of instances of this program on an interface.
 struct Found {
     stale: Vec<(TcFilter, Name)>,
     /// Those whose process may or may not be alive.

@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::host::privileges::{self, Lockdown, Operation, explain_eperm};
 use crate::skel::COUNTER_SLOTS;
 
-/// What the version of a kernel with PREEMPT_RT contains.
+/// Part of the version string of kernels with PREEMPT_RT.
 const RT: &[u8] = b"PREEMPT_RT";
 
 /// How many runs of packet programs each CPU may have begun, where they can be preempted.

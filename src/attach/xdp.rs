@@ -82,7 +82,7 @@ pub fn attach(
     Err(failure.hint("--mode tc works on any interface, and --mode generic on most"))
 }
 
-/// What the errors of drivers usually mean.
+/// The usual meaning of the errors of drivers.
 fn explain(error: &io::Error) -> String {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EOPNOTSUPP) => "the driver does not support it".into(),

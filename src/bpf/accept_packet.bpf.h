@@ -24,7 +24,7 @@ struct sent_rst {
 	__u8 pad[5];
 };
 
-/* What a CPU remembers. No cache line is shared between CPUs. */
+/* The state of a CPU. No cache line is shared between CPUs. */
 struct on_cpu {
 	struct sent_rst sent;
 	struct found_listener found;

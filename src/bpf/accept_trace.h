@@ -76,7 +76,7 @@ struct attempt_key {
 
 _Static_assert(sizeof(struct attempt_key) == 24, "no hidden padding");
 
-/* What is known of an attempt. Times are CLOCK_MONOTONIC; 0: not yet. Ports in host order. */
+/* The state of an attempt. Times are CLOCK_MONOTONIC; 0: not yet. Ports in host order. */
 struct attempt {
 	__u64 syn_ns;
 	__u64 last_syn_ns;
@@ -132,7 +132,7 @@ struct accept_verdict {
 	__u32 pad;
 };
 
-/* What is made of fates. */
+/* How fates are reported. */
 enum accept_output {
 	OUTPUT_EVENTS,	  /* an event for each */
 	OUTPUT_COUNTS,	  /* --by: their number by key */
@@ -149,7 +149,7 @@ enum accept_by {
 	ACCEPT_BY_COMM,
 };
 
-/* What --by does not choose is zero. */
+/* Fields that --by does not choose are zero. */
 struct accept_count_key {
 	__u64 place;	/* kernel address that dropped a packet, if there is no reason */
 	__u8 bytes[16]; /* source address; or process name; or address of the listener */

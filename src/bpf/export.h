@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What tracing programs count for exporter, which wants no events. */
+/* Counts of tracing programs for exporter, which needs no events. */
 #ifndef TCPINSPECT_EXPORT_H
 #define TCPINSPECT_EXPORT_H
 

@@ -140,7 +140,7 @@ static __always_inline void begin_end(struct flow_end *e, __u32 next_seq)
 {
 	e->state = END_ESTABLISHED;
 	e->known = END_SEEN;
-	/* What it has acknowledged is left open: a packet that waits at the socket would be taken
+	/* Its acknowledgement number is not set: a packet that waits at the socket would be taken
 	 * for one that was never sent. */
 	e->first_seq = next_seq;
 	e->next_seq = next_seq;
@@ -218,7 +218,7 @@ static __always_inline void note_older(struct flow_record *r, const struct older
 		r->syn_retransmits = o->syn_retransmits;
 	}
 	r->known |= FLOW_SEEDED;
-	/* What was counted since is not from before. */
+	/* Without the bytes that the packet programs have counted since. */
 	r->bytes_before[o->end & 1] = o->bytes_sent > own ? o->bytes_sent - own : 0;
 	r->bytes_before[(o->end & 1) ^ 1] = o->bytes_received > peer ? o->bytes_received - peer : 0;
 }

@@ -19,7 +19,7 @@ const volatile __u64 attempt_ns = 0;
 /* How long a finished flow stays in the table for late packets, in ns. */
 const volatile __u64 linger_ns = 0;
 
-/* What a flow needs of a packet, which may be several segments (GSO, GRO). */
+/* The fields of a packet that its flow needs. It may be several segments (GSO, GRO). */
 struct segment {
 	__u64 now;
 	__u32 seq;

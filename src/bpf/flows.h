@@ -31,7 +31,7 @@ enum end_state {
 	END_RESET,	 /* has sent a RST */
 };
 
-/* What is known of an end beside its state. */
+/* Flags of an end. */
 enum end_known {
 	END_SEEN = 1 << 0,	/* first_seq and next_seq are set */
 	END_SYN = 1 << 1,	/* its SYN was seen: first_seq is that of the SYN */
@@ -51,7 +51,7 @@ enum end_history {
 	HISTORY_MULTI_FLAG = 1 << 3,
 };
 
-/* What one end has sent. */
+/* Counts and state of what one end has sent. */
 struct flow_end {
 	__u64 packets;		/* as on the wire: each segment of a GSO or GRO packet counts */
 	__u64 bytes;		/* TCP payload, retransmissions included */
@@ -89,7 +89,7 @@ struct other_syn {
 	__u8 pad;
 };
 
-/* What is known of a flow beside its ends. */
+/* Flags of a flow. */
 enum flow_known {
 	FLOW_STARTED = 1 << 0,	/* the first packet was counted */
 	FLOW_PARTIAL = 1 << 1,	/* the first packet was not the SYN of its initiator */

@@ -6,7 +6,7 @@
 /* The most bytes of TCP options: the data offset has four bits, in 32-bit words. */
 #define TCP_OPTIONS_MAX 40
 
-/* What the parser found a frame to be. Each frame gets exactly one verdict. */
+/* The verdict of the parser. Each frame gets exactly one. */
 enum verdict {
 	VERDICT_TCP,
 	VERDICT_NOT_IP,

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What a run of a packet program has to itself: counters and scratch space. */
+/* The memory that a run of a packet program has to itself: counters and scratch space. */
 #ifndef TCPINSPECT_RUN_BPF_H
 #define TCPINSPECT_RUN_BPF_H
 

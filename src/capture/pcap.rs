@@ -12,7 +12,7 @@ const FILE_HEADER: usize = 24;
 /// reserved bits; libpcap's `LT_LINKTYPE` masks them alike.
 const LINK_TYPE_MASK: u32 = 0x03ff_ffff;
 
-/// What the file's header says about its records.
+/// The file header: how to read the records.
 pub(super) struct Pcap {
     order: Order,
     /// Nanoseconds in a unit of the timestamp's fraction.

@@ -24,7 +24,7 @@ const MAX_BLOCK: u32 = 1024 * 1024;
 /// doesn't fill the memory.
 const MAX_INTERFACES: usize = 65_536;
 
-/// What is known of the current section.
+/// The state of the current section.
 pub(super) struct PcapNg {
     order: Order,
     interfaces: Vec<Interface>,
@@ -260,7 +260,7 @@ impl PcapNg {
     }
 }
 
-/// What a packet block of any type says.
+/// The content of a packet block of any type.
 struct Packet {
     /// Where the frame begins in the block's body.
     data_at: usize,

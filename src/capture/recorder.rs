@@ -25,7 +25,7 @@ use crate::run::stop::{ExitReason, Stop};
 /// gathered too: a file system takes a few large writes for less than the copies cost.
 const BUFFER: usize = 512 * 1024;
 
-/// What a pipe takes without waiting if it takes anything (PIPE_BUF).
+/// A pipe that is writable takes this many bytes without blocking (PIPE_BUF).
 const SMALL_PIECE: usize = 4096;
 
 /// Where frames are to be written.

@@ -28,7 +28,7 @@ impl Limits {
     }
 }
 
-/// What follows a packet that is due now.
+/// Where a packet that is due now goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
     /// The packet goes into the same file.

@@ -121,7 +121,7 @@ pub struct Process<'a> {
     pub comm: &'a [u8],
 }
 
-/// What became of the frames of an interface since the start.
+/// Counts of the frames of an interface since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
     /// Frames that the interface had.

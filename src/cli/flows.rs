@@ -52,7 +52,7 @@ impl FlowBy {
     }
 }
 
-/// What the busiest keys of --by have most of.
+/// The figure that the keys of --by are sorted by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum FlowSort {
     /// Payload both ways

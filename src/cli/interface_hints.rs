@@ -24,7 +24,7 @@ const FILTER_WORDS: [&str; 16] = [
     "(",
 ];
 
-/// What was probably meant by names that are not interfaces.
+/// A hint for names that are not interfaces: what was probably meant.
 pub fn interface_hint(names: &[String]) -> Option<String> {
     // A filter may be one word, in quotes.
     let names: Vec<_> = names
@@ -71,7 +71,7 @@ pub(super) fn words_as_options(words: &[String]) -> Option<String> {
     })
 }
 
-/// What was probably meant by arguments that were taken for a filter, and are none.
+/// A hint for arguments that were parsed as a filter but are none: what was probably meant.
 pub fn words_hint(interfaces: &[String], words: &[String]) -> Option<String> {
     if let Some(hint) = interface_hint(interfaces) {
         return Some(hint);

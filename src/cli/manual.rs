@@ -9,7 +9,7 @@ type Example = (&'static str, &'static str);
 /// A word of the output and its meaning.
 type Term = (&'static str, &'static str);
 
-/// What the help and the manual page of a command say beyond its options.
+/// The text of help and manual page of a command, apart from its options.
 pub struct Page {
     /// At least three.
     pub examples: &'static [Example],
@@ -24,7 +24,7 @@ impl Page {
         PAGES.iter().find(named).map(|(_, page)| page)
     }
 
-    /// What a word of the output means, without its details.
+    /// The meaning of a word of the output, in short.
     pub fn meaning(&self, word: &str) -> Option<&'static str> {
         let mut terms = self.sections.iter().flat_map(|(_, terms)| *terms);
         let found = terms.find(|(term, _)| term.split(", ").any(|one| one == word));
@@ -781,7 +781,7 @@ mod tests {
                 let at = line.find("tcpinspect").unwrap();
                 let own = line[at..].split([')', '|', '>', '&']).next().unwrap();
                 let words = own.split_whitespace().map(|word| word.trim_matches('\''));
-                // What is in quotes is one word.
+                // A quoted text is one word.
                 let words = words.map(|word| if word == "0:\"GET" { "0:\"GET\"" } else { word });
                 let words = words.filter(|word| *word != "\"");
                 if let Err(error) = command().try_get_matches_from(words) {

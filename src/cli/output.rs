@@ -109,7 +109,7 @@ pub struct StopArgs {
     pub strict: bool,
 }
 
-/// What each run of a command needs.
+/// Options of a run, which all commands have.
 #[derive(Clone, Debug, Default, Args)]
 pub struct RunArgs {
     /// How data is printed.

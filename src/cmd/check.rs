@@ -123,7 +123,7 @@ fn finish(
     }))
 }
 
-/// What was found out so far.
+/// The findings so far.
 #[derive(Default)]
 struct Report {
     findings: Vec<Finding>,
@@ -397,7 +397,7 @@ impl Trial {
     }
 }
 
-/// What was tried on a temporary interface.
+/// The results of trying hooks on a temporary interface.
 struct Trials {
     xdp: Trial,
     /// The program takes frames in several buffers.

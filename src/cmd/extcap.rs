@@ -10,7 +10,7 @@ use crate::failure::{Exit, Failure};
 use crate::filter::expr::Expression;
 use crate::host::interfaces::{ANY, ResolveError, resolve};
 
-/// What the names of interfaces begin with, so that they are not those of Wireshark itself.
+/// The prefix of the names of interfaces, which distinguishes them from those of Wireshark itself.
 const PREFIX: &str = "tcpinspect-";
 
 /// Options of Wireshark's dialog, and their values. The numbers are those by which values refer to
@@ -89,7 +89,7 @@ fn interfaces() -> Result<String, Failure> {
     Ok(text)
 }
 
-/// What the arguments ask for.
+/// The request in the arguments.
 #[derive(Default)]
 struct Asked {
     interfaces: bool,

@@ -211,7 +211,7 @@ fn commands_section(program: &clap::Command) -> Roff {
     roff
 }
 
-/// What the help shows below the options, and the exit statuses.
+/// The text below the options in the help, and the exit statuses.
 fn explanations(command: &clap::Command) -> Roff {
     let mut roff = Roff::new();
     let page = Page::of(command.get_name());
@@ -269,7 +269,7 @@ fn print(bytes: &[u8]) -> Result<Exit, Failure> {
     printed(std::io::stdout().write_all(bytes))
 }
 
-/// What became of printing to stdout. A reader that has gone has seen enough.
+/// The result of printing to stdout. It is no error that the reader has closed the pipe.
 ///
 /// # Errors
 /// stdout can't be written.

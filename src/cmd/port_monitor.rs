@@ -247,7 +247,7 @@ fn record_live(live: &mut Live<'_, PortMonitorSkel<'_>>) -> Result<Summary, Fail
     Ok(live.summary())
 }
 
-/// What finds the processes of packets, if the file has a place for them; `None`, with a notice,
+/// The finder of the processes of packets, if the file can have them; `None`, with a notice,
 /// where that is not possible.
 fn processes<'obj>(
     session: &Session,

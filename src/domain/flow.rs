@@ -255,7 +255,7 @@ impl Flow {
         self.is_seeded().then(|| [before[at], before[1 - at]])
     }
 
-    /// What the kernel knows by the socket of an end that is on this machine.
+    /// The kernel's figures, if the socket of an end is on this machine.
     pub fn numbers(&self) -> Option<&FlowNumbers> {
         (self.raw.numbers.is_known != 0).then_some(&self.raw.numbers)
     }
@@ -349,7 +349,7 @@ impl Flow {
         (self.raw.owner.cgroup_id, self.raw.owner.pid)
     }
 
-    /// What happened, in Zeek's letters, oldest first.
+    /// The history in Zeek's letters, oldest first.
     pub fn history(&self) -> &[u8] {
         &self.raw.history[..usize::from(self.raw.history_len)]
     }

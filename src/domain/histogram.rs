@@ -90,7 +90,7 @@ impl Histogram {
         self.buckets.iter().sum()
     }
 
-    /// What has been added since an earlier state.
+    /// The values that were added since an earlier state.
     pub fn since(&self, earlier: &Self) -> Self {
         let mut since = self.clone();
         since.sum -= earlier.sum;

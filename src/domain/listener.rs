@@ -155,7 +155,7 @@ pub struct AlertChange {
     pub listener: usize,
 }
 
-/// What is remembered from one look to the next.
+/// The state that is kept from one reading of the sockets to the next.
 #[derive(Debug, Default)]
 pub struct Looks {
     /// Drops of each socket, by cookie.
@@ -217,7 +217,8 @@ impl Looks {
         listeners
     }
 
-    /// What changed in regard to alerts: a queue that is `percent` full, or any drop, raises one.
+    /// Alerts that are raised or cleared now. A queue that is `percent` full raises one, and so does
+    /// any drop.
     pub fn alerts(&mut self, listeners: &[Listener], percent: f64) -> Vec<AlertChange> {
         let mut alerts = Vec::new();
         let before = std::mem::take(&mut self.alerted);

@@ -54,7 +54,7 @@ impl TallyKey {
     }
 }
 
-/// What a key is called.
+/// How a key is shown.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Label {
     /// By its address or port.

@@ -31,7 +31,7 @@ impl Traffic {
     }
 }
 
-/// What there was of a key, or of all flows, in an interval.
+/// The traffic of a key, or of all flows, in an interval.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
     /// Its traffic.
@@ -86,7 +86,7 @@ impl Sum {
     }
 }
 
-/// What a flow adds, with hashes of its peer and port.
+/// The traffic that a flow adds, with hashes of its peer and port.
 struct One {
     traffic: Traffic,
     peer: u64,

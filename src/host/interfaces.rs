@@ -51,7 +51,7 @@ pub struct Interface {
     pub name: String,
     /// Its index, which stays the same when it is renamed.
     pub index: u32,
-    /// What its frames begin with.
+    /// The header that its frames begin with.
     pub link_layer: LinkLayer,
     /// Largest IP packet that it sends, in bytes.
     pub mtu: u32,
@@ -59,7 +59,7 @@ pub struct Interface {
     pub up: bool,
 }
 
-/// What a frame of an interface begins with.
+/// The header that frames of an interface begin with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkLayer {
     /// An Ethernet header.
@@ -101,7 +101,7 @@ pub enum ResolveError {
     Usage {
         /// What is wrong.
         message: String,
-        /// What would be right, if that is known.
+        /// A correction, if one is known.
         hint: Option<String>,
     },
     /// The kernel could not be asked.

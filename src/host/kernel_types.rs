@@ -50,7 +50,7 @@ impl Bytes {
     }
 }
 
-/// What all types have.
+/// The part that all types have.
 #[derive(Clone, Copy)]
 struct Type {
     /// Types are numbered from 1 on.
@@ -238,7 +238,7 @@ fn word(bytes: &[u8], at: usize) -> Option<usize> {
     usize::try_from(u32::from_ne_bytes(*bytes)).ok()
 }
 
-/// What a type has beyond the common part.
+/// The part that depends on the kind of a type.
 fn more_bytes(kind: u8, len: usize) -> Option<usize> {
     Some(match kind {
         // integer, variable, declaration tag

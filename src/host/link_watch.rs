@@ -95,7 +95,7 @@ impl LinkWatch {
             }));
     }
 
-    /// What happened since the last call, in order. It does not block.
+    /// The changes since the last call, in order. It does not block.
     ///
     /// If the kernel had to drop notifications, the state of each followed
     /// interface is read instead. Then changes that were undone meanwhile are
@@ -110,7 +110,7 @@ impl LinkWatch {
         let mut overrun = false;
         loop {
             match self.socket.receive() {
-                // What is still in the socket is older than what was dropped.
+                // Messages still in the socket are older than those that were dropped.
                 Ok(_) if overrun => {}
                 Ok(datagram) => {
                     for message in messages(datagram) {

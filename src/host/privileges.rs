@@ -44,7 +44,8 @@ pub fn missing() -> Vec<&'static str> {
         .collect()
 }
 
-/// What this tool needs, and whether this thread has it, directly or by `CAP_SYS_ADMIN`.
+/// The capabilities that this tool needs, and whether this thread has them, directly or by
+/// `CAP_SYS_ADMIN`.
 #[must_use]
 pub fn needed() -> Vec<(&'static str, bool)> {
     let missing = missing();
@@ -149,7 +150,7 @@ pub fn refuse_setuid() -> Result<()> {
     Ok(())
 }
 
-/// What the kernel refused with EPERM or EACCES.
+/// The operation that the kernel refused with EPERM or EACCES.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// bpf(2): a map, a program, a link or a filter.
@@ -176,7 +177,7 @@ pub fn explain_eperm(operation: Operation) -> Explanation {
     Facts::gather().explain(operation)
 }
 
-/// What limits this process besides missing capabilities: names, and what they mean here.
+/// Limits on this process besides missing capabilities: names, and what they mean here.
 #[must_use]
 pub fn limits() -> Vec<(&'static str, String)> {
     Facts::gather().limits()

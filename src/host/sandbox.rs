@@ -39,7 +39,7 @@ pub enum Files {
     Accepted(RawFd),
 }
 
-/// What can be done to capture files that are written.
+/// The access to capture files that are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recording<'a> {
     /// There is none.

@@ -7,7 +7,7 @@ use super::json::Object;
 use super::line::Line;
 use crate::key;
 
-/// What a finding is about.
+/// The kind of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckKind {
     /// A capability of this process.
@@ -38,7 +38,7 @@ impl CheckKind {
 /// One finding.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finding {
-    /// What it is about.
+    /// Its kind.
     pub kind: CheckKind,
     /// The name of the privilege, setting, feature or command.
     pub name: &'static str,

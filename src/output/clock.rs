@@ -23,7 +23,7 @@ pub struct Clock {
     today: Date,
     /// The TIME column is wide enough for dates.
     has_dates: bool,
-    /// What must be added to CLOCK_MONOTONIC to get UNIX time, in ns.
+    /// The offset of UNIX time from CLOCK_MONOTONIC, in ns.
     offset: i64,
     utc: Cached<19>,
     local: Cached<19>,

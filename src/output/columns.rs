@@ -68,7 +68,7 @@ impl<C> Column<C> {
     }
 }
 
-/// What a value means to its reader, which a terminal shows as a color.
+/// Whether a value is good or bad news, which a terminal shows as a color.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tone {
     Plain,
@@ -118,7 +118,7 @@ pub(crate) trait Row {
     /// Writes the value of a column: a word, or `-` if there is none.
     fn cell(&self, column: Self::Column, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos);
 
-    /// What the value of a column means.
+    /// The tone of the value of a column.
     fn tone(&self, _: Self::Column) -> Tone {
         Tone::Plain
     }

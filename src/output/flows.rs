@@ -212,7 +212,7 @@ pub struct ShownFlow<'a> {
     pub pod: Option<Pod<'a>>,
     /// The flow.
     pub flow: &'a Flow,
-    /// What its initiator has asked for, if that is known.
+    /// The server name that its initiator has asked for, if it is known.
     pub name: Option<&'a Name>,
 }
 

@@ -193,7 +193,7 @@ impl<'a, 'l> Object<'a, 'l> {
         }
     }
 
-    /// What something is counted by: an address as a string, a port as a number.
+    /// A key of counts: an address as a string, a port as a number.
     pub fn tally_key(&mut self, key: &str, value: TallyKey) -> &mut Self {
         match value {
             TallyKey::Address(addr) => self.addr(key, addr),

@@ -133,7 +133,7 @@ impl Line<'_> {
     pub(super) fn align_right(&mut self, position: usize, width: usize) {
         const WORD: usize = size_of::<u64>();
         let written = self.position() - position;
-        // What was written to the buffer already stays where it is.
+        // Earlier lines stay in the buffer.
         let Some(start) = position.checked_sub(self.out.len()) else {
             return;
         };
@@ -204,13 +204,13 @@ fn escaped(push: fn(&mut Vec<u8>, &[u8]), bytes: &[u8]) -> Vec<u8> {
     text
 }
 
-/// What `render` writes.
+/// The bytes that `render` writes.
 #[cfg(test)]
 pub fn rendered(render: impl FnOnce(&mut Line<'_>)) -> String {
     rendered_with(false, render)
 }
 
-/// What `render` writes where there are colors, or none.
+/// The bytes that `render` writes with or without colors.
 #[cfg(test)]
 pub fn rendered_with(has_colors: bool, render: impl FnOnce(&mut Line<'_>)) -> String {
     let mut out = Vec::new();

@@ -58,7 +58,7 @@ pub struct Stdout {
     pub file: File,
     /// A write may wait for the reader.
     pub may_block: bool,
-    /// What it is.
+    /// A file, pipe, terminal or socket.
     pub(super) kind: FileType,
 }
 

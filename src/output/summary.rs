@@ -39,7 +39,7 @@ pub struct Summary {
     pub flows: Option<FlowTotals>,
     /// The fates of accept-trace's attempts.
     pub attempts: Option<AttemptTotals>,
-    /// What the flows of the run amount to; `None` without `--summary`.
+    /// The report about the flows of the run; `None` without `--summary`.
     pub report: Option<FlowReport>,
 }
 

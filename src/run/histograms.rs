@@ -77,7 +77,7 @@ impl Histograms {
         }
     }
 
-    /// What has been added since the last call.
+    /// The values that were added since the last call.
     fn take(
         &mut self,
         session: &mut Session,

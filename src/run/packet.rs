@@ -120,7 +120,7 @@ impl<'a> Options<'a> {
     }
 }
 
-/// What the programs are loaded for: an interface or a replay.
+/// An interface or a replay that programs are loaded for.
 pub struct LoadTarget<'a> {
     /// The index of the interface among the watched ones.
     pub position: usize,
@@ -560,7 +560,7 @@ impl<'obj, S: PacketSkel<'obj>> Live<'_, S> {
         (&mut *self.session, statistics)
     }
 
-    /// What the programs of all interfaces have counted.
+    /// The counters of the programs of all interfaces.
     pub fn counters(&self) -> PacketCounters {
         sum_counters(self.skels, self.slots)
     }
@@ -602,7 +602,7 @@ fn summary<'obj>(
     }
 }
 
-/// What the programs of all interfaces have counted.
+/// Adds the counters of the programs of all interfaces.
 fn sum_counters<'obj>(skels: &[impl PacketSkel<'obj>], slots: usize) -> PacketCounters {
     let mut sum = PacketCounters::default();
     for skel in skels {

@@ -77,7 +77,7 @@ fn failure(error: CaptureError) -> Failure {
     }
 }
 
-/// What a command does around the frames of a file.
+/// The steps of a command before and after the frames of a file.
 pub trait AroundFrames<S> {
     /// Takes note of a frame that will be run.
     fn take(&mut self, _frame: &Frame<'_>) {}
@@ -112,7 +112,7 @@ impl<S> AroundFrames<S> for () {}
 /// Where a frame of a test run is from.
 #[derive(Clone, Copy, Debug)]
 pub struct Origin {
-    /// What it was captured on.
+    /// The kind of link that it was captured on.
     pub link: LinkKind,
     /// See [`Frame::offset_shift`].
     pub offset_shift: i32,
@@ -144,7 +144,7 @@ pub fn run<'obj, S: PacketSkel<'obj>>(
     }
 }
 
-/// What has ended.
+/// Whether the file or the run has ended.
 enum Ended {
     OfFile,
     OfRun,

@@ -36,7 +36,7 @@ pub struct Keys {
     begun: Vec<u8>,
 }
 
-/// What the first bytes are.
+/// The result of parsing the first bytes.
 enum Parsed {
     /// A key and its length in bytes; `None`: the key has no meaning here.
     Key(Option<Key>, usize),

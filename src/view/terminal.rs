@@ -36,7 +36,7 @@ const GRACE: u8 = 200;
 
 const SET_UP: &str = "failed to set up the terminal";
 
-/// What has to be restored. It is global so that a panic handler can restore it.
+/// The state of the terminal to restore. It is global so that a panic handler can restore it.
 static TAKEN: Mutex<Option<Taken>> = Mutex::new(None);
 
 struct Taken {

@@ -184,7 +184,7 @@ fn segments_are_the_packets_of_the_device_without_offloads() {
     let output = tool.stop();
     let summary = output.summary();
     let number = |value: &Value| value.as_u64().unwrap();
-    // What is not TCP are the neighbours' words to each other, at any time.
+    // Packets that are not TCP are neighbour discovery, at any time.
     let others = number(&summary["packets"]) - number(&summary["verdicts"]["tcp"]);
     let segments = number(&summary["segments"]);
     assert!(

@@ -81,7 +81,7 @@ fn on_terminal(namespace: &Namespace, args: &[&str], work: impl FnOnce(&Screen))
     screen.rest()
 }
 
-/// What a terminal was told to show.
+/// The bytes that a terminal was sent.
 struct Screen {
     text: Arc<Mutex<Vec<u8>>>,
     reader: thread::JoinHandle<()>,

@@ -29,7 +29,7 @@ pub(super) struct Owner {
     time_namespace: u64,
 }
 
-/// What has become of an owner.
+/// Whether an owner still runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Liveness {
     Alive,
@@ -48,7 +48,7 @@ impl Owner {
         }
     }
 
-    /// What has become of this owner, as far as `here`, the process that
+    /// Whether this owner still runs, as far as `here`, the process that
     /// asks, can see it.
     pub(super) fn liveness(&self, here: &Self) -> Liveness {
         // An inode is not used again while its namespace exists. If it has been
@@ -134,7 +134,7 @@ impl fmt::Display for Name {
     }
 }
 
-/// What is needed of `/proc/PID/stat` (proc_pid_stat(5)).
+/// The fields of `/proc/PID/stat` that are used (proc_pid_stat(5)).
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
     /// Whether it only waits for its parent to take notice of its end.

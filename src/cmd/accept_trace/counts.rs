@@ -167,7 +167,8 @@ impl CountReports {
     }
 }
 
-/// What a key says of an attempt. Its address is that of the client, or of the listener.
+/// An attempt with the fields that are in a key. Its address is that of the client or the
+/// listener.
 fn attempt(raw: &AcceptCountKey) -> Attempt {
     let mut event = AcceptEvent {
         fate: AcceptFate(raw.fate.into()),

@@ -202,7 +202,7 @@ fn summary(
             attempts,
             ..summary
         },
-        // What is counted is shown: nothing is queued.
+        // All counts are shown: nothing is queued.
         Reports::Counts(_) | Reports::Histograms(_) => Summary {
             emitted: matched - lost,
             lost,
@@ -213,7 +213,7 @@ fn summary(
     })
 }
 
-/// What is printed: a line for each event, or reports of what the programs have counted.
+/// The kind of output: a line for each event, or reports of counts.
 enum Reports {
     Lines,
     Counts(CountReports),

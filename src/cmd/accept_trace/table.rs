@@ -25,8 +25,8 @@ pub(in crate::cmd) const SWEEP_EVERY: Duration = Duration::from_millis(250);
 /// How long a sweep may take, of which each attempt that is overdue takes some microseconds.
 const SWEEP_AT_MOST: Duration = Duration::from_millis(50);
 
-/// What seldom changes is requested again only in one of this many sweeps.
-const SELDOM: u32 = 4;
+/// Facts that rarely change are requested only in one of this many sweeps.
+const RARELY: u32 = 4;
 
 /// Keep the reason in the table, if there is one.
 const KNOWN: AcceptReason = AcceptReason(0);
@@ -183,7 +183,7 @@ impl AttemptTable {
         key: &AttemptKey,
         attempt: &RawAttempt,
     ) -> Option<(AcceptFate, AcceptReason)> {
-        let is_turn = self.looks.is_multiple_of(SELDOM);
+        let is_turn = self.looks.is_multiple_of(RARELY);
         match AcceptPhase(attempt.phase.into()) {
             AcceptPhase::ATTEMPT_NEW => match self.socket(key, attempt)? {
                 // It is half-open, but its SYN-ACK was not seen at the interface.

@@ -144,7 +144,7 @@ impl Server {
         self.listener.as_raw_fd()
     }
 
-    /// What to wait for.
+    /// The descriptors and events for poll(2).
     pub fn events(&self) -> Vec<PollFd<'_>> {
         let mut events = Vec::with_capacity(self.clients.len() + 1);
         if self.has_room(Instant::now()) {
@@ -221,7 +221,7 @@ impl Server {
     }
 }
 
-/// What a client is doing.
+/// The state of a client.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Doing {
     /// It sends its request.

@@ -87,7 +87,7 @@ pub fn run(args: &ExporterArgs) -> Result<Exit, Failure> {
     session.finish_saying(&summary, &text)
 }
 
-/// What is served.
+/// The pages that are served.
 struct Pages<'a, 'obj> {
     collectors: &'a mut Collectors<'obj>,
     scrapes: u64,

@@ -36,7 +36,7 @@ pub struct Reporter<'a> {
     pub distributions: Option<Distributions>,
     /// With `--summary`: what all flows of the run amount to.
     report: Option<FlowReport>,
-    /// What initiators have asked for.
+    /// The server names that initiators have asked for.
     names_asked: Names,
     /// When the current interval began.
     interval_started: Instant,

@@ -236,7 +236,7 @@ fn record(session: &mut Session, args: &LossTraceArgs) -> Result<bool, Failure> 
     Ok(true)
 }
 
-/// What the capture file says of its packets.
+/// The description of the packets in the capture file.
 fn statistics(skels: &[LossTraceSkel<'_>]) -> Vec<Statistics> {
     let counters = counters(skels);
     let matched = counters.kinds.iter().sum();

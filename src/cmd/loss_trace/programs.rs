@@ -326,7 +326,7 @@ impl Kernel {
     }
 }
 
-/// What to load programs for.
+/// How to load the programs.
 #[derive(Clone, Copy)]
 pub struct LoadOptions<'a, 'obj> {
     /// Only events at these are reported; empty: all.

@@ -173,9 +173,9 @@ pub struct Node {
     pub source: Source,
     /// The test.
     pub test: Test,
-    /// What follows if the value passes.
+    /// The next step if the value passes.
     pub passes: Target,
-    /// What follows if it does not.
+    /// The next step if it does not.
     pub fails: Target,
 }
 

@@ -18,8 +18,8 @@ const DEPTH_MAX: usize = 100;
 const CONDITIONS_MAX: usize = 2000;
 
 const IPPROTO_TCP: u32 = 6;
-/// What may stand between an IPv6 header and TCP: hop-by-hop, routing, fragment, authentication
-/// and destination options.
+/// Headers that may stand between an IPv6 header and TCP: hop-by-hop, routing, fragment,
+/// authentication and destination options.
 const IPV6_EXTENSIONS: [u32; 5] = [0, 43, 44, 51, 60];
 
 const ETHERTYPE_IPV4: u32 = 0x0800;

@@ -75,7 +75,7 @@ impl Kind {
         }
     }
 
-    /// What follows the name of the family in the name of its samples.
+    /// The suffix of the names of samples, after the name of the family.
     fn suffix(self) -> &'static str {
         match self {
             Self::Counter => "_total",

@@ -90,7 +90,7 @@ pub enum Wake {
     Stop,
 }
 
-/// What poll(2) has found.
+/// The result of poll(2).
 #[derive(Default)]
 struct Ready {
     events: bool,

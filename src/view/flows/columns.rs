@@ -135,7 +135,7 @@ pub enum SortKey<'a> {
     Text(&'a [u8]),
 }
 
-/// What a flow is sorted by.
+/// The value that flows are sorted by.
 pub fn sort_key(column: Column, entry: &Entry) -> SortKey<'_> {
     let flow = &entry.flow;
     SortKey::Number(match column {

@@ -5,7 +5,7 @@ use std::path::Path;
 /// A processor, by Debian's name for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Arch {
-    /// What the machine has itself.
+    /// The architecture of this machine.
     Amd64,
     /// Built by Debian's cross compiler, against Debian's libraries.
     Arm64,
@@ -20,7 +20,7 @@ impl Arch {
         }
     }
 
-    /// What programs for guests are built for.
+    /// The target of programs for guests.
     pub fn target(self) -> &'static str {
         match self {
             Self::Amd64 => "x86_64-unknown-linux-gnu",

@@ -79,7 +79,7 @@ impl Archives {
         }))
     }
 
-    /// What a list of sources for the suite may be, the best first.
+    /// Possible lists of sources for the suite, the best first.
     pub fn sources(&self, suite: &str) -> Vec<String> {
         let keyring = KEYRINGS.iter().find(|path| Path::new(path).exists());
         let signed = keyring

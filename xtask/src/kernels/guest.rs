@@ -109,15 +109,15 @@ impl Mode {
     }
 }
 
-/// What all guests of a run have in common.
+/// Settings that all guests of a run share.
 pub struct Machine {
     pub arch: Arch,
     pub files: Files,
 }
 
-/// What is left of a guest.
+/// The output of a guest that has ended.
 pub struct Finished {
-    /// What it wrote to the port for results.
+    /// Its output on the port for results.
     pub results: String,
     /// The file with the kernel's messages.
     pub console: PathBuf,

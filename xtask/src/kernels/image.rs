@@ -15,7 +15,7 @@ use super::files::Files;
 const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
 
-/// What is in /bin. The shell is Debian's because busybox's prefers its
+/// The programs in /bin. The shell is Debian's because busybox's prefers its
 /// own small `ip` and the like to the programs on PATH.
 const SYSTEM: &[&str] = &["busybox", "sh"];
 

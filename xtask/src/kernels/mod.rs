@@ -109,8 +109,8 @@ const CORE_PARTS: usize = 1;
 /// processors, and may pause for tenths of a second.
 const SECOND_ATTEMPTS: usize = 3;
 
-/// What a real-time kernel runs: the tests that counts are exact, and that each run of a program has
-/// its own scratch space.
+/// The tests that a real-time kernel runs: that counts are exact, and that each run of a program
+/// has its own scratch space.
 const REAL_TIME_PART: &[&str] = &[
     "accounting::",
     "flows::counts::",
@@ -123,7 +123,7 @@ const REAL_TIME_PART: &[&str] = &[
 /// The module with the tests of connect-trace, which has several backends.
 const BACKENDS_MODULE: &str = "connect::";
 
-/// What a kernel may lack. Any other skip is a failure.
+/// Skips that are allowed: features that a kernel may lack. Any other skip is a failure.
 const ALLOWED_SKIPS: &[AllowedSkip] = &[
     // Nothing in Prometheus depends on the kernel.
     AllowedSkip {
@@ -493,7 +493,7 @@ fn parts(series: &Series, mode: Mode, filters: &[String], turn: Turn) -> Vec<Par
     parts
 }
 
-/// What a kernel runs in addition to the parts that every kernel runs.
+/// The tests that a kernel runs in addition to the parts that every kernel runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Turn {
     Everything,

@@ -3,7 +3,7 @@
 /// A kernel series.
 pub struct Series {
     pub name: &'static str,
-    /// What its versions begin with.
+    /// The prefix of its versions.
     pub version: &'static str,
     /// The builds that may be used, the preferred one first.
     pub flavours: &'static [Flavour],
