@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use nix::net::if_::{Interface, if_nameindex};
 
 use crate::cli::{ListenersArgs, OutputFormat};
-use crate::domain::listener::{Listener, ListeningSocket, Looks};
+use crate::domain::listener::{Listener, ListenerHistory, ListeningSocket};
 use crate::failure::{Exit, Failure};
 use crate::filter;
 use crate::host::containers::Containers;
@@ -52,7 +52,7 @@ pub fn run(args: &ListenersArgs) -> Result<Exit, Failure> {
         args,
         diag,
         holders,
-        looks: Looks::default(),
+        history: ListenerHistory::default(),
         containers: Containers::new(),
         interfaces: interface_names()?,
         looked: Instant::now(),
@@ -161,7 +161,7 @@ struct Look<'a> {
     args: &'a ListenersArgs,
     diag: SockDiag,
     holders: Option<Holders<'a>>,
-    looks: Looks,
+    history: ListenerHistory,
     containers: Containers,
     /// The names of interfaces at the start, by index.
     interfaces: HashMap<u32, String>,
@@ -181,7 +181,7 @@ impl Look<'_> {
             Some(holders) => holders.of(&sockets)?,
             None => &unknown,
         };
-        Ok(self.looks.update(&sockets, &half_open, holders, elapsed))
+        Ok(self.history.update(&sockets, &half_open, holders, elapsed))
     }
 
     fn entries(&mut self) -> Result<Vec<Entry>> {
@@ -208,7 +208,7 @@ impl Look<'_> {
             lines += u64::from(session.write(at, &(writer, &record)));
         }
         if let Some(percent) = self.args.alert {
-            for alert in self.looks.alerts(&found, percent) {
+            for alert in self.history.alerts(&found, percent) {
                 if let Some(listener) = found.get(alert.listener) {
                     let record = &self.record(listener);
                     let raised = alert.raised;

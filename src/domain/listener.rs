@@ -59,7 +59,7 @@ pub struct Member {
     /// The processes that hold it, the lowest number first: a server's workers have that of their
     /// parent.
     pub holders: Vec<Holder>,
-    /// Attempts dropped since the look before.
+    /// Attempts dropped since the last update.
     pub drops_delta: u64,
 }
 
@@ -96,7 +96,7 @@ impl Listener {
         self.sum(|member| member.socket.drops.into())
     }
 
-    /// Attempts dropped since the look before.
+    /// Attempts dropped since the last update.
     pub fn drops_delta(&self) -> u64 {
         self.sum(|member| member.drops_delta)
     }
@@ -151,21 +151,21 @@ impl Listener {
 pub struct AlertChange {
     /// Raised, or cleared.
     pub raised: bool,
-    /// Which listener, as a position among those of the look.
+    /// Which listener, as a position among the listeners of the update.
     pub listener: usize,
 }
 
 /// The state that is kept from one reading of the sockets to the next.
 #[derive(Debug, Default)]
-pub struct Looks {
+pub struct ListenerHistory {
     /// Drops of each socket, by cookie.
     drops: Option<HashMap<u64, u32>>,
     alerted: HashSet<Local>,
 }
 
-impl Looks {
+impl ListenerHistory {
     /// Makes listeners of what was found, the worst first. `half_open` are the local ends of
-    /// incomplete connections; `elapsed` is the time since the look before.
+    /// incomplete connections; `elapsed` is the time since the last update.
     pub fn update(
         &mut self,
         sockets: &[ListeningSocket],
@@ -296,8 +296,12 @@ mod tests {
         }
     }
 
-    fn look(looks: &mut Looks, sockets: &[ListeningSocket], half_open: &[Local]) -> Vec<Listener> {
-        looks.update(sockets, half_open, &HashMap::new(), Duration::from_secs(2))
+    fn update(
+        history: &mut ListenerHistory,
+        sockets: &[ListeningSocket],
+        half_open: &[Local],
+    ) -> Vec<Listener> {
+        history.update(sockets, half_open, &HashMap::new(), Duration::from_secs(2))
     }
 
     #[test]
@@ -307,7 +311,7 @@ mod tests {
             socket("0.0.0.0", 80, 1, (0, 4), 1),
             socket("0.0.0.0", 81, 3, (0, 4), 0),
         ];
-        let listeners = look(&mut Looks::default(), &sockets, &[]);
+        let listeners = update(&mut ListenerHistory::default(), &sockets, &[]);
         assert_eq!(listeners.len(), 2);
         let group = &listeners[0];
         let figures = (group.queue_len(), group.queue_max(), group.drops_total());
@@ -319,18 +323,18 @@ mod tests {
 
     #[test]
     fn drops_count_since_the_look_before_over_a_wrap_and_of_new_sockets() {
-        let mut looks = Looks::default();
+        let mut history = ListenerHistory::default();
         let before = [
             socket("::", 80, 1, (0, 4), u32::MAX),
             socket("::", 81, 2, (0, 4), 9),
         ];
-        look(&mut looks, &before, &[]);
+        update(&mut history, &before, &[]);
         let after = [
             socket("::", 80, 1, (0, 4), 4),
             socket("::", 81, 3, (0, 4), 2),
             socket("::", 82, 4, (0, 4), 0),
         ];
-        let listeners = look(&mut looks, &after, &[]);
+        let listeners = update(&mut history, &after, &[]);
         let deltas = listeners.iter().map(|l| (l.local.port, l.drops_delta()));
         assert_eq!(deltas.collect::<Vec<_>>(), [(80, 5), (81, 2), (82, 0)]);
         assert_eq!(listeners[0].drop_rate(), Some(2.5));
@@ -354,7 +358,7 @@ mod tests {
             local("10.0.0.2", 83),
             local("10.0.0.2", 84),
         ];
-        let mut listeners = look(&mut Looks::default(), &sockets, &half_open);
+        let mut listeners = update(&mut ListenerHistory::default(), &sockets, &half_open);
         listeners.sort_by_key(|listener| listener.local);
         let found = listeners.iter().map(|l| l.half_open).collect::<Vec<_>>();
         assert_eq!(found, [1, 1, 2, 0]);
@@ -362,11 +366,11 @@ mod tests {
 
     #[test]
     fn a_full_queue_and_a_drop_raise_an_alert_that_is_cleared_when_both_are_over() {
-        let mut looks = Looks::default();
+        let mut history = ListenerHistory::default();
         let mut step = |queue_len, drops| {
             let sockets = [socket("::", 80, 1, (queue_len, 10), drops)];
-            let listeners = look(&mut looks, &sockets, &[]);
-            let alerts = looks.alerts(&listeners, 80.0);
+            let listeners = update(&mut history, &sockets, &[]);
+            let alerts = history.alerts(&listeners, 80.0);
             alerts.iter().map(|alert| alert.raised).collect::<Vec<_>>()
         };
         assert!(step(7, 3).is_empty());

@@ -46,7 +46,7 @@ pub struct AttemptTable {
     due: Instant,
     /// Where in the table the next sweep goes on; 0: the last one has reached the end.
     from: usize,
-    looks: u32,
+    sweeps: u32,
     /// `--attempt-timeout` in nanoseconds.
     timeout: u64,
 }
@@ -66,7 +66,7 @@ impl AttemptTable {
             every,
             due: Instant::now() + every,
             from: 0,
-            looks: 0,
+            sweeps: 0,
             timeout: u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX),
         })
     }
@@ -126,7 +126,7 @@ impl AttemptTable {
         let (now, started) = (monotonic_ns()?, Instant::now());
         let from = std::mem::take(&mut self.from);
         if from == 0 {
-            self.looks = self.looks.wrapping_add(1);
+            self.sweeps = self.sweeps.wrapping_add(1);
         }
         let mut reported = 0;
         for (at, (key, attempt)) in attempts.iter().enumerate().skip(from) {
@@ -183,7 +183,7 @@ impl AttemptTable {
         key: &AttemptKey,
         attempt: &RawAttempt,
     ) -> Option<(AcceptFate, AcceptReason)> {
-        let is_turn = self.looks.is_multiple_of(RARELY);
+        let is_turn = self.sweeps.is_multiple_of(RARELY);
         match AcceptPhase(attempt.phase.into()) {
             AcceptPhase::ATTEMPT_NEW => match self.socket(key, attempt)? {
                 // It is half-open, but its SYN-ACK was not seen at the interface.

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::cli::ExporterArgs;
 use crate::cmd::listeners;
-use crate::domain::listener::Looks;
+use crate::domain::listener::ListenerHistory;
 use crate::failure::Failure;
 use crate::host::sock_diag::SockDiag;
 use crate::output::exporter::Exposition;
@@ -15,7 +15,7 @@ use crate::output::exporter::metrics::{self, ListenerTotals};
 
 pub struct ListenerCollector {
     diag: SockDiag,
-    looks: Looks,
+    history: ListenerHistory,
     totals: ListenerTotals,
     interfaces: HashMap<u32, String>,
 }
@@ -26,7 +26,7 @@ impl ListenerCollector {
         diag.listening()?;
         Ok(Self {
             diag,
-            looks: Looks::default(),
+            history: ListenerHistory::default(),
             totals: ListenerTotals::new(args.max_listeners as usize),
             interfaces: listeners::interface_names()?,
         })
@@ -37,7 +37,7 @@ impl ListenerCollector {
         let half_open = self.diag.half_open()?;
         let unknown = HashMap::new();
         let found = self
-            .looks
+            .history
             .update(&sockets, &half_open, &unknown, Duration::ZERO);
         let name = |index: u32| {
             let known = self.interfaces.get(&index).cloned();
