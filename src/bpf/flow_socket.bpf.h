@@ -74,7 +74,11 @@ static __always_inline void read_numbers(struct flow_numbers *n, const struct tc
 					 __u8 end)
 {
 	__s32 unsent = tp->write_seq - tp->snd_nxt, unread = tp->rcv_nxt - tp->copied_seq;
+	const struct sock *sk = (const struct sock *)tp;
 
+	/* A FIN that has arrived counts as one, as it does for ss(8), but is no byte to read. */
+	if (sk->__sk_common.skc_flags & (1UL << SOCK_DONE))
+		unread--;
 	n->end = end;
 	n->is_known = 1;
 	n->srtt_us = tp->srtt_us >> 3;

@@ -198,6 +198,8 @@ fn a_connection_that_was_closed_at_once_has_the_kernels_numbers_and_both_its_pro
                 ("seeded", json!(false)),
                 ("orig_bytes_before", Value::Null),
                 ("rtt_from", json!("kernel")),
+                // The FIN that closes the other direction is no byte.
+                ("unread", json!(0)),
             ],
         );
         assert!(
