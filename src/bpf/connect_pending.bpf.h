@@ -63,18 +63,12 @@ static __always_inline bool probe_is_waiting(const struct sock *sk)
 	return probe_is_tcp(sk) && BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_SYN_SENT;
 }
 
-/* The source port of an attempt, 0 if it is not known. After a SYN of its peer it is in SYN_RECV.
- */
-static __always_inline __u16 probe_source_port(const struct sock *sk)
+/* Whether the socket attempts to connect. After a SYN of its peer it is in SYN_RECV. */
+static __always_inline bool probe_attempts(const struct sock *sk)
 {
-	__u8 state;
+	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
 
-	if (!may_probe_read || !probe_is_tcp(sk))
-		return 0;
-	state = BPF_CORE_READ(sk, __sk_common.skc_state);
-	if (state != TCP_SYN_SENT && state != TCP_SYN_RECV)
-		return 0;
-	return BPF_CORE_READ(sk, __sk_common.skc_num);
+	return (state == TCP_SYN_SENT || state == TCP_SYN_RECV) && probe_is_tcp(sk);
 }
 
 /* Linux 5.10 has no helper that finds the socket of a file. */
@@ -206,9 +200,17 @@ int tell_pending_of_table(struct bpf_iter__bpf_map_elem *ctx)
 {
 	struct connection *kept = ctx->value;
 	const __u64 *key = ctx->key;
+	const struct sock *sk;
+	__u16 sport = 0;
 
-	if (kept && key)
-		tell_pending(ctx->meta->seq, kept, probe_source_port((const struct sock *)*key));
+	if (!kept || !key)
+		return 0;
+	sk = (const struct sock *)*key;
+	if (may_probe_read && probe_attempts(sk))
+		sport = BPF_CORE_READ(sk, __sk_common.skc_num);
+	else if (may_probe_read && kept->phase == PHASE_WAITING)
+		return 0; /* its fate was reported, or missed and counted as lost */
+	tell_pending(ctx->meta->seq, kept, sport);
 	return 0;
 }
 

@@ -55,8 +55,9 @@ int BPF_PROG(on_state_change, const struct sock *sk, int old_state, int new_stat
 	struct running *mine;
 	bool interrupts;
 
-	if (!is_followed(old_state, new_state) || sk->sk_protocol != IPPROTO_TCP)
+	if (!is_followed(old_state, new_state))
 		return 0;
+	/* Before anything that takes time: what interrupts this until then is skipped and lost. */
 	mine = my_running();
 	interrupts = mine->first;
 	if (interrupts)
@@ -64,7 +65,8 @@ int BPF_PROG(on_state_change, const struct sock *sk, int old_state, int new_stat
 	mine->first = true;
 	barrier();
 	/* One call only: the verifier would walk through each of several. */
-	on_tracepoint(ctx, sk, old_state, new_state);
+	if (sk->sk_protocol == IPPROTO_TCP)
+		on_tracepoint(ctx, sk, old_state, new_state);
 	barrier();
 	mine->first = interrupts;
 	return 0;
