@@ -79,6 +79,11 @@ pub(super) fn cgroup_root() -> Option<PathBuf> {
     unified_root(&mounts).map(PathBuf::from)
 }
 
+/// Whether the tree of cgroups can be seen. Without it only a process that still runs has a container.
+pub fn sees_cgroups() -> bool {
+    cgroup_root().is_some()
+}
+
 impl Containers {
     /// No container is known yet.
     pub fn new() -> Self {

@@ -133,6 +133,31 @@ fn filters_on_processes_choose_by_who_connected_and_nothing_else_counts() {
 }
 
 #[test]
+fn containers_are_said_to_be_hard_to_find_where_no_cgroups_are_mounted() {
+    need!(has_socket_programs());
+    let run = |first: &str| {
+        let options = "flows lo --container nosuch -d 0.1";
+        let script = format!(
+            "{first} && exec {} {options}",
+            env!("CARGO_BIN_EXE_tcpinspect")
+        );
+        let output = std::process::Command::new("unshare")
+            .args(["--mount", "sh", "-c", &script])
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{stderr}");
+        stderr
+    };
+    let notice = "no cgroup2 is mounted here";
+    let mounted = run("mount -t cgroup2 none /sys/fs/cgroup");
+    assert!(!mounted.contains(notice), "{mounted}");
+    // What ip-netns(8) does: a /sys of its own.
+    let hidden = run("umount -a -l -t cgroup2");
+    assert!(hidden.contains(notice), "{hidden}");
+}
+
+#[test]
 fn what_a_filter_on_processes_leaves_out_adds_up_over_many_sweeps() {
     need!(has_socket_programs());
     let pair = need!(Pair::new());

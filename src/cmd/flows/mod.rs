@@ -17,7 +17,7 @@ use caps::Capability;
 use libbpf_rs::OpenObject;
 
 use distributions::Distributions;
-use reporter::Reporter;
+use reporter::{Reporter, asks_for_containers};
 use sockets::{Sockets, TableMaps};
 use table::{FlowTable, monotonic_ns};
 
@@ -26,6 +26,7 @@ use crate::cli::{FlowBy, FlowsArgs};
 use crate::failure::{Exit, Failure};
 use crate::filter::process::ProcessRules;
 use crate::filter::{Filter, FlagsRule};
+use crate::host::containers::sees_cgroups;
 use crate::host::interfaces::Interface;
 use crate::host::privileges;
 use crate::host::sandbox::Files;
@@ -312,6 +313,12 @@ impl PacketCommand for Flows<'_> {
         let mut table = FlowTable::new(args, source, live.slots, reporter);
         table.name_source = name_source(args, live.buffer, live.first()?.1)?;
         let notices = live.session.notices;
+        if asks_for_containers(args) && !sees_cgroups() {
+            notices.notice(
+                "no cgroup2 is mounted here, so a process that has ended has no container; \
+                 use --netns NAME instead of \"ip netns exec NAME\"",
+            );
+        }
         table.sockets = match self.attach_sockets() {
             Ok(sockets) => Some(sockets),
             Err(error) if self.needs_processes() => {

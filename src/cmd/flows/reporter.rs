@@ -84,9 +84,13 @@ const SHORT_ID: usize = 12;
 pub fn needs_containers(args: &FlowsArgs) -> bool {
     let has_lines = args.by.is_none();
     args.packets.read.is_none()
-        && (!args.container.is_empty()
-            || args.by == Some(FlowBy::Container)
+        && (asks_for_containers(args)
             || (has_lines && args.run.output.format() == OutputFormat::Json))
+}
+
+/// Whether containers choose or count flows.
+pub fn asks_for_containers(args: &FlowsArgs) -> bool {
+    !args.container.is_empty() || args.by == Some(FlowBy::Container)
 }
 
 impl<'a> Reporter<'a> {
