@@ -315,7 +315,8 @@ impl Picture for FlowsView {
             Key::Enter if self.detail.is_some() => self.detail = None,
             Key::Enter => match self.selected_group() {
                 Some(group) => {
-                    self.filter = group.filter.clone();
+                    // What is typed after it is another word.
+                    self.filter = format!("{} ", group.filter);
                     self.group_by(None);
                 }
                 None => self.open_detail(),

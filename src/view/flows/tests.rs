@@ -398,6 +398,10 @@ fn groups_are_summed_up_sorted_and_opened() {
     assert_eq!(ports(&mut view), [3, 2]);
     let lines = screen(&mut view, 80, 24);
     assert!(lines[23].contains("filter: pid=20"), "{lines:#?}");
+    let words_after = "/sport=3".chars().map(Key::Char);
+    press(&mut view, &words_after.collect::<Vec<_>>());
+    assert_eq!(ports(&mut view), [3], "both words count");
+    press(&mut view, &[Key::Enter]);
     for (title, first) in [
         ("SOURCE", "10.0.0.1"),
         ("DESTINATION", "10.0.0.2"),
