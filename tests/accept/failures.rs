@@ -54,6 +54,11 @@ fn a_half_open_attempt_is_lost_with_its_listener() {
         trace.arrived(port, 1);
     }
     drop(listeners);
+    // A program that another test is starting may still have them open.
+    wait_for("the end of the listeners", || {
+        let left = pair.server.run("ss -Hltn");
+        left.trim().is_empty().then_some(())
+    });
     // A repeated SYN is answered by a RST.
     std::thread::sleep(Duration::from_millis(50));
     syn(8038);

@@ -121,6 +121,11 @@ fn facts(
         true => ", seen midway",
         false => "",
     };
+    // When it began is not known.
+    let lasts = match flow.is_partial() {
+        true => "followed for",
+        false => "lasts",
+    };
     let mut lines = vec![
         Line::raw(format!(
             "{}, Zeek {conn}: {}{midway}",
@@ -128,7 +133,7 @@ fn facts(
             meaning(conn).unwrap_or_default(),
         )),
         Line::raw(format!(
-            "SYN-ACK after {}, handshake {}, lasts {}, SYNs repeated: {}",
+            "SYN-ACK after {}, handshake {}, {lasts} {}, SYNs repeated: {}",
             time_or_none(flow.syn_ack_ns()),
             time_or_none(flow.handshake_ns()),
             time(flow.duration_ns()),
