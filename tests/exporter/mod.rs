@@ -227,10 +227,16 @@ fn drops_at_a_full_queue_are_attempts_and_drops_of_the_listener() {
         (0..4).map(knock).collect::<Vec<_>>()
     });
     let dropped = "tcpinspect_attempts_total{fate=\"dropped\",reason=\"accept_queue_full\"}";
+    let mut last = [0.0; 3];
     wait_for("attempts are dropped", || {
         let samples = exporter.samples();
-        let drops = samples["tcpinspect_listener_drops_total{addr=\"10.77.0.2\",port=\"80\"}"];
-        (drops >= 4.0 && samples[dropped] >= 4.0 && samples[queue] == 2.0).then_some(())
+        let drops = "tcpinspect_listener_drops_total{addr=\"10.77.0.2\",port=\"80\"}";
+        let now = [drops, dropped, queue].map(|name| samples[name]);
+        if now != last {
+            println!("drops, attempts dropped, queue: {now:?}");
+            last = now;
+        }
+        (now[0] >= 4.0 && now[1] >= 4.0 && now[2] == 2.0).then_some(())
     });
     let max = "tcpinspect_accept_queue_max{addr=\"10.77.0.2\",port=\"80\"}";
     assert_eq!(exporter.samples()[max], 1.0);
