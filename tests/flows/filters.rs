@@ -1,6 +1,7 @@
 //! flows: which flows a filter chooses.
 
 use super::*;
+use crate::common::tool::binary;
 
 #[test]
 fn filters_are_about_the_initiator_and_choose_whole_connections() {
@@ -137,10 +138,7 @@ fn containers_are_said_to_be_hard_to_find_where_no_cgroups_are_mounted() {
     need!(has_socket_programs());
     let run = |first: &str| {
         let options = "flows lo --container nosuch -d 0.1";
-        let script = format!(
-            "{first} && exec {} {options}",
-            env!("CARGO_BIN_EXE_tcpinspect")
-        );
+        let script = format!("{first} && exec {} {options}", binary().display());
         let output = std::process::Command::new("unshare")
             .args(["--mount", "sh", "-c", &script])
             .output()
