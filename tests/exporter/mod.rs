@@ -235,7 +235,6 @@ fn drops_at_a_full_queue_are_attempts_and_drops_of_the_listener() {
         // The backlog of a CPU, which a flood of another test may fill, is before the queue.
         let earlier = samples.get(&dropped.replace("accept_queue_full", "cpu_backlog"));
         let earlier = earlier.copied().unwrap_or_default();
-        assert!(earlier < 4.0, "no SYN has met the full queue");
         now[1] += earlier;
         if now != last {
             println!("drops, attempts dropped, queue: {now:?}");
