@@ -24,8 +24,8 @@ struct Report {
     /// The name of a file, and the chart.
     charts: Vec<(String, String)>,
     figures: Vec<Figure>,
-    /// The bounds that were broken, as they were printed.
-    broken: Vec<String>,
+    /// The parts with the bounds that were broken when they were measured last, as printed.
+    broken: Vec<(&'static str, String)>,
 }
 
 /// What a target or a bound is about: a ratio, or a small difference.
@@ -89,9 +89,10 @@ pub fn figures() -> Vec<Figure> {
     report().figures.clone()
 }
 
-/// The bounds that were broken so far.
+/// The bounds that were broken when their part was measured last.
 pub fn broken() -> Vec<String> {
-    report().broken.clone()
+    let broken = &report().broken;
+    broken.iter().map(|(_, outcome)| outcome.clone()).collect()
 }
 
 fn report() -> MutexGuard<'static, Report> {
@@ -109,7 +110,10 @@ pub fn begin(name: &'static str, rounds: usize) {
     } = Machine::this();
     let load = read("/proc/loadavg");
     let load = load.split(' ').next().unwrap_or_default();
-    report().parts.push((name, String::new()));
+    let mut report = report();
+    report.broken.retain(|(part, _)| *part != name);
+    report.parts.push((name, String::new()));
+    drop(report);
     say(&format!(
         "\n_{cpus} CPUs, Linux {kernel}, {arch}, commit {commit}; load average before: {load}; {rounds} rounds; medians, in brackets the quartiles._",
     ));
@@ -175,8 +179,10 @@ pub fn bound(what: &str, value: f64, limit: f64, at_most: bool) -> bool {
     let sign = if at_most { "≤" } else { "≥" };
     let outcome = format!("{what}: {value:.2} {sign} {limit:.2}");
     println!("{} {outcome}", if kept { "ok  " } else { "FAIL" });
-    if !kept {
-        report().broken.push(outcome);
+    let mut report = report();
+    if let (false, Some((part, _))) = (kept, report.parts.last()) {
+        let part = *part;
+        report.broken.push((part, outcome));
     }
     kept
 }
