@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, Object, ObjectBuilder, PerfBufferBuilder, ProgramMut};
+use libbpf_rs::{Link, MapCore, MapFlags, Object, ObjectBuilder, PerfBufferBuilder, ProgramMut};
 use tcpinspect::attach::xdp::{self, XdpMode};
 use tcpinspect::attach::{Attached, Direction, tc};
 use tcpinspect::host::interfaces::resolve;
@@ -87,13 +87,20 @@ fn attach_bare() -> Result<Vec<Link>> {
         "perf",
     ];
     leave_out(open.open_object_mut(), &tables);
-    let wanted = ["on_state_change", "on_nested_state_change"];
+    let wanted = [
+        "handle_state_change",
+        "on_state_change",
+        "on_nested_state_change",
+    ];
     for mut program in open.open_object_mut().progs_mut() {
         let is_wanted = wanted.iter().any(|name| program.name() == *name);
         program.set_autoload(is_wanted);
     }
     let skel = Box::leak(Box::new(open.load()?));
     let progs = &skel.progs;
+    let handler = progs.handle_state_change.as_fd().as_raw_fd();
+    let (slot, handler) = (0_u32.to_ne_bytes(), handler.to_ne_bytes());
+    skel.maps.handler.update(&slot, &handler, MapFlags::ANY)?;
     Ok(vec![
         progs.on_state_change.attach()?,
         progs.on_nested_state_change.attach()?,

@@ -32,13 +32,14 @@ static __always_inline int on_tracepoint(void *ctx, const struct sock *sk, int o
 /*
  * Since Linux 6.2 a tracepoint program is skipped while it is already running on the same CPU. If
  * incoming packets interrupt it in a system call, their state changes would be missed. So there are
- * two programs: the second does the work when the first is skipped.
+ * two programs: the second does the work when the first is skipped. Both hand over to a third,
+ * which the verifier need look at only once.
  *
  * Here the second program runs when the first is marked as running, unless the first was ever seen
  * to interrupt itself, which means that this kernel does not skip it.
  */
 struct running {
-	__u8 first;
+	__u8 depth;   /* how many state changes are being handled, each interrupting the last */
 	__u8 pad[63]; /* no cache line is shared between CPUs */
 };
 struct running running[COUNTER_SLOTS] SEC(".bss.running") __attribute__((aligned(64)));
@@ -49,38 +50,56 @@ static __always_inline struct running *my_running(void)
 	return &running[bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1)];
 }
 
+/* User space puts handle_state_change here. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} handler SEC(".maps");
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(handle_state_change, const struct sock *sk, int old_state, int new_state)
+{
+	on_tracepoint(ctx, sk, old_state, new_state);
+	barrier();
+	my_running()->depth--;
+	return 0;
+}
+
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(on_state_change, const struct sock *sk, int old_state, int new_state)
 {
 	struct running *mine;
-	bool interrupts;
 
-	if (!is_followed(old_state, new_state))
+	if (!is_followed(old_state, new_state) || sk->sk_protocol != IPPROTO_TCP)
 		return 0;
 	/* Before anything that takes time: what interrupts this until then is skipped and lost. */
 	mine = my_running();
-	interrupts = mine->first;
-	if (interrupts)
+	if (mine->depth)
 		can_interrupt_itself = true;
-	mine->first = true;
+	mine->depth++;
 	barrier();
-	/* One call only: the verifier would walk through each of several. */
-	if (sk->sk_protocol == IPPROTO_TCP)
-		on_tracepoint(ctx, sk, old_state, new_state);
-	barrier();
-	mine->first = interrupts;
+	bpf_tail_call(ctx, &handler, 0);
+	mine->depth--; /* it could not be called */
 	return 0;
 }
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(on_nested_state_change, const struct sock *sk, int old_state, int new_state)
 {
-	if (!my_running()->first || can_interrupt_itself)
+	struct running *mine = my_running();
+
+	if (!mine->depth || can_interrupt_itself)
 		return 0;
 	__sync_fetch_and_add(&totals.nested, 1);
 	if (sk->sk_protocol != IPPROTO_TCP)
 		return 0;
-	return on_tracepoint(ctx, sk, old_state, new_state);
+	mine->depth++;
+	barrier();
+	bpf_tail_call(ctx, &handler, 0);
+	mine->depth--;
+	return 0;
 }
 
 /*

@@ -1,11 +1,11 @@
 //! What is loaded and attached: the first backend that works.
 
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{ErrorKind, Link, OpenObject, ProgramMut};
+use libbpf_rs::{ErrorKind, Link, MapCore, MapFlags, OpenObject, ProgramMut};
 
 use super::pending::Pending;
 use crate::attach::load;
@@ -325,6 +325,7 @@ impl<'obj> Tracer<'obj> {
             false => WAITING_MAX,
         })?;
         maps.calls.set_autocreate(plan.backend == Backend::Kprobe)?;
+        maps.handler.set_autocreate(!plan.by_perf_event)?;
         maps.passed_over
             .set_autocreate(remembers_passed_over && !plan.storage)?;
         select_programs(plan, &mut open.progs);
@@ -412,6 +413,7 @@ fn select_programs(plan: Plan, progs: &mut OpenConnectTraceProgs<'_>) {
         (&mut progs.kretprobe_tcp_v6_connect, kprobe && plan.ipv6),
         (&mut progs.on_state_change, !plan.by_perf_event),
         (&mut progs.on_nested_state_change, !plan.by_perf_event),
+        (&mut progs.handle_state_change, !plan.by_perf_event),
         (&mut progs.on_state_event, plan.by_perf_event),
         (&mut progs.on_skipped_state_event, plan.by_perf_event),
         (&mut progs.find_pending, plan.pending),
@@ -443,7 +445,7 @@ fn attach_programs(
     plan: Plan,
     skel: &ConnectTraceSkel<'_>,
 ) -> Result<(Vec<Link>, Vec<&'static str>), Failure> {
-    let progs = &skel.progs;
+    let (progs, maps) = (&skel.progs, &skel.maps);
     let mut links = Vec::new();
     let mut hooks = Vec::new();
     let mut keep = |hook, link: libbpf_rs::Result<Link>| match link {
@@ -521,6 +523,12 @@ fn attach_programs(
         let link = perf_event::attach(&progs.on_state_event, STATE_EVENT);
         keep(tracepoint, link)?;
     } else {
+        let handler = progs.handle_state_change.as_fd().as_raw_fd();
+        let slot = 0_u32.to_ne_bytes();
+        let updated = maps
+            .handler
+            .update(&slot, &handler.to_ne_bytes(), MapFlags::ANY);
+        updated.context("failed to connect the programs at the tracepoint")?;
         keep(tracepoint, progs.on_state_change.attach_trace())?;
         keep(tracepoint, progs.on_nested_state_change.attach_trace())?;
     }
