@@ -115,15 +115,17 @@ static __noinline int emit(void *ctx, struct connect_event *e, enum connect_kind
 /* Sets source and destination from the two ends of a socket: the source is the initiator. */
 static __always_inline void set_ends(struct connect_event *e, const struct ends *ends)
 {
-	bool in = e->direction == DIRECTION_IN;
-
 	e->ip_version = ends->ip_version;
-	e->sport = in ? ends->remote_port : ends->local_port;
-	e->dport = in ? ends->local_port : ends->remote_port;
-	if (in) {
+	if (e->direction == DIRECTION_IN) {
+		e->sport = ends->remote_port;
+		e->dport = ends->local_port;
 		__builtin_memcpy(e->saddr, ends->remote, sizeof(e->saddr));
 		__builtin_memcpy(e->daddr, ends->local, sizeof(e->daddr));
+		/* Else the compiler would make a branch of each assignment. */
+		barrier();
 	} else {
+		e->sport = ends->local_port;
+		e->dport = ends->remote_port;
 		__builtin_memcpy(e->saddr, ends->local, sizeof(e->saddr));
 		__builtin_memcpy(e->daddr, ends->remote, sizeof(e->daddr));
 	}

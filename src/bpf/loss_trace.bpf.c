@@ -89,7 +89,13 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	/* Without an input interface, this host has sent it. */
 	if (!skb->skb_iif)
 		e.known |= LOSS_OUTGOING;
-	/* Unknown to the verifier, which else follows the rest both with and without a user. */
+	/*
+	 * Unknown to the verifier, which else follows the rest for each of their values. `e` has
+	 * them too.
+	 */
+	ends_half_open = forget_why(ends_half_open);
+	e.kind += opaque_zero;
+	e.reason += opaque_zero;
 	e.uid = opaque_zero;
 	/* One that comes in has a socket of its own only in the queue of that. */
 	sk = skb->sk ?: receiver;
