@@ -3,12 +3,15 @@
 use std::io::Write;
 
 use anyhow::{Context, Result, bail};
+use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::{MapCore, MapFlags, MapType, OpenMapMut, PrintLevel, set_print};
 use nix::sys::utsname::uname;
 
+use crate::attach::beside::beside;
 use crate::failure::Failure;
 use crate::host::privileges::{self, Lockdown, Operation, explain_eperm};
 use crate::skel::COUNTER_SLOTS;
+use crate::sys::object::{Apart, LoadedApart};
 
 /// Part of the version string of kernels with PREEMPT_RT.
 const RT: &[u8] = b"PREEMPT_RT";
@@ -76,6 +79,26 @@ pub fn kprobe_failure(what: &str, error: libbpf_rs::Error) -> Failure {
     }
     let explanation = explain_eperm(Operation::Perf);
     failure.hint(format!("{}: {}", explanation.reason, explanation.hint))
+}
+
+/// Loads an object whose maps are created. Meanwhile another thread loads the programs that were
+/// taken out of it, and are returned in the same order: the kernel verifies each on the CPU of the
+/// thread that loads it.
+///
+/// # Errors
+/// The kernel refuses a program.
+pub fn on_two_threads<'obj, S: OpenSkel<'obj>>(
+    open: S,
+    apart: &[Apart],
+) -> libbpf_rs::Result<(S::Output, Vec<LoadedApart>)> {
+    if apart.is_empty() {
+        return Ok((open.load()?, Vec::new()));
+    }
+    let load = || Ok(apart.iter().map(Apart::load).collect());
+    let (loaded, skel) = beside(load, || open.load());
+    let loaded: libbpf_rs::Result<_> =
+        loaded.map_err(|error| libbpf_rs::Error::from(std::io::Error::other(error.to_string())))?;
+    Ok((skel?, loaded?))
 }
 
 /// How many CPUs can run a program, each with counters of its own.

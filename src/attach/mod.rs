@@ -1,5 +1,6 @@
 //! Attaching programs to interfaces. What is returned detaches when it is dropped.
 
+pub mod beside;
 pub mod clsact;
 pub mod load;
 pub mod tc;
@@ -8,7 +9,7 @@ pub mod xdp;
 use std::fmt;
 use std::os::fd::AsFd;
 
-use anyhow::Result;
+use anyhow::{Context, Result, anyhow};
 use libbpf_rs::ProgramMut;
 
 pub use crate::domain::Direction;
@@ -17,6 +18,7 @@ use crate::host::features::Snapshot;
 use crate::host::interfaces::Interface;
 use crate::notice::Note;
 use crate::sys::link::{Link, LinkState, synchronize};
+use crate::sys::object::LoadedApart;
 use clsact::FilterState;
 use tc::{Places, TcLink};
 use xdp::XdpMode;
@@ -27,6 +29,31 @@ pub struct Attached {
     hooks: Vec<Hook>,
     notes: Vec<Note>,
     places: Places,
+}
+
+/// The programs for both directions of interfaces whose frames begin alike.
+pub struct Pair {
+    /// Frames begin with the IP header.
+    is_raw_ip: bool,
+    egress: LoadedApart,
+    ingress: LoadedApart,
+}
+
+impl Pair {
+    /// From the programs for egress and ingress.
+    ///
+    /// # Errors
+    /// There are not two.
+    pub fn new(is_raw_ip: bool, programs: Vec<LoadedApart>) -> Result<Self> {
+        let [egress, ingress] = programs
+            .try_into()
+            .map_err(|_| anyhow!("a program at interfaces is not loaded"))?;
+        Ok(Self {
+            is_raw_ip,
+            egress,
+            ingress,
+        })
+    }
 }
 
 /// A program at a hook of an interface.
@@ -100,7 +127,7 @@ impl Attached {
     /// As [`tc::attach`].
     pub fn tc(
         &mut self,
-        program: &ProgramMut<'_>,
+        program: &impl tc::Program,
         interface: &Interface,
         direction: Direction,
     ) -> Result<(), Failure> {
@@ -109,6 +136,18 @@ impl Attached {
         let name = format!("tc {direction} ({})", link.kind());
         self.push(interface, name, HookLink::Tc(link));
         Ok(())
+    }
+
+    /// Attaches the programs for an interface to both directions of TC, ingress last.
+    ///
+    /// # Errors
+    /// As [`tc::attach`], or none is for such an interface.
+    pub fn tc_pair(&mut self, pairs: &[Pair], interface: &Interface) -> Result<(), Failure> {
+        let is_for = |pair: &&Pair| pair.is_raw_ip == interface.is_raw_ip();
+        let pair = pairs.iter().find(is_for);
+        let pair = pair.context("an interface has no programs")?;
+        self.tc(&pair.egress, interface, Direction::Egress)?;
+        self.tc(&pair.ingress, interface, Direction::Ingress)
     }
 
     /// Attaches a program to XDP, in the first of the modes that the interface takes.

@@ -1,5 +1,6 @@
 //! Attaching to TC: a tcx link from Linux 6.6 on, a clsact filter before.
 
+use std::borrow::Cow;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::{self, JoinHandle};
@@ -13,10 +14,29 @@ use super::{Direction, HookState, load};
 use crate::failure::Failure;
 use crate::host::interfaces::Interface;
 use crate::sys::link::Link;
+use crate::sys::object::LoadedApart;
 use crate::sys::probe;
 
 /// Puts the program before all others (linux/bpf.h).
 const BPF_F_BEFORE: u32 = 1 << 3;
+
+/// A program that can be attached to TC.
+pub trait Program: AsFd {
+    /// The name that the kernel shows.
+    fn name(&self) -> Cow<'_, str>;
+}
+
+impl Program for ProgramMut<'_> {
+    fn name(&self) -> Cow<'_, str> {
+        libbpf_rs::Program::name(self).to_string_lossy()
+    }
+}
+
+impl Program for LoadedApart {
+    fn name(&self) -> Cow<'_, str> {
+        LoadedApart::name(self).into()
+    }
+}
 
 /// A program attached to TC. It is detached when this is dropped.
 pub enum TcLink {
@@ -148,7 +168,7 @@ fn create(program: BorrowedFd<'_>, ifindex: u32, direction: Direction) -> io::Re
 /// # Errors
 /// A privilege is missing, or the interface went away.
 pub fn attach(
-    program: &ProgramMut<'_>,
+    program: &impl Program,
     interface: &Interface,
     direction: Direction,
     places: &mut Places,
@@ -171,14 +191,13 @@ pub fn attach(
 }
 
 fn attach_filter(
-    program: &ProgramMut<'_>,
+    program: &impl Program,
     interface: &Interface,
     direction: Direction,
 ) -> Result<(TcLink, Vec<String>), Failure> {
-    let name = program.name().to_string_lossy();
     let attached = Clsact::attach(
         program.as_fd(),
-        &name,
+        &program.name(),
         &interface.name,
         interface.index,
         direction,

@@ -59,6 +59,13 @@ pub struct Interface {
     pub up: bool,
 }
 
+impl Interface {
+    /// Whether its frames begin with the IP header.
+    pub fn is_raw_ip(&self) -> bool {
+        self.link_layer == LinkLayer::None
+    }
+}
+
 /// The header that frames of an interface begin with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkLayer {

@@ -1,6 +1,5 @@
 //! What all commands do while they run: wait, read events, replay capture files, and stop.
 
-pub mod beside;
 pub mod counts;
 pub mod events;
 pub mod export;

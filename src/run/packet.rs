@@ -322,7 +322,7 @@ pub fn load_all<'obj, C: PacketCommand>(
     for (interface, storage) in interfaces.iter().zip(storage) {
         let target = LoadTarget {
             position: skels.len(),
-            is_raw_ip: interface.link_layer == LinkLayer::None,
+            is_raw_ip: interface.is_raw_ip(),
             replay: false,
             replay_batch: false,
             interfaces,

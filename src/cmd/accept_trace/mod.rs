@@ -18,6 +18,7 @@ use programs::Programs;
 pub use programs::{AcceptHook, Rehearsed, rehearse};
 use table::AttemptTable;
 
+use crate::attach::beside::beside;
 use crate::attach::load;
 use crate::attach::tc::Places;
 use crate::cli::{AcceptBy, AcceptTraceArgs, OutputFormat, interface_hints};
@@ -35,7 +36,6 @@ use crate::output::accept_trace::{AttemptLayout, ShownAttempt};
 use crate::output::counts::CountsLayout;
 use crate::output::histogram::HistogramLayout;
 use crate::output::summary::{AttemptTotals, Summary};
-use crate::run::beside::beside;
 use crate::run::events::{BufferKind, EventSource};
 use crate::run::histograms::Histograms;
 use crate::run::session::{Session, Wake, next_due};
@@ -78,12 +78,13 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
         })
         .ok();
     let mut skels = programs.skels;
-    let (first, _) = skels.split_first_mut().context("there is no interface")?;
+    let first = skels.first().context("there is no interface")?;
     let maps = &first.maps;
     let mut source = EventSource::open(buffer, args.buffer.size(), &maps.ring, &maps.perf)?;
     let mut table = AttemptTable::new(&interfaces, table::SWEEP_EVERY, args.attempt_timeout)?;
 
-    let mut attached = programs::attach(programs.hook, &skels, &interfaces, places)?;
+    let mut attached =
+        programs::attach(programs.hook, first, &programs.pairs, &interfaces, places)?;
     for note in attached.interfaces.take_notes() {
         session.notices.note(&note);
     }

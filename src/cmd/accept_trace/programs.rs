@@ -9,11 +9,11 @@ use libbpf_rs::{Link, OpenObject};
 
 use super::wanted_fates;
 use crate::attach::tc::Places;
-use crate::attach::{Attached, Direction, load};
+use crate::attach::{Attached, Pair, load};
 use crate::cli::{AcceptBy, AcceptHistogram, AcceptTraceArgs};
 use crate::domain::reasons::Reasons;
 use crate::failure::Failure;
-use crate::host::interfaces::{Interface, LinkLayer};
+use crate::host::interfaces::Interface;
 use crate::host::kernel_symbols::KernelSymbols;
 use crate::host::kernel_types::{Excerpt, KernelTypes};
 use crate::host::netns;
@@ -23,6 +23,7 @@ use crate::run::export;
 use crate::skel::accept_trace::types::process_filter as ProcessFilter;
 use crate::skel::accept_trace::{AcceptTraceSkel, AcceptTraceSkelBuilder};
 use crate::skel::{AcceptByKey, AcceptOutput};
+use crate::sys::object::{self, Apart};
 use crate::sys::probe;
 
 /// The hook for accepted connections.
@@ -93,6 +94,8 @@ impl Plan {
 pub struct Programs<'obj> {
     /// One or two sets.
     pub skels: Vec<AcceptTraceSkel<'obj>>,
+    /// The programs at interfaces of each set.
+    pub pairs: Vec<Pair>,
     /// The hook for accepted connections.
     pub hook: AcceptHook,
     /// The names of reasons.
@@ -119,12 +122,15 @@ impl<'obj> Programs<'obj> {
             KernelSymbols::none()
         });
         check_reasons(args, &plan.reasons)?;
-        let mut skels = Vec::new();
-        let mut kinds = interfaces.iter().map(is_raw_ip).collect::<Vec<_>>();
+        let (mut skels, mut pairs) = (Vec::new(), Vec::new());
+        let mut kinds = interfaces
+            .iter()
+            .map(Interface::is_raw_ip)
+            .collect::<Vec<_>>();
         kinds.sort_unstable();
         kinds.dedup();
         for (is_raw_ip, storage) in kinds.into_iter().zip(storage) {
-            let skel = load_one(
+            let (skel, pair) = load_one(
                 args,
                 buffer,
                 &plan,
@@ -134,18 +140,16 @@ impl<'obj> Programs<'obj> {
                 storage,
             )?;
             skels.push(skel);
+            pairs.push(pair);
         }
         Ok(Self {
             skels,
+            pairs,
             hook: plan.hook,
             reasons: plan.reasons,
             symbols,
         })
     }
-}
-
-fn is_raw_ip(interface: &Interface) -> bool {
-    interface.link_layer == LinkLayer::None
 }
 
 fn check_reasons(args: &AcceptTraceArgs, reasons: &Reasons) -> Result<(), Failure> {
@@ -166,7 +170,7 @@ fn load_one<'obj>(
     first: Option<&AcceptTraceSkel<'obj>>,
     symbols: &mut KernelSymbols,
     storage: &'obj mut MaybeUninit<OpenObject>,
-) -> Result<AcceptTraceSkel<'obj>, Failure> {
+) -> Result<(AcceptTraceSkel<'obj>, Pair), Failure> {
     let mut builder = AcceptTraceSkelBuilder::default();
     let types = Excerpt::of(crate::skel::accept_trace::TYPES, &mut builder.obj_builder)
         .context("failed to open the programs")?;
@@ -279,13 +283,20 @@ fn load_one<'obj>(
     ] {
         program.set_autoload(wanted && once);
     }
-    let skel = open.load().map_err(|error| {
+    let failure = |error| {
         load::failure_to_read(
             "failed to load the accept-trace programs",
             error,
             "where sockets and dropped segments are",
         )
-    })?;
+    };
+    object::create_maps(open.open_object_mut()).map_err(failure)?;
+    let btf = object::btf_fd(open.open_object());
+    let progs = &mut open.progs;
+    let apart = [&mut progs.accept_egress, &mut progs.accept_ingress];
+    let apart = apart.map(|program| Apart::take(program, btf));
+    let (skel, loaded) = load::on_two_threads(open, &apart).map_err(failure)?;
+    let pair = Pair::new(is_raw_ip, loaded)?;
     types.close();
     let counters = &skel.maps.bss_accept_data;
     counters.as_ref().context("the programs have no counters")?;
@@ -293,7 +304,7 @@ fn load_one<'obj>(
     let maps = &skel.maps;
     processes.fill([&maps.pids, &maps.uids, &maps.comms])?;
     args.filter().fill(&skel)?;
-    Ok(skel)
+    Ok((skel, pair))
 }
 
 fn random() -> Result<u64> {
@@ -318,12 +329,12 @@ pub struct Hooks {
 /// The kernel refuses it.
 pub fn attach(
     hook: AcceptHook,
-    skels: &[AcceptTraceSkel<'_>],
+    skel: &AcceptTraceSkel<'_>,
+    pairs: &[Pair],
     interfaces: &[Interface],
     places: Places,
 ) -> Result<Hooks, Failure> {
-    let first = skels.first().context("there is no interface")?;
-    let progs = &first.progs;
+    let progs = &skel.progs;
     let mut links = Vec::new();
     let mut hooks = Vec::new();
     let accept = match hook {
@@ -350,13 +361,7 @@ pub fn attach(
     }
     let mut attached = Attached::with(places);
     for interface in interfaces {
-        let kinds = skels.iter().find(|skel| {
-            let rodata = skel.maps.rodata_data;
-            rodata.is_some_and(|rodata| rodata.link_is_raw_ip == is_raw_ip(interface))
-        });
-        let progs = &kinds.context("an interface has no programs")?.progs;
-        attached.tc(&progs.accept_egress, interface, Direction::Egress)?;
-        attached.tc(&progs.accept_ingress, interface, Direction::Ingress)?;
+        attached.tc_pair(pairs, interface)?;
     }
     Ok(Hooks {
         interfaces: attached,
@@ -391,9 +396,11 @@ pub fn rehearse(
     let has_none = interfaces.is_empty();
     let mut programs = Programs::load(args, buffer, &interfaces, &mut storage, notices)?;
     if !has_none {
+        let first = programs.skels.first();
         attach(
             programs.hook,
-            &programs.skels,
+            first.context("there is no interface")?,
+            &programs.pairs,
             &interfaces,
             Places::default(),
         )?;

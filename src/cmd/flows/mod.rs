@@ -21,6 +21,7 @@ use reporter::{Reporter, asks_for_containers};
 use sockets::{Sockets, TableMaps};
 use table::{FlowTable, monotonic_ns};
 
+use crate::attach::beside::beside;
 use crate::attach::{Attached, Direction, load};
 use crate::cli::{FlowBy, FlowsArgs};
 use crate::failure::{Exit, Failure};
@@ -32,7 +33,6 @@ use crate::host::privileges;
 use crate::host::sandbox::Files;
 use crate::output::flows::FlowWriter;
 use crate::output::summary::Summary;
-use crate::run::beside::beside;
 use crate::run::events::{BufferKind, EventSource};
 use crate::run::packet::{self, Live, LoadTarget, Options, PacketCommand, Replay};
 use crate::skel::flow_sockets::FlowSocketsSkel;

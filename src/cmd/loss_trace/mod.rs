@@ -11,9 +11,10 @@ use caps::Capability;
 use libbpf_rs::Link;
 
 pub use programs::rehearse;
-use programs::{Kernel, LoadOptions, is_raw_ip};
+use programs::{Kernel, LoadOptions};
 use silent::Silent;
 
+use crate::attach::beside::beside;
 use crate::attach::tc::Places;
 use crate::attach::{Attached, load};
 use crate::capture::LINKTYPE_RAW;
@@ -33,7 +34,6 @@ use crate::notice::Notices;
 use crate::output::counts::CountsLayout;
 use crate::output::loss_trace::{LossLayout, ShownLoss};
 use crate::output::summary::Summary;
-use crate::run::beside::beside;
 use crate::run::counts::KeyCounts;
 use crate::run::events::{BufferKind, EventSource};
 use crate::run::holders::{self, Holders, Which};
@@ -72,11 +72,11 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
     let mut owners = MaybeUninit::uninit();
     let notices = session.notices;
     let places = Places::both_ways(&watched);
-    let (holders, skels) = beside(
+    let (holders, programs) = beside(
         || Holders::new(&mut owners, Which::All, notices),
         || {
-            let mut skels = Vec::new();
-            let mut kinds = watched.iter().map(is_raw_ip).collect::<Vec<_>>();
+            let (mut skels, mut pairs) = (Vec::new(), Vec::new());
+            let mut kinds = watched.iter().map(Interface::is_raw_ip).collect::<Vec<_>>();
             kinds.sort_unstable();
             kinds.dedup();
             if kinds.is_empty() {
@@ -90,13 +90,14 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
                     is_raw_ip,
                     first: skels.first(),
                 };
-                let skel = kernel.load(args, buffer, &target, &mut symbols, storage)?;
+                let (skel, pair) = kernel.load(args, buffer, &target, &mut symbols, storage)?;
                 skels.push(skel);
+                pairs.extend(pair);
             }
-            Ok::<_, Failure>(skels)
+            Ok::<_, Failure>((skels, pairs))
         },
     );
-    let mut skels = skels?;
+    let (mut skels, pairs) = programs?;
     let holders = holders
         .inspect_err(|error| {
             notices.notice(&format!("processes can't be shown: {error:#}"));
@@ -126,7 +127,7 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
         }
     };
     let (links, hooks) = programs::attach(first(&skels)?)?;
-    let mut attached = programs::watch(&skels, &watched, places).unwrap_or_else(|failure| {
+    let mut attached = programs::watch(&pairs, &watched, places).unwrap_or_else(|failure| {
         session.notices.notice(&format!(
             "drops that no tracepoint reports, such as those by full queues, can't be shown: {:#}",
             failure.error

@@ -9,11 +9,11 @@ use libbpf_rs::{Link, OpenObject, ProgramMut};
 use std::os::fd::AsFd;
 
 use crate::attach::tc::Places;
-use crate::attach::{Attached, Direction, load};
+use crate::attach::{Attached, Pair, load};
 use crate::cli::{LossByChoice, LossKindChoice, LossTraceArgs};
 use crate::domain::reasons::{DropReason, ReasonFrom, Reasons, reason_of_place};
 use crate::failure::Failure;
-use crate::host::interfaces::{Interface, LinkLayer};
+use crate::host::interfaces::Interface;
 use crate::host::kernel_symbols::KernelSymbols;
 use crate::host::kernel_types::{Excerpt, KernelTypes};
 use crate::host::netns;
@@ -23,6 +23,7 @@ use crate::run::export;
 use crate::skel::loss_trace::{LossTraceProgs, LossTraceSkel, LossTraceSkelBuilder};
 use crate::skel::{LossBy, LossKind};
 use crate::sys::key_tables::Size;
+use crate::sys::object::{self, Apart};
 
 /// Which reasons the running kernel gives.
 pub struct Kernel {
@@ -134,7 +135,7 @@ impl Kernel {
         target: &LoadOptions<'_, '_>,
         symbols: &mut KernelSymbols,
         storage: &'obj mut MaybeUninit<OpenObject>,
-    ) -> Result<LossTraceSkel<'obj>, Failure> {
+    ) -> Result<(LossTraceSkel<'obj>, Option<Pair>), Failure> {
         let LoadOptions {
             interfaces, tables, ..
         } = *target;
@@ -308,21 +309,35 @@ impl Kernel {
         ] {
             program.set_autoload(wanted && once);
         }
+        let is_watching = !target.watched.is_empty();
         for program in [&mut progs.loss_ingress, &mut progs.loss_egress] {
-            program.set_autoload(!target.watched.is_empty());
+            program.set_autoload(is_watching);
         }
-        let skel = open.load().map_err(|error| {
+        let failure = |error| {
             load::failure_to_read(
                 "failed to load the loss-trace programs",
                 error,
                 "where dropped segments are",
             )
-        })?;
+        };
+        object::create_maps(open.open_object_mut()).map_err(failure)?;
+        let btf = object::btf_fd(open.open_object());
+        let progs = &mut open.progs;
+        let apart = [&mut progs.loss_egress, &mut progs.loss_ingress]
+            .into_iter()
+            .filter(|_| is_watching)
+            .map(|program| Apart::take(program, btf))
+            .collect::<Vec<_>>();
+        let (skel, loaded) = load::on_two_threads(open, &apart).map_err(failure)?;
+        let pair = match is_watching {
+            true => Some(Pair::new(target.is_raw_ip, loaded)?),
+            false => None,
+        };
         types.close();
         let counters = &skel.maps.bss_loss_data;
         counters.as_ref().context("the programs have no counters")?;
         args.addresses.filter().fill(&skel)?;
-        Ok(skel)
+        Ok((skel, pair))
     }
 }
 
@@ -351,29 +366,14 @@ fn watches_syns(args: &LossTraceArgs) -> bool {
 /// The reasons for drops that the kernel does not report.
 const SILENT: [&str; 3] = ["accept_queue_full", "syn_queue_full", "no_route_back"];
 
-/// Whether frames of an interface begin with the IP header.
-pub fn is_raw_ip(interface: &Interface) -> bool {
-    interface.link_layer == LinkLayer::None
-}
-
 /// Attaches the programs at interfaces.
 ///
 /// # Errors
 /// The kernel refuses it.
-pub fn watch(
-    skels: &[LossTraceSkel<'_>],
-    watched: &[Interface],
-    places: Places,
-) -> Result<Attached, Failure> {
+pub fn watch(pairs: &[Pair], watched: &[Interface], places: Places) -> Result<Attached, Failure> {
     let mut attached = Attached::with(places);
     for interface in watched {
-        let skel = skels.iter().find(|skel| {
-            let rodata = skel.maps.rodata_data;
-            rodata.is_some_and(|rodata| rodata.link_is_raw_ip == is_raw_ip(interface))
-        });
-        let progs = &skel.context("an interface has no programs")?.progs;
-        attached.tc(&progs.loss_egress, interface, Direction::Egress)?;
-        attached.tc(&progs.loss_ingress, interface, Direction::Ingress)?;
+        attached.tc_pair(pairs, interface)?;
     }
     Ok(attached)
 }
@@ -430,25 +430,27 @@ pub fn rehearse(
         interfaces: &[],
         watched: interface.map_or(&[], std::slice::from_ref),
         tables: Size::of(load::possible_cpus()?),
-        is_raw_ip: interface.is_some_and(is_raw_ip),
+        is_raw_ip: interface.is_some_and(Interface::is_raw_ip),
         first: None,
     };
     let mut symbols = KernelSymbols::none();
-    let skel = kernel.load(args, buffer, &target, &mut symbols, &mut storage)?;
+    let (skel, pair) = kernel.load(args, buffer, &target, &mut symbols, &mut storage)?;
     let (_links, hooks) = attach(&skel)?;
     let hooks = hooks.join(", ");
     let buffer = buffer.name();
-    Ok(match watch(&[skel], target.watched, Places::default()) {
-        Ok(attached) => {
-            let names = attached.hooks().iter().map(|hook| hook.name.as_str());
-            let all = [hooks.as_str()].into_iter().chain(names).chain([buffer]);
-            (all.collect::<Vec<_>>().join(", "), None)
-        }
-        Err(failure) => (
-            format!("{hooks}, {buffer}"),
-            Some(format!("no drops by full queues: {:#}", failure.error)),
-        ),
-    })
+    Ok(
+        match watch(pair.as_slice(), target.watched, Places::default()) {
+            Ok(attached) => {
+                let names = attached.hooks().iter().map(|hook| hook.name.as_str());
+                let all = [hooks.as_str()].into_iter().chain(names).chain([buffer]);
+                (all.collect::<Vec<_>>().join(", "), None)
+            }
+            Err(failure) => (
+                format!("{hooks}, {buffer}"),
+                Some(format!("no drops by full queues: {:#}", failure.error)),
+            ),
+        },
+    )
 }
 
 impl LossTraceArgs {

@@ -46,7 +46,8 @@ impl<'obj> AcceptCollector<'obj> {
         let programs = Programs::load(&args, buffer, interfaces, storage, session.notices)?;
         let first = programs.skels.first().context("there is no interface")?;
         export::prepare(&first.maps.export_counts)?;
-        let mut hooks = programs::attach(programs.hook, &programs.skels, interfaces, places)?;
+        let mut hooks =
+            programs::attach(programs.hook, first, &programs.pairs, interfaces, places)?;
         for note in hooks.interfaces.take_notes() {
             session.notices.note(&note);
         }

@@ -41,7 +41,7 @@ impl<'obj> LossCollector<'obj> {
             is_raw_ip: false,
             first: None,
         };
-        let skel = kernel.load(&args, buffer, &options, &mut symbols, storage)?;
+        let (skel, _) = kernel.load(&args, buffer, &options, &mut symbols, storage)?;
         export::prepare(&skel.maps.export_counts)?;
         let (links, hooks) = programs::attach(&skel)?;
         Ok(Self {
