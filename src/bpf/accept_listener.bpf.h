@@ -22,25 +22,25 @@ static __always_inline __u16 full_queues(const struct sock *sk, const struct att
 	/* Nearly always so: then the settings need not be read. */
 	if (!a->syn_queue_len && a->queue_max)
 		return flags;
-	net = BPF_CORE_READ(sk, __sk_common.skc_net.net);
-	most = BPF_CORE_READ(net, ipv4.sysctl_max_syn_backlog);
+	net = READ_MEMBER(sk, __sk_common.skc_net.net);
+	most = READ_MEMBER(net, ipv4.sysctl_max_syn_backlog);
 	/* Without SYN cookies the last quarter is for peers with an entry in the metrics cache. */
-	if (BPF_CORE_READ(net, ipv4.sysctl_tcp_syncookies) == SYNCOOKIES_OFF &&
+	if (READ_MEMBER(net, ipv4.sysctl_tcp_syncookies) == SYNCOOKIES_OFF &&
 	    (a->syn_queue_len >= a->queue_max || most - a->syn_queue_len < most >> 2))
 		flags |= ATTEMPT_SYN_QUEUE_FULL;
 	return flags;
 }
 
-/* Uses only probe reads: the socket may be freed meanwhile. */
+/* Reads may fault: the socket may be freed meanwhile. */
 static __always_inline void read_listener(const struct sock *sk, struct attempt *a)
 {
 	const struct inet_connection_sock *icsk = (const void *)sk;
 
 	a->listener = (__u64)sk;
-	a->queue_len = BPF_CORE_READ(sk, sk_ack_backlog);
-	a->queue_max = BPF_CORE_READ(sk, sk_max_ack_backlog);
-	a->syn_queue_len = BPF_CORE_READ(icsk, icsk_accept_queue.qlen.counter);
-	a->uid = BPF_CORE_READ(sk, sk_uid.val);
+	a->queue_len = READ_MEMBER(sk, sk_ack_backlog);
+	a->queue_max = READ_MEMBER(sk, sk_max_ack_backlog);
+	a->syn_queue_len = READ_MEMBER(icsk, icsk_accept_queue.qlen.counter);
+	a->uid = READ_MEMBER(sk, sk_uid.val);
 	a->flags &= ~(ATTEMPT_ACCEPT_QUEUE_FULL | ATTEMPT_SYN_QUEUE_FULL);
 	a->flags |= ATTEMPT_HAS_LISTENER | full_queues(sk, a);
 }
@@ -50,7 +50,7 @@ static __always_inline bool has_listener(const struct attempt *a)
 {
 	const struct sock *sk = (const struct sock *)a->listener;
 
-	return sk && BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN;
+	return sk && READ_MEMBER(sk, __sk_common.skc_state) == TCP_LISTEN;
 }
 
 /*
@@ -112,7 +112,7 @@ static __always_inline __u64 listener_of(struct __sk_buff *skb, const struct seg
 	if (last->at == now && last->ifindex == skb->ifindex && last->dport == s->dport &&
 	    last->daddr[0] == s->daddr[0] && last->daddr[1] == s->daddr[1] &&
 	    last->daddr[2] == s->daddr[2] && last->daddr[3] == s->daddr[3] &&
-	    (!sk || BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN))
+	    (!sk || READ_MEMBER(sk, __sk_common.skc_state) == TCP_LISTEN))
 		return last->listener;
 	last->ifindex = skb->ifindex;
 	last->dport = s->dport;

@@ -13,38 +13,6 @@
  */
 #define SAME_PACKET_NS (20 * 1000 * 1000ULL)
 
-/*
- * The last RST that this CPU sent. The packet that it answers is freed right after, in the same
- * softirq. The sequence number of a RST does not always lead back to the attempt.
- */
-struct sent_rst {
-	__u8 addr[16];
-	__u16 port;
-	__u8 valid;
-	__u8 pad[5];
-};
-
-/* The state of a CPU. No cache line is shared between CPUs. */
-struct on_cpu {
-	struct sent_rst sent;
-	struct found_listener found;
-	__u8 pad[64];
-};
-
-_Static_assert(sizeof(struct on_cpu) == 128, "two cache lines");
-
-struct on_cpu on_cpus[COUNTER_SLOTS] SEC(".bss.accept") __attribute__((aligned(128)));
-
-static __always_inline struct on_cpu *my(void)
-{
-	return &on_cpus[bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1)];
-}
-
-static __always_inline struct sent_rst *my_sent_rst(void)
-{
-	return &my()->sent;
-}
-
 static __always_inline void look(struct __sk_buff *skb, const struct segment *s, struct attempt *a)
 {
 	a->listener = listener_of(skb, s, &my()->found);
@@ -52,15 +20,14 @@ static __always_inline void look(struct __sk_buff *skb, const struct segment *s,
 		read_listener((const struct sock *)a->listener, a);
 }
 
-/* Starts to follow an attempt at its SYN. False: the table is full. */
+/* Starts to follow an attempt at its SYN. Else the error of begin_attempt(). */
 static __noinline int begin(struct __sk_buff *skb, const struct attempt_key *key,
-			    const struct segment *s)
+			    const struct segment *s, __u64 now)
 {
 	struct attempt a = {};
-	__u64 now = bpf_ktime_get_ns();
 
 	if (!skb || !key || !s)
-		return 0;
+		return -EINVAL;
 	a.syn_ns = now;
 	a.last_syn_ns = now;
 	a.ifindex = skb->ifindex;
@@ -96,7 +63,7 @@ static __noinline int begin_again(const struct attempt_key *key, const struct se
 		a.dport = s->dport;
 		__builtin_memcpy(a.daddr, s->daddr, sizeof(a.daddr));
 	}
-	if (!begin_attempt(key, &a))
+	if (begin_attempt(key, &a))
 		return 0;
 	take_back(earlier);
 	return 1;
@@ -110,45 +77,59 @@ static __always_inline bool has_destination(const struct attempt *a, const struc
 	       addr[2] == s->daddr[2] && addr[3] == s->daddr[3];
 }
 
+/* A SYN of an attempt that is in the table. */
+static __always_inline void on_repeated_syn(struct __sk_buff *skb, const struct segment *s,
+					    struct attempt *known, __u64 now)
+{
+	if (now - known->last_syn_ns < SAME_PACKET_NS)
+		return;
+	known->last_syn_ns = now;
+	if (known->syn_retransmits < 255)
+		known->syn_retransmits++;
+	if (known->phase == ATTEMPT_NEW)
+		look(skb, s, known);
+}
+
 static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *s)
 {
+	__u64 now = bpf_ktime_get_ns();
+	enum accept_fate earlier;
 	struct attempt_key key;
 	struct attempt *known;
+	bool may_retry = false;
 	__u16 destination;
-	__u64 now;
+	int error;
 
 	my_sent_rst()->valid = false;
+	note_syn(now);
 	find_key(&key, s->saddr, s->sport, s->seq, s->daddr, s->dport);
-	known = bpf_map_lookup_elem(&attempts, &key);
-	if (known && !key.destination && !has_destination(known, s)) {
-		set_destination(&key, s->daddr, s->dport);
-		known = NULL;
-	}
-	if (known) {
-		now = bpf_ktime_get_ns();
-		if (now - known->last_syn_ns < SAME_PACKET_NS)
+	earlier = reported_fate(&key, s->daddr, s->dport);
+	/* Nearly always it is new, so the table is not searched first. */
+	error = earlier ? -EEXIST : begin(skb, &key, s, now);
+	if (error == -EEXIST) {
+		known = bpf_map_lookup_elem(&attempts, &key);
+		if (known && (key.destination || has_destination(known, s))) {
+			on_repeated_syn(skb, s, known, now);
 			return;
-		known->last_syn_ns = now;
-		if (known->syn_retransmits < 255)
-			known->syn_retransmits++;
-		if (known->phase == ATTEMPT_NEW)
-			look(skb, s, known);
-		return;
-	}
-	if (reported_fate(&key, s->daddr, s->dport))
-		return;
-	if (!begin(skb, &key, s)) {
+		}
+		if (!known || earlier)
+			return;
+		set_destination(&key, s->daddr, s->dport);
+		may_retry = true;
+	} else if (error) {
 		/* The stack has no room for another key. */
 		destination = key.destination;
 		known = choose_evicted(&key) ? bpf_map_lookup_elem(&attempts, &key) : NULL;
+		may_retry = known;
 		if (known)
 			report(skb, &key, known, FATE_PENDING);
 		set_key(&key, s->saddr, s->sport, s->seq);
 		key.destination = destination;
-		if (!known || !begin(skb, &key, s)) {
-			__sync_fetch_and_add(&accept_counts()->untracked, 1);
-			return;
-		}
+	}
+	may_retry = forget_why(may_retry);
+	if (error && (!may_retry || begin(skb, &key, s, now))) {
+		__sync_fetch_and_add(&accept_counts()->untracked, 1);
+		return;
 	}
 	if (!(wanted_fates & (1 << FATE_NONE)))
 		return;

@@ -45,7 +45,7 @@ static __always_inline struct attempt *go_on(const struct attempt_key *key, cons
 	a.ip_version = ends->ip_version;
 	a.dport = port;
 	__builtin_memcpy(a.daddr, ends->local, sizeof(a.daddr));
-	if (!begin_attempt(key, &a))
+	if (begin_attempt(key, &a))
 		return NULL;
 	take_back(earlier);
 	return bpf_map_lookup_elem(&attempts, key);

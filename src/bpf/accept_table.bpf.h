@@ -8,6 +8,7 @@
 #include "rate.bpf.h"
 #include "process_filter.bpf.h"
 #include "accept_count.bpf.h"
+#include "accept_cpu.bpf.h"
 #include "attempt.bpf.h"
 
 /* The network namespace of the interfaces, by inode number. */
@@ -299,23 +300,25 @@ static __always_inline void count_destination(const struct attempt_key *key, __u
 		__sync_fetch_and_add(&without_isn, change);
 }
 
-/* Adds an attempt to the table. False: the table is full. */
-static __always_inline bool begin_attempt(const struct attempt_key *key, const struct attempt *a)
+/* Adds an attempt to the table. Else -EEXIST: it is there; or another error: the table is full. */
+static __always_inline long begin_attempt(const struct attempt_key *key, const struct attempt *a)
 {
 	__u32 at = recent_at.added & (ATTEMPTS_MAX - 1);
 	struct attempt_key *place;
+	long error;
 
 	/* First, so that nobody overlooks it. */
 	count_destination(key, 1);
-	if (bpf_map_update_elem(&attempts, key, a, BPF_NOEXIST)) {
+	error = bpf_map_update_elem(&attempts, key, a, BPF_NOEXIST);
+	if (error) {
 		count_destination(key, -1);
-		return false;
+		return error;
 	}
 	place = bpf_map_lookup_elem(&recent, &at);
 	if (place)
 		*place = *key;
 	__sync_fetch_and_add(&recent_at.added, 1);
-	return true;
+	return 0;
 }
 
 /*
@@ -509,12 +512,26 @@ static __always_inline int export_fate(const struct attempt_key *key, const stru
 	return 0;
 }
 
+/*
+ * The time of a fate. If the kernel refuses or drops a SYN at once, that is the time of the SYN: in
+ * a flood of them, asking the clock again costs more than all else that is done for the second.
+ */
+static __always_inline __u64 fate_time(const struct attempt *a, enum accept_fate fate)
+{
+	/* By bits, so that the verifier does not follow the rest for each fate. */
+	const __u32 at_once = 1 << FATE_REFUSED | 1 << FATE_DROPPED;
+
+	if ((1 << fate & at_once) && a->phase == ATTEMPT_NEW && came_just_now(a->last_syn_ns))
+		return a->last_syn_ns;
+	return bpf_ktime_get_ns();
+}
+
 /* Reports that an attempt in the table has arrived, or what became of it. */
 static __always_inline int report_fate(void *ctx, const struct attempt_key *key,
 				       const struct attempt *a, enum accept_fate fate,
 				       bool by_current)
 {
-	__u64 now = bpf_ktime_get_ns();
+	__u64 now = fate_time(a, fate);
 
 	if (fate != FATE_NONE && fate != FATE_ACCEPTED)
 		remember_report(key, a, fate, now);

@@ -98,7 +98,7 @@ static __always_inline void add_seed(struct __sk_buff *skb, struct attempt_key *
 	if (!ends_match(accept_seed.ip_version, &ends, key->port, accept_seed.dport))
 		return;
 	set_destination(key, accept_seed.daddr, accept_seed.dport);
-	if (!begin_attempt(key, &accept_seed)) {
+	if (begin_attempt(key, &accept_seed)) {
 		__sync_fetch_and_add(&accept_counts()->untracked, 1);
 		return;
 	}
