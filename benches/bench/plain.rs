@@ -177,8 +177,8 @@ pub fn attach(what: &str) -> Result<()> {
     };
     let in_tc = |name| -> Result<_> {
         let program = find(&object, name)?;
-        let places = &mut tc::Places::default();
-        let attached = tc::attach(&program, interface()?, Direction::Ingress, places);
+        let prepared = &mut tc::PreparedLinks::default();
+        let attached = tc::attach(&program, interface()?, Direction::Ingress, prepared);
         Ok(attached.map_err(|failure| failure.error)?.0)
     };
     let seen = AtomicU64::new(0);

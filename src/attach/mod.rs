@@ -20,7 +20,7 @@ use crate::notice::Note;
 use crate::sys::link::{Link, LinkState, synchronize};
 use crate::sys::object::LoadedApart;
 use clsact::FilterState;
-use tc::{Places, TcLink};
+use tc::{PreparedLinks, TcLink};
 use xdp::XdpMode;
 
 /// Programs attached to interfaces. They are detached when this is dropped.
@@ -28,7 +28,7 @@ use xdp::XdpMode;
 pub struct Attached {
     hooks: Vec<Hook>,
     notes: Vec<Note>,
-    places: Places,
+    prepared: PreparedLinks,
 }
 
 /// The programs for both directions of interfaces whose frames begin alike.
@@ -113,10 +113,10 @@ impl HookState {
 }
 
 impl Attached {
-    /// Nothing yet. Programs at TC take these places.
-    pub fn with(places: Places) -> Self {
+    /// No programs yet. Those at TC will use these tcx links.
+    pub fn with(prepared: PreparedLinks) -> Self {
         Self {
-            places,
+            prepared,
             ..Self::default()
         }
     }
@@ -131,7 +131,7 @@ impl Attached {
         interface: &Interface,
         direction: Direction,
     ) -> Result<(), Failure> {
-        let (link, notes) = tc::attach(program, interface, direction, &mut self.places)?;
+        let (link, notes) = tc::attach(program, interface, direction, &mut self.prepared)?;
         self.notes.extend(notes.into_iter().map(Note::Notice));
         let name = format!("tc {direction} ({})", link.kind());
         self.push(interface, name, HookLink::Tc(link));

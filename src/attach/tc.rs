@@ -71,7 +71,7 @@ impl TcLink {
         })
     }
 
-    /// Detaches. Returns what the user should know of it.
+    /// Detaches. Returns a warning for the user if that failed.
     pub fn detach(self) -> Option<String> {
         let Self::Clsact(filter) = self else {
             return None;
@@ -81,26 +81,26 @@ impl TcLink {
     }
 }
 
-/// tcx links to a program that does nothing, each of which a real program replaces later. Another
-/// thread makes them while the programs are loaded: to make a tcx link, the kernel waits for an RCU
-/// grace period, which takes longer than to verify most programs; to exchange its program, it does
-/// not.
+/// tcx links that are made ahead of time, with a program that does nothing; the real programs replace
+/// it later. Another thread makes the links while the programs are loaded, because the kernel waits
+/// for an RCU grace period when it makes a tcx link, which takes longer than to verify most programs.
+/// It does not wait when the program of a link is replaced.
 #[derive(Default)]
-pub struct Places {
-    maker: Option<JoinHandle<Vec<Place>>>,
-    made: Vec<Place>,
+pub struct PreparedLinks {
+    maker: Option<JoinHandle<Vec<PreparedLink>>>,
+    made: Vec<PreparedLink>,
 }
 
-struct Place {
+struct PreparedLink {
     ifindex: u32,
     direction: Direction,
     link: OwnedFd,
 }
 
-impl Places {
-    /// Begins to make links at these sides of interfaces, in this order. Where that fails, as it
-    /// does before Linux 6.6, there are none, and programs are attached without.
-    pub fn make(wanted: Vec<(u32, Direction)>) -> Self {
+impl PreparedLinks {
+    /// Starts to make links for these directions of interfaces, in this order. If that fails, as it
+    /// does before Linux 6.6, there are none, and each program is attached in the usual way.
+    pub fn start(wanted: Vec<(u32, Direction)>) -> Self {
         if wanted.is_empty() {
             return Self::default();
         }
@@ -110,7 +110,7 @@ impl Places {
             };
             let make = |(ifindex, direction)| {
                 let link = create(program.as_fd(), ifindex, direction).ok()?;
-                Some(Place {
+                Some(PreparedLink {
                     ifindex,
                     direction,
                     link,
@@ -124,19 +124,19 @@ impl Places {
         }
     }
 
-    /// Begins to make links at both sides of interfaces, those where packets come in last.
-    pub fn both_ways(interfaces: &[Interface]) -> Self {
-        let sides = |interface: &Interface| {
+    /// Starts to make links for both directions of each interface, ingress last.
+    pub fn both_directions(interfaces: &[Interface]) -> Self {
+        let directions = |interface: &Interface| {
             let index = interface.index;
             [(index, Direction::Egress), (index, Direction::Ingress)]
         };
-        Self::make(interfaces.iter().flat_map(sides).collect())
+        Self::start(interfaces.iter().flat_map(directions).collect())
     }
 
-    /// The link that was made there.
+    /// Takes the link that was made there, if any.
     fn take(&mut self, ifindex: u32, direction: Direction) -> Option<Link> {
         self.finish();
-        let is_there = |one: &Place| one.ifindex == ifindex && one.direction == direction;
+        let is_there = |one: &PreparedLink| one.ifindex == ifindex && one.direction == direction;
         let at = self.made.iter().position(is_there)?;
         Some(self.made.swap_remove(at).link.into())
     }
@@ -147,7 +147,7 @@ impl Places {
     }
 }
 
-impl Drop for Places {
+impl Drop for PreparedLinks {
     /// The thread ends before this process gives up privileges.
     fn drop(&mut self) {
         self.finish();
@@ -162,8 +162,8 @@ fn create(program: BorrowedFd<'_>, ifindex: u32, direction: Direction) -> io::Re
     Link::create(program, ifindex, attach_type, BPF_F_BEFORE)
 }
 
-/// Attaches before all other programs of the interface, which still get every packet. Returns also
-/// what the user should know of it.
+/// Attaches before all other programs of the interface, which still get every packet. Also returns
+/// notes for the user.
 ///
 /// # Errors
 /// A privilege is missing, or the interface went away.
@@ -171,9 +171,9 @@ pub fn attach(
     program: &impl Program,
     interface: &Interface,
     direction: Direction,
-    places: &mut Places,
+    prepared: &mut PreparedLinks,
 ) -> Result<(TcLink, Vec<String>), Failure> {
-    if let Some(link) = places.take(interface.index, direction)
+    if let Some(link) = prepared.take(interface.index, direction)
         && link.update(program.as_fd()).is_ok()
     {
         return Ok((TcLink::Tcx(link), Vec::new()));

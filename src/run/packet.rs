@@ -13,7 +13,7 @@ use libbpf_rs::{OpenObject, ProgramMut};
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 
-use crate::attach::tc::Places;
+use crate::attach::tc::PreparedLinks;
 use crate::attach::{Attached, Direction, load};
 use crate::capture::recorder::{Destination, Recorder};
 use crate::capture::write::{Encoder, FileInterface, Statistics};
@@ -231,12 +231,12 @@ pub fn run<C: PacketCommand>(command: &C) -> Result<Exit, Failure> {
     let slots = load::packet_slots()?;
     let buffer = choose_buffer(options)?;
     let mut storage = storage_for(&interfaces);
-    let places = places(command, &interfaces);
+    let prepared = prepare_links(command, &interfaces);
     let mut skels = load_all(command, &interfaces, &mut storage)?;
     let first = skels.first().context("there is no interface")?;
     let source = open_source(first, options, buffer)?;
     let started = Instant::now();
-    let attached = attach_all(command, &mut session, &interfaces, &skels, places)?;
+    let attached = attach_all(command, &mut session, &interfaces, &skels, prepared)?;
     let mut live = Live {
         interfaces: &interfaces,
         skels: &mut skels,
@@ -297,13 +297,13 @@ pub fn storage_for(interfaces: &[Interface]) -> Vec<MaybeUninit<OpenObject>> {
     interfaces.iter().map(uninit).collect()
 }
 
-/// Begins to make the places at TC for the programs of each interface.
-pub fn places<C: PacketCommand>(command: &C, interfaces: &[Interface]) -> Places {
+/// Starts to make the tcx links for the programs of each interface.
+pub fn prepare_links<C: PacketCommand>(command: &C, interfaces: &[Interface]) -> PreparedLinks {
     let at = |interface| {
         let directions = command.tc_directions(interface).iter();
         directions.map(|direction| (interface.index, *direction))
     };
-    Places::make(interfaces.iter().flat_map(at).collect())
+    PreparedLinks::start(interfaces.iter().flat_map(at).collect())
 }
 
 /// Loads the programs of each interface.
@@ -345,9 +345,9 @@ pub fn attach_all<C: PacketCommand>(
     session: &mut Session,
     interfaces: &[Interface],
     skels: &[C::Skel<'_>],
-    places: Places,
+    prepared: PreparedLinks,
 ) -> Result<Attached, Failure> {
-    let mut attached = Attached::with(places);
+    let mut attached = Attached::with(prepared);
     for (interface, skel) in interfaces.iter().zip(skels) {
         command.attach(skel, interface, &mut attached)?;
         for note in attached.take_notes() {

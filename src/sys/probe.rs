@@ -1,4 +1,5 @@
-//! Tiny programs: to find out what kinds of tracing the kernel allows, and to reserve places at TC.
+//! Tiny programs: to find out what kinds of tracing the kernel allows, and to make tcx links ahead of
+//! time.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};

@@ -20,7 +20,7 @@ use table::AttemptTable;
 
 use crate::attach::beside::beside;
 use crate::attach::load;
-use crate::attach::tc::Places;
+use crate::attach::tc::PreparedLinks;
 use crate::cli::{AcceptBy, AcceptTraceArgs, OutputFormat, interface_hints};
 use crate::domain::histogram::By;
 use crate::domain::incoming::Attempt;
@@ -59,7 +59,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     let mut storage = [const { MaybeUninit::uninit() }; 2];
     let mut owners_storage = MaybeUninit::uninit();
     let notices = session.notices;
-    let places = Places::both_ways(&interfaces);
+    let prepared = PreparedLinks::both_directions(&interfaces);
     let (owners, programs) = beside(
         || Owners::new(&mut owners_storage, notices),
         || Programs::load(args, buffer, &interfaces, &mut storage, notices),
@@ -84,7 +84,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     let mut table = AttemptTable::new(&interfaces, table::SWEEP_EVERY, args.attempt_timeout)?;
 
     let mut attached =
-        programs::attach(programs.hook, first, &programs.pairs, &interfaces, places)?;
+        programs::attach(programs.hook, first, &programs.pairs, &interfaces, prepared)?;
     for note in attached.interfaces.take_notes() {
         session.notices.note(&note);
     }

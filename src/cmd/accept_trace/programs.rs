@@ -8,7 +8,7 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Link, OpenObject};
 
 use super::wanted_fates;
-use crate::attach::tc::Places;
+use crate::attach::tc::PreparedLinks;
 use crate::attach::{Attached, Pair, load};
 use crate::cli::{AcceptBy, AcceptHistogram, AcceptTraceArgs};
 use crate::domain::reasons::Reasons;
@@ -332,7 +332,7 @@ pub fn attach(
     skel: &AcceptTraceSkel<'_>,
     pairs: &[Pair],
     interfaces: &[Interface],
-    places: Places,
+    prepared: PreparedLinks,
 ) -> Result<Hooks, Failure> {
     let progs = &skel.progs;
     let mut links = Vec::new();
@@ -359,7 +359,7 @@ pub fn attach(
             .push(link.map_err(|error| load::failure(&format!("failed to attach {name}"), error))?);
         hooks.push(name);
     }
-    let mut attached = Attached::with(places);
+    let mut attached = Attached::with(prepared);
     for interface in interfaces {
         attached.tc_pair(pairs, interface)?;
     }
@@ -402,7 +402,7 @@ pub fn rehearse(
             first.context("there is no interface")?,
             &programs.pairs,
             &interfaces,
-            Places::default(),
+            PreparedLinks::default(),
         )?;
     }
     Ok(Rehearsed {

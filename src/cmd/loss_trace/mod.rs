@@ -15,7 +15,7 @@ use programs::{Kernel, LoadOptions};
 use silent::Silent;
 
 use crate::attach::beside::beside;
-use crate::attach::tc::Places;
+use crate::attach::tc::PreparedLinks;
 use crate::attach::{Attached, load};
 use crate::capture::LINKTYPE_RAW;
 use crate::capture::recorder::{Destination, Recorder};
@@ -71,7 +71,7 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
     let mut storage = [const { MaybeUninit::uninit() }; 2];
     let mut owners = MaybeUninit::uninit();
     let notices = session.notices;
-    let places = Places::both_ways(&watched);
+    let prepared = PreparedLinks::both_directions(&watched);
     let (holders, programs) = beside(
         || Holders::new(&mut owners, Which::All, notices),
         || {
@@ -127,7 +127,7 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
         }
     };
     let (links, hooks) = programs::attach(first(&skels)?)?;
-    let mut attached = programs::watch(&pairs, &watched, places).unwrap_or_else(|failure| {
+    let mut attached = programs::watch(&pairs, &watched, prepared).unwrap_or_else(|failure| {
         session.notices.notice(&format!(
             "drops that no tracepoint reports, such as those by full queues, can't be shown: {:#}",
             failure.error

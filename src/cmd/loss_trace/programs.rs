@@ -8,7 +8,7 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Link, OpenObject, ProgramMut};
 use std::os::fd::AsFd;
 
-use crate::attach::tc::Places;
+use crate::attach::tc::PreparedLinks;
 use crate::attach::{Attached, Pair, load};
 use crate::cli::{LossByChoice, LossKindChoice, LossTraceArgs};
 use crate::domain::reasons::{DropReason, ReasonFrom, Reasons, reason_of_place};
@@ -370,8 +370,12 @@ const SILENT: [&str; 3] = ["accept_queue_full", "syn_queue_full", "no_route_back
 ///
 /// # Errors
 /// The kernel refuses it.
-pub fn watch(pairs: &[Pair], watched: &[Interface], places: Places) -> Result<Attached, Failure> {
-    let mut attached = Attached::with(places);
+pub fn watch(
+    pairs: &[Pair],
+    watched: &[Interface],
+    prepared: PreparedLinks,
+) -> Result<Attached, Failure> {
+    let mut attached = Attached::with(prepared);
     for interface in watched {
         attached.tc_pair(pairs, interface)?;
     }
@@ -439,7 +443,7 @@ pub fn rehearse(
     let hooks = hooks.join(", ");
     let buffer = buffer.name();
     Ok(
-        match watch(pair.as_slice(), target.watched, Places::default()) {
+        match watch(pair.as_slice(), target.watched, PreparedLinks::default()) {
             Ok(attached) => {
                 let names = attached.hooks().iter().map(|hook| hook.name.as_str());
                 let all = [hooks.as_str()].into_iter().chain(names).chain([buffer]);

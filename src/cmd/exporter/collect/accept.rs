@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use libbpf_rs::OpenObject;
 
 use super::function;
-use crate::attach::tc::Places;
+use crate::attach::tc::PreparedLinks;
 use crate::cli::{AcceptTraceArgs, arguments};
 use crate::cmd::accept_trace::programs::{self, Hooks, Programs};
 use crate::cmd::accept_trace::table::AttemptTable;
@@ -42,12 +42,12 @@ impl<'obj> AcceptCollector<'obj> {
         let mut args = arguments::<AcceptTraceArgs>(&[])?;
         args.exporting = true;
         let buffer = BufferKind::choose(args.buffer.buffer)?;
-        let places = Places::both_ways(interfaces);
+        let prepared = PreparedLinks::both_directions(interfaces);
         let programs = Programs::load(&args, buffer, interfaces, storage, session.notices)?;
         let first = programs.skels.first().context("there is no interface")?;
         export::prepare(&first.maps.export_counts)?;
         let mut hooks =
-            programs::attach(programs.hook, first, &programs.pairs, interfaces, places)?;
+            programs::attach(programs.hook, first, &programs.pairs, interfaces, prepared)?;
         for note in hooks.interfaces.take_notes() {
             session.notices.note(&note);
         }

@@ -31,9 +31,9 @@ impl<'obj> SynCollector<'obj> {
         // An interface takes one XDP program. The exporter runs for long, and leaves it to others.
         let args = arguments::<SynCountArgs>(&["--mode", "tc"])?;
         let command = SynCount::new(&args)?;
-        let places = packet::places(&command, interfaces);
+        let prepared = packet::prepare_links(&command, interfaces);
         let skels = packet::load_all(&command, interfaces, storage)?;
-        let attached = packet::attach_all(&command, session, interfaces, &skels, places)?;
+        let attached = packet::attach_all(&command, session, interfaces, &skels, prepared)?;
         let names = interfaces.iter().map(|interface| interface.name.clone());
         Ok(Self {
             skels,
