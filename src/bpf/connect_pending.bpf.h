@@ -157,7 +157,7 @@ int find_pending(struct bpf_iter__task_file *ctx)
 			return 0;
 		}
 	} else {
-		__sync_fetch_and_add(&totals.untold, 1);
+		__sync_fetch_and_add(&totals.unkept_pending, 1);
 	}
 	emit(ctx, &c.event, CONNECT_ATTEMPT);
 	/* Output ends the read(2), so that user space can empty the event buffer. */

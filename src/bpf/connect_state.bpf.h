@@ -77,9 +77,9 @@ static __always_inline void on_syn_sent_in_call(const struct sock *sk, const str
 }
 
 /* Reports an attempt that can't be kept: the event of its fate will have no process. */
-static __always_inline void tell_unkept(void *ctx, struct connection *c)
+static __always_inline void report_unkept(void *ctx, struct connection *c)
 {
-	__sync_fetch_and_add(&totals.untold, 1);
+	__sync_fetch_and_add(&totals.unkept_pending, 1);
 	if (c->announced)
 		emit(ctx, &c->event, CONNECT_ATTEMPT);
 	else
@@ -116,25 +116,25 @@ static __always_inline void on_syn_sent(void *ctx, const struct sock *sk, const 
 	if (c->announced && !source_matches(&c->event))
 		return;
 	if (!keep(sk, c))
-		tell_unkept(ctx, c);
+		report_unkept(ctx, c);
 	else if (c->announced)
 		emit(ctx, &c->event, CONNECT_ATTEMPT);
 }
 
 /* Whether a socket that leaves SYN_SENT may have an attempt that was reported but not kept. */
-static __always_inline bool may_be_untold(int old_state)
+static __always_inline bool may_be_unkept(int old_state)
 {
-	return old_state == TCP_SYN_SENT && !process_filter && (__s64)totals.untold > 0;
+	return old_state == TCP_SYN_SENT && !process_filter && (__s64)totals.unkept_pending > 0;
 }
 
 /* Reports the fate of an attempt that was not kept. `c` is filled from the socket alone. False: the
  * filter rejects it. */
-static __always_inline bool tell_fate_of_unkept(void *ctx, struct connection *c,
-						enum connect_kind kind)
+static __always_inline bool report_fate_of_unkept(void *ctx, struct connection *c,
+						  enum connect_kind kind)
 {
 	if (!destination_matches(&c->event) || !source_matches(&c->event))
 		return false;
-	__sync_fetch_and_add(&totals.untold, -1);
+	__sync_fetch_and_add(&totals.unkept_pending, -1);
 	emit(ctx, &c->event, kind);
 	return true;
 }
@@ -165,7 +165,8 @@ static __always_inline void on_established(void *ctx, const struct sock *sk,
 		c->event.ts_ns = bpf_ktime_get_ns();
 		c->event.netns = behind->netns;
 		set_ends_of(&c->event, sk);
-		if (!may_be_untold(old_state) || !tell_fate_of_unkept(ctx, c, CONNECT_ESTABLISHED))
+		if (!may_be_unkept(old_state) ||
+		    !report_fate_of_unkept(ctx, c, CONNECT_ESTABLISHED))
 			pass_over(sk);
 		return;
 	}
@@ -326,10 +327,10 @@ static __always_inline void on_close(void *ctx, const struct sock *sk, const str
 		if (old_state == TCP_SYN_SENT) {
 			c->event.direction = DIRECTION_OUT;
 			set_error(c, sk, behind, sport);
-			tell_fate_of_unkept(ctx, c, CONNECT_FAILED);
+			report_fate_of_unkept(ctx, c, CONNECT_FAILED);
 			return;
 		}
-		/* Older than the tool: its end is all there is to tell. */
+		/* Older than the tool: only its end can be reported. */
 		if (matches(&c->event))
 			on_end(ctx, sk, tp, c, old_state);
 		return;
@@ -364,10 +365,10 @@ static __always_inline bool is_news(int old_state, int new_state)
 	case TCP_ESTABLISHED:
 		if (old_state == TCP_SYN_RECV)
 			return wanted(CONNECT_ACCEPTED) || wanted(CONNECT_CLOSED);
-		return remembers_passed_over() || may_be_untold(old_state);
+		return remembers_passed_over() || may_be_unkept(old_state);
 	case TCP_CLOSE:
 		if (is_handshake(old_state))
-			return may_be_untold(old_state);
+			return may_be_unkept(old_state);
 		return wanted(CONNECT_CLOSED) && !process_filter && old_state != TCP_LISTEN &&
 		       old_state != TCP_CLOSE;
 	}

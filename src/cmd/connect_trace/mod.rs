@@ -169,8 +169,8 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
         .as_deref()
         .map(skel::connect_counters)
         .context("the programs have no counters")?;
-    let untold = counters.untold.cast_signed().max(0).cast_unsigned();
-    let unseen = unseen(&counters, unhooked, &tracer.skel.progs) + untold;
+    let unkept_pending = counters.unkept_pending.cast_signed().max(0).cast_unsigned();
+    let unseen = unseen(&counters, unhooked, &tracer.skel.progs) + unkept_pending;
     if counters.unkept > 0 {
         let (place, advice) = match tracer.storage {
             true => (
@@ -193,7 +193,7 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
         counters.lost + unseen + untracked,
         counters.suppressed,
     );
-    summary.pending = pending.is_some().then_some(told.fates + untold);
+    summary.pending = pending.is_some().then_some(told.fates + unkept_pending);
     if let Some((_, totals)) = &totals {
         summary.emitted = totals.events();
     }
