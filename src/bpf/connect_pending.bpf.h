@@ -166,12 +166,13 @@ int find_pending(struct bpf_iter__task_file *ctx)
 }
 
 /*
- * Writes events through the iterator; user space counts them. The kernel runs the program again for
- * an event that did not fit.
- * The programs that report fates still run, so that none is missed. PHASE_PASSED_OVER tells them
- * that this attempt was reported as pending.
+ * Writes events through the iterator; user space counts them. The kernel runs the program again if
+ * an event did not fit.
+ * The programs that report fates still run, so that none is missed. PHASE_PASSED_OVER keeps them
+ * from reporting this attempt again.
  */
-static __always_inline void tell_pending(struct seq_file *seq, struct connection *kept, __u16 sport)
+static __always_inline void report_pending(struct seq_file *seq, struct connection *kept,
+					   __u16 sport)
 {
 	struct connection c = *kept;
 
@@ -196,7 +197,7 @@ static __always_inline void tell_pending(struct seq_file *seq, struct connection
 }
 
 SEC("iter/bpf_map_elem")
-int tell_pending_of_table(struct bpf_iter__bpf_map_elem *ctx)
+int report_pending_in_table(struct bpf_iter__bpf_map_elem *ctx)
 {
 	struct connection *kept = ctx->value;
 	const __u64 *key = ctx->key;
@@ -210,18 +211,18 @@ int tell_pending_of_table(struct bpf_iter__bpf_map_elem *ctx)
 		sport = BPF_CORE_READ(sk, __sk_common.skc_num);
 	else if (may_probe_read && kept->phase == PHASE_WAITING)
 		return 0; /* its fate was reported, or missed and counted as lost */
-	tell_pending(ctx->meta->seq, kept, sport);
+	report_pending(ctx->meta->seq, kept, sport);
 	return 0;
 }
 
 SEC("iter/bpf_sk_storage_map")
-int tell_pending_of_sockets(struct bpf_iter__bpf_sk_storage_map *ctx)
+int report_pending_in_storage(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
 	struct connection *kept = ctx->value;
 	const struct sock *sk = ctx->sk;
 
 	if (kept && sk)
-		tell_pending(ctx->meta->seq, kept, sk->__sk_common.skc_num);
+		report_pending(ctx->meta->seq, kept, sk->__sk_common.skc_num);
 	return 0;
 }
 

@@ -139,15 +139,15 @@ fn a_storm_with_accepts_and_ends_is_reported_or_counted() {
                 ("closed", 500 + count),
             ]
         };
-        // The server may be slow to accept. A line that is lost never comes, and a RST that overtakes
-        // the ACK before it ends a connection that the server never has.
+        // The server may be slow to accept. A line that is lost never comes, and a RST that
+        // overtakes the ACK before it ends a connection that the server never has.
         let mut last = (0, Instant::now());
         wait_for("all accepts and ends, or the last of them", || {
-            let told = trace.tool.lines().len();
-            if told != last.0 {
-                last = (told, Instant::now());
+            let lines = trace.tool.lines().len();
+            if lines != last.0 {
+                last = (lines, Instant::now());
             }
-            (told == 3500 || last.1.elapsed() > Duration::from_secs(10)).then_some(())
+            (lines == 3500 || last.1.elapsed() > Duration::from_secs(10)).then_some(())
         });
         assert!((450..=500).contains(&accepted()), "{}", accepted());
         let events = trace.stop();
@@ -156,7 +156,7 @@ fn a_storm_with_accepts_and_ends_is_reported_or_counted() {
             .map(|(name, count)| count.checked_sub(events.count(name)))
             .sum::<Option<usize>>()
             .unwrap_or_else(|| panic!("more than there were: {}", events.summary));
-        // Without the first line of a connection there is none of it: three at most.
+        // If its first event is lost, a connection has no other: that makes three missing at most.
         let lost = usize::try_from(events.summary["lost"].as_u64().unwrap()).unwrap();
         assert!(
             lost <= 10 && missing <= 3 * lost,
@@ -171,8 +171,8 @@ fn a_storm_with_accepts_and_ends_is_reported_or_counted() {
     drop(server);
 }
 
-/// How many entries there are in the tool's tables of connections and calls, if it has any: they may
-/// be with the sockets.
+/// How many entries there are in the tool's tables of connections and calls, if it has any: they
+/// may be with the sockets.
 fn table_entries(tool: &Tool) -> Result<usize, String> {
     let mut entries = 0;
     let mut tables = 0;

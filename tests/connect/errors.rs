@@ -234,7 +234,7 @@ fn error_of_connect(addr: &str) -> (Errno, String) {
 }
 
 #[test]
-fn a_connect_that_a_rule_of_this_machine_rejects_has_the_error_that_the_process_gets() {
+fn a_connect_that_the_local_firewall_rejects_has_the_error_that_the_process_gets() {
     let namespace = need!(Namespace::new());
     need!(namespace.try_run("nft add table inet t"));
     namespace.run("nft add chain inet t out { type filter hook output priority 0 ; }");
@@ -265,7 +265,7 @@ fn a_connect_that_a_rule_of_this_machine_rejects_has_the_error_that_the_process_
         let failed = trace.wait("failed by IPv6", |event| {
             event["event"] == "failed" && event["daddr"] == "::1"
         });
-        // Without a hook on the connect function nothing tells of ICMPv6.
+        // Without a hook on the connect function, ICMPv6 errors go unseen.
         if trace.sees_calls() {
             assert_eq!(failed["error"], v6.1, "{failed}");
         }
@@ -289,7 +289,7 @@ fn a_connect_that_a_rule_of_this_machine_rejects_has_the_error_that_the_process_
 }
 
 #[test]
-fn an_error_of_an_earlier_attempt_is_not_taken_for_one_of_this() {
+fn the_error_of_an_earlier_attempt_is_not_reported_for_the_next() {
     let blackhole = need!(Blackhole::new());
     let namespace = &blackhole.namespace;
     need!(namespace.try_run("nft add table inet t"));

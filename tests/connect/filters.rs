@@ -22,8 +22,8 @@ fn connect_everywhere(namespace: &Namespace) {
     });
 }
 
-/// The cases that this backend tests. Backends share the cases, because the filter is the same for all,
-/// and on an emulated machine the tool takes seconds to start.
+/// The cases that this backend tests. Backends share the cases, because the filter is the same for
+/// all, and on an emulated machine the tool takes seconds to start.
 fn shared<T>(
     cases: impl Iterator<Item = T>,
     backends: usize,
@@ -199,7 +199,7 @@ fn filters_hold_for_accepts_and_ends_too() {
 }
 
 #[test]
-fn no_number_of_connections_that_are_rejected_makes_one_look_older_than_the_tool() {
+fn connections_that_the_filter_rejects_never_look_older_than_the_tool() {
     // A table of 16,384 forgets some of twice as many sockets, and also of fewer.
     let (count, backends) = match is_guest() {
         true => (500, &backends!()[..1]),

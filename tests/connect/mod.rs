@@ -204,5 +204,5 @@ fn assert_one_process(attempt: &Value, fate: &Value) {
     assert_eq!(attempt["direction"], "out", "{attempt}");
 }
 
-/// Long enough for a tool to be told apart from one that is stuck.
+/// Enough time for a tool that is not stuck.
 const SOON: Duration = Duration::from_millis(200);

@@ -398,7 +398,7 @@ fn count_state_changes() -> Result<fs::File, String> {
 }
 
 #[test]
-fn perf_events_of_others_are_reported_as_without_it() {
+fn perf_events_of_other_programs_still_arrive() {
     let namespace = need!(Namespace::new());
     let connects = || {
         let mut counter = count_state_changes()?;

@@ -113,7 +113,7 @@ fn an_attempt_that_is_pending_at_the_end_is_reported_and_no_other() {
 }
 
 #[test]
-fn an_attempt_whose_peer_attempts_the_same_is_reported_as_pending_with_its_port() {
+fn a_simultaneous_open_is_reported_as_pending_with_its_port() {
     let pair = need!(Pair::new());
     with_neighbour(&pair);
     for backend in backends!() {
@@ -193,10 +193,10 @@ struct Crowd {
 }
 
 impl Crowd {
-    /// Makes so many connects, by as many processes as the limit on open files wants.
+    /// Starts this number of connects, in as many processes as the limit on open files requires.
     fn new(count: usize) -> Result<Self, String> {
         let each = most_files().min(20_000) - 1000;
-        let (ready, tell) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        let (ready, report) = pipe2(OFlag::O_CLOEXEC).unwrap();
         let (wait, until) = pipe2(OFlag::O_CLOEXEC).unwrap();
         let mut crowd = Self {
             children: Vec::new(),
@@ -206,19 +206,19 @@ impl Crowd {
         while left > 0 {
             let part = left.min(each);
             left -= part;
-            // A destination each, so that there are source ports enough. Before Linux 5.14 the
-            // lowest address of a network was a broadcast address.
+            // Each has its own destination, so that there are enough source ports. Before Linux
+            // 5.14 the lowest address of a network was a broadcast address.
             let addr = SocketAddr::from((
                 [10, 99, 1, u8::try_from(crowd.children.len() + 1).unwrap()],
                 4621,
             ));
             // SAFETY: the child makes system calls, and allocates as its only thread.
             match unsafe { fork() }.unwrap() {
-                ForkResult::Child => crowd_member(addr, part, &tell, &wait),
+                ForkResult::Child => crowd_member(addr, part, &report, &wait),
                 ForkResult::Parent { child } => crowd.children.push(child),
             }
         }
-        drop(tell);
+        drop(report);
         let mut done = 0;
         while done < crowd.children.len() {
             let said = read(&ready, &mut [0; 16]).unwrap();
@@ -244,10 +244,10 @@ impl Crowd {
     }
 }
 
-/// Connects, says so, and closes what it has when the other end of a pipe is closed.
-fn crowd_member(addr: SocketAddr, count: usize, tell: &OwnedFd, until: &OwnedFd) -> ! {
+/// Connects, reports that through one pipe, and closes its sockets when the other pipe is closed.
+fn crowd_member(addr: SocketAddr, count: usize, report: &OwnedFd, until: &OwnedFd) -> ! {
     // The sockets of other tests must not stay open in here.
-    for fd in (3..4096).filter(|fd| ![tell, until].map(OwnedFd::as_raw_fd).contains(fd)) {
+    for fd in (3..4096).filter(|fd| ![report, until].map(OwnedFd::as_raw_fd).contains(fd)) {
         // SAFETY: this process uses no other descriptor any more.
         unsafe { libc::close(fd) };
     }
@@ -269,7 +269,7 @@ fn crowd_member(addr: SocketAddr, count: usize, tell: &OwnedFd, until: &OwnedFd)
     };
     let status = match work() {
         Ok(sockets) => {
-            let _ = write(tell, b"1");
+            let _ = write(report, b"1");
             let _ = read(until, &mut [0]);
             for (number, socket) in sockets.into_iter().enumerate() {
                 if number % 50 == 0 {
@@ -292,7 +292,7 @@ impl Drop for Crowd {
 }
 
 #[test]
-fn waiting_connects_of_a_stranger_blind_nobody() {
+fn many_pending_connects_do_not_hide_other_connects() {
     // Before Linux 5.11 a table holds 16,384. Guests take long for one connect.
     let count = match is_guest() {
         true if release() < (5, 11) => 17_000,
@@ -313,7 +313,7 @@ fn waiting_connects_of_a_stranger_blind_nobody() {
             TcpStream::connect("127.0.0.1:4623").expect_err("nobody listens");
         });
         trace.wait_for("failed", 4623);
-        // Their end is told, too, for each that was told as an attempt.
+        // For each attempt that was reported, its end is reported too.
         drop(old);
         drop(crowd);
         let events = trace.stop();
@@ -323,24 +323,24 @@ fn waiting_connects_of_a_stranger_blind_nobody() {
         assert_eq!(attempt["pid"], std::process::id(), "{attempt}");
         assert_eq!(failed["error"], "ECONNREFUSED", "{failed}");
         for fate in [established, failed] {
-            // Where there is no room for it, nobody knows whose it was.
+            // If it found no room in the table, its process is unknown.
             let whose = &fate["pid"];
             assert!(whose.is_null() || *whose == std::process::id(), "{fate}");
         }
         let attempts = events.count("attempt");
         let fates = ["established", "failed", "pending"].map(|name| events.count(name));
-        let told = (attempts, fates.iter().sum());
-        assert_eq!(told, (count + 202, count + 202), "{}", events.summary);
+        let reported = (attempts, fates.iter().sum());
+        assert_eq!(reported, (count + 202, count + 202), "{}", events.summary);
         events.assert_whole();
     }
 }
 
-/// Lets a crowd connect: it is to wait, however long, and to have source ports enough.
+/// Prepares for a crowd: its connects have enough source ports, and do not time out.
 fn with_room_for_a_crowd(blackhole: &Blackhole) {
     blackhole
         .namespace
         .sysctl("ipv4/ip_local_port_range", "10000 65000");
-    // On a loaded machine they wait for long: each of them is to be given up, by its process.
+    // On a loaded machine they wait for long. None must time out before its process closes it.
     blackhole.namespace.sysctl("ipv4/tcp_syn_retries", "60");
     for words in [
         "ip addr add 10.99.1.254/24 dev va",
@@ -351,7 +351,7 @@ fn with_room_for_a_crowd(blackhole: &Blackhole) {
 }
 
 #[test]
-fn more_pending_attempts_than_the_table_beside_socket_storage_holds_are_all_reported() {
+fn more_pending_attempts_than_the_hash_map_holds_are_all_reported() {
     const COUNT: usize = 2_400;
     let blackhole = need!(Blackhole::new());
     with_room_for_a_crowd(&blackhole);
@@ -367,8 +367,10 @@ fn more_pending_attempts_than_the_table_beside_socket_storage_holds_are_all_repo
             events.assert_whole();
             if !options.contains(&"--failed") {
                 let ports = |name: &str| -> BTreeSet<u64> {
-                    let told = events.all.iter().filter(|event| event["event"] == name);
-                    told.map(|event| event["sport"].as_u64().unwrap()).collect()
+                    let of_kind = events.all.iter().filter(|event| event["event"] == name);
+                    of_kind
+                        .map(|event| event["sport"].as_u64().unwrap())
+                        .collect()
                 };
                 let counts = ["attempt", "pending"].map(|name| events.count(name));
                 assert_eq!(counts, [COUNT; 2], "{}", events.summary);
@@ -410,7 +412,7 @@ fn fill_options(socket: &OwnedFd) -> Result<(), String> {
 }
 
 #[test]
-fn a_socket_that_has_no_room_for_its_connection_costs_no_other_one_its_end() {
+fn a_socket_with_full_option_memory_does_not_lose_the_end_of_another_connection() {
     let blackhole = need!(Blackhole::new());
     with_room_for_a_crowd(&blackhole);
     for backend in backends!() {

@@ -1,4 +1,4 @@
-//! What works, and what is said, where privileges or the kernel's lockdown allow less.
+//! connect-trace with few privileges, and under the kernel's lockdown.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -62,7 +62,7 @@ fn assert_traces(tool: Tool, namespace: &Namespace, has_calls: bool) {
     assert_eq!(output.code(), 0, "{output:#?}");
     let mut events = output.json();
     events.retain(|event| event["netns"] == namespace.inode());
-    let told = |name: &str, port: u16| -> Vec<(&Value, &Value)> {
+    let reported = |name: &str, port: u16| -> Vec<(&Value, &Value)> {
         events
             .iter()
             .filter(|event| event["event"] == name && event["dport"] == port)
@@ -72,21 +72,21 @@ fn assert_traces(tool: Tool, namespace: &Namespace, has_calls: bool) {
     let null = Value::Null;
     let (here4, here6) = ("127.0.0.1".into(), "::1".into());
     assert_eq!(
-        told("established", 4601),
+        reported("established", 4601),
         [(&here4, &null), (&here6, &null)]
     );
     let refused = "ECONNREFUSED".into();
     assert_eq!(
-        told("failed", 4602),
+        reported("failed", 4602),
         [(&here4, &refused), (&here6, &refused)]
     );
-    assert_eq!(told("accepted", 4601).len(), 2, "{events:#?}");
-    assert_eq!(told("closed", 4601).len(), 4, "{events:#?}");
+    assert_eq!(reported("accepted", 4601).len(), 2, "{events:#?}");
+    assert_eq!(reported("closed", 4601).len(), 4, "{events:#?}");
     if has_calls {
         let (far4, far6) = ("192.0.2.1".into(), "2001:db8::1".into());
         let unreachable = "ENETUNREACH".into();
         assert_eq!(
-            told("failed", 4603),
+            reported("failed", 4603),
             [(&far4, &unreachable), (&far6, &unreachable)],
             "{events:#?}"
         );
@@ -209,12 +209,12 @@ fn the_paranoid_level_is_named_where_it_forbids_the_kprobe_backend() {
 }
 
 #[test]
-fn nobody_with_the_minimum_of_capabilities_traces_connects() {
+fn user_nobody_can_trace_connects_with_the_minimum_of_capabilities() {
     let namespace = need!(Namespace::new());
     let binary = PublicBinary::new();
     for backend in backends!() {
         if *backend == "kprobe" && paranoid().is_ok() {
-            // Told by another test.
+            // Another test covers this.
             continue;
         }
         let mut args = TRACE.to_vec();
@@ -227,7 +227,7 @@ fn nobody_with_the_minimum_of_capabilities_traces_connects() {
 }
 
 #[test]
-fn nobody_without_capabilities_is_told_which_are_missing() {
+fn an_error_names_the_capabilities_that_user_nobody_lacks() {
     let binary = PublicBinary::new();
     let mut command = command_of(&binary.path(), ["connect-trace"]);
     as_nobody(&mut command, &[]);
@@ -241,7 +241,7 @@ fn nobody_without_capabilities_is_told_which_are_missing() {
 }
 
 #[test]
-fn a_forced_backend_that_the_kernel_lacks_is_an_error_and_auto_takes_another() {
+fn a_backend_that_the_kernel_lacks_is_an_error_but_auto_uses_another() {
     let namespace = need!(Namespace::new());
     let tool = Tool::start(&TRACE);
     let best = backend_of(&tool);

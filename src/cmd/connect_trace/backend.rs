@@ -1,4 +1,4 @@
-//! What is loaded and attached: the first backend that works.
+//! Loads and attaches the first backend that works.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
@@ -28,8 +28,8 @@ use crate::sys::{link, perf_event, probe};
 /// The most attempts without a fate at a time, where there is no socket storage for more.
 const WAITING_MAX: u32 = 16_384;
 
-/// How many attempts without a fate are kept outside of socket storage, which takes three times as
-/// long.
+/// The most attempts without a fate in the hash map, where there is socket storage for more. Socket
+/// storage takes three times as long.
 const CHEAP_MAX: u32 = 2_048;
 
 /// The most connections that are followed to their end at a time.
@@ -82,11 +82,11 @@ pub(in crate::cmd) struct Tracer<'obj> {
     pub(in crate::cmd) hooks: Vec<&'static str>,
     /// `None` before Linux 5.9, which lacks the iterators.
     pub(super) pending: Option<Pending>,
-    /// What is known of a connection is stored with its socket.
+    /// Connections are kept in socket storage.
     pub(super) storage: bool,
 }
 
-/// What to load for a backend.
+/// The programs, maps and features of one attempt to load a backend.
 #[derive(Clone, Copy, Debug)]
 struct Plan {
     backend: Backend,
@@ -216,7 +216,7 @@ fn find_state_event(kernel: (u32, u32), types: &KernelTypes) -> Result<()> {
     perf_event::id(STATE_EVENT)?;
     let flag = types
         .variable("bpf_prog_active")?
-        .context("the kernel doesn't tell of bpf_prog_active")?;
+        .context("the kernel's BTF lacks bpf_prog_active")?;
     probe::variable(flag).context("the kernel hides bpf_prog_active")
 }
 
@@ -367,7 +367,7 @@ impl<'obj> Tracer<'obj> {
     }
 }
 
-/// What `--histogram` is by: for decoding, and for the programs.
+/// The key of `--histogram`, for decoding and for the programs.
 pub(super) fn histogram_by(args: &ConnectTraceArgs) -> (By, ConnectHistogramBy) {
     match (args.histogram, args.by) {
         (None, _) => (By::Nothing, ConnectHistogramBy::CONNECT_NO_HISTOGRAM),
@@ -417,9 +417,9 @@ fn select_programs(plan: Plan, progs: &mut OpenConnectTraceProgs<'_>) {
         (&mut progs.on_state_event, plan.by_perf_event),
         (&mut progs.on_skipped_state_event, plan.by_perf_event),
         (&mut progs.find_pending, plan.pending),
-        (&mut progs.tell_pending_of_table, plan.pending),
+        (&mut progs.report_pending_in_table, plan.pending),
         (
-            &mut progs.tell_pending_of_sockets,
+            &mut progs.report_pending_in_storage,
             plan.pending && plan.storage,
         ),
         (

@@ -12,7 +12,7 @@ use caps::Capability;
 use self::backend::histogram_by;
 pub(super) use self::backend::{ATTEMPTS, Tracer, choose, unseen};
 pub use self::backend::{Backend, candidates};
-use self::pending::Told;
+use self::pending::PendingEvents;
 use crate::attach::load;
 use crate::cli::{ConnectTraceArgs, OutputFormat};
 use crate::domain::connect_totals::Totals;
@@ -126,9 +126,9 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
         skel::stop(&mut bss.ending);
     }
     // Before the hooks are detached: they still report attempts that get their fate meanwhile.
-    let told = match &mut pending {
-        Some(pending) => pending.tell(args.failed || args.histogram.is_some())?,
-        None => Told::default(),
+    let reported = match &mut pending {
+        Some(pending) => pending.report(args.failed || args.histogram.is_some())?,
+        None => PendingEvents::default(),
     };
     // Read before the hooks are detached: afterwards each attempt would count as unhooked.
     let unhooked = maps
@@ -142,7 +142,7 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
     drop(tracer.links);
     link::synchronize();
     session.drain_rest(&mut source, &mut on_event)?;
-    for event in told.events.chunks_exact(EVENT_LEN) {
+    for event in reported.events.chunks_exact(EVENT_LEN) {
         on_event(&mut session, event);
     }
     if let Some((layout, totals)) = &totals {
@@ -174,7 +174,7 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
     if counters.unkept > 0 {
         let (place, advice) = match tracer.storage {
             true => (
-                "socket, for its process has filled its memory for options",
+                "socket, because the socket's memory for options was full",
                 "a larger net.core.optmem_max helps",
             ),
             false => (
@@ -183,22 +183,22 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
             ),
         };
         session.notices.notice(&format!(
-            "{} times there was no room for what is known of a connection in the {place}: their fates were reported without a process, or counted as lost; {advice}",
+            "{} times a connection found no room in the {place}: its fate was reported without a process, or counted as lost; {advice}",
             counters.unkept
         ));
     }
     let mut summary = session.summary(
         "connect-trace",
-        counters.matched + told.count() + unseen,
+        counters.matched + reported.count() + unseen,
         counters.lost + unseen + untracked,
         counters.suppressed,
     );
-    summary.pending = pending.is_some().then_some(told.fates + unkept_pending);
+    summary.pending = pending.is_some().then_some(reported.fates + unkept_pending);
     if let Some((_, totals)) = &totals {
         summary.emitted = totals.events();
     }
     if histograms.is_some() {
-        // What is counted is shown: nothing is queued.
+        // Histograms show all that was counted: nothing is queued.
         summary.emitted = counters.matched - counters.lost - untracked;
     }
     session.finish(&summary)

@@ -23,31 +23,31 @@ pub(super) struct Pending {
 
 /// The events of attempts without a fate at the end.
 #[derive(Default)]
-pub(super) struct Told {
+pub(super) struct PendingEvents {
     pub(super) events: Vec<u8>,
     pub(super) fates: u64,
 }
 
-impl Told {
+impl PendingEvents {
     pub(super) fn count(&self) -> u64 {
         (self.events.len() / EVENT_LEN) as u64
     }
 }
 
 impl Pending {
-    /// Creates the iterators, as long as there are privileges for it. `storage`: connections are kept
-    /// in socket storage as well.
+    /// Creates the iterators, which must be done before privileges are dropped. `storage`:
+    /// connections are also kept in socket storage.
     pub(super) fn open(storage: bool, skel: &ConnectTraceSkel<'_>) -> Result<Self> {
         let (progs, maps) = (&skel.progs, &skel.maps);
         let start = progs.find_pending.attach()?;
         let mut links = vec![
             progs
-                .tell_pending_of_table
+                .report_pending_in_table
                 .attach_iter(maps.connections.as_fd())?,
         ];
         if storage {
-            let of_sockets = &progs.tell_pending_of_sockets;
-            links.push(of_sockets.attach_iter(maps.stored.as_fd())?);
+            let in_storage = &progs.report_pending_in_storage;
+            links.push(in_storage.attach_iter(maps.stored.as_fd())?);
         }
         let at_start = Iter::new(&start)?;
         let at_end = links.iter().map(Iter::new).collect::<Result<_, _>>()?;
@@ -66,7 +66,7 @@ impl Pending {
         source: &mut EventSource,
         on_event: &mut impl FnMut(&mut Session, &[u8]),
     ) -> Result<()> {
-        // The bytes mean nothing. Their number limits how many attempts one read(2) reports, so
+        // Only the number of bytes matters: it limits how many attempts one read(2) reports, so
         // that the event buffer can be emptied in between.
         let mut found = [0; 4096];
         while read_iterator(&mut self.at_start, &mut found)? > 0 {
@@ -76,9 +76,9 @@ impl Pending {
     }
 
     /// Reads the events of attempts without a fate. With `only_failures` they are only counted.
-    pub(super) fn tell(&mut self, only_failures: bool) -> Result<Told> {
+    pub(super) fn report(&mut self, only_failures: bool) -> Result<PendingEvents> {
         let mut bytes = vec![0; 256 * EVENT_LEN];
-        let mut told = Told::default();
+        let mut reported = PendingEvents::default();
         for iterator in &mut self.at_end {
             let mut filled = 0;
             loop {
@@ -90,16 +90,16 @@ impl Pending {
                 let whole = filled - filled % EVENT_LEN;
                 for event in bytes[..whole].chunks_exact(EVENT_LEN) {
                     let is_fate = Connection::decode(event).is_some_and(|event| event.is_pending());
-                    told.fates += u64::from(is_fate);
+                    reported.fates += u64::from(is_fate);
                     if !(is_fate && only_failures) {
-                        told.events.extend_from_slice(event);
+                        reported.events.extend_from_slice(event);
                     }
                 }
                 bytes.copy_within(whole..filled, 0);
                 filled -= whole;
             }
         }
-        Ok(told)
+        Ok(reported)
     }
 }
 

@@ -96,7 +96,7 @@ impl Arch {
                 "connect::ends::an_accepted_connection",
                 "connect::errors::an_icmp_error",
                 "connect::errors::failures_before_a_packet",
-                "connect::privileges::a_forced_backend",
+                "connect::privileges::a_backend_that_the_kernel_lacks",
                 "loss::a_syn_to_a_closed_port",
                 "network::a_thousand_syns",
                 "privileges::once_attached",
