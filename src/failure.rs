@@ -29,13 +29,13 @@ impl From<Exit> for ExitCode {
 /// An error as it is shown to the user: `tcpinspect: what failed: why`, and perhaps a hint.
 #[derive(Debug)]
 pub struct Failure {
-    /// Status the process ends with.
+    /// The exit status of the process.
     pub exit: Exit,
-    /// What failed, and why, as a chain of contexts.
+    /// The error with its causes, as a chain of contexts.
     pub error: anyhow::Error,
     /// The text that is wrong, and a line below it that marks where.
     pub excerpt: Vec<String>,
-    /// What the user can do about it.
+    /// Advice on what the user can do.
     pub hint: Option<String>,
 }
 
@@ -50,7 +50,7 @@ impl Failure {
         }
     }
 
-    /// Adds what the user can do about it.
+    /// Adds advice on what the user can do.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());

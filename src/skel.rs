@@ -38,7 +38,7 @@ pub type FilterConfig = syn_count::types::filter_config;
 pub type PortBits = syn_count::types::bss_ports;
 /// `struct packet_counters`: those of one CPU.
 pub type CounterSlot = syn_count::types::packet_counters;
-/// What a packet program needs to know about a frame of a file.
+/// A frame of a file, as packet programs find it in a replay.
 pub type ReplayedFrames = syn_count::types::bss_replay;
 /// `struct packet_event`, which the bytes of the payload follow.
 pub type PacketEvent = port_monitor::types::packet_event;

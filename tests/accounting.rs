@@ -1,4 +1,4 @@
-//! What was seen is written, or counted as lost or suppressed: exactly, whatever goes wrong.
+//! Each event is written, or counted as lost or suppressed: exactly, whatever goes wrong.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, Write};

@@ -456,7 +456,7 @@ fn completions_know_every_command_and_the_interfaces() {
     }
 }
 
-/// What bash proposes for the last of these words.
+/// The completions that bash offers for the last of these words.
 fn proposals(words: &str) -> Result<Vec<String>, String> {
     let script = run(["completions", "bash"]).stdout.join("\n");
     let line = format!(

@@ -136,7 +136,7 @@ fn port_monitor_shows_exactly_the_attempts_at_its_ports_tagged_or_not() {
     assert_eq!(output.summary()["matched"], expected.len());
 }
 
-/// An attempt as [`attempts`] tells of it.
+/// An attempt as [`attempts`] returns it.
 fn attempt(server: IpAddr, port: u16, vlan: &str) -> String {
     format!("{server} {port} {vlan}")
 }
@@ -424,7 +424,7 @@ fn hooks_agree_on_fragments_and_options() {
         // Its bytes look like a SYN, but are from the middle of something.
         packet(&[], 2, &segment),
         packet(&[], MORE_FRAGMENTS | 2, &segment),
-        // A first fragment that is too short to tell.
+        // A first fragment that is too short to have the ports and flags.
         packet(&[], MORE_FRAGMENTS, &segment[..8]),
     ];
     let frames = [&counted[..], &not_counted].concat();
@@ -523,7 +523,7 @@ fn tc_finds_the_packet_behind_the_headers_that_some_tunnels_leave_in_front_of_it
             "gre local LOCAL remote REMOTE",
             "gre local LOCAL remote REMOTE",
         ),
-        // Without a fixed end: whom a packet is for, neighbours tell.
+        // Without a fixed remote end: the neighbour table decides where a packet goes.
         (
             "t2",
             "gre local LOCAL key 7",
@@ -571,7 +571,7 @@ fn packets_pass_unchanged_and_in_order() {
             let segment = tcp(number.into(), 80, SYN, &payload);
             let (from, to) = (CLIENT4.octets(), SERVER4.octets());
             let packet = ipv4(&[], 0, TCP, from, to, &segment);
-            // Tags that stay in the frame: an outermost one is told apart from it.
+            // Tags that stay in the frame; the outermost one is in the metadata instead.
             let tags = [(QINQ, 1), (VLAN, 2)];
             ethernet(&tags[..usize::from(number % 2) * 2], IPV4, &packet)
         })

@@ -61,9 +61,9 @@ fn kept(tool: &Tool, line: &str) -> u64 {
     kept
 }
 
-/// What it may still ask of the kernel is limited by a seccomp filter.
+/// A seccomp filter limits its system calls (`Seccomp` in /proc/PID/status).
 const FILTERED: &str = "2";
-/// It may ask everything.
+/// No seccomp filter limits them.
 const UNFILTERED: &str = "0";
 
 /// Waits until no thread of a tool is without a filter.

@@ -52,7 +52,7 @@ fn get(namespace: &Namespace, port: u16, path: &str) -> Option<Value> {
     serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()
 }
 
-/// What Prometheus answers to a query.
+/// The result of a Prometheus query.
 fn query(namespace: &Namespace, expression: &str) -> Vec<Value> {
     let escaped = expression.bytes().map(|byte| format!("%{byte:02X}"));
     let path = format!("/api/v1/query?query={}", escaped.collect::<String>());

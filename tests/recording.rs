@@ -35,7 +35,7 @@ fn open(path: &Path) -> Capture {
     file.read(std::rc::Rc::new(|_| Ok(()))).unwrap()
 }
 
-/// What another program says of a file.
+/// The output of another program that reads the file.
 fn output_of(words: &[&str], path: &Path) -> String {
     let output = Command::new(words[0])
         .args(&words[1..])

@@ -39,7 +39,7 @@ fn events() -> Vec<(String, Value)> {
         .collect()
 }
 
-/// What is wrong with a value, by the part of JSON Schema that is used here.
+/// Checks a value against the part of JSON Schema that is used here.
 fn check(schema: &Value, value: &Value, place: &str) -> Result<(), String> {
     let wrong = |keyword: &str| Err(format!("{place}: {value} is against {keyword} of {schema}"));
     for (keyword, rule) in schema.as_object().unwrap() {
@@ -267,7 +267,7 @@ fn losses_are_as_documented() {
     namespace.enter(|| TcpStream::connect((Ipv4Addr::LOCALHOST, 9)).unwrap_err());
     tool.json("of a drop", |line| line["event"] == "drop");
     let mut lines = tool.stop().json();
-    // Older kernels tell of no reset that belongs to no socket.
+    // Older kernels do not report resets that belong to no socket.
     lines.retain(|line| line["event"] != "reset");
     check_lines(&lines, &["drop", "summary"]);
     for by in ["reason", "place", "saddr", "dport", "comm"] {

@@ -124,8 +124,8 @@ impl Clsact {
         Ok(clsact)
     }
 
-    /// What the user should know: what was cleaned up, and whether filters of
-    /// others come first. Sentences without a capital and without the interface.
+    /// Notices for the user: what was cleaned up, and whether filters of other
+    /// programs come first. They begin in lower case and do not name the interface.
     #[must_use]
     pub fn notices(&self) -> &[String] {
         &self.notices

@@ -78,7 +78,7 @@ static __always_inline bool on_call(const struct sock *sk, const struct sockaddr
 	return keep(sk, &c);
 }
 
-/* What the hooks read from a socket when its connect function returns. */
+/* Fields of a socket, read when its connect function returns. */
 struct returned {
 	__u16 port;
 	int soft_error;

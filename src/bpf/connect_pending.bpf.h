@@ -15,7 +15,7 @@
 /* Beyond this, the time of the SYN is not believed: the kernel gives up after minutes. */
 #define WAIT_MAX_MSEC (60 * 60 * 1000)
 
-/* What is read from a socket in SYN_SENT. */
+/* Fields of a socket in SYN_SENT. */
 struct waiting {
 	struct ends ends;
 	__u32 netns;

@@ -6,7 +6,7 @@
 #include "packet.h"
 #include "process_filter.h"
 
-/* What happened to a connection. */
+/* Kinds of events of a connection. */
 enum connect_kind {
 	CONNECT_ATTEMPT,
 	CONNECT_ESTABLISHED,

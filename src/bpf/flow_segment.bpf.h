@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What flows reads from a packet: the key of its flow, and what changes the flow's record. */
+/* Reads from a packet the key of its flow, and the fields that change the flow's record. */
 #ifndef TCPINSPECT_FLOW_SEGMENT_BPF_H
 #define TCPINSPECT_FLOW_SEGMENT_BPF_H
 

@@ -59,7 +59,7 @@ static __always_inline struct tracked *tracked_by(__u32 run)
 	return bpf_map_lookup_elem(&tracked, &key);
 }
 
-/* What became of a packet in track(). */
+/* The result of track() for a packet. */
 enum track_result {
 	TRACK_DONE,
 	TRACK_AGAIN,   /* another CPU has changed the table, or there is a new record now */

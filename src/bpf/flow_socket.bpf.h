@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What flows reads from a socket: the key of its flow, the kernel's numbers, and how far the
- * connection is. */
+/* Reads from a socket the key of its flow, the kernel's figures (tcp_info), and the state of the
+ * connection. */
 #ifndef TCPINSPECT_FLOW_SOCKET_BPF_H
 #define TCPINSPECT_FLOW_SOCKET_BPF_H
 

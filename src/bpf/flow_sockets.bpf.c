@@ -37,7 +37,7 @@ struct {
 	__type(value, struct flow_owner);
 } callers SEC(".maps");
 
-/* What a socket adds to its flow. */
+/* Data from a socket for its flow. */
 struct news {
 	struct flow_key key;
 	struct flow_owner owner;

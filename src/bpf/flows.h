@@ -132,8 +132,8 @@ struct flow_owner {
 	__u8 pad[6];
 };
 
-/* What the kernel knows of a connection by its socket. All but the first three are as in struct
- * tcp_info, which ss(8) shows. */
+/* The kernel's figures for a connection, from its socket. All but the first three members are as in
+ * struct tcp_info, which ss(8) shows. */
 struct flow_numbers {
 	__u8 end;      /* whose socket it is: 0 or 1 */
 	__u8 is_known; /* the rest is set */
@@ -154,7 +154,7 @@ struct flow_numbers {
 };
 
 struct flow_record {
-	/* What each packet needs: with lock and state of the slot, four cache lines. */
+	/* Read for each packet: with lock and state of the slot, four cache lines. */
 	struct flow_key key;
 	__u8 initiator; /* which end: 0 or 1 */
 	__u8 known;	/* enum flow_known, or-ed */

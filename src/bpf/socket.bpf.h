@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What the tracing programs read from a socket. */
+/* Reads fields of sockets, for the tracing programs. */
 #ifndef TCPINSPECT_SOCKET_BPF_H
 #define TCPINSPECT_SOCKET_BPF_H
 

@@ -19,14 +19,14 @@ pub struct CaptureError {
 /// Where in the file the error is.
 #[derive(Debug)]
 pub(super) struct Position {
-    /// What is there: a header, a record, a block.
+    /// The kind of thing there: a header, a record, a block.
     what: &'static str,
     /// Where it begins, in bytes from the start of the (decompressed) file.
     at: u64,
     gzip: bool,
 }
 
-/// What was wrong.
+/// The fault of a file.
 #[derive(Debug)]
 pub(super) enum Fault {
     /// The file could not be opened.

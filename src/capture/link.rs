@@ -15,8 +15,8 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// Reserved by RFC 1701: never the EtherType of a real frame.
 const ETHERTYPE_NONE: u16 = 0xffff;
 
-/// What a frame was captured on, and so which fields of its Ethernet header are
-/// real and not made up.
+/// The kind of link a frame was captured on. Each variant says which fields of the
+/// frame's Ethernet header are real and not made up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkKind {
     /// Ethernet: all of them.

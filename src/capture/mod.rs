@@ -96,7 +96,7 @@ pub struct Frame<'a> {
     /// says something absurd; `None` where the file does not say (pcapng's
     /// Simple Packet Block).
     pub ts_ns: Option<i64>,
-    /// What it was captured on, and so which of its link-layer fields are real.
+    /// The kind of link it was captured on, which decides which of its link-layer fields are real.
     pub link: LinkKind,
     /// The frame as an Ethernet frame, with a made-up header if `link` is not
     /// [`LinkKind::Ethernet`]; empty if the frame was cut within the header of
@@ -111,7 +111,7 @@ pub struct Frame<'a> {
     /// The header of its link layer as it was captured, instead of which the first 14 of `bytes` are
     /// an Ethernet header.
     link_header: &'a [u8],
-    /// What to add to an offset in `bytes`, at or after byte 14, to get the
+    /// The number to add to an offset in `bytes`, at or after byte 14, to get the
     /// offset in the frame as it was captured.
     pub offset_shift: i32,
 }
@@ -133,7 +133,7 @@ struct Record {
     framing: Framing,
 }
 
-/// What one step through the file has found.
+/// The result of one step through the file.
 enum Step {
     Frame(Record),
     /// Something that is not a frame; go on.
@@ -328,7 +328,7 @@ enum Order {
 }
 
 impl Order {
-    /// What `read` finds in one of the two orders.
+    /// The first order in which `read` finds something.
     fn find<T>(read: impl Fn(Self) -> Option<T>) -> Option<T> {
         [Self::Little, Self::Big].into_iter().find_map(read)
     }

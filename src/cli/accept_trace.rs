@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::filter::Filter;
 use crate::filter::expr::Expression;
 
-/// What accept-trace counts by.
+/// The keys of `accept-trace --by`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum AcceptBy {
     /// Why attempts fail

@@ -39,7 +39,7 @@ impl ConnectHistogram {
     }
 }
 
-/// What `connect-trace --histogram` is by.
+/// The keys of `connect-trace --histogram --by`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ConnectBy {
     /// Process that connects

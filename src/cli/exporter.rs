@@ -9,7 +9,7 @@ use super::output::{OutputArgs, RunArgs, SandboxArgs, StopArgs};
 use super::packets::{NamedArgs, NetnsArgs};
 use super::values;
 
-/// What exporter collects.
+/// The collectors of exporter, each of which uses the programs of another command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CollectorChoice {
     /// Incoming SYNs, by interface
@@ -110,7 +110,7 @@ impl ExporterArgs {
         }
     }
 
-    /// What is printed to stderr, when to stop, and the sandbox. Nothing is printed to stdout.
+    /// The options that all commands have. Nothing is printed to stdout.
     pub fn run(&self) -> RunArgs {
         RunArgs {
             output: OutputArgs::of_verbosity(self.quiet, self.verbose),

@@ -9,7 +9,7 @@ use super::packets::PacketArgs;
 use super::processes::ProcessArgs;
 use super::values;
 
-/// What the traffic of flows is counted by.
+/// The keys of `flows --by`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum FlowBy {
     /// Address of the initiator

@@ -1,4 +1,4 @@
-//! What was probably meant by arguments in the place of an interface: a filter, an address, an
+//! Guesses what an argument that is not an interface was meant to be: a filter, an address, an
 //! interval.
 
 use super::values;

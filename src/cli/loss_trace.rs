@@ -20,7 +20,7 @@ pub enum LossKindChoice {
     Reset,
 }
 
-/// What loss-trace counts by.
+/// The keys of `loss-trace --by`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LossByChoice {
     /// Reason

@@ -8,7 +8,7 @@ use super::output::RunArgs;
 use super::packets::PacketArgs;
 use super::values;
 
-/// What SYNs are counted by.
+/// The keys of `syn-count --by`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CountBy {
     /// Source address

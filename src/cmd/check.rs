@@ -68,7 +68,7 @@ pub fn run(args: &CheckArgs) -> Result<Exit, Failure> {
     finish(&mut session, &findings, duration)
 }
 
-/// What an expression became.
+/// Describes the filter that an expression was compiled to.
 fn explain(expression: &Expression) -> Vec<Finding> {
     let described = expression.describe().into_iter();
     described
@@ -470,7 +470,7 @@ fn try_backends(notices: Notices) -> Result<Vec<(Backend, Option<String>)>> {
     Ok(answers)
 }
 
-/// What a command would use that attaches a program at TC ingress and reads from `reader`.
+/// The answer for a command that attaches a program to TC ingress and reads from `reader`.
 fn tc_answer(
     interface: &Result<Interface, String>,
     trial: &Trial,
@@ -488,7 +488,7 @@ fn tc_answer(
     }
 }
 
-/// What flows would use. Its programs were attached to a loopback device, which needs fewer hooks
+/// The answer for flows. Its programs were attached to a loopback device, which needs fewer hooks
 /// than other interfaces.
 fn flows_answer(
     interface: &Result<Interface, String>,
@@ -511,7 +511,7 @@ fn flows_answer(
     Ok((format!("{}, {buffer}", places.join(", ")), why))
 }
 
-/// What accept-trace would use, and what it can not learn from this kernel.
+/// The answer for accept-trace, with what this kernel does not show it.
 fn accept_trace_answer(
     interface: &Result<Interface, String>,
     accept: Result<Rehearsed, String>,
@@ -540,7 +540,7 @@ fn accept_trace_answer(
     Ok((uses, (!limits.is_empty()).then(|| limits.join("; "))))
 }
 
-/// What syn-count would use where generic XDP is known to work.
+/// The answer for syn-count, if generic XDP works.
 fn syn_count_answer(interface: &Interface) -> Result<(String, Detail), String> {
     let name = &interface.name;
     if let Some(program) = xdp::occupant(interface) {

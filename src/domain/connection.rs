@@ -51,7 +51,7 @@ impl Connection {
         until_nul(&self.raw.process)
     }
 
-    /// What the connect function returned.
+    /// The return value of the connect function.
     pub fn ret(&self) -> Option<i32> {
         self.known(ConnectKnown::KNOWN_RET).then_some(self.raw.ret)
     }

@@ -1,4 +1,4 @@
-//! What tracing programs count for the exporter, instead of sending events.
+//! Counts that tracing programs keep for the exporter, instead of sending events.
 
 use crate::skel::{EXPORT_BUCKETS, ExportHistogram, ExportKey, ExportTimeOf};
 

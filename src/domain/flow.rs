@@ -203,12 +203,12 @@ impl Flow {
         self.raw.key.vlan.into_iter().filter(|id| *id != 0)
     }
 
-    /// What the initiator has sent.
+    /// The initiator's end, with what it has sent.
     pub fn orig(&self) -> &FlowEnd {
         &self.raw.ends[self.initiator()]
     }
 
-    /// What the responder has sent.
+    /// The responder's end, with what it has sent.
     pub fn resp(&self) -> &FlowEnd {
         &self.raw.ends[1 - self.initiator()]
     }

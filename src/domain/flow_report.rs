@@ -1,4 +1,4 @@
-//! What a run of flows amounts to, for `--summary`. Pure.
+//! The totals of a run of flows, for `--summary`. Pure.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -54,7 +54,7 @@ pub struct Talker {
     pub dport: u16,
 }
 
-/// What a talker has sent and received.
+/// The traffic of a talker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Talk {
     /// Connections.

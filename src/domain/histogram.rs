@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv6Addr};
 pub use crate::skel::HISTOGRAM_BUCKETS as BUCKETS;
 use crate::skel::{RawHistogram, RawHistogramKey};
 
-/// What values are counted by.
+/// A key of a histogram.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum HistogramKey {
-    /// All together.
+    /// All values together.
     All,
     /// Destination port.
     Port(u16),
@@ -18,10 +18,10 @@ pub enum HistogramKey {
     Comm(Vec<u8>),
 }
 
-/// What the values of a run are counted by.
+/// The kind of key that the histograms of a run have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
-    /// All together.
+    /// No key: all values together.
     Nothing,
     /// Destination port.
     Dport,

@@ -21,7 +21,7 @@ pub const FATES: [&str; 9] = [
 ];
 const _: () = assert!(FATES.len() as u32 == AcceptFate::FATE_COUNT.0);
 
-/// What became of an attempt.
+/// The outcome of an incoming attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fate(pub AcceptFate);
 

@@ -1,15 +1,15 @@
-//! Listening sockets: those that share a port as one listener, and how each changes from one look
-//! to the next. Pure.
+//! Listening sockets: those that are bound alike as one listener, and how each changes from one
+//! snapshot to the next. Pure.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// What a socket is bound to.
+/// The local end that a socket is bound to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Local {
-    /// The port; first, so that listeners are in its order.
+    /// The port. It is the first field, so that listeners are sorted by it.
     pub port: u16,
     /// The address; unspecified for all of its family.
     pub addr: IpAddr,
@@ -20,7 +20,7 @@ pub struct Local {
 /// A listening socket, as the kernel reports it at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListeningSocket {
-    /// What it is bound to.
+    /// The end that it is bound to.
     pub local: Local,
     /// It takes IPv6 connections only.
     pub v6_only: bool,
@@ -32,11 +32,11 @@ pub struct ListeningSocket {
     pub inode: u32,
     /// Connections that are established and wait for accept(2).
     pub queue_len: u32,
-    /// How many may wait, less one: the kernel takes one more.
+    /// The limit on these. The kernel accepts one more.
     pub queue_max: u32,
     /// The user who made it.
     pub uid: u32,
-    /// Attempts that the kernel dropped here. It wraps.
+    /// Attempts that the kernel dropped here, modulo 2^32.
     pub drops: u32,
 }
 
@@ -54,7 +54,7 @@ pub struct Holder {
 /// A socket of a listener.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Member {
-    /// As it was at the last look.
+    /// Its state in the last snapshot.
     pub socket: ListeningSocket,
     /// The processes that hold it, the lowest number first: a server's workers have that of their
     /// parent.
@@ -63,16 +63,16 @@ pub struct Member {
     pub drops_delta: u64,
 }
 
-/// All sockets that are bound to the same: one, or a group of SO_REUSEPORT.
+/// All sockets that are bound to the same end: one, or a group with SO_REUSEPORT.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Listener {
-    /// What they are bound to.
+    /// The end that they are bound to.
     pub local: Local,
     /// The sockets, in the order in which they were made.
     pub members: Vec<Member>,
     /// Connections whose handshake is not complete.
     pub half_open: u32,
-    /// Seconds since the look before; `None` at the first look.
+    /// Seconds since the snapshot before; `None` for the first one.
     pub seconds: Option<f64>,
 }
 

@@ -93,7 +93,7 @@ impl Loss {
         bytes.get(offset_of!(LossPacket, bytes)..)?.get(..len)
     }
 
-    /// What happened.
+    /// The kind of event.
     pub fn kind(&self) -> LossKind {
         LossKind(self.raw.kind.into())
     }
@@ -103,7 +103,7 @@ impl Loss {
         kind_name(self.kind())
     }
 
-    /// What kind of segment was retransmitted, or whether a reset was sent or received.
+    /// The kind of segment that was retransmitted, or whether a reset was sent or received.
     pub fn detail(&self) -> Option<&'static str> {
         detail_name(LossDetail(self.raw.detail.into()))
     }

@@ -174,9 +174,9 @@ fn kept(name: &[u8]) -> Option<Vec<u8>> {
 /// first ones count.
 #[derive(Debug, Default)]
 struct Assembly {
-    /// All up to the first gap.
+    /// All bytes up to the first gap.
     bytes: Vec<u8>,
-    /// What follows a gap, and where.
+    /// Pieces behind a gap, each with its offset.
     ahead: Vec<(usize, Vec<u8>)>,
 }
 

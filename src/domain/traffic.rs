@@ -93,7 +93,7 @@ struct One {
     port: u64,
 }
 
-/// What the traffic of a flow is counted by.
+/// A key by which traffic is counted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TrafficKey {
     /// An address or a port.
@@ -266,7 +266,7 @@ mod tests {
         TrafficKey::Plain(TallyKey::Address(Ipv4Addr::from(number).into()))
     }
 
-    /// What a flow adds whose peer and port have these hashes.
+    /// The traffic of one flow whose peer and port have these hashes.
     fn one(bytes: u64, [peer, port]: [u64; 2]) -> One {
         let traffic = Traffic {
             flows: 1,

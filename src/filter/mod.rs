@@ -124,7 +124,7 @@ fn not_a_prefix(text: &str) -> Refusal {
 pub struct FlagsRule {
     /// The bits that matter.
     pub mask: u8,
-    /// What they must be.
+    /// The value that they must have.
     pub value: u8,
 }
 

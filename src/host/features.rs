@@ -98,7 +98,7 @@ impl Snapshot {
         self.unseen_peer
     }
 
-    /// What is different from an `earlier` snapshot: a line for each device that
+    /// The differences from an `earlier` snapshot: a line for each device that
     /// changed, such as `veth1: tx-tcp-segmentation on → off, maximum MTU 65535
     /// → 3506`. MTUs are in bytes.
     #[must_use]

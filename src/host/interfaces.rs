@@ -106,7 +106,7 @@ impl LinkLayer {
 pub enum ResolveError {
     /// The command line is wrong.
     Usage {
-        /// What is wrong.
+        /// The error.
         message: String,
         /// A correction, if one is known.
         hint: Option<String>,
@@ -240,7 +240,7 @@ fn existing(name: &str, links: &[LinkInfo]) -> Option<String> {
     (!names.is_empty()).then(|| format!("the interfaces are {}{more}", names.join(", ")))
 }
 
-/// What rtnetlink reports of an interface, as far as it is used here.
+/// The attributes of an interface that are used here, from rtnetlink.
 #[derive(Debug, Default)]
 pub(super) struct LinkInfo {
     pub(super) index: u32,

@@ -16,18 +16,18 @@ use super::netlink::{Socket, messages};
 /// Bit of `RTNLGRP_LINK` (1) in the group mask.
 const RTMGRP_LINK: u32 = 1;
 
-/// Something that happened to a followed interface.
+/// A change of a followed interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkEvent {
     /// Its index.
     pub index: u32,
     /// Its name before the event.
     pub name: String,
-    /// What happened.
+    /// The change.
     pub change: LinkChange,
 }
 
-/// What happened to an interface.
+/// A change of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkChange {
     /// It was deleted. It is no longer followed.

@@ -1,7 +1,7 @@
-//! What this host has and allows: interfaces and changes to them, sockets, routes, kernel types
-//! and symbols, and the privileges of this process.
+//! Facts about this host: interfaces and changes to them, sockets, routes, kernel types and
+//! symbols, and the privileges of this process.
 //!
-//! What depends on the network namespace comes from netlink and `/proc`: inside `ip netns exec`,
+//! Facts about the network namespace come from netlink and `/proc`: inside `ip netns exec`,
 //! `/sys` may show another namespace.
 
 pub mod containers;

@@ -44,9 +44,9 @@ pub struct Finding {
     pub name: &'static str,
     /// Whether it is available; `None` if that could not be tried.
     pub ok: Option<bool>,
-    /// What a command would use.
+    /// The hooks and buffer that a command would use.
     pub uses: Option<String>,
-    /// Why, or how it was found out.
+    /// The reason, or how it was found out.
     pub detail: Option<String>,
 }
 

@@ -105,7 +105,7 @@ impl ConnectWriter {
     }
 }
 
-/// What text shows in place of an error if the process itself ended the attempt.
+/// Text shows this instead of an error if the process itself ended the attempt.
 const GAVE_UP: &str = "gave-up";
 
 /// A column of `--summary`.

@@ -19,7 +19,7 @@ pub(crate) struct IntervalCounts<'a> {
     pub seconds: f64,
     /// All events that matched.
     pub count: Count,
-    /// What they are counted by.
+    /// The name of the key, as given to `--by`.
     pub by: &'static str,
     /// The busiest keys, each with its kind of event.
     pub top: &'a [((&'static str, Label), Count)],

@@ -1,4 +1,5 @@
-//! What `flows --summary` says at the end of a run: members of the summary in JSON, and lines of text.
+//! The report of `flows --summary` at the end of a run: members of the summary in JSON, and lines
+//! of text.
 
 use std::fmt::Write;
 use std::net::SocketAddr;

@@ -16,11 +16,11 @@ const BAR: u64 = 40;
 
 /// The values of a key in an interval.
 pub struct Distribution<'a> {
-    /// What they are.
+    /// The name of the quantity.
     pub of: &'static str,
-    /// What they are counted by.
+    /// The name of the key; `None` without `--by`.
     pub by: Option<&'static str>,
-    /// Of which port or process.
+    /// The port, address or process that they belong to.
     pub key: &'a HistogramKey,
     /// The length of the interval.
     pub seconds: f64,

@@ -83,7 +83,7 @@ const COLUMNS: [Column<CountColumn>; 9] = [
     Column::right(CountColumn::Sources, "SOURCES", 10),
 ];
 
-/// What a line of text is about.
+/// The subject of a line of text.
 #[derive(Clone, Copy, PartialEq)]
 enum About {
     Total,

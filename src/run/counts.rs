@@ -15,7 +15,7 @@ pub(crate) struct KeyCounts<'a> {
     pub layout: &'a CountsLayout,
     /// The name of the event in JSON.
     pub event: &'static str,
-    /// What is counted by.
+    /// The name of the key, as given to `--by`.
     pub by: &'static str,
     tables: KeyTables,
     /// Which of the two tables the programs write to.

@@ -1,4 +1,4 @@
-//! What all commands do while they run: wait, read events, replay capture files, and stop.
+//! Code that all commands share while they run: wait, read events, replay capture files, and stop.
 
 pub mod counts;
 pub mod events;

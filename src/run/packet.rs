@@ -707,7 +707,7 @@ impl<'obj, S: PacketSkel<'obj>> Replay<'_, S> {
         )
     }
 
-    /// What the programs have counted.
+    /// The sums of the programs' counters.
     pub fn counters(&self) -> PacketCounters {
         self.skel.counters(self.slots)
     }

@@ -16,7 +16,7 @@ use ratatui::layout::{Constraint, Layout, Rect};
 
 use self::keys::Key;
 
-/// What a [`terminal::Screen`] shows.
+/// The content of a [`terminal::Screen`].
 pub trait Picture {
     /// Draws everything, into a frame of any size.
     fn draw(&mut self, frame: &mut Frame<'_>);
@@ -25,7 +25,7 @@ pub trait Picture {
     fn key(&mut self, key: Key) -> Reaction;
 }
 
-/// What is to be done after a key.
+/// The action that a key calls for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reaction {
     /// Draw.

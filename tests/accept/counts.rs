@@ -1,4 +1,4 @@
-//! What is counted in the kernel instead of printed.
+//! `--by` and `--histogram`: counts in the kernel instead of events.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 

@@ -1,4 +1,4 @@
-//! What is asked for is shown, and nothing else.
+//! Filters show exactly the attempts that were asked for.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 

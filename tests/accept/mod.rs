@@ -72,7 +72,7 @@ impl Trace {
     }
 }
 
-/// What a run has printed.
+/// The output of a run.
 struct Fates {
     all: Vec<Value>,
     summary: Value,

@@ -1,4 +1,4 @@
-//! What is sent again after its fate was reported.
+//! SYNs that are sent again after the fate of their attempt was reported.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;

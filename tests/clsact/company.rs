@@ -1,4 +1,4 @@
-//! What others have stays as it is.
+//! Qdiscs and filters of other programs stay as they are.
 
 use tcpinspect::attach::Direction;
 use tcpinspect::attach::clsact::{Clsact, remove_stale};

@@ -1,4 +1,4 @@
-//! Other instances: processes that attach and wait to be told, or killed.
+//! Other instances: processes that attach and wait until their input ends or they are killed.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -17,7 +17,7 @@ pub fn asked() -> Option<String> {
     env::var(ASKED).ok()
 }
 
-/// What the process does: attaches to `v0`, and detaches when its input ends.
+/// The process attaches to `v0`, and detaches when its input ends.
 pub fn main(directions: &str) {
     let counter = Counter::new(UNSPEC);
     let attached: Vec<Clsact> = directions

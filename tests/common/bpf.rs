@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 
 use super::net::Namespace;
 
-/// What a program is for.
+/// The hook that a program is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     /// XDP in the driver, for frames in one piece.
@@ -224,7 +224,7 @@ pub fn leave_out(object: &mut OpenObject, others: &[&str]) {
     }
 }
 
-/// What the kernel has just made, or its error.
+/// Takes the descriptor that the kernel has just made, or its error.
 ///
 /// # Errors
 /// The number is a negative one.

@@ -1,5 +1,5 @@
-//! What the tests share: the tool as a process, network namespaces, frames, and small programs of
-//! others.
+//! Helpers that the tests share: the tool as a process, network namespaces, frames, and small BPF
+//! programs that stand for those of other tools.
 
 // Each test executable uses a part of this.
 #![allow(dead_code, unused_imports, unused_macros)]
@@ -23,8 +23,8 @@ pub use tool::{Output, Tool, command};
 /// Longer than anything takes that works, even in an emulated machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What a test needs, or a reason why this machine does not have it: then the test says SKIP and
-/// returns. Not to be used in closures, from which it would return.
+/// Unwraps something that a test needs. If this machine lacks it, the test prints SKIP with the
+/// reason and returns. Not for closures: it would return from the closure only.
 macro_rules! need {
     ($has:expr) => {
         match $has {

@@ -142,7 +142,7 @@ impl Pair {
         }
         let pair = Self { client, server };
         for (namespace, name) in [(&pair.client, "vc"), (&pair.server, "vs")] {
-            // The kernel tells the state of a link a moment after it has changed.
+            // The kernel reports the state of a link a moment after it has changed.
             super::wait_for("the veth pair is up", || {
                 namespace
                     .run(&format!("ip link show {name}"))

@@ -156,7 +156,7 @@ pub struct Tool {
     readers: Vec<JoinHandle<()>>,
 }
 
-/// What a tool that has ended has left behind.
+/// The output and exit status of a tool that has ended.
 #[derive(Debug)]
 pub struct Output {
     /// Lines, those that were not piped to this process excepted.
@@ -260,7 +260,7 @@ impl Tool {
         self.stderr.all()
     }
 
-    /// Waits for a line of stdout, from the first one on; tells when it came.
+    /// Waits for a line of stdout, from the first one on. Returns when it came.
     pub fn line(&self, what: &str, wanted: impl FnMut(&str) -> bool) -> (Instant, String) {
         self.stdout.find(PATIENCE, wanted).unwrap_or_else(|| {
             panic!(
@@ -461,7 +461,7 @@ pub fn check_account(summary: &Value) {
     }
 }
 
-/// What the summary on stderr says of matched, emitted, lost and suppressed.
+/// The figures `matched`, `emitted`, `lost` and `suppressed` of the summary on stderr.
 pub fn account(output: &Output) -> [u64; 4] {
     let summary = |line: &&String| line.starts_with("summary: ");
     let line = output.stderr.iter().find(summary);

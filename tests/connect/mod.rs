@@ -180,7 +180,7 @@ impl Events {
     }
 }
 
-/// What both events of an attempt must agree in.
+/// Checks that both events of an attempt agree on its process and ends.
 fn assert_one_process(attempt: &Value, fate: &Value) {
     for key in [
         "pid",

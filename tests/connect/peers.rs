@@ -1,4 +1,4 @@
-//! What bcc's libbpf-tools see of the same connections.
+//! Comparison with bcc's libbpf-tools on the same connections.
 //!
 //! Everything they report is reported by connect-trace too, with the same values. What they miss is
 //! listed, and is at least the failures.

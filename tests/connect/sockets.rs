@@ -117,7 +117,7 @@ pub struct Blackhole {
 }
 
 impl Blackhole {
-    /// What is sent there is received by nobody: the other end of the veth pair is another host.
+    /// Nobody receives what is sent there: the frames go to a MAC address that is not on the link.
     pub const ADDR: SocketAddr =
         SocketAddr::V4(SocketAddrV4::new(std::net::Ipv4Addr::new(10, 99, 0, 2), 0));
 

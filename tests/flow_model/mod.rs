@@ -1,5 +1,5 @@
-//! What flows must say of a capture: a plain, slow model of connections, written from Zeek's manual
-//! and the rules in docs, that shares no code with the product. It keeps all packets of a
+//! The flows that a capture must have: a plain, slow model of connections, written from Zeek's
+//! manual and the rules in docs, that shares no code with the product. It keeps all packets of a
 //! connection and works out everything from that list at the end.
 
 use std::collections::BTreeMap;
@@ -31,7 +31,7 @@ struct Packet {
     len: u32,
 }
 
-/// What is said of a connection.
+/// The expected record of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     pub orig: (IpAddr, u16),

@@ -55,7 +55,7 @@ fn pushed(pair: &Pair, push: impl FnOnce()) -> (SocketAddr, SocketAddr) {
 #[test]
 fn who_listens_is_the_responder_of_an_older_connection_and_no_filter_changes_that() {
     let pair = need!(Pair::new());
-    // Both ports are ephemeral: they tell nothing.
+    // Both ports are ephemeral, so they do not show which end is the server.
     for (options, is_shown) in [
         (&[][..], true),
         (&["--src", "10.77.0.1"], true),

@@ -184,7 +184,7 @@ fn transferred(
     [stream, serving.join().unwrap()]
 }
 
-/// What the kernel has counted for a socket, as `ss -ti` shows it: segments out and in, payload
+/// The kernel's counters of a socket, as `ss -ti` shows them: segments out and in, payload
 /// bytes sent, retransmissions included, and received.
 fn socket_counts(stream: &TcpStream) -> [u64; 4] {
     let info = tcp_info(stream);
@@ -197,7 +197,7 @@ fn four(info: &[u8], at: usize) -> u64 {
     u32::from_ne_bytes(info[at..at + 4].try_into().unwrap()).into()
 }
 
-/// What the kernel knows of a connection.
+/// The `TCP_INFO` of a connection.
 pub fn tcp_info(stream: &TcpStream) -> [u8; 256] {
     let mut info = [0u8; 256];
     let mut len = info.len() as libc::socklen_t;

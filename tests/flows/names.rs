@@ -2,11 +2,11 @@
 
 use super::*;
 
-/// What `openssl s_client -servername www.example.org -alpn h2,http/1.1` sends first.
+/// The ClientHello of `openssl s_client -servername www.example.org -alpn h2,http/1.1`.
 const CLIENT_HELLO: &[u8] = include_bytes!("client_hello.bin");
 
 /// File, client's port, host and method of the first request of each connection in the captures of
-/// tcpdump and tcpflow, as tshark 4.0 tells them (`-Y http.request`). There is no TLS in them.
+/// tcpdump and tcpflow, as tshark 4.0 shows them (`-Y http.request`). There is no TLS in them.
 const REQUESTS: [(&str, u64, &str, &str); 40] = [
     ("bug6.pcap", 36322, "abclinuxu.cz", "GET"),
     ("bug6.pcap", 36324, "www.abclinuxu.cz", "GET"),
@@ -55,7 +55,7 @@ const REQUESTS: [(&str, u64, &str, &str); 40] = [
     ("test5-lines.pcap", 49392, "simson.net", "GET"),
 ];
 
-/// Of this file tshark tells no request, because its packets are not in order.
+/// tshark shows no request of this file, because its packets are not in order.
 const SHUFFLED: (&str, u64, &str, &str) =
     ("test5-lines-randomized2.pcap", 49392, "simson.net", "GET");
 

@@ -32,7 +32,7 @@ fn resize(terminal: &fs::File, columns: u16, lines: u16) {
     assert_eq!(ret, 0, "TIOCSWINSZ");
 }
 
-/// What the program has written so far, read on a thread of its own.
+/// The output of the program so far, which a separate thread reads.
 fn screen_of(user: &fs::File) -> std::sync::Arc<std::sync::Mutex<String>> {
     let screen = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
     let (to, mut user) = (screen.clone(), user.try_clone().unwrap());
@@ -47,8 +47,8 @@ fn screen_of(user: &fs::File) -> std::sync::Arc<std::sync::Mutex<String>> {
     screen
 }
 
-/// What was written, without the terminal's control sequences. The program skips blanks that are on
-/// the screen already: each skip is one blank here.
+/// The output without the terminal's control sequences. The program skips blanks that are already
+/// on the screen; each skip becomes one blank here.
 fn plain(written: &str) -> String {
     let mut text = String::new();
     let mut rest = written.chars();

@@ -1,4 +1,4 @@
-//! What interfaces are, and what they go through while the tool is attached.
+//! Kinds of interfaces, and changes of them while the tool is attached.
 
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};

@@ -1,4 +1,4 @@
-//! What happens to the machine while the tool runs: its clock is set, a CPU comes.
+//! Changes of the machine while the tool runs: its clock is set, a CPU goes online.
 
 use std::fs;
 use std::time::Duration;

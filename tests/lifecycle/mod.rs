@@ -1,5 +1,5 @@
-//! What the tool leaves behind (nothing), whom it lives beside, and what its interfaces and its
-//! machine go through.
+//! The tool leaves nothing behind, works beside other programs, and survives changes of its
+//! interfaces and of the machine.
 
 mod company;
 mod detached;
@@ -34,7 +34,7 @@ fn is_tc(args: &[&str]) -> bool {
     matches!(args[0], "port-monitor" | "flows") || args.contains(&"tc")
 }
 
-/// Sends a datagram through the pair and tells whether it arrives.
+/// Sends a datagram through the pair. Returns whether it arrives.
 fn datagram_passes(pair: &Pair) -> bool {
     let (to, from) = (
         pair.server.enter(|| UdpSocket::bind((SERVER4, 0)).unwrap()),

@@ -106,7 +106,7 @@ fn read_pcap<'a>(file: &'a [u8], records: &mut Vec<Record<'a>>) -> Result<(), St
     };
     // Two version numbers, a time zone and an accuracy that nobody uses, and the snapshot length.
     file.take(2 + 2 + 4 + 4 + 4).map_err(at_start)?;
-    // The upper bits tell about a frame check sequence.
+    // The upper bits describe the frame check sequence.
     let link_type = file.u32().map_err(at_start)? & 0xffff;
 
     while !file.at_end() {
@@ -134,7 +134,7 @@ fn pcap_record<'a>(
     })
 }
 
-/// What an interface description says. They are numbered from 0 in each section.
+/// An Interface Description Block. Interfaces are numbered from 0 in each section.
 struct Interface {
     link_type: u32,
     /// 0 is no limit.
@@ -177,7 +177,7 @@ fn pcapng_block<'a>(
 ) -> Result<Option<Record<'a>>, String> {
     let kind = file.u32()?;
     if kind == SECTION_HEADER {
-        // The byte order of a section is told by its own header, behind the length.
+        // The header of a section gives its byte order, after the length.
         let mut ahead = file.clone();
         ahead.take(4)?;
         ahead.big_endian = false;
@@ -274,7 +274,7 @@ fn interface(body: &mut Cursor) -> Result<Interface, String> {
     Ok(interface)
 }
 
-/// What enhanced and old packet blocks have in common: all behind the interface's number.
+/// The part that Enhanced and old Packet Blocks share: everything after the interface's number.
 fn packet<'a>(
     body: &mut Cursor<'a>,
     interfaces: &[Interface],

@@ -321,7 +321,7 @@ pub struct Ipv6 {
     pub source: [u8; 16],
     pub destination: [u8; 16],
     pub extensions: Vec<Extension>,
-    /// What the last header announces.
+    /// The protocol that the last header announces.
     pub protocol: u8,
     /// The payload length to claim instead of the true one.
     pub payload_length: Option<u16>,

@@ -39,7 +39,7 @@ pub const FRAGMENT: u8 = 44;
 pub const AUTHENTICATION: u8 = 51;
 pub const DESTINATION_OPTIONS: u8 = 60;
 
-/// What a frame begins with.
+/// The link type of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Link {
     Ethernet,
@@ -100,7 +100,7 @@ impl Link {
     }
 }
 
-/// What a frame is found to be.
+/// The verdict on a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
     Tcp,
@@ -153,8 +153,7 @@ impl Judgement {
     }
 }
 
-/// What the `packet` event says of the headers. Fields are `None` where the frame has no such
-/// thing, or where the event says `null`.
+/// The headers as the `packet` event shows them. Fields are `None` where the event has `null`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tcp {
     /// Of an Ethernet header; no other link type has both addresses.

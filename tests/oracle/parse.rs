@@ -35,7 +35,7 @@ fn parse(frame: &[u8], link: Link) -> Result<Tcp, Verdict> {
     tcp(frame, below, ip)
 }
 
-/// What lies below IP.
+/// The headers below IP.
 #[derive(Default)]
 struct Below {
     ip_at: usize,
@@ -127,7 +127,7 @@ fn tags(frame: &[u8], mut ethertype: u16, mut at: usize) -> Result<Below, Verdic
     })
 }
 
-/// What the IP header says, extension headers included.
+/// The IP header with its extension headers.
 struct Ip {
     version: u8,
     saddr: IpAddr,

@@ -1,4 +1,4 @@
-//! What ends a run, and how soon: signals, `--duration` and `--count`.
+//! Ends of a run, and how soon they come: signals, `--duration` and `--count`.
 
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;

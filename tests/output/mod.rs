@@ -1,4 +1,4 @@
-//! What reaches stdout and stderr, when, and that it adds up.
+//! Output to stdout and stderr: that it arrives in time, and that its figures add up.
 
 mod ends;
 mod events;

@@ -13,7 +13,7 @@ use crate::common::bpf::leave_out;
 use crate::oracle::frames::frame_for;
 use crate::oracle::{Link, Verdict, judge};
 
-/// What a test run takes on all kernels without padding: see src/run/replay.rs.
+/// Lengths of frames that a test run takes on all kernels without padding: see src/run/replay.rs.
 const LENGTHS: std::ops::Range<usize> = 64..2049;
 
 #[test]

@@ -121,7 +121,7 @@ fn intervals_are_those_of_the_files_own_time() {
     assert_eq!(output.summary()["packets"], 0);
 }
 
-/// What `--by` has to say at the end of each interval of a second.
+/// The counts that `--by` must print at the end of each interval of a second.
 fn expected_counts(
     frames: &[(u64, Vec<u8>)],
     key: impl Fn(&[u8]) -> String,
@@ -214,7 +214,7 @@ fn check_top(line: &Value, by: &str, top: usize, expected: &BTreeMap<String, (u6
             (key, (total, delta))
         })
         .collect();
-    // Keys without SYNs in the interval are not told.
+    // Keys without SYNs in the interval are not printed.
     let busy = expected.values().filter(|(_, delta)| *delta > 0).count();
     assert_eq!(found.len(), top.min(busy));
     for (key, counts) in &found {
@@ -296,10 +296,10 @@ fn a_busy_source_among_any_number_of_others_raises_an_alert() {
     }
 }
 
-/// State, key and rate of the alerts, with the second of the file in which they are told.
+/// State, key and rate of the alerts, with the second of the file in which they are printed.
 fn alerts(output: &Output) -> Vec<(String, String, String, f64)> {
     let mut alerts = output.events("alert");
-    // Those of the total are told besides.
+    // The alerts of the total are printed too.
     alerts.retain(|alert| !alert["key"].is_null());
     // A port is a number, an address a string.
     let text = |value: &Value| match value {
@@ -394,7 +394,7 @@ fn an_interval_that_the_end_of_the_file_cuts_short_raises_no_false_alert() {
     let output = timed(&burst).replay(COUNT, &["--alert", "100"]);
     let rates: Vec<_> = alerts(&output).into_iter().map(|it| (it.1, it.3)).collect();
     assert_eq!(rates, [("raised".to_owned(), 150.0)]);
-    // A flood that ends with the file is not told to have ended before.
+    // A flood that lasts until the end of the file has no line that clears its alert.
     let mut flood: Vec<_> = (0..2300).map(|ms| at(ms * 1000)).collect();
     let output = timed(&flood).replay(COUNT, &["--alert", "100"]);
     assert_eq!(alerts(&output).len(), 1);

@@ -13,7 +13,7 @@ use crate::oracle::{Link, Tcp, is_syn, judge};
 
 const FLAGS: [&str; 8] = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
 
-/// Addresses that prefixes of every length tell apart.
+/// Addresses that prefixes of every length distinguish.
 const ADDRESSES: [&str; 16] = [
     "0.0.0.0",
     "10.0.0.1",
@@ -185,7 +185,7 @@ impl Filter {
         options
     }
 
-    /// Whether a packet passes; port-monitor asks for SYNs unless it is told which flags.
+    /// Whether a packet passes. Without `--flags`, port-monitor shows SYNs only.
     fn takes(&self, tcp: &Tcp, payload: &[u8]) -> bool {
         // One of the addresses is wanted, and none is excluded.
         let address = |prefixes: &[Prefix], addresses: &[IpAddr]| {
@@ -268,14 +268,14 @@ fn ports(random: &mut Random) -> Vec<Ports> {
         .collect()
 }
 
-/// What a payload of a frame below holds at an offset, if it reaches that far.
+/// The bytes of the payload of a frame below, from an offset on.
 fn pattern(offset: usize, length: usize) -> Vec<u8> {
     (offset..offset + length)
         .map(|at| (at % 251) as u8)
         .collect()
 }
 
-/// Frames with addresses and ports of few values, so that filters tell them apart.
+/// Frames with addresses and ports of few values, so that filters distinguish them.
 pub(super) fn some_frames(random: &mut Random, count: usize) -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
     while frames.len() < count {
@@ -368,14 +368,14 @@ fn random_filters_pass_what_a_plain_filter_passes() {
     let filters: Vec<_> = (0..times(60, 8))
         .map(|_| Filter::random(&mut random))
         .collect();
-    let telling = AtomicU32::new(0);
+    let selective = AtomicU32::new(0);
     for_each(&filters, |filter| {
-        telling.fetch_add(check(filter, &file, &frames).into(), Ordering::Relaxed);
+        selective.fetch_add(check(filter, &file, &frames).into(), Ordering::Relaxed);
     });
-    let telling = telling.into_inner();
+    let selective = selective.into_inner();
     assert!(
-        telling as usize >= times(15, 1),
-        "only {telling} filters passed some and not others"
+        selective as usize >= times(15, 1),
+        "only {selective} filters passed some and not others"
     );
 }
 

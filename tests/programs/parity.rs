@@ -121,7 +121,7 @@ pub fn replay(file: &Path, program: &[&str], options: &[&str]) -> Output {
     Tool::spawn(&mut command).finish()
 }
 
-/// What the summary must say under `verdicts`.
+/// The expected `verdicts` of the summary.
 pub fn verdicts(found: impl IntoIterator<Item = Verdict>) -> Value {
     let mut counts = Verdict::ALL.map(|verdict| (verdict, 0_u64));
     for verdict in found {

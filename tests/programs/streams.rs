@@ -118,7 +118,7 @@ fn the_end_of_the_time_and_of_the_reader_end_the_wait_for_a_pipe() {
         .arg(&path)
         .spawn()
         .unwrap();
-    // The header line tells that the tool is ready.
+    // The header line shows that the tool is ready.
     let mut stdout = child.stdout.take().unwrap();
     stdout.read_exact(&mut [0]).unwrap();
     drop(stdout);
@@ -338,7 +338,7 @@ fn on_terminal(file: &CaptureFile, words: &[&str], stdout_too: bool) -> String {
     String::from_utf8(reader.join().unwrap()).unwrap()
 }
 
-/// What a terminal shows in the end: a line can be gone back over and erased.
+/// The lines that a terminal shows in the end, after returns and erasures.
 fn shown(text: &str) -> Vec<String> {
     let mut lines = vec![String::new()];
     for part in text.split_inclusive(['\r', '\n']) {

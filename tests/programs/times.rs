@@ -21,7 +21,7 @@ fn capture(times: &[u64]) -> CaptureFile {
     CaptureFile::new(&file.finish())
 }
 
-/// What a command makes of the file with these options, in the zone that is named.
+/// Runs a command on the file with these options, in the named time zone.
 fn replay(subcommand: &str, file: &CaptureFile, zone: &str, options: &[&str]) -> Output {
     let mut command = command([subcommand, "-r"]);
     command.arg(&file.path).args(options).env("TZ", zone);

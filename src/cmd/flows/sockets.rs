@@ -1,5 +1,5 @@
-//! What the sockets of this host add to flows: connections that are older than the tool, the
-//! kernel's numbers, and processes.
+//! Data from the sockets of this host: connections that are older than the tool, the kernel's
+//! figures for a connection (`tcp_info`), and processes.
 
 use std::io::{ErrorKind, Read};
 use std::mem::MaybeUninit;

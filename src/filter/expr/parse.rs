@@ -126,7 +126,7 @@ struct Parser {
     next: usize,
     /// The length of the text.
     end: usize,
-    /// What is wrong with the first primitive that no packet can match.
+    /// The error of the first primitive that no packet can match.
     never: OnceCell<Wrong>,
     depth: usize,
     conditions: usize,

@@ -1,4 +1,4 @@
-//! What is an expression and what is none, and what it becomes.
+//! Valid and invalid expressions, and the nodes that valid ones are compiled to.
 
 use super::*;
 
@@ -14,7 +14,7 @@ fn same(one: &str, other: &str) {
     assert_eq!(program(one), program(other), "'{one}' and '{other}'");
 }
 
-/// What is pointed at, and why.
+/// The part of the text that the error marks, and the message.
 fn wrong(text: &str) -> (String, String) {
     let wrong = Expression::read(text).expect_err(text);
     let at = text.get(wrong.at).unwrap_or_default();

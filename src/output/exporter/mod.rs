@@ -93,11 +93,11 @@ pub type Labels<'a> = &'a [(&'a str, &'a str)];
 pub struct Family {
     /// The name without `_total`.
     pub name: &'static str,
-    /// The type.
+    /// The TYPE.
     pub kind: Kind,
-    /// The unit that the name ends with; empty: it has none.
+    /// The unit, with which the name ends; empty if there is none.
     pub unit: &'static str,
-    /// What it counts.
+    /// The HELP text.
     pub help: &'static str,
 }
 

@@ -1,5 +1,6 @@
-//! What every command needs for a run: its state, output and messages here; waiting, capture files,
-//! the watch over interfaces and hooks, and the end of the run in the files below.
+//! The session of a run, which every command has: state, output and messages are here; waiting,
+//! capture files, the watch over interfaces and hooks, and the end of the run are in the files
+//! below.
 
 mod end;
 mod hooks;

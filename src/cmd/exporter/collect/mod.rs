@@ -1,5 +1,5 @@
-//! What the exporter collects: the programs of the other commands, which count in the kernel and
-//! send no events.
+//! The collectors of the exporter: the programs of the other commands, which count in the kernel
+//! and send no events.
 
 mod accept;
 mod connect;
