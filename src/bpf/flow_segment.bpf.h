@@ -73,7 +73,7 @@ static __always_inline bool read_words(struct frame *f, const struct packet *p,
 	return true;
 }
 
-/* Four numbers as they are in memory one after the other. */
+/* Joins four numbers to one word, in their order in memory. */
 static __always_inline __u64 join_four(__u16 a, __u16 b, __u16 c, __u16 d)
 {
 	union {

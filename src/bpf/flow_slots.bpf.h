@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* How packets get their slot in the table: taking, reusing and giving back slots. */
+/* Finds the slot of a packet's flow: takes, reuses and gives back slots of the table. */
 #ifndef TCPINSPECT_FLOW_SLOTS_BPF_H
 #define TCPINSPECT_FLOW_SLOTS_BPF_H
 
@@ -15,9 +15,9 @@
 #define RECENT_FLOWS 1024
 
 /*
- * Where a flow was when the last packet came with this slot of packet programs, which is mostly
- * that of a CPU. Most packets then need no lookup in flow_slots: the flow's slot itself shows
- * whether it still has the flow.
+ * An entry of the cache of slots in which flows were found lately. There is one cache for each slot
+ * of packet programs (run.bpf.h), which mostly means for each CPU. With it, most packets need no
+ * lookup in flow_slots: the flow's slot itself shows whether it still has the flow.
  */
 struct recent_flow {
 	__u32 hash;

@@ -12,7 +12,7 @@
  * milliseconds. */
 #define SYN_AGAIN_NS 10000000
 
-/* Flows of further interfaces get nothing from sockets. */
+/* Flows of interfaces beyond this number get no data from sockets. */
 #define INTERFACES_MAX 64
 
 /* How many interfaces are watched; all are in network namespace `netns` (inode number). */
@@ -27,8 +27,8 @@ struct socket_ends {
 	__u16 remote_port;
 };
 
-/* Reads all through struct sock: for each further type libbpf would search the kernel's BTF. False:
- * the socket has no remote end. */
+/* Reads everything through struct sock, because libbpf would search the kernel's BTF for each
+ * further type. False: the socket has no remote end. */
 static __always_inline bool read_socket_ends(struct socket_ends *ends, const struct sock *sk)
 {
 	__u16 family = sk->__sk_common.skc_family;
@@ -69,7 +69,7 @@ static __always_inline __u8 set_socket_key(struct flow_key *key, const struct so
 	return lower ? 0 : 1;
 }
 
-/* Reads the kernel's numbers, as tcp_get_info() does for ss(8). */
+/* Reads the kernel's figures, as tcp_get_info() does for ss(8). */
 static __always_inline void read_numbers(struct flow_numbers *n, const struct tcp_sock *tp,
 					 __u8 end)
 {
@@ -95,7 +95,7 @@ static __always_inline void read_numbers(struct flow_numbers *n, const struct tc
 	n->unsent = unsent > 0 ? unsent : 0;
 }
 
-/* If both ends are sockets of this host, what is known of the initiator's is kept. */
+/* If both ends are sockets of this host, the figures of the initiator's socket are kept. */
 static __always_inline void take_numbers(struct flow_record *r, const struct flow_numbers *found)
 {
 	if (r->numbers.is_known && r->numbers.end != found->end && found->end != r->initiator)
@@ -205,7 +205,7 @@ static __always_inline bool is_older(const struct flow_record *r, const struct o
 	return missed_answer(r, o) || (r->known & (FLOW_PARTIAL | FLOW_SEEDED));
 }
 
-/* Notes that a flow is older than the programs, and what it has sent before them. */
+/* Notes that a flow is older than the programs, and how many bytes it had sent before them. */
 static __always_inline void note_older(struct flow_record *r, const struct older *o)
 {
 	struct flow_end *remote = &r->ends[(o->end & 1) ^ 1];

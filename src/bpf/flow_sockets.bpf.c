@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * flows: what the sockets of this host add to the flows in the table.
+ * flows: adds data from the sockets of this host to the flows in the table.
  *
  * A packet leads neither to a process nor to the kernel's own measurements. So an iterator over all
  * TCP sockets adds the connections that are older than the tool, and copies round-trip times and
@@ -29,7 +29,7 @@ __u64 older_found = 0;
 /* Local ports of listening sockets, one bit each. The iterator comes to listeners first. */
 __u64 listening[1024] SEC(".bss.listening");
 
-/* Who has begun an attempt, by socket, until it has a port and its flow is found. */
+/* The process that began an attempt, by socket, until it has a port and its flow is found. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
@@ -211,7 +211,7 @@ static __always_inline bool is_accepted(const struct sock *sk, __u16 port)
 SEC("iter/tcp")
 int flow_sockets(struct bpf_iter__tcp *ctx)
 {
-	/* Its first member; all that is read of it is there. */
+	/* The common part of all kinds of sockets; everything that is read of them is there. */
 	const struct sock *common = (const struct sock *)ctx->sk_common;
 	const struct tcp_sock *tp;
 	struct flow_numbers numbers = {};

@@ -432,7 +432,7 @@ static __always_inline void take_letters(struct flow_record *r, struct flow_end 
 					 const struct flow_end *peer, bool is_orig,
 					 const struct segment *s)
 {
-	/* As with forget_why(). */
+	/* Adding opaque_zero hides the value from the verifier, as in forget_why(). */
 	__u32 again = sent_again(e, s) + opaque_zero;
 
 	note_flags(r, e, is_orig, s);
@@ -540,8 +540,8 @@ static __always_inline void count_segment(struct flow_record *r, const struct se
 	if (!(r->known & FLOW_STARTED))
 		start_flow(r, s);
 	/*
-	 * Between the steps all is read again: else the verifier would follow each combination of
-	 * flags and of what is known of both ends through all later steps.
+	 * The barriers make the compiler read everything again after each step. Else the verifier
+	 * would follow each combination of flags and states through all later steps.
 	 */
 	barrier();
 	is_orig = forget_why(r->initiator == s->from);
@@ -580,7 +580,7 @@ static __always_inline void count_segment(struct flow_record *r, const struct se
 
 /*
  * Whether the packet, in the middle of a connection, only moves counters and sequence numbers on:
- * then count_usual() has the same effect as count_segment(). Most packets are so.
+ * then count_usual() has the same effect as count_segment(). Most packets are like this.
  */
 static __always_inline bool is_usual(const struct flow_record *r, const struct flow_end *e,
 				     const struct flow_end *peer, const struct segment *s)

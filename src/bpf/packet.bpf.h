@@ -129,7 +129,7 @@ const volatile bool replay = false;
 
 /*
  * A test run takes many frames. All their bytes are in replay_bytes, and the packet that the kernel
- * has made for the test run stands for nothing. Without it, a test run takes one frame.
+ * passes to the program is ignored. If this is not set, a test run takes one frame.
  */
 const volatile bool replay_batch = false;
 
@@ -148,7 +148,7 @@ __u32 replay_len SEC(".bss.replay");
 __u32 replay_wire_len SEC(".bss.replay");
 __u8 replay_bytes[REPLAY_BYTES + REPLAY_SLACK] SEC(".bss.replay");
 
-/* In a replay: goes on to the next frame. False if there is none, which can't really be. */
+/* In a replay: goes on to the next frame. False if there is none, which can't happen. */
 static __always_inline bool next_frame(void)
 {
 	const struct replay_frame *frame;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* How tracing programs read an sk_buff, and which frees of one are drops. */
+/* Reads an sk_buff in tracing programs, and decides which frees of one are drops. */
 #ifndef TCPINSPECT_SKB_BPF_H
 #define TCPINSPECT_SKB_BPF_H
 

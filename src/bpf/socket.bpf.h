@@ -11,9 +11,9 @@ const volatile bool may_probe_read = true;
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 
 /*
- * Any address as a BTF pointer, which is read by loads; since Linux 6.2. Of the pointer that a
- * tracepoint passes, the verifier looks up by name in all of BTF whether to trust what each pointer
- * read through it points to, which takes a millisecond. Of this one it does not.
+ * Any address as a BTF pointer, which is read by loads; since Linux 6.2. For each pointer that is
+ * read through one that a tracepoint passes, the verifier looks up by name in all of BTF whether it
+ * is trusted, which takes a millisecond. For pointers that are read through this one it does not.
  */
 #define AS_BTF_POINTER(pointer)                                                                    \
 	((typeof(pointer))bpf_rdonly_cast(pointer, bpf_core_type_id_kernel(typeof(*(pointer)))))

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Estimates the number of different sources by a HyperLogLog sketch for each table of counts. */
+/* Estimates the number of different sources, with a HyperLogLog sketch for each table of counts. */
 #ifndef TCPINSPECT_SOURCE_SKETCH_BPF_H
 #define TCPINSPECT_SOURCE_SKETCH_BPF_H
 

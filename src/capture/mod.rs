@@ -60,8 +60,9 @@ pub struct Capture {
     done: bool,
 }
 
-/// Asked before each piece of work, so that none can hold up the end of a run: with a descriptor that
-/// may have to wait for its writer, it waits. Its error is what the read ends with.
+/// Called before each piece of work, so that none can delay the end of a run. Given the descriptor
+/// of a pipe or terminal, it waits until that can be read. If it fails, the read ends with its
+/// error.
 pub type Interrupt = Rc<dyn Fn(Option<BorrowedFd<'_>>) -> io::Result<()>>;
 
 /// A capture file that is open. None of it has been read.
@@ -108,8 +109,8 @@ pub struct Frame<'a> {
     pub wire_len: u32,
     /// The number of its link type.
     pub link_type: u16,
-    /// The header of its link layer as it was captured, instead of which the first 14 of `bytes` are
-    /// an Ethernet header.
+    /// The header of its link layer as it was captured. In `bytes`, an Ethernet header of 14 bytes
+    /// stands in its place.
     link_header: &'a [u8],
     /// The number to add to an offset in `bytes`, at or after byte 14, to get the
     /// offset in the frame as it was captured.

@@ -21,7 +21,7 @@ use crate::output::clock::{Clock, UnixNanos};
 use crate::output::stdout::{Patience, Stdout, has_room};
 use crate::run::stop::{ExitReason, Stop};
 
-/// Bytes gathered before they are written, where nothing asks for them sooner. Large frames are
+/// Bytes gathered before they are written, unless a flush comes sooner. Large frames are
 /// gathered too: a file system takes a few large writes for less than the copies cost.
 const BUFFER: usize = 512 * 1024;
 
@@ -40,9 +40,9 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// Looks at what `-w` names. A file is opened later, when all is attached, so that an error
-    /// before that destroys none. But opening a FIFO waits for its reader, so this is done now,
-    /// while signals still end the process.
+    /// Checks the name that `-w` has. A file is opened later, when all is attached, so that an
+    /// error before that overwrites nothing. A FIFO is opened now, because that waits for its
+    /// reader, and signals still end the process.
     ///
     /// # Errors
     /// It is a terminal or a directory, or is in no directory.
@@ -56,7 +56,7 @@ impl Destination {
         };
         if destination.is_stdout {
             if std::io::stdout().is_terminal() {
-                return Err(Failure::usage("a capture file is not for a terminal")
+                return Err(Failure::usage("a capture file can't be written to a terminal")
                     .hint("give -w a file, or pipe stdout to a program: -w - | tshark -r -"));
             }
             let stdout = Stdout::open()?;
@@ -348,7 +348,7 @@ impl Recorder {
         self.flush(stop);
     }
 
-    /// Whether the file has a place for processes.
+    /// Whether the format of the file can hold the process of a packet.
     pub fn names_processes(&self) -> bool {
         self.encoder.names_processes()
     }

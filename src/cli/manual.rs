@@ -500,7 +500,7 @@ const PAGES: &[(&str, Page)] = &[
                         ("no_listener", "nothing listens on that port"),
                         (
                             "accept_queue_full",
-                            "the process accepts too slowly; after the colon, for how long at least the queue has been full",
+                            "the process accepts too slowly; after the colon, the least time that the queue has been full",
                         ),
                         (
                             "syn_queue_full",
@@ -695,7 +695,7 @@ const PAGES: &[(&str, Page)] = &[
                         ("privilege", "a capability of this process"),
                         (
                             "limit",
-                            "a setting of this machine that may stand in the way",
+                            "a setting of this machine that may prevent something",
                         ),
                         (
                             "feature",
@@ -736,7 +736,7 @@ const PAGES: &[(&str, Page)] = &[
                 ),
                 (
                     "tcpinspect completions fish > ~/.config/fish/completions/tcpinspect.fish",
-                    "For your fish",
+                    "For your own fish shell",
                 ),
             ],
             sections: &[],

@@ -1,5 +1,5 @@
-//! The names of our filters, which say whose they are, and whether that process
-//! still runs.
+//! The names of our filters, which identify the process that made them, and
+//! whether that process still runs.
 //!
 //! A clsact filter outlives the process that made it, and nothing but its name
 //! is kept with it. The name is shown by `tc filter show`.
@@ -34,7 +34,7 @@ pub(super) struct Owner {
 pub(super) enum Liveness {
     Alive,
     Gone,
-    /// That can't be seen from here, so it has to be left alone.
+    /// This can't be determined from here, so its filter must be left alone.
     Unknown,
 }
 
@@ -51,9 +51,9 @@ impl Owner {
     /// Whether this owner still runs, as far as `here`, the process that
     /// asks, can see it.
     pub(super) fn liveness(&self, here: &Self) -> Liveness {
-        // An inode is not used again while its namespace exists. If it has been
-        // since, every process of the older namespace is gone, and so the
-        // answer is right as well.
+        // An inode number is not reused while its namespace exists. If it has been
+        // reused since, every process of the older namespace is gone, and the
+        // answer is still right.
         if self.pid_namespace == 0 || self.pid_namespace != here.pid_namespace {
             return Liveness::Unknown;
         }
@@ -61,8 +61,8 @@ impl Owner {
         let Some(pid) = i32::try_from(self.pid).ok().filter(|&pid| pid > 0) else {
             return Liveness::Unknown;
         };
-        // A signal that is not sent asks whether the process exists. /proc can't
-        // be asked that: mounted with hidepid it hides the processes of others.
+        // Signal 0 asks whether the process exists. /proc can't answer that: mounted
+        // with hidepid, it hides the processes of other users.
         if signal::kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH) {
             return Liveness::Gone;
         }
@@ -137,7 +137,7 @@ impl fmt::Display for Name {
 /// The fields of `/proc/PID/stat` that are used (proc_pid_stat(5)).
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
-    /// Whether it only waits for its parent to take notice of its end.
+    /// It has ended, and may still be a zombie.
     ended: bool,
     started: u64,
 }
@@ -163,7 +163,7 @@ impl Stat {
     }
 }
 
-/// Whether `/proc` shows the processes under the numbers that `here` knows.
+/// Whether `/proc` belongs to the pid namespace of `here`.
 fn proc_is_of(here: &Owner) -> bool {
     fs::read_link("/proc/self").is_ok_and(|link| link == Path::new(&here.pid.to_string()))
 }
@@ -191,7 +191,7 @@ mod tests {
         }
     }
 
-    /// Whoever comes next may be of another version: the form stays that of 0.1.
+    /// The next instance may be of another version, so the format stays that of 0.1.
     #[test]
     fn names_are_read_as_they_were_written() {
         for made_qdisc in [false, true] {
@@ -287,7 +287,7 @@ mod tests {
         ] {
             assert_eq!(unknown.liveness(&here), Liveness::Unknown, "{unknown:?}");
         }
-        // Without /proc nobody knows its own namespace.
+        // Without /proc a process does not know its own namespaces.
         let blind = Owner {
             pid_namespace: 0,
             ..here

@@ -45,7 +45,7 @@ const TCMSG_LEN: usize = 20;
 #[allow(clippy::cast_possible_truncation)] // It is 3.
 pub(super) const ALL_PROTOCOLS: u16 = (ETH_P_ALL as u16).to_be();
 
-/// The qdisc that ingress and egress filters hang on.
+/// The qdisc that ingress and egress filters are attached to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Qdisc {
     /// `clsact`, or `ingress`, which has no egress side.
@@ -190,8 +190,8 @@ impl Tc {
             TCA_BPF_FLAGS,
             &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes(),
         )?;
-        // The program reads and writes maps of this host: it has no business in
-        // a network card.
+        // The program uses maps of this host, so it must not be offloaded to a
+        // network card.
         push_attribute(
             &mut options,
             TCA_BPF_FLAGS_GEN,

@@ -31,7 +31,7 @@ const FIELDS_MAX: usize = 64;
 /// Bytes that are read at a time.
 const CHUNK: usize = 2048;
 
-/// Requests and answers of one client before the others have their turn.
+/// Requests and answers of one client before it is the turn of the others.
 const STEPS_AT_ONCE: usize = 16;
 
 /// How long a request may take to arrive, and an answer to be read.
@@ -45,7 +45,7 @@ const IDLE_TIME: Duration = Duration::from_secs(150);
 /// disconnected when another one comes.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// How long no client is accepted after the host had no descriptor or memory for one.
+/// The pause after a failed accept(2), for lack of descriptors or memory.
 const REST: Duration = Duration::from_millis(200);
 
 /// The request of a client, as far as it matters here.
@@ -156,7 +156,7 @@ impl Server {
         events
     }
 
-    /// When there is something to do even without an event.
+    /// The time when there is something to do even without an event.
     pub fn due(&self) -> Option<Instant> {
         if self.clients.iter().any(|client| client.has_more) {
             return Some(Instant::now());
@@ -173,7 +173,8 @@ impl Server {
     /// Does what can be done without waiting.
     pub fn serve(&mut self, respond: &mut impl FnMut(&Request<'_>) -> Answer) {
         let now = Instant::now();
-        // Then each client gets one last answer, so that those that go on asking keep nobody out.
+        // When it is full, each client gets one last answer, so that no client can keep others out
+        // by sending request after request.
         let is_full = self.is_full();
         self.clients
             .retain_mut(|client| client.deadline() > now && client.go_on(is_full, respond));
@@ -415,7 +416,7 @@ struct Parsed {
     is_head: bool,
 }
 
-/// `None`: the rest of it is still to come.
+/// Parses the first request. `None`: it is not complete yet.
 fn parse(bytes: &[u8]) -> Option<Parsed> {
     let bad = |status| {
         Some(Parsed {
