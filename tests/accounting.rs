@@ -65,7 +65,7 @@ impl World {
 }
 
 #[test]
-fn a_reader_that_has_stopped_costs_what_is_counted_as_lost() {
+fn events_lost_to_a_stopped_reader_are_counted() {
     let world = need!(World::new(101));
     for (args, lines_each) in COMMANDS {
         for (format, strict) in [("text", false), ("json", true)] {
@@ -96,7 +96,7 @@ fn a_reader_that_has_stopped_costs_what_is_counted_as_lost() {
 }
 
 #[test]
-fn a_reader_that_was_slow_once_gets_flows_soon_again() {
+fn flows_are_prompt_again_after_a_reader_was_slow() {
     let world = need!(World::new(108));
     let command = world.command(&["flows", "vs", "--json"]);
     let (tool, reader) = into_small_pipe(&world.pair.server, command);
@@ -121,7 +121,7 @@ fn a_reader_that_was_slow_once_gets_flows_soon_again() {
 }
 
 #[test]
-fn a_full_buffer_costs_what_is_counted_as_lost() {
+fn events_lost_to_a_full_buffer_are_counted() {
     let world = need!(World::new(102));
     for (args, lines_each) in COMMANDS {
         for buffer in ["ring", "perf"] {
@@ -153,7 +153,7 @@ fn a_full_buffer_costs_what_is_counted_as_lost() {
 }
 
 #[test]
-fn a_full_disk_is_an_error_and_what_is_not_on_it_is_counted() {
+fn a_full_disk_is_an_error_and_events_that_were_not_written_are_counted() {
     let world = need!(World::new(103));
     for (args, lines_each) in COMMANDS {
         for format in ["text", "json"] {
@@ -207,7 +207,7 @@ fn a_full_disk_is_an_error_and_what_is_not_on_it_is_counted() {
 }
 
 #[test]
-fn a_reader_that_has_gone_costs_what_is_counted_as_lost() {
+fn events_lost_to_a_closed_pipe_are_counted() {
     let world = need!(World::new(104));
     for (args, lines_each) in COMMANDS {
         for strict in [false, true] {
@@ -233,7 +233,7 @@ fn a_reader_that_has_gone_costs_what_is_counted_as_lost() {
 }
 
 #[test]
-fn where_nothing_is_lost_strict_is_content() {
+fn strict_changes_nothing_if_no_event_is_lost() {
     let world = need!(World::new(105));
     let counting: &[&str] = &["syn-count", "vs", "-I", "0.05"];
     for args in COMMANDS.map(|(args, _)| args).into_iter().chain([counting]) {
@@ -251,7 +251,7 @@ fn where_nothing_is_lost_strict_is_content() {
 }
 
 #[test]
-fn what_is_held_back_is_suppressed_and_not_lost() {
+fn events_held_back_by_count_or_max_rate_are_suppressed_and_not_lost() {
     let world = need!(World::new(106));
     for (args, lines_each) in COMMANDS {
         let mut command = world.command(args);
@@ -297,7 +297,7 @@ fn what_is_held_back_is_suppressed_and_not_lost() {
 }
 
 #[test]
-fn what_was_counted_is_reported_even_if_no_line_can_be_written() {
+fn counts_are_in_the_summary_even_if_no_line_can_be_written() {
     let world = need!(World::new(107));
     let (_reader, mut writer) = std::io::pipe().unwrap();
     fcntl(writer.as_fd(), FcntlArg::F_SETPIPE_SZ(4096)).unwrap();

@@ -494,7 +494,7 @@ fn bash_proposes_interfaces_where_one_is_expected() {
 }
 
 #[test]
-fn a_reader_that_has_gone_is_no_error() {
+fn a_closed_pipe_is_no_error() {
     for args in [&["--help"][..], &["man"], &["completions", "bash"]] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);

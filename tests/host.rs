@@ -47,7 +47,7 @@ fn next(watch: &mut LinkWatch) -> Vec<(String, LinkChange)> {
 }
 
 #[test]
-fn without_a_default_route_or_with_any_it_is_all_that_are_up() {
+fn without_a_default_route_or_with_any_all_interfaces_that_are_up_are_watched() {
     let namespace = need!(Namespace::new());
     namespace.enter(|| {
         assert_eq!(resolve_names(&[]), ["lo"]);
@@ -210,7 +210,7 @@ fn an_overrun_of_the_socket_loses_no_final_state() {
 }
 
 #[test]
-fn it_goes_on_without_any_capability() {
+fn the_watch_over_interfaces_works_without_any_capability() {
     let namespace = need!(Namespace::new());
     namespace.enter(|| {
         run("ip link add va type veth peer name vb");
@@ -221,7 +221,7 @@ fn it_goes_on_without_any_capability() {
             wait.recv().unwrap();
             run("ip link del va");
         });
-        // This thread loses all; the error tells of the others of the test.
+        // This thread drops all capabilities; the error is about the other threads of the test.
         let error = privileges::drop_all().unwrap_err();
         assert!(error.to_string().contains("thread"), "{error:#}");
         let status = fs::read_to_string("/proc/thread-self/status").unwrap();

@@ -179,7 +179,7 @@ fn an_alert_is_raised_while_a_queue_is_full_and_cleared_after() {
 }
 
 #[test]
-fn another_network_namespace_is_looked_at_by_path_and_by_process() {
+fn another_network_namespace_can_be_named_by_path_and_by_process() {
     let namespace = need!(Namespace::new());
     let _listener = namespace.enter(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 83)).unwrap());
     let mut sleeper = namespace.enter(|| {
@@ -209,7 +209,7 @@ fn another_network_namespace_is_looked_at_by_path_and_by_process() {
 }
 
 #[test]
-fn a_look_at_many_open_files_is_cheap_enough_to_be_repeated() {
+fn a_scan_of_many_open_files_is_cheap_enough_to_be_repeated() {
     let namespace = need!(Namespace::new());
     let sockets = namespace.enter(|| {
         let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();

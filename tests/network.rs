@@ -156,7 +156,7 @@ fn attempts(output: &Output) -> BTreeSet<String> {
 }
 
 #[test]
-fn a_tag_is_seen_below_a_vlan_device_and_no_more_on_it() {
+fn a_tag_is_seen_below_a_vlan_device_but_not_on_it() {
     let pair = need!(Pair::new());
     for (namespace, device, host) in [(&pair.client, "vc", 1), (&pair.server, "vs", 2)] {
         let link = format!("ip link add link {device} name v5 type vlan id 5");
@@ -232,7 +232,7 @@ fn every_field_of_a_real_syn_is_right() {
 }
 
 #[test]
-fn addresses_and_ports_come_out_in_the_right_order_of_bytes() {
+fn addresses_and_ports_have_the_right_byte_order() {
     let pair = need!(Pair::new());
     let from: IpAddr = Ipv4Addr::new(1, 2, 3, 4).into();
     let frame = syn_frame(&[], from, Ipv4Addr::new(5, 6, 7, 8).into(), 0x1234);
@@ -686,7 +686,7 @@ fn several_interfaces_are_watched_at_once_and_each_line_names_its_own() {
 }
 
 #[test]
-fn without_an_interface_it_is_that_of_the_default_route_else_all_that_are_up() {
+fn without_an_interface_that_of_the_default_route_is_watched_else_all_that_are_up() {
     let pair = need!(Pair::new());
     let attached = |command: &str| {
         let tool = Tool::start_in(&pair.server, &[command]);
@@ -723,7 +723,7 @@ fn another_namespace_is_watched_with_netns() {
 }
 
 #[test]
-fn a_file_is_in_no_namespace() {
+fn a_capture_file_can_not_be_combined_with_netns() {
     let args = ["syn-count", "-r", "-", "--netns", "1"];
     let output = Tool::spawn(&mut command(args)).finish();
     assert_eq!(output.code(), 2, "{output:#?}");

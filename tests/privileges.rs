@@ -117,7 +117,7 @@ fn once_attached_no_thread_has_a_capability_or_a_way_to_one() {
 }
 
 #[test]
-fn without_the_sandbox_capabilities_are_given_up_all_the_same() {
+fn without_the_sandbox_capabilities_are_still_dropped() {
     let pair = need!(Pair::new());
     for line in WAYS {
         let mut args: Vec<_> = line.split(' ').collect();
@@ -517,10 +517,10 @@ fn commands_that_are_left(call: i64, at: usize) -> Vec<i64> {
 
 #[cfg(target_arch = "x86_64")]
 #[test]
-fn every_call_that_is_left_is_in_the_documentation() {
+fn every_allowed_system_call_is_in_the_documentation() {
     const CHILD: &str = "TCPINSPECT_TEST_CALLS";
     const ALL_RIGHT: i32 = 42;
-    let name = "privileges::every_call_that_is_left_is_in_the_documentation";
+    let name = "privileges::every_allowed_system_call_is_in_the_documentation";
     if let Some(files) = std::env::var_os(CHILD) {
         let (files, recording) = confinement(&files);
         sandbox::confine(files, recording).unwrap();
@@ -553,10 +553,10 @@ fn every_call_that_is_left_is_in_the_documentation() {
 }
 
 #[test]
-fn of_all_sockets_only_the_one_that_is_named_can_be_accepted_from() {
+fn connections_can_be_accepted_from_the_named_socket_only() {
     const CHILD: &str = "TCPINSPECT_TEST_ACCEPT";
     const ALL_RIGHT: i32 = 42;
-    let name = "privileges::of_all_sockets_only_the_one_that_is_named_can_be_accepted_from";
+    let name = "privileges::connections_can_be_accepted_from_the_named_socket_only";
     if std::env::var_os(CHILD).is_some() {
         use std::net::{TcpListener, TcpStream};
         use std::os::fd::AsRawFd;
@@ -587,7 +587,7 @@ fn of_all_sockets_only_the_one_that_is_named_can_be_accepted_from() {
 }
 
 #[test]
-fn three_capabilities_are_enough_for_nobody() {
+fn three_capabilities_are_enough_for_user_nobody() {
     let pair = need!(Pair::new());
     let binary = PublicBinary::new();
     for line in WAYS {
@@ -681,7 +681,7 @@ fn no_locked_memory_is_needed_since_linux_5_11() {
 }
 
 #[test]
-fn it_refuses_to_run_set_user_id() {
+fn a_set_user_id_program_refuses_to_run() {
     let namespace = need!(Namespace::new());
     need!(if nix::unistd::geteuid().is_root() {
         Ok(())

@@ -196,7 +196,7 @@ fn a_full_disk_leaves_a_file_that_is_whole() {
 }
 
 #[test]
-fn a_limit_of_the_shell_on_files_leaves_one_that_is_whole() {
+fn a_limit_on_the_size_of_files_leaves_a_file_that_is_whole() {
     let dir = tempfile::tempdir().unwrap();
     let [from, to] = ["from.pcap", "to.pcapng"].map(|name| dir.path().join(name));
     let syn = syn_frame(&[], CLIENT4.into(), SERVER4.into(), 80);
@@ -350,7 +350,7 @@ fn a_period_that_a_packet_ends_is_not_ended_again() {
 }
 
 #[test]
-fn a_directory_that_goes_ends_a_rotation_with_an_error() {
+fn a_removed_directory_ends_a_rotation_with_an_error() {
     let pair = need!(Pair::new());
     let dir = tempfile::tempdir().unwrap();
     let sub = dir.path().join("sub");

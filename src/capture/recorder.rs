@@ -56,8 +56,10 @@ impl Destination {
         };
         if destination.is_stdout {
             if std::io::stdout().is_terminal() {
-                return Err(Failure::usage("a capture file can't be written to a terminal")
-                    .hint("give -w a file, or pipe stdout to a program: -w - | tshark -r -"));
+                return Err(
+                    Failure::usage("a capture file can't be written to a terminal")
+                        .hint("give -w a file, or pipe stdout to a program: -w - | tshark -r -"),
+                );
             }
             let stdout = Stdout::open()?;
             destination.name = "stdout".to_owned();

@@ -11,7 +11,7 @@ use crate::common::{Namespace, need};
 use crate::connect::sockets::{connect_to, tcp};
 
 #[test]
-fn who_accepts_is_named_with_the_times_of_handshake_and_wait() {
+fn the_process_that_accepts_is_named_with_the_times_of_handshake_and_wait() {
     let namespace = need!(Namespace::new());
     let trace = Trace::start(&namespace, &["lo"]);
     let (wait, uid) = (Duration::from_millis(30), nix::unistd::getuid());
@@ -46,7 +46,7 @@ fn who_accepts_is_named_with_the_times_of_handshake_and_wait() {
 }
 
 #[test]
-fn what_is_closed_by_its_initiator_first_is_accepted_all_the_same() {
+fn a_connection_that_its_initiator_closes_before_the_accept_is_still_accepted() {
     let namespace = need!(Namespace::new());
     let trace = Trace::start(&namespace, &["lo"]);
     namespace.enter(|| {
@@ -77,7 +77,7 @@ fn a_socket_that_connects_to_itself_is_accepted_at_once() {
 }
 
 #[test]
-fn what_waits_at_the_end_is_pending() {
+fn attempts_without_an_outcome_at_the_end_are_pending() {
     let namespace = need!(Namespace::new());
     let trace = Trace::start(&namespace, &["lo"]);
     let established = Growth::of(&namespace, "TcpPassiveOpens");
@@ -132,7 +132,7 @@ fn a_socket_of_both_families_accepts_either() {
 }
 
 #[test]
-fn another_namespace_with_the_same_addresses_is_no_matter() {
+fn another_namespace_with_the_same_addresses_does_not_interfere() {
     let (seen, other) = (need!(Namespace::new()), need!(Namespace::new()));
     let trace = Trace::start(&seen, &["lo"]);
     for namespace in [&other, &seen] {

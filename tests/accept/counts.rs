@@ -170,7 +170,7 @@ fn times_of_accepted_attempts_are_counted_in_buckets() {
 }
 
 #[test]
-fn a_run_whose_reports_take_longer_than_their_interval_ends_all_the_same() {
+fn a_run_whose_reports_take_longer_than_their_interval_still_ends() {
     let namespace = need!(Namespace::new());
     let args = "accept-trace --json --by dport -I 1ms lo -d 500ms";
     let args = args.split(' ').collect::<Vec<_>>();

@@ -83,7 +83,7 @@ fn an_answer_without_a_neighbour_is_a_drop() {
 }
 
 #[test]
-fn a_refusal_that_waits_for_the_next_hop_is_one() {
+fn a_refusal_that_waits_for_neighbour_resolution_is_a_refusal() {
     let pair = need!(Pair::new());
     let trace = Trace::start(&pair.server, &["vs"]);
     // The server does not know the client's link-layer address yet.
@@ -97,7 +97,7 @@ fn a_refusal_that_waits_for_the_next_hop_is_one() {
 }
 
 #[test]
-fn where_no_route_leads_back_is_reported() {
+fn a_syn_without_a_route_back_is_reported() {
     let pair = need!(Pair::new());
     let _listener = pair.server.enter(|| listener(server(8022), 16));
     let drops = Growth::of(&pair.server, "TcpExtListenDrops");
@@ -111,7 +111,7 @@ fn where_no_route_leads_back_is_reported() {
 }
 
 #[test]
-fn a_reset_during_the_handshake_is_one() {
+fn a_reset_during_the_handshake_is_reported_as_reset() {
     let pair = need!(Pair::new());
     let _listener = pair.server.enter(|| listener(server(8009), 16));
     let embryonic = Growth::of(&pair.server, "TcpExtEmbryonicRsts");
@@ -125,7 +125,7 @@ fn a_reset_during_the_handshake_is_one() {
 }
 
 #[test]
-fn a_reset_before_it_is_accepted_is_one_though_it_is_accepted_later() {
+fn a_connection_reset_before_its_accept_is_reset_though_it_is_accepted_later() {
     let namespace = need!(Namespace::new());
     let resets = Growth::of(&namespace, "TcpEstabResets");
     let trace = Trace::start(&namespace, &["lo"]);
@@ -143,7 +143,7 @@ fn a_reset_before_it_is_accepted_is_one_though_it_is_accepted_later() {
 }
 
 #[test]
-fn what_its_listener_leaves_behind_is_aborted() {
+fn connections_in_the_queue_of_a_closed_listener_are_aborted() {
     let namespace = need!(Namespace::new());
     let established = Growth::of(&namespace, "TcpPassiveOpens");
     let trace = Trace::start(&namespace, &["lo"]);

@@ -26,7 +26,7 @@ fn what_a_firewall_drops_is_reported_at_once_and_its_repetition_is_no_other_atte
 }
 
 #[test]
-fn who_gets_through_after_the_firewall_was_opened_is_one_attempt() {
+fn an_attempt_that_gets_through_after_the_firewall_was_opened_is_one() {
     let namespace = need!(Namespace::new());
     need!(nft(
         &namespace,
@@ -51,7 +51,7 @@ fn who_gets_through_after_the_firewall_was_opened_is_one_attempt() {
 }
 
 #[test]
-fn who_is_refused_after_the_firewall_was_opened_is_one_attempt() {
+fn an_attempt_that_is_refused_after_the_firewall_was_opened_is_one() {
     let pair = need!(Pair::new());
     let drop = "tcp dport { 8025, 8026 } drop";
     need!(nft(&pair.server, "type filter hook input priority 0", drop));

@@ -122,7 +122,7 @@ fn a_queue_that_was_emptied_after_the_last_syn_was_not_full_until_the_fate_was_k
 }
 
 #[test]
-fn who_gets_through_by_a_repeated_syn_is_one_attempt() {
+fn an_attempt_that_gets_through_by_a_repeated_syn_is_one() {
     let namespace = need!(Namespace::new());
     let listener = namespace.enter(|| TcpListener::from(listener(local(8006), 0)));
     let trace = Trace::start(&namespace, &["lo"]);

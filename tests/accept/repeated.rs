@@ -35,7 +35,7 @@ fn gets_through(namespace: &Namespace) -> (OwnedFd, TcpListener) {
 }
 
 #[test]
-fn where_fates_are_counted_the_first_one_stands() {
+fn counts_by_key_keep_the_first_fate_of_an_attempt() {
     let namespace = need!(Namespace::new());
     need!(drops(&namespace));
     let args = ["accept-trace", "--json", "--by", "dport", "-I", "1h", "lo"];
@@ -83,7 +83,7 @@ fn a_right_syn_cookie_that_finds_no_room_does_not_lack_a_listener() {
 }
 
 #[test]
-fn in_a_histogram_what_gets_through_later_has_waited_and_no_time_from_its_syn() {
+fn a_dropped_attempt_that_gets_through_later_has_an_accept_wait_and_no_handshake_time() {
     for (of, matched) in [("handshake", 0), ("accept-wait", 1)] {
         // A new one for each, in which nothing waits for the port to be free again.
         let namespace = need!(Namespace::new());

@@ -199,7 +199,7 @@ fn a_further_subflow_is_accepted_by_nobody_and_has_waited_for_nobody() {
 }
 
 #[test]
-fn what_io_uring_accepts_is_accepted() {
+fn connections_accepted_by_io_uring_are_accepted() {
     let namespace = need!(Namespace::new());
     need!(Ring::new().map_err(|errno| format!("the kernel has no io_uring ({errno})")));
     let trace = Trace::start(&namespace, &["lo"]);
@@ -219,7 +219,7 @@ fn what_io_uring_accepts_is_accepted() {
 }
 
 #[test]
-fn what_had_arrived_before_the_run_has_its_fate_too() {
+fn attempts_that_arrived_before_the_run_have_a_fate_too() {
     let pair = need!(Pair::new());
     with_neighbour(&pair);
     let server = |port| SocketAddr::from((SERVER4, port));
@@ -266,7 +266,7 @@ fn what_had_arrived_before_the_run_has_its_fate_too() {
 }
 
 #[test]
-fn what_waits_at_a_listener_of_one_interface_is_accepted_when_it_is() {
+fn a_connection_to_a_listener_bound_to_an_interface_waits_until_it_is_accepted() {
     let namespace = need!(Namespace::new());
     let trace = Trace::start(&namespace, &["lo"]);
     namespace.enter(|| {
@@ -303,7 +303,7 @@ fn a_deferred_accept_waits_for_data() {
 }
 
 #[test]
-fn a_listener_that_is_closed_with_a_full_queue_leaves_both_kinds_behind() {
+fn a_listener_closed_with_a_full_queue_leaves_aborted_and_dropped_attempts() {
     let namespace = need!(Namespace::new());
     let established = Growth::of(&namespace, "TcpPassiveOpens");
     let overflows = Growth::of(&namespace, "TcpExtListenOverflows");
@@ -329,7 +329,7 @@ fn a_listener_that_is_closed_with_a_full_queue_leaves_both_kinds_behind() {
 }
 
 #[test]
-fn a_backlog_of_nothing_has_room_for_one() {
+fn a_backlog_of_0_has_room_for_one() {
     let namespace = need!(Namespace::new());
     namespace.sysctl("ipv4/tcp_syn_retries", "1");
     let established = Growth::of(&namespace, "TcpPassiveOpens");

@@ -64,7 +64,7 @@ fn clients_that_do_not_read_their_answers_cost_little() {
 }
 
 #[test]
-fn clients_that_take_all_places_keep_nobody_out() {
+fn clients_that_use_all_connections_keep_nobody_out() {
     let namespace = need!(Namespace::new());
     let exporter = start(&namespace);
     let deaf = (0..64).map(|_| {
@@ -193,7 +193,7 @@ fn several_requests_in_one_packet_are_answered_in_order() {
 }
 
 #[test]
-fn what_is_no_request_is_refused_and_the_connection_closed() {
+fn an_invalid_request_is_refused_and_the_connection_closed() {
     let namespace = need!(Namespace::new());
     let exporter = start(&namespace);
     let long = format!("GET /metrics HTTP/1.1\r\na: {}\r\n\r\n", "b".repeat(9000));

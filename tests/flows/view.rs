@@ -143,7 +143,7 @@ fn the_view_shows_flows_and_gives_the_terminal_back_however_it_ends() {
 }
 
 #[test]
-fn the_keys_of_the_view_do_what_it_says() {
+fn the_keys_of_the_view_do_what_its_help_says() {
     let namespace = need!(Namespace::new());
     let (mut user, program) = terminal();
     resize(&program, 160, 20);

@@ -65,7 +65,7 @@ fn a_program_that_another_process_detaches_ends_the_run_within_a_second() {
 }
 
 #[test]
-fn what_watches_the_interface_for_tracing_commands_is_missed_within_a_second() {
+fn a_detached_interface_program_of_a_tracing_command_ends_the_run_within_a_second() {
     need!(has_tcx());
     let pair = need!(Pair::new());
     for args in [
@@ -108,7 +108,7 @@ fn loss_trace_of_all_interfaces_goes_on_without_one() {
 }
 
 #[test]
-fn a_program_that_another_takes_the_place_of_ends_the_run_within_a_second() {
+fn a_program_that_another_process_replaces_ends_the_run_within_a_second() {
     let pair = need!(Pair::new());
     for args in WAYS.into_iter().filter(|args| !is_tc(args)) {
         let mut args = args.to_vec();
@@ -138,7 +138,7 @@ fn a_program_that_was_detached_just_before_the_end_is_reported_too() {
 }
 
 #[test]
-fn nobody_can_detach_what_traces_connects() {
+fn links_of_tracing_programs_can_not_be_detached() {
     let pair = need!(Pair::new());
     let tool = Tool::start_in(&pair.server, &["connect-trace", "--json"]);
     let links = links_of(tool.pid());

@@ -63,7 +63,7 @@ fn killed_at_any_moment_it_leaves_nothing() {
 }
 
 #[test]
-fn what_a_killed_run_leaves_before_linux_6_6_goes_with_the_next_start() {
+fn the_next_start_removes_what_a_killed_run_leaves_before_linux_6_6() {
     let pair = need!(Pair::new());
     let before = pair.state();
     // In a guest that takes long: what is a link there was killed by other tests.

@@ -120,7 +120,7 @@ fn while_one_interface_is_left_the_run_goes_on() {
 }
 
 #[test]
-fn a_renamed_stopped_restarted_or_resized_interface_is_counted_on() {
+fn a_renamed_stopped_restarted_or_resized_interface_is_still_counted() {
     for args in WAYS {
         let pair = need!(Pair::new());
         let mut args = args.to_vec();
@@ -147,7 +147,7 @@ fn a_renamed_stopped_restarted_or_resized_interface_is_counted_on() {
 }
 
 #[test]
-fn an_interface_that_moves_to_another_namespace_is_counted_on_until_it_is_deleted_there() {
+fn an_interface_that_moves_to_another_namespace_is_still_counted_until_it_is_deleted_there() {
     for args in WAYS {
         let pair = need!(Pair::new());
         let elsewhere = Namespace::new().unwrap();

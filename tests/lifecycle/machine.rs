@@ -100,7 +100,7 @@ impl Drop for SecondCpu {
 }
 
 #[test]
-fn what_a_cpu_sees_that_comes_later_is_shown_or_counted() {
+fn events_of_a_cpu_that_comes_online_later_are_shown_or_counted() {
     need!(may_change_machine());
     let pair = need!(Pair::new());
     for (args, lines_each) in COMMANDS {

@@ -317,7 +317,7 @@ fn a_source_that_no_route_leads_to_is_reported_by_whoever_drops_it() {
 }
 
 #[test]
-fn each_syn_that_a_full_accept_queue_turns_away_is_reported_once() {
+fn each_syn_dropped_at_a_full_accept_queue_is_reported_once() {
     let namespace = need!(Namespace::new());
     let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 94));
     let _listener = namespace.enter(|| listener(addr, 1));
@@ -347,7 +347,7 @@ fn each_syn_that_a_full_accept_queue_turns_away_is_reported_once() {
 }
 
 #[test]
-fn the_syns_of_a_burst_are_reported_as_those_that_come_alone() {
+fn syns_of_a_burst_are_reported_like_single_ones() {
     // Before, no frames can be received in bursts.
     if release() < (5, 18) {
         return;
@@ -397,7 +397,7 @@ fn a_syn_with_the_data_of_fast_open_is_no_drop() {
 }
 
 #[test]
-fn a_syn_that_a_full_syn_queue_turns_away_is_reported_once() {
+fn a_syn_dropped_at_a_full_syn_queue_is_reported_once() {
     let pair = need!(Pair::new());
     // An answer that can't leave ends a half-open connection, which also counts as a drop.
     with_neighbour(&pair);
@@ -467,7 +467,7 @@ fn a_right_syn_cookie_that_finds_the_queue_full_does_not_lack_a_socket() {
 }
 
 #[test]
-fn a_reset_of_a_half_open_connection_is_one_and_no_drop() {
+fn a_reset_of_a_half_open_connection_is_a_reset_and_not_a_drop() {
     let pair = need!(Pair::new());
     let _listener = pair.server.enter(|| listener(server(97), 16));
     let resets = Growth::of(&pair.server, "TcpExtEmbryonicRsts");
@@ -491,7 +491,7 @@ fn a_reset_of_a_half_open_connection_is_one_and_no_drop() {
 }
 
 #[test]
-fn what_is_wrong_with_a_segment_is_reported() {
+fn invalid_segments_are_reported_with_their_reason() {
     need!(are_all_drops_reported());
     let pair = need!(Pair::new());
     let _listener = pair.server.enter(|| listener(server(97), 16));
@@ -507,7 +507,7 @@ fn what_is_wrong_with_a_segment_is_reported() {
 }
 
 #[test]
-fn a_ttl_below_the_least_one_is_reported() {
+fn a_ttl_below_the_minimum_is_reported() {
     let pair = need!(Pair::new());
     let socket = pair.server.enter(|| listener(server(98), 16));
     let least: libc::c_int = 255;
@@ -562,7 +562,7 @@ fn a_segment_outside_of_the_window_is_reported() {
 }
 
 #[test]
-fn what_is_no_tcp_behind_an_extension_header_is_no_segment() {
+fn another_protocol_behind_an_extension_header_is_no_segment() {
     let pair = need!(Pair::new());
     let tool = start(&pair.server, &["-6"]);
     // The report of who listens to a group (MLDv2): ICMPv6 behind hop-by-hop options.

@@ -129,7 +129,7 @@ fn resets_are_as_many_as_the_kernel_counts() {
 }
 
 #[test]
-fn what_netfilter_drops_is_reported_and_what_is_sent_again_is_what_nstat_counts() {
+fn drops_by_netfilter_are_reported_and_retransmissions_match_nstat() {
     let pair = need!(Pair::new());
     need!(nft(&pair.server, "tcp dport 81 drop"));
     let drops = start(
@@ -201,7 +201,7 @@ fn data_that_is_sent_again_counts_by_segment() {
 }
 
 #[test]
-fn what_is_sent_again_on_a_lossy_way_is_what_nstat_counts() {
+fn retransmissions_on_a_lossy_link_are_those_that_nstat_counts() {
     let pair = need!(Pair::new());
     // The number is another one when the segment is sent again.
     need!(nft(&pair.server, "tcp dport 83 ip id and 3 == 0 drop"));
@@ -393,7 +393,7 @@ fn what_a_half_open_connection_does_not_need_is_no_drop() {
 }
 
 #[test]
-fn what_max_rate_holds_back_is_counted_and_a_reason_that_is_not_asked_for_is_not() {
+fn events_over_max_rate_are_counted_but_not_those_with_other_reasons() {
     let pair = need!(Pair::new());
     let args = ["-p", "9", "--only", "drop"];
     let limited = start(&pair.server, &[&args[..], &["--max-rate", "2"]].concat());

@@ -13,7 +13,7 @@ use crate::common::frames::{RawSocket, syn_frame};
 use crate::common::{CLIENT4, PATIENCE, Pair, SERVER4, Tool, command, is_guest, need, quick};
 
 #[test]
-fn every_signal_that_asks_for_an_end_gets_a_good_one() {
+fn every_terminating_signal_ends_the_run_normally() {
     let pair = need!(Pair::new());
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         for args in [
@@ -127,7 +127,7 @@ fn the_interval_after_a_pause_is_long_enough_for_a_rate() {
 }
 
 #[test]
-fn a_count_ends_the_run_after_exactly_so_many_lines() {
+fn a_count_ends_the_run_after_exactly_that_many_lines() {
     let pair = need!(Pair::new());
     let args = ["port-monitor", "vs", "--json", "-c", "7"];
     let tool = Tool::start_in(&pair.server, &args);

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use crate::common::{Namespace, Pair, SERVER4, SERVER6, Tool, command, need};
 
 #[test]
-fn text_is_a_header_and_columns_and_says_all_else_on_stderr() {
+fn text_is_a_header_and_columns_and_all_else_is_on_stderr() {
     let pair = need!(Pair::new());
     for (args, columns) in [
         (
@@ -100,7 +100,7 @@ fn lines_of_every_command_fit_and_have_a_word_for_each_column() {
 }
 
 #[test]
-fn a_quiet_run_says_nothing_but_its_lines() {
+fn a_quiet_run_prints_nothing_but_its_lines() {
     let namespace = need!(Namespace::new());
     for quiet in ["-q", "-qq"] {
         let mut command = command(["syn-count", "lo", "-I", "50ms", "-c", "2", quiet]);

@@ -27,7 +27,7 @@ fn into_pipe(pair: &Pair, mut command: Command) -> (Tool, PipeReader) {
 }
 
 #[test]
-fn a_reader_that_goes_ends_the_run_in_silence() {
+fn a_closed_pipe_ends_the_run_silently() {
     let pair = need!(Pair::new());
     for args in [
         &["syn-count", "vs", "-I", "0.05"][..],
@@ -54,7 +54,7 @@ fn a_reader_that_goes_ends_the_run_in_silence() {
 }
 
 #[test]
-fn an_output_that_takes_nothing_is_an_error() {
+fn a_stdout_that_can_not_be_written_is_an_error() {
     let pair = need!(Pair::new());
     for args in [
         &["syn-count", "vs", "-I", "0.05", "--json"][..],
@@ -77,7 +77,7 @@ fn an_output_that_takes_nothing_is_an_error() {
 }
 
 #[test]
-fn a_reader_that_stops_can_not_hold_up_the_end_and_nothing_is_lost_in_silence() {
+fn a_reader_that_stops_neither_delays_the_end_nor_loses_events_silently() {
     let pair = need!(Pair::new());
     let binary = PublicBinary::new();
     for (format, user) in [("text", "root"), ("json", "root"), ("json", "nobody")] {

@@ -38,7 +38,7 @@ fn terminal() -> Result<(PtyMaster, File), String> {
 }
 
 #[test]
-fn a_terminal_gets_lines_and_its_end_is_that_of_the_run() {
+fn a_terminal_gets_lines_and_its_hangup_ends_the_run() {
     let pair = need!(Pair::new());
     for (args, header) in [
         (&["syn-count", "vs", "-I", "0.05"][..], "TIME "),
@@ -240,7 +240,7 @@ fn a_hostile_interface_name_reaches_no_terminal() {
 }
 
 #[test]
-fn nothing_that_others_have_named_or_sent_steers_a_terminal() {
+fn no_name_or_payload_of_others_controls_a_terminal() {
     // Sets the title of a terminal, rings its bell, and writes to the left.
     const NAME: &str = "\x1b]0;p\x07\u{202e}";
     const PEER: &str = "peer";

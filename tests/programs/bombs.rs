@@ -171,7 +171,7 @@ fn a_count_ends_the_reading_of_any_file() {
 }
 
 #[test]
-fn before_the_first_byte_is_read_a_replay_can_do_nothing_else() {
+fn a_replay_enters_the_sandbox_before_it_reads_the_first_byte() {
     for command_name in ["syn-count", "port-monitor", "flows"] {
         let (reader, writer) = std::io::pipe().unwrap();
         let mut command = command([command_name, "-r", "-", "--json"]);

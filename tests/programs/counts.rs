@@ -423,8 +423,8 @@ fn passing(times: &[u64], limit: usize) -> Vec<u64> {
 }
 
 #[test]
-fn no_more_events_a_second_pass_than_were_asked_for() {
-    let seed = seed("no_more_events_a_second_pass_than_were_asked_for");
+fn max_rate_limits_the_events_of_each_second() {
+    let seed = seed("max_rate_limits_the_events_of_each_second");
     let mut random = Random::new(seed);
     let start = 1_700_000_000 * SECOND;
     let mut forwards = vec![start];

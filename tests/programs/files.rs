@@ -215,7 +215,7 @@ fn a_broken_file_is_reported_with_its_place_after_what_was_read_before() {
 }
 
 #[test]
-fn what_is_no_capture_is_refused_as_a_wrong_command_line() {
+fn a_file_that_is_no_capture_is_a_usage_error() {
     let directory = tempfile::tempdir().unwrap();
     check_refused(directory.path(), "is a directory");
     check_refused(&directory.path().join("none"), "No such file");
@@ -282,7 +282,7 @@ fn a_frame_of_the_greatest_length_is_read_and_a_longer_one_refused() {
 }
 
 #[test]
-fn filters_that_make_no_sense_are_refused_before_anything_is_read() {
+fn invalid_filters_are_refused_before_anything_is_read() {
     for options in [
         &["--payload", "0:000102030405060708090a0b0c0d0e0f10"][..],
         &["--payload", "0:\"seventeen letters\""],

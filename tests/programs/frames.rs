@@ -177,7 +177,7 @@ fn interfaces_of_one_file_differ_in_link_type_and_clock() {
 }
 
 #[test]
-fn a_frame_without_a_time_is_as_late_as_the_one_before() {
+fn a_frame_without_a_time_has_the_time_of_the_one_before() {
     let frame = on_link(
         Link::Ethernet,
         &[],
@@ -199,7 +199,7 @@ fn a_frame_without_a_time_is_as_late_as_the_one_before() {
 }
 
 #[test]
-fn as_much_of_the_payload_is_shown_as_was_asked_for_and_is_there() {
+fn the_payload_is_shown_up_to_the_requested_length() {
     let lengths = [0, 1, 15, 16, 17, 255, 256, 257, 1990, 2000, 5000, 60_000];
     let mut frames: Vec<Vec<u8>> = Vec::new();
     for length in lengths {
@@ -253,7 +253,7 @@ fn as_much_of_the_payload_is_shown_as_was_asked_for_and_is_there() {
 }
 
 #[test]
-fn a_run_ends_after_as_many_lines_as_were_asked_for() {
+fn a_replay_ends_after_count_lines() {
     let frame = on_link(
         Link::Ethernet,
         &[],
@@ -287,7 +287,7 @@ fn a_run_ends_after_as_many_lines_as_were_asked_for() {
 }
 
 #[test]
-fn tc_and_xdp_say_the_same_in_text() {
+fn tc_and_xdp_print_the_same_text() {
     let frames = crafted::frames(Link::Ethernet);
     let file = CaptureFile::of(Link::Ethernet, &frames);
     let xdp = file.replay(&["syn-count"], &[]);

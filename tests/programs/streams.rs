@@ -93,7 +93,7 @@ fn lines_of_a_pipe_come_while_it_is_still_written_and_a_signal_ends_the_wait() {
 }
 
 #[test]
-fn the_end_of_the_time_and_of_the_reader_end_the_wait_for_a_pipe() {
+fn a_duration_and_a_closed_stdout_end_the_wait_for_a_pipe() {
     let directory = tempfile::tempdir().unwrap();
     for program in PROGRAMS {
         let (mut fifo, tool) = Fifo::new(directory.path(), program, &["-d", "0.3"]);
@@ -414,7 +414,7 @@ fn on_a_terminal_a_long_replay_shows_how_far_it_is() {
 }
 
 #[test]
-fn a_file_of_blocks_that_say_nothing_takes_no_memory() {
+fn a_file_of_unknown_blocks_takes_no_memory() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("blocks");
     let out = BufWriter::new(File::create(&path).unwrap());

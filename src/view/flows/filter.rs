@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_still_being_typed_hides_nothing() {
+    fn an_incomplete_filter_hides_nothing() {
         for typed in [
             "rtt>",
             "nginx dport=",

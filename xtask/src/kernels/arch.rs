@@ -87,7 +87,7 @@ impl Arch {
         match self {
             Self::Amd64 => &[],
             Self::Arm64 => &[
-                "accept::accepted::who_accepts_is_named",
+                "accept::accepted::the_process_that_accepts",
                 "accept::failures::a_port_without_a_listener",
                 "accept::queues::a_full_accept_queue_is_named",
                 "check::what_check_says",
