@@ -1,5 +1,5 @@
-//! Each rule of the oracle, once at least, on frames made for it. A wrong oracle would make right
-//! tests of the product worthless, or worse, the product wrong.
+//! Tests each rule of the oracle at least once, on frames made for it. If the oracle were wrong,
+//! the tests of the product would be worthless, or make the product wrong.
 
 use crate::oracle::frames::{
     ACK, Extension, Ipv4, Ipv6, SYN, Segment, Tag, checksum, ethernet, ethernet_ip, linux_options,

@@ -1,4 +1,4 @@
-//! `-w`: what is in capture files, whoever reads them and however the run ends.
+//! `-w`: the content of capture files, read by several programs, after all kinds of ends of a run.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
@@ -236,7 +236,7 @@ fn files_are_rotated_by_size_and_each_is_whole() {
     let mut sum = 0;
     for name in &names {
         sum += frames(name).len() as u64;
-        // A packet that comes while there is room may go beyond.
+        // The last packet may exceed the limit.
         assert!(fs::metadata(name).unwrap().len() < 100_000);
         assert!(
             is_guest() || output_of(&["capinfos"], name).contains("Number of stat entries = 1")
@@ -398,7 +398,7 @@ fn a_reader_of_a_fifo_gets_packets_at_once_and_may_go() {
         bytes.extend(&chunk[..len]);
     }
     drop(reader);
-    // It has noticed without another packet.
+    // It noticed this without another packet.
     let output = tool.finish();
     assert_eq!(output.code(), 0, "{output:#?}");
     assert!(output.stderr.last().unwrap().contains("(closed_pipe)"));
@@ -462,7 +462,7 @@ fn wireshark_lists_the_interfaces_and_captures_from_one() {
     let folders = String::from_utf8(folders.unwrap().stdout).unwrap();
     let mut folders = folders.lines();
     let extcaps = folders.find_map(|line| line.strip_prefix("Extcap path:"));
-    // For root, Wireshark takes no other directory than this.
+    // Run by root, Wireshark accepts no other directory.
     const MOUNTED: &str = "mount --bind \"$1\" \"$2\" && shift 2 && exec tshark \"$@\"";
     let tshark = |args: &[&str]| {
         let mut command = Command::new("unshare");
@@ -534,7 +534,8 @@ fn a_packet_has_the_process_of_its_socket_whether_or_not_bound_to_its_interface(
     let pair = need!(Pair::new());
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("named.pcapng");
-    // Nobody has the address: such packets are not for the listener of any address.
+    // No host has this address: packets to it do not belong to the listener, though that is bound
+    // to the wildcard address.
     pair.client
         .run(&format!("ip route add 198.51.100.9 via {SERVER4}"));
     for is_bound in [false, true] {

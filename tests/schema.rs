@@ -1,4 +1,4 @@
-//! Holds three things together: what the tool writes with `--json`, `docs/output.schema.json`, and
+//! Compares three things: the output of the tool with `--json`, `docs/output.schema.json`, and
 //! the tables of `docs/output.md`.
 
 use std::collections::BTreeSet;

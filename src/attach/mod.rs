@@ -1,4 +1,4 @@
-//! Attaching programs to interfaces. What is returned detaches when it is dropped.
+//! Attaches programs to interfaces, until the value that is returned is dropped.
 
 pub mod beside;
 pub mod clsact;
@@ -95,9 +95,9 @@ impl Hook {
 
 /// Finds out whether a program is still attached, without keeping it attached.
 pub enum HookState {
-    /// A link, which goes along when its interface moves to another network namespace.
+    /// A link, which moves to another network namespace together with its interface.
     Link(LinkState),
-    /// A filter, which is lost then.
+    /// A filter, which is lost when its interface moves.
     Filter(FilterState),
 }
 
@@ -141,7 +141,7 @@ impl Attached {
     /// Attaches the programs for an interface to both directions of TC, ingress last.
     ///
     /// # Errors
-    /// As [`tc::attach`], or none is for such an interface.
+    /// As [`tc::attach`], or there is no pair for such an interface.
     pub fn tc_pair(&mut self, pairs: &[Pair], interface: &Interface) -> Result<(), Failure> {
         let is_for = |pair: &&Pair| pair.is_raw_ip == interface.is_raw_ip();
         let pair = pairs.iter().find(is_for);
@@ -186,7 +186,7 @@ impl Attached {
         Ok(())
     }
 
-    /// XDP may change settings of an interface, which is never hidden.
+    /// Notes the settings of the interface that XDP has changed.
     fn note_changes(&mut self, interface: &Interface, mode: XdpMode, before: Result<Snapshot>) {
         let (name, end) = match mode {
             XdpMode::Native => ("native", "it is restored at the end"),
@@ -224,7 +224,7 @@ impl Attached {
         });
     }
 
-    /// Takes what the user should know of what was done so far.
+    /// Takes the notes for the user that were made so far.
     pub fn take_notes(&mut self) -> Vec<Note> {
         std::mem::take(&mut self.notes)
     }
@@ -240,10 +240,10 @@ impl Attached {
         hooks.any(|hook| matches!(&hook.link, HookLink::Tc(link) if link.needs_privileges()))
     }
 
-    /// Detaches all, and waits until no CPU runs any of them. Returns what the user should know.
+    /// Detaches all, and waits until no CPU runs any of them. Returns notes for the user.
     pub fn detach(&mut self) -> Vec<Note> {
         let mut notes = Vec::new();
-        // As they came, backwards: what was attached last may rely on what was before it.
+        // In reverse order, because a program may rely on those that were attached before it.
         for hook in std::mem::take(&mut self.hooks).into_iter().rev() {
             if let HookLink::Tc(link) = hook.link {
                 notes.extend(link.detach().into_iter().map(Note::Notice));
@@ -254,7 +254,7 @@ impl Attached {
     }
 }
 
-/// Where programs are attached, for people.
+/// The hooks, as the `attached:` line shows them.
 impl fmt::Display for Attached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, hook) in self.hooks.iter().enumerate() {

@@ -12,8 +12,7 @@ use nix::sys::utsname::uname;
 use super::numbers::*;
 use crate::domain::Direction;
 
-/// Bytes of a frame that are written if `--snaplen` does not say, and at most: those that tcpdump
-/// writes.
+/// The default and the maximum of `--snaplen`, in bytes of a frame, as for tcpdump.
 pub const MAX_SNAPLEN: u32 = super::MAX_FRAME;
 
 /// The longest value of an option.
@@ -58,8 +57,8 @@ pub struct Written<'f, 'a> {
     pub comment: Option<&'a str>,
 }
 
-/// Parts of frames that are written from where they are, between the bytes of a buffer: to copy a
-/// large one costs more than one more piece of a write does.
+/// Large parts of frames. They are not copied into the buffer but written from where they are,
+/// between its bytes: a copy costs more than one more piece of a write.
 #[derive(Debug, Default)]
 pub struct InPlace<'f> {
     /// Each with the length that the buffer had before it.
@@ -71,7 +70,7 @@ pub struct InPlace<'f> {
 const LARGE_PART: usize = 4096;
 
 impl<'f> InPlace<'f> {
-    /// How many bytes they are.
+    /// The number of their bytes.
     pub fn len(&self) -> usize {
         self.len
     }

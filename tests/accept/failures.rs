@@ -89,7 +89,7 @@ fn a_refusal_that_waits_for_neighbour_resolution_is_a_refusal() {
     // The server does not know the client's link-layer address yet.
     send(&pair, &segment(&pair, CLIENT4, 2, (4000, 8030), 77, 0));
     let line = trace.fate(8030);
-    // Before Linux 5.17 nothing says that nobody listens.
+    // Before Linux 5.17 nothing shows that nobody listens.
     if line["reason_from"] == "kernel" {
         assert_fate(&line, "refused", Some("no_listener"), Some("kernel"));
     }
@@ -189,7 +189,7 @@ fn a_syn_that_meets_an_earlier_connection_in_time_wait_is_a_drop() {
         (&"dropped".into(), &ends.port().into()),
         "{line}"
     );
-    // Before, the kernel does not show which socket refuses a segment.
+    // Older kernels do not show which socket refuses a segment.
     if release() >= (6, 11) {
         assert_fate(line, "dropped", Some("time_wait"), Some("inferred"));
     }
@@ -211,7 +211,7 @@ fn a_syn_by_broadcast_or_multicast_is_a_drop() {
     let fates = trace.stop();
     for line in fates.at(8028) {
         assert_eq!(line["fate"], "dropped", "{line}");
-        // Before, there are no reasons, and so none that is not specified.
+        // In older kernels the reason may be missing.
         if line["reason_from"] != "unknown" || release() >= (6, 1) {
             assert_fate(line, "dropped", Some("not_unicast"), Some("inferred"));
         }

@@ -22,12 +22,12 @@ use serde_json::Value;
 use crate::common::bpf::has_fentry;
 use crate::common::{Namespace, Output, Tool, command, is_guest};
 
-/// All backends, the one that says most first.
+/// All backends, the most informative first.
 const BACKENDS: [&str; 3] = ["fentry", "kprobe", "tracepoint"];
 
-/// The backends to test, and says so for each. Debian's kernels, which guests run, have all of
-/// them but for fentry on some processors, so that one which is broken can't be taken for one which
-/// is missing.
+/// The backends to test. A line is printed for each. In guests, which run Debian's kernels, all
+/// must work, except fentry on some processors: a broken backend must not be taken for a missing
+/// one.
 fn usable_backends(place: &str) -> &'static [&'static str] {
     static USABLE: OnceLock<Vec<&str>> = OnceLock::new();
     let usable = USABLE.get_or_init(|| {
@@ -50,7 +50,7 @@ fn usable_backends(place: &str) -> &'static [&'static str] {
     usable
 }
 
-/// Says that a test used a backend, past the capture of the test harness.
+/// Reports that a test used a backend, past the capture of the test harness.
 fn say_backend(backend: &str, place: &str) {
     let test = place.trim_end_matches("::here");
     let test = test.split_once("::").map_or(test, |(_, name)| name);
@@ -66,7 +66,7 @@ macro_rules! backends {
 }
 pub(crate) use backends;
 
-/// A running connect-trace, of which one namespace is of interest.
+/// A running connect-trace, and the namespace whose events are checked.
 struct Trace {
     tool: Tool,
     backend: &'static str,
@@ -74,13 +74,14 @@ struct Trace {
 }
 
 impl Trace {
-    /// Starts it for this namespace alone: what other tests connect takes no room in its buffer.
+    /// Starts it for this namespace alone, so that connects of other tests take no room in its
+    /// buffer.
     fn start(namespace: &Namespace, backend: &'static str, options: &[&str]) -> Self {
         let path = namespace.path();
         Self::everywhere(namespace, backend, &[&["--netns", &path], options].concat())
     }
 
-    /// Starts it where the test is: connects are seen wherever they are.
+    /// Starts it for all namespaces; only the events of this one are checked.
     fn everywhere(namespace: &Namespace, backend: &'static str, options: &[&str]) -> Self {
         let mut args = vec!["connect-trace", "--json", "--backend", backend];
         args.extend(options);
@@ -110,7 +111,7 @@ impl Trace {
         })
     }
 
-    /// Ends it, checks the account, and returns the events of the namespace.
+    /// Ends it, checks the figures of the summary, and returns the events of the namespace.
     fn stop(self) -> Events {
         let netns = self.netns;
         let output = self.tool.stop();
@@ -174,7 +175,7 @@ impl Events {
         (events[0], events[1])
     }
 
-    /// Nothing may be lost where so little happens.
+    /// Checks that no event was lost.
     fn assert_whole(&self) {
         assert_eq!(self.summary["lost"], 0, "{}", self.summary);
     }

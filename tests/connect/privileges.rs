@@ -38,7 +38,7 @@ fn paranoid() -> Result<i32, String> {
     Ok(level)
 }
 
-/// Makes connections of each outcome, and checks what is said of them.
+/// Makes connections of each outcome, and checks their events.
 fn assert_traces(tool: Tool, namespace: &Namespace, has_calls: bool) {
     namespace.enter(|| {
         let listeners = [listen("127.0.0.1", 4601), listen("::1", 4601)];

@@ -1,4 +1,4 @@
-//! The little of io_uring(7) that connects and accepts need, by its system calls.
+//! The part of io_uring(7) that connects and accepts need, by its system calls.
 
 use std::net::SocketAddrV4;
 use std::num::NonZeroUsize;
@@ -116,7 +116,8 @@ impl Ring {
             )
         };
         assert_eq!(ret, 1, "{}", Errno::last());
-        // A completion is user data of 8 bytes, the result and flags; there are two places.
+        // A completion is user data of 8 bytes, the result and flags; the completion ring has two
+        // entries.
         let head = self.word(self.params[CQ_HEAD]);
         let at = self.params[CQ_CQES] + (head.load(Ordering::Acquire) % 2) * 16 + 8;
         let result = self.word(at).load(Ordering::Acquire).cast_signed();

@@ -111,7 +111,7 @@ impl Exporter {
     }
 }
 
-/// Reads one answer: its head, and a body of the length that the head tells.
+/// Reads one answer: its head, and a body of the length that the head gives.
 fn read_answer(stream: &mut TcpStream) -> (String, String) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -179,7 +179,7 @@ fn every_figure_is_exact() {
     ]);
     let samples = exporter.samples();
     let value = |name: &str| samples[name];
-    // Those of the clients of the exporter come on top.
+    // Connections of the exporter's clients are counted too.
     let closed = "tcpinspect_connections_closed_total{direction=\"in\",closed_by=\"remote\"}";
     assert!(value(closed) >= 5.0);
     assert!(value("tcpinspect_rtt_seconds_count") >= value(closed));
@@ -215,7 +215,7 @@ fn drops_at_a_full_queue_are_attempts_and_drops_of_the_listener() {
     let exporter = Exporter::start(&pair.server, &["vs", "--collect", "listeners,accept"]);
     let queue = "tcpinspect_accept_queue_length{addr=\"10.77.0.2\",port=\"80\"}";
     let connect = || TcpStream::connect(addr).unwrap();
-    // Only then the others come: of those that come together, the SYNs find room in the queue.
+    // The others come only after these: SYNs that come together all find room in the queue.
     let _waiting = pair.client.enter(|| [connect(), connect()]);
     wait_for("the queue is full", || {
         (exporter.samples()[queue] == 2.0).then_some(())
@@ -232,7 +232,8 @@ fn drops_at_a_full_queue_are_attempts_and_drops_of_the_listener() {
         let samples = exporter.samples();
         let drops = "tcpinspect_listener_drops_total{addr=\"10.77.0.2\",port=\"80\"}";
         let mut now = [drops, dropped, queue].map(|name| samples[name]);
-        // The backlog of a CPU, which a flood of another test may fill, is before the queue.
+        // A flood of another test may fill the backlog of a CPU, which packets pass before the
+        // queue.
         let earlier = samples.get(&dropped.replace("accept_queue_full", "cpu_backlog"));
         let earlier = earlier.copied().unwrap_or_default();
         now[1] += earlier;
@@ -268,7 +269,7 @@ fn the_number_of_time_series_is_limited_and_what_is_cut_is_reported() {
     let other = "tcpinspect_accept_queue_max{addr=\"other\",port=\"other\"}";
     assert!(before.iter().any(|name| name == other));
     assert_eq!(exporter.samples()["tcpinspect_listeners_cut"], 6.0);
-    // Those that are shown stay so while they exist.
+    // Listeners with metrics of their own keep them while they exist.
     listeners.extend(namespace.enter(|| (20..=29).map(bind).collect::<Vec<_>>()));
     thread::sleep(Duration::from_millis(300));
     assert_eq!(ports(), before);

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::*;
 
-/// A pseudo-terminal of 100 columns and 20 lines: the end of its user, and that of the program.
+/// A pseudo-terminal of 100 columns and 20 lines: the user's end, and that of the program.
 fn terminal() -> (fs::File, fs::File) {
     // Not openpty(), whose descriptors a process of another test would inherit.
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
@@ -153,7 +153,7 @@ fn the_keys_of_the_view_do_what_its_help_says() {
     let addr = listener.local_addr().unwrap();
     let stream = namespace.enter(|| TcpStream::connect(addr).unwrap());
     let own = stream.local_addr().unwrap();
-    // Each is followed by Ctrl-L, after which all is drawn again, on a slow machine slowly.
+    // Each is followed by Ctrl-L, which draws everything again; this is slow on a slow machine.
     const REDRAW: Duration = Duration::from_millis(500);
     for (keys, shows) in [
         ("", own.to_string().as_str()),

@@ -1,4 +1,4 @@
-//! However it ends, nothing is left.
+//! However a run ends, it leaves nothing behind.
 
 use std::os::unix::process::ExitStatusExt;
 use std::thread;
@@ -32,7 +32,7 @@ fn killed_at_any_moment_it_leaves_nothing() {
         with_objects += usize::from(!objects.is_empty());
         let signal = match round % 6 {
             0 => Signal::SIGTERM,
-            // As a panic in a callback ends.
+            // A panic in a callback ends the process like this.
             1 => Signal::SIGABRT,
             _ => Signal::SIGKILL,
         };
@@ -66,7 +66,7 @@ fn killed_at_any_moment_it_leaves_nothing() {
 fn the_next_start_removes_what_a_killed_run_leaves_before_linux_6_6() {
     let pair = need!(Pair::new());
     let before = pair.state();
-    // In a guest that takes long: what is a link there was killed by other tests.
+    // This takes long in a guest. There other tests have killed the commands that use links.
     let mut killed = WAYS.to_vec();
     killed.retain(|args| !is_guest() || is_tc(args));
     for killed in killed {
@@ -132,7 +132,7 @@ fn what_native_xdp_changes_on_the_other_end_is_reported() {
         let args = [["syn-count", "va"], quiet].concat();
         let output = Tool::start_in(&namespace, &args).stop();
         assert_eq!(output.code(), 0, "{output:#?}");
-        // Attached, and the summary.
+        // The `attached:` line and the summary.
         assert_eq!(output.stderr.len(), 2, "{output:#?}");
     }
 }

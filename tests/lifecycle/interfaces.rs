@@ -48,7 +48,7 @@ fn a_deleted_interface_ends_the_run_within_two_seconds() {
         args.push("--json");
         let tool = Tool::start_in(&pair.server, &args);
         let deleted = Instant::now();
-        // By itself, or with the other end.
+        // Directly, or by deleting the other end.
         if round % 2 == 0 {
             pair.server.run("ip link del vs");
         } else {
@@ -80,7 +80,7 @@ fn a_new_interface_with_the_same_name_is_another_one() {
         let output = tool.finish();
         assert_eq!(output.code(), 1, "{output:#?}");
         assert_eq!(output.summary()["exit_reason"], "interface_gone");
-        // Nothing was done to it.
+        // Nothing was attached to the new one.
         let link = pair.server.run("ip -d link show dev vs");
         assert!(!link.contains("xdp"), "{args:?}: {link}");
         let programs = pair.server.enter(|| tcx_programs("vs"));
@@ -185,7 +185,7 @@ struct Named(String);
 
 impl Named {
     fn new() -> Result<Self, String> {
-        // Made by a namespace of its own first, for the reason why it can't be.
+        // If no namespace can be made, this says why.
         Namespace::new()?;
         let name = format!("tcpinspect-test-{}", std::process::id());
         try_run(&format!("ip netns add {name}"))?;

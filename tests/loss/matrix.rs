@@ -1,4 +1,4 @@
-//! One scenario after another: what is dropped is reported once, with the right reason.
+//! Scenarios in which segments are dropped: each drop is reported once, with the right reason.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
@@ -50,8 +50,8 @@ impl Drops {
     }
 }
 
-/// Asserts on the reason, which may be one of several: it depends on the kernel. Without one from
-/// the kernel, it may also be unknown.
+/// Asserts that the reason is one of these; which one depends on the kernel. If the kernel gives
+/// none, it may also be unknown.
 fn assert_reason(drop: &Value, reasons: &[&str]) {
     match drop["reason"].as_str() {
         Some(reason) => assert!(reasons.contains(&reason), "{reasons:?}: {drop}"),
@@ -59,7 +59,7 @@ fn assert_reason(drop: &Value, reasons: &[&str]) {
     }
 }
 
-/// TCP has freed most of what it drops without a word.
+/// Older kernels do not report most of the segments that TCP drops.
 fn are_all_drops_reported() -> Result<(), String> {
     match release() {
         (..=4, _) | (5, ..18) => Err("TCP does not report each drop before Linux 5.18".to_owned()),
@@ -293,7 +293,7 @@ fn a_source_that_no_route_leads_to_is_reported_by_whoever_drops_it() {
     let stranger = Ipv4Addr::new(198, 51, 100, 7);
     let pair = need!(Pair::new());
     let _listener = pair.server.enter(|| listener(server(93), 16));
-    // The listener, if the way back is not checked before.
+    // The listener drops it, if no reverse path filter has done so before.
     let drops = Drops::start(&pair, 93);
     let counted = Growth::of(&pair.server, "TcpExtListenDrops");
     send(&pair, &syn(&pair, stranger, 93));
@@ -348,7 +348,7 @@ fn each_syn_dropped_at_a_full_accept_queue_is_reported_once() {
 
 #[test]
 fn syns_of_a_burst_are_reported_like_single_ones() {
-    // Before, no frames can be received in bursts.
+    // Older kernels can't receive frames in bursts.
     if release() < (5, 18) {
         return;
     }
@@ -370,7 +370,7 @@ fn syns_of_a_burst_are_reported_like_single_ones() {
             .iter()
             .all(|drop| drop["reason"] == "accept_queue_full")
     );
-    // Ports whose low bytes are alike take each other's place: one of seventy.
+    // A SYN whose port has the same low byte can overwrite the note of one before: one in seventy.
     assert!(drops.len() > 480, "{} of 512", drops.len());
 }
 
@@ -445,7 +445,7 @@ fn a_final_ack_that_finds_the_queue_full_is_reported_where_it_came_in() {
 
 #[test]
 fn a_right_syn_cookie_that_finds_the_queue_full_does_not_lack_a_socket() {
-    // Before, the kernel gives no reason for this.
+    // Older kernels give no reason for this.
     if release() < (6, 18) {
         return;
     }
@@ -479,7 +479,7 @@ fn a_reset_of_a_half_open_connection_is_a_reset_and_not_a_drop() {
     let line = tool.json("of the reset", is_it);
     let output = tool.stop();
     let [resets, drops] = ["reset", "drop"].map(|event| output.events(event).len());
-    // Before, the kernel does not show whose segment it drops.
+    // Older kernels do not show the socket of a segment that is dropped.
     if release() < (6, 11) {
         assert_eq!((resets, drops), (0, 1), "{output:#?}");
         return;
@@ -500,7 +500,7 @@ fn invalid_segments_are_reported_with_their_reason() {
     let drops = Drops::start(&pair, 97);
     send(&pair, &damaged);
     assert_reason(&drops.only(), &["tcp_csum"]);
-    // Flags that go together in no segment.
+    // A combination of flags that no segment may have.
     let drops = Drops::start(&pair, 97);
     send(&pair, &segment(&pair, CLIENT4, SYN | 1, (4001, 97), 77, 0));
     assert_reason(&drops.only(), &["tcp_flags"]);
@@ -538,7 +538,7 @@ fn a_segment_outside_of_the_window_is_reported() {
     let (accepted, _) = listener.accept().unwrap();
     let port = client.local_addr().unwrap().port();
     let drops = Drops::start(&pair, 99);
-    // A number that is right by chance would be one in thousands.
+    // The chance that this number is right is one in thousands.
     send(&pair, &segment(&pair, CLIENT4, ACK, (port, 99), 1, 1));
     let drop = drops.only();
     let reasons = [
@@ -553,7 +553,7 @@ fn a_segment_outside_of_the_window_is_reported() {
         "tcp_ack_unsent_data",
     ];
     assert_reason(&drop, &reasons);
-    // Since Linux 6.11 the kernel tells the socket.
+    // Since Linux 6.11 the kernel shows the socket.
     if !drop["state"].is_null() {
         assert_eq!(drop["state"], "established", "{drop}");
         assert_eq!(drop["pid"], std::process::id(), "{drop}");
@@ -565,7 +565,7 @@ fn a_segment_outside_of_the_window_is_reported() {
 fn another_protocol_behind_an_extension_header_is_no_segment() {
     let pair = need!(Pair::new());
     let tool = start(&pair.server, &["-6"]);
-    // The report of who listens to a group (MLDv2): ICMPv6 behind hop-by-hop options.
+    // A multicast listener report (MLDv2): ICMPv6 behind hop-by-hop options.
     let mut frame = vec![0x33, 0x33, 0, 0, 0, 0x16, 2, 0, 0, 0, 0, 1, 0x86, 0xdd];
     frame.extend([0x60, 0, 0, 0, 0, 36, 0, 1]);
     let from: IpAddr = "fe80::1".parse().unwrap();

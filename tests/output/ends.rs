@@ -115,7 +115,7 @@ fn the_interval_after_a_pause_is_long_enough_for_a_rate() {
         let output = tool.finish();
         let lengths = output.json().into_iter();
         let lengths = lengths.filter_map(|line| line["interval_s"].as_f64());
-        // The first look of listeners has no interval before it.
+        // The first report of listeners has no interval before it.
         let lengths = lengths.skip(usize::from(command.starts_with("listeners")));
         let lengths = lengths.collect::<Vec<_>>();
         assert!(lengths.iter().any(|it| *it > 1.2), "{command}: {lengths:?}");

@@ -63,7 +63,8 @@ fn pcapng_with_captured(length: u32) -> Vec<u8> {
     pcapng(|file| file.block(6, &body).unwrap())
 }
 
-/// Something broken: what, the file, SYNs before the broken place, and the complaint.
+/// A broken file: a description, its bytes, the SYNs before the broken place, and the expected
+/// error.
 type Broken = (&'static str, Vec<u8>, u64, &'static str);
 
 fn broken_pcap() -> Vec<Broken> {

@@ -1,4 +1,4 @@
-//! Runs a capture file through the tool, and says what the oracle expects of it.
+//! Runs capture files through the tool, and compares the results with those of the oracle.
 
 #![allow(
     dead_code,
@@ -21,8 +21,8 @@ use crate::oracle::capture::Record;
 use crate::oracle::pcap_write::{Order, PcapNg};
 use crate::oracle::{Link, Tcp, Verdict, judge, pcap_write};
 
-/// The commands that replay, as they are compared: one for each of the programs. Only with a mode
-/// each frame is the packet that the kernel hands to the program.
+/// The commands that replay files, one for each program. Only with `--mode` is each frame the
+/// packet that the kernel passes to the program.
 pub const COUNT: &[&str] = &["syn-count", "--json"];
 pub const COUNT_XDP: &[&str] = &["syn-count", "--json", "--mode", "generic"];
 pub const COUNT_TC: &[&str] = &["syn-count", "--json", "--mode", "tc"];
@@ -34,13 +34,13 @@ pub const PROGRAMS: [&[&str]; 4] = [COUNT, COUNT_XDP, COUNT_TC, MONITOR];
 /// The longest frame that the tool takes from a file.
 pub const LONGEST_FRAME: usize = 262_144;
 
-/// A number of things to do: fewer in a guest.
+/// A number of repetitions, smaller in a guest.
 pub fn times(here: usize, in_guest: usize) -> usize {
     if is_guest() { in_guest } else { here }
 }
 
-/// The seed of everything random in a test. It differs from run to run unless the environment says
-/// which, and is told so that a failure can be repeated.
+/// The seed of all random data of a test. It differs from run to run unless TCPINSPECT_SEED sets
+/// it, and is printed so that a failure can be repeated.
 pub fn seed(test: &str) -> u64 {
     let seed = match std::env::var("TCPINSPECT_SEED") {
         Ok(seed) => seed.parse().expect("TCPINSPECT_SEED is a number"),
@@ -53,8 +53,8 @@ pub fn seed(test: &str) -> u64 {
     seed
 }
 
-/// Does something for each item, some at a time: the tool spends more time waiting for the kernel
-/// to set up and clear away than working.
+/// Does something for each item, several at a time, because the tool mostly waits for the kernel to
+/// load and free its programs and maps.
 pub fn for_each<T: Sync>(items: &[T], work: impl Fn(&T) + Sync) {
     let next = AtomicUsize::new(0);
     let take = || items.get(next.fetch_add(1, Ordering::Relaxed));
@@ -131,9 +131,8 @@ pub fn verdicts(found: impl IntoIterator<Item = Verdict>) -> Value {
     Value::Object(counts.into_iter().collect())
 }
 
-/// The `packet` event that must come of a frame at this time, which has to be within what 64 bits
-/// of nanoseconds hold: what a file says beyond that (a capture from the year 4139, say) is shown
-/// as the end of that range.
+/// The `packet` event that is expected for a frame at this time. A time beyond what 64 bits of
+/// nanoseconds hold (in a capture from the year 4139, say) is shown as the end of that range.
 pub fn event(tcp: &Tcp, ts_ns: i128) -> Value {
     let ts_ns = ts_ns.clamp(i64::MIN.into(), i64::MAX.into());
     const FLAGS: [&str; 8] = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
@@ -210,7 +209,7 @@ pub fn rfc3339(ts_ns: i128) -> String {
 /// Runs frames through all programs, which must agree with the oracle on the verdict of each, on
 /// each SYN, and on each field of each event.
 pub fn check_frames(what: &str, frames: &[(Link, Vec<u8>)]) {
-    // In a guest some of them, from all over.
+    // In a guest every n-th of them.
     let step = frames.len().div_ceil(times(usize::MAX, 1500));
     let frames: Vec<_> = frames.iter().step_by(step).cloned().collect();
     let frames = frames.as_slice();
@@ -227,8 +226,9 @@ pub fn check_frames(what: &str, frames: &[(Link, Vec<u8>)]) {
         .collect();
     check_records(what, &file.path, &records, frames.len(), Ending::EndOfFile);
 
-    // Only counts are told of verdicts, and two errors could make up for each other: so once more
-    // with the frames of each verdict alone. Other kernels run the same instructions.
+    // The tool prints only how many frames have which verdict, and two errors could cancel each
+    // other out. So the frames of each verdict are run once more alone. Guests need not do this,
+    // because their kernels run the same instructions.
     if is_guest() {
         return;
     }
@@ -253,7 +253,7 @@ pub fn check_frames(what: &str, frames: &[(Link, Vec<u8>)]) {
     }
 }
 
-/// A frame that the program does not find to be what the oracle says, by halving.
+/// Finds, by bisection, a frame on whose verdict program and oracle disagree.
 fn find_culprit<'a>(
     program: &[&str],
     verdict: Verdict,
@@ -272,7 +272,7 @@ fn find_culprit<'a>(
 #[derive(Clone, Copy)]
 pub enum Ending<'a> {
     EndOfFile,
-    /// With this status, and a complaint that has this in it.
+    /// With this exit status, and an error that contains this text.
     Error(i32, &'a str),
 }
 
@@ -337,7 +337,7 @@ pub fn check_records(
         }
     }
 
-    // Both kinds of buffer carry the same: for small files one of them will do.
+    // Both kinds of buffer deliver the same events: for small files one of them is enough.
     let buffers = [MONITOR, MONITOR_PERF];
     let buffers = if apart > 0 {
         &buffers[..]
