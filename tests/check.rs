@@ -58,9 +58,14 @@ fn check_shows_the_memory_of_each_possible_cpu() {
     let possible = run("cat /sys/devices/system/cpu/possible");
     let last = possible.trim().rsplit(['-', ',']).next().unwrap();
     let count = last.parse::<usize>().unwrap() + 1;
-    let told = cpus["detail"].as_str().unwrap();
-    assert!(told.starts_with(&format!("{count} possible, ")), "{told}");
-    let (_, memory) = told.split_once("; memory for each possible one: ").unwrap();
+    let detail = cpus["detail"].as_str().unwrap();
+    assert!(
+        detail.starts_with(&format!("{count} possible, ")),
+        "{detail}"
+    );
+    let (_, memory) = detail
+        .split_once("; memory for each possible one: ")
+        .unwrap();
     let parts = memory.split(", ").map(|part| {
         let words: Vec<_> = part.split(' ').collect();
         let [name, kib, "KiB"] = words[..] else {

@@ -121,13 +121,13 @@ fn an_unknown_name_is_a_usage_error_that_lists_what_there_is() {
                     assert!(message.contains(expected), "{message}");
                     assert!(message.contains(name), "{message}");
                     let hint = hint.unwrap();
-                    let told = hint
+                    let listed = hint
                         .strip_prefix("the interfaces are ")
                         .unwrap()
                         .split(", ");
-                    let mut told = told.map(str::to_owned).collect::<Vec<_>>();
-                    told.sort_unstable();
-                    assert_eq!(told, there);
+                    let mut listed = listed.map(str::to_owned).collect::<Vec<_>>();
+                    listed.sort_unstable();
+                    assert_eq!(listed, there);
                 }
                 other => panic!("{name}: {other:?}"),
             }

@@ -92,7 +92,7 @@ fn a_full_queue_its_process_and_its_drops_are_as_ss_and_nstat_say() {
     );
     assert_eq!(shown["netns"], pair.server.inode());
     if shown["pid"].is_null() {
-        // The kernel can't tell the sockets of files, which the notice says.
+        // This kernel has no helper that finds the socket of a file, as the notice says.
         assert!(full["comm"].is_null());
     } else {
         assert_eq!(shown["pid"], std::process::id());

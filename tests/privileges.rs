@@ -223,8 +223,8 @@ fn a_replay_and_a_view_are_in_the_sandbox_too() {
 const F_SETSIG: i32 = 10;
 const F_SETOWN_EX: i32 = 15;
 
-/// Tries what must not be possible and what must be, in a process that confines itself for that,
-/// and tells what was otherwise.
+/// Tries what must not be possible and what must be, in a process that enters the sandbox for that.
+/// Returns what was otherwise.
 fn try_confined(files: Files, recording: Recording<'_>) -> Vec<&'static str> {
     let mut open = File::open("/proc/self/status").unwrap();
     let mut own = tempfile::tempfile().unwrap();

@@ -1,4 +1,4 @@
-//! Reads arbitrary text as a filter expression: it must not crash, and what is refused must be told.
+//! Reads arbitrary text as a filter expression: it must not crash, and must give a reason for what it refuses.
 
 #![no_main]
 

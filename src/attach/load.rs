@@ -22,7 +22,7 @@ const SLOTS_PER_CPU: usize = 8;
 /// Sends libbpf's log and the verifier's to stderr, or nowhere.
 pub fn set_log(verbose: bool) {
     let print = |_: PrintLevel, line: String| {
-        // There is nobody to tell that stderr is closed.
+        // If stderr is closed, the message is lost.
         let _ = std::io::stderr().write_all(line.as_bytes());
     };
     set_print(verbose.then_some((PrintLevel::Debug, print as fn(PrintLevel, String))));

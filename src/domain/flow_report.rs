@@ -269,15 +269,15 @@ mod tests {
     #[test]
     fn an_attempt_that_was_reported_before_its_end_counts_once() {
         let mut report = FlowReport::default();
-        let mut told = flow(1, 0, EndState::END_INACTIVE, 0);
-        told.raw.ends[0].state = EndState::END_SYN_SENT.0 as u8;
-        told.raw.syn_retransmits = 2;
-        told.raw.reason = FlowEndReason::FLOW_UNANSWERED.0 as u8;
-        report.add(&told);
+        let mut reported = flow(1, 0, EndState::END_INACTIVE, 0);
+        reported.raw.ends[0].state = EndState::END_SYN_SENT.0 as u8;
+        reported.raw.syn_retransmits = 2;
+        reported.raw.reason = FlowEndReason::FLOW_UNANSWERED.0 as u8;
+        report.add(&reported);
         assert_eq!(report.connections(), 0);
-        told.raw.syn_retransmits = 5;
-        told.raw.reason = FlowEndReason::FLOW_IDLE.0 as u8;
-        report.add(&told);
+        reported.raw.syn_retransmits = 5;
+        reported.raw.reason = FlowEndReason::FLOW_IDLE.0 as u8;
+        report.add(&reported);
         assert_eq!((report.connections(), report.syn_retransmits), (1, 5));
         assert_eq!((report.failed(), report.failing()[0].1.failed), (1, 1));
     }

@@ -101,8 +101,8 @@ fn push_hex_escapes(out: &mut Vec<u8>, bytes: &[u8]) {
 ///
 /// The ranges are those of Default_Ignorable_Code_Point (DerivedCoreProperties.txt of Unicode 17),
 /// which has those of Bidi_Control, and after them the two separators and the three characters of
-/// interlinear annotations. unicode-width, which is among the dependencies, does not tell them from
-/// combining marks.
+/// interlinear annotations. unicode-width, which is among the dependencies, does not distinguish
+/// them from combining marks.
 fn is_invisible(c: char) -> bool {
     matches!(
         c,

@@ -112,8 +112,8 @@ fn a_flood_does_not_keep_an_unanswered_attempt_from_its_fate() {
             line.contains("\"dport\":8203")
         });
         assert!(line.contains("\"fate\":\"unanswered\""), "{line}");
-        let told_meanwhile = flooding.swap(false, Ordering::Relaxed);
-        assert!(told_meanwhile, "{line}");
+        let was_flooding = flooding.swap(false, Ordering::Relaxed);
+        assert!(was_flooding, "{line}");
     });
     assert_eq!(tool.stop().code(), 0);
 }

@@ -157,11 +157,14 @@ fn mptcp_is_reported_if_both_ends_have_it() {
     trace.wait_for_fates(3);
     let fates = trace.stop();
     assert_eq!(fates.count("accepted"), 3);
-    let told = |port| {
+    let reported = |port| {
         let lines = fates.at(port).into_iter();
         lines.map(|line| line["mptcp"] == true).collect::<Vec<_>>()
     };
-    assert_eq!((told(8504), told(8505)), (vec![true, false], vec![false]));
+    assert_eq!(
+        (reported(8504), reported(8505)),
+        (vec![true, false], vec![false])
+    );
 }
 
 #[test]

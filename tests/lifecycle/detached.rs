@@ -32,10 +32,13 @@ fn assert_reported(output: &Output, args: &[&str]) {
     assert_eq!(output.code(), 1, "{args:?}: {output:#?}");
     let summary = output.summary();
     assert_eq!(summary["exit_reason"], "detached", "{args:?}");
-    let told = |line: &String| {
+    let is_reported = |line: &String| {
         line.starts_with("tcpinspect: ") && line.contains(" on vs was detached: another process")
     };
-    assert!(output.stderr.iter().any(told), "{args:?}: {output:#?}");
+    assert!(
+        output.stderr.iter().any(is_reported),
+        "{args:?}: {output:#?}"
+    );
 }
 
 #[test]

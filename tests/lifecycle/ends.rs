@@ -78,9 +78,13 @@ fn the_next_start_removes_what_a_killed_run_leaves_before_linux_6_6() {
             let left = is_tc(killed) && has_tcx().is_err();
             let output = Tool::start_in(&pair.server, next).stop();
             assert_eq!(output.code(), 0, "{output:#?}");
-            let told = |line: &String| line.contains("had left when it was killed");
+            let is_reported = |line: &String| line.contains("had left when it was killed");
             let mut lines = output.stderr.iter();
-            assert_eq!(lines.any(told), left, "{killed:?}, {next:?}: {output:#?}");
+            assert_eq!(
+                lines.any(is_reported),
+                left,
+                "{killed:?}, {next:?}: {output:#?}"
+            );
             wait_within("all is gone", quick(Duration::from_secs(1)), || {
                 (!objects.iter().any(|object| object.exists())).then_some(())
             });
@@ -114,11 +118,11 @@ fn what_native_xdp_changes_on_the_other_end_is_reported() {
     let before = features();
     let tool = Tool::start_in(&namespace, &["syn-count", "va", "--mode", "native"]);
     let during = features();
-    let told = |output: &Output| {
+    let is_reported = |output: &Output| {
         let mut lines = output.stderr.iter();
         lines.any(|line| line.starts_with("notice: native XDP changed vb: "))
     };
-    assert_eq!(told(&tool.stop()), during != before);
+    assert_eq!(is_reported(&tool.stop()), during != before);
     assert_eq!(features(), before);
 
     let elsewhere = Namespace::new().unwrap();

@@ -129,16 +129,16 @@ fn a_renamed_stopped_restarted_or_resized_interface_is_still_counted() {
             args.extend(["-I", "0.05"]);
         }
         let tool = Tool::start_in(&pair.server, &args);
-        let told = |text: &str| {
+        let expect_notice = |text: &str| {
             tool.error(text, |line| line == format!("notice: interface {text}"));
         };
         pair.server.run("ip link set vs down");
-        told("vs is down");
+        expect_notice("vs is down");
         pair.server.run("ip link set vs name renamed");
-        told("vs was renamed to renamed");
+        expect_notice("vs was renamed to renamed");
         pair.server.run("ip link set renamed mtu 1400");
         pair.server.run("ip link set renamed up");
-        told("renamed is up");
+        expect_notice("renamed is up");
         pair.refused_connects((SERVER4, 80).into(), 5);
         let output = tool.stop();
         assert_eq!(output.code(), 0, "{output:#?}");

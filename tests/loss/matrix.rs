@@ -138,9 +138,9 @@ fn what_a_router_drops_is_reported_once() {
     let drops = Drops::start(&pair, 91);
     connect("64");
     let drop = drops.only();
-    let told = (&drop["reason"], &drop["hook"], &drop["direction"]);
+    let reported = (&drop["reason"], &drop["hook"], &drop["direction"]);
     let expected = ("netfilter_drop".into(), "forward".into(), "ingress".into());
-    assert_eq!(told, (&expected.0, &expected.1, &expected.2), "{drop}");
+    assert_eq!(reported, (&expected.0, &expected.1, &expected.2), "{drop}");
 }
 
 #[test]
@@ -340,8 +340,8 @@ fn each_syn_dropped_at_a_full_accept_queue_is_reported_once() {
     assert_eq!(drops.len() as u64, overflows.now(), "{drops:#?}");
     for drop in &drops {
         let inferred = ("accept_queue_full".into(), "inferred".into(), "lo".into());
-        let told = (&drop["reason"], &drop["reason_from"], &drop["iface"]);
-        assert_eq!(told, (&inferred.0, &inferred.1, &inferred.2), "{drop}");
+        let reported = (&drop["reason"], &drop["reason_from"], &drop["iface"]);
+        assert_eq!(reported, (&inferred.0, &inferred.1, &inferred.2), "{drop}");
         assert_eq!(drop["pid"], std::process::id(), "{drop}");
     }
 }

@@ -61,7 +61,7 @@ fn a_syn_to_a_closed_port_is_dropped_and_reset_for_the_same_reason() {
     let tool = start(&pair.server, &["-p", "9", "--src", &CLIENT4.to_string()]);
     pair.refused_connects(SocketAddr::from((SERVER4, 9)), 3);
     tool.events(3);
-    let is_told = has_reasons(&tool, "drops");
+    let has_reason = has_reasons(&tool, "drops");
     let output = tool.stop();
     let drops = output.events("drop");
     assert_eq!(drops.len(), 3, "{output:#?}");
@@ -75,7 +75,7 @@ fn a_syn_to_a_closed_port_is_dropped_and_reset_for_the_same_reason() {
             (&"syn".into(), &0.into())
         );
         assert_eq!(drop["netns"], pair.server.inode());
-        if is_told {
+        if has_reason {
             assert_eq!(
                 (&drop["reason"], &drop["reason_from"]),
                 (&"no_socket".into(), &"kernel".into())
@@ -89,7 +89,7 @@ fn a_syn_to_a_closed_port_is_dropped_and_reset_for_the_same_reason() {
 fn resets_are_as_many_as_the_kernel_counts() {
     let pair = need!(Pair::new());
     let sent = start(&pair.server, &["--only", "reset"]);
-    let is_told = has_reasons(&sent, "resets");
+    let has_reason = has_reasons(&sent, "resets");
     let received = start(&pair.client, &["--only", "reset"]);
     let before = counter(&pair.server, "TcpOutRsts");
     pair.refused_connects(SocketAddr::from((SERVER4, 9)), 2);
@@ -122,7 +122,7 @@ fn resets_are_as_many_as_the_kernel_counts() {
     let resets = sent.events("reset");
     let mut refusals = resets.iter().filter(|line| line["sport"] == 9);
     assert!(refusals.all(|line| line["iface"] == "vs"), "{resets:#?}");
-    if is_told {
+    if has_reason {
         let reasons = resets.iter().map(|line| line["reason"].as_str());
         assert_eq!(reasons.collect::<Vec<_>>()[..2], [Some("no_socket"); 2]);
     }
@@ -243,9 +243,13 @@ fn a_syn_ack_that_is_sent_again_is_counted_as_one() {
     let output = tool.stop();
     let lines = output.events("retransmit");
     assert_eq!((lines.len() as u64, again.now()), (1, 1), "{output:#?}");
-    let told = (&lines[0]["kind"], &lines[0]["sport"], &lines[0]["state"]);
+    let reported = (&lines[0]["kind"], &lines[0]["sport"], &lines[0]["state"]);
     let expected = ("syn_ack".into(), 84.into(), "syn_recv".into());
-    assert_eq!(told, (&expected.0, &expected.1, &expected.2), "{output:#?}");
+    assert_eq!(
+        reported,
+        (&expected.0, &expected.1, &expected.2),
+        "{output:#?}"
+    );
 }
 
 #[test]
@@ -425,7 +429,7 @@ fn what_is_counted_by_key_adds_up_to_the_total() {
     let keys = ["reason", "place", "saddr", "dport", "comm"];
     let start_by = |by| start(&pair.server, &[&filter[..], &["--by", by]].concat());
     let tools = keys.map(start_by);
-    let is_told = has_reasons(&tools[0], "drops");
+    let has_reason = has_reasons(&tools[0], "drops");
     pair.refused_connects(SocketAddr::from((SERVER4, 9)), 7);
     for (by, tool) in keys.into_iter().zip(tools) {
         let output = tool.stop();
@@ -440,7 +444,7 @@ fn what_is_counted_by_key_adds_up_to_the_total() {
         let of_keys = counted.map(|count| first_of(count, "drop"));
         let of_keys = of_keys.collect::<Vec<_>>();
         let expected = match by {
-            "reason" if is_told => "no_socket".into(),
+            "reason" if has_reason => "no_socket".into(),
             "place" => "tcp_v4_rcv".into(),
             "saddr" => client.as_str().into(),
             "dport" => 9.into(),

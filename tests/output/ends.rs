@@ -168,9 +168,7 @@ fn a_signal_ends_a_busy_run_at_once() {
             let mut command = command(["port-monitor", "vs", "--json"]);
             command.args(args).stdout(Stdio::null());
             let tool = Tool::spawn_in(&pair.server, &mut command);
-            tool.error("that tells of attaching", |line| {
-                line.starts_with("attached:")
-            });
+            tool.error("about attaching", |line| line.starts_with("attached:"));
             thread::sleep(Duration::from_millis(50));
             let asked = Instant::now();
             tool.signal(Signal::SIGTERM);

@@ -41,8 +41,11 @@ fn events_that_find_no_room_are_counted_exactly() {
         assert!((10..500).contains(&emitted), "{buffer}: {summary}");
         assert_eq!(output.events("packet").len() as u64, emitted);
         let mut notices = output.stderr.iter();
-        let told = format!("warning: {} events were lost", summary["lost"]);
-        assert!(notices.any(|line| line.starts_with(&told)), "{output:#?}");
+        let warning = format!("warning: {} events were lost", summary["lost"]);
+        assert!(
+            notices.any(|line| line.starts_with(&warning)),
+            "{output:#?}"
+        );
     }
 }
 

@@ -64,9 +64,7 @@ fn a_stdout_that_can_not_be_written_is_an_error() {
     ] {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let tool = Tool::spawn_in(&pair.server, command(args).stdout(full));
-        tool.error("that tells of attaching", |line| {
-            line.starts_with("attached:")
-        });
+        tool.error("about attaching", |line| line.starts_with("attached:"));
         pair.refused_connects((SERVER4, 80).into(), 2);
         let output = tool.finish();
         assert_eq!(output.code(), 1, "{output:#?}");

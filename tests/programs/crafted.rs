@@ -6,7 +6,7 @@ use crate::oracle::frames::{
 };
 use crate::oracle::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Link};
 
-/// Packets of both versions, of every kind that the rules tell apart. All are short.
+/// Packets of both versions, of every kind that the rules distinguish. All are short.
 pub fn packets() -> Vec<Vec<u8>> {
     let mut packets = Vec::new();
     for segment in segments() {

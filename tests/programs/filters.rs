@@ -492,7 +492,7 @@ fn a_payload_pattern_is_found_wherever_it_is_and_nowhere_else() {
         };
         frames.push(on_link(Link::Ethernet, &[], &ip.tcp(&segment)));
     }
-    // A length of 0 says nothing: a packet larger than a length field can tell.
+    // A length of 0 stands for a packet larger than the length field can hold (BIG TCP).
     let segment = Segment {
         payload: pattern(0, 65_551),
         ..Segment::default()

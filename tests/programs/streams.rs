@@ -380,10 +380,10 @@ fn on_a_terminal_a_long_replay_shows_how_far_it_is() {
         (&["syn-count", "--mode", "generic", "-I", "100000"], true),
     ] {
         let text = on_terminal(&file, words, stdout_too);
-        let told = progress(&text);
-        assert!(!told.is_empty(), "{text:?}");
-        assert!(told.is_sorted(), "{told:?}");
-        for (frames, percent) in told {
+        let steps = progress(&text);
+        assert!(!steps.is_empty(), "{text:?}");
+        assert!(steps.is_sorted(), "{steps:?}");
+        for (frames, percent) in steps {
             // The reader is at most a buffer of 64 KiB, some 900 frames, ahead of the programs.
             let behind = percent.abs_diff(frames * 100 / count);
             assert!(behind <= 1 + 100_000 / count, "{frames}: {percent} %");

@@ -100,8 +100,8 @@ fn a_time_zone_can_be_named() {
             // The time of an interval is that of its end.
             let (day_and_hour, _) = expected.split_once(':').unwrap();
             assert!(times(&output)[0].starts_with(day_and_hour), "{output:#?}");
-            let told = output.stderr.iter().any(|line| line.contains("notice"));
-            assert!(!told, "{output:#?}");
+            let has_notice = output.stderr.iter().any(|line| line.contains("notice"));
+            assert!(!has_notice, "{output:#?}");
         }
     }
 }

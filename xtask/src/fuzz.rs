@@ -1,7 +1,7 @@
 //! Runs the fuzz targets for a while, on a stable toolchain.
 //!
 //! cargo-fuzz does the same and more, but has to be built first, and asks for a nightly toolchain
-//! unless it is told to do without sanitizers. All that libFuzzer itself needs are counters, which
+//! unless sanitizers are turned off. All that libFuzzer itself needs are counters, which
 //! LLVM adds to the code of any toolchain.
 
 use std::fs::{self, File};
