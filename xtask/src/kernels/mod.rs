@@ -198,11 +198,6 @@ const ALLOWED_SKIPS: &[AllowedSkip] = &[
         series: "5.10",
         reason: "has no locks for programs that read sockets",
     },
-    // bpf_sock_from_file came with 5.11.
-    AllowedSkip {
-        series: "5.10",
-        reason: "can't tell the sockets of files",
-    },
     // What bcc's tools see is compared on the kernel of the Debian that they come with.
     AllowedSkip {
         series: "5.10",
