@@ -132,7 +132,7 @@ fn a_quiet_check_says_only_what_it_found() {
         let mut command = command(["check", quiet]);
         let output = Tool::spawn(command.args(rest)).finish();
         assert!(output.stdout.len() > 5, "{output:#?}");
-        // What can't run here is an error, which is said all the same.
+        // Commands that can't run are errors, which are still reported.
         if output.code() == 0 {
             assert_eq!(output.stderr, [""; 0], "{output:#?}");
         }

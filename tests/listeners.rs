@@ -82,7 +82,7 @@ fn a_full_queue_its_process_and_its_drops_are_as_ss_and_nstat_say() {
         (&shown["queue_len"], &shown["queue_max"]),
         (&2.into(), &1.into())
     );
-    // SYNs are sent again meanwhile, so that the figure grows from one look to the next.
+    // SYNs are sent again meanwhile, so that the figure grows from one report to the next.
     let before = counter(&pair.server, "TcpExtListenDrops");
     let drops = once(&pair.server, &[])[0]["drops_total"].as_u64().unwrap();
     let after = counter(&pair.server, "TcpExtListenDrops");

@@ -29,7 +29,7 @@ struct {
 /* The chunk that is being sent. */
 struct name_event {
 	struct name_chunk chunk;
-	__u8 bytes[NAME_BYTES]; /* only as many as there are, are sent */
+	__u8 bytes[NAME_BYTES]; /* only those in use are sent */
 };
 
 struct {

@@ -9,7 +9,8 @@
 
 struct sweep sweep SEC(".bss.sweep");
 
-/* A record for the sweep, which runs once at a time, and which a packet can interrupt. */
+/* The record that the sweep reports. Only one sweep runs at a time, but packets can interrupt it.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);

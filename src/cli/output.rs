@@ -126,7 +126,7 @@ pub struct RunArgs {
 /// The sandbox after attaching.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub struct SandboxArgs {
-    /// Set no seccomp filter after attaching; capabilities are dropped all the same
+    /// Set no seccomp filter after attaching; capabilities are still dropped
     #[arg(long, help_heading = "Sandbox")]
     pub no_sandbox: bool,
 }

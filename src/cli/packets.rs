@@ -279,7 +279,7 @@ pub struct RecordingArgs {
     /// g. The names of the others end in 1, 2, and so on
     #[arg(short = 'C', value_name = "SIZE", requires = "write", value_parser = values::file_size)]
     file_size: Option<u64>,
-    /// Begin a new file every so many seconds. Its name may have a time as in strftime(3), such as
+    /// Begin a new file every SECONDS seconds. Its name may have a time as in strftime(3), such as
     /// %Y%m%d-%H%M%S; without one the file is overwritten
     #[arg(
         short = 'G',

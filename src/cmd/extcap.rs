@@ -156,7 +156,7 @@ impl Asked {
         let fifo = self
             .fifo
             .ok_or_else(|| Failure::usage("--capture needs --fifo"))?;
-        // Wireshark takes what is said on stderr for an error.
+        // Wireshark treats output on stderr as an error.
         let mut args = ["tcpinspect", "port-monitor", "-q", "-i", interface, "-w"]
             .map(OsString::from)
             .to_vec();

@@ -48,17 +48,17 @@ pub fn run(args: &ListenersArgs) -> Result<Exit, Failure> {
     let holders = Holders::new(&mut storage, Which::Listening, session.notices)
         .inspect_err(|error| without_holders(session.notices, error))
         .ok();
-    let mut look = Look {
+    let mut listeners = Listeners {
         args,
         diag,
         holders,
         history: ListenerHistory::default(),
         containers: Containers::new(),
         interfaces: interface_names()?,
-        looked: Instant::now(),
+        taken_at: Instant::now(),
     };
-    privileges::drop_all_but(holders::needs(look.holders.as_mut())?)?;
-    let hooks = match look.holders {
+    privileges::drop_all_but(holders::needs(listeners.holders.as_mut())?)?;
+    let hooks = match listeners.holders {
         Some(_) => WITH_PROCESSES,
         None => SOCKETS_ALONE,
     };
@@ -68,13 +68,13 @@ pub fn run(args: &ListenersArgs) -> Result<Exit, Failure> {
     let lines = if shows_view(args) {
         session.stop.start();
         session.attached(&attached);
-        show_view(&mut session, &mut look, files)?;
+        show_view(&mut session, &mut listeners, files)?;
         0
     } else {
         session.text_header(|out, clock| writer.header(out, clock));
         session.start(files);
         session.attached(&attached);
-        write_lines(&mut session, &mut look, &writer)?
+        write_lines(&mut session, &mut listeners, &writer)?
     };
     let summary = session.summary(NAME, lines, 0, 0);
     session.finish(&summary)
@@ -108,16 +108,20 @@ fn shows_view(args: &ListenersArgs) -> bool {
 }
 
 /// Lists the sockets and writes their lines until the run is over. Returns the number of lines.
-fn write_lines(session: &mut Session, look: &mut Look<'_>, writer: &ListenerWriter) -> Result<u64> {
+fn write_lines(
+    session: &mut Session,
+    listeners: &mut Listeners<'_>,
+    writer: &ListenerWriter,
+) -> Result<u64> {
     let mut lines = 0;
     let mut due = Instant::now();
     loop {
-        lines += look.write(session, writer)?;
+        lines += listeners.write(session, writer)?;
         session.flush();
-        if look.args.once {
+        if listeners.args.once {
             session.end(ExitReason::Done);
         }
-        due = next_due(due, look.args.interval);
+        due = next_due(due, listeners.args.interval);
         if session.wait(None, Some(due))? == Wake::Stop {
             return Ok(lines);
         }
@@ -125,7 +129,7 @@ fn write_lines(session: &mut Session, look: &mut Look<'_>, writer: &ListenerWrit
 }
 
 /// Shows the view until the run is over. The terminal is restored on return in any case.
-fn show_view(session: &mut Session, look: &mut Look<'_>, files: Files) -> Result<()> {
+fn show_view(session: &mut Session, listeners: &mut Listeners<'_>, files: Files) -> Result<()> {
     let mut view = ListenersView::new();
     let Some(mut screen) = Screen::open(&session.sink)? else {
         session.end(ExitReason::ClosedPipe);
@@ -136,9 +140,9 @@ fn show_view(session: &mut Session, look: &mut Look<'_>, files: Files) -> Result
     let mut due = Instant::now();
     loop {
         if Instant::now() >= due {
-            view.update(look.entries()?);
+            view.update(listeners.entries()?);
             screen.touch();
-            due = Instant::now() + look.args.interval;
+            due = Instant::now() + listeners.args.interval;
         }
         screen.show(&mut view, &mut session.sink);
         let until = due.min(Instant::now() + SIZE_EVERY);
@@ -157,7 +161,7 @@ fn without_holders(notices: Notices, error: &anyhow::Error) {
 }
 
 /// Lists the sockets, with their processes and interfaces.
-struct Look<'a> {
+struct Listeners<'a> {
     args: &'a ListenersArgs,
     diag: SockDiag,
     holders: Option<Holders<'a>>,
@@ -165,14 +169,14 @@ struct Look<'a> {
     containers: Containers,
     /// The names of interfaces at the start, by index.
     interfaces: HashMap<u32, String>,
-    looked: Instant,
+    taken_at: Instant,
 }
 
-impl Look<'_> {
+impl Listeners<'_> {
     /// The listeners that are asked for, the worst first.
-    fn look(&mut self) -> Result<Vec<Listener>> {
-        let elapsed = self.looked.elapsed();
-        self.looked = Instant::now();
+    fn snapshot(&mut self) -> Result<Vec<Listener>> {
+        let elapsed = self.taken_at.elapsed();
+        self.taken_at = Instant::now();
         let mut sockets = self.diag.listening()?;
         sockets.retain(|socket| self.is_asked_for(socket));
         let half_open = self.diag.half_open()?;
@@ -185,7 +189,7 @@ impl Look<'_> {
     }
 
     fn entries(&mut self) -> Result<Vec<Entry>> {
-        let listeners = self.look()?.into_iter();
+        let listeners = self.snapshot()?.into_iter();
         let entries = listeners.map(|listener| {
             let record = self.record(&listener);
             let (iface, container) = (record.iface.map(str::to_owned), record.container);
@@ -200,7 +204,7 @@ impl Look<'_> {
 
     /// Writes a line for each listener, and for each alert. Returns how many were written.
     fn write(&mut self, session: &mut Session, writer: &ListenerWriter) -> Result<u64> {
-        let found = self.look()?;
+        let found = self.snapshot()?;
         let at = session.clock.now();
         let mut lines = 0;
         for listener in &found {

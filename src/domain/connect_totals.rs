@@ -10,7 +10,7 @@ use crate::skel::ConnectKind;
 /// Keys that are counted separately: processes may choose any number of names and destinations.
 const KEYS_MAX: usize = 4096;
 
-/// Whose attempts, and where to.
+/// A process and the destination of its attempts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TotalsKey {
     /// Name of the process; `None` where none is known.
@@ -21,7 +21,7 @@ pub struct TotalsKey {
     pub dport: u16,
 }
 
-/// How many there were.
+/// The counts of a key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TotalsCounts {
     /// Attempts.
@@ -32,7 +32,7 @@ pub struct TotalsCounts {
     pub failed: u64,
     /// Of the failed ones, those that the process ended itself.
     pub given_up: u64,
-    /// Those that were on their way at the end.
+    /// Those without a fate at the end.
     pub pending: u64,
     /// Of the failed ones, those with an error, by errno.
     pub errors: BTreeMap<i32, u64>,
@@ -46,7 +46,7 @@ impl TotalsCounts {
     }
 }
 
-/// Counts by key, of as many keys as there is room for.
+/// Counts by key, for a limited number of keys.
 #[derive(Debug, Default)]
 pub struct Totals {
     by_key: HashMap<TotalsKey, TotalsCounts>,
@@ -90,7 +90,8 @@ impl Totals {
         self.events
     }
 
-    /// The counts, most failures first; without a key those for which there was no room.
+    /// The counts, most failures first. The row without a key has those of all keys for which there
+    /// was no room.
     pub fn rows(&self) -> Vec<(Option<&TotalsKey>, &TotalsCounts)> {
         let keys = self.by_key.iter();
         let mut rows: Vec<_> = keys.map(|(key, counts)| (Some(key), counts)).collect();

@@ -1,4 +1,4 @@
-//! How many different values there were.
+//! Estimates the number of different values.
 
 /// Values that are kept as they are. With more, a sketch takes their place.
 const FEW: usize = 32;
@@ -8,7 +8,7 @@ const FEW: usize = 32;
 const REGISTERS: usize = 256;
 
 /// Counts different values by their hashes, in at most 256 bytes: exactly up to 32, and beyond that
-/// about.
+/// approximately.
 #[derive(Clone, Debug)]
 pub enum Distinct {
     /// All hashes.
@@ -50,7 +50,7 @@ impl Distinct {
 }
 
 /// Notes a hash in a sketch, whose number of registers is a power of two: the low bits choose the
-/// register, which keeps the most zeros that the rest begins with, and one more.
+/// register, which keeps the largest number of leading zeros of the rest, plus 1.
 fn note(registers: &mut [u8], hash: u64) {
     let bits = registers.len().ilog2();
     let rest = hash >> bits | 1 << (u64::BITS - bits);
@@ -59,14 +59,14 @@ fn note(registers: &mut [u8], hash: u64) {
 }
 
 /// The number of different values that a HyperLogLog sketch has seen, with a standard error of 1.04
-/// by the square root of its number of registers. The programs of syn-count have 4,096, which makes
-/// 1.6 %.
+/// divided by the square root of its number of registers. The programs of syn-count have 4,096
+/// registers, so the error is 1.6 %.
 ///
 /// The estimator is that of Ertl (2017, arXiv:1702.01284), which needs no tables for small numbers
-/// as the first one does. The crates for this (hyperloglogplus, cardinality-estimator) hash by
-/// themselves and take no registers that somebody else has filled.
+/// as the original one does. The crates for this (hyperloglogplus, cardinality-estimator) compute
+/// the hashes themselves, and do not accept registers that are already filled.
 pub fn estimate(registers: &[u8]) -> u64 {
-    // The most zeros that what is left of a hash can begin with.
+    // The most leading zeros that the rest of a hash can have.
     let most = (u64::BITS - registers.len().checked_ilog2().unwrap_or(0)) as usize;
     let mut counts = [0.0; u64::BITS as usize + 2];
     for register in registers {
@@ -137,7 +137,7 @@ mod tests {
             while number < wanted {
                 let hash = hash(number + 1);
                 note(&mut registers, hash);
-                // Once more counts no more.
+                // A value that is added again does not count again.
                 (0..2).for_each(|_| distinct.add(hash));
                 number += 1;
             }

@@ -1,4 +1,4 @@
-//! A flow: what its record says in the words of RFC 9293 and of Zeek.
+//! A flow: decodes its record into the terms of RFC 9293 and of Zeek.
 
 use std::net::IpAddr;
 
@@ -25,14 +25,14 @@ pub enum Outcome {
     Idle,
     /// A new connection has the same addresses and ports.
     Replaced,
-    /// The flow had to make room in the table.
+    /// It was removed to make room in the table.
     Evicted,
     /// The run ended before the flow.
     Open,
 }
 
 impl Outcome {
-    /// As text and JSON have it.
+    /// The name in text and JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Live => "live",
@@ -56,7 +56,7 @@ pub enum MeasuredBy {
 }
 
 impl MeasuredBy {
-    /// As JSON has it.
+    /// The name in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Kernel => "kernel",
@@ -92,7 +92,7 @@ pub enum TcpState {
 }
 
 impl TcpState {
-    /// As RFC 9293 has it.
+    /// The name in RFC 9293.
     pub fn name(self) -> &'static str {
         match self {
             Self::SynSent => "SYN-SENT",
@@ -128,7 +128,7 @@ pub enum ConnState {
 }
 
 impl ConnState {
-    /// As Zeek has it.
+    /// The name in Zeek.
     pub fn name(self) -> &'static str {
         match self {
             Self::S0 => "S0",
@@ -287,7 +287,7 @@ impl Flow {
         self.raw.reason == reason(FlowEndReason::FLOW_IS_LIVE)
     }
 
-    /// Whether the flow had to make room in the table.
+    /// Whether the flow was removed to make room in the table.
     pub fn is_evicted(&self) -> bool {
         self.raw.reason == reason(FlowEndReason::FLOW_EVICTED)
     }
@@ -354,8 +354,8 @@ impl Flow {
         &self.raw.history[..usize::from(self.raw.history_len)]
     }
 
-    /// The state of the connection: that of the end which closed first, or, before any did, of the
-    /// one that is further behind.
+    /// The state of the connection: that of the end which closed first, or, before either has
+    /// closed, of the one that has progressed less.
     pub fn state(&self) -> TcpState {
         let ends = [self.orig(), self.resp()];
         if ends.iter().any(|end| is(end, EndState::END_RESET)) {

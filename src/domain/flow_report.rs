@@ -43,7 +43,7 @@ const FAILED: [ConnState; 6] = [
 /// States of those that ended with a RST.
 const RESET: [ConnState; 2] = [ConnState::Rsto, ConnState::Rstr];
 
-/// Who sends to whom.
+/// An initiator, a responder and its port, whose connections are summed up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Talker {
     /// The initiator.
@@ -72,7 +72,7 @@ pub struct Talk {
 pub struct Handshake {
     /// Nanoseconds from the first SYN to the ACK of the SYN-ACK.
     pub ns: u64,
-    /// Between whom.
+    /// The two hosts.
     pub talker: Talker,
     /// The initiator's port.
     pub sport: u16,
@@ -121,7 +121,7 @@ impl FlowReport {
         }
     }
 
-    /// Adds what all records of a flow have.
+    /// Adds what counts once for each flow, however many records it has.
     fn add_once(&mut self, flow: &Flow, talker: Talker) {
         let state = flow.conn_state();
         if let Some(at) = STATES.iter().position(|it| *it == state) {
@@ -190,7 +190,8 @@ impl FlowReport {
         self.top(|talk| talk.retransmits)
     }
 
-    /// Those with the most of something, then connections; none that have nothing of it.
+    /// Those with the highest value, then with the most connections. Those whose value is 0 are
+    /// left out.
     fn top(&self, of: impl Fn(&Talk) -> u64) -> Vec<(Talker, Talk)> {
         let all = self.talkers.iter().filter(|(_, talk)| of(talk) > 0);
         let mut all = all

@@ -40,7 +40,7 @@ impl Fate {
     }
 }
 
-/// An attempt that has arrived, or what became of it.
+/// The arrival of an attempt, or its fate.
 #[derive(Clone, Copy)]
 pub struct Attempt {
     /// The event as the program filled it.

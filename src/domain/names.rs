@@ -351,7 +351,7 @@ pub fn read_chunks<'a>(chunks: impl IntoIterator<Item = (usize, &'a [u8])>) -> N
 mod tests {
     use super::*;
 
-    /// A ClientHello with these extensions, in records of at most so many bytes.
+    /// A ClientHello with these extensions, in records of at most this many bytes.
     fn hello(extensions: &[u8], record: usize) -> Vec<u8> {
         let mut body = vec![3, 3];
         body.extend([7; 32]);

@@ -44,7 +44,7 @@ struct Search {
     unread: Vec<PathBuf>,
 }
 
-/// Where a cgroup belongs to.
+/// The container and the pod that a cgroup belongs to.
 #[derive(Clone, Debug, Default)]
 struct Workload {
     container: Option<String>,
@@ -412,8 +412,8 @@ mod tests {
         fs::create_dir_all(&last).unwrap();
         let id = fs::metadata(&last).unwrap().ino();
 
-        // No process has this number, so each look is one into the tree.
-        let look = |containers: &mut Containers, id| {
+        // No process has this id, so each lookup searches the tree.
+        let look_up = |containers: &mut Containers, id| {
             containers.search.paused = None;
             containers.find(id, u32::MAX).map(str::to_owned)
         };
@@ -424,18 +424,18 @@ mod tests {
             search: Search::default(),
         };
         let mut containers = new();
-        let found = (0..10_000).find_map(|_| look(&mut containers, id));
+        let found = (0..10_000).find_map(|_| look_up(&mut containers, id));
         assert_eq!(found.as_deref(), Some(ID));
 
         let mut containers = new();
         let gone = id ^ 1 << 40;
-        let mut looks = 0;
+        let mut lookups = 0;
         while !containers.known.contains_key(&gone) {
-            look(&mut containers, gone);
-            looks += 1;
+            look_up(&mut containers, gone);
+            lookups += 1;
         }
         // The root, 20 directories, and 1,001 in these.
-        assert_eq!(looks, 1022_usize.div_ceil(WALK_STEP));
+        assert_eq!(lookups, 1022_usize.div_ceil(WALK_STEP));
         // What was found on the way is remembered.
         assert!(containers.known[&id].container.is_some());
         assert!(containers.known[&gone].container.is_none());

@@ -1,4 +1,4 @@
-//! Where routes of this network namespace lead (rtnetlink(7)).
+//! Looks up routes of this network namespace (rtnetlink(7)).
 
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ use nix::sys::socket::{SockFlag, SockProtocol};
 use super::interfaces;
 use super::netlink::{Socket, attributes, push_attribute, read_u32};
 
-/// Bytes of `struct rtmsg`: family and prefix length, and what is 0 in a question.
+/// Bytes of `struct rtmsg`: family and prefix length, and fields that are 0 in a request.
 const RTMSG_LEN: usize = 12;
 
 /// Where `struct rtmsg` has the type of the route.
@@ -22,7 +22,7 @@ const RTM_TYPE_AT: usize = 7;
 pub struct Routes(Socket);
 
 impl Routes {
-    /// Opens the socket that questions go through.
+    /// Opens the socket for the requests.
     ///
     /// # Errors
     /// The kernel refuses.

@@ -95,8 +95,8 @@ impl<'a> KeyCounts<'a> {
         self.tally.take(elapsed, found);
         let delta = total - self.last;
         self.last = total;
-        // The end of the run may fall right after that of an interval. What is counted while an
-        // interval ends can be in its total, and with its key in the next one.
+        // The run may end right after an interval. An event that is counted while an interval ends
+        // can be in its total, and in the counts by key of the next one.
         if delta == 0 && is_empty && session.is_over() && self.is_begun {
             return;
         }

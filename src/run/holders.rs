@@ -39,7 +39,7 @@ pub struct Holders<'obj> {
     /// The holders of each socket, by its inode.
     known: HashMap<u64, Vec<Holder>>,
     /// When the last scan ended.
-    looked: Instant,
+    scanned_at: Instant,
     /// How long the last scan took.
     took: Duration,
     failure: FirstNotice,
@@ -68,11 +68,11 @@ impl<'obj> Holders<'obj> {
             _skel: skel,
             link,
             known: HashMap::new(),
-            looked: Instant::now(),
+            scanned_at: Instant::now(),
             took: Duration::ZERO,
             failure: FirstNotice::new(notices),
         };
-        holders.look()?;
+        holders.scan()?;
         Ok(holders)
     }
 
@@ -84,7 +84,7 @@ impl<'obj> Holders<'obj> {
     pub fn of(&mut self, sockets: &[ListeningSocket]) -> Result<&HashMap<u64, Vec<Holder>>> {
         let mut inodes = sockets.iter().map(|socket| socket.inode.into());
         if self.is_old() || inodes.any(|inode| self.may_find(inode)) {
-            self.look()?;
+            self.scan()?;
         }
         Ok(&self.known)
     }
@@ -93,7 +93,7 @@ impl<'obj> Holders<'obj> {
     /// again as [`Holders::of`] does.
     pub fn of_listener(&mut self, inode: u64) -> Option<&Holder> {
         if self.is_old() || self.may_find(inode) {
-            self.look_again();
+            self.scan_again();
         }
         self.known.get(&inode)?.first()
     }
@@ -102,23 +102,25 @@ impl<'obj> Holders<'obj> {
     /// Scans again first if the inode is not known.
     pub fn of_inode(&mut self, inode: u64) -> Option<&Holder> {
         if self.may_find(inode) {
-            self.look_again();
+            self.scan_again();
         }
         self.known.get(&inode)?.first()
     }
 
     fn is_old(&self) -> bool {
-        self.looked.elapsed() >= AGAIN
+        self.scanned_at.elapsed() >= AGAIN
     }
 
     /// Whether to scan again because this inode is not known.
     fn may_find(&self, inode: u64) -> bool {
-        inode != 0 && !self.known.contains_key(&inode) && self.looked.elapsed() >= self.took * REST
+        inode != 0
+            && !self.known.contains_key(&inode)
+            && self.scanned_at.elapsed() >= self.took * REST
     }
 
     /// Scans once more. If this fails, the next unknown socket tries again.
-    fn look_again(&mut self) {
-        if let Err(error) = self.look() {
+    fn scan_again(&mut self) {
+        if let Err(error) = self.scan() {
             let failure = &mut self.failure;
             failure.notice(&format!(
                 "processes of new sockets can't be shown: {error:#}"
@@ -130,7 +132,7 @@ impl<'obj> Holders<'obj> {
     ///
     /// # Errors
     /// The kernel refuses it.
-    pub fn look(&mut self) -> Result<()> {
+    pub fn scan(&mut self) -> Result<()> {
         const FAILED: &str = "failed to look at open files";
         let started = Instant::now();
         let mut files = Iter::new(&self.link).context(FAILED)?;
@@ -147,7 +149,7 @@ impl<'obj> Holders<'obj> {
             }
         }
         self.known = decode(&bytes);
-        self.looked = Instant::now();
+        self.scanned_at = Instant::now();
         self.took = started.elapsed();
         Ok(())
     }
@@ -163,7 +165,7 @@ pub fn needs(holders: Option<&mut Holders<'_>>) -> Result<&'static [Capability]>
         return Ok(&[]);
     };
     Ok(
-        match privileges::without_capabilities(|| holders.look().is_ok())? {
+        match privileges::without_capabilities(|| holders.scan().is_ok())? {
             true => &[],
             false => &[Capability::CAP_BPF],
         },

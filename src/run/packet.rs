@@ -63,7 +63,7 @@ pub trait PacketCommand {
         first: Option<&Self::Skel<'_>>,
     ) -> Result<Self::Skel<'obj>, Failure>;
 
-    /// The sides of the interface at which the programs are attached to TC.
+    /// The directions in which the programs are attached to TC of the interface.
     fn tc_directions(&self, interface: &Interface) -> &'static [Direction];
 
     /// Attaches the programs to the interface.
@@ -108,7 +108,7 @@ pub struct Options<'a> {
 }
 
 impl<'a> Options<'a> {
-    /// Those of a command that only counts, and writes no capture file.
+    /// The options of a command that only counts, and writes no capture file.
     pub fn new(packets: &'a PacketArgs, filter: &'a Filter, run: &'a RunArgs) -> Self {
         Self {
             packets,
@@ -183,7 +183,7 @@ fn not_loaded(command: &str, error: libbpf_rs::Error) -> Failure {
     load::failure(&format!("failed to load the {command} program"), error)
 }
 
-/// Creates the maps of the opened programs, which [`load()`] does else.
+/// Creates the maps of the opened programs, which [`load()`] does otherwise.
 ///
 /// # Errors
 /// The kernel refuses a map.
@@ -252,7 +252,7 @@ pub fn run<C: PacketCommand>(command: &C) -> Result<Exit, Failure> {
     session.finish(&summary)
 }
 
-/// Where `-w` writes to.
+/// The destination of `-w`.
 fn destination(options: Options<'_>) -> Result<Option<Destination>, Failure> {
     let path = options.recording.and_then(|args| args.write.as_ref());
     path.map(|path| Destination::new(path)).transpose()
@@ -291,7 +291,7 @@ fn record(
     Ok(())
 }
 
-/// Where the programs of each interface are put.
+/// Memory for the programs of each interface.
 pub fn storage_for(interfaces: &[Interface]) -> Vec<MaybeUninit<OpenObject>> {
     let uninit = |_: &Interface| MaybeUninit::uninit();
     interfaces.iter().map(uninit).collect()
@@ -336,7 +336,8 @@ pub fn load_all<'obj, C: PacketCommand>(
     Ok(skels)
 }
 
-/// Attaches the programs of each interface. The session checks from now on that they stay so.
+/// Attaches the programs of each interface. The session checks from now on that they stay
+/// attached.
 ///
 /// # Errors
 /// The kernel refuses it.
@@ -450,7 +451,7 @@ impl<'obj, S: PacketSkel<'obj>> Live<'_, S> {
         Ok((&mut *self.session, first))
     }
 
-    /// Where the programs are attached.
+    /// The attached programs.
     pub fn attached(&self) -> &Attached {
         &self.attached
     }
@@ -488,7 +489,7 @@ impl<'obj, S: PacketSkel<'obj>> Live<'_, S> {
     }
 
     /// Gives up all capabilities except `keep`, and CAP_NET_ADMIN if a clsact filter has to be
-    /// removed at the end, which needs it unlike a link.
+    /// removed at the end.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -516,7 +517,7 @@ impl<'obj, S: PacketSkel<'obj>> Live<'_, S> {
     /// # Errors
     /// The kernel can't be asked about interfaces.
     pub fn detach(&mut self) -> Result<()> {
-        let looked = self.session.look_at_hooks();
+        let checked = self.session.check_hooks();
         // If another process holds our links, detaching may fail: stop the programs before.
         for stopped in self.skels.iter_mut().filter_map(PacketSkel::stopped) {
             skel::stop(stopped);
@@ -524,7 +525,7 @@ impl<'obj, S: PacketSkel<'obj>> Live<'_, S> {
         for note in self.attached.detach() {
             self.session.notices.note(&note);
         }
-        looked
+        checked
     }
 
     /// Writes the header, handles events until the run is over, detaches, and handles those that are
@@ -783,8 +784,8 @@ fn run_on_file<C: PacketCommand>(
     failure.map_or(Ok(exit), Err)
 }
 
-/// A test run that the kernel moves to another CPU would go on with the perf buffer of that, and
-/// the order of events would be lost.
+/// If the kernel moved a test run to another CPU, its events would go to the perf buffer of that
+/// CPU, and their order would be lost.
 fn stay_on_this_cpu() -> Result<()> {
     let mut only = CpuSet::new();
     sched_getcpu()

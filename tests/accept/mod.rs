@@ -48,7 +48,7 @@ impl Trace {
         })
     }
 
-    /// Waits until so many attempts have arrived at a port.
+    /// Waits until this many attempts have arrived at a port.
     fn arrived(&self, port: u16, count: usize) {
         let mut seen = 0;
         self.tool.json("of an attempt", |line| {
@@ -57,7 +57,7 @@ impl Trace {
         });
     }
 
-    /// Waits until so many fates are printed.
+    /// Waits until this many fates are printed.
     fn wait_for_fates(&self, count: usize) {
         let mut seen = 0;
         self.tool.json("of a fate", |line| {

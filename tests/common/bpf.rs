@@ -191,7 +191,7 @@ pub fn load(
     code: &[bpf_insn],
     opts: &libbpf_sys::bpf_prog_load_opts,
 ) -> io::Result<OwnedFd> {
-    // SAFETY: all pointers are valid for the call, and the code is as long as is said.
+    // SAFETY: all pointers are valid for the call, and the length is that of the code.
     let fd = unsafe {
         libbpf_sys::bpf_prog_load(
             kind,

@@ -81,7 +81,7 @@ struct Said {
     len: usize,
 }
 
-/// The frame of what is said, by a client with this port or to it.
+/// The frame of a packet, from a client with this port or to it.
 fn frame_of(port: u16, said: &Said) -> Vec<u8> {
     use crate::oracle::frames::{Ipv4, Segment, ethernet_ip};
     let (client, server) = ([10, 0, 0, 1], [10, 0, 0, 2]);

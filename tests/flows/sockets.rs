@@ -112,7 +112,7 @@ fn an_attempt_that_waits_since_before_the_tool_gets_its_fate() {
     let tool = Tool::start_in(&pair.client, &args);
     let text = Tool::start_in(&pair.client, &["flows", "vc", "--attempt-timeout", "100ms"]);
     text.line("unanswered", |line| line.contains(" S0 "));
-    // What is reported at once comes after the header all the same.
+    // Flows that are reported at once still come after the header.
     let lines = text.stop().stdout;
     assert!(lines[0].starts_with("TIME "), "{lines:#?}");
     for port in [7, 8080] {

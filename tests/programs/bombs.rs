@@ -1,5 +1,5 @@
-//! Files that are made to take for ever: a run on them still ends at once, and from the first byte on
-//! the process that reads them has no privileges and is in the sandbox.
+//! Files that take practically forever to read: a run on them still ends at once, and the process
+//! that reads them has no privileges and is in the sandbox from the first byte on.
 
 use std::fs::{self, File};
 use std::io::{PipeReader, Write};

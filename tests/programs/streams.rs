@@ -1,4 +1,4 @@
-//! Files that are still being written, files that are long, and what is said meanwhile.
+//! Files that are still being written, long files, and the progress that is shown meanwhile.
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};

@@ -100,8 +100,8 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     // The run needs bpf(2) to read maps and run a program: before Linux 5.19 that needs CAP_BPF.
     let first = skels.first_mut().context("there is no interface")?;
     let mut try_all = || {
-        let looks = handler.owners.as_mut().is_none_or(|it| it.look().is_ok());
-        looks && table.sweep(first).is_ok()
+        let can_scan = handler.owners.as_mut().is_none_or(|it| it.scan().is_ok());
+        can_scan && table.sweep(first).is_ok()
     };
     let mut keep = match privileges::without_capabilities(&mut try_all)? {
         true => Vec::new(),
@@ -146,7 +146,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
             report_due = shown.interval(args).map(|length| next_due(at, length));
         }
     }
-    let looked = session.look_at_hooks();
+    let checked = session.check_hooks();
     // If another process holds the links, the programs stay attached: stop them.
     for skel in &mut skels {
         if let Some(bss) = skel.maps.bss_counters_data.as_deref_mut() {
@@ -157,7 +157,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
         session.notices.note(&note);
     }
     drop(attached);
-    looked?;
+    checked?;
     crate::sys::link::synchronize();
     let mut on_event = |session: &mut Session, bytes: &[u8]| handler.take(session, bytes);
     session.drain_rest(&mut source, &mut on_event)?;

@@ -59,8 +59,8 @@ impl<'obj> Owners<'obj> {
     ///
     /// # Errors
     /// The kernel refuses the scan.
-    pub fn look(&mut self) -> Result<()> {
-        self.holders.look()
+    pub fn scan(&mut self) -> Result<()> {
+        self.holders.scan()
     }
 
     /// Lists the listeners. If this fails, those of the last list are used.

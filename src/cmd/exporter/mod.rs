@@ -75,10 +75,10 @@ pub fn run(args: &ExporterArgs) -> Result<Exit, Failure> {
         page.collectors.sweep()?;
         server.serve(&mut |request| page.answer(request));
     }
-    let looked = session.look_at_hooks();
+    let checked = session.check_hooks();
     let scrapes = page.scrapes;
     let lost = collectors.end(session.notices);
-    looked?;
+    checked?;
     let summary = session.summary(NAME, scrapes, 0, 0);
     let seconds = summary.duration_s;
     let text = format!(

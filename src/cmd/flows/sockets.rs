@@ -142,7 +142,7 @@ impl<'obj> Sockets<'obj> {
         let seeded = skel::seeded(bss);
         if seeded.found > 0 {
             // Now, because the first sweep may report an attempt.
-            self.look_now()?;
+            self.scan_now()?;
         }
         Ok(seeded.left_out)
     }
@@ -166,7 +166,7 @@ impl<'obj> Sockets<'obj> {
     ///
     /// # Errors
     /// The kernel refuses the scan.
-    pub fn look(&mut self, ever: u64) -> Result<()> {
+    pub fn scan(&mut self, ever: u64) -> Result<()> {
         let started = Instant::now();
         let is_new = ever != self.known;
         if started < self.due || !(is_new || self.again.is_some_and(|again| started >= again)) {
@@ -174,7 +174,7 @@ impl<'obj> Sockets<'obj> {
         }
         self.known = ever;
         self.again = is_new.then_some(started + AGAIN);
-        self.look_now()?;
+        self.scan_now()?;
         self.due = Instant::now() + started.elapsed() * REST;
         Ok(())
     }
@@ -183,7 +183,7 @@ impl<'obj> Sockets<'obj> {
     ///
     /// # Errors
     /// The kernel refuses the scan.
-    pub fn look_now(&mut self) -> Result<()> {
+    pub fn scan_now(&mut self) -> Result<()> {
         run(&self.files).context("failed to look at open files")
     }
 }

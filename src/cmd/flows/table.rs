@@ -88,7 +88,7 @@ impl<'a> FlowTable<'a> {
     pub fn read_sockets_again(&mut self, notices: Notices) {
         self.read_numbers(notices);
         if let Some(sockets) = &mut self.sockets
-            && let Err(error) = sockets.look_now()
+            && let Err(error) = sockets.scan_now()
         {
             self.lose_sockets(notices, &error);
         }
@@ -97,7 +97,7 @@ impl<'a> FlowTable<'a> {
     /// Looks for the processes of new flows; `ever` is how many flows there have ever been.
     pub fn find_owners(&mut self, ever: u64, notices: Notices) {
         if let Some(sockets) = &mut self.sockets
-            && let Err(error) = sockets.look(ever)
+            && let Err(error) = sockets.scan(ever)
         {
             self.lose_sockets(notices, &error);
         }

@@ -306,7 +306,7 @@ fn detach(
     mut attached: Attached,
     links: Vec<Link>,
 ) -> Result<()> {
-    let looked = session.look_at_hooks();
+    let checked = session.check_hooks();
     // If another process holds the links, the programs stay attached.
     for skel in &mut *skels {
         if let Some(bss) = skel.maps.bss_counters_data.as_deref_mut() {
@@ -324,7 +324,7 @@ fn detach(
             "{skipped} times the kernel skipped a program that would have interrupted itself: at most that many segments are missing"
         ));
     }
-    looked
+    checked
 }
 
 /// How many runs that may have had a segment to report the kernel has skipped. A skipped run at

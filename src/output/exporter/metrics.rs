@@ -181,7 +181,7 @@ pub struct ListenerTotals {
     max: usize,
     shown: HashMap<Local, u64>,
     other: u64,
-    has_looked: bool,
+    has_scanned: bool,
 }
 
 impl ListenerTotals {
@@ -198,7 +198,7 @@ impl ListenerTotals {
         let is_there = |local: &Local| listeners.iter().any(|listener| listener.local == *local);
         self.shown.retain(|local, _| is_there(local));
         for listener in listeners {
-            let drops = match self.has_looked {
+            let drops = match self.has_scanned {
                 true => listener.drops_delta(),
                 false => listener.drops_total(),
             };
@@ -210,7 +210,7 @@ impl ListenerTotals {
                 self.other += drops;
             }
         }
-        self.has_looked = true;
+        self.has_scanned = true;
     }
 }
 

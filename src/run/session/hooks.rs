@@ -133,7 +133,7 @@ impl Session {
     ///
     /// # Errors
     /// The kernel can't be asked about interfaces.
-    pub fn look_at_hooks(&mut self) -> Result<()> {
+    pub fn check_hooks(&mut self) -> Result<()> {
         self.look_due = Instant::now() + LOOK_INTERVAL;
         self.look_after_moved();
         if self.find_detached().is_none() {

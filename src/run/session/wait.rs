@@ -127,7 +127,7 @@ impl Session {
     pub fn wait_for(&mut self, events: &[PollFd<'_>], until: Option<Instant>) -> Result<Wake> {
         loop {
             if Instant::now() >= self.look_due {
-                self.look_at_hooks()?;
+                self.check_hooks()?;
             }
             if self.is_over() {
                 return Ok(Wake::Stop);
