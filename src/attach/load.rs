@@ -43,14 +43,14 @@ pub fn failure(what: &str, error: libbpf_rs::Error) -> Failure {
     }
 }
 
-/// The same for programs that read memory of the kernel, which lockdown may forbid. `where_it_is` says
-/// what for.
+/// The same for programs that read memory of the kernel, which lockdown may forbid. `where_it_is`
+/// names the data that they read there.
 pub fn failure_to_read(what: &str, error: libbpf_rs::Error, where_it_is: &str) -> Failure {
     let is_invalid = error.kind() == libbpf_rs::ErrorKind::InvalidInput;
     let failure = failure(what, error);
     match Lockdown::now() {
         Some(mode @ Lockdown::Confidentiality) if is_invalid => failure.hint(format!(
-            "lockdown is {mode}, {where_it_is}; packet commands do without"
+            "lockdown is {mode}, {where_it_is}; packet commands do not need that"
         )),
         _ => failure,
     }

@@ -135,7 +135,7 @@ impl Given<'_> {
             "-S" => "sequence numbers are always absolute",
             "--failed" => "connect-trace and accept-trace have it; flows shows in CONN what failed",
             "--pid" | "--uid" | "--comm" if self.takes("port") => {
-                "a packet belongs to no process yet when it arrives; connect-trace knows processes"
+                "a packet belongs to no process yet when it arrives; connect-trace shows processes"
             }
             "-i" | "--interface" if self.takes("port") => {
                 return Some(takes_no_interface(command));

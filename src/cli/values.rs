@@ -191,7 +191,9 @@ const COMM_MAX: usize = 15;
 /// No process can have this name.
 pub fn comm(text: &str) -> Result<Vec<u8>, Refusal> {
     let bytes = unescape(text.trim_start().as_bytes()).ok_or_else(|| {
-        Refusal::from(format!("'{text}' has a \\ that neither \\ nor xNN follows"))
+        Refusal::from(format!(
+            "'{text}' has a \\ that is not followed by \\ or xNN"
+        ))
     })?;
     if bytes.is_empty() || bytes.len() > COMM_MAX {
         return Err(format!(

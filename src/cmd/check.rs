@@ -292,8 +292,8 @@ fn look_at_kernel(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// CPUs and NUMA nodes, and the memory that grows with the CPUs that the kernel thinks possible:
-/// there may be many more of them than are there.
+/// CPUs and NUMA nodes, and the memory that grows with the CPUs that the kernel considers possible,
+/// which may be many more than are present.
 fn look_at_cpus() -> Result<String> {
     let possible = load::possible_cpus()?;
     let online = sysconf(SysconfVar::_NPROCESSORS_ONLN)?.context("no number of CPUs online")?;

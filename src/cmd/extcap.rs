@@ -44,7 +44,7 @@ pub fn run(args: &[OsString]) -> Result<Exit, Failure> {
     let interface = asked.interface.take().unwrap_or_default();
     let interface = interface.strip_prefix(PREFIX).ok_or_else(|| {
         Failure::usage(format!("no interface {interface:?}"))
-            .hint("--extcap-interfaces lists those that there are")
+            .hint("--extcap-interfaces lists the interfaces")
     })?;
     if asked.dlts {
         return print("dlt {number=1}{name=EN10MB}{display=Ethernet}\n");

@@ -34,7 +34,7 @@ pub struct SynCount<'a> {
     writer: CountWriter,
 }
 
-/// Where a program runs.
+/// The hook of a program.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ProgramHook {
     Xdp,
@@ -61,8 +61,8 @@ impl<'a> SynCount<'a> {
         })
     }
 
-    /// Where the program runs. Frames of a file go to TC in batches, unless a mode is asked for: only
-    /// there a test run can be repeated without a pause.
+    /// The hook of the program. Frames of a file go to TC in batches, unless a mode is asked for:
+    /// only at TC can a test run be repeated without a pause.
     fn hook(&self) -> ProgramHook {
         match self.args.mode {
             CountMode::Tc => ProgramHook::Tc,

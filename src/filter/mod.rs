@@ -425,11 +425,11 @@ impl Filter {
     /// Whether a packet that must be a SYN can pass the flags.
     ///
     /// # Errors
-    /// The flags exclude every SYN.
+    /// The flags exclude all SYNs.
     pub fn check_syn(&self) -> Result<()> {
         let fixed = self.flags.mask & FlagsRule::SYN.mask;
         if self.flags.value & fixed != FlagsRule::SYN.value & fixed {
-            bail!("the flags exclude every SYN, and SYNs are what is counted");
+            bail!("the flags exclude all SYNs, and this command counts nothing else");
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ use crate::sys::map;
 /// How often the table is read to report each fate soon.
 pub(in crate::cmd) const SWEEP_EVERY: Duration = Duration::from_millis(250);
 
-/// How long a sweep may take, of which each attempt that is overdue takes some microseconds.
+/// The longest time for a sweep. Each attempt that is overdue takes some microseconds.
 const SWEEP_AT_MOST: Duration = Duration::from_millis(50);
 
 /// Facts that rarely change are requested only in one of this many sweeps.
@@ -53,7 +53,7 @@ pub struct AttemptTable {
 
 impl AttemptTable {
     /// Opens netlink sockets for the sockets and routes of this network namespace, in which these
-    /// interfaces are watched. The table is to be read `every` so often.
+    /// interfaces are watched. The table is to be read once in each period of `every`.
     ///
     /// # Errors
     /// A netlink socket can't be opened.
@@ -89,8 +89,8 @@ impl AttemptTable {
         let seen = read(skel)?.into_iter();
         let seen = seen.map(|(key, attempt)| whole(&key, &attempt).socket());
         let seen = seen.collect::<HashSet<_>>();
-        // What is still there was not accepted between, so if the programs saw it, it was in the
-        // table.
+        // A connection that is still waiting was not accepted in between. So if the programs saw
+        // it, it was in the table.
         let still = self.sockets.waiting()?.into_iter();
         let still = still
             .map(|it| (it.local, it.remote))

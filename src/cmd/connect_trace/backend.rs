@@ -141,7 +141,7 @@ pub(in crate::cmd) fn choose<'obj>(
     let state_event = find_state_event(kernel, &types);
     if let Err(error) = &state_event {
         notices.detail(&format!(
-            "no use of the perf event of {STATE_EVENT}: {error:#}"
+            "the perf event of {STATE_EVENT} is not used: {error:#}"
         ));
     }
     // Perf event programs can't use socket storage.
@@ -339,7 +339,7 @@ impl<'obj> Tracer<'obj> {
                 // It refuses kprobe programs as invalid.
                 Some(mode) if plan.backend == Backend::Kprobe && is_invalid(&failure) => failure
                     .hint(format!(
-                        "lockdown is {mode}; the fentry and tracepoint backends do without"
+                        "lockdown is {mode}; the fentry and tracepoint backends do not need that"
                     )),
                 _ => failure,
             }

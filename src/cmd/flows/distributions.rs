@@ -29,7 +29,7 @@ pub struct Distributions {
 }
 
 impl Distributions {
-    /// Those that are asked for.
+    /// The distributions that the options ask for.
     ///
     /// # Errors
     /// A column is unknown, or there is no histogram by what is asked for.

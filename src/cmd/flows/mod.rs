@@ -68,7 +68,7 @@ enum SocketPrograms<'a> {
     /// There are none.
     #[default]
     None,
-    /// Where they are to be put.
+    /// The memory for them.
     Storage(&'a mut MaybeUninit<OpenObject>),
     /// The loaded programs, or the error of loading them.
     Loaded(Box<Result<FlowSocketsSkel<'a>>>),

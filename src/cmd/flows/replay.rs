@@ -61,15 +61,17 @@ struct Schedule<'a> {
     frames: u64,
     /// How many of them came before the last sweep.
     frames_swept: u64,
-    /// How often to check how full the table is, in frames: they can't fill what is left.
+    /// The number of frames between two checks of how full the table is: that many can't fill the
+    /// rest.
     check_room_every: u64,
 }
 
-/// The least often to check how full the table is, in frames.
+/// The largest number of frames between two checks of how full the table is.
 const CHECK_ROOM_EVERY: u64 = 1024;
 
 /// A sweep of a large table waits for as many frames as it looks at slots, divided by this: then
-/// looking costs no more than the frames do. What is reported does not depend on when.
+/// the sweep costs no more than the frames do. The time of a sweep does not change what is
+/// reported.
 const SLOTS_PER_FRAME: u64 = 8;
 
 /// How long sweeps wait for frames at most.

@@ -34,7 +34,7 @@ pub struct Reporter<'a> {
     pub traffic: Option<TrafficByKey>,
     /// With `--histogram`: the times of flows, instead of lines.
     pub distributions: Option<Distributions>,
-    /// With `--summary`: what all flows of the run amount to.
+    /// With `--summary`: the totals of all flows of the run.
     report: Option<FlowReport>,
     /// The server names that initiators have asked for.
     names_asked: Names,
@@ -254,7 +254,7 @@ impl<'a> Reporter<'a> {
         }
     }
 
-    /// Notes what the sweep has counted since the start.
+    /// Takes over the counts of the sweep, which are since the start.
     pub fn note_lost(&mut self, sweep: &Sweep) {
         self.reported += sweep.lost - self.lost + sweep.unwanted - self.unwanted;
         self.unanswered = sweep.unanswered;
@@ -414,7 +414,7 @@ impl<'a> Reporter<'a> {
     }
 }
 
-/// How many lines there have been in a second of their own time.
+/// The number of lines in a second, by the time that the lines have.
 #[derive(Default)]
 struct Second {
     started: UnixNanos,
@@ -463,7 +463,7 @@ mod tests {
             for _ in 0..ENDED_SHOWN + 7 {
                 reporter.show(Flow { raw: ended });
             }
-            // Live ones have room still.
+            // There is still room for live ones.
             reporter.show(Flow {
                 raw: FlowRecord::default(),
             });

@@ -622,9 +622,9 @@ impl Parser {
     ) -> Outcome<Condition> {
         if !matches!(q.kind, Kind::Default | Kind::Host | Kind::Net) {
             let why = match q.kind {
-                Kind::Port => "this is an address, and a port is wanted",
-                Kind::PortRange => "this is an address, and a range of ports is wanted",
-                _ => "this is an address, and a protocol is wanted",
+                Kind::Port => "this is an address, but a port is expected",
+                Kind::PortRange => "this is an address, but a range of ports is expected",
+                _ => "this is an address, but a protocol is expected",
             };
             return Err(Wrong::new(self.since(first), why));
         }

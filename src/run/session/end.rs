@@ -54,9 +54,9 @@ impl Session {
         }
         if let Some(hook) = self.detached.take() {
             return Err(Failure::from(anyhow!(
-                "{hook} was detached: another process has removed the program or put its own in the place"
+                "{hook} was detached: another process has removed or replaced the program"
             ))
-            .hint("what came since is not in the counts; start again"));
+            .hint("traffic since then is not in the counts; start again"));
         }
         if summary.lost > 0 {
             let hint = "a larger --buffer-size, a narrower filter or a faster reader loses less";
