@@ -286,8 +286,8 @@ impl Filter {
         ]
     }
 
-    /// The rules of each set of ports. Of a packet's two ports both must not be excluded, and one
-    /// must be wanted: that takes two sets.
+    /// The rules of each set of ports. `--any-port` takes two sets: neither port of a packet may be
+    /// excluded, and one of them must be wanted.
     fn ports(&self) -> [(FilterPart, Vec<PortRule>); 4] {
         let (excluded, wanted) = self.any_ports.iter().partition(|rule| rule.exclude);
         let named = |excluded: Vec<PortRule>| {
@@ -381,7 +381,7 @@ impl Filter {
     /// The kernel refuses an entry, for lack of memory.
     pub fn fill<'obj>(&self, skel: &impl Skel<'obj>) -> Result<()> {
         for ((name, _), prefixes) in TRIES.into_iter().zip(self.prefixes()) {
-            // One that was left out is not among them.
+            // A map that was not created is not among them.
             let Some(trie) = skel.object().maps().find(|map| map.name() == name) else {
                 continue;
             };

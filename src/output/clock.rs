@@ -91,7 +91,8 @@ impl Clock {
         self.has_dates = true;
     }
 
-    /// Reads again how far UNIX time is from the monotonic clock: it moves when somebody sets it.
+    /// Reads the offset of UNIX time from the monotonic clock again: it changes when the clock is
+    /// set.
     ///
     /// # Errors
     /// The system clock can't be read.

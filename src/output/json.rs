@@ -253,7 +253,7 @@ pub fn push_opt_int(out: &mut Line<'_>, value: Option<impl Integer>) {
     }
 }
 
-/// Appends what something is counted by, or `-` where that is nothing.
+/// Appends a key of counts, or `-` if there is none.
 pub fn push_opt_key(out: &mut Line<'_>, key: Option<TallyKey>) {
     match key {
         Some(TallyKey::Address(addr)) => push_addr(out, addr),

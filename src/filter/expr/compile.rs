@@ -22,8 +22,8 @@ pub struct AddressSet {
     pub addresses: Vec<u32>,
     /// An address times this has the number of its slot in the highest bits.
     pub multiplier: u32,
-    /// An address in each slot. One that no address has holds one of another slot, which no
-    /// address that leads here equals.
+    /// The address in each slot. An unused slot holds the address of another slot, which differs
+    /// from every address that hashes to this one.
     pub slots: Box<[u32; EXPR_SLOTS]>,
 }
 
@@ -516,8 +516,8 @@ impl Compiler {
         }
     }
 
-    /// Compiles tests of one value, which is computed only once. All have to hold, or (not `all`)
-    /// one of them, before what is `next` is asked.
+    /// Compiles tests of one value, which is computed only once. With `all`, a packet goes on to
+    /// `next` if all of them hold, else if none of them does.
     fn tests(
         &mut self,
         value: &Value,
