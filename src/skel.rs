@@ -24,8 +24,8 @@ use libbpf_rs::{MapMut, OpenMapMut};
 
 pub use generated::*;
 
-/// The object of a skeleton, which build.rs has compressed. If that can't be undone the result is not
-/// whole, and libbpf says that it is no object.
+/// Decompresses the object of a skeleton, which build.rs has compressed. If that fails, the result
+/// is incomplete, and libbpf rejects it.
 fn inflate(deflated: &[u8], size: usize) -> Vec<u8> {
     let mut object = Vec::with_capacity(size);
     let _ = DeflateDecoder::new(deflated).read_to_end(&mut object);

@@ -82,7 +82,7 @@ const ALWAYS: &[i64] = &[
     // Locks, and the wait for programs that were detached.
     libc::SYS_futex,
     libc::SYS_membarrier,
-    // Signals, and what this process is to others.
+    // Signals, and the ids of this process.
     libc::SYS_getpid,
     libc::SYS_getpgid,
     libc::SYS_gettid,

@@ -136,7 +136,7 @@ impl Summary {
         line.end();
     }
 
-    /// The summary for people: one line without its end.
+    /// The summary as text: one line without its end.
     pub fn text(&self) -> String {
         let mut text = format!(
             "summary: {} after {:.1} s ({})",

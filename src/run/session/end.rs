@@ -23,7 +23,7 @@ impl Session {
         self.finish_saying(summary, &summary.text())
     }
 
-    /// The same as [`Session::finish`], but with another text for people in the text format.
+    /// The same as [`Session::finish`], but with another summary line in the text format.
     ///
     /// # Errors
     /// As [`Session::finish`].

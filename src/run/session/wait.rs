@@ -133,8 +133,8 @@ impl Session {
                 return Ok(Wake::Stop);
             }
             let timer = until.map(|at| at.saturating_duration_since(Instant::now()));
-            // Also if the time has come: a caller that needs longer for its work than it rests must
-            // see keys and requests all the same.
+            // Also if the time has come: a caller whose work takes longer than its pauses must
+            // still see keys and requests.
             let ready = self.poll(events, timer)?;
             if ready.output_closed {
                 self.close_output();
