@@ -84,7 +84,7 @@ pub fn eight_digits(value: u32) -> u64 {
 
 /// A number's digits with spaces after them, and how many digits there are.
 #[inline]
-pub fn decimal(value: u32) -> ([u8; 16], usize) {
+fn decimal(value: u32) -> ([u8; 16], usize) {
     const BELOW: u32 = 100_000_000;
     const SPACES: u64 = u64::from_ne_bytes([b' '; 8]);
     let low = eight_digits(value % BELOW);
