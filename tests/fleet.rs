@@ -1,4 +1,5 @@
-//! Events of many machines: by rsyslog to a collector that is killed meanwhile, and into ClickHouse.
+//! Events of many machines: sent by rsyslog to a collector that is killed meanwhile, and loaded
+//! into ClickHouse.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -13,7 +13,7 @@ use nix::sys::socket::{
 };
 use serde_json::Value;
 
-/// A listening socket with a limit of its own, which the standard library does not let choose.
+/// A listening socket with this backlog, which the standard library does not let one choose.
 pub fn listener(addr: SocketAddr, backlog: i32) -> OwnedFd {
     let family = match addr {
         SocketAddr::V4(_) => AddressFamily::Inet,
@@ -134,7 +134,7 @@ fn half_open_connections_count_for_their_listener_and_all_families_are_there() {
         let second = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 82)).unwrap();
         (first, second)
     });
-    // The answers to this address go astray.
+    // No answer to this address arrives.
     let from = SocketAddr::from((Ipv4Addr::new(10, 77, 0, 77), 0));
     pair.client.run("ip addr add 10.77.0.77/24 dev vc");
     pair.server

@@ -13,14 +13,14 @@ use crate::common::{
 };
 use serde_json::{Value, json};
 
-/// All ways of syn-count to look at an Ethernet interface.
+/// All modes of syn-count on an Ethernet interface.
 const MODES: [&str; 3] = ["native", "generic", "tc"];
 
-/// Those that a device without a driver for XDP has.
+/// The modes of a device whose driver has no XDP.
 const STACK_MODES: [&str; 2] = ["generic", "tc"];
 
-/// Lets `send` happen under syn-count in each mode, then under port-monitor. All must count the
-/// same number of SYNs, judge alike, and end well. Returns what port-monitor showed.
+/// Runs `send` under syn-count in each mode, then under port-monitor. All must count the same
+/// number of SYNs, give the same verdicts, and end well. Returns what port-monitor showed.
 fn agree(
     namespace: &Namespace,
     interface: &str,
@@ -71,7 +71,7 @@ fn agree(
     packets
 }
 
-/// The verdicts that only TCP can have caused: hosts say other things to each other at any time.
+/// The verdicts that only TCP can have caused: hosts may send each other other packets at any time.
 fn judged(summary: &Value) -> [u64; 5] {
     ["tcp", "fragment", "truncated", "malformed", "too_deep"]
         .map(|name| summary["verdicts"][name].as_u64().unwrap())
@@ -585,7 +585,7 @@ fn packets_pass_unchanged_and_in_order() {
             for _ in batch {
                 arrived.push(loop {
                     let frame = receiver.receive();
-                    // Hosts say other things to each other at any time.
+                    // Hosts may send each other other packets at any time.
                     if frame[..12] == frames[0][..12] {
                         break frame;
                     }

@@ -1,4 +1,5 @@
-//! With how little the tool works, what it gives up, and what it says when something is missing.
+//! Privileges: the fewest that the tool works with, those that it drops, and its messages when some
+//! are missing.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::{self, File};
@@ -74,7 +75,8 @@ fn wait_until_filtered(tool: &Tool, line: &str) {
     });
 }
 
-/// Counts three SYNs with a tool that sees `vs`, or three connects, and wants it to end well.
+/// Counts three SYNs with a tool that watches `vs`, or three connects, and checks that it ends
+/// well.
 fn works(pair: &Pair, command: &mut Command) {
     let tool = Tool::spawn_in(&pair.server, command.arg("--json")).attached();
     let is_trace = command.get_args().any(|arg| arg == "connect-trace");
@@ -158,7 +160,7 @@ fn all_that_a_run_does_in_the_sandbox_works() {
             }
             let output = tool.stop();
             assert_eq!(output.code(), 0, "{line}: {output:#?}");
-            // What is refused fails with ENOSYS.
+            // A refused call fails with ENOSYS.
             let mut lines = output.stderr.iter();
             let refused = lines.any(|line| line.contains("not implemented"));
             assert!(!refused, "{line}: {output:#?}");
@@ -391,7 +393,7 @@ fn try_confined(files: Files, recording: Recording<'_>) -> Vec<&'static str> {
     wrong
 }
 
-/// The sandboxes there are.
+/// The kinds of sandboxes.
 const CONFINEMENTS: [&str; 4] = ["opened", "readable", "recorded", "rotated"];
 
 fn confinement(name: &OsStr) -> (Files, Recording<'_>) {
@@ -410,7 +412,7 @@ fn confinement(name: &OsStr) -> (Files, Recording<'_>) {
 #[test]
 fn the_sandbox_refuses_what_no_run_needs() {
     const CHILD: &str = "TCPINSPECT_TEST_CONFINED";
-    // Not what a test harness says that found no such test.
+    // Different from the exit status of a test harness that found no such test.
     const ALL_RIGHT: i32 = 42;
     let name = "privileges::the_sandbox_refuses_what_no_run_needs";
     if let Some(files) = std::env::var_os(CHILD) {
@@ -646,7 +648,7 @@ fn a_capability_that_is_missing_is_named() {
             as_nobody(&mut command, &keep);
             let tool = Tool::spawn_in(&pair.server, command.arg("-d0.05"));
             let output = tool.finish();
-            // connect-trace has no business with the network's administration.
+            // connect-trace needs no CAP_NET_ADMIN.
             if line.starts_with("connect") && missing == Capability::CAP_NET_ADMIN {
                 assert_eq!(output.code(), 0, "{line} without {missing}: {output:#?}");
                 continue;

@@ -23,7 +23,7 @@ fn what_the_router_passes_on_is_forwarded_whatever_comes_of_it() {
         .run(&format!("ip route add 10.88.0.0/24 via {SERVER4}"));
     let inside = |port| SocketAddr::from(([10, 88, 0, 2], port));
     let _listener = inner.enter(|| listener(inside(8015), 16));
-    // With both sides in view, and with the client's alone.
+    // With both sides watched, and with the client's alone.
     for interfaces in [&["vs", "ri"][..], &["vs"]] {
         let trace = Trace::start(&pair.server, interfaces);
         pair.client.enter(|| {

@@ -1,4 +1,4 @@
-//! accept-trace: what becomes of incoming connection attempts.
+//! accept-trace: the fates of incoming connection attempts.
 
 mod accepted;
 mod counts;
@@ -97,7 +97,7 @@ impl Fates {
             }
             counts
         };
-        // What went on after its fate was printed has another line.
+        // An attempt that went on after its fate was printed has another line.
         let first = all.iter().filter(|line| line["continued"] == false);
         let first = first.cloned().collect::<Vec<_>>();
         assert_eq!(identities(&attempts), identities(&first), "{output:#?}");

@@ -83,7 +83,7 @@ fn a_full_accept_queue_is_named_with_its_figures() {
             assert_fate(line, "dropped", Some("accept_queue_full"), Some("inferred"));
             assert_eq!(line["queue_len"], 2, "{line}");
             assert_eq!(line["queue_max"], 1, "{line}");
-            // Who does not accept, and for how long.
+            // The process that does not accept, and for how long.
             assert_eq!(line["pid"], std::process::id(), "{line}");
             assert!(line["queue_full_ms"].as_u64() >= Some(1000), "{line}");
         }

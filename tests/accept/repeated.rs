@@ -23,7 +23,7 @@ fn drops(namespace: &Namespace) -> Result<(), String> {
     nft(namespace, "type filter hook input priority 0", &rule)
 }
 
-/// A client that gets through by the repeated SYN, as its first was dropped.
+/// A client that gets through with its second SYN, because the first was dropped.
 fn gets_through(namespace: &Namespace) -> (OwnedFd, TcpListener) {
     let client = namespace.enter(|| begin(addr()));
     let repeated = Growth::of(namespace, "TcpRetransSegs");
@@ -54,7 +54,7 @@ fn counts_by_key_keep_the_first_fate_of_an_attempt() {
 
 #[test]
 fn a_right_syn_cookie_that_finds_no_room_does_not_lack_a_listener() {
-    // Before, the kernel gives no reason for this.
+    // Older kernels give no reason for this.
     if release() < (6, 18) {
         return;
     }
@@ -85,7 +85,7 @@ fn a_right_syn_cookie_that_finds_no_room_does_not_lack_a_listener() {
 #[test]
 fn a_dropped_attempt_that_gets_through_later_has_an_accept_wait_and_no_handshake_time() {
     for (of, matched) in [("handshake", 0), ("accept-wait", 1)] {
-        // A new one for each, in which nothing waits for the port to be free again.
+        // A new namespace for each, so that the port is free.
         let namespace = need!(Namespace::new());
         need!(drops(&namespace));
         let args = ["accept-trace", "--json", "--histogram", of, "lo"];

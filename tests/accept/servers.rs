@@ -70,7 +70,7 @@ fn each_connection_to_a_group_of_sockets_is_accepted_by_the_thread_that_gets_it(
         for client in clients {
             client.join().unwrap();
         }
-        // What waits in a queue is still accepted.
+        // Connections that wait in a queue are still accepted.
         thread::sleep(Duration::from_millis(300));
         for socket in &sockets {
             nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both)
@@ -277,7 +277,7 @@ fn a_connection_to_a_listener_bound_to_an_interface_waits_until_it_is_accepted()
         setsockopt(&listener, sockopt::BindToDevice, &"lo".into()).unwrap();
         let listener = TcpListener::from(listener);
         let _client = TcpStream::connect(at(8507)).unwrap();
-        // The table is looked through several times.
+        // Meanwhile the table is swept several times.
         thread::sleep(Duration::from_millis(2500));
         listener.accept().unwrap();
     });

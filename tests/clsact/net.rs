@@ -15,7 +15,7 @@ pub const V1: &str = "v1";
 const PORT: u16 = 9999;
 
 /// Runs a test in a namespace of its own, which vanishes with everything in it.
-/// Where that is not possible it says so and returns.
+/// If no namespace can be made, the test is skipped.
 pub fn in_namespace(test: &str, body: impl FnOnce() + Send) {
     let prepared = Namespace::new().and_then(|namespace| {
         namespace.enter(prepare)?;

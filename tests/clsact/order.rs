@@ -1,4 +1,4 @@
-//! Ours comes first and lets every packet go on.
+//! Our filter comes first and passes every packet on.
 
 use tcpinspect::attach::Direction;
 use tcpinspect::attach::clsact::Clsact;
@@ -34,7 +34,7 @@ fn packets_go_on_to_the_filters_after_it_and_to_the_host() {
     );
 }
 
-/// Ours must see what a filter at this priority drops, in both directions.
+/// Our filter must see the packets that a filter at this priority drops, in both directions.
 fn sees_what_is_dropped(priority: u32) {
     for (interface, direction) in [(V0, Direction::Ingress), (V1, Direction::Egress)] {
         run(&format!("tc qdisc add dev {interface} clsact"));

@@ -1,4 +1,4 @@
-//! Programs of others, as small as programs can be, and what this kernel allows.
+//! Minimal BPF programs that stand for those of other tools, and checks of what this kernel allows.
 
 use std::collections::BTreeSet;
 use std::ffi::CStr;
@@ -23,13 +23,13 @@ pub enum Hook {
     XdpNative,
     /// XDP in the stack, for frames in several pieces if the kernel has it.
     XdpGeneric,
-    /// TC ingress, before all that are there.
+    /// TC ingress, before all programs there.
     TcxFirst,
-    /// TC ingress, after all that are there.
+    /// TC ingress, after all programs there.
     TcxLast,
-    /// TC egress, before all that are there.
+    /// TC egress, before all programs there.
     TcxFirstOut,
-    /// TC egress, after all that are there.
+    /// TC egress, after all programs there.
     TcxLastOut,
 }
 
@@ -184,7 +184,7 @@ pub fn instruction(code: u8, destination: u8, source: u8, immediate: i32) -> bpf
 /// Loads a program.
 ///
 /// # Errors
-/// The kernel takes no such program.
+/// The kernel refuses the program.
 pub fn load(
     kind: libbpf_sys::bpf_prog_type,
     name: &CStr,
@@ -205,8 +205,8 @@ pub fn load(
     owned(fd)
 }
 
-/// Leaves tables out of a skeleton that is to be loaded: those of filters that nobody asks for, and
-/// others by name.
+/// Leaves tables out of a skeleton that is to be loaded: those of unused filters, and others by
+/// name.
 pub fn leave_out(object: &mut OpenObject, others: &[&str]) {
     const FILTERS: [&str; 6] = [
         "src_only",
@@ -293,7 +293,7 @@ pub fn detach_link(id: u32) -> io::Result<()> {
 pub fn replace_xdp(link: u32) {
     let opts = libbpf_sys::bpf_prog_load_opts {
         sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as libbpf_sys::size_t,
-        // As libbpf loads ours: the kernel takes only its like.
+        // As libbpf loads ours: the kernel accepts only a program of the same kind.
         expected_attach_type: libbpf_sys::BPF_XDP,
         ..Default::default()
     };

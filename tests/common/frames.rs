@@ -189,8 +189,8 @@ impl RawSocket {
         frame
     }
 
-    /// Sends frames by PACKET_TX_RING: the kernel makes packets of them of which only the
-    /// Ethernet header is in one piece with the rest of the packet elsewhere.
+    /// Sends frames by PACKET_TX_RING: the kernel makes packets of them in which only the Ethernet
+    /// header is linear.
     pub fn send_by_ring(self, frames: &[Vec<u8>]) {
         const SLOT: usize = 2048;
         const BLOCK: usize = 4096;

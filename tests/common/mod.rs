@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 pub use net::{CLIENT4, CLIENT6, Namespace, Pair, SERVER4, SERVER6};
 pub use tool::{Output, Tool, command};
 
-/// Longer than anything takes that works, even in an emulated machine.
+/// Longer than anything takes that works, even on an emulated machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Unwraps something that a test needs. If this machine lacks it, the test prints SKIP with the
@@ -58,8 +58,8 @@ pub fn wait_for<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
     wait_within(what, PATIENCE * times, condition)
 }
 
-/// Whether this is a guest, an emulated machine in which a run of the tool takes a second. There it
-/// is the kernel that is tested, and everything else was tested outside.
+/// Whether this is a guest, an emulated machine in which a run of the tool takes a second. There
+/// only the kernel is tested; everything else was tested outside.
 pub fn is_guest() -> bool {
     std::env::var_os("TCPINSPECT_GUEST_MODE").is_some()
 }

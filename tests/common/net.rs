@@ -1,4 +1,4 @@
-//! Network namespaces and what is in them.
+//! Network namespaces and the devices in them.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -65,7 +65,7 @@ impl Namespace {
         }
     }
 
-    /// Takes the calling thread to this namespace for good.
+    /// Moves the calling thread to this namespace for good.
     pub fn join(&self) {
         setns(&*self.file, CloneFlags::CLONE_NEWNET).unwrap();
     }
@@ -154,8 +154,8 @@ impl Pair {
         Ok(pair)
     }
 
-    /// Waits until both families pass, so that no first packet waits for the carrier, or for its
-    /// neighbour's address for longer than a retransmission takes.
+    /// Waits until packets of both families pass, so that no first packet waits for the carrier, or
+    /// for neighbour resolution for longer than a retransmission takes.
     fn settle(&self) {
         for addr in [
             SocketAddr::from((SERVER4, 9)),

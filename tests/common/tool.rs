@@ -49,7 +49,7 @@ pub fn command_of<I: AsRef<OsStr>>(binary: &Path, args: impl IntoIterator<Item =
 pub struct PublicBinary(tempfile::TempDir);
 
 impl PublicBinary {
-    /// Copies it.
+    /// Copies the binary.
     pub fn new() -> Self {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
@@ -159,11 +159,11 @@ pub struct Tool {
 /// The output and exit status of a tool that has ended.
 #[derive(Debug)]
 pub struct Output {
-    /// Lines, those that were not piped to this process excepted.
+    /// Lines of stdout, if that was piped to this process.
     pub stdout: Vec<String>,
-    /// Lines.
+    /// Lines of stderr.
     pub stderr: Vec<String>,
-    /// How it ended.
+    /// The exit status.
     pub status: ExitStatus,
 }
 
@@ -355,7 +355,7 @@ pub fn into_small_pipe(namespace: &Namespace, mut command: Command) -> (Tool, Pi
     (tool.attached(), reader)
 }
 
-/// A disk of two pages, of which one file is left when all else that knew it is gone.
+/// A file on a disk of two pages. The file is all that keeps the disk.
 ///
 /// # Errors
 /// This process may not mount.
@@ -425,8 +425,8 @@ impl Output {
         summary
     }
 
-    /// The one error, without its prefix, and its hint if it has one. Nothing else may be said but,
-    /// between them, what is wrong in a filter and what points at it.
+    /// The one error, without its prefix, and its hint if it has one. Nothing else may be on
+    /// stderr, except, between them, the filter and the mark below its wrong part.
     pub fn complaint(&self) -> (String, Option<String>) {
         let wrong = || -> ! { panic!("not an error and perhaps a hint: {self:#?}") };
         let (first, rest) = self.stderr.split_first().unwrap_or_else(|| wrong());

@@ -13,7 +13,7 @@ fn start(namespace: &Namespace) -> Exporter {
     Exporter::start(namespace, &["--collect", "listeners"])
 }
 
-/// It answers, and has not taken much memory.
+/// Checks that the exporter answers, and does not use much memory.
 fn check(exporter: &Exporter, limit: Duration) {
     let started = Instant::now();
     let text = exporter.text();

@@ -104,7 +104,7 @@ impl End {
     }
 }
 
-/// All that a connection's packets say.
+/// Everything that follows from a connection's packets.
 #[derive(Clone, Debug)]
 struct Story {
     orig: (IpAddr, u16),
@@ -238,7 +238,7 @@ fn follow_gap(story: &mut Story, me: usize, packet: &Packet) {
 /// The widest window that there is.
 const WIDEST: u32 = 1 << 30;
 
-/// Whether the connection can have sent this packet, and its receiver would heed it (RFC 9293,
+/// Whether the connection can have sent this packet, and its receiver would accept it (RFC 9293,
 /// 3.10.7, and RFC 5961).
 fn fits(end: &End, peer: &End, packet: &Packet) -> bool {
     let last = packet.end_seq();

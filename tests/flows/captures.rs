@@ -12,7 +12,7 @@ fn nanos(text: &str) -> i64 {
     at.as_nanosecond().try_into().unwrap()
 }
 
-/// A line as the model has it.
+/// A line in the form of the model.
 fn record(line: &Value) -> Record {
     let number = |name: &str| line[name].as_u64().unwrap();
     let conn_states = [
@@ -77,7 +77,7 @@ fn the_captures_of_tcpdump_and_tcpflow_have_the_flows_of_the_model() {
     assert!(flows > 200 && states.len() > 5, "{flows} flows, {states:?}");
 }
 
-/// A conversation that goes well, badly or nowhere, as the random numbers have it.
+/// A random conversation that succeeds, fails or gets no answer.
 fn conversation(random: &mut crate::oracle::frames::Random) -> Vec<Said> {
     let mut said = Vec::new();
     // Near the end of the sequence space too.

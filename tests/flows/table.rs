@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// SYNs of that many connections, 64,000 to a client.
+/// SYNs of this many connections, 64,000 for each client.
 fn syn_flood(socket: &RawSocket, range: std::ops::Range<u32>) {
     let mut frame = syn_frame(&[], CLIENT4.into(), SERVER4.into(), 9);
     for i in range {
@@ -148,7 +148,7 @@ fn a_flood_of_syns_takes_no_established_connection_out_of_the_table() {
     }
 }
 
-/// SYNs from that many ends at once, and then segments of one connection.
+/// SYNs from this many ends at once, and then segments of one connection.
 fn burst_and_segments(count: u32, segments: u32, micros_between: u64) -> Vec<u8> {
     let mut syn = syn_frame(&[], CLIENT4.into(), SERVER4.into(), 9);
     let burst = (0..count).map(move |i| {

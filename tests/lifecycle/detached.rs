@@ -1,4 +1,4 @@
-//! Programs that another process takes away.
+//! Programs that another process detaches.
 
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,7 +27,7 @@ fn detach(pair: &Pair, tool: &Tool, args: &[&str], round: usize) {
     });
 }
 
-/// Wants the end of a run that was left without a program.
+/// Checks the end of a run whose program was detached.
 fn assert_reported(output: &Output, args: &[&str]) {
     assert_eq!(output.code(), 1, "{args:?}: {output:#?}");
     let summary = output.summary();
@@ -193,7 +193,7 @@ fn the_account_is_exact_and_the_interface_clean_though_another_process_holds_the
             assert_eq!(output.code(), 0, "{output:#?}");
             assert!(summary["matched"].as_u64() > Some(0), "{summary}");
             assert!(!held.is_empty());
-            // Before, it takes CAP_BPF.
+            // In older kernels it needs CAP_BPF.
             if release() >= (5, 19) {
                 assert_eq!(pair.state(), before, "{args:?}");
             }

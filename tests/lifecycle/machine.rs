@@ -16,7 +16,7 @@ const COMMANDS: [(&[&str], u64); 3] = [
     (&["connect-trace", "--dst", "10.77.0.2"], 2),
 ];
 
-/// Only in a guest these are the test's.
+/// Only in a guest may a test change the clock and the CPUs.
 fn may_change_machine() -> Result<(), String> {
     if is_guest() {
         Ok(())
@@ -77,7 +77,7 @@ fn seconds(ts: &str) -> i64 {
     86_400 * days + 3600 * number(11..13) + 60 * number(14..16) + number(17..19)
 }
 
-/// The second CPU. It is there again when this is dropped.
+/// The second CPU, offline. It is online again when this is dropped.
 struct SecondCpu;
 
 impl SecondCpu {

@@ -22,7 +22,7 @@ const WAYS: [&[&str]; 5] = [
     &["flows", "vs"],
 ];
 
-/// Those of them that are links here, which the kernel removes when the process is gone.
+/// Those of them that use links on this kernel, which it removes when the process is gone.
 fn linked() -> Vec<&'static [&'static str]> {
     let tcx = has_tcx().is_ok();
     let mut ways = WAYS.to_vec();
@@ -41,7 +41,7 @@ fn datagram_passes(pair: &Pair) -> bool {
         pair.client.enter(|| UdpSocket::bind((CLIENT4, 0)).unwrap()),
     );
     from.send_to(b"hello", to.local_addr().unwrap()).unwrap();
-    // What passes is there at once: both ends are on this machine.
+    // A datagram that passes arrives at once: both ends are on this machine.
     to.set_read_timeout(Some(Duration::from_millis(200)))
         .unwrap();
     to.recv(&mut [0; 8]).is_ok()

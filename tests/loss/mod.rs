@@ -1,4 +1,4 @@
-//! loss-trace: what was dropped, sent again and reset, as the kernel counts it.
+//! loss-trace: drops, retransmissions and resets, compared with the kernel's counters.
 
 mod matrix;
 
@@ -185,7 +185,7 @@ fn data_that_is_sent_again_counts_by_segment() {
         (counter(&pair.client, "TcpRetransSegs") >= 2).then_some(())
     });
     pair.client.run("ip link set vc down");
-    // What can't be sent again is not counted.
+    // Segments that can't be sent again are not counted.
     let timeouts = Growth::of(&pair.client, "TcpExtTCPTimeouts");
     timeouts.reaches(1);
     let output = tool.stop();
@@ -203,7 +203,7 @@ fn data_that_is_sent_again_counts_by_segment() {
 #[test]
 fn retransmissions_on_a_lossy_link_are_those_that_nstat_counts() {
     let pair = need!(Pair::new());
-    // The number is another one when the segment is sent again.
+    // The IP identification differs when the segment is sent again.
     need!(nft(&pair.server, "tcp dport 83 ip id and 3 == 0 drop"));
     let tool = start(&pair.client, &["--only", "retransmit"]);
     let listener = pair
@@ -322,7 +322,7 @@ fn resets_of_connections_are_those_that_the_kernel_counts() {
 
 #[test]
 fn what_a_closing_connection_takes_is_no_drop() {
-    // Before, the kernel does not show whose segment it frees.
+    // Older kernels do not show the socket of a segment that is freed.
     if release() < (6, 11) {
         return;
     }
@@ -362,7 +362,7 @@ fn what_a_closing_connection_takes_is_no_drop() {
 
 #[test]
 fn what_a_half_open_connection_does_not_need_is_no_drop() {
-    // Before, the kernel gives no reason for other drops of such segments either.
+    // Older kernels give no reason for other drops of such segments either.
     if release() < (6, 18) {
         return;
     }
@@ -439,7 +439,8 @@ fn what_is_counted_by_key_adds_up_to_the_total() {
             figures.sum::<u64>()
         };
         assert_eq!((sum("delta"), sum("untracked")), (7, 0), "{output:#?}");
-        // What is counted while an interval ends may be with its key in the next one.
+        // An event that is counted while an interval ends may be in the counts by key of the next
+        // one.
         let counted = counts.iter().filter(|count| count["top"] != json!([]));
         let of_keys = counted.map(|count| first_of(count, "drop"));
         let of_keys = of_keys.collect::<Vec<_>>();

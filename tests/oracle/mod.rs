@@ -43,7 +43,7 @@ pub const DESTINATION_OPTIONS: u8 = 60;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Link {
     Ethernet,
-    /// An IP header at once; its version nibble says which.
+    /// An IP header at the start; its version nibble says which.
     Raw,
     Ipv4Only,
     Ipv6Only,
@@ -67,7 +67,7 @@ impl Link {
         Self::Loop,
     ];
 
-    /// The kind of frame behind a link type number of a capture file, if it is one of ours.
+    /// The link type with this number in a capture file, if it is supported.
     ///
     /// 101 is raw IP's number in files; 12 is DLT_RAW itself, which old programs wrote unmapped
     /// and which libpcap still takes for raw IP.
@@ -189,7 +189,7 @@ pub struct Tcp {
     pub urgent: u16,
     pub options: Options,
     /// From the start of the captured frame to where the data offset says that payload begins,
-    /// even if that lies behind the frame's end.
+    /// even if that is beyond the frame's end.
     pub payload_offset: usize,
     /// Bytes of payload that were captured and belong to the IP packet.
     pub payload_len: usize,

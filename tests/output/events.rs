@@ -1,4 +1,4 @@
-//! Events on their way to user space: lost, suppressed, late, or with more than was meant.
+//! Events on their way to user space: lost, suppressed or late, and without leftover memory.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ fn events_that_find_no_room_are_counted_exactly() {
         tool.signal(Signal::SIGSTOP);
         pair.refused_connects((SERVER4, 80).into(), 500);
         tool.signal(Signal::SIGCONT);
-        // What there is room for again is not lost.
+        // Events that find room again are not lost.
         tool.events(1);
         pair.refused_connects((SERVER4, 80).into(), 1);
         let output = tool.stop();
@@ -99,7 +99,7 @@ fn an_event_reaches_the_pipe_within_100_ms() {
     }
 }
 
-/// A figure for whoever reads the log.
+/// Prints a figure into the log.
 fn report_figure(figure: &str) {
     let _ = writeln!(std::io::stderr(), "{figure}");
 }

@@ -201,7 +201,7 @@ fn a_slow_reader_gets_every_line_even_after_the_end_was_asked_for() {
         }
         (packets, longest)
     });
-    // A reader that moves is waited for.
+    // The tool waits for a reader that makes progress.
     tool.signal(Signal::SIGTERM);
     let output = tool.finish();
     assert_eq!(output.code(), 0, "{output:#?}");

@@ -16,7 +16,7 @@ use nix::pty::{PtyMaster, Winsize, grantpt, posix_openpt, ptsname_r, unlockpt};
 use crate::common::frames::{RawSocket, SYN, TCP, ethernet, ip, syn_frame, tcp};
 use crate::common::{CLIENT4, Namespace, PATIENCE, Pair, SERVER4, Tool, command, need};
 
-/// A terminal: the end that its user has, and that of a program.
+/// A terminal: the user's end, and that of a program.
 fn terminal() -> Result<(PtyMaster, File), String> {
     // Not openpty(), which would let every process that another test starts have it too.
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
@@ -159,7 +159,7 @@ fn a_terminal_that_takes_colors_gets_them_and_their_columns_stay_in_place() {
     }
 }
 
-/// Names of processes as an enemy would choose them, with how JSON has to say them.
+/// Names of processes as an attacker would choose them, and their form in JSON.
 const HOSTILE_NAMES: [(&CStr, &str); 5] = [
     (c"\x1b[2J\x07", "\x1b[2J\x07"),
     (c"a\nb {\"x\":1}", "a\nb {\"x\":1}"),
@@ -284,7 +284,7 @@ fn no_name_or_payload_of_others_controls_a_terminal() {
         assert!(!text.contains("\nforged"), "{args:?}: {text:?}");
     }
 
-    // The view steers it by itself, and else nobody.
+    // The view itself controls the terminal, and nobody else may.
     let text = on_terminal(&namespace, &["flows", NAME, "-I", "0.05"], |screen| {
         happen(screen, "10.77.0.1");
     });

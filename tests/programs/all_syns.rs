@@ -1,5 +1,5 @@
-//! The programs that count all SYNs look at no setting, hence not at the one that says that frames
-//! come from a file: they are run on frames directly, as if these had come in.
+//! The programs that count all SYNs ignore the settings, among them the one for frames of a file.
+//! So they are run on frames directly, as if these had been received.
 
 use std::mem::MaybeUninit;
 

@@ -103,7 +103,7 @@ pub fn frame_for_link(link: Link, seed: u64) -> Vec<u8> {
         frame.truncate(random.below(frame.len() + 1));
     }
     if random.percent(10) {
-        // What a driver pads, or a frame check sequence: no part of the IP packet.
+        // Padding by a driver, or a frame check sequence: no part of the IP packet.
         let count = random.below(20);
         frame.extend(random.bytes(count));
     }
