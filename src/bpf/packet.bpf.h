@@ -750,7 +750,7 @@ static __always_inline bool parse_common(struct frame *f, struct packet *p, enum
 /* Parses a frame and returns its verdict. */
 static __always_inline enum verdict parse_packet(struct frame *f, struct packet *p)
 {
-	struct packet found = {};
+	struct packet found;
 	struct frame whole;
 	enum verdict v;
 
@@ -758,6 +758,7 @@ static __always_inline enum verdict parse_packet(struct frame *f, struct packet 
 	*p = (struct packet){};
 	if (parse_common(f, p, &v))
 		return v;
+	found = (struct packet){};
 	whole.ctx = f->ctx;
 	whole.ingress = f->ingress;
 	if (f->hook == HOOK_TC)

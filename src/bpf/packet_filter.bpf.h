@@ -68,18 +68,28 @@ static __always_inline bool packet_matches(struct frame *f, struct packet *p)
 	return !(filter.parts & FILTER_PAYLOAD) || payload_matches(f, payload_at(p, tcp));
 }
 
-/* Calls count() for a frame, with a slot for its counters. */
-static __always_inline void count_frame(struct frame *f, void (*count)(struct frame *f))
+/*
+ * Parses a frame, counts what it is, and calls count() for a TCP segment. The slot for the counters
+ * is taken after the parser, which has no register to spare.
+ */
+static __always_inline void count_frame(struct frame *f,
+					void (*count)(struct frame *f, struct packet *p))
 {
+	struct packet p;
+	enum verdict v;
+
 	if (stopped)
 		return;
+	v = parse_packet(f, &p);
 	f->slot = begin_run();
-	if (has_slot(f->slot)) {
-		count(f);
-		end_run(f->slot);
-	} else {
+	if (!has_slot(f->slot)) {
 		count_overrun();
+		return;
 	}
+	counters_of(f->slot)->verdicts[v]++;
+	if (v == VERDICT_TCP)
+		count(f, &p);
+	end_run(f->slot);
 }
 
 #endif /* TCPINSPECT_PACKET_FILTER_BPF_H */

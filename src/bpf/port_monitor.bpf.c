@@ -323,37 +323,36 @@ static __always_inline bool emit(struct frame *f, const struct packet *p, __u64 
 	return true;
 }
 
-static __always_inline void look(struct __sk_buff *skb, bool egress, __u32 slot)
+static __always_inline void look(struct frame *f, struct packet *p, enum verdict v, bool egress)
 {
-	struct packet_counters *c = counters_of(slot);
-	struct packet p;
-	struct frame f;
-	enum verdict v;
+	struct packet_counters *c = counters_of(f->slot);
 	__u64 now;
 
-	if (stopped || !next_frame())
-		return;
-	f = tc_frame(skb, !egress, false);
-	f.slot = slot;
-	v = parse_packet(&f, &p);
 	c->verdicts[v]++;
-	if (v != VERDICT_TCP || !packet_matches(&f, &p))
+	if (v != VERDICT_TCP || !packet_matches(f, p))
 		return;
 	c->matched++;
 	now = packet_time();
 	if (max_rate && over_rate(now))
 		c->suppressed++;
-	else if (!emit(&f, &p, now, egress))
+	else if (!emit(f, p, now, egress))
 		c->lost++;
 }
 
 static __always_inline int monitor(struct __sk_buff *skb, bool egress)
 {
-	__u32 slot = begin_run();
+	struct packet p;
+	struct frame f;
+	enum verdict v;
 
-	if (has_slot(slot)) {
-		look(skb, egress, slot);
-		end_run(slot);
+	if (stopped || !next_frame())
+		return TCX_NEXT;
+	f = tc_frame(skb, !egress, false);
+	v = parse_packet(&f, &p);
+	f.slot = begin_run();
+	if (has_slot(f.slot)) {
+		look(&f, &p, v, egress);
+		end_run(f.slot);
 	} else {
 		count_overrun();
 	}

@@ -53,25 +53,21 @@ static __always_inline void count_by_key(struct packet_counters *c, struct frame
 	count_key(&c->untracked, f->slot, &key, hash_key(&key));
 }
 
-static __always_inline void count_syn(struct frame *f)
+static __always_inline void count_syn(struct frame *f, struct packet *p)
 {
 	struct packet_counters *c = counters_of(f->slot);
-	struct packet p;
-	enum verdict v;
 
-	v = parse_packet(f, &p);
-	c->verdicts[v]++;
-	if (v != VERDICT_TCP || (p.flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+	if ((p->flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
 		return;
 	if (f->is_plain) {
 		c->matched++;
 		return;
 	}
-	if (!packet_matches(f, &p))
+	if (!packet_matches(f, p))
 		return;
 	c->matched++;
 	if (count_by != COUNT_BY_NOTHING)
-		count_by_key(c, f, &p);
+		count_by_key(c, f, p);
 }
 
 /*
