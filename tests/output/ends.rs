@@ -165,7 +165,7 @@ fn a_signal_ends_a_busy_run_at_once() {
             }
         });
         for args in [&[][..], &["--buffer", "perf"], &["--buffer-size", "4096"]] {
-            let mut command = command(["port-monitor", "vs", "--json"]);
+            let mut command = command(["port-monitor", "vs"]);
             command.args(args).stdout(Stdio::null());
             let tool = Tool::spawn_in(&pair.server, &mut command);
             tool.error("about attaching", |line| line.starts_with("attached:"));
