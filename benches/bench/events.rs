@@ -220,7 +220,7 @@ fn own_cpu() -> Result<f64> {
     Ok(Duration::from(time).as_secs_f64())
 }
 
-/// The losses that the tool tells on stderr: nothing if there were none.
+/// The losses that the tool reports on stderr; 0 if there is no report.
 fn lost(said: &str) -> f64 {
     let line = said.lines().find(|line| line.contains("events were lost"));
     let number = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());

@@ -299,7 +299,7 @@ pub struct Contender {
     /// The program and its arguments, by single spaces. `tcpinspect` is the one under test, and
     /// `attach` a child of the bench.
     pub line: &'static str,
-    /// How it tells that it is ready.
+    /// How it reports that it is ready.
     pub ready: Ready,
 }
 

@@ -117,12 +117,12 @@ pub fn run(length: Duration) -> Result<()> {
     println!("| what goes wrong | times | matched | emitted | lost | suppressed |");
     println!("|---|---|---|---|---|---|");
     for ((what, _), (times, sums)) in INCIDENTS.iter().zip(tallies) {
-        let told = match sums {
+        let sums = match sums {
             // The command was killed, or its counts are in the table of the four commands below.
             [0, ..] => ["-"; 4].join(" | "),
             _ => sums.map(|sum| sum.to_string()).join(" | "),
         };
-        println!("| {what} | {times} | {told} |");
+        println!("| {what} | {times} | {sums} |");
     }
     println!("\nThe four commands:\n");
     println!(

@@ -108,7 +108,7 @@ impl Ended {
         memory.max().unwrap_or(0)
     }
 
-    /// The SYNs or matches that the summary tells.
+    /// The number of SYNs or matches in the summary.
     fn count(&self) -> Result<u64> {
         let matched = self.number("matched", 1);
         matched.or_else(|_| self.number("SYNs", -1))
