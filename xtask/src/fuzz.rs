@@ -1,8 +1,8 @@
 //! Runs the fuzz targets for a while, on a stable toolchain.
 //!
 //! cargo-fuzz does the same and more, but has to be built first, and asks for a nightly toolchain
-//! unless sanitizers are turned off. All that libFuzzer itself needs are counters, which
-//! LLVM adds to the code of any toolchain.
+//! unless sanitizers are turned off. libFuzzer itself needs only counters, which LLVM adds
+//! to the code with any toolchain.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::{cargo, root, target_directory};
 /// The targets; each has a folder of its name in `fuzz/seeds`.
 const TARGETS: &[&str] = &["capture", "events", "expressions", "names"];
 
-/// What cargo-fuzz passes too, where no sanitizer is wanted.
+/// The flags that cargo-fuzz passes without sanitizers.
 const FLAGS: &str = "--cfg fuzzing -C passes=sancov-module \
     -C llvm-args=-sanitizer-coverage-level=4 \
     -C llvm-args=-sanitizer-coverage-inline-8bit-counters \
@@ -23,18 +23,18 @@ const FLAGS: &str = "--cfg fuzzing -C passes=sancov-module \
     -C llvm-args=-sanitizer-coverage-trace-compares \
     -C codegen-units=1";
 
-/// How long, and what.
+/// The options of `fuzz`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Run each target for so long
+    /// Run each target for this many seconds
     #[arg(long, default_value_t = 30)]
     seconds: u32,
-    /// Run these targets alone
+    /// Run only these targets
     #[arg(value_parser = clap::builder::PossibleValuesParser::new(TARGETS))]
     targets: Vec<String>,
 }
 
-/// Runs the targets at the same time, and says whether none has found anything.
+/// Runs the targets at the same time. Returns whether none found an error.
 ///
 /// # Errors
 /// When they do not build or can't be started.
@@ -97,7 +97,7 @@ impl Running {
         let log = artifacts.join("log");
         let to = File::create(&log)?;
         let child = Command::new(programs.join(target))
-            // What is new goes to the first folder.
+            // New inputs go to the first folder.
             .arg(&corpus)
             .arg(fuzz.join("seeds").join(target))
             .arg(format!("-artifact_prefix={}/", artifacts.display()))

@@ -1,4 +1,4 @@
-//! What the tests need beyond `cargo test`: `cargo xtask --help` lists it.
+//! Tasks for the tests beyond `cargo test`: `cargo xtask --help` lists them.
 
 #![allow(
     clippy::print_stderr,

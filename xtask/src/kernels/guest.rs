@@ -125,7 +125,7 @@ pub struct Finished {
     pub timed_out: bool,
 }
 
-/// What a guest runs.
+/// The work of a guest.
 pub struct Job<'a> {
     /// The product.
     pub binary: &'a Path,

@@ -198,7 +198,7 @@ const ALLOWED_SKIPS: &[AllowedSkip] = &[
         series: "5.10",
         reason: "has no locks for programs that read sockets",
     },
-    // What bcc's tools see is compared on the kernel of the Debian that they come with.
+    // bcc's tools are compared on the kernel of the Debian release that they come with.
     AllowedSkip {
         series: "5.10",
         reason: "of libbpf-tools",
@@ -213,7 +213,7 @@ const ALLOWED_SKIPS: &[AllowedSkip] = &[
     },
 ];
 
-/// What is to be run in the guests.
+/// The options of `kernels`.
 #[derive(clap::Args)]
 pub struct Options {
     /// The processor of the guests
@@ -258,12 +258,12 @@ pub fn print_cross_environment() -> Result<()> {
     files::print_environment(Arch::Arm64, &cache(Arch::Arm64)?)
 }
 
-/// Where programs are built, and kernels, images and logs are kept.
+/// A directory for built programs, kernels, images or logs.
 fn directory(name: &str) -> Result<PathBuf> {
     Ok(crate::target_directory()?.join(name))
 }
 
-/// Where all that is downloaded for a processor is kept, and the logs.
+/// The directory of the downloads for a processor, and of the logs.
 pub fn cache(arch: Arch) -> Result<PathBuf> {
     directory(match arch {
         Arch::Amd64 => "kernels",
@@ -273,7 +273,7 @@ pub fn cache(arch: Arch) -> Result<PathBuf> {
 
 const NO_ARCHIVE: &str = "apt's sources name no Debian archive; TCPINSPECT_DEBIAN_MIRROR can";
 
-/// Runs the bench with these arguments on one kernel after the other, and prints what it says.
+/// Runs the bench with these arguments on one kernel after the other, and prints its output.
 fn bench(arch: Arch, arguments: &[String]) -> Result<bool> {
     const NAME: &str = "bench";
     let kernels = chosen_kernels(arch)?;
@@ -306,7 +306,7 @@ fn bench(arch: Arch, arguments: &[String]) -> Result<bool> {
     Ok(all_well)
 }
 
-/// Shows the end of what a guest's kernel said.
+/// Prints the last messages of a guest's kernel.
 fn print_messages(console: &Path) {
     eprintln!("last messages of the kernel ({}):", console.display());
     eprintln!("{}", last_lines(console, 20));
@@ -450,7 +450,7 @@ impl Part {
         }
     }
 
-    /// What chooses them, for libtest.
+    /// The arguments that choose them, for libtest.
     fn arguments(self) -> String {
         match self {
             Self::All => String::new(),

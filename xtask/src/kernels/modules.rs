@@ -12,7 +12,7 @@ use super::tools;
 
 /// An unpacked kernel that can be booted.
 pub struct Kernel {
-    /// What `uname -r` will say.
+    /// The release, as `uname -r` shows it.
     pub release: String,
     /// The bootable file.
     pub image: PathBuf,

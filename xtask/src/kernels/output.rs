@@ -35,10 +35,10 @@ pub struct Test {
 /// All that is known of a guest from its results.
 #[derive(Debug, Default)]
 pub struct Results {
-    /// What `uname -r` said.
+    /// The output of `uname -r`.
     pub release: Option<String>,
     pub tests: Vec<Test>,
-    /// What went wrong apart from tests that failed.
+    /// Problems other than failed tests.
     pub problems: Vec<String>,
     /// The names of tests that passed at the second attempt only.
     pub unsteady: Vec<String>,
