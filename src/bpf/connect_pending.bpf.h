@@ -12,7 +12,7 @@
 #define S_IFSOCK      0xc000
 #define NSEC_PER_MSEC 1000000ULL
 
-/* Beyond this, the time of the SYN is not believed: the kernel gives up after minutes. */
+/* A longer wait is not believed: the kernel gives up after minutes. */
 #define WAIT_MAX_MSEC (60 * 60 * 1000)
 
 /* Fields of a socket in SYN_SENT. */
