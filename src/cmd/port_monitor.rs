@@ -4,9 +4,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
-use libbpf_rs::OpenObject;
+use libbpf_rs::{OpenObject, ProgramMut};
 
-use crate::attach::{Attached, Direction, load};
+use crate::attach::{Direction, load};
 use crate::capture::write::{InPlace, Process, Statistics, Written};
 use crate::capture::{Frame, LinkKind};
 use crate::cli::{BufferArgs, DirectionChoice, PortMonitorArgs};
@@ -19,11 +19,11 @@ use crate::output::port_monitor::{CapturePoint, PacketColumn, PacketWriter};
 use crate::output::summary::Summary;
 use crate::run::events::{BufferKind, EventSource};
 use crate::run::holders;
-use crate::run::packet::{self, Live, LoadTarget, Options, PacketCommand, Replay};
+use crate::run::packet::{Live, LoadTarget, Options, PacketCommand, Replay};
 use crate::run::processes::{Ends, Processes};
 use crate::run::replay::{AroundFrames, Origin};
 use crate::run::session::Session;
-use crate::skel::port_monitor::{PortMonitorSkel, PortMonitorSkelBuilder};
+use crate::skel::port_monitor::{OpenPortMonitorSkel, PortMonitorSkel, PortMonitorSkelBuilder};
 use crate::skel::{FrameEvent, PacketEvent};
 
 /// Bytes of a frame that an event in a replay has room for: none are sent.
@@ -91,6 +91,7 @@ fn payload_bytes(args: &PortMonitorArgs) -> u32 {
 impl PacketCommand for PortMonitor<'_> {
     const NAME: &'static str = "port-monitor";
     type Skel<'obj> = PortMonitorSkel<'obj>;
+    type Builder = PortMonitorSkelBuilder;
 
     fn options(&self) -> Options<'_> {
         Options {
@@ -100,13 +101,12 @@ impl PacketCommand for PortMonitor<'_> {
         }
     }
 
-    fn load<'obj>(
+    fn configure(
         &self,
+        open: &mut OpenPortMonitorSkel<'_>,
         target: &LoadTarget<'_>,
-        storage: &'obj mut MaybeUninit<OpenObject>,
         first: Option<&PortMonitorSkel<'_>>,
-    ) -> Result<PortMonitorSkel<'obj>, Failure> {
-        let mut open = packet::open(PortMonitorSkelBuilder::default(), storage, target, first)?;
+    ) -> Result<()> {
         let maps = &mut open.maps;
         let rodata = maps.rodata_data.as_deref_mut();
         let rodata = rodata.context("the programs have no settings")?;
@@ -130,27 +130,22 @@ impl PacketCommand for PortMonitor<'_> {
         let egress = !target.replay && self.directions().contains(&Direction::Egress);
         open.progs.port_monitor_ingress.set_autoload(ingress);
         open.progs.port_monitor_egress.set_autoload(egress);
-        packet::load(Self::NAME, open, target)
+        Ok(())
     }
 
     fn tc_directions(&self, _: &Interface) -> &'static [Direction] {
         self.directions()
     }
 
-    fn attach(
+    fn program<'s>(
         &self,
-        skel: &PortMonitorSkel<'_>,
-        interface: &Interface,
-        attached: &mut Attached,
-    ) -> Result<(), Failure> {
-        for direction in self.directions() {
-            let program = match direction {
-                Direction::Ingress => &skel.progs.port_monitor_ingress,
-                Direction::Egress => &skel.progs.port_monitor_egress,
-            };
-            attached.tc(program, interface, *direction)?;
+        skel: &'s PortMonitorSkel<'_>,
+        direction: Direction,
+    ) -> &'s ProgramMut<'s> {
+        match direction {
+            Direction::Ingress => &skel.progs.port_monitor_ingress,
+            Direction::Egress => &skel.progs.port_monitor_egress,
         }
-        Ok(())
     }
 
     fn watch(&self, live: &mut Live<'_, PortMonitorSkel<'_>>) -> Result<Summary, Failure> {

@@ -1,11 +1,10 @@
 //! `syn-count`: counts incoming SYNs per interval.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::mem::MaybeUninit;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use libbpf_rs::{OpenObject, ProgramMut};
+use libbpf_rs::ProgramMut;
 
 use crate::attach::xdp::XdpMode;
 use crate::attach::{Attached, Direction};
@@ -19,10 +18,10 @@ use crate::output::clock::UnixNanos;
 use crate::output::columns::widest;
 use crate::output::summary::Summary;
 use crate::output::syn_count::{CountAlert, CountColumn, CountWriter, IntervalCounts, KeyFigures};
-use crate::run::packet::{self, Live, LoadTarget, Options, PacketCommand, Replay};
+use crate::run::packet::{Live, LoadTarget, Options, PacketCommand, Replay};
 use crate::run::replay::AroundFrames;
 use crate::run::session::{Session, Wake, next_due};
-use crate::skel::syn_count::{SynCountSkel, SynCountSkelBuilder};
+use crate::skel::syn_count::{OpenSynCountSkel, SynCountSkel, SynCountSkelBuilder};
 use crate::skel::{self, CountByKey, PacketCounters, PacketSkel};
 use crate::sys::key_tables::{KeyTables, Size, Sketches};
 use crate::sys::link;
@@ -118,6 +117,7 @@ fn counted_by(args: &SynCountArgs) -> Option<CountBy> {
 impl PacketCommand for SynCount<'_> {
     const NAME: &'static str = "syn-count";
     type Skel<'obj> = SynCountSkel<'obj>;
+    type Builder = SynCountSkelBuilder;
 
     fn options(&self) -> Options<'_> {
         Options::new(&self.args.packets, &self.filter, &self.args.run)
@@ -127,13 +127,12 @@ impl PacketCommand for SynCount<'_> {
         self.args.mode != CountMode::Auto
     }
 
-    fn load<'obj>(
+    fn configure(
         &self,
+        open: &mut OpenSynCountSkel<'_>,
         target: &LoadTarget<'_>,
-        storage: &'obj mut MaybeUninit<OpenObject>,
-        first: Option<&SynCountSkel<'_>>,
-    ) -> Result<SynCountSkel<'obj>, Failure> {
-        let mut open = packet::open(SynCountSkelBuilder::default(), storage, target, first)?;
+        _: Option<&SynCountSkel<'_>>,
+    ) -> Result<()> {
         let maps = &mut open.maps;
         let rodata = maps.rodata_data.as_deref_mut();
         let rodata = rodata.context("the programs have no settings")?;
@@ -175,7 +174,7 @@ impl PacketCommand for SynCount<'_> {
         ] {
             program.set_autoload(its_hook == hook && counts_all == all);
         }
-        packet::load(Self::NAME, open, target)
+        Ok(())
     }
 
     fn tc_directions(&self, _: &Interface) -> &'static [Direction] {
@@ -185,13 +184,28 @@ impl PacketCommand for SynCount<'_> {
         }
     }
 
+    /// The one program that is loaded.
+    fn program<'s>(&self, skel: &'s SynCountSkel<'_>, _: Direction) -> &'s ProgramMut<'s> {
+        let progs = &skel.progs;
+        [
+            &progs.syn_count_all_xdp_frags,
+            &progs.syn_count_xdp_frags,
+            &progs.syn_count_all_xdp,
+            &progs.syn_count_xdp,
+            &progs.syn_count_all_tc,
+        ]
+        .into_iter()
+        .find(|program| program.autoload())
+        .unwrap_or(&progs.syn_count_tc)
+    }
+
     fn attach(
         &self,
         skel: &SynCountSkel<'_>,
         interface: &Interface,
         attached: &mut Attached,
     ) -> Result<(), Failure> {
-        let program = loaded(skel);
+        let program = self.program(skel, Direction::Ingress);
         match self.args.mode {
             CountMode::Tc => attached.tc(program, interface, Direction::Ingress),
             CountMode::Native => attached.xdp(program, interface, &[XdpMode::Native]),
@@ -238,7 +252,7 @@ impl PacketCommand for SynCount<'_> {
             latest: UnixNanos::MIN,
         };
         replay.begin(|out, clock| schedule.writer.layout.header(out, clock))?;
-        replay.run(|skel| loaded(skel), &mut schedule);
+        replay.run(|skel| self.program(skel, Direction::Ingress), &mut schedule);
         schedule.close_last_interval(replay.session, replay.skel);
         replay.session.flush();
         Ok(self.summary(replay.summary(), replay.counters()))
@@ -289,21 +303,6 @@ impl SynCount<'_> {
             }
         }
     }
-}
-
-/// The one program that is loaded.
-fn loaded<'a, 'obj>(skel: &'a SynCountSkel<'obj>) -> &'a ProgramMut<'obj> {
-    let progs = &skel.progs;
-    [
-        &progs.syn_count_all_xdp_frags,
-        &progs.syn_count_xdp_frags,
-        &progs.syn_count_all_xdp,
-        &progs.syn_count_xdp,
-        &progs.syn_count_all_tc,
-    ]
-    .into_iter()
-    .find(|program| program.autoload())
-    .unwrap_or(&progs.syn_count_tc)
 }
 
 /// Whether the kernel supports XDP programs for several buffers. It finds out by trying: before

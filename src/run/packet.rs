@@ -36,11 +36,14 @@ use crate::skel::{self, OpenPacketSkel, PacketCounters, PacketSkel};
 use crate::sys::{link, object};
 
 /// A command that looks at the packets of interfaces.
-pub trait PacketCommand {
+pub trait PacketCommand: Sized {
     /// The subcommand.
     const NAME: &'static str;
     /// The skeleton of its BPF programs.
     type Skel<'obj>: PacketSkel<'obj>;
+    /// Opens the skeleton.
+    type Builder: Default
+        + for<'obj> SkelBuilder<'obj, Output: OpenPacketSkel<'obj, Output = Self::Skel<'obj>>>;
 
     /// The options that all packet commands have.
     fn options(&self) -> Options<'_>;
@@ -49,6 +52,20 @@ pub trait PacketCommand {
     /// hook. Otherwise a test run takes many frames from a map.
     fn replays_one_at_a_time(&self) -> bool {
         false
+    }
+
+    /// Sets what this command alone has: constants, sizes of maps, which programs to load. `first`
+    /// has the programs of the first interface, whose maps the others may share.
+    ///
+    /// # Errors
+    /// A setting can't be changed.
+    fn configure<'obj>(
+        &self,
+        _open: &mut <Self::Builder as SkelBuilder<'obj>>::Output,
+        _target: &LoadTarget<'_>,
+        _first: Option<&Self::Skel<'_>>,
+    ) -> Result<()> {
+        Ok(())
     }
 
     /// Loads the programs for an interface with [`open`] and [`load()`]. `first` has the programs of
@@ -61,12 +78,17 @@ pub trait PacketCommand {
         target: &LoadTarget<'_>,
         storage: &'obj mut MaybeUninit<OpenObject>,
         first: Option<&Self::Skel<'_>>,
-    ) -> Result<Self::Skel<'obj>, Failure>;
+    ) -> Result<Self::Skel<'obj>, Failure> {
+        load(Self::NAME, open(self, target, storage, first)?, target)
+    }
 
     /// The directions in which the programs are attached to TC of the interface.
     fn tc_directions(&self, interface: &Interface) -> &'static [Direction];
 
-    /// Attaches the programs to the interface.
+    /// The program for packets of this direction.
+    fn program<'s>(&self, skel: &'s Self::Skel<'_>, direction: Direction) -> &'s ProgramMut<'s>;
+
+    /// Attaches the programs to the interface: to TC, unless the command says otherwise.
     ///
     /// # Errors
     /// The kernel refuses it.
@@ -75,7 +97,12 @@ pub trait PacketCommand {
         skel: &Self::Skel<'_>,
         interface: &Interface,
         attached: &mut Attached,
-    ) -> Result<(), Failure>;
+    ) -> Result<(), Failure> {
+        for direction in self.tc_directions(interface) {
+            attached.tc(self.program(skel, *direction), interface, *direction)?;
+        }
+        Ok(())
+    }
 
     /// Reports what the attached programs see until the run is over, then detaches them. It has to
     /// call [`Live::begin`] and [`Live::detach`].
@@ -139,20 +166,18 @@ pub struct LoadTarget<'a> {
     options: Options<'a>,
 }
 
-/// Opens the programs, and sets the constants and maps that all packet programs have.
+/// Opens the programs, and sets the constants and maps that all packet programs have, and those that
+/// this command alone has.
 ///
 /// # Errors
 /// A setting can't be changed.
-pub fn open<'obj, 'first, B>(
-    builder: B,
-    storage: &'obj mut MaybeUninit<OpenObject>,
+pub fn open<'obj, C: PacketCommand>(
+    command: &C,
     target: &LoadTarget<'_>,
-    first: Option<&impl PacketSkel<'first>>,
-) -> Result<B::Output>
-where
-    B: SkelBuilder<'obj, Output: OpenPacketSkel<'obj>>,
-{
-    let mut open = builder
+    storage: &'obj mut MaybeUninit<OpenObject>,
+    first: Option<&C::Skel<'_>>,
+) -> Result<<C::Builder as SkelBuilder<'obj>>::Output> {
+    let mut open = C::Builder::default()
         .open(storage)
         .context("failed to open the programs")?;
     let link = open
@@ -176,6 +201,7 @@ where
             }
         }
     }
+    command.configure(&mut open, target, first)?;
     Ok(open)
 }
 
@@ -668,7 +694,7 @@ impl<'obj, S: PacketSkel<'obj>> Replay<'_, S> {
     /// Runs all frames of the file through a program.
     pub fn run(
         &mut self,
-        program: impl Fn(&S) -> &ProgramMut<'obj>,
+        program: impl Fn(&S) -> &ProgramMut<'_>,
         around: &mut impl AroundFrames<S>,
     ) {
         let mut runner = Runner::new(&mut *self.skel, program, around, self.one_at_a_time);
@@ -684,7 +710,7 @@ impl<'obj, S: PacketSkel<'obj>> Replay<'_, S> {
     /// The programs send no events.
     pub fn run_events(
         &mut self,
-        program: impl Fn(&S) -> &ProgramMut<'obj>,
+        program: impl Fn(&S) -> &ProgramMut<'_>,
         event_len: usize,
         on_event: impl FnMut(&mut Session, &[Origin], &[u8]),
     ) -> Result<()> {

@@ -126,7 +126,7 @@ pub struct Origin {
 pub fn run<'obj, S: PacketSkel<'obj>>(
     session: &mut Session,
     capture: &mut Capture,
-    runner: &mut Runner<'_, S, impl Fn(&S) -> &ProgramMut<'obj>, impl AroundFrames<S>>,
+    runner: &mut Runner<'_, S, impl Fn(&S) -> &ProgramMut<'_>, impl AroundFrames<S>>,
 ) -> Option<Failure> {
     let mut progress = Progress::new(session.notices);
     let ended = run_frames(session, capture, runner, &mut progress);
@@ -153,7 +153,7 @@ enum Ended {
 fn run_frames<'obj, S: PacketSkel<'obj>>(
     session: &mut Session,
     capture: &mut Capture,
-    runner: &mut Runner<'_, S, impl Fn(&S) -> &ProgramMut<'obj>, impl AroundFrames<S>>,
+    runner: &mut Runner<'_, S, impl Fn(&S) -> &ProgramMut<'_>, impl AroundFrames<S>>,
     progress: &mut Progress,
 ) -> Result<Ended, Failure> {
     let mut last_at = 0;
@@ -216,7 +216,7 @@ pub struct Runner<'a, S, P, A> {
 impl<'a, 'obj, S, P, A> Runner<'a, S, P, A>
 where
     S: PacketSkel<'obj>,
-    P: Fn(&S) -> &ProgramMut<'obj>,
+    P: Fn(&S) -> &ProgramMut<'_>,
     A: AroundFrames<S>,
 {
     /// Has frames run through this program.

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use caps::Capability;
-use libbpf_rs::OpenObject;
+use libbpf_rs::{OpenObject, ProgramMut};
 
 use distributions::Distributions;
 use reporter::{Reporter, asks_for_containers};
@@ -22,7 +22,7 @@ use sockets::{Sockets, TableMaps};
 use table::{FlowTable, monotonic_ns};
 
 use crate::attach::beside::beside;
-use crate::attach::{Attached, Direction, load};
+use crate::attach::{Direction, load};
 use crate::cli::{FlowBy, FlowsArgs};
 use crate::failure::{Exit, Failure};
 use crate::filter::process::ProcessRules;
@@ -88,6 +88,15 @@ impl<'a> Flows<'a> {
     fn needs_processes(&self) -> bool {
         let by_process = self.args.by.is_some_and(FlowBy::needs_process);
         by_process || !self.args.processes.rules().is_empty() || !self.args.container.is_empty()
+    }
+
+    /// The processes to look at, by the programs of an interface. Only the sweep looks at them, and
+    /// the first interface has it.
+    fn rules_after(&self, first: Option<&FlowsSkel<'_>>) -> ProcessRules<'_> {
+        match first {
+            Some(_) => ProcessRules::default(),
+            None => self.args.processes.rules(),
+        }
     }
 
     /// Loads the opened programs; for a live run those that read sockets as well, at the same time.
@@ -201,6 +210,7 @@ fn name_source(
 impl PacketCommand for Flows<'_> {
     const NAME: &'static str = "flows";
     type Skel<'obj> = FlowsSkel<'obj>;
+    type Builder = FlowsSkelBuilder;
 
     fn options(&self) -> Options<'_> {
         Options {
@@ -209,15 +219,14 @@ impl PacketCommand for Flows<'_> {
         }
     }
 
-    fn load<'obj>(
+    fn configure(
         &self,
+        open: &mut OpenFlowsSkel<'_>,
         target: &LoadTarget<'_>,
-        storage: &'obj mut MaybeUninit<OpenObject>,
         first: Option<&FlowsSkel<'_>>,
-    ) -> Result<FlowsSkel<'obj>, Failure> {
+    ) -> Result<()> {
         // The key of a flow has 16 bits for the interface.
         u16::try_from(target.position)?;
-        let mut open = packet::open(FlowsSkelBuilder::default(), storage, target, first)?;
         let maps = &mut open.maps;
         let rodata = maps.rodata_data.as_deref_mut();
         let rodata = rodata.context("the programs have no settings")?;
@@ -272,15 +281,21 @@ impl PacketCommand for Flows<'_> {
                 .reuse_fd(first.maps.unused_slots.as_fd())?;
         }
         open.progs.flows_sweep.set_autoload(first.is_none());
-        // Only the sweep looks at processes.
-        let rules = match first {
-            Some(_) => ProcessRules::default(),
-            None => self.args.processes.rules(),
-        };
         let sets = [&mut maps.pids, &mut maps.uids, &mut maps.comms];
-        rodata.process_filter = process_filter(rules.size(sets)?);
+        rodata.process_filter = process_filter(self.rules_after(first).size(sets)?);
+        Ok(())
+    }
+
+    fn load<'obj>(
+        &self,
+        target: &LoadTarget<'_>,
+        storage: &'obj mut MaybeUninit<OpenObject>,
+        first: Option<&FlowsSkel<'_>>,
+    ) -> Result<FlowsSkel<'obj>, Failure> {
+        let open = packet::open(self, target, storage, first)?;
         let skel = self.load_with_sockets(open, target)?;
-        rules.fill([&skel.maps.pids, &skel.maps.uids, &skel.maps.comms])?;
+        let sets = [&skel.maps.pids, &skel.maps.uids, &skel.maps.comms];
+        self.rules_after(first).fill(sets)?;
         Ok(skel)
     }
 
@@ -288,16 +303,8 @@ impl PacketCommand for Flows<'_> {
         directions(interface)
     }
 
-    fn attach(
-        &self,
-        skel: &FlowsSkel<'_>,
-        interface: &Interface,
-        attached: &mut Attached,
-    ) -> Result<(), Failure> {
-        for direction in directions(interface) {
-            attached.tc(&skel.progs.flows_packet, interface, *direction)?;
-        }
-        Ok(())
+    fn program<'s>(&self, skel: &'s FlowsSkel<'_>, _: Direction) -> &'s ProgramMut<'s> {
+        &skel.progs.flows_packet
     }
 
     fn watch(&self, live: &mut Live<'_, FlowsSkel<'_>>) -> Result<Summary, Failure> {
