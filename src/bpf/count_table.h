@@ -6,7 +6,9 @@
 /* Set in `family` if all of `addr` is in use, and not only its first word. */
 #define COUNT_WIDE 2
 
-/* An address or a port. loss-trace has other things in `addr`, and its kinds of events in `family`.
+/*
+ * An address or a port. loss-trace has other things in `addr`, and the kind of event in the upper
+ * bits of `family`.
  */
 struct count_key {
 	__u8 family; /* 4 or 6; 0 for a port */
