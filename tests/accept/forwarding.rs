@@ -5,10 +5,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use super::{Trace, assert_fate, begin, listener, nft, server};
 use crate::common::{Namespace, Pair, SERVER4, need};
 
-#[test]
-fn what_the_router_passes_on_is_forwarded_whatever_comes_of_it() {
-    let pair = need!(Pair::new());
-    let inner = need!(Namespace::new());
+/// A pair whose server is the router between the client and a third namespace.
+fn router() -> Result<(Pair, Namespace), String> {
+    let pair = Pair::new()?;
+    let inner = Namespace::new()?;
     pair.server.run(&format!(
         "ip link add ri type veth peer name ii netns {}",
         inner.path()
@@ -21,7 +21,17 @@ fn what_the_router_passes_on_is_forwarded_whatever_comes_of_it() {
     pair.server.sysctl("ipv4/ip_forward", "1");
     pair.client
         .run(&format!("ip route add 10.88.0.0/24 via {SERVER4}"));
-    let inside = |port| SocketAddr::from(([10, 88, 0, 2], port));
+    Ok((pair, inner))
+}
+
+/// A port of the namespace behind the router.
+fn inside(port: u16) -> SocketAddr {
+    SocketAddr::from(([10, 88, 0, 2], port))
+}
+
+#[test]
+fn what_the_router_passes_on_is_forwarded_whatever_comes_of_it() {
+    let (pair, inner) = need!(router());
     let _listener = inner.enter(|| listener(inside(8015), 16));
     // With both sides watched, and with the client's alone.
     for interfaces in [&["vs", "ri"][..], &["vs"]] {
@@ -60,17 +70,7 @@ fn what_is_translated_to_another_port_is_accepted_under_the_one_it_asked_for() {
 
 #[test]
 fn what_another_namespace_does_not_answer_is_forwarded_though_only_the_client_s_side_is_watched() {
-    let pair = need!(Pair::new());
-    let inner = need!(Namespace::new());
-    pair.server.run(&format!(
-        "ip link add ri type veth peer name ii netns {}",
-        inner.path()
-    ));
-    pair.server.run("ip addr add 10.88.0.1/24 dev ri");
-    pair.server.run("ip link set ri up");
-    inner.run("ip addr add 10.88.0.2/24 dev ii");
-    inner.run("ip link set ii up");
-    pair.server.sysctl("ipv4/ip_forward", "1");
+    let (pair, inner) = need!(router());
     // As Docker publishes a port of a container.
     need!(nft(
         &pair.server,
@@ -82,17 +82,13 @@ fn what_another_namespace_does_not_answer_is_forwarded_though_only_the_client_s_
         "type filter hook input priority 0",
         "tcp dport 80 drop"
     ));
-    // One that the router forwards without translation, and could take for its own.
-    pair.client
-        .run(&format!("ip route add 10.88.0.0/24 via {SERVER4}"));
+    // The router listens on port 80 too, and could take for its own what it forwards to `inside(80)`.
     let _listener = pair
         .server
         .enter(|| listener(SocketAddr::from(([0, 0, 0, 0], 80)), 16));
     pair.client.sysctl("ipv4/tcp_syn_retries", "1");
     let trace = Trace::start(&pair.server, &["vs"]);
-    let _clients = pair
-        .client
-        .enter(|| [server(8025), SocketAddr::from(([10, 88, 0, 2], 80))].map(begin));
+    let _clients = pair.client.enter(|| [server(8025), inside(80)].map(begin));
     assert_fate(&trace.fate(8025), "forwarded", None, None);
     assert_fate(&trace.fate(80), "forwarded", None, None);
     assert_eq!(trace.stop().count("forwarded"), 2);
