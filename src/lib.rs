@@ -14,6 +14,7 @@ mod notice;
 pub mod output;
 pub mod run;
 pub mod skel;
+pub mod stop;
 mod sys;
 mod view;
 

@@ -13,8 +13,8 @@ use libbpf_rs::{Link, MapCore, MapFlags, Object, ObjectBuilder, PerfBufferBuilde
 use tcpinspect::attach::xdp::{self, XdpMode};
 use tcpinspect::attach::{Attached, Direction, tc};
 use tcpinspect::host::interfaces::resolve;
-use tcpinspect::run::stop::Stop;
 use tcpinspect::skel::connect_trace::ConnectTraceSkelBuilder;
+use tcpinspect::stop::Stop;
 
 use crate::common::bpf::leave_out;
 

@@ -19,7 +19,7 @@ use super::write::{Encoder, FileFormat, InPlace, Statistics, Written};
 use crate::failure::Failure;
 use crate::output::clock::{Clock, UnixNanos};
 use crate::output::stdout::{Patience, Stdout, has_room};
-use crate::run::stop::{ExitReason, Stop};
+use crate::stop::{ExitReason, Stop};
 
 /// Bytes gathered before they are written, unless a flush comes sooner. Large frames are
 /// gathered too: a file system takes a few large writes for less than the copies cost.

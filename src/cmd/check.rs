@@ -35,10 +35,10 @@ use crate::output::summary::Summary;
 use crate::run::events::BufferKind;
 use crate::run::packet;
 use crate::run::session::Session;
-use crate::run::stop::ExitReason;
 use crate::skel::flows::FlowsSkelBuilder;
 use crate::skel::loss_trace::LossTraceSkelBuilder;
 use crate::skel::port_monitor::PortMonitorSkelBuilder;
+use crate::stop::ExitReason;
 use crate::sys::key_tables::Size;
 
 /// Runs the command.

@@ -22,7 +22,7 @@ use crate::output::listeners::{self as output, ListenerWriter};
 use crate::run::holders::{self, Holders, Which};
 use crate::run::screen;
 use crate::run::session::{Session, Wake, next_due};
-use crate::run::stop::ExitReason;
+use crate::stop::ExitReason;
 use crate::view::listeners::{Entry, ListenersView};
 use crate::view::terminal::{self, Screen};
 

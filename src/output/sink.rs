@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use super::line::{Line, Room};
 use super::stage::{PIPE_PIECE, Stage, whole_lines};
 use super::stdout::{Patience, Stdout, has_room};
-use crate::run::stop::{ExitReason, Stop};
+use crate::stop::{ExitReason, Stop};
 
 /// How many bytes are gathered before they are written, if no flush comes earlier. As whole lines,
 /// which leave the end of each page empty, they fill the 16 pages of a pipe.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::run::stop::{Stop, poll_timeout};
+use crate::stop::{Stop, poll_timeout};
 
 /// How long the end of a run waits for a reader that has stopped.
 const GRACE: Duration = Duration::from_millis(500);

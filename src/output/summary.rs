@@ -7,8 +7,8 @@ use super::line::Line;
 use crate::domain::flow_report::FlowReport;
 use crate::domain::incoming::FATES;
 use crate::key;
-use crate::run::stop::ExitReason;
 use crate::skel::{PacketCounters, VERDICTS};
+use crate::stop::ExitReason;
 
 /// The end of a run in numbers.
 #[derive(Clone, Debug, PartialEq)]

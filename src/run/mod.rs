@@ -1,4 +1,4 @@
-//! Code that all commands share while they run: wait, read events, replay capture files, and stop.
+//! Code that all commands share while they run: wait, read events, replay capture files, and end.
 
 pub mod counts;
 pub mod events;
@@ -10,4 +10,3 @@ pub mod processes;
 pub mod replay;
 pub mod screen;
 pub mod session;
-pub mod stop;

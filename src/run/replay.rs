@@ -18,8 +18,8 @@ use crate::failure::{Exit, Failure};
 use crate::notice::Notices;
 use crate::output::clock::UnixNanos;
 use crate::run::session::Session;
-use crate::run::stop::ExitReason;
 use crate::skel::{self, PacketSkel, REPLAY_BYTES, REPLAY_FRAMES};
+use crate::stop::ExitReason;
 
 /// Shorter frames are padded with zeros for the kernel, and the program gets the true length. A
 /// test run needs an Ethernet header. For TC programs some kernels need more than that, and newer

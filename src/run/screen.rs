@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::session::{Session, Wake};
-use super::stop::ExitReason;
+use crate::stop::ExitReason;
 use crate::view::terminal::Screen;
 use crate::view::{Picture, Reaction};
 

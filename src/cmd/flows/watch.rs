@@ -12,9 +12,9 @@ use crate::cli::{FlowsArgs, OutputFormat};
 use crate::run::packet::Live;
 use crate::run::screen;
 use crate::run::session::{Wake, next_due};
-use crate::run::stop::ExitReason;
 use crate::skel::SweepMode;
 use crate::skel::flows::FlowsSkel;
+use crate::stop::ExitReason;
 use crate::view::flows::{FlowsView, Interval};
 use crate::view::terminal::{self, Screen};
 

@@ -7,7 +7,7 @@ use crate::capture::recorder::Recorder;
 use crate::cli::OutputFormat;
 use crate::failure::{Exit, Failure};
 use crate::output::summary::Summary;
-use crate::run::stop::ExitReason;
+use crate::stop::ExitReason;
 
 impl Session {
     /// Why the run ended.

@@ -9,7 +9,7 @@ use crate::attach::{Hook, HookState};
 use crate::failure::Failure;
 use crate::host::interfaces::{Interface, LinkLayer, ResolveError, resolve};
 use crate::host::link_watch::{LinkChange, LinkEvent, LinkWatch};
-use crate::run::stop::ExitReason;
+use crate::stop::ExitReason;
 
 /// How often to check whether hooks are still attached: the kernel sends no event for that.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);

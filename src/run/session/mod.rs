@@ -29,7 +29,7 @@ use crate::output::Render;
 use crate::output::clock::{Clock, UnixNanos};
 use crate::output::line::Line;
 use crate::output::sink::Sink;
-use crate::run::stop::{ExitReason, Stop};
+use crate::stop::{ExitReason, Stop};
 
 /// The state of a run of a command.
 pub struct Session {

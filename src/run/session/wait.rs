@@ -10,7 +10,7 @@ use nix::sys::time::TimeSpec;
 
 use super::Session;
 use crate::run::events::{BATCH, EventSource};
-use crate::run::stop::{Stop, poll_timeout};
+use crate::stop::{Stop, poll_timeout};
 use crate::sys::ring::Wakeup;
 
 /// After a nap with at least this many events, the reader naps again and waits for no wakeup.
