@@ -1,5 +1,6 @@
 //! Exit statuses, and errors that say what to do.
 
+use std::fmt;
 use std::process::ExitCode;
 
 /// Exit status, as documented in the README.
@@ -68,3 +69,44 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
         }
     }
 }
+
+/// Why a value of the command line is refused, and what the user can do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    message: String,
+    /// The second line of the error, if there is something to do.
+    pub hint: Option<String>,
+}
+
+impl Refusal {
+    /// A refusal with a hint of its own.
+    pub fn with_hint(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            hint: Some(hint.into()),
+        }
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(message: String) -> Self {
+        Self {
+            message,
+            hint: None,
+        }
+    }
+}
+
+impl From<&str> for Refusal {
+    fn from(message: &str) -> Self {
+        message.to_owned().into()
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Refusal {}

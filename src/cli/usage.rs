@@ -8,10 +8,9 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use nix::net::if_::if_nametoindex;
 
 use super::interface_hints::{interface_hint, option_hint, words_as_options};
-use super::values::Refusal;
 use super::{Cli, Command};
 use crate::cmd::generate::printed;
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, Refusal};
 
 /// Parses the command line.
 ///

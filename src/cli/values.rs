@@ -1,54 +1,13 @@
 //! Values of options: times, rates, sizes, names.
 
 use std::convert::Infallible;
-use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use jiff::SignedDuration;
 
+use crate::failure::Refusal;
 use crate::host::names;
-
-/// Why a value is refused, and what the user can do about it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    message: String,
-    /// The second line of the error, if there is something to do.
-    pub hint: Option<String>,
-}
-
-impl Refusal {
-    /// A refusal with a hint of its own.
-    pub fn with_hint(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-            hint: Some(hint.into()),
-        }
-    }
-}
-
-impl From<String> for Refusal {
-    fn from(message: String) -> Self {
-        Self {
-            message,
-            hint: None,
-        }
-    }
-}
-
-impl From<&str> for Refusal {
-    fn from(message: &str) -> Self {
-        message.to_owned().into()
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for Refusal {}
 
 /// The longest time that is accepted: a century, so that no clock overflows.
 const MAX_SECONDS: f64 = 100.0 * 366.0 * 86_400.0;

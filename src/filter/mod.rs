@@ -12,8 +12,7 @@ use libbpf_rs::skel::Skel;
 use libbpf_rs::{MapCore, MapFlags};
 
 use self::expr::Expression;
-use crate::cli::values::Refusal;
-use crate::failure::Failure;
+use crate::failure::{Failure, Refusal};
 use crate::host::names;
 use crate::skel::{
     self, FilterPart, FilterSettings, OpenFilteredSkel, PAYLOAD_PATTERN_MAX, PrefixKey,
