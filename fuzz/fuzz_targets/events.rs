@@ -8,12 +8,11 @@ use std::cell::RefCell;
 
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Map, Value};
-use tcpinspect::cli::TimeStyle;
 use tcpinspect::domain::{connection::Connection, flow::Flow, packet::Packet};
 use tcpinspect::failure::Failure;
 use tcpinspect::host::time_zone;
 use tcpinspect::output::Render;
-use tcpinspect::output::clock::Clock;
+use tcpinspect::output::clock::{Clock, TimeStyle};
 use tcpinspect::output::connect_trace::ConnectWriter;
 use tcpinspect::output::flows::{FlowWriter, ShownFlow};
 use tcpinspect::output::line::{Line, Room};

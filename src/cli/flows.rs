@@ -8,65 +8,7 @@ use super::output::{BufferArgs, RunArgs};
 use super::packets::PacketArgs;
 use super::processes::ProcessArgs;
 use super::values;
-
-/// The keys of `flows --by`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum FlowBy {
-    /// Address of the initiator
-    #[value(alias = "src")]
-    Saddr,
-    /// Address of the responder
-    #[value(alias = "dst")]
-    Daddr,
-    /// Port of the responder
-    #[value(alias = "port")]
-    Dport,
-    /// Process on this machine
-    #[value(alias = "comm", alias = "pid")]
-    Process,
-    /// User whose socket it is
-    Uid,
-    /// Container of the process
-    Container,
-    /// Network of the initiator: see --prefix
-    Net,
-}
-
-impl FlowBy {
-    /// Its name on the command line and in JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Saddr => "saddr",
-            Self::Daddr => "daddr",
-            Self::Dport => "dport",
-            Self::Process => "process",
-            Self::Uid => "uid",
-            Self::Container => "container",
-            Self::Net => "net",
-        }
-    }
-
-    /// Whether it is about the process of a flow.
-    pub fn needs_process(self) -> bool {
-        matches!(self, Self::Process | Self::Uid | Self::Container)
-    }
-}
-
-/// The figure that the keys of --by are sorted by.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum FlowSort {
-    /// Payload both ways
-    #[default]
-    Bytes,
-    /// Packets both ways
-    Packets,
-    /// Connections
-    Flows,
-    /// Different addresses at the other end
-    Peers,
-    /// Different ports of responders
-    Ports,
-}
+use crate::domain::traffic::{FlowBy, FlowSort};
 
 /// The times of flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

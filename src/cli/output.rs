@@ -6,6 +6,7 @@ use clap::{ArgAction, Args, ValueEnum};
 
 use super::values;
 use crate::failure::Failure;
+use crate::output::clock::TimeStyle;
 
 /// How data is printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -15,20 +16,6 @@ pub enum OutputFormat {
     Text,
     /// JSON Lines: one object per line
     Json,
-}
-
-/// How times are shown in the TIME column.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum TimeStyle {
-    /// Local time of day, with the date if it is not the day of the start
-    #[default]
-    Local,
-    /// Local date and time with UTC offset, such as 2026-01-31T12:00:00.000000+01:00
-    Iso,
-    /// Seconds since 1970-01-01 UTC
-    Unix,
-    /// Seconds since the previous line
-    Delta,
 }
 
 /// Output, and how much is printed to stderr.

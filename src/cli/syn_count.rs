@@ -7,31 +7,7 @@ use clap::{Args, ValueEnum};
 use super::output::RunArgs;
 use super::packets::PacketArgs;
 use super::values;
-
-/// The keys of `syn-count --by`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum CountBy {
-    /// Source address
-    #[value(alias = "src")]
-    Saddr,
-    /// Destination address
-    #[value(alias = "dst")]
-    Daddr,
-    /// Destination port
-    #[value(alias = "port")]
-    Dport,
-}
-
-impl CountBy {
-    /// Its name on the command line and in JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Saddr => "saddr",
-            Self::Daddr => "daddr",
-            Self::Dport => "dport",
-        }
-    }
-}
+use crate::domain::tally::CountBy;
 
 /// Where syn-count attaches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

@@ -8,9 +8,9 @@ use libbpf_rs::ProgramMut;
 
 use crate::attach::xdp::XdpMode;
 use crate::attach::{Attached, Direction};
-use crate::cli::{CountBy, CountMode, SynCountArgs};
+use crate::cli::{CountMode, SynCountArgs};
 use crate::domain::distinct;
-use crate::domain::tally::{Alerts, Count, Tally, TallyKey};
+use crate::domain::tally::{Alerts, Count, CountBy, Tally, TallyKey};
 use crate::failure::Failure;
 use crate::filter::{Filter, FlagsRule};
 use crate::host::interfaces::Interface;

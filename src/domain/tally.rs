@@ -6,7 +6,34 @@ use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use clap::ValueEnum;
+
 use crate::skel::CountKey;
+
+/// The keys of `syn-count --by`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CountBy {
+    /// Source address
+    #[value(alias = "src")]
+    Saddr,
+    /// Destination address
+    #[value(alias = "dst")]
+    Daddr,
+    /// Destination port
+    #[value(alias = "port")]
+    Dport,
+}
+
+impl CountBy {
+    /// Its name on the command line and in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Saddr => "saddr",
+            Self::Daddr => "daddr",
+            Self::Dport => "dport",
+        }
+    }
+}
 
 /// How often a key was counted, or all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

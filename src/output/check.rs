@@ -154,7 +154,7 @@ mod tests {
     fn render(push: impl FnOnce(&mut Line<'_>, &mut Clock)) -> String {
         let mut clock = Clock::starting_at(
             jiff::tz::TimeZone::UTC,
-            crate::cli::TimeStyle::Local,
+            crate::output::clock::TimeStyle::Local,
             jiff::Timestamp::UNIX_EPOCH,
         );
         rendered(|out| push(out, &mut clock))

@@ -1,6 +1,7 @@
 //! Times: from the kernel's monotonic clock to wall-clock text.
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
@@ -8,12 +9,25 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::line::Line;
 use super::number::{Integer, eight_digits};
-use crate::cli::TimeStyle;
 
 const NANOS_PER_SEC: i64 = 1_000_000_000;
 
 /// Nanoseconds since the UNIX epoch.
 pub type UnixNanos = i64;
+
+/// How times are shown in the TIME column.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum TimeStyle {
+    /// Local time of day, with the date if it is not the day of the start
+    #[default]
+    Local,
+    /// Local date and time with UTC offset, such as 2026-01-31T12:00:00.000000+01:00
+    Iso,
+    /// Seconds since 1970-01-01 UTC
+    Unix,
+    /// Seconds since the previous line
+    Delta,
+}
 
 /// Writes times as text. The seconds are kept as text, for most events share them.
 pub struct Clock {

@@ -381,7 +381,7 @@ mod tests {
     fn utc() -> Clock {
         Clock::starting_at(
             jiff::tz::TimeZone::UTC,
-            crate::cli::TimeStyle::Local,
+            crate::output::clock::TimeStyle::Local,
             jiff::Timestamp::UNIX_EPOCH,
         )
     }

@@ -371,7 +371,7 @@ mod tests {
         let layout = TotalsLayout::of(&columns).unwrap();
         let mut clock = Clock::starting_at(
             jiff::tz::TimeZone::UTC,
-            crate::cli::TimeStyle::Local,
+            crate::output::clock::TimeStyle::Local,
             jiff::Timestamp::UNIX_EPOCH,
         );
         let mut text = |counts| {

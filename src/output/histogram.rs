@@ -174,7 +174,7 @@ mod tests {
         };
         let mut clock = Clock::starting_at(
             jiff::tz::TimeZone::UTC,
-            crate::cli::TimeStyle::Local,
+            crate::output::clock::TimeStyle::Local,
             jiff::Timestamp::UNIX_EPOCH,
         );
         rendered(|out| push(&(&layout, &distribution), out, &mut clock))

@@ -5,8 +5,7 @@ use super::clock::{Clock, Precision, UnixNanos};
 use super::columns::{Column, Layout, Row, Tone};
 use super::json::{Object, push_float, push_opt_int, push_opt_key};
 use super::line::Line;
-use crate::cli::CountBy;
-use crate::domain::tally::{Count, TallyKey};
+use crate::domain::tally::{Count, CountBy, TallyKey};
 use crate::failure::Failure;
 use crate::key;
 

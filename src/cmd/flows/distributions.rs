@@ -4,9 +4,10 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::cli::{FlowBy, FlowHistogram, FlowsArgs};
+use crate::cli::{FlowHistogram, FlowsArgs};
 use crate::domain::flow::{Flow, Outcome};
 use crate::domain::histogram::{Histogram, HistogramKey};
+use crate::domain::traffic::FlowBy;
 use crate::failure::Failure;
 use crate::output::clock::Clock;
 use crate::output::histogram::{Distribution, HistogramLayout};

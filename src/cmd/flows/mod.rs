@@ -23,7 +23,8 @@ use table::{FlowTable, monotonic_ns};
 
 use crate::attach::beside::beside;
 use crate::attach::{Direction, load};
-use crate::cli::{FlowBy, FlowsArgs};
+use crate::cli::FlowsArgs;
+use crate::domain::traffic::FlowBy;
 use crate::failure::{Exit, Failure};
 use crate::filter::process::ProcessRules;
 use crate::filter::{Filter, FlagsRule};

@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use super::Flows;
 use super::distributions::Distributions;
-use crate::cli::{FlowBy, FlowsArgs, OutputFormat};
+use crate::cli::{FlowsArgs, OutputFormat};
 use crate::domain::flow::Flow;
 use crate::domain::flow_report::FlowReport;
 use crate::domain::names::{NamedFlow, Names};
-use crate::domain::traffic::{Traffic, TrafficByKey, TrafficKey};
+use crate::domain::traffic::{FlowBy, Traffic, TrafficByKey, TrafficKey};
 use crate::host::containers::Containers;
 use crate::output::clock::{Clock, UnixNanos};
 use crate::output::columns::widest;
