@@ -292,11 +292,7 @@ mod tests {
             queue_full_ns: None,
             container: None,
         };
-        let mut clock = Clock::starting_at(
-            jiff::tz::TimeZone::UTC,
-            crate::output::clock::TimeStyle::Local,
-            jiff::Timestamp::UNIX_EPOCH,
-        );
+        let mut clock = Clock::at_epoch();
         rendered(|out| push(&shown, out, &mut clock))
     }
 

@@ -152,11 +152,7 @@ mod tests {
     }
 
     fn render(push: impl FnOnce(&mut Line<'_>, &mut Clock)) -> String {
-        let mut clock = Clock::starting_at(
-            jiff::tz::TimeZone::UTC,
-            crate::output::clock::TimeStyle::Local,
-            jiff::Timestamp::UNIX_EPOCH,
-        );
+        let mut clock = Clock::at_epoch();
         rendered(|out| push(out, &mut clock))
     }
 

@@ -81,8 +81,14 @@ impl Clock {
         Ok(clock)
     }
 
+    /// For tests: a clock in UTC, of a run that began in 1970.
+    #[cfg(test)]
+    pub fn at_epoch() -> Self {
+        Self::starting_at(TimeZone::UTC, TimeStyle::Local, Timestamp::UNIX_EPOCH)
+    }
+
     /// A clock of a run that began at this time, not yet in step with the monotonic clock.
-    pub fn starting_at(zone: TimeZone, style: TimeStyle, now: Timestamp) -> Self {
+    fn starting_at(zone: TimeZone, style: TimeStyle, now: Timestamp) -> Self {
         Self {
             today: now.to_zoned(zone.clone()).date(),
             zone,

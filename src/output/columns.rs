@@ -378,16 +378,8 @@ mod tests {
         }
     }
 
-    fn utc() -> Clock {
-        Clock::starting_at(
-            jiff::tz::TimeZone::UTC,
-            crate::output::clock::TimeStyle::Local,
-            jiff::Timestamp::UNIX_EPOCH,
-        )
-    }
-
     fn lines(layout: &Layout<u8>, rows: &[[&'static str; 4]]) -> Vec<String> {
-        let mut clock = utc();
+        let mut clock = Clock::at_epoch();
         let text = rendered(|out| {
             layout.header(out, &clock);
             for row in rows {
@@ -454,7 +446,7 @@ mod tests {
                 layout.widen(1, width);
                 layout.widen(2, width);
                 let known = rows.iter().map(|row| {
-                    rendered(|out| layout.row(&Known(Values(*row)), out, &mut utc(), 0))
+                    rendered(|out| layout.row(&Known(Values(*row)), out, &mut Clock::at_epoch(), 0))
                 });
                 let known: Vec<_> = known.map(|line| line.trim_end().to_owned()).collect();
                 assert_eq!(known, lines(&layout, &rows)[1..], "{asked:?} {width}");
@@ -515,7 +507,7 @@ mod tests {
 
         let layout = layout(&[]).unwrap();
         let row = ["a", "b", "1", "c"];
-        let mut clock = utc();
+        let mut clock = Clock::at_epoch();
         let text = rendered_with(true, |out| {
             layout.row(&Colored(Values(row)), out, &mut clock, 0);
         });

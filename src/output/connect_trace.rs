@@ -369,11 +369,7 @@ mod tests {
         counts.errors.insert(Errno::ECONNREFUSED as i32, 3);
         let columns = ["failed", "errors"].map(str::to_owned);
         let layout = TotalsLayout::of(&columns).unwrap();
-        let mut clock = Clock::starting_at(
-            jiff::tz::TimeZone::UTC,
-            crate::output::clock::TimeStyle::Local,
-            jiff::Timestamp::UNIX_EPOCH,
-        );
+        let mut clock = Clock::at_epoch();
         let mut text = |counts| {
             let shown = ShownTotal {
                 layout: &layout,

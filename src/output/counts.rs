@@ -152,11 +152,7 @@ mod tests {
             top: &top,
             untracked: 5,
         };
-        let mut clock = Clock::starting_at(
-            jiff::tz::TimeZone::UTC,
-            crate::output::clock::TimeStyle::Local,
-            jiff::Timestamp::UNIX_EPOCH,
-        );
+        let mut clock = Clock::at_epoch();
         rendered(|out| push(&counts, out, &mut clock))
     }
 

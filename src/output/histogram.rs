@@ -172,11 +172,7 @@ mod tests {
             seconds: 1.0,
             histogram,
         };
-        let mut clock = Clock::starting_at(
-            jiff::tz::TimeZone::UTC,
-            crate::output::clock::TimeStyle::Local,
-            jiff::Timestamp::UNIX_EPOCH,
-        );
+        let mut clock = Clock::at_epoch();
         rendered(|out| push(&(&layout, &distribution), out, &mut clock))
     }
 
