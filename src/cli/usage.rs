@@ -9,8 +9,8 @@ use nix::net::if_::if_nametoindex;
 
 use super::interface_hints::{interface_hint, option_hint, words_as_options};
 use super::{Cli, Command};
-use crate::cmd::generate::printed;
 use crate::failure::{Exit, Failure, Refusal};
+use crate::output::stdout::printed;
 
 /// Parses the command line.
 ///

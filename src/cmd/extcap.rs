@@ -2,13 +2,12 @@
 //! learn of its interfaces and options, and then to capture into a FIFO. That is `port-monitor -w`.
 
 use std::ffi::OsString;
-use std::io::Write;
 
-use super::generate::printed;
 use crate::cli::usage;
 use crate::failure::{Exit, Failure};
 use crate::filter::expr::Expression;
 use crate::host::interfaces::{ANY, ResolveError, resolve};
+use crate::output::stdout::print;
 
 /// The prefix of the names of interfaces, which distinguishes them from those of Wireshark itself.
 const PREFIX: &str = "tcpinspect-";
@@ -178,8 +177,4 @@ impl Asked {
         }
         Ok(args)
     }
-}
-
-fn print(text: &str) -> Result<Exit, Failure> {
-    printed(std::io::stdout().write_all(text.as_bytes()))
 }

@@ -1,8 +1,7 @@
 //! `completions` and `man`: made from the definition of the command line.
 
-use std::fmt::Write as _;
+use std::fmt::Write;
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -13,6 +12,7 @@ use roff::{Roff, bold, italic, roman};
 use crate::cli;
 use crate::cli::manual::{EXIT_STATUS, Page};
 use crate::failure::{Exit, Failure};
+use crate::output::stdout::print;
 
 const PROGRAM: &str = "tcpinspect";
 
@@ -21,7 +21,7 @@ const PROGRAM: &str = "tcpinspect";
 /// # Errors
 /// stdout can't be written.
 pub fn completions(shell: Shell) -> Result<Exit, Failure> {
-    print(completion_script(shell).as_bytes())
+    print(&completion_script(shell))
 }
 
 /// The script for a shell, which also completes the names of interfaces. clap_complete has such
@@ -129,11 +129,11 @@ fn fish_script(script: &str) -> String {
 pub fn man(name: Option<&str>) -> Result<Exit, Failure> {
     let program = built();
     let Some(name) = name else {
-        return print(man_page(&program, &program)?.as_bytes());
+        return print(&man_page(&program, &program)?);
     };
     let mut named = subcommands(&program).filter(|sub| sub.get_name() == name);
     match named.next() {
-        Some(command) => print(man_page(&program, command)?.as_bytes()),
+        Some(command) => print(&man_page(&program, command)?),
         None => {
             let names: Vec<_> = subcommands(&program).map(clap::Command::get_name).collect();
             Err(Failure::usage(format!("no command '{name}'"))
@@ -263,24 +263,4 @@ fn see_also(program: &clap::Command, command: &clap::Command) -> Roff {
         roff.text([italic(*name), roman(end)]);
     }
     roff
-}
-
-fn print(bytes: &[u8]) -> Result<Exit, Failure> {
-    printed(std::io::stdout().write_all(bytes))
-}
-
-/// The result of printing to stdout. It is no error that the reader has closed the pipe.
-///
-/// # Errors
-/// stdout can't be written.
-pub fn printed(outcome: std::io::Result<()>) -> Result<Exit, Failure> {
-    // Rust keeps back what follows the last line break, and would be silent about its loss.
-    match outcome.and_then(|()| std::io::stdout().flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(anyhow::Error::new(error))
-                .context("failed to write to stdout")
-                .map_err(Failure::from)
-        }
-        _ => Ok(Exit::Success),
-    }
 }

@@ -1,6 +1,8 @@
-//! Opens stdout so that writing to it does not block, and waits for its reader.
+//! stdout: of a run, opened so that writing to it does not block; and of a command that only prints
+//! a text.
 
 use std::fs::{File, FileType, OpenOptions};
+use std::io::{ErrorKind, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::time::{Duration, Instant};
@@ -9,6 +11,7 @@ use anyhow::{Context, Result};
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::failure::{Exit, Failure};
 use crate::stop::{Stop, poll_timeout};
 
 /// How long the end of a run waits for a reader that has stopped.
@@ -101,4 +104,26 @@ pub fn has_room(file: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(file, PollFlags::POLLOUT)];
     // A file is always ready, and an error is reported by the write.
     poll(&mut fds, PollTimeout::ZERO) != Ok(0)
+}
+
+/// Prints a text to stdout.
+///
+/// # Errors
+/// stdout can't be written.
+pub fn print(text: &str) -> Result<Exit, Failure> {
+    printed(std::io::stdout().write_all(text.as_bytes()))
+}
+
+/// The result of printing to stdout. It is no error that the reader has closed the pipe.
+///
+/// # Errors
+/// stdout can't be written.
+pub fn printed(outcome: std::io::Result<()>) -> Result<Exit, Failure> {
+    // Rust keeps back what follows the last line break, and would be silent about its loss.
+    match outcome.and_then(|()| std::io::stdout().flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(anyhow::Error::new(error))
+            .context("failed to write to stdout")
+            .map_err(Failure::from),
+        _ => Ok(Exit::Success),
+    }
 }
