@@ -179,67 +179,44 @@ pub const PAYLOAD_PATTERN_MAX: usize = len(|it: &FilterConfig| &it.payload_bytes
 /// The most slots of counters.
 pub const COUNTER_SLOTS: usize = len(|it: &syn_count::types::bss_counters| &it.counters);
 
-// The C side asserts the same: a difference would shift every field after it.
-const _: () = assert!(size_of::<PacketEvent>() == 152);
-const _: () = assert!(size_of::<FrameEvent>() == 48);
-const _: () = assert!(size_of::<ConnectEvent>() == 168);
-const _: () = assert!(size_of::<AcceptEvent>() == 200);
-const _: () = assert!(size_of::<RawAttempt>() == 128);
-const _: () = assert!(size_of::<AttemptKey>() == 24);
-const _: () = assert!(size_of::<AcceptCountKey>() == 32);
-const _: () = assert!(size_of::<RawHistogram>() == 8 * 33);
-const _: () = assert!(size_of::<RawHistogramKey>() == 16);
+/// Types whose values are read and written as bytes, and their sizes. The C side asserts the same: a
+/// difference would shift every field after it.
+macro_rules! plain_types {
+    ($($name:ident: $size:expr;)*) => {$(
+        // SAFETY: repr(C), made of integers and arrays of integers without hidden padding (asserted
+        // here and in C), so every pattern of bytes is a value of the type.
+        unsafe impl plain::Plain for $name {}
+        const _: () = assert!(size_of::<$name>() == $size);
+    )*};
+}
+
+plain_types! {
+    PacketEvent: 152;
+    FrameEvent: 48;
+    ConnectEvent: 168;
+    AcceptEvent: 200;
+    RawAttempt: 128;
+    AttemptKey: 24;
+    AcceptCountKey: 32;
+    RawHistogram: 8 * 33;
+    RawHistogramKey: 16;
+    FlowRecord: 440;
+    NameChunk: 64;
+    SocketHolder: 40;
+    LossEvent: 168;
+    ExportKey: 16;
+    ExportHistogram: 8 + 8 * EXPORT_BUCKETS;
+    CountKey: 20;
+    CommKey: 16;
+    PrefixKey: 24;
+}
+
+// These too are asserted in C.
 const _: () = assert!(size_of::<FlowEnd>() == 80);
-const _: () = assert!(size_of::<FlowRecord>() == 440);
-const _: () = assert!(size_of::<NameChunk>() == 64);
-const _: () = assert!(size_of::<CountKey>() == 20);
 const _: () = assert!(size_of::<CountSet>() == 320);
 const _: () = assert!(size_of::<SourceSketch>() == 4096);
-const _: () = assert!(size_of::<PrefixKey>() == 24);
 const _: () = assert!(size_of::<expr::ExprNode>() == 40);
 const _: () = assert!(size_of::<expr::expression>() == 8 + 40 * expr::EXPR_NODES);
-const _: () = assert!(size_of::<SocketHolder>() == 40);
-const _: () = assert!(size_of::<LossEvent>() == 168);
-const _: () = assert!(size_of::<ExportKey>() == 16);
-const _: () = assert!(size_of::<ExportHistogram>() == 8 + 8 * EXPORT_BUCKETS);
-
-// SAFETY: these are repr(C), made of integers and arrays of integers without hidden padding
-// (asserted above and in C), so every pattern of bytes is a value of the type.
-unsafe impl plain::Plain for PacketEvent {}
-// SAFETY: as above.
-unsafe impl plain::Plain for FrameEvent {}
-// SAFETY: as above.
-unsafe impl plain::Plain for ConnectEvent {}
-// SAFETY: as above.
-unsafe impl plain::Plain for AcceptEvent {}
-// SAFETY: as above.
-unsafe impl plain::Plain for RawAttempt {}
-// SAFETY: as above.
-unsafe impl plain::Plain for AttemptKey {}
-// SAFETY: as above.
-unsafe impl plain::Plain for AcceptCountKey {}
-// SAFETY: as above.
-unsafe impl plain::Plain for RawHistogram {}
-// SAFETY: as above.
-unsafe impl plain::Plain for RawHistogramKey {}
-// SAFETY: as above.
-unsafe impl plain::Plain for FlowRecord {}
-// SAFETY: as above.
-unsafe impl plain::Plain for NameChunk {}
-// SAFETY: as above.
-unsafe impl plain::Plain for SocketHolder {}
-// SAFETY: as above.
-unsafe impl plain::Plain for LossEvent {}
-// SAFETY: as above.
-unsafe impl plain::Plain for ExportKey {}
-// SAFETY: as above.
-unsafe impl plain::Plain for ExportHistogram {}
-// SAFETY: as above.
-unsafe impl plain::Plain for CountKey {}
-// SAFETY: as above.
-unsafe impl plain::Plain for CommKey {}
-// SAFETY: as above.
-unsafe impl plain::Plain for PrefixKey {}
 
 /// Asserts that a skeleton's types have the layout of those of the first one: both are made from the
 /// same C.
@@ -294,18 +271,29 @@ impl CountSet {
     pub const WAYS: usize = len(|it: &Self| &it.keys);
 }
 
+/// Sets a variable of running programs.
+fn store<T: Copy>(variable: &mut T, value: T) {
+    // SAFETY: an exclusive reference into the mapping. The kernel reads it as a whole word, or only
+    // while a program runs that this process starts, which is not now. Volatile, because the
+    // compiler can't know that the kernel reads it at all.
+    unsafe { std::ptr::write_volatile(variable, value) }
+}
+
+/// Reads a variable of running programs.
+fn load<T: Copy>(variable: &T) -> T {
+    // SAFETY: a valid, aligned reference into the mapping. The kernel may write to it meanwhile, in
+    // whole words, hence the volatile read.
+    unsafe { std::ptr::read_volatile(variable) }
+}
+
 /// Stops programs from counting and sending events.
 pub fn stop(stopped: &mut u32) {
-    // SAFETY: an exclusive reference into the mapping. The kernel only reads it, as a whole word;
-    // volatile, because the compiler can't know that.
-    unsafe { std::ptr::write_volatile(stopped, 1) }
+    store(stopped, 1)
 }
 
 /// Has programs write to this one of the two tables of keys.
 pub fn open_table(open_table: &mut u32, table: u32) {
-    // SAFETY: an exclusive reference into the mapping. The kernel only reads it, as a whole word;
-    // volatile, because the compiler can't know that.
-    unsafe { std::ptr::write_volatile(open_table, table) }
+    store(open_table, table)
 }
 
 /// The bytes of a key, as map operations take them.
@@ -403,8 +391,7 @@ impl PacketCounters {
 
 /// Reads what connect-trace has counted.
 pub fn connect_counters(bss: &connect_trace::types::bss) -> ConnectCounters {
-    // SAFETY: as for the packet counters.
-    unsafe { std::ptr::read_volatile(&bss.totals) }
+    load(&bss.totals)
 }
 
 /// Programs that filter by address and port, opened but not yet loaded.
@@ -485,9 +472,7 @@ pub trait PacketSkel<'obj>: Skel<'obj> {
     fn counters(&self, slots: usize) -> PacketCounters {
         let mut sum = PacketCounters::default();
         for slot in self.counter_slots().unwrap_or_default().iter().take(slots) {
-            // SAFETY: the slot is a valid, aligned reference into the mapping. The kernel writes
-            // to it concurrently, in whole words, hence the volatile read.
-            let slot = unsafe { std::ptr::read_volatile(slot) };
+            let slot = load(slot);
             sum.add(&PacketCounters {
                 verdicts: slot.verdicts,
                 matched: slot.matched,
@@ -527,15 +512,12 @@ pub fn put_frame(
 
 /// Has the programs begin with the first frame of the next test run.
 pub fn rewind(frames: &mut ReplayedFrames) {
-    // SAFETY: an exclusive reference into the mapping. The kernel uses it only while a test run is
-    // on, which is not now; volatile, because the compiler can't know that.
-    unsafe { std::ptr::write_volatile(&mut frames.replay_next, 0) }
+    store(&mut frames.replay_next, 0)
 }
 
 /// How many frames of the test run the programs have taken.
 pub fn frames_taken(frames: &ReplayedFrames) -> usize {
-    // SAFETY: as above.
-    unsafe { std::ptr::read_volatile(&frames.replay_next) as usize }
+    load(&frames.replay_next) as usize
 }
 
 /// The counters of a skeleton as [`CounterSlot`]s.
@@ -647,42 +629,34 @@ packet_skel!(flows: OpenFlowsSkel, FlowsSkel, sends_events);
 
 /// Hands accept-trace's program what became of an attempt, which it reports.
 pub fn set_accept_verdict(bss: &mut accept_trace::types::bss_verdict, verdict: &AcceptVerdict) {
-    // SAFETY: an exclusive reference into the mapping. The kernel uses it only while a test run is
-    // on, which is not now; volatile, because the compiler can't know that.
-    unsafe { std::ptr::write_volatile(&mut bss.accept_verdict, *verdict) }
+    store(&mut bss.accept_verdict, *verdict)
 }
 
 /// Gives accept-trace's program an attempt that had arrived before the run.
 pub fn set_accept_seed(bss: &mut accept_trace::types::bss_verdict, attempt: &RawAttempt) {
-    // SAFETY: as for the verdict.
-    unsafe { std::ptr::write_volatile(&mut bss.accept_seed, *attempt) }
+    store(&mut bss.accept_seed, *attempt)
 }
 
 /// Has accept-trace's programs count in this one of the two tables.
 pub fn open_counts(bss: &mut accept_trace::types::bss_open, table: u32) {
-    // SAFETY: an exclusive reference into the mapping. The kernel only reads it, as a whole word;
-    // volatile, because the compiler can't know that.
-    unsafe { std::ptr::write_volatile(&mut bss.open_counts, table) }
+    store(&mut bss.open_counts, table)
 }
 
 /// How many fates have found no room in the tables of counts.
 pub fn counts_untracked(bss: &accept_trace::types::bss_open) -> u64 {
-    // SAFETY: as for the packet counters.
-    unsafe { std::ptr::read_volatile(&bss.counts_untracked) }
+    load(&bss.counts_untracked)
 }
 
 /// How many values have found no room in the table of histograms.
 pub fn histogram_untracked(count: &u64) -> u64 {
-    // SAFETY: as for the packet counters.
-    unsafe { std::ptr::read_volatile(count) }
+    load(count)
 }
 
 /// Sums what accept-trace's programs have counted.
 pub fn accept_counters(bss: &accept_trace::types::bss_accept) -> AcceptCounters {
     let mut sum = AcceptCounters::default();
     for slot in &bss.accept_counters {
-        // SAFETY: as for the packet counters.
-        let slot = unsafe { std::ptr::read_volatile(slot) };
+        let slot = load(slot);
         sum.untracked += slot.untracked;
         for (to, from) in sum.fates.iter_mut().zip(slot.fates) {
             // A fate that was taken back may have been counted on another CPU.
@@ -699,8 +673,7 @@ pub fn accept_counters(bss: &accept_trace::types::bss_accept) -> AcceptCounters 
 /// Adds what loss-trace's programs have counted.
 pub fn add_loss_counters(bss: &loss_trace::types::bss_loss, sum: &mut LossCounters) {
     for slot in &bss.loss_counters {
-        // SAFETY: as for the packet counters.
-        let slot = unsafe { std::ptr::read_volatile(slot) };
+        let slot = load(slot);
         for (to, from) in sum.kinds.iter_mut().zip(slot.kinds) {
             *to += from;
         }
@@ -745,21 +718,17 @@ pub type Sweep = flows::types::sweep;
 
 /// Sets what the sweep is to report, from the first slot on.
 pub fn set_sweep(bss: &mut flows::types::bss_sweep, sweep: &Sweep) {
-    // SAFETY: an exclusive reference into the mapping. The kernel uses it only while a sweep
-    // runs, which is not now; volatile, because the compiler can't know that.
-    unsafe { std::ptr::write_volatile(&mut bss.sweep, *sweep) }
+    store(&mut bss.sweep, *sweep)
 }
 
 /// Reads what the sweep has left.
 pub fn read_sweep(bss: &flows::types::bss_sweep) -> Sweep {
-    // SAFETY: as above.
-    unsafe { std::ptr::read_volatile(&bss.sweep) }
+    load(&bss.sweep)
 }
 
 /// Sets whether the program that reads sockets adds flows for them.
 pub fn set_seeding(bss: &mut flow_sockets::types::bss, seeding: bool) {
-    // SAFETY: as above: the program runs only while an iterator is read.
-    unsafe { std::ptr::write_volatile(&mut bss.seeding, seeding.into()) }
+    store(&mut bss.seeding, seeding.into())
 }
 
 /// Counts of the connections that are older than the programs.
@@ -775,12 +744,9 @@ pub struct Seeded {
 
 /// Reads what became of connections that are older than the programs.
 pub fn seeded(bss: &flow_sockets::types::bss) -> Seeded {
-    // SAFETY: as above.
-    unsafe {
-        Seeded {
-            added: std::ptr::read_volatile(&bss.seeded),
-            left_out: std::ptr::read_volatile(&bss.left_out),
-            found: std::ptr::read_volatile(&bss.older_found),
-        }
+    Seeded {
+        added: load(&bss.seeded),
+        left_out: load(&bss.left_out),
+        found: load(&bss.older_found),
     }
 }
