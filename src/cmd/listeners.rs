@@ -23,7 +23,7 @@ use crate::run::holders::{self, Holders, Which};
 use crate::run::screen;
 use crate::run::session::{Session, Wake, next_due};
 use crate::stop::ExitReason;
-use crate::view::listeners::{Entry, ListenersView};
+use crate::view::listeners::{ListenerEntry, ListenersView};
 use crate::view::terminal::{self, Screen};
 
 const NAME: &str = "listeners";
@@ -188,12 +188,12 @@ impl Listeners<'_> {
         Ok(self.history.update(&sockets, &half_open, holders, elapsed))
     }
 
-    fn entries(&mut self) -> Result<Vec<Entry>> {
+    fn entries(&mut self) -> Result<Vec<ListenerEntry>> {
         let listeners = self.snapshot()?.into_iter();
         let entries = listeners.map(|listener| {
             let record = self.record(&listener);
             let (iface, container) = (record.iface.map(str::to_owned), record.container);
-            Entry {
+            ListenerEntry {
                 listener,
                 iface,
                 container,

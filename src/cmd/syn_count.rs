@@ -17,7 +17,7 @@ use crate::host::interfaces::Interface;
 use crate::output::clock::UnixNanos;
 use crate::output::columns::widest;
 use crate::output::summary::Summary;
-use crate::output::syn_count::{CountAlert, CountColumn, CountWriter, IntervalCounts, KeyFigures};
+use crate::output::syn_count::{CountAlert, CountColumn, CountWriter, KeyFigures, SynCounts};
 use crate::run::packet::{Live, LoadTarget, Options, PacketCommand, Replay};
 use crate::run::replay::AroundFrames;
 use crate::run::session::{Session, Wake, next_due};
@@ -382,7 +382,7 @@ impl Counter<'_> {
         let top = keys
             .filter(|keys| keys.tally.top > 0)
             .map(|keys| (keys.by, keys.tally.busiest()));
-        let interval = IntervalCounts {
+        let interval = SynCounts {
             iface: self.iface,
             mode: self.mode,
             seconds,

@@ -148,7 +148,7 @@ impl Listener {
 
 /// Whose accept queue is how full, and who drops attempts.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AlertChange {
+pub struct QueueAlert {
     /// Raised, or cleared.
     pub raised: bool,
     /// Which listener, as a position among the listeners of the update.
@@ -219,7 +219,7 @@ impl ListenerHistory {
 
     /// Alerts that are raised or cleared now. A queue that is `percent` full raises one, and so does
     /// any drop.
-    pub fn alerts(&mut self, listeners: &[Listener], percent: f64) -> Vec<AlertChange> {
+    pub fn alerts(&mut self, listeners: &[Listener], percent: f64) -> Vec<QueueAlert> {
         let mut alerts = Vec::new();
         let before = std::mem::take(&mut self.alerted);
         for (at, listener) in listeners.iter().enumerate() {
@@ -229,7 +229,7 @@ impl ListenerHistory {
                 self.alerted.insert(listener.local);
             }
             if was_raised != is_raised {
-                alerts.push(AlertChange {
+                alerts.push(QueueAlert {
                     raised: is_raised,
                     listener: at,
                 });

@@ -167,7 +167,7 @@ impl<K: Clone + Hash + Ord> Tally<K> {
 
 /// An alert that was raised or cleared.
 #[derive(Clone, Debug, PartialEq)]
-pub struct AlertChange {
+pub struct RateAlert {
     /// Raised, or else cleared.
     pub raised: bool,
     /// Which key; `None` for the total.
@@ -212,7 +212,7 @@ impl Alerts {
         total: u64,
         tally: &Tally<TallyKey>,
         cut_short: Option<Duration>,
-    ) -> Vec<AlertChange> {
+    ) -> Vec<RateAlert> {
         let seconds = match cut_short {
             Some(whole) => whole.as_secs_f64().max(tally.seconds),
             None => tally.seconds,
@@ -233,7 +233,7 @@ impl Alerts {
                 self.raised.insert(key);
             }
             if is_raised != was_raised {
-                changes.push(AlertChange {
+                changes.push(RateAlert {
                     raised: is_raised,
                     key,
                     rate,
@@ -244,7 +244,7 @@ impl Alerts {
         if cut_short.is_some() {
             self.raised.extend(below);
         } else {
-            changes.extend(below.into_iter().map(|key| AlertChange {
+            changes.extend(below.into_iter().map(|key| RateAlert {
                 raised: false,
                 key,
                 rate: 0.0,
@@ -343,7 +343,7 @@ mod tests {
         let mut tally = Tally::new(1);
         let mut alerts = Alerts::new(10.0);
         second(&mut tally, &[("::1", 6), ("::2", 6)]);
-        let total = AlertChange {
+        let total = RateAlert {
             raised: true,
             key: None,
             rate: 12.0,

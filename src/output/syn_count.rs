@@ -11,7 +11,7 @@ use crate::key;
 
 /// The counts of an interval on one interface.
 #[derive(Clone, Debug)]
-pub struct IntervalCounts<'a> {
+pub struct SynCounts<'a> {
     /// `None` in a replay.
     pub iface: Option<&'a str>,
     /// How the program is attached.
@@ -168,7 +168,7 @@ impl Row for CountRow<'_> {
     }
 }
 
-impl Render for (&CountWriter, &IntervalCounts<'_>) {
+impl Render for (&CountWriter, &SynCounts<'_>) {
     /// The lines of an interval: the total, then the busiest keys.
     fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         let (writer, interval) = self;

@@ -98,7 +98,7 @@ const HELP: [(&str, &str); 7] = [
 
 /// A listener with its interface and container.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct ListenerEntry {
     /// The listener.
     pub listener: Listener,
     /// The interface that it is bound to, if any.
@@ -107,7 +107,7 @@ pub struct Entry {
     pub container: Option<String>,
 }
 
-impl Entry {
+impl ListenerEntry {
     fn addr(&self) -> String {
         let mut addr = match self.listener.is_dual() {
             true => "*".to_owned(),
@@ -188,7 +188,7 @@ impl Entry {
 /// The state of the view.
 pub struct ListenersView {
     /// All listeners, the worst first.
-    entries: Vec<Entry>,
+    entries: Vec<ListenerEntry>,
     /// Indexes in `entries` of those that match the filter, in display order.
     shown: Vec<usize>,
     /// Index in [`COLUMNS`]; `None`: the order of `entries`.
@@ -220,7 +220,7 @@ impl ListenersView {
     }
 
     /// Replaces the listeners.
-    pub fn update(&mut self, entries: Vec<Entry>) {
+    pub fn update(&mut self, entries: Vec<ListenerEntry>) {
         if self.paused {
             return;
         }
@@ -236,7 +236,7 @@ impl ListenersView {
         }
     }
 
-    fn selected(&self) -> Option<&Entry> {
+    fn selected(&self) -> Option<&ListenerEntry> {
         self.entries.get(*self.shown.get(self.cursor.selected)?)
     }
 
@@ -346,7 +346,7 @@ impl ListenersView {
         );
     }
 
-    fn draw_detail(&self, frame: &mut Frame<'_>, area: Rect, entry: &Entry) {
+    fn draw_detail(&self, frame: &mut Frame<'_>, area: Rect, entry: &ListenerEntry) {
         let listener = &entry.listener;
         let mut lines = vec![
             Line::raw(format!(

@@ -6,7 +6,7 @@ use ratatui::style::{Color, Style};
 use ratatui::text::Line;
 use ratatui::widgets::Cell;
 
-use super::entry::{Entry, bytes, endpoint, process, server, state};
+use super::entry::{FlowEntry, bytes, endpoint, process, server, state};
 use crate::domain::flow::{Flow, TcpState};
 use crate::output::columns::Tone;
 use crate::output::flows::state_tone;
@@ -81,7 +81,7 @@ const END_WIDTH: usize = 21;
 const SHORT_PROCESS: u16 = 8;
 
 /// The text of a flow in a column.
-pub fn cell(column: Column, entry: &Entry, width: usize) -> Cell<'static> {
+pub fn cell(column: Column, entry: &FlowEntry, width: usize) -> Cell<'static> {
     let flow = &entry.flow;
     let text = match column {
         Column::State => {
@@ -136,7 +136,7 @@ pub enum SortKey<'a> {
 }
 
 /// The value that flows are sorted by.
-pub fn sort_key(column: Column, entry: &Entry) -> SortKey<'_> {
+pub fn sort_key(column: Column, entry: &FlowEntry) -> SortKey<'_> {
     let flow = &entry.flow;
     SortKey::Number(match column {
         Column::State => return SortKey::State(flow.state()),

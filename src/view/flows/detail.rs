@@ -7,7 +7,7 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, Clear, Paragraph};
 
-use super::entry::{Entry, endpoint, state};
+use super::entry::{FlowEntry, endpoint, state};
 use crate::cli::manual::Page;
 use crate::domain::flow::{Flow, MeasuredBy};
 use crate::domain::names::Name;
@@ -21,7 +21,7 @@ const HISTORY_LEN: usize = 240;
 /// A flow that is shown in detail.
 pub struct Detail {
     /// The flow as it was last seen: it may have ended.
-    entry: Entry,
+    entry: FlowEntry,
     /// Bytes a second since the box was opened, newest last.
     rates: VecDeque<u64>,
     /// Round trips in microseconds, likewise.
@@ -29,7 +29,7 @@ pub struct Detail {
 }
 
 impl Detail {
-    pub fn new(entry: Entry) -> Self {
+    pub fn new(entry: FlowEntry) -> Self {
         let mut detail = Self {
             entry,
             rates: VecDeque::new(),
@@ -40,7 +40,7 @@ impl Detail {
     }
 
     /// Takes what has become of the flow in an interval.
-    pub fn update(&mut self, entries: &[Entry]) {
+    pub fn update(&mut self, entries: &[FlowEntry]) {
         match entries.iter().find(|it| it.key() == self.entry.key()) {
             Some(now) => self.entry = now.clone(),
             None => self.entry.byte_rate = 0.0,
@@ -97,7 +97,7 @@ impl Detail {
 }
 
 /// Both ends of a flow and its interface, on one line if it is wide enough.
-fn ends(entry: &Entry, ifaces: &[String], width: u16) -> Vec<Line<'static>> {
+fn ends(entry: &FlowEntry, ifaces: &[String], width: u16) -> Vec<Line<'static>> {
     let flow = &entry.flow;
     let iface = ifaces.get(entry.iface).map_or("-", String::as_str);
     let source = endpoint(flow.saddr(), flow.sport());
@@ -112,7 +112,7 @@ fn ends(entry: &Entry, ifaces: &[String], width: u16) -> Vec<Line<'static>> {
 
 /// State, times, process and counts of a flow.
 fn facts(
-    entry: &Entry,
+    entry: &FlowEntry,
     meaning: impl Fn(&'static str) -> Option<&'static str>,
 ) -> Vec<Line<'static>> {
     let flow = &entry.flow;

@@ -11,7 +11,7 @@ use crate::view::text::escaped;
 
 /// A flow, and its traffic in the last interval.
 #[derive(Clone)]
-pub struct Entry {
+pub struct FlowEntry {
     pub flow: Flow,
     pub name: Option<Rc<Name>>,
     pub packet_rate: f64,
@@ -24,7 +24,7 @@ pub struct Entry {
 /// Ends, ports and interface.
 pub type FlowKey = ([[u8; 16]; 2], [u16; 2], u16);
 
-impl Entry {
+impl FlowEntry {
     pub fn key(&self) -> FlowKey {
         let key = &self.flow.raw.key;
         (key.addr, key.port, key.interface)
@@ -35,7 +35,7 @@ impl Entry {
     }
 }
 
-impl Fields for Entry {
+impl Fields for FlowEntry {
     fn text(&self) -> String {
         text_of(self)
     }
@@ -96,13 +96,13 @@ pub fn process(flow: &Flow) -> Option<String> {
 }
 
 /// The server that the initiator has asked for.
-pub fn server(entry: &Entry) -> Option<String> {
+pub fn server(entry: &FlowEntry) -> Option<String> {
     let server = entry.name.as_ref()?.server.as_ref()?;
     Some(escaped(server))
 }
 
 /// The text that words of a filter are searched in.
-fn text_of(entry: &Entry) -> String {
+fn text_of(entry: &FlowEntry) -> String {
     let flow = &entry.flow;
     let text = format!(
         "{} {} {} {} {} {}",

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use super::columns::Column;
-use super::entry::{Entry, bytes};
+use super::entry::{FlowEntry, bytes};
 use crate::view::text::escaped;
 
 /// The key that flows are grouped by.
@@ -39,7 +39,7 @@ impl GroupBy {
     }
 
     /// The text of the group that a flow belongs to, and the filter that selects the group's flows.
-    fn key(self, entry: &Entry) -> (String, String) {
+    fn key(self, entry: &FlowEntry) -> (String, String) {
         let flow = &entry.flow;
         match self {
             Self::Process => match flow.process() {
@@ -70,7 +70,7 @@ pub struct Group {
 }
 
 /// Groups flows, and sums up each group.
-pub fn groups<'e>(by: GroupBy, entries: impl Iterator<Item = &'e Entry>) -> Vec<Group> {
+pub fn groups<'e>(by: GroupBy, entries: impl Iterator<Item = &'e FlowEntry>) -> Vec<Group> {
     let mut groups = HashMap::<String, Group>::new();
     for entry in entries {
         let (key, filter) = by.key(entry);

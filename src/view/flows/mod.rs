@@ -13,7 +13,7 @@ use ratatui::Frame;
 
 use self::columns::{COLUMNS, Column, sort_key};
 use self::detail::Detail;
-use self::entry::{Entry, FlowKey, endpoint, server};
+use self::entry::{FlowEntry, FlowKey, endpoint, server};
 use self::filter::TypedFilter;
 use self::groups::{Group, GroupBy};
 use super::chart::push_newest;
@@ -30,7 +30,7 @@ const LOADS_LEN: usize = 240;
 /// The state of the view.
 pub struct FlowsView {
     ifaces: Vec<String>,
-    entries: Vec<Entry>,
+    entries: Vec<FlowEntry>,
     /// Positions in `entries` of those that pass the filter, sorted.
     shown: Vec<usize>,
     grouped: Option<GroupBy>,
@@ -110,7 +110,7 @@ impl FlowsView {
     pub fn update(&mut self, flows: impl IntoIterator<Item = NamedFlow>, interval: &Interval) {
         let seconds = interval.seconds.max(1e-3);
         let (mut packets, mut bytes) = (interval.left_out.packets, interval.left_out.bytes);
-        let selected = self.selected().map(Entry::key);
+        let selected = self.selected().map(FlowEntry::key);
         let group = self.selected_group().map(|group| group.filter.clone());
         if !self.paused {
             // Keeps the memory for the next flows, which is large if they are many.
@@ -127,7 +127,7 @@ impl FlowsView {
             if self.paused {
                 continue;
             }
-            self.entries.push(Entry {
+            self.entries.push(FlowEntry {
                 packet_rate: since.0 as f64 / seconds,
                 byte_rate: since.1 as f64 / seconds,
                 age: match is_live {
@@ -154,7 +154,7 @@ impl FlowsView {
         }
     }
 
-    fn selected(&self) -> Option<&Entry> {
+    fn selected(&self) -> Option<&FlowEntry> {
         match self.grouped {
             None => self.entries.get(*self.shown.get(self.cursor.selected)?),
             Some(_) => None,
