@@ -3,6 +3,8 @@
 
 mod random;
 
+use std::net::IpAddr;
+
 pub use random::{Random, frame_for, frame_for_link};
 
 use super::{
@@ -232,6 +234,25 @@ impl Default for Ipv4 {
             ihl: None,
             total_length: None,
         }
+    }
+}
+
+/// A TCP segment in a packet between two addresses, which are of the same version.
+pub fn tcp_between(source: IpAddr, destination: IpAddr, segment: &Segment) -> Vec<u8> {
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => Ipv4 {
+            source: source.octets(),
+            destination: destination.octets(),
+            ..Ipv4::default()
+        }
+        .tcp(segment),
+        (IpAddr::V6(source), IpAddr::V6(destination)) => Ipv6 {
+            source: source.octets(),
+            destination: destination.octets(),
+            ..Ipv6::default()
+        }
+        .tcp(segment),
+        _ => panic!("{source} and {destination} are of different versions"),
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::parity::{COUNT, COUNT_XDP, CaptureFile, MONITOR, MONITOR_PERF, rfc3339, seed};
 use crate::common::Output;
-use crate::oracle::frames::{Ipv4, Ipv6, Random, Segment, on_link};
+use crate::oracle::frames::{Random, Segment, on_link, tcp_between};
 use crate::oracle::pcap_write::{Frame, Order, Pcap, Unit};
 use crate::oracle::{Link, judge};
 
@@ -20,21 +20,7 @@ fn syn(source: IpAddr, destination: IpAddr, dport: u16) -> Vec<u8> {
         dport,
         ..Segment::default()
     };
-    let packet = match (source, destination) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => Ipv4 {
-            source: source.octets(),
-            destination: destination.octets(),
-            ..Ipv4::default()
-        }
-        .tcp(&segment),
-        (IpAddr::V6(source), IpAddr::V6(destination)) => Ipv6 {
-            source: source.octets(),
-            destination: destination.octets(),
-            ..Ipv6::default()
-        }
-        .tcp(&segment),
-        _ => panic!("{source} and {destination} are of different versions"),
-    };
+    let packet = tcp_between(source, destination, &segment);
     on_link(Link::Ethernet, &[], &packet)
 }
 

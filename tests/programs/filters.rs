@@ -8,7 +8,7 @@ use super::crafted;
 use super::parity::{
     COUNT_TC, COUNT_XDP, CaptureFile, MONITOR, event, for_each, hex, payload, seed, times,
 };
-use crate::oracle::frames::{Ipv4, Ipv6, Random, Segment, on_link, vlan};
+use crate::oracle::frames::{Ipv4, Ipv6, Random, Segment, on_link, tcp_between, vlan};
 use crate::oracle::{Link, Tcp, is_syn, judge};
 
 const FLAGS: [&str; 8] = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
@@ -291,21 +291,11 @@ pub(super) fn some_frames(random: &mut Random, count: usize) -> Vec<Vec<u8>> {
             payload,
             ..Segment::default()
         };
-        let packet = match (address(random), address(random)) {
-            (IpAddr::V4(source), IpAddr::V4(destination)) => Ipv4 {
-                source: source.octets(),
-                destination: destination.octets(),
-                ..Ipv4::default()
-            }
-            .tcp(&segment),
-            (IpAddr::V6(source), IpAddr::V6(destination)) => Ipv6 {
-                source: source.octets(),
-                destination: destination.octets(),
-                ..Ipv6::default()
-            }
-            .tcp(&segment),
-            _ => continue,
-        };
+        let (source, destination) = (address(random), address(random));
+        if source.is_ipv4() != destination.is_ipv4() {
+            continue;
+        }
+        let packet = tcp_between(source, destination, &segment);
         let tags = if random.percent(20) {
             vec![vlan(5)]
         } else {
