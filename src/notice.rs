@@ -2,7 +2,6 @@
 
 use std::io::Write;
 
-use crate::cli::OutputArgs;
 use crate::output::escape::push_line;
 
 /// Prints one line; control characters in it are escaped.
@@ -29,12 +28,9 @@ pub struct Notices {
 }
 
 impl Notices {
-    /// As the command line asks.
-    pub fn new(args: &OutputArgs) -> Self {
-        let level = |count| i8::try_from(count).unwrap_or(i8::MAX);
-        Self {
-            level: level(args.verbose).saturating_sub(level(args.quiet)),
-        }
+    /// As much as this level allows.
+    pub fn new(level: i8) -> Self {
+        Self { level }
     }
 
     /// `attached:` or the summary, unless `-q`.

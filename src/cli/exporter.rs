@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, ValueEnum};
+use clap::{Args, ValueEnum};
 
-use super::output::{OutputArgs, RunArgs, SandboxArgs, StopArgs};
+use super::output::{OutputArgs, RunArgs, SandboxArgs, StopArgs, VerbosityArgs};
 use super::packets::{NamedArgs, NetnsArgs};
 use super::values;
 
@@ -86,15 +86,9 @@ pub struct ExporterArgs {
     /// Stop after this time: 90 (seconds), 500ms, 10m, 2h
     #[arg(short, long, value_name = "TIME", value_parser = values::time, help_heading = "Output")]
     duration: Option<Duration>,
-    /// No `attached:` line, summary or notices on stderr; -qq: errors only
-    #[arg(short, long, action = ArgAction::Count, help_heading = "Output")]
-    quiet: u8,
-    /// More notices on stderr; -vv: also the logs of libbpf and of the verifier
-    #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet", help_heading = "Output")]
-    verbose: u8,
-    /// Does nothing: names are never looked up (for those used to tcpdump -n)
-    #[arg(short = 'n', action = ArgAction::Count, help_heading = "Output")]
-    _numeric: u8,
+    /// How much is printed to stderr.
+    #[command(flatten)]
+    verbosity: VerbosityArgs,
     /// Whether to set a seccomp filter.
     #[command(flatten)]
     sandbox: SandboxArgs,
@@ -103,17 +97,13 @@ pub struct ExporterArgs {
 impl ExporterArgs {
     /// The names of the interfaces that are asked for.
     pub fn interfaces(&self) -> &[String] {
-        if self.named.interface.is_empty() {
-            &self.words
-        } else {
-            &self.named.interface
-        }
+        self.named.or(&self.words)
     }
 
     /// The options that all commands have. Nothing is printed to stdout.
     pub fn run(&self) -> RunArgs {
         RunArgs {
-            output: OutputArgs::of_verbosity(self.quiet, self.verbose),
+            output: OutputArgs::text(self.verbosity),
             stop: StopArgs {
                 duration: self.duration,
                 ..StopArgs::default()

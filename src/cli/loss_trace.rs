@@ -119,10 +119,6 @@ impl LossTraceArgs {
 
     /// The names of the interfaces that are asked for.
     pub fn interfaces(&self) -> &[String] {
-        if self.named.interface.is_empty() {
-            &self.words
-        } else {
-            &self.named.interface
-        }
+        self.named.or(&self.words)
     }
 }

@@ -34,15 +34,9 @@ pub struct OutputArgs {
     /// Columns of text, in this order, by their names in the header: time,saddr,dport
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub columns: Vec<String>,
-    /// No `attached:` line, summary or notices on stderr; -qq: errors only
-    #[arg(short, long, action = ArgAction::Count)]
-    pub quiet: u8,
-    /// More notices on stderr; -vv: also the logs of libbpf and of the verifier
-    #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
-    pub verbose: u8,
-    /// Does nothing: names are never looked up (for those used to tcpdump -n)
-    #[arg(short = 'n', action = ArgAction::Count)]
-    _numeric: u8,
+    /// How much is printed to stderr.
+    #[command(flatten)]
+    pub verbosity: VerbosityArgs,
 }
 
 impl OutputArgs {
@@ -56,10 +50,9 @@ impl OutputArgs {
     }
 
     /// Text, with this much on stderr.
-    pub(super) fn of_verbosity(quiet: u8, verbose: u8) -> Self {
+    pub(super) fn text(verbosity: VerbosityArgs) -> Self {
         Self {
-            quiet,
-            verbose,
+            verbosity,
             ..Self::default()
         }
     }
@@ -78,6 +71,29 @@ impl OutputArgs {
             );
         }
         Ok(())
+    }
+}
+
+/// How much is printed to stderr.
+#[derive(Clone, Copy, Debug, Default, Args)]
+#[command(next_help_heading = "Output")]
+pub struct VerbosityArgs {
+    /// No `attached:` line, summary or notices on stderr; -qq: errors only
+    #[arg(short, long, action = ArgAction::Count)]
+    quiet: u8,
+    /// More notices on stderr; -vv: also the logs of libbpf and of the verifier
+    #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
+    verbose: u8,
+    /// Does nothing: names are never looked up (for those used to tcpdump -n)
+    #[arg(short = 'n', action = ArgAction::Count)]
+    _numeric: u8,
+}
+
+impl VerbosityArgs {
+    /// From -2 (`-qq`) to 2 (`-vv`), or beyond.
+    pub fn level(self) -> i8 {
+        let level = |count| i8::try_from(count).unwrap_or(i8::MAX);
+        level(self.verbose).saturating_sub(level(self.quiet))
     }
 }
 

@@ -79,6 +79,17 @@ pub struct NamedArgs {
     pub(super) interface: Vec<String>,
 }
 
+impl NamedArgs {
+    /// The names that are given by `-i`, else the arguments without an option.
+    pub(super) fn or<'a>(&'a self, words: &'a [String]) -> &'a [String] {
+        if self.interface.is_empty() {
+            words
+        } else {
+            &self.interface
+        }
+    }
+}
+
 /// The network namespace to watch.
 #[derive(Clone, Debug, Default, Args)]
 pub struct NetnsArgs {

@@ -75,7 +75,7 @@ impl Session {
             stop,
             sandbox,
         } = args;
-        let notices = Notices::new(output);
+        let notices = Notices::new(output.verbosity.level());
         privileges::refuse_setuid()?;
         load::set_log(notices.wants_logs());
         let format = output.format();
