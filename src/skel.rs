@@ -529,6 +529,17 @@ fn slots<T: plain::Plain>(slots: &[T]) -> Option<&[CounterSlot]> {
 
 /// Has a skeleton's filter found where all skeletons have it.
 macro_rules! filtered_skel {
+    (@types $module:ident) => {
+        same_types! {
+            $module:
+                filter_config {}
+                bss_ports { sport_bits, dport_bits, any_port_bits, any_port_not_bits }
+        }
+    };
+    (@types $module:ident expressions) => {
+        filtered_skel!(@types $module);
+        same_types! { $module: expression {} bss_expr { expr_port_sets, expr_address_sets } }
+    };
     (@expressions) => {
         fn expr_settings(&mut self) -> Option<expr::ExprSettings<'_>> {
             Some(expr::ExprSettings {
@@ -538,6 +549,8 @@ macro_rules! filtered_skel {
         }
     };
     ($module:ident: $open:ident $(, $expressions:ident)?) => {
+        filtered_skel!(@types $module $($expressions)?);
+
         impl<'obj> OpenFilteredSkel<'obj> for $module::$open<'obj> {
             fn filter_settings(&mut self) -> Option<FilterSettings<'_>> {
                 Some(FilterSettings {
@@ -557,9 +570,7 @@ macro_rules! packet_skel {
     ($module:ident: $open:ident, $loaded:ident, $kind:ident) => {
         same_types! {
             $module:
-                filter_config {} packet_counters {} expression {}
-                bss_expr { expr_port_sets, expr_address_sets }
-                bss_ports { sport_bits, dport_bits, any_port_bits, any_port_not_bits }
+                packet_counters {}
                 bss_replay { replay_frames, replay_next, replay_bytes }
                 replay_frame {}
         }
@@ -684,33 +695,10 @@ pub fn add_loss_counters(bss: &loss_trace::types::bss_loss, sum: &mut LossCounte
     }
 }
 
-same_types! {
-    loss_trace:
-        count_key {} count_set {}
-        filter_config {}
-        bss_ports { sport_bits, dport_bits, any_port_bits, any_port_not_bits }
-}
+same_types! { loss_trace: count_key {} count_set {} }
 filtered_skel!(loss_trace: OpenLossTraceSkel);
-
-same_types! {
-    flow_sockets:
-        filter_config {}
-        bss_ports { sport_bits, dport_bits, any_port_bits, any_port_not_bits }
-}
 filtered_skel!(flow_sockets: OpenFlowSocketsSkel);
-
-same_types! {
-    accept_trace:
-        filter_config {} expression {}
-        bss_expr { expr_port_sets }
-        bss_ports { sport_bits, dport_bits, any_port_bits, any_port_not_bits }
-}
 filtered_skel!(accept_trace: OpenAcceptTraceSkel, expressions);
-same_types! {
-    connect_trace:
-        filter_config {}
-        bss_ports { sport_bits, dport_bits, any_port_bits, any_port_not_bits }
-}
 filtered_skel!(connect_trace: OpenConnectTraceSkel);
 
 /// `struct sweep`: what user space asks of the sweep of flows, and its answer.
