@@ -17,9 +17,6 @@ use crate::sys::link::Link;
 use crate::sys::object::LoadedApart;
 use crate::sys::probe;
 
-/// Puts the program before all others (linux/bpf.h).
-const BPF_F_BEFORE: u32 = 1 << 3;
-
 /// A program that can be attached to TC.
 pub trait Program: AsFd {
     /// The name that the kernel shows.
@@ -159,7 +156,7 @@ fn create(program: BorrowedFd<'_>, ifindex: u32, direction: Direction) -> io::Re
         Direction::Ingress => libbpf_sys::BPF_TCX_INGRESS,
         Direction::Egress => libbpf_sys::BPF_TCX_EGRESS,
     };
-    Link::create(program, ifindex, attach_type, BPF_F_BEFORE)
+    Link::create(program, ifindex, attach_type, libbpf_sys::BPF_F_BEFORE)
 }
 
 /// Attaches before all other programs of the interface, which still get every packet. Also returns

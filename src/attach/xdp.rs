@@ -10,11 +10,7 @@ use nix::errno::Errno;
 use super::load;
 use crate::failure::Failure;
 use crate::host::interfaces::Interface;
-use crate::sys::link::Link;
-
-/// Flags of the attach request (linux/if_link.h).
-const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
-const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+use crate::sys::link::{Link, query_xdp};
 
 /// Where in the receive path the program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +32,8 @@ impl XdpMode {
 
     fn flags(self) -> u32 {
         match self {
-            Self::Native => XDP_FLAGS_DRV_MODE,
-            Self::Generic => XDP_FLAGS_SKB_MODE,
+            Self::Native => libbpf_sys::XDP_FLAGS_DRV_MODE,
+            Self::Generic => libbpf_sys::XDP_FLAGS_SKB_MODE,
         }
     }
 }
@@ -122,16 +118,7 @@ fn name_of(id: u32) -> String {
 
 /// The mode and id of the XDP program that is attached.
 fn query(interface: &Interface) -> Option<(&'static str, u32)> {
-    let mut opts = libbpf_sys::bpf_xdp_query_opts {
-        sz: size_of::<libbpf_sys::bpf_xdp_query_opts>() as libbpf_sys::size_t,
-        ..Default::default()
-    };
-    let ifindex = i32::try_from(interface.index).ok()?;
-    // SAFETY: `opts` is valid for the call and its size is set.
-    let ret = unsafe { libbpf_sys::bpf_xdp_query(ifindex, 0, &raw mut opts) };
-    if ret != 0 {
-        return None;
-    }
+    let opts = query_xdp(interface.index)?;
     [
         ("native", opts.drv_prog_id),
         ("generic", opts.skb_prog_id),

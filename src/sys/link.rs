@@ -146,6 +146,18 @@ pub fn needs_capability() -> bool {
     ret == -nix::libc::EPERM
 }
 
+/// The XDP programs of an interface; `None` if the kernel does not tell.
+pub fn query_xdp(ifindex: u32) -> Option<libbpf_sys::bpf_xdp_query_opts> {
+    let mut opts = libbpf_sys::bpf_xdp_query_opts {
+        sz: size_of::<libbpf_sys::bpf_xdp_query_opts>() as libbpf_sys::size_t,
+        ..Default::default()
+    };
+    let ifindex = i32::try_from(ifindex).ok()?;
+    // SAFETY: `opts` is valid for the call and its size is set.
+    let ret = unsafe { libbpf_sys::bpf_xdp_query(ifindex, 0, &raw mut opts) };
+    (ret == 0).then_some(opts)
+}
+
 /// Waits until no CPU runs a program that was detached before, so that its counters are final.
 pub fn synchronize() {
     // MEMBARRIER_CMD_GLOBAL waits for an RCU grace period, and programs run in RCU readers.

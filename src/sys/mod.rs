@@ -1,5 +1,4 @@
-//! System calls and shared memory that need `unsafe`. Outside of this module only `skel.rs` uses it,
-//! and one call in `attach/xdp.rs`.
+//! System calls and shared memory that need `unsafe`. Outside of this module only `skel.rs` uses it.
 
 pub mod key_tables;
 pub mod link;
