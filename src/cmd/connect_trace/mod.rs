@@ -6,8 +6,9 @@ mod pending;
 use std::mem::MaybeUninit;
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, Result};
 use caps::Capability;
+use libbpf_rs::MapMut;
 
 use self::backend::histogram_by;
 pub(super) use self::backend::{ATTEMPTS, Tracer, choose, unseen};
@@ -24,11 +25,14 @@ use crate::host::sandbox::Files;
 use crate::notice::Notices;
 use crate::output::connect_trace::{ConnectWriter, ShownTotal, TotalsLayout};
 use crate::output::histogram::HistogramLayout;
+use crate::output::summary::Summary;
 use crate::run::events::{BufferKind, EventSource};
 use crate::run::histograms::Histograms;
 use crate::run::session::{Session, Wake, next_due};
 use crate::skel;
 use crate::sys::{link, map};
+
+const NAME: &str = "connect-trace";
 
 /// The size of an event.
 const EVENT_LEN: usize = size_of::<skel::ConnectEvent>();
@@ -38,21 +42,7 @@ const EVENT_LEN: usize = size_of::<skel::ConnectEvent>();
 /// # Errors
 /// An option is wrong, or a program can't be loaded or attached.
 pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
-    let columns = &args.run.output.columns;
-    let has_lines = !args.summary && args.histogram.is_none();
-    let lines = if has_lines { columns } else { &[][..] };
-    let mut writer = ConnectWriter::new(lines, args.close)?;
-    let mut totals = args
-        .summary
-        .then(|| TotalsLayout::of(columns).map(|layout| (layout, Totals::default())))
-        .transpose()?;
-    let mut histograms = args
-        .histogram
-        .map(|of| {
-            let layout = HistogramLayout::of(columns)?;
-            Ok::<_, Failure>(Histograms::new(layout, of.name(), histogram_by(args).0))
-        })
-        .transpose()?;
+    let mut handler = ConnectHandler::new(args)?;
     let mut session = Session::new(&args.run)?;
     args.netns.enter()?;
     load::possible_cpus()?;
@@ -61,73 +51,60 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
     // One for each load: the skeleton that is kept borrows its own.
     let mut storage = [const { MaybeUninit::uninit() }; ATTEMPTS];
     let mut tracer = choose(args, buffer, &mut storage, session.notices)?;
-    writer.backend = tracer.backend.name();
-    let has_containers = args.run.output.format() == OutputFormat::Json;
-    let mut containers = Containers::new();
-    let mut pending = tracer.pending.take();
-    let maps = &mut tracer.skel.maps;
+    handler.writer.backend = tracer.backend.name();
+    let maps = &tracer.skel.maps;
     let mut source = EventSource::open(buffer, args.buffer.size(), &maps.ring, &maps.perf)?;
-    let mut on_event = |session: &mut Session, bytes: &[u8]| {
-        let Some(connection) = Connection::decode(bytes) else {
-            session.broken();
-            return;
-        };
-        if let Some((_, totals)) = &mut totals {
-            totals.add(&connection);
-            return;
-        }
-        let raw = &connection.raw;
-        let container = (has_containers && connection.has_process())
-            .then(|| containers.find(raw.cgroup_id, raw.pid))
-            .flatten();
-        let at = session.clock.unix(raw.ts_ns);
-        session.write_event(at, &writer.shown(&connection, container));
-    };
-    // Histograms are read with bpf(2), which needs CAP_BPF before Linux 5.19.
-    let can_read = || map::read_all(&maps.histograms, false, |_, _| {}).is_ok();
-    let keep = match histograms.is_none() || privileges::without_capabilities(can_read)? {
-        true => &[][..],
-        false => &[Capability::CAP_BPF],
-    };
-    privileges::drop_all_but(keep)?;
-    if has_lines {
-        session.text_header(|out, clock| writer.layout.header(out, clock));
-    }
-    if let Some(histograms) = &mut histograms {
-        histograms.begin(&mut session);
-    }
-    if let Some(pending) = &mut pending {
+    privileges::drop_all_but(handler.reports.needs(&maps.histograms)?)?;
+    handler.begin(&mut session);
+    if let Some(pending) = &mut tracer.pending {
+        let mut on_event = |session: &mut Session, bytes: &[u8]| handler.take(session, bytes);
         pending.find(&mut session, &mut source, &mut on_event)?;
     }
-    // The container of a process is found in files.
-    session.start(if has_containers {
-        Files::Readable
-    } else {
-        Files::Opened
+    session.start(match handler.containers {
+        Some(_) => Files::Readable,
+        None => Files::Opened,
     });
     session.attached(&format!(
-        "{} (connect-trace, backend {}, {})",
+        "{} ({NAME}, backend {}, {})",
         tracer.hooks.join(", "),
         tracer.backend.name(),
         buffer.name()
     ));
 
-    let started = Instant::now();
-    let mut due = args.interval.map(|length| started + length);
-    while session.take_events(&mut source, due, &mut on_event)? != Wake::Stop {
-        if let (Some(histograms), Some(at)) =
-            (&mut histograms, due.filter(|at| Instant::now() >= *at))
+    let mut due = args.interval.map(|length| Instant::now() + length);
+    loop {
+        let on_event = |session: &mut Session, bytes: &[u8]| handler.take(session, bytes);
+        if session.take_events(&mut source, due, on_event)? == Wake::Stop {
+            break;
+        }
+        if let (Reports::Histograms(histograms), Some(at)) =
+            (&mut handler.reports, due.filter(|at| Instant::now() >= *at))
         {
-            histograms.report(&mut session, &maps.histograms)?;
+            histograms.report(&mut session, &tracer.skel.maps.histograms)?;
             due = args.interval.map(|length| next_due(at, length));
         }
     }
+    let (reported, unhooked) = detach(&mut tracer, args.failed || args.histogram.is_some())?;
+    session.drain_rest(&mut source, |session, bytes| handler.take(session, bytes))?;
+    for event in reported.events.chunks_exact(EVENT_LEN) {
+        handler.take(&mut session, event);
+    }
+    handler.reports.end(&mut session, &tracer)?;
+    session.flush();
+    let summary = summary(&session, &tracer, &handler.reports, &reported, unhooked)?;
+    session.finish(&summary)
+}
+
+/// Detaches the programs. Returns the attempts without a fate, and how many connections were seen by
+/// no hook of theirs.
+fn detach(tracer: &mut Tracer<'_>, only_failures: bool) -> Result<(PendingEvents, u64)> {
+    let maps = &mut tracer.skel.maps;
     if let Some(bss) = maps.bss_data.as_deref_mut() {
         skel::stop(&mut bss.ending);
     }
     // Before the hooks are detached: they still report attempts that get their fate meanwhile.
-    let reported = match &mut pending {
-        Some(pending) => pending.report(args.failed || args.histogram.is_some())?,
+    let reported = match &mut tracer.pending {
+        Some(pending) => pending.report(only_failures)?,
         None => PendingEvents::default(),
     };
     // Read before the hooks are detached: afterwards each attempt would count as unhooked.
@@ -139,36 +116,23 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
     if let Some(bss) = maps.bss_data.as_deref_mut() {
         skel::stop(&mut bss.stopped);
     }
-    drop(tracer.links);
+    tracer.links.clear();
     link::synchronize();
-    session.drain_rest(&mut source, &mut on_event)?;
-    for event in reported.events.chunks_exact(EVENT_LEN) {
-        on_event(&mut session, event);
-    }
-    if let Some((layout, totals)) = &totals {
-        session.text_header(|out, clock| layout.header(out, clock));
-        let now = session.clock.now();
-        for (key, counts) in totals.rows() {
-            let shown = ShownTotal {
-                layout,
-                key,
-                counts,
-            };
-            session.write(now, &shown);
-        }
-    }
-    let bss = maps.bss_histogram_data.as_deref();
-    let untracked = bss.map_or(0, |bss| skel::histogram_untracked(&bss.histogram_untracked));
-    if let Some(histograms) = &mut histograms {
-        histograms.report(&mut session, &maps.histograms)?;
-        histograms.note_untracked(&session, untracked);
-    }
-    session.flush();
-    let counters = maps
-        .bss_data
-        .as_deref()
-        .map(skel::connect_counters)
-        .context("the programs have no counters")?;
+    Ok((reported, unhooked))
+}
+
+/// The summary of a run. Also reports what is known of no connection because there was no room.
+fn summary(
+    session: &Session,
+    tracer: &Tracer<'_>,
+    reports: &Reports,
+    reported: &PendingEvents,
+    unhooked: u64,
+) -> Result<Summary> {
+    let bss = tracer.skel.maps.bss_data.as_deref();
+    let counters = bss.map(skel::connect_counters);
+    let counters = counters.context("the programs have no counters")?;
+    let untracked = untracked(tracer);
     let unkept_pending = counters.unkept_pending.cast_signed().max(0).cast_unsigned();
     let unseen = unseen(&counters, unhooked, &tracer.skel.progs) + unkept_pending;
     if counters.unkept > 0 {
@@ -188,20 +152,136 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
         ));
     }
     let mut summary = session.summary(
-        "connect-trace",
+        NAME,
         counters.matched + reported.count() + unseen,
         counters.lost + unseen + untracked,
         counters.suppressed,
     );
-    summary.pending = pending.is_some().then_some(reported.fates + unkept_pending);
-    if let Some((_, totals)) = &totals {
-        summary.emitted = totals.events();
-    }
-    if histograms.is_some() {
+    summary.pending = tracer
+        .pending
+        .is_some()
+        .then_some(reported.fates + unkept_pending);
+    match reports {
+        Reports::Lines => {}
+        Reports::Totals(_, totals) => summary.emitted = totals.events(),
         // Histograms show all that was counted: nothing is queued.
-        summary.emitted = counters.matched - counters.lost - untracked;
+        Reports::Histograms(_) => summary.emitted = counters.matched - counters.lost - untracked,
     }
-    session.finish(&summary)
+    Ok(summary)
+}
+
+/// How many values have found no room in the table of histograms.
+fn untracked(tracer: &Tracer<'_>) -> u64 {
+    let bss = tracer.skel.maps.bss_histogram_data.as_deref();
+    bss.map_or(0, |bss| skel::histogram_untracked(&bss.histogram_untracked))
+}
+
+/// The kind of output: a line for each event, totals at the end, or histograms.
+enum Reports {
+    Lines,
+    Totals(TotalsLayout, Totals),
+    Histograms(Histograms),
+}
+
+impl Reports {
+    fn new(args: &ConnectTraceArgs) -> Result<Self, Failure> {
+        let columns = &args.run.output.columns;
+        Ok(match args.histogram {
+            Some(of) => {
+                let layout = HistogramLayout::of(columns)?;
+                Self::Histograms(Histograms::new(layout, of.name(), histogram_by(args).0))
+            }
+            None if args.summary => Self::Totals(TotalsLayout::of(columns)?, Totals::default()),
+            None => Self::Lines,
+        })
+    }
+
+    /// The capabilities that the run needs: histograms are read with bpf(2), which needs CAP_BPF
+    /// before Linux 5.19.
+    fn needs(&self, table: &MapMut<'_>) -> Result<&'static [Capability]> {
+        let can_read = || map::read_all(table, false, |_, _| {}).is_ok();
+        match self {
+            Self::Histograms(_) if !privileges::without_capabilities(can_read)? => {
+                Ok(&[Capability::CAP_BPF])
+            }
+            _ => Ok(&[]),
+        }
+    }
+
+    /// Writes what is shown at the end.
+    fn end(&mut self, session: &mut Session, tracer: &Tracer<'_>) -> Result<()> {
+        match self {
+            Self::Lines => {}
+            Self::Totals(layout, totals) => {
+                session.text_header(|out, clock| layout.header(out, clock));
+                let now = session.clock.now();
+                for (key, counts) in totals.rows() {
+                    let shown = ShownTotal {
+                        layout,
+                        key,
+                        counts,
+                    };
+                    session.write(now, &shown);
+                }
+            }
+            Self::Histograms(histograms) => {
+                histograms.report(session, &tracer.skel.maps.histograms)?;
+                histograms.note_untracked(session, untracked(tracer));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes or counts events.
+struct ConnectHandler {
+    writer: ConnectWriter,
+    reports: Reports,
+    /// Only for JSON.
+    containers: Option<Containers>,
+}
+
+impl ConnectHandler {
+    fn new(args: &ConnectTraceArgs) -> Result<Self, Failure> {
+        let reports = Reports::new(args)?;
+        let columns = match reports {
+            Reports::Lines => &*args.run.output.columns,
+            _ => &[],
+        };
+        Ok(Self {
+            writer: ConnectWriter::new(columns, args.close)?,
+            reports,
+            containers: (args.run.output.format() == OutputFormat::Json).then(Containers::new),
+        })
+    }
+
+    /// Writes the header of what comes during the run.
+    fn begin(&mut self, session: &mut Session) {
+        match &mut self.reports {
+            Reports::Lines => {
+                session.text_header(|out, clock| self.writer.layout.header(out, clock))
+            }
+            Reports::Totals(..) => {}
+            Reports::Histograms(histograms) => histograms.begin(session),
+        }
+    }
+
+    fn take(&mut self, session: &mut Session, bytes: &[u8]) {
+        let Some(connection) = Connection::decode(bytes) else {
+            session.broken();
+            return;
+        };
+        if let Reports::Totals(_, totals) = &mut self.reports {
+            totals.add(&connection);
+            return;
+        }
+        let raw = &connection.raw;
+        let containers = self.containers.as_mut();
+        let containers = containers.filter(|_| connection.has_process());
+        let container = containers.and_then(|known| known.find(raw.cgroup_id, raw.pid));
+        let at = session.clock.unix(raw.ts_ns);
+        session.write_event(at, &self.writer.shown(&connection, container));
+    }
 }
 
 /// Loads and attaches the programs as a run would, and detaches them again. Returns the backend.
