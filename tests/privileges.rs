@@ -409,28 +409,38 @@ fn confinement(name: &OsStr) -> (Files, Recording<'_>) {
     }
 }
 
-#[test]
-fn the_sandbox_refuses_what_no_run_needs() {
-    const CHILD: &str = "TCPINSPECT_TEST_CONFINED";
+/// Runs `confined` in processes of their own, one for each of `ways`, because a filter is for all
+/// threads of a process, and can't be removed. Each runs this test again, whose name is `test`.
+/// `confined` returns whether all is right, and what it has found.
+fn in_children(test: &str, ways: &[&str], confined: impl FnOnce(&OsStr) -> (bool, String)) {
+    const CHILD: &str = "TCPINSPECT_TEST_CHILD";
     // Different from the exit status of a test harness that found no such test.
     const ALL_RIGHT: i32 = 42;
-    let name = "privileges::the_sandbox_refuses_what_no_run_needs";
-    if let Some(files) = std::env::var_os(CHILD) {
-        let (files, recording) = confinement(&files);
-        let wrong = try_confined(files, recording);
+    if let Some(way) = std::env::var_os(CHILD) {
+        let (is_right, found) = confined(&way);
         // Past the capture of the test harness.
-        let _ = writeln!(std::io::stderr(), "wrong: {wrong:?}");
-        std::process::exit(if wrong.is_empty() { ALL_RIGHT } else { 1 });
+        let _ = writeln!(std::io::stderr(), "{found}");
+        std::process::exit(if is_right { ALL_RIGHT } else { 1 });
     }
-    for files in CONFINEMENTS {
-        // The filter is for all threads of a process, and for good.
+    let name = format!("privileges::{test}");
+    for way in ways {
         let output = Command::new(std::env::current_exe().unwrap())
-            .args([name, "--exact", "--test-threads=1"])
-            .env(CHILD, files)
+            .args([&name, "--exact", "--test-threads=1"])
+            .env(CHILD, way)
             .output()
             .unwrap();
-        assert_eq!(output.status.code(), Some(ALL_RIGHT), "{files}: {output:?}");
+        assert_eq!(output.status.code(), Some(ALL_RIGHT), "{way}: {output:?}");
     }
+}
+
+#[test]
+fn the_sandbox_refuses_what_no_run_needs() {
+    let test = "the_sandbox_refuses_what_no_run_needs";
+    in_children(test, &CONFINEMENTS, |files| {
+        let (files, recording) = confinement(files);
+        let wrong = try_confined(files, recording);
+        (wrong.is_empty(), format!("wrong: {wrong:?}"))
+    });
 }
 
 /// The calls in the table of docs/trust.md that are left whatever their arguments are; the last rows are
@@ -520,11 +530,9 @@ fn commands_that_are_left(call: i64, at: usize) -> Vec<i64> {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn every_allowed_system_call_is_in_the_documentation() {
-    const CHILD: &str = "TCPINSPECT_TEST_CALLS";
-    const ALL_RIGHT: i32 = 42;
-    let name = "privileges::every_allowed_system_call_is_in_the_documentation";
-    if let Some(files) = std::env::var_os(CHILD) {
-        let (files, recording) = confinement(&files);
+    let test = "every_allowed_system_call_is_in_the_documentation";
+    in_children(test, &CONFINEMENTS, |files| {
+        let (files, recording) = confinement(files);
         sandbox::confine(files, recording).unwrap();
         let right = [
             calls_that_are_left() == documented_calls(files, recording),
@@ -536,32 +544,21 @@ fn every_allowed_system_call_is_in_the_documentation() {
             // PR_SET_NAME.
             commands_that_are_left(libc::SYS_prctl, 0) == [15],
         ];
-        let _ = writeln!(
-            std::io::stderr(),
+        let found = format!(
             "right: {right:?}, left: {:?} {:?}",
             calls_that_are_left(),
             commands_that_are_left(libc::SYS_bpf, 0)
         );
-        std::process::exit(if right == [true; 4] { ALL_RIGHT } else { 1 });
-    }
-    for files in CONFINEMENTS {
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args([name, "--exact", "--test-threads=1"])
-            .env(CHILD, files)
-            .output()
-            .unwrap();
-        assert_eq!(output.status.code(), Some(ALL_RIGHT), "{files}: {output:?}");
-    }
+        (right == [true; 4], found)
+    });
 }
 
 #[test]
 fn connections_can_be_accepted_from_the_named_socket_only() {
-    const CHILD: &str = "TCPINSPECT_TEST_ACCEPT";
-    const ALL_RIGHT: i32 = 42;
-    let name = "privileges::connections_can_be_accepted_from_the_named_socket_only";
-    if std::env::var_os(CHILD).is_some() {
-        use std::net::{TcpListener, TcpStream};
-        use std::os::fd::AsRawFd;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
+    let test = "connections_can_be_accepted_from_the_named_socket_only";
+    in_children(test, &["accept"], |_| {
         let [named, other] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let mut clients = [&named, &other].map(|it| TcpStream::connect(it.local_addr().unwrap()));
         sandbox::confine(Files::Accepted(named.as_raw_fd()), Recording::No).unwrap();
@@ -577,15 +574,8 @@ fn connections_can_be_accepted_from_the_named_socket_only() {
                 .is_err_and(refused),
             File::open("/proc/self/status").is_err_and(refused),
         ];
-        let _ = writeln!(std::io::stderr(), "right: {right:?}");
-        std::process::exit(if right == [true; 6] { ALL_RIGHT } else { 1 });
-    }
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args([name, "--exact", "--test-threads=1"])
-        .env(CHILD, "")
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(ALL_RIGHT), "{output:?}");
+        (right == [true; 6], format!("right: {right:?}"))
+    });
 }
 
 #[test]
