@@ -315,12 +315,11 @@ static __always_inline bool run_expression(struct expr_input *in)
 	return at == EXPR_ACCEPT;
 }
 
-/* One subprogram per hook, because hooks differ in their helpers. */
-static __noinline int expression_xdp(struct xdp_md *ctx, __u64 l3, __u64 l4, __u64 ip_version,
-				     __u32 scratch)
+static __always_inline int run_at_xdp(struct xdp_md *ctx, enum hook hook, __u64 l3, __u64 l4,
+				      __u64 ip_version, __u32 scratch)
 {
 	struct expr_input in = {
-		.frame = xdp_frame(ctx, HOOK_XDP, false),
+		.frame = xdp_frame(ctx, hook, false),
 		.l3 = l3,
 		.l4 = l4,
 		.ip_version = ip_version,
@@ -331,19 +330,17 @@ static __noinline int expression_xdp(struct xdp_md *ctx, __u64 l3, __u64 l4, __u
 	return run_expression(&in);
 }
 
+/* One subprogram per hook, because hooks differ in their helpers. */
+static __noinline int expression_xdp(struct xdp_md *ctx, __u64 l3, __u64 l4, __u64 ip_version,
+				     __u32 scratch)
+{
+	return run_at_xdp(ctx, HOOK_XDP, l3, l4, ip_version, scratch);
+}
+
 static __noinline int expression_xdp_frags(struct xdp_md *ctx, __u64 l3, __u64 l4, __u64 ip_version,
 					   __u32 scratch)
 {
-	struct expr_input in = {
-		.frame = xdp_frame(ctx, HOOK_XDP_FRAGS, false),
-		.l3 = l3,
-		.l4 = l4,
-		.ip_version = ip_version,
-		.scratch = scratch,
-	};
-
-	in.frame.ingress = true;
-	return run_expression(&in);
+	return run_at_xdp(ctx, HOOK_XDP_FRAGS, l3, l4, ip_version, scratch);
 }
 
 #define EXPR_INGRESS  1
