@@ -179,12 +179,12 @@ pub const PAYLOAD_PATTERN_MAX: usize = len(|it: &FilterConfig| &it.payload_bytes
 /// The most slots of counters.
 pub const COUNTER_SLOTS: usize = len(|it: &syn_count::types::bss_counters| &it.counters);
 
-/// Types whose values are read and written as bytes, and their sizes. The C side asserts the same: a
-/// difference would shift every field after it.
+/// Types whose values are read and written as bytes, and their sizes. The C side asserts those of
+/// events and records too: a difference would shift every field after it.
 macro_rules! plain_types {
     ($($name:ident: $size:expr;)*) => {$(
-        // SAFETY: repr(C), made of integers and arrays of integers without hidden padding (asserted
-        // here and in C), so every pattern of bytes is a value of the type.
+        // SAFETY: repr(C), made of integers and arrays of integers without hidden padding (the size,
+        // asserted here, is that of the fields), so every pattern of bytes is a value of the type.
         unsafe impl plain::Plain for $name {}
         const _: () = assert!(size_of::<$name>() == $size);
     )*};
@@ -211,7 +211,7 @@ plain_types! {
     PrefixKey: 24;
 }
 
-// These too are asserted in C.
+// The sizes of types that are not handled as bytes.
 const _: () = assert!(size_of::<FlowEnd>() == 80);
 const _: () = assert!(size_of::<CountSet>() == 320);
 const _: () = assert!(size_of::<SourceSketch>() == 4096);
