@@ -114,7 +114,7 @@ fn flows_are_prompt_again_after_a_reader_was_slow() {
     let slow = Instant::now();
     world.connect(1);
     let line = lines.next().unwrap().unwrap();
-    // A flow waits for a second, in case that more of it comes.
+    // A flow waits for a second, in case more packets of it come.
     assert!(slow.elapsed() < Duration::from_secs(10), "{line}");
     drop(lines);
     assert_eq!(tool.finish().code(), 0);
@@ -170,7 +170,7 @@ fn a_full_disk_is_an_error_and_events_that_were_not_written_are_counted() {
                     // SAFETY: two system calls and nothing else happen between fork and exec.
                     unsafe {
                         command.pre_exec(|| {
-                            // Else a write beyond the limit is deadly.
+                            // Otherwise a write beyond the limit kills the process.
                             signal(Signal::SIGXFSZ, SigHandler::SigIgn)?;
                             Ok(setrlimit(Resource::RLIMIT_FSIZE, 5000, 5000)?)
                         });

@@ -17,7 +17,7 @@ pub fn beside<A: Send, B>(
         let run = || result = there.take().map(|there| there());
         let thread = Builder::new().spawn_scoped(scope, run);
         let here = here();
-        // The scope alone would wait for its work, and not for its end.
+        // The scope waits only until the closure has returned, and join() until the thread has ended.
         let _ = thread.map(ScopedJoinHandle::join);
         here
     });

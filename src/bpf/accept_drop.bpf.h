@@ -89,7 +89,7 @@ static __always_inline void on_syn_dropped(void *ctx, const struct segment *s,
 	if (a->phase == ATTEMPT_ESTABLISHED || (a->phase == ATTEMPT_ANSWERED && !refused))
 		return;
 	if (reason && reason == reason_no_socket && !refused) {
-		/* The RST was dropped; else it waits for the address of the next hop. */
+		/* The RST was dropped; otherwise it waits for the neighbour's address (ARP). */
 		if (a->flags & ATTEMPT_RST_DROPPED) {
 			report(ctx, key, a, FATE_DROPPED);
 			return;

@@ -173,7 +173,7 @@ static __always_inline void look_at_request(struct __sk_buff *skb, struct attemp
 		return;
 	}
 	if (skc->state == TCP_SYN_RECV) {
-		/* Else both ends connect to each other, or a socket to itself. */
+		/* Otherwise both ends connect to each other, or a socket to itself. */
 		tp = bpf_skc_to_tcp_sock(skc);
 		if (tp && BPF_CORE_READ(tp, fastopen_rsk))
 			a->flags |= ATTEMPT_FAST_OPEN;

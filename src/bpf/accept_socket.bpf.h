@@ -112,8 +112,9 @@ static __always_inline void on_closed(void *ctx, const struct sock *sk, const st
  * A connection that a process has, or had, ends: it was accepted. If it is still in the table, the
  * program that sees accepts was not run, because the kernel runs no program that interrupts itself
  * on a CPU. (rcv_nxt counts from the initial sequence number, bytes_received from its successor.)
- * Outgoing connections, which never listened, are not looked up: that would be a cache miss for
- * each. Those of a listener have its limit, unless it is 0; then the next sweep finds them.
+ * Outgoing connections are not looked up: that would be a cache miss for each. They have no backlog
+ * limit, which an accepted socket inherits from its listener. If that is 0, the next sweep finds
+ * the connection.
  */
 static __always_inline void on_owned_closed(void *ctx, const struct sock *sk,
 					    const struct tcp_sock *tp)

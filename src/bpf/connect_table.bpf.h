@@ -93,9 +93,9 @@ static __always_inline bool store(const struct sock *sk, struct connection *c)
 }
 
 /*
- * Keeps a connection until its fate or end; false if there is no room for it. Where memory can't be
- * probed, the table would not do: the source port of an attempt is read in the end, from its
- * socket.
+ * Keeps a connection until its fate or end; false if there is no room for it. Where
+ * bpf_probe_read_kernel() is forbidden (lockdown), the hash map is not enough: the source port of
+ * an attempt is read at the end of the run, and that needs the socket itself.
  */
 static __always_inline bool keep(const struct sock *sk, struct connection *c)
 {

@@ -96,7 +96,7 @@ static __always_inline void count_key(__u64 *untracked, __u32 slot, const struct
 			way = i;
 		}
 	}
-	/* Else the compiler would drop the mask, which shows the verifier the bound. */
+	/* Otherwise the compiler would drop the mask, which shows the verifier the bound. */
 	barrier_var(way);
 	way &= COUNT_WAYS - 1;
 	*untracked += least - set->inherited[way];

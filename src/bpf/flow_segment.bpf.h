@@ -81,7 +81,7 @@ static __always_inline __u64 join_four(__u16 a, __u16 b, __u16 c, __u16 d)
 		__u64 whole;
 	} word = { { a, b, c, d } };
 
-	/* Else the compiler writes it in parts. */
+	/* Otherwise the compiler writes it in parts. */
 	barrier_var(word.whole);
 	return word.whole;
 }
@@ -134,11 +134,11 @@ __attribute__((noinline)) int find_wscale(__u32 run)
 	if (!t)
 		return 0;
 	s = &t->segment;
-	/* Once more than there can be options: the last time there is none left. */
+	/* One iteration more than there can be options: the last one finds the end. */
 	for (int i = 0; i <= TCP_OPTIONS_MAX; i++) {
 		/* Read again each time, so that the verifier learns nothing of it on one path. */
 		__u8 len = *(volatile __u8 *)&t->options_len, kind = t->options[at];
-		/* 0 for the option of one byte, else 1; without a branch, for the same reason. */
+		/* 0 for NOP, which has no length, else 1; without a branch, for the same reason. */
 		__u32 has_len = ((kind ^ TCP_OPT_NOP) + 255) >> 8;
 		__u32 option_len = 1 + has_len * (t->options[at + 1] - 1);
 

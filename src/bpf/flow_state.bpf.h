@@ -540,8 +540,8 @@ static __always_inline void count_segment(struct flow_record *r, const struct se
 	if (!(r->known & FLOW_STARTED))
 		start_flow(r, s);
 	/*
-	 * The barriers make the compiler read everything again after each step. Else the verifier
-	 * would follow each combination of flags and states through all later steps.
+	 * The barriers make the compiler read everything again after each step. Otherwise the
+	 * verifier would follow each combination of flags and states through all later steps.
 	 */
 	barrier();
 	is_orig = forget_why(r->initiator == s->from);

@@ -16,8 +16,9 @@
 #include "loss_packet.bpf.h"
 
 /*
- * A socket frees acknowledgements that it takes after the FIN of its peer as if they were dropped,
- * and one in TIME_WAIT that FIN as well. It loses a SYN, and data, which it answers with a reset.
+ * After the FIN of its peer, a socket frees the acknowledgements that it accepts by the function
+ * for drops; in TIME_WAIT it frees the FIN that way too. Nothing is lost by that. A SYN or data is
+ * lost then, and answered with a reset.
  */
 static __always_inline bool is_taken(const struct loss_event *e, __u32 reason,
 				     const struct sock *receiver)
@@ -30,9 +31,10 @@ static __always_inline bool is_taken(const struct loss_event *e, __u32 reason,
 }
 
 /*
- * Neither does a listener lose anything if it frees a SYN that it has answered before, and with
- * TCP_DEFER_ACCEPT an acknowledgement: it waits for data. The kernel gives a reason for all else
- * that it drops for a half-open connection, if it has one for a full queue (Linux 6.18).
+ * A listener loses nothing if it frees a SYN that it has answered already, or, with
+ * TCP_DEFER_ACCEPT, an acknowledgement without data, because it waits for data. Kernels that have a
+ * drop reason for a full queue (Linux 6.18) also give a reason for every other drop of a half-open
+ * connection's segments.
  */
 static __always_inline bool is_early(const struct loss_event *e, __u32 reason,
 				     const struct sock *receiver)
@@ -74,7 +76,7 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	forget_syn(&e);
 	if (!with_noise && (is_taken(&e, reason, receiver) || is_early(&e, reason, receiver)))
 		return 0;
-	/* A RST for a half-open connection is freed as if it was dropped: the listener's. */
+	/* The kernel frees a RST that ends a half-open connection by the function for drops. */
 	ends_half_open = (e.tcp_flags & TCP_RST) && receiver && !is_specific(reason) &&
 			 receiver->__sk_common.skc_state == TCP_LISTEN;
 	e.kind = ends_half_open ? LOSS_RESET : LOSS_DROP;
@@ -90,14 +92,14 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	if (!skb->skb_iif)
 		e.known |= LOSS_OUTGOING;
 	/*
-	 * Unknown to the verifier, which else follows the rest for each of their values. `e` has
-	 * them too.
+	 * Unknown to the verifier, which would otherwise follow the rest for each of their values.
+	 * `e` has them too.
 	 */
 	ends_half_open = forget_why(ends_half_open);
 	e.kind += opaque_zero;
 	e.reason += opaque_zero;
 	e.uid = opaque_zero;
-	/* One that comes in has a socket of its own only in the queue of that. */
+	/* Of an incoming segment, skb->sk is set only while it is queued on that socket. */
 	sk = skb->sk ?: receiver;
 	if (sk && (!count_by || count_by == LOSS_BY_COMM))
 		set_socket(&e, sk);
@@ -251,8 +253,8 @@ int BPF_PROG(loss_consumed, const struct sk_buff *trusted)
 	} else if (cpu->attempt.flags & ATTEMPT_SYN_QUEUE_FULL) {
 		e.reason = REASON_SYN_QUEUE_FULL;
 	} else {
-		/* Its answer may also wait for the address of the next hop: user space finds out.
-		 */
+		/* Its answer may also wait for the neighbour's link-layer address: user space finds
+		 * out. */
 		if (count_by)
 			return 0;
 		e.reason = REASON_NO_ROUTE_BACK;

@@ -481,7 +481,7 @@ struct file {
 	void *private_data; /* of a socket: its struct socket */
 };
 
-/* Helpers that a kernel has or has not; the numbers are relocated, and exist where it has them. */
+/* Helpers that not every kernel has. Their numbers are relocated where the kernel has them. */
 enum bpf_func_id {
 	BPF_FUNC_get_current_task_btf = 158,
 	BPF_FUNC_sock_from_file = 162,

@@ -147,7 +147,7 @@ pub struct Recorder {
     is_regular: bool,
     started: UnixNanos,
     buffer: Vec<u8>,
-    /// The ends of packets in the buffer, as if those that stay in place were in it, too.
+    /// Where each packet ends, as if those that are written without being copied were in the buffer.
     ends: Vec<usize>,
     written: u64,
     accepted: u64,

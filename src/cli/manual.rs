@@ -515,7 +515,7 @@ const PAGES: &[(&str, Page)] = &[
                         ("listener_closed", "the listening socket was closed"),
                         (
                             "table_full",
-                            "it had to make room in the table of attempts; its fate is pending",
+                            "it was removed to make room in the table of attempts; its fate is pending",
                         ),
                         (
                             "time_wait",

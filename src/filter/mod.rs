@@ -47,8 +47,8 @@ impl FromStr for PortRule {
     }
 }
 
-/// Whether a list of rules includes a port: one does, or none but exclusions are there, and no
-/// exclusion matches.
+/// Whether a list of rules includes a port: a rule names it, or there are only exclusions; and no
+/// exclusion matches it.
 pub fn includes_port(rules: &[PortRule], port: u16) -> bool {
     let matches = |rule: &&PortRule| (rule.first..=rule.last).contains(&port);
     let mut including = rules.iter().filter(|rule| !rule.exclude).peekable();

@@ -110,12 +110,12 @@ fn decimal(value: u32) -> ([u8; 16], usize) {
     (text.to_le_bytes(), len)
 }
 
-/// A port at the right of 5 bytes, of 8.
+/// A port, right-aligned in the first 5 of 8 bytes.
 #[inline]
 pub fn port(value: u16) -> [u8; 8] {
     let digits = eight_digits(value.into()) >> 24;
     let zeros = ((digits & 0x0f_0f0f_0f0f) | (1 << 32)).trailing_zeros() & !7;
-    // A space is a zero without this bit.
+    // Without this bit a '0' is a space.
     let bit = 0x10_1010_1010 & !(u64::MAX << zeros);
     (digits ^ bit).to_le_bytes()
 }

@@ -28,7 +28,7 @@ pub fn configure<'obj>(
     Ok(())
 }
 
-/// Makes room for events whose key finds none.
+/// Adds the entry that counts all events whose own key finds no room in the map.
 ///
 /// # Errors
 /// The kernel refuses it.

@@ -150,7 +150,7 @@ impl Interface {
         let ticks = (i128::from(high) << 32 | i128::from(low)) * NS_PER_SECOND;
         let exponent = u32::from(self.resolution & 0x7f);
         let ns = match self.resolution & 0x80 {
-            // Beyond what a number holds, no timestamp is as long as a nanosecond.
+            // If the power overflows, every timestamp is shorter than a nanosecond.
             0 => 10_i128.checked_pow(exponent).map_or(0, |unit| ticks / unit),
             _ => ticks >> exponent,
         };

@@ -94,7 +94,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     let first = skels.first_mut().context("there is no interface")?;
     if let Err(error) = table.seed(first) {
         session.notices.notice(&format!(
-            "attempts that had arrived before can't be shown: {error:#}"
+            "attempts that arrived before the start can't be shown: {error:#}"
         ));
     }
     // The run needs bpf(2) to read maps and run a program: before Linux 5.19 that needs CAP_BPF.

@@ -327,8 +327,8 @@ fn detach(
     checked
 }
 
-/// How many runs that may have had a segment to report the kernel has skipped. A skipped run at
-/// consume_skb, which sees all packets, is hardly ever one.
+/// How many runs of programs the kernel has skipped that might have reported a segment. Those at
+/// consume_skb are left out: it sees all packets, so they hardly ever matter.
 fn skipped(skel: &LossTraceSkel<'_>) -> u64 {
     programs::loaded(&skel.progs)
         .filter(|(hook, _)| *hook != "consume_skb")

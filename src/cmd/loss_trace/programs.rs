@@ -226,7 +226,7 @@ impl Kernel {
         }
         if ranges.len() > rodata.drop_places.len() {
             return Err(anyhow!(
-                "failed to filter by reason: {} functions of this kernel tell these reasons, and {} can be watched for",
+                "failed to filter by reason: {} functions of this kernel drop segments for these reasons, and at most {} can be watched",
                 ranges.len(),
                 rodata.drop_places.len()
             )
