@@ -188,10 +188,11 @@ impl Attached {
 
     /// Notes the settings of the interface that XDP has changed.
     fn note_changes(&mut self, interface: &Interface, mode: XdpMode, before: Result<Snapshot>) {
-        let (name, end) = match mode {
-            XdpMode::Native => ("native", "it is restored at the end"),
+        let name = mode.name();
+        let end = match mode {
+            XdpMode::Native => "it is restored at the end",
             // The kernel turns LRO and hardware GRO off (generic_xdp_install()).
-            XdpMode::Generic => ("generic", "it stays so; --mode tc changes nothing"),
+            XdpMode::Generic => "it stays so; --mode tc changes nothing",
         };
         let changes = before
             .and_then(|before| Ok((Snapshot::take(interface)?.changes_since(&before), before)));

@@ -120,8 +120,8 @@ fn name_of(id: u32) -> String {
 fn query(interface: &Interface) -> Option<(&'static str, u32)> {
     let opts = query_xdp(interface.index)?;
     [
-        ("native", opts.drv_prog_id),
-        ("generic", opts.skb_prog_id),
+        (XdpMode::Native.name(), opts.drv_prog_id),
+        (XdpMode::Generic.name(), opts.skb_prog_id),
         ("offloaded", opts.hw_prog_id),
     ]
     .into_iter()

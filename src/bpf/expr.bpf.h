@@ -69,7 +69,7 @@ static __always_inline __u64 frame_len(const struct frame *f)
 
 static __always_inline __u64 vlan_word(__u16 tci)
 {
-	return EXPR_VLAN_PRESENT | (tci & 0xfff);
+	return EXPR_VLAN_PRESENT | (tci & VLAN_ID_MASK);
 }
 
 static __always_inline bool read_tags(struct expr_input *in, __u64 *words)

@@ -169,7 +169,7 @@ static __always_inline int on_retransmit(void *ctx, const struct sock *sk,
 	end_seq = BPF_CORE_READ(cb, end_seq);
 	/* The field has one byte before Linux 6.15, and two since. */
 	e.tcp_flags = BPF_CORE_READ_BITFIELD_PROBED(cb, tcp_flags);
-	e.len = end_seq - e.seq - !!(e.tcp_flags & TCP_SYN) - (e.tcp_flags & 1);
+	e.len = end_seq - e.seq - !!(e.tcp_flags & TCP_SYN) - (e.tcp_flags & TCP_FIN);
 	e.known |= LOSS_KNOWN_SEGMENT;
 	e.segments = BPF_CORE_READ(cb, tcp_gso_segs);
 	e.detail = LOSS_DATA;

@@ -5,9 +5,6 @@
 
 #include "packet.bpf.h"
 
-/* The time of the frame being replayed, in ns. */
-__u64 replay_ts_ns SEC(".bss.replay");
-
 static __always_inline __u64 packet_time(void)
 {
 	return replay ? replay_ts_ns : bpf_ktime_get_ns();

@@ -5,6 +5,7 @@ pub mod events;
 pub mod export;
 pub mod histograms;
 pub mod holders;
+pub mod monotonic;
 pub mod packet;
 pub mod processes;
 pub mod replay;

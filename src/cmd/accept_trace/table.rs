@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use libbpf_rs::ProgramInput;
-use nix::time::{ClockId, clock_gettime};
 
 use crate::domain::incoming::{Attempt, is_overdue};
 use crate::host::interfaces::Interface;
 use crate::host::routes::Routes;
 use crate::host::sock_diag::{Found, SockDiag, Waiting};
+use crate::run::monotonic::monotonic_ns;
 use crate::skel::accept_trace::AcceptTraceSkel;
 use crate::skel::{
     self, AcceptEvent, AcceptFate, AcceptFlag, AcceptPhase, AcceptReason, AcceptVerdict,
@@ -316,11 +316,6 @@ fn silent_reason(attempt: &RawAttempt) -> Option<AcceptReason> {
     } else {
         None
     }
-}
-
-fn monotonic_ns() -> Result<u64> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("failed to read the clock")?;
-    Ok(u64::try_from(now.tv_sec())? * 1_000_000_000 + u64::try_from(now.tv_nsec())?)
 }
 
 /// All attempts in the table.

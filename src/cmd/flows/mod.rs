@@ -19,7 +19,7 @@ use libbpf_rs::{OpenObject, ProgramMut};
 use distributions::Distributions;
 use reporter::{Reporter, asks_for_containers};
 use sockets::{Sockets, TableMaps};
-use table::{FlowTable, monotonic_ns};
+use table::FlowTable;
 
 use crate::attach::beside::beside;
 use crate::attach::{Direction, load};
@@ -35,6 +35,7 @@ use crate::host::sandbox::Files;
 use crate::output::flows::FlowWriter;
 use crate::output::summary::Summary;
 use crate::run::events::{BufferKind, EventSource};
+use crate::run::monotonic::monotonic_ns;
 use crate::run::packet::{self, Live, LoadTarget, Options, PacketCommand, Replay};
 use crate::skel::flow_sockets::FlowSocketsSkel;
 use crate::skel::flows::types::process_filter;

@@ -1,10 +1,7 @@
 //! Sweeps the table of flows in the kernel.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result};
 use libbpf_rs::{ErrorKind, ProgramInput};
-use nix::time::{ClockId, clock_gettime};
 
 use super::reporter::Reporter;
 use super::sockets::Sockets;
@@ -239,10 +236,4 @@ fn chunk(args: &FlowsArgs, buffer: BufferKind, cpus: usize) -> u32 {
         BufferKind::Perf => (bytes / cpus / 2).max(4096),
     };
     u32::try_from(bytes / (size_of::<FlowRecord>() + OVERHEAD)).unwrap_or(u32::MAX)
-}
-
-/// The current time by the clock of the BPF programs.
-pub fn monotonic_ns() -> Result<u64> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("failed to read the clock")?;
-    Ok(u64::try_from(Duration::from(now).as_nanos())?)
 }

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::time::{ClockId, clock_gettime};
 
-use super::table::{FlowTable, monotonic_ns};
+use super::table::FlowTable;
 use super::{SWEEP_EVERY, files};
 use crate::cli::{FlowsArgs, OutputFormat};
+use crate::run::monotonic::monotonic_ns;
 use crate::run::packet::Live;
 use crate::run::screen;
 use crate::run::session::{Wake, next_due};
