@@ -20,7 +20,7 @@ use crate::notice::Note;
 use crate::sys::link::{Link, LinkState, synchronize};
 use crate::sys::object::LoadedApart;
 use clsact::FilterState;
-use tc::{PreparedLinks, TcLink};
+use tc::{PreparedLinks, TcLink, TcProgram};
 use xdp::XdpMode;
 
 /// Programs attached to interfaces. They are detached when this is dropped.
@@ -127,7 +127,7 @@ impl Attached {
     /// As [`tc::attach`].
     pub fn tc(
         &mut self,
-        program: &impl tc::Program,
+        program: &impl TcProgram,
         interface: &Interface,
         direction: Direction,
     ) -> Result<(), Failure> {

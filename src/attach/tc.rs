@@ -18,18 +18,18 @@ use crate::sys::object::LoadedApart;
 use crate::sys::probe;
 
 /// A program that can be attached to TC.
-pub trait Program: AsFd {
+pub trait TcProgram: AsFd {
     /// The name that the kernel shows.
     fn name(&self) -> Cow<'_, str>;
 }
 
-impl Program for ProgramMut<'_> {
+impl TcProgram for ProgramMut<'_> {
     fn name(&self) -> Cow<'_, str> {
         libbpf_rs::Program::name(self).to_string_lossy()
     }
 }
 
-impl Program for LoadedApart {
+impl TcProgram for LoadedApart {
     fn name(&self) -> Cow<'_, str> {
         LoadedApart::name(self).into()
     }
@@ -165,7 +165,7 @@ fn create(program: BorrowedFd<'_>, ifindex: u32, direction: Direction) -> io::Re
 /// # Errors
 /// A privilege is missing, or the interface went away.
 pub fn attach(
-    program: &impl Program,
+    program: &impl TcProgram,
     interface: &Interface,
     direction: Direction,
     prepared: &mut PreparedLinks,
@@ -188,7 +188,7 @@ pub fn attach(
 }
 
 fn attach_filter(
-    program: &impl Program,
+    program: &impl TcProgram,
     interface: &Interface,
     direction: Direction,
 ) -> Result<(TcLink, Vec<String>), Failure> {

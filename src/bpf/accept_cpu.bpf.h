@@ -39,7 +39,10 @@ static __always_inline struct sent_rst *my_sent_rst(void)
 	return &my()->sent;
 }
 
-/* Notes when a SYN came. The order keeps a program that interrupts this from an older time. */
+/*
+ * Notes when a SYN came. The time is written before its jiffy: a program that interrupts this must
+ * not take the start of an earlier jiffy for that of this one.
+ */
 static __always_inline void note_syn(__u64 now)
 {
 	struct on_cpu *cpu = my();

@@ -20,7 +20,7 @@ static __always_inline void look(struct __sk_buff *skb, const struct segment *s,
 		read_listener((const struct sock *)a->listener, a);
 }
 
-/* Starts to follow an attempt at its SYN. Else the error of begin_attempt(). */
+/* Starts to follow an attempt at its SYN. Returns 0, or the error of begin_attempt(). */
 static __noinline int begin(struct __sk_buff *skb, const struct attempt_key *key,
 			    const struct segment *s, __u64 now)
 {

@@ -300,7 +300,10 @@ static __always_inline void count_destination(const struct attempt_key *key, __u
 		__sync_fetch_and_add(&without_isn, change);
 }
 
-/* Adds an attempt to the table. Else -EEXIST: it is there; or another error: the table is full. */
+/*
+ * Adds an attempt to the table. Returns 0; -EEXIST: it is there already; another error: the table
+ * is full.
+ */
 static __always_inline long begin_attempt(const struct attempt_key *key, const struct attempt *a)
 {
 	__u32 at = recent_at.added & (ATTEMPTS_MAX - 1);
@@ -513,8 +516,8 @@ static __always_inline int export_fate(const struct attempt_key *key, const stru
 }
 
 /*
- * The time of a fate. If the kernel refuses or drops a SYN at once, that is the time of the SYN: in
- * a flood of them, asking the clock again costs more than all else that is done for the second.
+ * The time of a fate. If the kernel refuses or drops a SYN at once, that is the time of the SYN, so
+ * that a flood of them costs one reading of the clock each.
  */
 static __always_inline __u64 fate_time(const struct attempt *a, enum accept_fate fate)
 {

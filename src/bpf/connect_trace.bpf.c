@@ -33,7 +33,7 @@ static __always_inline int on_tracepoint(void *ctx, const struct sock *sk, int o
  * Since Linux 6.2 a tracepoint program is skipped while it is already running on the same CPU. If
  * incoming packets interrupt it in a system call, their state changes would be missed. So there are
  * two programs: the second does the work when the first is skipped. Both hand over to a third,
- * which the verifier need look at only once.
+ * which the verifier has to look at only once.
  *
  * Here the second program runs when the first is marked as running, unless the first was ever seen
  * to interrupt itself, which means that this kernel does not skip it.
@@ -81,7 +81,9 @@ int BPF_PROG(on_state_change, const struct sock *sk, int old_state, int new_stat
 	mine->depth++;
 	barrier();
 	bpf_tail_call(ctx, &handler, 0);
-	mine->depth--; /* it could not be called */
+	/* It could not be called: never, while this process has the map. */
+	mine->depth--;
+	count_lost();
 	return 0;
 }
 
@@ -99,6 +101,7 @@ int BPF_PROG(on_nested_state_change, const struct sock *sk, int old_state, int n
 	barrier();
 	bpf_tail_call(ctx, &handler, 0);
 	mine->depth--;
+	count_lost();
 	return 0;
 }
 
