@@ -191,15 +191,12 @@ static __always_inline bool process_matches(const struct connect_event *e)
 	       (is_wanted_comm(e->comm) || is_wanted_comm(e->process));
 }
 
-/* Converts an address for an LPM key, which has an IPv4 address in its first word. */
-static __always_inline void filter_address(__be32 *to, const struct connect_event *e,
-					   const __u8 *addr)
+static __always_inline void set_unmapped(__be32 *to, const struct connect_event *e,
+					 const __u8 *addr)
 {
 	__builtin_memcpy(to, addr, 16);
-	if (e->ip_version == 4) {
-		to[0] = to[3];
-		to[1] = to[2] = to[3] = 0;
-	}
+	if (e->ip_version == 4)
+		unmap(to);
 }
 
 /* The part of the filter that is known when a connection begins, but for the process. */
@@ -215,7 +212,7 @@ static __always_inline bool destination_matches(const struct connect_event *e)
 		return false;
 	if (!(filter.parts & (FILTER_DST_ONLY | FILTER_DST_NOT)))
 		return true;
-	filter_address(daddr, e, e->daddr);
+	set_unmapped(daddr, e, e->daddr);
 	return daddr_matches(e->ip_version, daddr);
 }
 
@@ -230,12 +227,12 @@ static __always_inline bool source_matches(const struct connect_event *e)
 		return false;
 	if (!(filter.parts & (FILTER_SRC_ONLY | FILTER_SRC_NOT | FILTER_HOST)))
 		return true;
-	filter_address(saddr, e, e->saddr);
+	set_unmapped(saddr, e, e->saddr);
 	if (!saddr_matches(e->ip_version, saddr))
 		return false;
 	if (!(filter.parts & FILTER_HOST))
 		return true;
-	filter_address(daddr, e, e->daddr);
+	set_unmapped(daddr, e, e->daddr);
 	return host_matches(e->ip_version, saddr, daddr);
 }
 

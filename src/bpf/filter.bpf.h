@@ -121,4 +121,37 @@ static __always_inline bool version_matches(__u8 version)
 	return !(filter.parts & FILTER_FAMILY) || version == filter.ip_version;
 }
 
+/* Addresses as in a packet: an IPv4 address is in the first word. */
+static __always_inline bool addresses_match(__u8 version, const __be32 *saddr, const __be32 *daddr)
+{
+	return saddr_matches(version, saddr) && daddr_matches(version, daddr) &&
+	       host_matches(version, saddr, daddr);
+}
+
+/* Makes of a v4-mapped address the IPv4 address, in the first word. */
+static __always_inline void unmap(__be32 *addr)
+{
+	addr[0] = addr[3];
+	addr[1] = addr[2] = addr[3] = 0;
+}
+
+/* Whether the filter accepts the two ends of a connection; IPv4 addresses are v4-mapped. */
+static __always_inline bool mapped_ends_match(__u8 version, const __be32 *saddr, __u16 sport,
+					      const __be32 *daddr, __u16 dport)
+{
+	__be32 source[4], destination[4];
+
+	if (!version_matches(version) || !ports_match(sport, dport))
+		return false;
+	if (!filter_wants_addresses())
+		return true;
+	__builtin_memcpy(source, saddr, sizeof(source));
+	__builtin_memcpy(destination, daddr, sizeof(destination));
+	if (version == 4) {
+		unmap(source);
+		unmap(destination);
+	}
+	return addresses_match(version, source, destination);
+}
+
 #endif /* TCPINSPECT_FILTER_BPF_H */

@@ -231,27 +231,10 @@ static __always_inline void note_older(struct flow_record *r, const struct older
 static __always_inline bool older_is_wanted(const struct socket_ends *e, bool from_remote,
 					    __u8 ip_version)
 {
-	__be32 saddr[4], daddr[4];
-	__u16 sport = from_remote ? e->remote_port : e->local_port;
-	__u16 dport = from_remote ? e->local_port : e->remote_port;
-
-	if (!filter.parts)
-		return true;
-	if (!version_matches(ip_version) || !ports_match(sport, dport))
-		return false;
-	if (!filter_wants_addresses())
-		return true;
-	__builtin_memcpy(saddr, from_remote ? e->remote : e->local, 16);
-	__builtin_memcpy(daddr, from_remote ? e->local : e->remote, 16);
-	if (ip_version == 4) {
-		/* As the keys of the filter have it. */
-		saddr[0] = saddr[3];
-		daddr[0] = daddr[3];
-		saddr[1] = saddr[2] = saddr[3] = 0;
-		daddr[1] = daddr[2] = daddr[3] = 0;
-	}
-	return saddr_matches(ip_version, saddr) && daddr_matches(ip_version, daddr) &&
-	       host_matches(ip_version, saddr, daddr);
+	return mapped_ends_match(ip_version, from_remote ? e->remote : e->local,
+				 from_remote ? e->remote_port : e->local_port,
+				 from_remote ? e->local : e->remote,
+				 from_remote ? e->local_port : e->remote_port);
 }
 
 #endif /* TCPINSPECT_FLOW_SOCKET_BPF_H */

@@ -96,26 +96,10 @@ static __always_inline bool place_matches(const struct loss_event *e)
 	return found;
 }
 
-/* Whether addresses and ports are asked for. */
 static __always_inline bool ends_wanted(const struct loss_event *e)
 {
-	__be32 saddr[4], daddr[4];
-
-	if (!version_matches(e->ip_version) || !ports_match(e->sport, e->dport))
-		return false;
-	if (!filter_wants_addresses())
-		return true;
-	__builtin_memcpy(saddr, e->saddr, sizeof(saddr));
-	__builtin_memcpy(daddr, e->daddr, sizeof(daddr));
-	if (e->ip_version == 4) {
-		/* An LPM key has the IPv4 address in its first word. */
-		saddr[0] = saddr[3];
-		daddr[0] = daddr[3];
-		saddr[1] = saddr[2] = saddr[3] = 0;
-		daddr[1] = daddr[2] = daddr[3] = 0;
-	}
-	return saddr_matches(e->ip_version, saddr) && daddr_matches(e->ip_version, daddr) &&
-	       host_matches(e->ip_version, saddr, daddr);
+	return mapped_ends_match(e->ip_version, (const __be32 *)e->saddr, e->sport,
+				 (const __be32 *)e->daddr, e->dport);
 }
 
 static __always_inline bool has_reason(const volatile __u64 *reasons, __u32 reason)

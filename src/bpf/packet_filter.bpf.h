@@ -34,8 +34,7 @@ static __always_inline bool payload_matches(const struct frame *f, __u64 payload
 static __always_inline bool ends_match(__u8 ip_version, const struct addresses *a, __u16 sport,
 				       __u16 dport)
 {
-	return ports_match(sport, dport) && saddr_matches(ip_version, a->saddr) &&
-	       daddr_matches(ip_version, a->daddr) && host_matches(ip_version, a->saddr, a->daddr);
+	return ports_match(sport, dport) && addresses_match(ip_version, a->saddr, a->daddr);
 }
 
 /* Whether the filter accepts the flags and the IP version of a packet with VERDICT_TCP. */
