@@ -4,7 +4,7 @@
 #ifndef TCPINSPECT_FLOW_SOCKET_BPF_H
 #define TCPINSPECT_FLOW_SOCKET_BPF_H
 
-#include "inet.bpf.h"
+#include "socket.bpf.h"
 #include "filter.bpf.h"
 #include "flow_table.bpf.h"
 
@@ -19,43 +19,21 @@
 const volatile __u32 interfaces = 1;
 const volatile __u32 netns = 0;
 
-/* Addresses and ports of a socket, from its own point of view; ports in host order. */
-struct socket_ends {
-	__be32 local[4];
-	__be32 remote[4];
-	__u16 local_port;
-	__u16 remote_port;
-};
-
-/* Reads everything through struct sock, because libbpf would search the kernel's BTF for each
- * further type. False: the socket has no remote end. */
-static __always_inline bool read_socket_ends(struct socket_ends *ends, const struct sock *sk)
+/* False: the socket has no remote end, or is not one of TCP: in other families, protocol 6 is
+ * something else. */
+static __always_inline bool read_flow_ends(struct ends *ends, const struct sock *sk)
 {
 	__u16 family = sk->__sk_common.skc_family;
 
-	ends->local_port = sk->__sk_common.skc_num;
-	ends->remote_port = bpf_ntohs(sk->__sk_common.skc_dport);
-	if (!ends->remote_port)
-		return false;
-	if (family == AF_INET) {
-		set_mapped(ends->local, sk->__sk_common.skc_rcv_saddr);
-		set_mapped(ends->remote, sk->__sk_common.skc_daddr);
-		return true;
-	}
-	if (family != AF_INET6)
-		return false;
-	for (int i = 0; i < 4; i++) {
-		ends->local[i] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[i];
-		ends->remote[i] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[i];
-	}
-	return true;
+	read_ends(ends, sk);
+	return ends->remote_port && (family == AF_INET || family == AF_INET6);
 }
 
 /*
  * Sets the key of the socket's flow, and returns which end of the flow the socket is. Interface and
  * VLANs are left out: a socket has neither.
  */
-static __always_inline __u8 set_socket_key(struct flow_key *key, const struct socket_ends *e)
+static __always_inline __u8 set_socket_key(struct flow_key *key, const struct ends *e)
 {
 	bool lower =
 		is_lower(words_of(e->local), e->local_port, words_of(e->remote), e->remote_port);
@@ -64,8 +42,7 @@ static __always_inline __u8 set_socket_key(struct flow_key *key, const struct so
 	__builtin_memcpy(key->addr[1], lower ? e->remote : e->local, 16);
 	key->port[0] = lower ? e->local_port : e->remote_port;
 	key->port[1] = lower ? e->remote_port : e->local_port;
-	/* An IPv6 socket can have an IPv4 connection. */
-	key->ip_version = is_mapped(e->remote) ? 4 : 6;
+	key->ip_version = e->ip_version;
 	return lower ? 0 : 1;
 }
 
@@ -228,10 +205,9 @@ static __always_inline void note_older(struct flow_record *r, const struct older
 }
 
 /* Whether the filter wants the connection: its source is the initiator. */
-static __always_inline bool older_is_wanted(const struct socket_ends *e, bool from_remote,
-					    __u8 ip_version)
+static __always_inline bool older_is_wanted(const struct ends *e, bool from_remote)
 {
-	return mapped_ends_match(ip_version, from_remote ? e->remote : e->local,
+	return mapped_ends_match(e->ip_version, from_remote ? e->remote : e->local,
 				 from_remote ? e->remote_port : e->local_port,
 				 from_remote ? e->local : e->remote,
 				 from_remote ? e->local_port : e->remote_port);

@@ -101,7 +101,7 @@ SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(flow_state, const struct sock *sk, int old_state, int new_state)
 {
 	__u64 address = (__u64)sk;
-	struct socket_ends ends;
+	struct ends ends;
 	const struct tcp_sock *tp;
 	const struct flow_owner *caller = NULL;
 	struct news news = {};
@@ -128,10 +128,9 @@ int BPF_PROG(flow_state, const struct sock *sk, int old_state, int new_state)
 				   : !news.owner.from)
 		return 0;
 	tp = bpf_skc_to_tcp_sock((void *)sk);
-	if (!tp || !read_socket_ends(&ends, sk))
+	if (!tp || !read_flow_ends(&ends, sk))
 		return 0;
-	/* Unlike skc_num, this is still set when the socket is closed. */
-	ends.local_port = bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
+	ends.local_port = bpf_ntohs(read_inet_sport(tp));
 	end = set_socket_key(&news.key, &ends);
 	news.owner.end = end;
 	if (new_state == TCP_CLOSE)
@@ -216,7 +215,7 @@ int flow_sockets(struct bpf_iter__tcp *ctx)
 	const struct tcp_sock *tp;
 	struct flow_numbers numbers = {};
 	struct flow_key key = {};
-	struct socket_ends ends;
+	struct ends ends;
 	struct older older = {};
 	bool accepted;
 	__u8 state;
@@ -230,7 +229,7 @@ int flow_sockets(struct bpf_iter__tcp *ctx)
 		listening[port >> 6] |= 1ULL << (port & 63);
 		return 0;
 	}
-	if (state == TCP_TIME_WAIT || state == TCP_CLOSE || !read_socket_ends(&ends, common))
+	if (state == TCP_TIME_WAIT || state == TCP_CLOSE || !read_flow_ends(&ends, common))
 		return 0;
 	/* NULL for a half-open one. */
 	tp = bpf_skc_to_tcp_sock(ctx->sk_common);
@@ -244,8 +243,7 @@ int flow_sockets(struct bpf_iter__tcp *ctx)
 		older.initiator = accepted ? older.end ^ 1 : older.end;
 		read_older(&older, tp, state);
 		key.interface = interface_of((const struct sock *)tp);
-		if (key.interface < INTERFACES_MAX &&
-		    older_is_wanted(&ends, accepted, key.ip_version))
+		if (key.interface < INTERFACES_MAX && older_is_wanted(&ends, accepted))
 			seed(&key, &older);
 	}
 	for (__u32 i = 0; i < INTERFACES_MAX && i < interfaces; i++) {
@@ -275,7 +273,7 @@ int flow_owner(struct bpf_iter__task_file *ctx)
 	struct file *file = ctx->file;
 	struct flow_owner found = {};
 	struct flow_key key = {};
-	struct socket_ends ends;
+	struct ends ends;
 	struct socket *socket;
 	struct sock *sk;
 
@@ -287,7 +285,7 @@ int flow_owner(struct bpf_iter__task_file *ctx)
 	sk = socket->sk;
 	if (!sk || sk->sk_protocol != IPPROTO_TCP)
 		return 0;
-	if (sk->__sk_common.skc_net.net->ns.inum != netns || !read_socket_ends(&ends, sk))
+	if (sk->__sk_common.skc_net.net->ns.inum != netns || !read_flow_ends(&ends, sk))
 		return 0;
 	found.end = set_socket_key(&key, &ends);
 	found.from = OWNER_BY_FILE;

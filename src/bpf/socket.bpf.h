@@ -60,6 +60,7 @@ static __always_inline void read_ends(struct ends *ends, const struct sock *sk)
 		ends->remote[1] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[1];
 		ends->remote[2] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[2];
 		ends->remote[3] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[3];
+		/* An IPv6 socket can have an IPv4 connection. */
 		if (!is_mapped(ends->remote))
 			ends->ip_version = 6;
 	} else {
