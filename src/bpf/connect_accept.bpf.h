@@ -82,16 +82,13 @@ int kretprobe_accept(struct pt_regs *ctx)
 {
 	const struct sock *sk = (const struct sock *)PT_REGS_RC(ctx);
 	struct ends ends;
-	__u32 netns = 0;
 
 	if (!sk || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
-	if (bpf_core_field_exists(sk->__sk_common.skc_net.net))
-		netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
 	probe_ends(&ends, sk);
 	ends.local_port = bpf_ntohs(
 		BPF_CORE_READ((const struct tcp_sock *)sk, inet_conn.icsk_inet.inet_sport));
-	on_accept(ctx, sk, &ends, netns, BPF_CORE_READ(sk, __sk_common.skc_state));
+	on_accept(ctx, sk, &ends, read_netns(sk), BPF_CORE_READ(sk, __sk_common.skc_state));
 	return 0;
 }
 

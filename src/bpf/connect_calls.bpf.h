@@ -188,7 +188,6 @@ static __always_inline int on_kprobe(struct pt_regs *ctx, __u8 function)
 {
 	const struct sock *sk = (const struct sock *)PT_REGS_PARM1(ctx);
 	__u64 id = bpf_get_current_pid_tgid(), key = (__u64)sk, *call;
-	__u32 netns = 0;
 
 	call = bpf_map_lookup_elem(&calls, &id);
 	if (call) {
@@ -199,9 +198,7 @@ static __always_inline int on_kprobe(struct pt_regs *ctx, __u8 function)
 		bpf_map_delete_elem(&calls, &id);
 		on_missed_return((const struct sock *)other);
 	}
-	if (bpf_core_field_exists(sk->__sk_common.skc_net.net))
-		netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
-	if (on_call(sk, (const struct sockaddr *)PT_REGS_PARM2(ctx), function, netns,
+	if (on_call(sk, (const struct sockaddr *)PT_REGS_PARM2(ctx), function, read_netns(sk),
 		    BPF_CORE_READ(sk, __sk_common.skc_num)))
 		bpf_map_update_elem(&calls, &id, &key, BPF_ANY);
 	return 0;
