@@ -104,7 +104,7 @@ static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *
 	note_syn(now);
 	find_key(&key, s->saddr, s->sport, s->seq, s->daddr, s->dport);
 	earlier = reported_fate(&key, s->daddr, s->dport);
-	/* Nearly always it is new, so the table is not searched first. */
+	/* A SYN nearly always begins a new attempt, so the table is not searched first. */
 	error = earlier ? -EEXIST : begin(skb, &key, s, now);
 	if (error == -EEXIST) {
 		known = bpf_map_lookup_elem(&attempts, &key);
@@ -117,7 +117,7 @@ static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *
 		set_destination(&key, s->daddr, s->dport);
 		may_retry = true;
 	} else if (error) {
-		/* The stack has no room for another key. */
+		/* The BPF stack has no room for a second key: `key` becomes that of the evicted. */
 		destination = key.destination;
 		known = choose_evicted(&key) ? bpf_map_lookup_elem(&attempts, &key) : NULL;
 		may_retry = known;
@@ -200,7 +200,7 @@ static __always_inline void on_rst_sent(struct __sk_buff *skb, const struct segm
 		return;
 	}
 	if (rsts_wait) {
-		/* It had to wait for the address of the next hop. */
+		/* A RST that had to wait for the link-layer address of the next hop. */
 		find_key(&key, s->daddr, s->dport, s->ack - 1, s->saddr, s->sport);
 		known = bpf_map_lookup_elem(&attempts, &key);
 		if (known && known->phase == ATTEMPT_NEW && known->reason == REASON_NO_LISTENER) {
@@ -249,7 +249,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
 			on_syn(skb, &s);
 		return TCX_NEXT;
 	}
-	/* Outgoing connections of this host are none of ours: skip their SYNs. */
+	/* A SYN that this host itself sends belongs to an outgoing connection. */
 	if (is_syn && !skb->ingress_ifindex)
 		return TCX_NEXT;
 	if (!read_frame(&f, &p, true, &s))

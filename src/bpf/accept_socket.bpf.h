@@ -28,7 +28,9 @@ static __always_inline void set_socket_key(struct attempt_key *key, const struct
 		 bpf_ntohs(read_inet_sport(tp)));
 }
 
-/* An attempt goes on after its fate was reported, such as one that had to make room in the table.
+/*
+ * Follows an attempt again whose fate was reported before, for example because it was evicted from
+ * the table. NULL: its fate was not reported, or the table is full.
  */
 static __always_inline struct attempt *go_on(const struct attempt_key *key, const struct ends *ends,
 					     const struct tcp_sock *tp)
@@ -82,10 +84,10 @@ static __always_inline void on_established(void *ctx, const struct sock *sk,
 }
 
 /*
- * Only a socket of Fast Open is an attempt's for sure before it is established. When two CPUs
- * handle a final ACK and what follows it at once, each makes a socket, and the second one is
- * closed. The attempt goes on with the first; if there was none, the next sweep finds that it has
- * ended.
+ * A socket is closed before accept(2). If it was not established and is not of Fast Open, it may be
+ * a second one: when two CPUs handle a final ACK and the packet after it at the same time, each
+ * makes a socket, and the second one is closed. The attempt goes on with the first. If there was no
+ * other socket, the next sweep finds that the attempt has ended.
  */
 static __always_inline void on_closed(void *ctx, const struct sock *sk, const struct tcp_sock *tp,
 				      int old_state)
@@ -109,12 +111,12 @@ static __always_inline void on_closed(void *ctx, const struct sock *sk, const st
 }
 
 /*
- * A connection that a process has, or had, ends: it was accepted. If it is still in the table, the
- * program that sees accepts was not run, because the kernel runs no program that interrupts itself
- * on a CPU. (rcv_nxt counts from the initial sequence number, bytes_received from its successor.)
- * Outgoing connections are not looked up: that would be a cache miss for each. They have no backlog
- * limit, which an accepted socket inherits from its listener. If that is 0, the next sweep finds
- * the connection.
+ * A socket is closed that a process has or had, so it was accepted. If its attempt is still in the
+ * table, the kernel has skipped the program that sees accepts, as it does when a program would
+ * interrupt itself on a CPU. (rcv_nxt counts from the initial sequence number, bytes_received from
+ * the number after it.) Outgoing connections are not looked up, because each look-up would be a
+ * cache miss. They have no backlog limit, while an accepted socket inherits that of its listener.
+ * If that limit is 0, the next sweep finds the connection.
  */
 static __always_inline void on_owned_closed(void *ctx, const struct sock *sk,
 					    const struct tcp_sock *tp)

@@ -61,7 +61,7 @@ int BPF_PROG(accept_exit_4, struct sock *listener, int flags, int *err, bool ker
 	return stopped ? 0 : on_accept_return(ctx, sk);
 }
 
-/* Since: (sk, arg). */
+/* From Linux 6.10 on: (sk, arg). */
 SEC("fexit/inet_csk_accept")
 int BPF_PROG(accept_exit_2, struct sock *listener, void *arg, struct sock *sk)
 {
@@ -110,8 +110,8 @@ static __always_inline void add_seed(struct __sk_buff *skb, struct attempt_key *
 }
 
 /*
- * User space runs this (BPF_PROG_TEST_RUN) to give the attempt in accept_verdict its fate; without
- * a fate, to add it.
+ * User space runs this (BPF_PROG_TEST_RUN) to report the fate in accept_verdict of the attempt with
+ * the key there. If the fate is FATE_NONE, it adds the attempt in accept_seed to the table instead.
  */
 SEC("tc")
 int accept_close(struct __sk_buff *skb)

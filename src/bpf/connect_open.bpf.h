@@ -30,10 +30,10 @@ static __always_inline void pass_over(const struct sock *sk)
 }
 
 /*
- * Whether a connection that is not kept was rejected by the filter; removes the note of that. If
- * some connections found no room, this one may be one of them or older than the run: its end is
- * then counted as lost. With socket storage the room is the socket's own, so only a socket that has
- * none can be one of them.
+ * Whether a connection that is in no table was rejected by the filter; also removes it from
+ * `passed_over`. If some connections found no room in the tables, this one may be one of them, or
+ * be older than the run: its end is then counted as lost. With socket storage only a connection
+ * whose own socket has no memory left can be one of them.
  */
 static __always_inline bool was_passed_over(const struct sock *sk)
 {

@@ -16,9 +16,9 @@ const volatile bool ipv4_is_hooked = false;
 const volatile bool ipv6_is_hooked = false;
 
 /*
- * What is read through pointers in a socket. It is read in one place, and by a helper if that is
- * allowed: for each place that loads a pointer, the verifier searches all of the kernel's types,
- * which takes some milliseconds.
+ * Values that are read through pointers in a socket. They are read in one place, and by
+ * bpf_probe_read_kernel() if that is allowed: for each place that loads a pointer, the verifier
+ * searches all of the kernel's types, which takes some milliseconds.
  */
 struct behind {
 	__u32 netns;
@@ -198,13 +198,14 @@ static __always_inline int queued_error(const struct sock *sk, const struct conn
 
 	if (!sk->sk_error_queue.qlen || (__u8)sk->sk_error_queue.qlen == c->old_errors)
 		return 0;
-	/* In a load the relocation would be of the whole member, which is wider than any load. */
+	/* Keeps the offset out of a load instruction. There, libbpf would also set the size of the
+	 * load to that of the member, which is larger than a load can be. */
 	barrier_var(at);
 	if (may_probe_read) {
 		last = BPF_CORE_READ(sk, sk_error_queue.prev);
 		bpf_core_read(&ee, sizeof(ee), &last->cb[at]);
 	} else {
-		/* In single bytes: to the kernel the control block is an array of them. */
+		/* Byte by byte: in the kernel's types the control block is an array of bytes. */
 		last = sk->sk_error_queue.prev;
 		ee.ee_errno = (__u8)last->cb[at];
 		ee.ee_origin = last->cb[at + 4];
@@ -375,7 +376,7 @@ static __always_inline bool is_news(int old_state, int new_state)
 	return false;
 }
 
-/* Whether a change may be of interest. What ends a connection is, only if ends are. */
+/* Whether a change may be of interest. The end of a connection is so only if ends are reported. */
 static __always_inline bool is_followed(int old_state, int new_state)
 {
 	if (new_state == TCP_CLOSE)
@@ -384,7 +385,7 @@ static __always_inline bool is_followed(int old_state, int new_state)
 }
 
 /*
- * Finds what is kept of a connection. False: the change is of no interest. This comes first,
+ * Looks up a connection in the tables. False: the change is of no interest. This comes first,
  * because most changes are of connections that are not followed.
  */
 static __always_inline bool find_connection(const struct sock *sk, int old_state, int new_state,
@@ -408,7 +409,7 @@ static __noinline int on_state(void *ctx, const struct sock *sk, const struct tc
 			       struct connection *kept, int states)
 {
 	int old_state = states >> 8, new_state = states & 0xff;
-	/* One for all that can happen: the stack is small. */
+	/* One for all cases, because the stack is small. */
 	struct connection c = {};
 	struct behind behind;
 

@@ -29,9 +29,10 @@ struct connection {
 __u32 ending;
 
 /*
- * Attempts are kept in a hash map, which is cheap and can become full. If the kernel has socket
- * storage for tracing programs, it takes what finds no room there, and what stays for long: open
- * connections. It has room for each socket. Without it, the hash map has them all.
+ * Attempts are kept in a hash map, which is fast but can become full. If the kernel has socket
+ * storage for tracing programs, attempts that find no room in the map are kept there, and so are
+ * open connections, which stay for long: each socket has storage of its own. On other kernels the
+ * hash map has all of them.
  */
 const volatile bool use_storage = false;
 

@@ -74,14 +74,15 @@ int BPF_PROG(on_state_change, const struct sock *sk, int old_state, int new_stat
 
 	if (!is_followed(old_state, new_state) || sk->sk_protocol != IPPROTO_TCP)
 		return 0;
-	/* Before anything that takes time: what interrupts this until then is skipped and lost. */
+	/* As early as possible: until `depth` is set, a state change that interrupts this is lost.
+	 */
 	mine = my_running();
 	if (mine->depth)
 		can_interrupt_itself = true;
 	mine->depth++;
 	barrier();
 	bpf_tail_call(ctx, &handler, 0);
-	/* It could not be called: never, while this process has the map. */
+	/* The tail call has failed. It can't while user space holds the map. */
 	mine->depth--;
 	count_lost();
 	return 0;

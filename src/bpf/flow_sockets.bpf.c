@@ -198,9 +198,9 @@ static __always_inline __u32 interface_of(const struct sock *sk)
 }
 
 /*
- * Whether the socket has been accepted: a child has its listener's limit of the accept queue, which
- * is 0 for a socket that was connected. A limit of 0 can be asked for, but then there is the
- * listener.
+ * Whether the socket was accepted. An accepted socket inherits the backlog limit of its listener,
+ * which is 0 in a socket that has called connect(2). A listener may have a limit of 0 too, but then
+ * its port is in `listening`.
  */
 static __always_inline bool is_accepted(const struct sock *sk, __u16 port)
 {
@@ -210,7 +210,7 @@ static __always_inline bool is_accepted(const struct sock *sk, __u16 port)
 SEC("iter/tcp")
 int flow_sockets(struct bpf_iter__tcp *ctx)
 {
-	/* The common part of all kinds of sockets; everything that is read of them is there. */
+	/* All kinds of sockets begin with this part, and nothing beyond it is read here. */
 	const struct sock *common = (const struct sock *)ctx->sk_common;
 	const struct tcp_sock *tp;
 	struct flow_numbers numbers = {};

@@ -86,7 +86,7 @@ struct loss_event {
 	__u8 ip_version;
 	__u8 iface[LOSS_NAME_LEN]; /* ended by NUL; empty: no interface */
 	__u8 pad[6];
-	/* Return addresses, innermost first; an event without any ends before them. */
+	/* Return addresses, innermost first. An event without any is sent without this array. */
 	__u64 callers[LOSS_CALLERS];
 };
 

@@ -34,7 +34,7 @@ struct {
 	__uint(value_size, sizeof(struct packet_event) + PAYLOAD_CAPTURE_MAX);
 } scratch SEC(".maps");
 
-/* How much of --max-rate is used in the second that runs. */
+/* How much of --max-rate is used in the current second. */
 struct rate_window {
 	struct bpf_spin_lock lock;
 	__u32 pad;
@@ -63,8 +63,9 @@ static __always_inline bool over_rate(__u64 now)
 		return false;
 	bpf_spin_lock(&w->lock);
 	/*
-	 * A second before the window is over it as well: another CPU may be a little ahead of this
-	 * one, while the clock of a file can be anywhere.
+	 * A time more than a second before this window begins a new one too. One a little before it
+	 * does not: the clock of another CPU may be ahead of this one's. Times in a file can go
+	 * back by any amount.
 	 */
 	if (now - w->started_ns + NSEC_PER_SEC >= 2 * NSEC_PER_SEC) {
 		w->started_ns = now;
@@ -222,7 +223,7 @@ static __always_inline bool fill_frame(struct frame_event *e, const struct frame
 	       !bpf_skb_load_bytes_relative(skb, 0, e->ethernet, ETH_HEADER_LEN, BPF_HDR_START_MAC);
 }
 
-/* Sends a frame of which at most `room` bytes are sent, a constant: the verifier wants one. */
+/* Sends at most `room` bytes of a frame. `room` is a constant, because the verifier needs one. */
 static __always_inline bool send_frame(struct frame *f, const struct packet *p, __u64 captured,
 				       const __u32 room, __u64 skip, __u64 now, bool egress)
 {
@@ -260,8 +261,8 @@ static __always_inline bool send_frame_to_perf(struct frame *f, const struct pac
 }
 
 /*
- * Sends the bytes of a frame: whether they are on their way. A record of the ring buffer has a
- * size that is known when the program is loaded, so there are several.
+ * Sends the bytes of a frame. False: there was no room. The size of a record in the ring buffer has
+ * to be a constant, so there are several sizes.
  */
 static __always_inline bool emit_frame(struct frame *f, const struct packet *p, __u64 now,
 				       bool egress)
@@ -295,11 +296,11 @@ static __always_inline bool emit_frame(struct frame *f, const struct packet *p, 
 #undef SEND_IF_UP_TO
 }
 
-/* Whether the event is on its way; if not, it is lost. */
+/* Sends the event of a packet. False: it is lost, because there was no room. */
 static __always_inline bool emit(struct frame *f, const struct packet *p, __u64 now, bool egress)
 {
 	__u64 size = sizeof(struct packet_event) + payload_capture;
-	/* In a replay the reader looks after each frame, and needs no waking. */
+	/* In a replay the reader reads after each frame, and needs no wakeup. */
 	__u64 wake_up = replay ? BPF_RB_NO_WAKEUP : 0;
 	struct packet_event *e;
 
