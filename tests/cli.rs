@@ -152,6 +152,7 @@ fn the_hint_names_what_was_probably_meant() {
         ("connect-trace dst port 80", "-p 80"),
         ("connect-trace -i lo", "whole machine"),
         ("connect-trace lo", "whole machine"),
+        ("connect-trace lo -d 1", "whole machine"),
         ("connect-trace curl", "tcpinspect connect-trace --comm curl"),
         ("connect-trace a-name-of-sixteen", "whole machine"),
         ("connect-trace --pid nginx", "--comm nginx"),

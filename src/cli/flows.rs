@@ -80,7 +80,7 @@ pub struct FlowsArgs {
     /// Print an attempt after this time without an answer, though it may still go on
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = values::time)]
     pub attempt_timeout: Duration,
-    /// Print lines on a terminal too, not a live table
+    /// Print lines instead of a live table on a terminal, too
     #[arg(long)]
     pub no_tui: bool,
     /// Processes and users.
@@ -91,7 +91,7 @@ pub struct FlowsArgs {
         long,
         value_name = "NAMES",
         value_delimiter = ',',
-        help_heading = "Filters (after the kernel)"
+        help_heading = "Filters (in user space)"
     )]
     pub container: Vec<String>,
     /// Which packets, and from where.

@@ -1,10 +1,10 @@
 //! Guesses what an argument that is not an interface was meant to be: a filter, an address, an
-//! interval.
+//! interval, a port.
 
 use super::values;
 use crate::filter::AddressRule;
 
-/// First words of filter expressions of tcpdump, which are not names of interfaces.
+/// Words that begin a filter expression of tcpdump, and hardly ever name an interface.
 const FILTER_WORDS: [&str; 16] = [
     "port",
     "portrange",
@@ -24,6 +24,9 @@ const FILTER_WORDS: [&str; 16] = [
     "(",
 ];
 
+/// The beginning of hints for commands that filter by options only.
+const NO_EXPRESSION: &str = "this command takes no filter expression";
+
 /// A hint for names that are not interfaces: what was probably meant.
 pub fn interface_hint(names: &[String]) -> Option<String> {
     // A filter may be one word, in quotes.
@@ -41,12 +44,15 @@ pub fn interface_hint(names: &[String]) -> Option<String> {
     names.iter().find_map(|name| {
         if name.parse::<u16>().is_ok() {
             Some(format!(
-                "an interface has a name; an interval is -I {name}, a port -p {name}"
+                "{name} is not the name of an interface; give an interval as -I {name}, a port as \
+                 -p {name}"
             ))
         } else if values::time(name).is_ok() {
-            Some(format!("-i is an interface; the interval is -I {name}"))
+            Some(format!(
+                "give the interval as -I {name}; -i takes the name of an interface"
+            ))
         } else if name.parse::<AddressRule>().is_ok() {
-            Some(format!("an address is chosen by --host {name}"))
+            Some(format!("give the address as --host {name}"))
         } else {
             None
         }
@@ -58,7 +64,8 @@ pub fn plain_interface_hint(names: &[String]) -> Option<String> {
     words_as_options(names).or_else(|| interface_hint(names))
 }
 
-/// How the words of a filter, if there are any among these, are given as options.
+/// A hint for a command that takes no filter expression, if these words contain one: the options
+/// that do the same.
 pub(super) fn words_as_options(words: &[String]) -> Option<String> {
     let is_filter = |word: &String| {
         let first = word.split_whitespace().next();
@@ -67,7 +74,7 @@ pub(super) fn words_as_options(words: &[String]) -> Option<String> {
     let at = words.iter().position(is_filter)?;
     option_hint(&words[at..]).or_else(|| {
         let options = "--host ADDRESS, -p PORT, --any-port PORT";
-        Some(format!("this command takes options as filters: {options}"))
+        Some(format!("{NO_EXPRESSION}: use {options}"))
     })
 }
 
@@ -83,21 +90,23 @@ pub fn words_hint(interfaces: &[String], words: &[String]) -> Option<String> {
     }
     let interfaces = [interfaces, words].concat().join(",");
     Some(format!(
-        "after -i, other arguments are a filter; several interfaces are given as -i {interfaces}"
+        "after -i, other arguments are a filter expression; give several interfaces as -i \
+         {interfaces}"
     ))
 }
 
-/// How the words of a filter are given to a command that takes expressions.
+/// A hint for a command that takes filter expressions: where to put these words of one.
 fn filter_hint(interfaces: &[String], words: &[String]) -> String {
     let words = words.join(" ");
     if interfaces.is_empty() {
-        return format!("a filter goes with -f: -f '{words}'");
+        return format!("give the filter expression after -f: -f '{words}'");
     }
     let interfaces = interfaces.join(",");
-    format!("a filter goes after -i: -i {interfaces} '{words}'")
+    format!("give the filter expression after -i IFACE: -i {interfaces} '{words}'")
 }
 
-/// How the words of a filter are given as options to a command that takes no expression.
+/// A hint for a command that takes no filter expression: the option that does the same as these words
+/// of one.
 pub(super) fn option_hint(words: &[String]) -> Option<String> {
     let words: Vec<_> = words.iter().flat_map(|it| it.split_whitespace()).collect();
     let words = match &words[..] {
@@ -126,11 +135,7 @@ pub(super) fn option_hint(words: &[String]) -> Option<String> {
         && let Err(refusal) = value.parse::<AddressRule>()
         && let Some(hint) = refusal.hint
     {
-        return Some(format!(
-            "this command takes options as filters: {option} ADDRESS; {hint}"
-        ));
+        return Some(format!("{NO_EXPRESSION}: use {option} ADDRESS; {hint}"));
     }
-    Some(format!(
-        "this command takes options as filters: {option} {value}"
-    ))
+    Some(format!("{NO_EXPRESSION}: use {option} {value}"))
 }

@@ -290,9 +290,11 @@ const PAGES: &[(&str, Page)] = &[
                     &[
                         ("OK", "attempts that were established"),
                         ("FAILED", "attempts that failed"),
-                        ("GAVE_UP", "of these, those that the process itself ended"),
                         ("PENDING", "attempts that had no outcome at the end"),
-                        ("ERRORS", "each error and how often it occurred"),
+                        (
+                            "ERRORS",
+                            "each error and how often it occurred; gave-up: the process itself ended the attempt",
+                        ),
                     ],
                 ),
             ],
@@ -583,7 +585,7 @@ const PAGES: &[(&str, Page)] = &[
             examples: &[
                 (
                     "tcpinspect listeners",
-                    "A live table of all listening sockets, those in trouble first",
+                    "A live table of all listening sockets, those with drops or full queues first",
                 ),
                 (
                     "tcpinspect listeners --once -p 80,443",
@@ -781,7 +783,7 @@ mod tests {
                 let at = line.find("tcpinspect").unwrap();
                 let own = line[at..].split([')', '|', '>', '&']).next().unwrap();
                 let words = own.split_whitespace().map(|word| word.trim_matches('\''));
-                // A quoted text is one word.
+                // A quoted string is one word.
                 let words = words.map(|word| if word == "0:\"GET" { "0:\"GET\"" } else { word });
                 let words = words.filter(|word| *word != "\"");
                 if let Err(error) = command().try_get_matches_from(words) {

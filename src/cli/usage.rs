@@ -132,18 +132,25 @@ impl Given<'_> {
             }
             "-e" => "MAC addresses and VLAN tags are in --json",
             "-S" => "sequence numbers are always absolute",
-            "--failed" => "connect-trace and accept-trace have it; flows shows in CONN what failed",
+            "--failed" => {
+                "only connect-trace and accept-trace have it; flows shows failed connections in CONN"
+            }
             "--pid" | "--uid" | "--comm" if self.takes("port") => {
-                "a packet belongs to no process yet when it arrives; connect-trace shows processes"
+                "a packet has no process yet when this command sees it; connect-trace shows processes"
             }
             "-i" | "--interface" if self.takes("port") => {
                 return Some(takes_no_interface(command));
             }
             word if !word.starts_with('-') && self.takes("port") => {
                 let at = self.words.iter().position(|it| it == word)?;
-                let words = &self.words[at..];
-                return option_hint(words)
-                    .or_else(|| interface_hint(words))
+                // Values of options are not part of it.
+                let words = self.words[at..].iter();
+                let words: Vec<_> = words
+                    .take_while(|it| !it.starts_with('-'))
+                    .cloned()
+                    .collect();
+                return option_hint(&words)
+                    .or_else(|| interface_hint(&words))
                     .or_else(|| {
                         // The kernel cuts the name of a process to 15 bytes.
                         let may_be_process =
@@ -171,7 +178,7 @@ impl Given<'_> {
     fn wrong_value(&self, option: &str, value: &str) -> Option<String> {
         if value.is_empty() {
             return Some(
-                "a list has a value between any two commas; if it has spaces, it needs quotes: \
+                "an item of the list is empty; a list with spaces after its commas needs quotes: \
                  '80, 443'"
                     .to_owned(),
             );
