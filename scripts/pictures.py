@@ -67,7 +67,7 @@ def fates():
         ("192.0.2.12", 23),
         ("192.0.2.12", 25, 0.4),
         ("192.0.2.10", 8080),
-        ("192.0.2.11", 8080, 0.4),
+        ("192.0.2.11", 8080, 1.4),
     ]:
         with contextlib.suppress(OSError):
             kept.append(connect(*attempt))
