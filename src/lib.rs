@@ -1,4 +1,5 @@
-//! Shows incoming TCP from inside the kernel.
+//! Shows from inside the kernel who connects, what becomes of each TCP connection, and which process
+//! it belongs to.
 //!
 //! The binary is the product. The library exists so that tests can reach its parts.
 

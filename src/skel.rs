@@ -223,7 +223,7 @@ const _: () = assert!(size_of::<expr::expression>() == 8 + 40 * expr::EXPR_NODES
 macro_rules! same_types {
     ($module:ident: $($name:ident { $($field:ident),* })*) => {$(
         // SAFETY: repr(C), made of integers and arrays of integers, so every pattern of bytes is a
-        // value. What hidden padding there is, is written by nobody and read by nobody.
+        // value. Hidden padding, if there is any, is neither read nor written.
         unsafe impl plain::Plain for $module::types::$name {}
         const _: () = assert!(
             size_of::<$module::types::$name>() == size_of::<syn_count::types::$name>()
@@ -263,7 +263,7 @@ const _: () = assert!(8 + std::mem::offset_of!(FlowRecord, start_ns) == 4 * CACH
 pub const LOSS_BYTES: u32 = len(|it: &LossPacket| &it.bytes) as u32;
 const _: () = assert!(size_of::<LossPacket>() == 176 + LOSS_BYTES as usize);
 
-/// Above these bits of a key's family is the kind of event, in loss-trace.
+/// In a key of loss-trace, the upper bits of `family` are the kind of event, from this one on.
 pub const LOSS_KIND_SHIFT: u32 = 4;
 
 impl CountSet {
@@ -455,7 +455,7 @@ pub trait PacketSkel<'obj>: Skel<'obj> {
     /// The counters of each slot; `None` if libbpf has not found them.
     fn counter_slots(&self) -> Option<&[CounterSlot]>;
 
-    /// The slots that are not taken; the map exists where slots are.
+    /// The map of the slots that are not taken. It is created only where runs take slots.
     fn idle_slots(&self) -> &MapMut<'obj>;
 
     /// The variable that stops the programs from counting.
@@ -527,7 +527,7 @@ fn slots<T: plain::Plain>(slots: &[T]) -> Option<&[CounterSlot]> {
     plain::slice_from_bytes(bytes).ok()
 }
 
-/// Has a skeleton's filter found where all skeletons have it.
+/// Implements [`OpenFilteredSkel`] for a skeleton, and checks that its types are those of the others.
 macro_rules! filtered_skel {
     (@types $module:ident) => {
         same_types! {
@@ -564,8 +564,8 @@ macro_rules! filtered_skel {
     };
 }
 
-/// Has the parts of a packet command's skeleton found where all of them have them. Its programs
-/// send events, or only count.
+/// Implements [`OpenPacketSkel`] and [`PacketSkel`] for the skeleton of a packet command, whose
+/// programs send events or only count.
 macro_rules! packet_skel {
     ($module:ident: $open:ident, $loaded:ident, $kind:ident) => {
         same_types! {
@@ -638,7 +638,7 @@ packet_skel!(syn_count: OpenSynCountSkel, SynCountSkel, counts);
 packet_skel!(port_monitor: OpenPortMonitorSkel, PortMonitorSkel, sends_events);
 packet_skel!(flows: OpenFlowsSkel, FlowsSkel, sends_events);
 
-/// Hands accept-trace's program what became of an attempt, which it reports.
+/// Tells accept-trace's program the fate of an attempt, which it then reports.
 pub fn set_accept_verdict(bss: &mut accept_trace::types::bss_verdict, verdict: &AcceptVerdict) {
     store(&mut bss.accept_verdict, *verdict)
 }

@@ -36,7 +36,7 @@ use rtnl::{Qdisc, Tc, TcFilter};
 /// priority these must not be ours.
 const HANDLE: u32 = 0x7463_7069;
 
-/// How often a priority and a handle are chosen, because they may be taken meanwhile.
+/// How many times a priority and a handle are tried: another program may take them first.
 const PLACE_ATTEMPTS: usize = 5;
 
 /// A program that is attached by a clsact filter, which is removed when this is
@@ -259,7 +259,7 @@ impl FilterState {
 
 impl Drop for Clsact {
     fn drop(&mut self) {
-        // Whoever wants to know calls detach().
+        // An error can't be reported from here. `detach` reports it.
         let _ = self.remove();
     }
 }

@@ -16,7 +16,7 @@ use crate::sys::object::{Apart, LoadedApart};
 /// Part of the version string of kernels with PREEMPT_RT.
 const RT: &[u8] = b"PREEMPT_RT";
 
-/// How many runs of packet programs each CPU may have begun, where they can be preempted.
+/// How many unfinished runs of packet programs there can be per CPU, where one can preempt another.
 const SLOTS_PER_CPU: usize = 8;
 
 /// Sends libbpf's log and the verifier's to stderr, or nowhere.
@@ -32,8 +32,8 @@ pub fn set_log(verbose: bool) {
 pub fn failure(what: &str, error: libbpf_rs::Error) -> Failure {
     match error.kind() {
         libbpf_rs::ErrorKind::PermissionDenied => refused(what, error.into()),
-        // Of a program by somebody who may not do all that it does, some verifiers say EINVAL, or
-        // EFAULT where they look at more paths than for others.
+        // Some kernels have other errors for a program that needs a missing privilege: EINVAL, or
+        // EFAULT, because for an unprivileged user the verifier checks more paths.
         libbpf_rs::ErrorKind::InvalidInput | libbpf_rs::ErrorKind::Other
             if !privileges::missing().is_empty() =>
         {
@@ -126,8 +126,8 @@ pub fn packet_slots() -> Result<usize> {
     })
 }
 
-/// Has each run of a packet program take a slot, where it can be preempted by another one on its
-/// CPU. `scratch` are the maps with one entry per CPU.
+/// Where packet programs can preempt each other on a CPU, makes each run take a slot from
+/// `idle_slots`. `scratch` are the maps with one entry per CPU, which get one per slot.
 ///
 /// # Errors
 /// A map can't be changed.
@@ -150,7 +150,7 @@ pub fn configure_slots<'obj>(
     Ok(())
 }
 
-/// Gives the programs their slots, of which the first has no scratch space.
+/// Puts all slots but 0 into the map of idle slots: 0 means that none is left.
 ///
 /// # Errors
 /// The map can't be written to.

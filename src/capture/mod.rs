@@ -242,8 +242,7 @@ impl Capture {
         }
     }
 
-    /// The next frame, or `None` at the end of the file. After an error, too,
-    /// there is only the end.
+    /// The next frame, or `None` at the end of the file and after an error.
     ///
     /// # Errors
     /// If the file is broken, can't be read further, or has a frame of a link type

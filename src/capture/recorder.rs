@@ -40,9 +40,9 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// Checks the name that `-w` has. A file is opened later, when all is attached, so that an
-    /// error before that overwrites nothing. A FIFO is opened now, because that waits for its
-    /// reader, and signals still end the process.
+    /// Checks the argument of `-w`. A file is opened later, when everything is attached, so that an
+    /// error before that overwrites nothing. A FIFO is opened now: that waits for its reader, and
+    /// signals still end the process now.
     ///
     /// # Errors
     /// It is a terminal or a directory, or is in no directory.

@@ -1,4 +1,4 @@
-//! The totals of a run of flows, for `--summary`. Pure.
+//! The totals of a run of flows, for `--summary`.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;

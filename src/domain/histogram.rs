@@ -1,4 +1,4 @@
-//! Distributions of times by key, as the programs count them. Pure.
+//! Distributions of times by key, as the programs count them.
 
 use std::net::{IpAddr, Ipv6Addr};
 

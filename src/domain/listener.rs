@@ -1,5 +1,5 @@
 //! Listening sockets: those that are bound alike as one listener, and how each changes from one
-//! snapshot to the next. Pure.
+//! snapshot to the next.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -146,7 +146,7 @@ impl Listener {
     }
 }
 
-/// Whose accept queue is how full, and who drops attempts.
+/// An alert about a listener, whose accept queue is full or which drops attempts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct QueueAlert {
     /// Raised, or cleared.

@@ -1,4 +1,4 @@
-//! The events and records of the BPF programs, decoded. Pure: no map, no file, no clock.
+//! The events and records of the BPF programs, decoded. Nothing here reads maps, files or clocks.
 
 pub mod connect_totals;
 pub mod connection;

@@ -1,5 +1,5 @@
 //! The names that the initiator of a connection asks for: server name and ALPN of a TLS ClientHello,
-//! host and method of an HTTP request. Pure.
+//! host and method of an HTTP request.
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;

@@ -1,4 +1,4 @@
-//! Counts per key: totals, rates per interval, the busiest keys, and alerts. Pure.
+//! Counts per key: totals, rates per interval, the busiest keys, and alerts.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};

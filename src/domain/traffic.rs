@@ -1,4 +1,4 @@
-//! Traffic of flows per interval, by key and interface. Pure.
+//! Traffic of flows per interval, by key and interface.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;

@@ -66,7 +66,7 @@ struct Type {
 }
 
 impl KernelTypes {
-    /// Reads that of the running kernel.
+    /// Reads the type information of the running kernel.
     ///
     /// # Errors
     /// The kernel has none (CONFIG_DEBUG_INFO_BTF), or its format is not known.

@@ -193,7 +193,7 @@ pub enum Lockdown {
 }
 
 impl Lockdown {
-    /// The mode that the kernel is in; `None`: it is not locked down.
+    /// The current mode of the kernel; `None` if it is not locked down.
     pub fn now() -> Option<Self> {
         // Without securityfs, or without lockdown in the kernel, there is no such file.
         Self::parse(&fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default())

@@ -80,7 +80,8 @@ impl Routes {
         Ok(route.and_then(|route| route.get(RTM_TYPE_AT).copied()))
     }
 
-    /// The route, for a packet that comes in by an interface, if there is one; `None`: there is none.
+    /// The route to an address; with `incoming`, that of a packet that comes in by this interface
+    /// from this address. `None`: there is none.
     fn route(
         &mut self,
         addr: IpAddr,

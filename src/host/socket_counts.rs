@@ -31,7 +31,7 @@ impl SocketCounts {
     }
 }
 
-/// Reads numbers of sockets from the texts of sockstat, sockstat6 and snmp in /proc/net.
+/// Reads numbers of sockets from the contents of sockstat, sockstat6 and snmp in /proc/net.
 fn sockets_by_state(text: &str) -> Vec<(&'static str, u64)> {
     let mut counts = [("in_use", 0), ("time_wait", 0), ("established", 0)];
     let [in_use, time_wait, established] = &mut counts;

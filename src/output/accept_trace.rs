@@ -127,7 +127,7 @@ impl Row for ShownAttempt<'_> {
             AcceptColumn::Place => out.push_text(self.place.unwrap_or("-").as_bytes()),
             AcceptColumn::Reason => {
                 out.extend_from_slice(self.reason.0.unwrap_or("-").as_bytes());
-                // Also show for how long the process has not accepted.
+                // Also show for how long the queue had been full.
                 if let Some(nanos) = self.queue_full_ns
                     && self.reason.0 == Some(ACCEPT_QUEUE_FULL)
                 {

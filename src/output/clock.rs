@@ -29,7 +29,8 @@ pub enum TimeStyle {
     Delta,
 }
 
-/// Writes times as text. The seconds are kept as text, for most events share them.
+/// Writes times as text. The text of a second is kept, because the next event is mostly in the same
+/// second.
 pub struct Clock {
     zone: TimeZone,
     style: TimeStyle,
@@ -255,7 +256,7 @@ fn push_seconds(out: &mut Line<'_>, nanos: i64, precision: Precision) {
     }
 }
 
-/// Copies as much of a text as fits into an array. Returns how much that is.
+/// Copies as much of a string as fits into an array. Returns how many bytes that is.
 fn fill(to: &mut [u8], text: &str) -> usize {
     let len = text.len().min(to.len());
     to[..len].copy_from_slice(&text.as_bytes()[..len]);
@@ -271,7 +272,8 @@ impl<const N: usize> Cached<N> {
         }
     }
 
-    /// Nanoseconds since the beginning of the second, of which `text` then has the text.
+    /// Makes `text` the text of the second that this time is in. Returns the nanoseconds since the
+    /// beginning of that second.
     #[inline(always)]
     fn nanos(&mut self, at: UnixNanos, format: impl FnOnce(Timestamp) -> String) -> u32 {
         let nanos = self.start.and_then(|start| at.checked_sub(start));

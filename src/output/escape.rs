@@ -64,13 +64,13 @@ pub fn push_json(out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'"');
 }
 
-/// Nothing in it needs an escape in text.
+/// Whether no byte needs an escape in text.
 pub(crate) fn is_plain_text(bytes: &[u8]) -> bool {
     let is_plain = |byte: &u8| byte.is_ascii_graphic() && *byte != b'\\';
     bytes.iter().all(is_plain)
 }
 
-/// Nothing in it needs an escape in JSON.
+/// Whether no byte needs an escape in JSON.
 pub(crate) fn is_plain_json(bytes: &[u8]) -> bool {
     let is_plain = |byte: &u8| byte.is_ascii_graphic() && !b"\"\\".contains(byte);
     bytes.iter().all(is_plain)

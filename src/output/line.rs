@@ -156,7 +156,7 @@ impl Line<'_> {
         self.len += missing;
     }
 
-    /// Appends a text as [`escape::push_text`] does.
+    /// Appends bytes as [`escape::push_text`] does.
     #[inline(always)]
     pub fn push_text(&mut self, bytes: &[u8]) {
         if escape::is_plain_text(bytes) {

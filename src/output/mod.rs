@@ -1,4 +1,4 @@
-//! Output: the sink that writes to stdout, and the pure functions that render into it.
+//! Output: the sink that writes to stdout, and the functions that render into it.
 
 pub mod accept_trace;
 pub mod check;

@@ -1,5 +1,5 @@
 //! stdout: of a run, opened so that writing to it does not block; and of a command that only prints
-//! a text.
+//! something once, such as a manual page.
 
 use std::fs::{File, FileType, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -106,7 +106,7 @@ pub fn has_room(file: BorrowedFd<'_>) -> bool {
     poll(&mut fds, PollTimeout::ZERO) != Ok(0)
 }
 
-/// Prints a text to stdout.
+/// Prints a string to stdout.
 ///
 /// # Errors
 /// stdout can't be written.

@@ -48,7 +48,7 @@ pub fn escaped(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// Leaves out the middle of a text that is too long: the port of an address is at its end.
+/// Leaves out the middle of a string that is too long: the port of an address is at its end.
 pub fn shortened(text: &str, width: usize) -> String {
     if !text.is_ascii() || text.len() <= width || width < 3 {
         return text.to_owned();
@@ -58,7 +58,7 @@ pub fn shortened(text: &str, width: usize) -> String {
     format!("{}…{}", &text[..head], &text[tail..])
 }
 
-/// Breaks a text into lines, between words.
+/// Breaks a string into lines, between words.
 pub fn wrapped(text: &str, width: usize) -> Vec<Line<'static>> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {

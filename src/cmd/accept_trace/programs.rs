@@ -181,7 +181,8 @@ fn load_one<'obj>(
     let rodata = maps.rodata_data.as_deref_mut();
     let rodata = rodata.context("the programs have no settings")?;
     rodata.link_is_raw_ip = is_raw_ip;
-    // A socket's BTF pointer is at hand wherever its namespace is read, and quicker.
+    // These programs read the namespace of a socket through its BTF pointer, which is faster than
+    // bpf_probe_read_kernel().
     rodata.may_probe_read = false;
     rodata.use_perf_buffer = buffer == BufferKind::Perf;
     load::configure_slots(

@@ -95,8 +95,8 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
     session.finish(&summary)
 }
 
-/// Detaches the programs. Returns the attempts without a fate, and how many connections were seen by
-/// no hook of theirs.
+/// Detaches the programs. Returns the attempts without a fate, and for how many attempts the kernel
+/// has skipped the hook on the connect function.
 fn detach(tracer: &mut Tracer<'_>, only_failures: bool) -> Result<(PendingEvents, u64)> {
     let maps = &mut tracer.skel.maps;
     if let Some(bss) = maps.bss_data.as_deref_mut() {
@@ -121,7 +121,7 @@ fn detach(tracer: &mut Tracer<'_>, only_failures: bool) -> Result<(PendingEvents
     Ok((reported, unhooked))
 }
 
-/// The summary of a run. Also reports what is known of no connection because there was no room.
+/// The summary of a run. Also prints a notice if connections found no room in the tables.
 fn summary(
     session: &Session,
     tracer: &Tracer<'_>,
@@ -147,7 +147,7 @@ fn summary(
             ),
         };
         session.notices.notice(&format!(
-            "{} times a connection found no room in the {place}: its fate was reported without a process, or counted as lost; {advice}",
+            "{} times there was no room for a connection in the {place}: its fate was reported without a process, or counted as lost; {advice}",
             counters.unkept
         ));
     }

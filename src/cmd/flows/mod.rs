@@ -86,14 +86,14 @@ pub struct Flows<'a> {
 }
 
 impl<'a> Flows<'a> {
-    /// Whether the run means nothing without processes.
+    /// Whether the options make no sense if processes are not known.
     fn needs_processes(&self) -> bool {
         let by_process = self.args.by.is_some_and(FlowBy::needs_process);
         by_process || !self.args.processes.rules().is_empty() || !self.args.container.is_empty()
     }
 
-    /// The processes to look at, by the programs of an interface. Only the sweep looks at them, and
-    /// the first interface has it.
+    /// The filter on processes for the programs of an interface. Only the sweep applies it, and that
+    /// is one of the programs of the first interface.
     fn rules_after(&self, first: Option<&FlowsSkel<'_>>) -> ProcessRules<'_> {
         match first {
             Some(_) => ProcessRules::default(),

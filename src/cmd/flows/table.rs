@@ -27,7 +27,7 @@ pub struct FlowTable<'a> {
     pub name_source: Option<EventSource>,
     /// Receives the records.
     pub reporter: Reporter<'a>,
-    /// Flows that were added for sockets before those could not be read any more.
+    /// Flows that were added for sockets, until sockets could no longer be read.
     lost_seeded: u64,
     chunk: u32,
     max_flows: u64,

@@ -272,7 +272,7 @@ impl Lines {
     }
 }
 
-/// Where lines come from.
+/// The source of lines: an event for each of them, or counts by key.
 enum Output<'a> {
     Events(&'a LossLayout, EventSource),
     Counts(KeyCounts<'a>, LossByChoice),

@@ -13,7 +13,8 @@ use crate::run::events::{BATCH, EventSource};
 use crate::stop::{Stop, poll_timeout};
 use crate::sys::ring::Wakeup;
 
-/// After a nap with at least this many events, the reader naps again and waits for no wakeup.
+/// If at least this many events came during a nap, the reader naps again instead of waiting for a
+/// wakeup.
 const BUSY_EVENTS: usize = 4;
 
 /// Waits for input, such as a pipe, until the run is over.
@@ -222,9 +223,9 @@ impl Session {
 
     /// Handles events until the run is over.
     ///
-    /// After a wakeup it naps, so that frequent events do not each cause a wakeup: while events are
-    /// pending, the ring buffer causes none. As long as there are many, the reader reads again
-    /// after each nap without waiting for a wakeup.
+    /// After a wakeup it sleeps for a moment (a nap) before it reads, so that frequent events do not
+    /// each cause a wakeup: while events are pending, the ring buffer causes none. As long as many
+    /// events come, it naps again after each read, and waits for no wakeup.
     ///
     /// # Errors
     /// Waiting fails, or a clock can't be read.
