@@ -225,8 +225,8 @@ fn a_replay_and_a_view_are_in_the_sandbox_too() {
 const F_SETSIG: i32 = 10;
 const F_SETOWN_EX: i32 = 15;
 
-/// Tries what must not be possible and what must be, in a process that enters the sandbox for that.
-/// Returns what was otherwise.
+/// Enters the sandbox, and tries what must fail there and what must still work. Returns the names of
+/// those that did not behave so.
 fn try_confined(files: Files, recording: Recording<'_>) -> Vec<&'static str> {
     let mut open = File::open("/proc/self/status").unwrap();
     let mut own = tempfile::tempfile().unwrap();
@@ -243,8 +243,8 @@ fn try_confined(files: Files, recording: Recording<'_>) -> Vec<&'static str> {
     let refused = |error: std::io::Error| error.raw_os_error() == Some(libc::ENOSYS);
     let call = |number, arguments: [usize; 3]| {
         let [a, b, c] = arguments;
-        // SAFETY: the calls are such that do no harm if they are made: they have wrong arguments
-        // or ask for something that is undone when this process ends.
+        // SAFETY: none of the calls does harm if it is not refused: its arguments are wrong, or what
+        // it does ends with this process.
         let ret = unsafe { libc::syscall(number, a, b, c) };
         ret < 0 && refused(std::io::Error::last_os_error())
     };
@@ -351,7 +351,7 @@ fn try_confined(files: Files, recording: Recording<'_>) -> Vec<&'static str> {
     expect("changes no user", call(libc::SYS_setuid, [0, 0, 0]));
     expect("has no io_uring", call(libc::SYS_io_uring_setup, [1, 0, 0]));
     expect(
-        "counts no events",
+        "opens no perf event",
         call(libc::SYS_perf_event_open, [0, 0, 0]),
     );
     for (what, command) in [
@@ -362,7 +362,7 @@ fn try_confined(files: Files, recording: Recording<'_>) -> Vec<&'static str> {
         ("attaches nothing", libbpf_sys::BPF_PROG_ATTACH),
         ("detaches nothing of others", libbpf_sys::BPF_PROG_DETACH),
         (
-            "takes no object of others",
+            "opens no BPF object by its id",
             libbpf_sys::BPF_PROG_GET_FD_BY_ID,
         ),
         ("pins nothing", libbpf_sys::BPF_OBJ_PIN),
@@ -371,11 +371,11 @@ fn try_confined(files: Files, recording: Recording<'_>) -> Vec<&'static str> {
     }
     let executable = (libc::PROT_READ | libc::PROT_EXEC) as usize;
     expect(
-        "has no new code",
+        "maps no executable memory",
         call(libc::SYS_mmap, [0, 4096, executable]),
     );
     expect(
-        "has no new code",
+        "makes no memory executable",
         call(libc::SYS_mprotect, [0, 4096, executable]),
     );
     for (what, command, argument) in [
@@ -496,10 +496,12 @@ fn documented_calls(files: Files, recording: Recording<'_>) -> Vec<i64> {
     calls
 }
 
-/// Tries every call with arguments that are never right, but those that end a process or a thread.
+/// The system calls that the sandbox allows. Tries all of them with invalid arguments, except those
+/// that end a process or a thread.
 #[cfg(target_arch = "x86_64")]
 fn calls_that_are_left() -> Vec<i64> {
-    // uretprobe and uprobe are the kernel's own, pass every filter, and end whoever else calls them.
+    // uretprobe and uprobe are only for the kernel's own trampolines: they pass every filter, and kill
+    // any other caller.
     const PROBES: [i64; 2] = [335, 336];
     let ends = [libc::SYS_exit, libc::SYS_exit_group, libc::SYS_rt_sigreturn];
     let is_left = |number: &i64| {
@@ -513,7 +515,7 @@ fn calls_that_are_left() -> Vec<i64> {
         .collect()
 }
 
-/// The commands of a call, its argument `at`, that are not refused.
+/// The commands of a system call that the sandbox allows. The command is its argument `at`.
 #[cfg(target_arch = "x86_64")]
 fn commands_that_are_left(call: i64, at: usize) -> Vec<i64> {
     let is_left = |command: &i64| {

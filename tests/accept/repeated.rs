@@ -53,7 +53,7 @@ fn counts_by_key_keep_the_first_fate_of_an_attempt() {
 }
 
 #[test]
-fn a_right_syn_cookie_that_finds_no_room_does_not_lack_a_listener() {
+fn a_valid_syn_cookie_that_finds_no_room_is_not_reported_as_no_listener() {
     // Older kernels give no reason for this.
     if release() < (6, 18) {
         return;
@@ -107,8 +107,8 @@ fn a_flood_does_not_make_a_repeated_syn_another_attempt() {
     let repeated = Growth::of(&pair.client, "TcpRetransSegs");
     let _client = pair.client.enter(|| begin((SERVER4, 8602).into()));
     trace.fate(8602);
-    // As many as there was once room for. Sequence and acknowledgement number change together: the
-    // checksum stays right.
+    // More than 65,536. Sequence and acknowledgement number change together, so that the checksum
+    // stays right.
     const FLOOD: u32 = 66_000;
     let mut frame = segment(&pair, NOBODY, 2, (4000, 8603), 0, u32::MAX);
     pair.client.enter(|| {

@@ -36,7 +36,7 @@ impl Counter {
         Self::of_type(BPF_PROG_TYPE_SCHED_CLS, verdict)
     }
 
-    /// One that no TC filter can have.
+    /// An XDP program, which can't be attached to TC.
     pub fn xdp() -> Self {
         Self::of_type(BPF_PROG_TYPE_XDP, 2)
     }
@@ -123,8 +123,8 @@ impl Counter {
         assert_eq!(result, 0);
     }
 
-    /// Attaches it under a name, as another version of the tool would: by a message of
-    /// rtnetlink(7) that is written out here, so that nothing of the tool takes part.
+    /// Attaches it under a name, as another version of the tool would: by an rtnetlink(7)
+    /// message that is made here, without any code of the tool.
     pub fn attach_named(&self, ifindex: u32, direction: Direction, name: &str) {
         let attribute = |kind: u16, value: &[u8]| {
             let mut bytes = (value.len() as u16 + 4).to_ne_bytes().to_vec();

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 pub use net::{CLIENT4, CLIENT6, Namespace, Pair, SERVER4, SERVER6};
 pub use tool::{Output, Tool, command};
 
-/// Longer than anything takes that works, even on an emulated machine.
+/// Longer than anything that works takes, even on an emulated machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Unwraps something that a test needs. If this machine lacks it, the test prints SKIP with the
@@ -43,8 +43,8 @@ pub(crate) use need;
 pub fn skip(place: &str, why: &str) {
     let test = place.trim_end_matches("::here");
     let test = test.split_once("::").map_or(test, |(_, name)| name);
-    // Past the capture of the test harness, which only knows the print macros. Written at once, so
-    // that nothing that is printed beside it comes between.
+    // To stderr itself, because the test harness captures what the print macros write; and in one
+    // write, so that no other output splits the line.
     let _ = std::io::stderr().write_all(format!("SKIP {test}: {why}\n").as_bytes());
 }
 
@@ -64,8 +64,8 @@ pub fn is_guest() -> bool {
     std::env::var_os("TCPINSPECT_GUEST_MODE").is_some()
 }
 
-/// A limit for what must be quick. On a machine that has more to do than processors to do it, it is
-/// longer in proportion.
+/// A time limit. On a machine whose load is higher than its number of processors, it is longer in
+/// proportion.
 pub fn quick(limit: Duration) -> Duration {
     let load = fs::read_to_string("/proc/loadavg").unwrap();
     let load: f64 = load.split(' ').next().unwrap().parse().unwrap();

@@ -355,7 +355,7 @@ pub fn into_small_pipe(namespace: &Namespace, mut command: Command) -> (Tool, Pi
     (tool.attached(), reader)
 }
 
-/// A file on a disk of two pages. The file is all that keeps the disk.
+/// A file on a tmpfs of two pages. The tmpfs exists as long as the file is open.
 ///
 /// # Errors
 /// This process may not mount.
@@ -379,7 +379,7 @@ pub fn small_disk() -> Result<File, String> {
             .create(true)
             .truncate(true)
             .open(dir.path().join("file"));
-        // It is in use, and vanishes with the namespace of this thread.
+        // Detached, because it is in use. It is gone when the file is closed.
         nix::mount::umount2(dir.path(), nix::mount::MntFlags::MNT_DETACH)?;
         Ok(file.unwrap())
     });

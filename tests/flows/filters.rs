@@ -89,7 +89,7 @@ fn who_listens_is_the_responder_of_an_older_connection_and_no_filter_changes_tha
 }
 
 #[test]
-fn a_connection_that_is_not_asked_for_makes_no_flow_of_its_later_packets() {
+fn later_packets_of_a_connection_that_the_filter_rejects_make_no_flow() {
     let pair = need!(Pair::new());
     for options in [
         &["--src", "10.77.0.2"][..],
@@ -134,7 +134,7 @@ fn filters_on_processes_choose_by_who_connected_and_nothing_else_counts() {
 }
 
 #[test]
-fn containers_are_said_to_be_hard_to_find_where_no_cgroups_are_mounted() {
+fn a_notice_says_that_containers_can_not_be_found_where_no_cgroups_are_mounted() {
     need!(has_socket_programs());
     let run = |first: &str| {
         let options = "flows lo --container nosuch -d 0.1";

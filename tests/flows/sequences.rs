@@ -34,7 +34,7 @@ fn packets_that_contradict_what_was_seen_are_counted_and_change_nothing() {
     );
 }
 
-/// A connection that has carried 30,000 bytes from the client, then what a liar says, and then its
+/// A connection that has carried 30,000 bytes from the client, then forged segments, and then its
 /// regular end.
 fn interrupted_by(lies: Vec<Said>) -> Value {
     let mut said = handshake();
@@ -166,7 +166,7 @@ fn the_same_ends_in_two_vlans_are_two_flows() {
         &[0x81, 0, 0, 10],
         &[0x81, 0, 0xe0, 20],
         &[0x88, 0xa8, 0, 10, 0x81, 0, 0, 20],
-        // For its priority alone.
+        // A tag with id 0, which has only a priority.
         &[0x81, 0, 0xe0, 0],
     ];
     let said = handshake();

@@ -95,13 +95,13 @@ fn the_filter_chooses_among_older_connections_too() {
 }
 
 #[test]
-fn an_attempt_that_waits_since_before_the_tool_gets_its_fate() {
+fn an_attempt_that_began_before_the_run_gets_its_fate() {
     need!(has_socket_programs());
     let pair = need!(Pair::new());
     let listener = pair
         .server
         .enter(|| TcpListener::bind(("0.0.0.0", 8080)).unwrap());
-    // The server is deaf: it has no address for a while.
+    // The server does not answer, because it has no address for a while.
     pair.server.run(&format!("ip addr del {SERVER4}/24 dev vs"));
     let attempts = [7, 8080].map(|port| {
         pair.client
@@ -247,7 +247,7 @@ fn the_process_that_connected_is_named_even_if_others_hold_its_socket() {
 }
 
 #[test]
-fn a_round_trip_that_only_passes_by_is_said_to_be_measured_by_its_handshake() {
+fn the_round_trip_of_a_connection_that_passes_through_is_that_of_its_handshake() {
     let line = flow_of_packets(handshake());
     assert_fields(
         &line,
@@ -276,7 +276,7 @@ fn of_several_holders_of_an_older_connection_the_first_is_named() {
     heir.arg("60")
         .stdin(Stdio::from(OwnedFd::from(stream.try_clone().unwrap())));
     let heir = Reaped(heir.spawn().unwrap());
-    // Numbers of processes begin anew some time.
+    // Process ids wrap around.
     let (own, other) = (std::process::id(), heir.0.id());
     let (pid, comm) = if own < other {
         (own, own_name())

@@ -444,7 +444,7 @@ fn a_final_ack_that_finds_the_queue_full_is_reported_where_it_came_in() {
 }
 
 #[test]
-fn a_right_syn_cookie_that_finds_the_queue_full_does_not_lack_a_socket() {
+fn a_valid_syn_cookie_that_finds_the_queue_full_is_not_reported_as_no_socket() {
     // Older kernels give no reason for this.
     if release() < (6, 18) {
         return;

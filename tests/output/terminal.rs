@@ -119,7 +119,7 @@ impl Screen {
     }
 }
 
-/// A text without the colors that the tool gives its own words.
+/// What the terminal shows, without the colors that the tool gives its own words.
 fn without_colors(text: &str) -> String {
     let colors = ["\x1b[0m", "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[34m"];
     colors

@@ -67,8 +67,8 @@ fn endless() -> [(&'static str, Vec<u8>, Vec<u8>); 4] {
     ]
 }
 
-/// Gives a command an input that ends with its reader, and lets it run meanwhile; `written` is how
-/// much of the input was taken.
+/// Starts a command whose input is `first` and then `rest` again and again, as long as it reads.
+/// Meanwhile calls `run` with it, and with the number of bytes that were written to it.
 fn with_input<T>(
     mut command: Command,
     first: &[u8],
@@ -92,7 +92,7 @@ fn with_input<T>(
     })
 }
 
-/// Tries until it was quick enough.
+/// Tries up to [`TRIES`] times, until one of them is quick enough.
 fn at_once(what: &str, mut attempt: impl FnMut() -> Duration) {
     let took: Vec<_> = (0..TRIES)
         .map(|_| attempt())

@@ -1,4 +1,4 @@
-//! Frames made on purpose: at least one for each way through the rules.
+//! Frames made for single rules: at least one for each way through them.
 
 use crate::oracle::frames::{
     ACK, Extension, Ipv4, Ipv6, SYN, Segment, Tag, ethernet, linux_options, mss, on_link,
