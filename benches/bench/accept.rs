@@ -18,7 +18,8 @@ use crate::world::{Contender, Ready, Tool, World, pin, syn};
 /// Empty programs where accept-trace has its own.
 const EMPTY: &str = "empty programs at the same hooks";
 
-/// With the limits of the target and of a gross regression, if it is one of ours.
+/// Our commands have two limits of their cost over that of nothing attached: the target, and one that
+/// only a gross regression exceeds.
 const ACCEPTED: [(Contender, Option<(f64, f64)>); 3] = [
     (
         Contender::peer(EMPTY, "attach accept-lo", Ready::Stderr("attached:")),

@@ -69,7 +69,7 @@ pub fn run(effort: Effort) -> Result<bool> {
             let tool = Tool::start(contender.command()?, Stdio::null(), contender.ready)?;
             let with = client.measure()?;
             tool.stop()?;
-            // The machine's speed drifts: what is before and what is after count alike.
+            // The speed of the machine drifts, so this is compared with the mean of before and after.
             let after = client.measure()?;
             let alone = before.midpoint(after);
             none.push(alone);

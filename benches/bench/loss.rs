@@ -71,7 +71,7 @@ pub fn run(effort: Effort) -> Result<bool> {
     let sender = plain::sender(&plain)?;
     let count = if effort.short { 200_000 } else { 1_000_000 };
     let flood = || world.flood_of(whole_syn(), sender, count, None);
-    // Warms caches and what the frames need.
+    // The first flood warms the caches and allocates the memory for frames.
     flood()?;
     let results = measure(effort, count, flood)?;
     let rows: Vec<_> = results.iter().map(|(name, all)| all.row(name)).collect();

@@ -111,7 +111,7 @@ pub fn run(effort: Effort) -> Result<bool> {
     let plain = plain::load()?;
     let sender = plain::sender(&plain)?;
     let count = if effort.short { 300_000 } else { 1_000_000 };
-    // Warms caches and what the frames need.
+    // The first flood warms the caches and allocates the memory for frames.
     world.flood(sender, count, None)?;
 
     let full = measure(effort, &world, sender, count, None, &CONTENDERS)?;

@@ -183,7 +183,7 @@ impl Tool {
         std::thread::spawn(move || std::io::copy(&mut data, &mut std::io::sink()));
         tool.rest = Some(std::thread::spawn(move || {
             let mut rest = Vec::new();
-            // An error ends the text like its end does.
+            // After an error there is no more to read, as at the end.
             let _ = stderr.read_to_end(&mut rest);
             String::from_utf8_lossy(&rest).into_owned()
         }));

@@ -1,9 +1,10 @@
-//! All commands at once, for ten minutes: under steady load, or while all goes wrong that can.
+//! All commands at once, for ten minutes: under steady load, or while faults are caused again and
+//! again.
 //!
 //! `cargo bench --bench soak` runs the first, as root and in network namespaces of its own, and
-//! `-- --chaos` the second; `--seconds N` is shorter, or longer. What they found is in docs/trust.md.
+//! `-- --chaos` the second. `--seconds N` sets another duration. The results are in docs/trust.md.
 
-#![allow(clippy::print_stdout, reason = "a bench is for who runs it")]
+#![allow(clippy::print_stdout, reason = "a bench prints its results")]
 #![allow(clippy::unwrap_used, reason = "a broken assumption has to stop it")]
 
 mod chaos;
@@ -32,7 +33,7 @@ fn main() -> Result<()> {
                 let number = args.next().context("--seconds takes a number")?;
                 seconds = number.parse().context("--seconds")?;
             }
-            _ => bail!("{arg:?} is none of --chaos and --seconds N"),
+            _ => bail!("{arg:?} is neither --chaos nor --seconds N"),
         }
     }
     part(Duration::from_secs(seconds))

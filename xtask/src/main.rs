@@ -3,7 +3,7 @@
 #![allow(
     clippy::print_stderr,
     clippy::print_stdout,
-    reason = "it is a tool for who develops, and says what it does"
+    reason = "a tool for developers prints its progress"
 )]
 
 mod fuzz;

@@ -40,7 +40,7 @@ pub const OPTIONAL_MODULES: &[&str] = &[
     "wireguard",
 ];
 
-/// How long the tests may take, emulated.
+/// How long the tests may take on an emulated machine.
 const PROGRAM_TIME: Duration = Duration::from_secs(25 * 60);
 
 /// How long a guest may take to start and to stop.
@@ -177,8 +177,8 @@ pub fn run(
             "-smp",
             "2",
             "-accel",
-            // Old kernels patch their code whenever a program is run by BPF_PROG_TEST_RUN, and
-            // processors that are emulated apart from each other see that at different times.
+            // Old kernels patch their code at each BPF_PROG_TEST_RUN. If each processor is emulated
+            // by a thread of its own, they see the new code at different times.
             "tcg,thread=single",
         ])
         .arg("-kernel")

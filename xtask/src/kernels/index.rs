@@ -178,8 +178,8 @@ fn compare_versions(one: &str, other: &str) -> Ordering {
     }
 }
 
-/// An apt configuration with the machine's way to the network (proxies,
-/// clock checks) and with nothing else of it.
+/// An apt configuration with the proxies and clock checks of this machine's
+/// own configuration, and nothing else of it.
 fn configuration(home: &Path, arch: Arch) -> Result<String> {
     let own = crate::text(tools::command("apt-config").arg("dump"))?;
     let network = own

@@ -48,7 +48,7 @@ impl Kernel {
         .find(|path| path.is_file())
         .context("the package has no vmlinuz")?;
 
-        // The packages leave the list of dependencies to the installation.
+        // Debian's packages have no modules.dep: depmod makes it when they are installed.
         crate::output(tools::command("depmod").arg("-b").arg(root).arg(&release))?;
         let dependencies = fs::read_to_string(directory.join("modules.dep"))?;
         let files = dependencies.lines().filter_map(|line| {

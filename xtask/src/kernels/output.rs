@@ -255,8 +255,8 @@ impl Program {
         let mut failed = 0;
         let count = self.tests.len();
         for test in self.tests {
-            // If other output hides a result, the list of failures at the end shows it. Without an
-            // end nothing is sure.
+            // If other output hides a result, the list of failures at the end shows whether it
+            // failed. Without that list, it counts as failed.
             let outcome = match (test.passed.unwrap_or(self.summary.is_some()), test.skip) {
                 (false, _) => Outcome::Failed,
                 (true, Some(why)) => Outcome::Skipped(why),
@@ -270,7 +270,7 @@ impl Program {
                 outcome,
             });
         }
-        // The end is compared with what was read, in case a result got lost.
+        // libtest's counts at the end show whether a result was missed.
         if let Some(summary) = self.summary {
             let counted = |what: &str| -> usize {
                 let part = summary

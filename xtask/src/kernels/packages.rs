@@ -75,7 +75,7 @@ impl Archives {
         if fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
             return Ok(package);
         }
-        // An older kernel, or one that was unpacked only in part, gives way.
+        // Replaces an older kernel, or one that was unpacked only in part.
         if home.exists() {
             fs::remove_dir_all(&home)?;
         }
