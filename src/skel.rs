@@ -638,6 +638,48 @@ packet_skel!(syn_count: OpenSynCountSkel, SynCountSkel, counts);
 packet_skel!(port_monitor: OpenPortMonitorSkel, PortMonitorSkel, sends_events);
 packet_skel!(flows: OpenFlowsSkel, FlowsSkel, sends_events);
 
+/// What programs at the tracepoint of drops know of the running kernel; 0: it has no such reason.
+pub struct DropSettings<'a> {
+    /// `SKB_CONSUMED`.
+    pub consumed: &'a mut u32,
+    /// `SKB_DROP_REASON_NOT_SPECIFIED`.
+    pub not_specified: &'a mut u32,
+    /// `SKB_DROP_REASON_QUEUE_PURGE`.
+    pub queue_purge: &'a mut u32,
+    /// `SKB_DROP_REASON_PACKET_SOCK_ERROR`.
+    pub packet_sock_error: &'a mut u32,
+    /// `SKB_DROP_REASON_NO_SOCKET`.
+    pub no_socket: &'a mut u32,
+    /// `SKB_DROP_REASON_TCP_LISTEN_OVERFLOW`.
+    pub listen_overflow: &'a mut u32,
+    /// Where packet_rcv() begins.
+    pub packet_rcv_start: &'a mut u64,
+    /// Where it ends.
+    pub packet_rcv_end: &'a mut u64,
+}
+
+/// Has the settings of the programs at the tracepoint of drops found in `.rodata`.
+macro_rules! drop_settings {
+    ($($module:ident),*) => {$(
+        impl<'a> From<&'a mut $module::types::rodata> for DropSettings<'a> {
+            fn from(rodata: &'a mut $module::types::rodata) -> Self {
+                Self {
+                    consumed: &mut rodata.reason_consumed,
+                    not_specified: &mut rodata.reason_not_specified,
+                    queue_purge: &mut rodata.reason_queue_purge,
+                    packet_sock_error: &mut rodata.reason_packet_sock_error,
+                    no_socket: &mut rodata.reason_no_socket,
+                    listen_overflow: &mut rodata.reason_listen_overflow,
+                    packet_rcv_start: &mut rodata.packet_rcv_start,
+                    packet_rcv_end: &mut rodata.packet_rcv_end,
+                }
+            }
+        }
+    )*};
+}
+
+drop_settings!(accept_trace, loss_trace);
+
 /// Tells accept-trace's program the fate of an attempt, which it then reports.
 pub fn set_accept_verdict(bss: &mut accept_trace::types::bss_verdict, verdict: &AcceptVerdict) {
     store(&mut bss.accept_verdict, *verdict)

@@ -9,6 +9,7 @@ use nix::sys::utsname::uname;
 
 use crate::attach::beside::beside;
 use crate::failure::Failure;
+use crate::host::kernel_types::KernelTypes;
 use crate::host::privileges::{self, Lockdown, Operation, explain_eperm};
 use crate::skel::COUNTER_SLOTS;
 use crate::sys::object::{Apart, LoadedApart};
@@ -26,6 +27,18 @@ pub fn set_log(verbose: bool) {
         let _ = std::io::stderr().write_all(line.as_bytes());
     };
     set_print(verbose.then_some((PrintLevel::Debug, print as fn(PrintLevel, String))));
+}
+
+/// The types of the running kernel, for a command that traces.
+///
+/// # Errors
+/// It has no type information.
+pub fn kernel_types(command: &str) -> Result<KernelTypes, Failure> {
+    KernelTypes::load().map_err(|error| {
+        Failure::from(error).hint(format!(
+            "{command} needs /sys and a kernel with CONFIG_DEBUG_INFO_BTF; packet commands work without"
+        ))
+    })
 }
 
 /// The failure of a step that libbpf did: `what` failed because of `error`.

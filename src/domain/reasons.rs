@@ -215,7 +215,7 @@ impl Reasons {
     }
 
     /// All names that `--reason` accepts.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    pub fn names(&self) -> impl Iterator<Item = &str> + Clone {
         let kernel = self.kernel.iter().filter_map(Option::as_deref);
         kernel
             .chain(OURS)

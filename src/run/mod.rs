@@ -1,6 +1,7 @@
 //! Code that all commands share while they run: wait, read events, replay capture files, and end.
 
 pub mod counts;
+pub mod drops;
 pub mod events;
 pub mod export;
 pub mod histograms;

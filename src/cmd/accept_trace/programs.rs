@@ -18,11 +18,12 @@ use crate::host::kernel_symbols::KernelSymbols;
 use crate::host::kernel_types::{Excerpt, KernelTypes};
 use crate::host::netns;
 use crate::notice::Notices;
+use crate::run::drops::{DropTracepoint, check_reasons};
 use crate::run::events::BufferKind;
 use crate::run::export;
 use crate::skel::accept_trace::types::process_filter as ProcessFilter;
 use crate::skel::accept_trace::{AcceptTraceSkel, AcceptTraceSkelBuilder};
-use crate::skel::{AcceptByKey, AcceptOutput};
+use crate::skel::{AcceptByKey, AcceptOutput, DropSettings};
 use crate::sys::object::{self, Apart};
 use crate::sys::probe;
 
@@ -65,26 +66,15 @@ impl AcceptHook {
 /// What to load on this kernel.
 struct Plan {
     hook: AcceptHook,
-    /// The tracepoint kfree_skb has the reason of a drop.
-    has_reasons: bool,
-    /// It also has the socket that has refused the segment.
-    has_receivers: bool,
-    reasons: Reasons,
+    drops: DropTracepoint,
 }
 
 impl Plan {
     fn find(notices: Notices) -> Result<Self, Failure> {
-        let types = KernelTypes::load().map_err(|error| {
-            Failure::from(error).hint(
-                "accept-trace needs /sys and a kernel with CONFIG_DEBUG_INFO_BTF; packet commands work without",
-            )
-        })?;
-        let arguments = types.tracepoint_arguments("kfree_skb")?.unwrap_or(0);
+        let types = load::kernel_types("accept-trace")?;
         Ok(Self {
             hook: AcceptHook::find(&types, notices)?,
-            has_reasons: arguments > 2,
-            has_receivers: arguments > 3,
-            reasons: Reasons::new(&types.enumerators("skb_drop_reason")?, "SKB_DROP_REASON_"),
+            drops: DropTracepoint::find(&types)?,
         })
     }
 }
@@ -121,7 +111,11 @@ impl<'obj> Programs<'obj> {
             notices.detail(&format!("places of drops can't be shown: {error:#}"));
             KernelSymbols::none()
         });
-        check_reasons(args, &plan.reasons)?;
+        check_reasons(
+            &args.reason,
+            plan.drops.reasons.names(),
+            "no_listener, accept_queue_full, netfilter_drop",
+        )?;
         let (mut skels, mut pairs) = (Vec::new(), Vec::new());
         let mut kinds = interfaces
             .iter()
@@ -146,19 +140,9 @@ impl<'obj> Programs<'obj> {
             skels,
             pairs,
             hook: plan.hook,
-            reasons: plan.reasons,
+            reasons: plan.drops.reasons,
             symbols,
         })
-    }
-}
-
-fn check_reasons(args: &AcceptTraceArgs, reasons: &Reasons) -> Result<(), Failure> {
-    let mut unknown = args.reason.iter();
-    let unknown = unknown.find(|asked| !reasons.names().any(|known| known == asked.as_str()));
-    match unknown {
-        Some(name) => Err(Failure::usage(format!("'{name}' is not a reason that this kernel gives"))
-            .hint("reasons are spelled as they are shown, such as no_listener, accept_queue_full, netfilter_drop")),
-        None => Ok(()),
     }
 }
 
@@ -219,20 +203,9 @@ fn load_one<'obj>(
             map.set_max_entries(1)?;
         }
     }
-    let number = |name| plan.reasons.number(name).unwrap_or(0);
-    rodata.reason_consumed = plan.reasons.consumed();
-    rodata.reason_not_specified = number("not_specified");
-    rodata.reason_queue_purge = number("queue_purge");
-    rodata.reason_packet_sock_error = number("packet_sock_error");
-    rodata.reason_no_socket = number("no_socket");
-    rodata.reason_listen_overflow = number("tcp_listen_overflow");
-    rodata.reason_tcp_reset = number("tcp_reset");
-    if !plan.has_reasons
-        && let Some((start, end)) = symbols.range("packet_rcv")
-    {
-        rodata.packet_rcv_start = start;
-        rodata.packet_rcv_end = end;
-    }
+    plan.drops
+        .configure(DropSettings::from(&mut *rodata), symbols);
+    rodata.reason_tcp_reset = plan.drops.reasons.number("tcp_reset").unwrap_or(0);
     let processes = args.processes.rules();
     let sets = [&mut maps.pids, &mut maps.uids, &mut maps.comms];
     rodata.process_filter = ProcessFilter(processes.size(sets)?);
@@ -266,10 +239,10 @@ fn load_one<'obj>(
     for (program, wanted) in [
         (
             &mut progs.accept_drop_reason,
-            plan.has_reasons && !plan.has_receivers,
+            plan.drops.has_reason && !plan.drops.has_socket,
         ),
-        (&mut progs.accept_drop_socket, plan.has_receivers),
-        (&mut progs.accept_drop, !plan.has_reasons),
+        (&mut progs.accept_drop_socket, plan.drops.has_socket),
+        (&mut progs.accept_drop, !plan.drops.has_reason),
         (&mut progs.accept_state, true),
         (
             &mut progs.accept_exit_4,

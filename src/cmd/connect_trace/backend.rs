@@ -124,11 +124,7 @@ pub(in crate::cmd) fn choose<'obj>(
     storage: &'obj mut [MaybeUninit<OpenObject>],
     notices: Notices,
 ) -> Result<Tracer<'obj>, Failure> {
-    let types = KernelTypes::load().map_err(|error| {
-        Failure::from(error).hint(
-            "connect-trace needs /sys and a kernel with CONFIG_DEBUG_INFO_BTF; packet commands work without",
-        )
-    })?;
+    let types = load::kernel_types("connect-trace")?;
     let [ipv6, storage_helper, file_iterator, map_iterator] = types
         .functions([
             "tcp_v6_connect",

@@ -15,26 +15,24 @@ use crate::domain::reasons::{DropReason, ReasonFrom, Reasons, reason_of_place};
 use crate::failure::Failure;
 use crate::host::interfaces::Interface;
 use crate::host::kernel_symbols::KernelSymbols;
-use crate::host::kernel_types::{Excerpt, KernelTypes};
+use crate::host::kernel_types::Excerpt;
 use crate::host::netns;
 use crate::notice::Notices;
+use crate::run::drops::{DropTracepoint, check_reasons};
 use crate::run::events::BufferKind;
 use crate::run::export;
 use crate::skel::loss_trace::{LossTraceProgs, LossTraceSkel, LossTraceSkelBuilder};
-use crate::skel::{LossBy, LossKind};
+use crate::skel::{DropSettings, LossBy, LossKind};
 use crate::sys::key_tables::Size;
 use crate::sys::object::{self, Apart};
 
 /// Which reasons the running kernel gives.
 pub struct Kernel {
-    /// Whether the tracepoints of drops and of sent resets have a reason among their arguments.
-    drop_has_reason: bool,
-    /// The tracepoint of drops also has the socket.
-    drop_has_socket: bool,
+    drops: DropTracepoint,
+    /// Whether the tracepoint of sent resets has a reason among its arguments.
     reset_has_reason: bool,
     /// The tracepoint of retransmissions also reports those that failed.
     retransmit_has_error: bool,
-    drops: Reasons,
     resets: Reasons,
 }
 
@@ -44,28 +42,22 @@ impl Kernel {
     /// # Errors
     /// It has no type information.
     pub fn look() -> Result<Self, Failure> {
-        let types = KernelTypes::load().map_err(|error| {
-            Failure::from(error).hint(
-                "loss-trace needs /sys and a kernel with CONFIG_DEBUG_INFO_BTF; packet commands work without",
-            )
-        })?;
-        let has_more_than = |count, tracepoint| -> Result<bool> {
+        let types = load::kernel_types("loss-trace")?;
+        let has_three = |tracepoint| -> Result<bool> {
             let arguments = types.tracepoint_arguments(tracepoint)?;
-            Ok(arguments.is_some_and(|arguments| arguments > count))
+            Ok(arguments.is_some_and(|arguments| arguments > 2))
         };
         Ok(Self {
-            drop_has_reason: has_more_than(2, "kfree_skb")?,
-            drop_has_socket: has_more_than(3, "kfree_skb")?,
-            reset_has_reason: has_more_than(2, "tcp_send_reset")?,
-            retransmit_has_error: has_more_than(2, "tcp_retransmit_skb")?,
-            drops: Reasons::new(&types.enumerators("skb_drop_reason")?, "SKB_DROP_REASON_"),
+            drops: DropTracepoint::find(&types)?,
+            reset_has_reason: has_three("tcp_send_reset")?,
+            retransmit_has_error: has_three("tcp_retransmit_skb")?,
             resets: Reasons::new(&types.enumerators("sk_rst_reason")?, "SK_RST_REASON_"),
         })
     }
 
     /// Reports what can not be learned from this kernel.
     pub fn say_what_is_missing(&self, notices: Notices) {
-        if !self.drop_has_reason {
+        if !self.drops.has_reason {
             notices
                 .notice("this kernel gives no reasons for drops: some are inferred from the place");
         }
@@ -79,17 +71,8 @@ impl Kernel {
     /// # Errors
     /// A reason is unknown.
     pub fn check_reasons(&self, asked: &[String]) -> Result<(), Failure> {
-        let is_known = |asked: &&String| {
-            let mut known = self.drops.names().chain(self.resets.names());
-            known.any(|name| name == asked.as_str())
-        };
-        match asked.iter().find(|name| !is_known(name)) {
-            None => Ok(()),
-            Some(name) => Err(Failure::usage(format!(
-                "'{name}' is not a reason that this kernel gives"
-            ))
-            .hint("reasons are spelled as they are shown, such as no_socket, netfilter_drop")),
-        }
+        let known = self.drops.reasons.names().chain(self.resets.names());
+        check_reasons(asked, known, "no_socket, netfilter_drop")
     }
 
     /// Whether programs at interfaces are needed.
@@ -113,7 +96,7 @@ impl Kernel {
         place: Option<&str>,
     ) -> (Option<&str>, ReasonFrom) {
         let names = match kind {
-            LossKind::LOSS_DROP => &self.drops,
+            LossKind::LOSS_DROP => &self.drops.reasons,
             _ => &self.resets,
         };
         match (names.name(number), place.and_then(reason_of_place)) {
@@ -176,21 +159,11 @@ impl Kernel {
             *to = interface.index;
         }
         rodata.with_noise = args.all;
-        let number = |name| self.drops.number(name).unwrap_or(0);
-        rodata.reason_consumed = self.drops.consumed();
-        rodata.reason_not_specified = number("not_specified");
-        if !self.drop_has_reason
-            && let Some((start, end)) = symbols.range("packet_rcv")
-        {
-            rodata.packet_rcv_start = start;
-            rodata.packet_rcv_end = end;
-        }
-        rodata.reason_queue_purge = number("queue_purge");
-        rodata.reason_packet_sock_error = number("packet_sock_error");
-        rodata.reason_netfilter_drop = number("netfilter_drop");
-        rodata.reason_no_socket = number("no_socket");
-        rodata.reason_listen_overflow = number("tcp_listen_overflow");
-        if !self.drop_has_reason {
+        self.drops
+            .configure(DropSettings::from(&mut *rodata), symbols);
+        let netfilter = self.drops.reasons.number("netfilter_drop");
+        rodata.reason_netfilter_drop = netfilter.unwrap_or(0);
+        if !self.drops.has_reason {
             let is_netfilter =
                 |place: &str| reason_of_place(place) == Some(DropReason::NetfilterDrop);
             let found = symbols.ranges(is_netfilter);
@@ -211,7 +184,7 @@ impl Kernel {
         };
         let mut ranges = Vec::new();
         for name in &args.reason {
-            if let Some(number) = self.drops.number(name) {
+            if let Some(number) = self.drops.reasons.number(name) {
                 add(&mut rodata.drop_reasons, number);
             }
             if let Some(reason) = Reasons::ours(name) {
@@ -283,13 +256,13 @@ impl Kernel {
             // It also reports resets of half-open connections.
             (
                 &mut progs.loss_drop_socket,
-                (drops || resets) && self.drop_has_socket,
+                (drops || resets) && self.drops.has_socket,
             ),
             (
                 &mut progs.loss_drop_reason,
-                drops && self.drop_has_reason && !self.drop_has_socket,
+                drops && self.drops.has_reason && !self.drops.has_socket,
             ),
-            (&mut progs.loss_drop, drops && !self.drop_has_reason),
+            (&mut progs.loss_drop, drops && !self.drops.has_reason),
             (
                 &mut progs.loss_retransmit,
                 retransmits && !self.retransmit_has_error,
