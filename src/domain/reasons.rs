@@ -202,6 +202,17 @@ impl Reasons {
         (name != "not_specified").then_some(name)
     }
 
+    /// Why something happened, and how that is known: by the number of a reason, else by the kernel
+    /// function that dropped the segment.
+    pub fn explain(&self, number: u32, place: Option<&str>) -> (Option<&str>, ReasonFrom) {
+        match (self.name(number), place.and_then(reason_of_place)) {
+            (Some(ours), _) if Self::is_ours(number) => (Some(ours), ReasonFrom::Inferred),
+            (Some(given), _) => (Some(given), ReasonFrom::Kernel),
+            (None, Some(inferred)) => (Some(inferred.name()), ReasonFrom::Inferred),
+            (None, None) => (None, ReasonFrom::Unknown),
+        }
+    }
+
     /// The reason of this name among ours.
     pub fn ours(name: &str) -> Option<AcceptReason> {
         let at = OURS.iter().position(|known| *known == name)?;
@@ -209,8 +220,7 @@ impl Reasons {
         Some(AcceptReason(number))
     }
 
-    /// Whether a number is that of one of our reasons.
-    pub fn is_ours(number: u32) -> bool {
+    fn is_ours(number: u32) -> bool {
         number >= AcceptReason::REASON_OURS.0
     }
 

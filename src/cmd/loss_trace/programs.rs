@@ -99,12 +99,7 @@ impl Kernel {
             LossKind::LOSS_DROP => &self.drops.reasons,
             _ => &self.resets,
         };
-        match (names.name(number), place.and_then(reason_of_place)) {
-            (Some(ours), _) if Reasons::is_ours(number) => (Some(ours), ReasonFrom::Inferred),
-            (Some(given), _) => (Some(given), ReasonFrom::Kernel),
-            (None, Some(inferred)) => (Some(inferred.name()), ReasonFrom::Inferred),
-            (None, None) => (None, ReasonFrom::Unknown),
-        }
+        names.explain(number, place)
     }
 
     /// Loads the programs.

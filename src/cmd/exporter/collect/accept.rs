@@ -11,7 +11,7 @@ use crate::attach::tc::PreparedLinks;
 use crate::cli::{AcceptTraceArgs, arguments};
 use crate::cmd::accept_trace::programs::{self, Hooks, Programs};
 use crate::cmd::accept_trace::table::AttemptTable;
-use crate::domain::reasons::{DropReason, Reasons, reason_of_place};
+use crate::domain::reasons::Reasons;
 use crate::failure::Failure;
 use crate::host::interfaces::Interface;
 use crate::host::kernel_symbols::KernelSymbols;
@@ -71,7 +71,8 @@ impl<'obj> AcceptCollector<'obj> {
         let first = self.skels.first().context("there is no interface")?;
         let counts = export::read(&first.maps.export_counts, &first.maps.export_times)?;
         metrics::accept(out, &counts, |key| {
-            reason_name(&self.reasons, key.reason, function(places, key.place))
+            let place = function(places, key.place);
+            self.reasons.explain(key.reason, place).0.map(str::to_owned)
         });
         Ok(())
     }
@@ -83,11 +84,4 @@ impl<'obj> AcceptCollector<'obj> {
         });
         counters.sum()
     }
-}
-
-/// The name of a reason; if it has none, the reason that the dropping function implies.
-fn reason_name(reasons: &Reasons, number: u32, place: Option<&str>) -> Option<String> {
-    let name = reasons.name(number);
-    name.or_else(|| place.and_then(reason_of_place).map(DropReason::name))
-        .map(str::to_owned)
 }
