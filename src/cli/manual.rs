@@ -3,6 +3,8 @@
 
 use std::fmt::Write;
 
+use crate::domain::flow::{self, ConnState};
+
 /// A command line, and what it is for.
 type Example = (&'static str, &'static str);
 
@@ -22,13 +24,6 @@ impl Page {
     pub fn of(name: &str) -> Option<&'static Self> {
         let named = |(page, _): &&(&str, Self)| *page == name;
         PAGES.iter().find(named).map(|(_, page)| page)
-    }
-
-    /// The meaning of a word of the output, in short.
-    pub fn meaning(&self, word: &str) -> Option<&'static str> {
-        let mut terms = self.sections.iter().flat_map(|(_, terms)| *terms);
-        let found = terms.find(|(term, _)| term.split(", ").any(|one| one == word));
-        found.and_then(|(_, meaning)| meaning.split([';', ':']).next())
     }
 
     /// The examples, for `-h`.
@@ -86,6 +81,16 @@ const FLAG_LETTERS: &[Term] = &[
     ("E", "ECE: ECN echo, or ECN requested in a SYN"),
     ("W", "CWR: congestion window reduced"),
 ];
+
+const CONN_STATES: [Term; ConnState::ALL.len()] = {
+    let mut terms = [("", ""); ConnState::ALL.len()];
+    let mut at = 0;
+    while at < terms.len() {
+        terms[at] = (ConnState::ALL[at].name(), ConnState::ALL[at].meaning());
+        at += 1;
+    }
+    terms
+};
 
 const PAGES: &[(&str, Page)] = &[
     (
@@ -360,50 +365,9 @@ const PAGES: &[(&str, Page)] = &[
                 ),
                 (
                     "How a connection went (CONN, conn_state), as Zeek names it",
-                    &[
-                        ("S0", "a SYN without an answer"),
-                        ("S1", "established, not closed"),
-                        ("SF", "established and closed normally"),
-                        ("REJ", "the SYN was answered by RST: refused"),
-                        ("S2", "closed by the initiator only"),
-                        ("S3", "closed by the responder only"),
-                        ("RSTO", "reset by the initiator"),
-                        ("RSTR", "reset by the responder"),
-                        (
-                            "RSTOS0",
-                            "SYN, then RST, both from the initiator: a port scan",
-                        ),
-                        (
-                            "RSTRH",
-                            "SYN-ACK, then RST, both from the responder; the SYN was not seen",
-                        ),
-                        ("SH", "SYN, then FIN, both from the initiator"),
-                        (
-                            "SHR",
-                            "SYN-ACK, then FIN, both from the responder; the SYN was not seen",
-                        ),
-                        ("OTH", "the start was not seen"),
-                    ],
+                    &CONN_STATES,
                 ),
-                (
-                    "What packets were seen, in order (HISTORY)",
-                    &[
-                        (
-                            "S, s",
-                            "SYN; a capital letter if the initiator sent it, a small one if the responder did",
-                        ),
-                        ("H, h", "SYN-ACK"),
-                        ("A, a", "ACK without data"),
-                        ("D, d", "data"),
-                        ("T, t", "data sent again"),
-                        ("F, f", "FIN"),
-                        ("R, r", "RST"),
-                        ("W, w", "zero window: the receiver has no room"),
-                        ("I, i", "FIN and RST in one packet"),
-                        ("Q, q", "SYN with FIN or RST"),
-                        ("^", "the first packet came from the responder"),
-                    ],
-                ),
+                ("What packets were seen, in order (HISTORY)", &flow::HISTORY),
                 (
                     "Columns",
                     &[

@@ -128,8 +128,25 @@ pub enum ConnState {
 }
 
 impl ConnState {
+    /// All of them, as Zeek lists them.
+    pub const ALL: [Self; 13] = [
+        Self::S0,
+        Self::S1,
+        Self::Sf,
+        Self::Rej,
+        Self::S2,
+        Self::S3,
+        Self::Rsto,
+        Self::Rstr,
+        Self::Rstos0,
+        Self::Rstrh,
+        Self::Sh,
+        Self::Shr,
+        Self::Oth,
+    ];
+
     /// The name in Zeek.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::S0 => "S0",
             Self::S1 => "S1",
@@ -146,6 +163,55 @@ impl ConnState {
             Self::Oth => "OTH",
         }
     }
+
+    /// What it means. What follows a colon or a semicolon is left out by [`in_short`].
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::S0 => "a SYN without an answer",
+            Self::S1 => "established, not closed",
+            Self::Sf => "established and closed normally",
+            Self::Rej => "the SYN was answered by RST: refused",
+            Self::S2 => "closed by the initiator only",
+            Self::S3 => "closed by the responder only",
+            Self::Rsto => "reset by the initiator",
+            Self::Rstr => "reset by the responder",
+            Self::Rstos0 => "SYN, then RST, both from the initiator: a port scan",
+            Self::Rstrh => "SYN-ACK, then RST, both from the responder; the SYN was not seen",
+            Self::Sh => "SYN, then FIN, both from the initiator",
+            Self::Shr => "SYN-ACK, then FIN, both from the responder; the SYN was not seen",
+            Self::Oth => "the start was not seen",
+        }
+    }
+}
+
+/// The letters of a history and what they mean, as [`ConnState::meaning`].
+pub const HISTORY: [(&str, &str); 11] = [
+    (
+        "S, s",
+        "SYN; a capital letter if the initiator sent it, a small one if the responder did",
+    ),
+    ("H, h", "SYN-ACK"),
+    ("A, a", "ACK without data"),
+    ("D, d", "data"),
+    ("T, t", "data sent again"),
+    ("F, f", "FIN"),
+    ("R, r", "RST"),
+    ("W, w", "zero window: the receiver has no room"),
+    ("I, i", "FIN and RST in one packet"),
+    ("Q, q", "SYN with FIN or RST"),
+    ("^", "the first packet came from the responder"),
+];
+
+/// What a letter of a history means, in short.
+pub fn meaning_of_letter(letter: char) -> Option<&'static str> {
+    let mut all = HISTORY.iter();
+    let found = all.find(|(letters, _)| letters.starts_with(letter.to_ascii_uppercase()));
+    found.map(|(_, meaning)| in_short(meaning))
+}
+
+/// The part of a meaning before its details.
+pub fn in_short(meaning: &'static str) -> &'static str {
+    meaning.split([';', ':']).next().unwrap_or(meaning)
 }
 
 impl Flow {

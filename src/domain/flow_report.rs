@@ -149,9 +149,9 @@ impl FlowReport {
         self.talkers.extend(all);
     }
 
-    /// How many connections ended in each state, by Zeek's names.
-    pub fn states(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        STATES.iter().map(|state| state.name()).zip(self.states)
+    /// How many connections ended in each state.
+    pub fn states(&self) -> impl Iterator<Item = (ConnState, u64)> {
+        STATES.into_iter().zip(self.states)
     }
 
     /// All connections.
@@ -244,7 +244,8 @@ mod tests {
         }
         report.add(&flow(7, 100, EndState::END_RESET, 5));
         let states = report.states().filter(|(_, count)| *count > 0);
-        assert_eq!(states.collect::<Vec<_>>(), [("S1", 9), ("RSTR", 1)]);
+        let expected = [(ConnState::S1, 9), (ConnState::Rstr, 1)];
+        assert_eq!(states.collect::<Vec<_>>(), expected);
         assert_eq!(report.connections(), 10);
         assert_eq!(report.bytes, [145, 0]);
         assert_eq!(report.retransmits, [0, 20]);

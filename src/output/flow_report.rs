@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 
 use super::json::Object;
-use crate::cli::manual::Page;
+use crate::domain::flow::in_short;
 use crate::domain::flow_report::{FlowReport, Talk, Talker};
 use crate::key;
 
@@ -15,8 +15,8 @@ pub fn push_members(line: &mut Object<'_, '_>, report: &FlowReport) {
     line.int(key!("failed"), report.failed());
     line.int(key!("reset"), report.reset());
     line.object(key!("conn_states"), |states| {
-        for (name, count) in report.states() {
-            states.int_of(name, count);
+        for (state, count) in report.states() {
+            states.int_of(state.name(), count);
         }
     });
     let [orig_bytes, resp_bytes] = report.bytes;
@@ -71,9 +71,8 @@ pub fn text(report: &FlowReport) -> String {
         report.failed(),
         report.reset()
     );
-    let page = Page::of("flows");
-    for (name, count) in report.states().filter(|(_, count)| *count > 0) {
-        let meaning = page.and_then(|page| page.meaning(name)).unwrap_or_default();
+    for (state, count) in report.states().filter(|(_, count)| *count > 0) {
+        let (name, meaning) = (state.name(), in_short(state.meaning()));
         let _ = write!(text, "\n  {count:>9}  {name:<6} {meaning}");
     }
     let [orig, resp] = report.bytes;

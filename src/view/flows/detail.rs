@@ -8,8 +8,7 @@ use ratatui::text::Line;
 use ratatui::widgets::{Block, Clear, Paragraph};
 
 use super::entry::{FlowEntry, endpoint, state};
-use crate::cli::manual::Page;
-use crate::domain::flow::{Flow, MeasuredBy};
+use crate::domain::flow::{Flow, MeasuredBy, in_short, meaning_of_letter};
 use crate::domain::names::Name;
 use crate::view::chart::{draw_chart, push_newest};
 use crate::view::popup::{self, centered};
@@ -57,12 +56,11 @@ impl Detail {
     /// Draws the box. `ifaces` are the names of the interfaces.
     pub fn draw(&self, frame: &mut Frame<'_>, area: Rect, ifaces: &[String]) {
         let entry = &self.entry;
-        let meaning = |word| Page::of("flows").and_then(|page| page.meaning(word));
         let mut lines = ends(entry, ifaces, area.width);
-        lines.extend(facts(entry, meaning));
+        lines.extend(facts(entry));
         let widest = lines.iter().map(Line::width).max().unwrap_or(0) as u16;
         let width = (widest + 2).max(popup::WIDTH).min(area.width);
-        let history = history_in_words(&entry.flow, meaning);
+        let history = history_in_words(&entry.flow);
         lines.extend(wrapped(&history, usize::from(width.saturating_sub(2))));
         let charts = [
             (&self.rates, format!("bytes/s {}", short(entry.byte_rate))),
@@ -111,12 +109,9 @@ fn ends(entry: &FlowEntry, ifaces: &[String], width: u16) -> Vec<Line<'static>> 
 }
 
 /// State, times, process and counts of a flow.
-fn facts(
-    entry: &FlowEntry,
-    meaning: impl Fn(&'static str) -> Option<&'static str>,
-) -> Vec<Line<'static>> {
+fn facts(entry: &FlowEntry) -> Vec<Line<'static>> {
     let flow = &entry.flow;
-    let conn = flow.conn_state().name();
+    let conn = flow.conn_state();
     let midway = match flow.is_partial() {
         true => ", seen midway",
         false => "",
@@ -128,9 +123,10 @@ fn facts(
     };
     let mut lines = vec![
         Line::raw(format!(
-            "{}, Zeek {conn}: {}{midway}",
+            "{}, Zeek {}: {}{midway}",
             state(flow),
-            meaning(conn).unwrap_or_default(),
+            conn.name(),
+            in_short(conn.meaning()),
         )),
         Line::raw(format!(
             "SYN-ACK after {}, handshake {}, {lasts} {}, SYNs repeated: {}",
@@ -176,13 +172,10 @@ fn facts(
 }
 
 /// The history of a flow in words. An arrow shows the direction: → from the initiator.
-fn history_in_words(flow: &Flow, meaning: impl Fn(&'static str) -> Option<&'static str>) -> String {
-    const LETTERS: &str = "SHADFRTWIQ^";
+fn history_in_words(flow: &Flow) -> String {
     let words = flow.history().iter().map(|letter| {
         let letter = char::from(*letter);
-        let at = LETTERS.find(letter.to_ascii_uppercase());
-        let word = at.and_then(|at| meaning(&LETTERS[at..=at]));
-        match word.unwrap_or("?") {
+        match meaning_of_letter(letter).unwrap_or("?") {
             word if letter == '^' => word.to_owned(),
             word if letter.is_ascii_uppercase() => format!("→ {word}"),
             word => format!("← {word}"),
