@@ -314,8 +314,8 @@ fn same<T: plain::Plain, U: plain::Plain>(value: &mut T) -> Option<&mut U> {
 pub mod expr {
     use super::len;
     pub use super::syn_count::types::{
-        bss_expr as PortSets, expr_base as LoadBase, expr_kind as Kind, expr_node as ExprNode,
-        expr_operation as Arithmetic, expr_wants as ExprWants, expr_word as Word, expression,
+        bss_expr as PortSets, expr_base as LoadBase, expr_kind as ExprKind, expr_node as ExprNode,
+        expr_operation as Arithmetic, expr_wants as ExprWants, expr_word as ExprWord, expression,
     };
 
     /// Nodes at most.

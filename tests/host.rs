@@ -236,7 +236,7 @@ fn the_watch_over_interfaces_works_without_any_capability() {
             privileges::missing(),
             ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"]
         );
-        let explained = privileges::explain_eperm(privileges::Operation::Bpf);
+        let explained = privileges::explain_eperm(privileges::RefusedCall::Bpf);
         assert!(explained.reason.starts_with("missing CAP_BPF"));
         assert_eq!(resolve_names(&["vb"]), ["vb"]);
         assert!(Snapshot::take(&interface("vb")).is_ok());

@@ -28,7 +28,7 @@ use nix::errno::Errno;
 
 use super::Direction;
 use lock::NamespaceLock;
-use owner::{Liveness, Name, Owner};
+use owner::{FilterName, Liveness, Owner};
 use rtnl::{Qdisc, Tc, TcFilter};
 
 /// The handle of our filters, or the first free one after it: `tcpi` in ASCII. Other
@@ -49,7 +49,7 @@ pub struct Clsact {
     lock: NamespaceLock,
     direction: Direction,
     id: FilterId,
-    name: Name,
+    name: FilterName,
     notices: Vec<String>,
     attached: bool,
 }
@@ -104,7 +104,7 @@ impl Clsact {
             lock,
             direction,
             id: (0, 0),
-            name: Name {
+            name: FilterName {
                 owner: Owner::this_process(),
                 made_qdisc,
                 program: program_name.to_owned(),
@@ -293,9 +293,9 @@ pub fn remove_stale(ifindex: u32) -> Result<Vec<String>> {
 
 /// The filters of instances of this program on an interface.
 struct Found {
-    stale: Vec<(TcFilter, Name)>,
+    stale: Vec<(TcFilter, FilterName)>,
     /// Those whose process may or may not be alive.
-    unknown: Vec<(TcFilter, Name)>,
+    unknown: Vec<(TcFilter, FilterName)>,
     made_qdisc: bool,
 }
 

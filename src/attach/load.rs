@@ -10,7 +10,7 @@ use nix::sys::utsname::uname;
 use crate::attach::beside::beside;
 use crate::failure::Failure;
 use crate::host::kernel_types::KernelTypes;
-use crate::host::privileges::{self, Lockdown, Operation, explain_eperm};
+use crate::host::privileges::{self, Lockdown, RefusedCall, explain_eperm};
 use crate::skel::COUNTER_SLOTS;
 use crate::sys::object::{Apart, LoadedApart};
 
@@ -72,7 +72,7 @@ pub fn failure_to_read(what: &str, error: libbpf_rs::Error, where_it_is: &str) -
 /// The failure of a step that the kernel refused: names the privilege that is missing, or what
 /// else forbids it.
 pub fn refused(what: &str, error: anyhow::Error) -> Failure {
-    let explanation = explain_eperm(Operation::Bpf);
+    let explanation = explain_eperm(RefusedCall::Bpf);
     if privileges::missing().is_empty() {
         return Failure::from(error.context(what.to_owned())).hint(format!(
             "{}; -vv shows what the kernel says",
@@ -90,7 +90,7 @@ pub fn kprobe_failure(what: &str, error: libbpf_rs::Error) -> Failure {
     if !is_refused {
         return failure;
     }
-    let explanation = explain_eperm(Operation::Perf);
+    let explanation = explain_eperm(RefusedCall::Perf);
     failure.hint(format!("{}: {}", explanation.reason, explanation.hint))
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use super::input::Input;
-use super::link;
+use super::link_type;
 
 /// Why a capture could not be read, or not to its end: one line that names the
 /// file and, where there is one, the place in it.
@@ -117,7 +117,7 @@ impl fmt::Display for CaptureError {
             Fault::NotACapture => f.write_str("not a pcap or pcapng file"),
             Fault::FileLinkType(number) | Fault::FrameLinkType(number) => {
                 write!(f, "link type {number}")?;
-                if let Some(name) = link::name(*number) {
+                if let Some(name) = link_type::name(*number) {
                     write!(f, " ({name})")?;
                 }
                 f.write_str(" is not supported")

@@ -15,7 +15,7 @@
 
 mod error;
 mod input;
-mod link;
+mod link_type;
 mod numbers;
 mod pcap;
 mod pcapng;
@@ -33,12 +33,12 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 pub use error::CaptureError;
-pub use link::LinkKind;
+pub use link_type::LinkKind;
 pub use numbers::{LINKTYPE_ETHERNET, LINKTYPE_RAW};
 
 use error::{Fault, Position};
 use input::Input;
-use link::{ETHERNET_HEADER, Framing, LONGEST_HEADER};
+use link_type::{ETHERNET_HEADER, Framing, LONGEST_HEADER};
 use pcap::Pcap;
 use pcapng::PcapNg;
 

@@ -2,7 +2,7 @@
 
 use super::error::Fault;
 use super::input::Input;
-use super::link::Framing;
+use super::link_type::Framing;
 use super::numbers::{PCAP_KUZNETZOV, PCAP_MICROSECONDS, PCAP_NANOSECONDS};
 use super::{MAX_FRAME, Order, Record, Step};
 

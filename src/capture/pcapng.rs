@@ -2,7 +2,7 @@
 
 use super::error::Fault;
 use super::input::Input;
-use super::link::Framing;
+use super::link_type::Framing;
 use super::numbers::*;
 use super::{MAX_FRAME, Order, Record, Step};
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::SignedDuration;
 
 use crate::failure::Refusal;
-use crate::host::names;
+use crate::host::lookup;
 
 /// The longest time that is accepted: a century, so that no clock overflows.
 const MAX_SECONDS: f64 = 100.0 * 366.0 * 86_400.0;
@@ -237,15 +237,15 @@ pub fn uid(text: &str) -> Result<u32, Refusal> {
     if let Ok(uid) = text.parse() {
         return Ok(uid);
     }
-    match names::user_id(text) {
+    match lookup::user_id(text) {
         Ok(Some(uid)) => Ok(uid),
         Ok(None) => Err(Refusal::with_hint(
-            format!("no user '{text}' in {}", names::PASSWD),
+            format!("no user '{text}' in {}", lookup::PASSWD),
             format!("a user from elsewhere (LDAP) is given by number: id -u {text}"),
         )),
         Err(error) => Err(format!(
             "'{text}' is not a number, and {} can't be read: {error}",
-            names::PASSWD
+            lookup::PASSWD
         )
         .into()),
     }

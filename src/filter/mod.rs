@@ -13,7 +13,7 @@ use libbpf_rs::{MapCore, MapFlags};
 
 use self::expr::Expression;
 use crate::failure::{Failure, Refusal};
-use crate::host::names;
+use crate::host::lookup;
 use crate::skel::{
     self, FilterPart, FilterSettings, OpenFilteredSkel, PAYLOAD_PATTERN_MAX, PrefixKey,
 };
@@ -64,12 +64,12 @@ fn port(text: &str) -> Result<u16, Refusal> {
     if !text.starts_with(|c: char| c.is_ascii_alphabetic()) {
         return Err(format!("'{text}' is not a port from 0 to 65535").into());
     }
-    match names::service_port(text) {
+    match lookup::service_port(text) {
         Ok(Some(port)) => Ok(port),
-        Ok(None) => Err(format!("no TCP service '{text}' in {}", names::SERVICES).into()),
+        Ok(None) => Err(format!("no TCP service '{text}' in {}", lookup::SERVICES).into()),
         Err(error) => Err(format!(
             "'{text}' is not a number, and {} can't be read: {error}",
-            names::SERVICES
+            lookup::SERVICES
         )
         .into()),
     }

@@ -10,7 +10,7 @@ pub mod interfaces;
 pub mod kernel_symbols;
 pub mod kernel_types;
 pub mod link_watch;
-pub mod names;
+pub mod lookup;
 pub(crate) mod netlink;
 pub mod netns;
 pub mod privileges;

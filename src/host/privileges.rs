@@ -150,9 +150,9 @@ pub fn refuse_setuid() -> Result<()> {
     Ok(())
 }
 
-/// The operation that the kernel refused with EPERM or EACCES.
+/// The system call that the kernel refused with EPERM or EACCES.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
+pub enum RefusedCall {
     /// bpf(2): a map, a program, a link or a filter.
     Bpf,
     /// perf_event_open(2): a tracepoint or kprobe, or a perf buffer.
@@ -173,8 +173,8 @@ pub struct Explanation {
 /// The kernel gives no reason. So this checks the possible causes in the order of their
 /// likelihood; if none applies, the answer is a guess.
 #[must_use]
-pub fn explain_eperm(operation: Operation) -> Explanation {
-    Facts::gather().explain(operation)
+pub fn explain_eperm(call: RefusedCall) -> Explanation {
+    Facts::gather().explain(call)
 }
 
 /// Limits on this process besides missing capabilities: names, and what they mean here.
@@ -309,7 +309,7 @@ impl Facts {
         self.kernel.is_some_and(|kernel| kernel < NO_MEMLOCK_SINCE)
     }
 
-    fn explain(&self, operation: Operation) -> Explanation {
+    fn explain(&self, call: RefusedCall) -> Explanation {
         if !self.missing.is_empty() {
             return self.explain_missing();
         }
@@ -322,7 +322,7 @@ impl Facts {
         // Debian (3) and Ubuntu (4) patch perf_event_open(): these levels
         // need CAP_SYS_ADMIN, with or without CAP_PERFMON.
         if let Some(level) = self.perf_event_paranoid
-            && operation == Operation::Perf
+            && call == RefusedCall::Perf
             && level > 2
             && !self.sys_admin
         {
@@ -338,7 +338,7 @@ impl Facts {
             );
         }
         if let Some(limit) = self.memlock
-            && operation == Operation::Bpf
+            && call == RefusedCall::Bpf
             && self.has_old_memlock()
         {
             return explanation(
@@ -414,8 +414,8 @@ fn parse_version(release: &str) -> Option<(u32, u32)> {
 mod tests {
     use super::*;
 
-    fn reason(facts: &Facts, operation: Operation) -> String {
-        facts.explain(operation).reason
+    fn reason(facts: &Facts, call: RefusedCall) -> String {
+        facts.explain(call).reason
     }
 
     #[test]
@@ -426,7 +426,7 @@ mod tests {
             unprivileged_bpf_disabled: Some(2),
             ..Facts::default()
         };
-        let explained = facts.explain(Operation::Bpf);
+        let explained = facts.explain(RefusedCall::Bpf);
         assert_eq!(
             explained.reason,
             "missing CAP_BPF, CAP_PERFMON (kernel.unprivileged_bpf_disabled is set)"
@@ -440,13 +440,13 @@ mod tests {
             perf_event_paranoid: Some(3),
             ..Facts::default()
         };
-        assert!(reason(&facts, Operation::Perf).contains("perf_event_paranoid is 3"));
-        assert!(!reason(&facts, Operation::Bpf).contains("paranoid"));
+        assert!(reason(&facts, RefusedCall::Perf).contains("perf_event_paranoid is 3"));
+        assert!(!reason(&facts, RefusedCall::Bpf).contains("paranoid"));
         let root = Facts {
             sys_admin: true,
             ..facts
         };
-        assert!(!reason(&root, Operation::Perf).contains("paranoid"));
+        assert!(!reason(&root, RefusedCall::Perf).contains("paranoid"));
     }
 
     #[test]
@@ -456,12 +456,12 @@ mod tests {
             memlock: Some(65536),
             ..Facts::default()
         };
-        assert!(reason(&old, Operation::Bpf).contains("65536 bytes"));
+        assert!(reason(&old, RefusedCall::Bpf).contains("65536 bytes"));
         let new = Facts {
             kernel: Some((5, 11)),
             ..old
         };
-        assert!(!reason(&new, Operation::Bpf).contains("MEMLOCK"));
+        assert!(!reason(&new, RefusedCall::Bpf).contains("MEMLOCK"));
     }
 
     #[test]
@@ -474,7 +474,7 @@ mod tests {
                 lockdown: Some(mode),
                 ..Facts::default()
             };
-            let reason = reason(&facts, Operation::Bpf);
+            let reason = reason(&facts, RefusedCall::Bpf);
             assert_eq!(reason.contains("lockdown"), expected, "{mode}: {reason}");
         }
     }

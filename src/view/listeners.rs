@@ -18,7 +18,7 @@ use crate::domain::listener::Listener;
 
 /// The columns, in their order. The table can be sorted by each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Column {
+enum ListenerViewColumn {
     Addr,
     Port,
     Queue,
@@ -33,29 +33,29 @@ enum Column {
 }
 
 /// Each column with its title and width; width 0 takes the rest of the line.
-const COLUMNS: [(Column, &str, u16); 11] = [
-    (Column::Addr, "ADDR", 16),
-    (Column::Port, "PORT", 5),
-    (Column::Queue, "QUEUE", 6),
-    (Column::Max, "MAX", 6),
-    (Column::Fill, "FULL", 5),
-    (Column::HalfOpen, "HALF", 6),
-    (Column::Drops, "DROPS", 7),
-    (Column::DropRate, "DROP/s", 7),
-    (Column::Sockets, "SOCKS", 6),
-    (Column::Pid, "PID", 7),
-    (Column::Process, "PROCESS", 0),
+const COLUMNS: [(ListenerViewColumn, &str, u16); 11] = [
+    (ListenerViewColumn::Addr, "ADDR", 16),
+    (ListenerViewColumn::Port, "PORT", 5),
+    (ListenerViewColumn::Queue, "QUEUE", 6),
+    (ListenerViewColumn::Max, "MAX", 6),
+    (ListenerViewColumn::Fill, "FULL", 5),
+    (ListenerViewColumn::HalfOpen, "HALF", 6),
+    (ListenerViewColumn::Drops, "DROPS", 7),
+    (ListenerViewColumn::DropRate, "DROP/s", 7),
+    (ListenerViewColumn::Sockets, "SOCKS", 6),
+    (ListenerViewColumn::Pid, "PID", 7),
+    (ListenerViewColumn::Process, "PROCESS", 0),
 ];
 
 /// Columns that a narrow window leaves out, in this order: a number without its last digit would be
 /// wrong.
-const DISPENSABLE: [Column; 6] = [
-    Column::Sockets,
-    Column::HalfOpen,
-    Column::DropRate,
-    Column::Pid,
-    Column::Fill,
-    Column::Max,
+const DISPENSABLE: [ListenerViewColumn; 6] = [
+    ListenerViewColumn::Sockets,
+    ListenerViewColumn::HalfOpen,
+    ListenerViewColumn::DropRate,
+    ListenerViewColumn::Pid,
+    ListenerViewColumn::Fill,
+    ListenerViewColumn::Max,
 ];
 
 /// The smallest width of a process name.
@@ -137,22 +137,22 @@ impl ListenerEntry {
         format!("{addr}:{port} {} {container}", self.process()).to_lowercase()
     }
 
-    fn cell(&self, column: Column) -> String {
+    fn cell(&self, column: ListenerViewColumn) -> String {
         let listener = &self.listener;
         match column {
-            Column::Addr => self.addr(),
-            Column::Port => listener.local.port.to_string(),
-            Column::Queue => listener.queue_len().to_string(),
-            Column::Max => listener.queue_max().to_string(),
-            Column::Fill => format!("{:.0}%", listener.fill()),
-            Column::HalfOpen => listener.half_open.to_string(),
-            Column::Drops => listener.drops_total().to_string(),
-            Column::DropRate => listener.drop_rate().map_or("-".to_owned(), short),
-            Column::Sockets => listener.members.len().to_string(),
-            Column::Pid => listener
+            ListenerViewColumn::Addr => self.addr(),
+            ListenerViewColumn::Port => listener.local.port.to_string(),
+            ListenerViewColumn::Queue => listener.queue_len().to_string(),
+            ListenerViewColumn::Max => listener.queue_max().to_string(),
+            ListenerViewColumn::Fill => format!("{:.0}%", listener.fill()),
+            ListenerViewColumn::HalfOpen => listener.half_open.to_string(),
+            ListenerViewColumn::Drops => listener.drops_total().to_string(),
+            ListenerViewColumn::DropRate => listener.drop_rate().map_or("-".to_owned(), short),
+            ListenerViewColumn::Sockets => listener.members.len().to_string(),
+            ListenerViewColumn::Pid => listener
                 .holder()
                 .map_or("-".to_owned(), |holder| holder.pid.to_string()),
-            Column::Process => self.process(),
+            ListenerViewColumn::Process => self.process(),
         }
     }
 
@@ -166,21 +166,21 @@ impl ListenerEntry {
         }
     }
 
-    fn compare(&self, other: &Self, column: Column) -> Ordering {
+    fn compare(&self, other: &Self, column: ListenerViewColumn) -> Ordering {
         let (a, b) = (&self.listener, &other.listener);
         let pid = |listener: &Listener| listener.holder().map(|holder| holder.pid);
         match column {
-            Column::Addr => a.local.addr.cmp(&b.local.addr),
-            Column::Port => a.local.port.cmp(&b.local.port),
-            Column::Queue => a.queue_len().cmp(&b.queue_len()),
-            Column::Max => a.queue_max().cmp(&b.queue_max()),
-            Column::Fill => a.fill().total_cmp(&b.fill()),
-            Column::HalfOpen => a.half_open.cmp(&b.half_open),
-            Column::Drops => a.drops_total().cmp(&b.drops_total()),
-            Column::DropRate => a.drops_delta().cmp(&b.drops_delta()),
-            Column::Sockets => a.members.len().cmp(&b.members.len()),
-            Column::Pid => pid(a).cmp(&pid(b)),
-            Column::Process => self.process().cmp(&other.process()),
+            ListenerViewColumn::Addr => a.local.addr.cmp(&b.local.addr),
+            ListenerViewColumn::Port => a.local.port.cmp(&b.local.port),
+            ListenerViewColumn::Queue => a.queue_len().cmp(&b.queue_len()),
+            ListenerViewColumn::Max => a.queue_max().cmp(&b.queue_max()),
+            ListenerViewColumn::Fill => a.fill().total_cmp(&b.fill()),
+            ListenerViewColumn::HalfOpen => a.half_open.cmp(&b.half_open),
+            ListenerViewColumn::Drops => a.drops_total().cmp(&b.drops_total()),
+            ListenerViewColumn::DropRate => a.drops_delta().cmp(&b.drops_delta()),
+            ListenerViewColumn::Sockets => a.members.len().cmp(&b.members.len()),
+            ListenerViewColumn::Pid => pid(a).cmp(&pid(b)),
+            ListenerViewColumn::Process => self.process().cmp(&other.process()),
         }
     }
 }
@@ -393,9 +393,9 @@ impl Default for ListenersView {
 }
 
 /// Aligns text to the left and numbers to the right.
-fn aligned(column: Column, text: String) -> Cell<'static> {
+fn aligned(column: ListenerViewColumn, text: String) -> Cell<'static> {
     let alignment = match column {
-        Column::Addr | Column::Process => Alignment::Left,
+        ListenerViewColumn::Addr | ListenerViewColumn::Process => Alignment::Left,
         _ => Alignment::Right,
     };
     Cell::from(Text::raw(text).alignment(alignment))

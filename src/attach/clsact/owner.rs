@@ -83,7 +83,7 @@ impl Owner {
 /// `tcpinspect/PID/STARTED/PIDNS-TIMENS+qdisc:PROGRAM`, at most 255 bytes
 /// (`CLS_BPF_NAME_LEN`).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Name {
+pub(super) struct FilterName {
     pub(super) owner: Owner,
     /// Whether the qdisc was made by an instance of this program: the one with
     /// this name or one that was there before it.
@@ -91,7 +91,7 @@ pub(super) struct Name {
     pub(super) program: String,
 }
 
-impl Name {
+impl FilterName {
     /// Reads a name, or returns `None` if it is not exactly one of ours.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (head, program) = text.split_once(':')?;
@@ -117,7 +117,7 @@ impl Name {
     }
 }
 
-impl fmt::Display for Name {
+impl fmt::Display for FilterName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Owner {
             pid,
@@ -178,8 +178,8 @@ mod tests {
 
     use super::*;
 
-    fn name(made_qdisc: bool) -> Name {
-        Name {
+    fn name(made_qdisc: bool) -> FilterName {
+        FilterName {
             owner: Owner {
                 pid: 812,
                 started: 53_211,
@@ -196,7 +196,7 @@ mod tests {
     fn names_are_read_as_they_were_written() {
         for made_qdisc in [false, true] {
             let name = name(made_qdisc);
-            assert_eq!(Name::parse(&name.to_string()), Some(name));
+            assert_eq!(FilterName::parse(&name.to_string()), Some(name));
         }
         assert_eq!(
             name(true).to_string(),
@@ -221,13 +221,13 @@ mod tests {
             " tcpinspect/1/2/3-4:p",
             "port_monitor.o:[classifier]",
         ] {
-            assert_eq!(Name::parse(text), None, "{text}");
+            assert_eq!(FilterName::parse(text), None, "{text}");
         }
     }
 
     #[test]
     fn the_longest_name_fits_the_kernel() {
-        let name = Name {
+        let name = FilterName {
             owner: Owner {
                 pid: u32::MAX,
                 started: u64::MAX,

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use super::owner::Name;
+use super::owner::FilterName;
 use super::rtnl::{ALL_PROTOCOLS, TcFilter};
 
 /// The priority that is taken if nothing stands in its way.
@@ -29,9 +29,9 @@ pub(super) struct Taken {
 }
 
 /// Reads the name of a filter, or returns `None` if it is not one of ours.
-pub(super) fn our_name(filter: &TcFilter) -> Option<Name> {
+pub(super) fn our_name(filter: &TcFilter) -> Option<FilterName> {
     let ours = filter.chain == 0 && filter.handle != 0 && filter.kind == "bpf";
-    Name::parse(filter.name.as_deref().filter(|_| ours)?)
+    FilterName::parse(filter.name.as_deref().filter(|_| ours)?)
 }
 
 /// The priorities at which there are filters of somebody else, ascending. Packets

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use super::syntax::{Base, Comparison, Condition, Operation, Prefix, Relation, Side, Value};
 use crate::skel::expr::{
-    Arithmetic, EXPR_ADDRESS_SETS, EXPR_NODES, EXPR_PORT_SETS, EXPR_SLOTS, ExprWants, LoadBase,
-    Word,
+    Arithmetic, EXPR_ADDRESS_SETS, EXPR_NODES, EXPR_PORT_SETS, EXPR_SLOTS, ExprWants, ExprWord,
+    LoadBase,
 };
 
 /// From this many ports on, one set of ports is faster than a test for each.
@@ -79,15 +79,15 @@ pub enum Target {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A word.
-    Field(Word),
+    Field(ExprWord),
     /// Two words, of which at least one has to pass.
-    Either(Word, Word),
+    Either(ExprWord, ExprWord),
     /// 1 if the port in a word is in the set with this number, else 0.
-    PortSet(Word, u8),
+    PortSet(ExprWord, u8),
     /// 1 if the IPv4 address in a word is in a set, else 0.
     AddressSet {
         /// The word.
-        word: Word,
+        word: ExprWord,
         /// The number of the set.
         set: u8,
         /// See [`AddressSet::multiplier`].
@@ -100,22 +100,22 @@ pub enum Source {
         /// The constant part of the offset.
         offset: u32,
         /// A word to add to the offset.
-        index: Option<Word>,
+        index: Option<ExprWord>,
         /// Number of bytes: 1, 2 or 4.
         size: u8,
         /// The word that stores the value.
-        to: Word,
+        to: ExprWord,
     },
     /// The result of an operation on two words, or on a word and a number.
     Arithmetic {
         /// The operation.
         operation: Arithmetic,
         /// The left operand.
-        left: Word,
+        left: ExprWord,
         /// The right operand.
         right: Operand,
         /// The word that stores the value.
-        to: Word,
+        to: ExprWord,
     },
 }
 
@@ -123,7 +123,7 @@ pub enum Source {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operand {
     /// A word.
-    Word(Word),
+    Word(ExprWord),
     /// A number.
     Number(u32),
 }
@@ -181,7 +181,7 @@ pub struct Node {
 
 /// A compiled expression.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Program {
+pub struct CompiledExpression {
     /// The nodes; each leads only to later ones.
     pub nodes: Vec<Node>,
     /// Where IPv4 packets begin.
@@ -195,7 +195,7 @@ pub struct Program {
 }
 
 /// Compiles a condition. The error says which limit it exceeds.
-pub(super) fn compile(condition: &Condition) -> Result<Program, String> {
+pub(super) fn compile(condition: &Condition) -> Result<CompiledExpression, String> {
     let mut compiler = Compiler::default();
     // Nodes are created from the last to the first: `finish` turns the order around.
     let start_v6 = compiler.condition(condition, 6, Target::Accept, Target::Reject)?;
@@ -261,7 +261,7 @@ impl Compiler {
                 let test = Test::range((*first).into(), (*last).into());
                 self.sides(
                     *side,
-                    [Word::EXPR_SPORT, Word::EXPR_DPORT],
+                    [ExprWord::EXPR_SPORT, ExprWord::EXPR_DPORT],
                     test,
                     passes,
                     fails,
@@ -270,8 +270,8 @@ impl Compiler {
             Condition::Mac(side, mac) => self.mac(*side, *mac, passes, fails),
             Condition::Vlan { depth, id } => {
                 let word = match depth {
-                    0 => Word::EXPR_VLAN_OUTER,
-                    _ => Word::EXPR_VLAN_INNER,
+                    0 => ExprWord::EXPR_VLAN_OUTER,
+                    _ => ExprWord::EXPR_VLAN_INNER,
                 };
                 let test = match id {
                     None => Test::masked(VLAN_PRESENT, VLAN_PRESENT),
@@ -280,7 +280,7 @@ impl Compiler {
                 self.node(Source::Field(word), test, passes, fails)
             }
             Condition::Outbound => {
-                let source = Source::Field(Word::EXPR_OUTBOUND);
+                let source = Source::Field(ExprWord::EXPR_OUTBOUND);
                 self.node(source, Test::equals(1), passes, fails)
             }
             Condition::Relation(relation) => self.relation(relation, version, passes, fails)?,
@@ -391,7 +391,7 @@ impl Compiler {
     ) -> Target {
         let test = Test::equals(1);
         let [source, destination] =
-            [Word::EXPR_SADDR_LOW, Word::EXPR_DADDR_LOW].map(|word| Source::AddressSet {
+            [ExprWord::EXPR_SADDR_LOW, ExprWord::EXPR_DADDR_LOW].map(|word| Source::AddressSet {
                 word,
                 set,
                 multiplier,
@@ -409,7 +409,7 @@ impl Compiler {
     fn set(&mut self, side: Side, set: u8, passes: Target, fails: Target) -> Target {
         let test = Test::masked(1, 1);
         let [source, destination] =
-            [Word::EXPR_SPORT, Word::EXPR_DPORT].map(|word| Source::PortSet(word, set));
+            [ExprWord::EXPR_SPORT, ExprWord::EXPR_DPORT].map(|word| Source::PortSet(word, set));
         match side {
             Side::Source => self.node(source, test, passes, fails),
             Side::Destination => self.node(destination, test, passes, fails),
@@ -424,7 +424,7 @@ impl Compiler {
     fn sides(
         &mut self,
         side: Side,
-        [source, destination]: [Word; 2],
+        [source, destination]: [ExprWord; 2],
         test: Test,
         passes: Target,
         fails: Target,
@@ -448,8 +448,8 @@ impl Compiler {
         passes: Target,
         fails: Target,
     ) -> Target {
-        const LOW: [Word; 2] = [Word::EXPR_SADDR_LOW, Word::EXPR_DADDR_LOW];
-        const HIGH: [Word; 2] = [Word::EXPR_SADDR_HIGH, Word::EXPR_DADDR_HIGH];
+        const LOW: [ExprWord; 2] = [ExprWord::EXPR_SADDR_LOW, ExprWord::EXPR_DADDR_LOW];
+        const HIGH: [ExprWord; 2] = [ExprWord::EXPR_SADDR_HIGH, ExprWord::EXPR_DADDR_HIGH];
         match prefix {
             Prefix::V4 { address, mask } if version == 4 => {
                 if mask == 0 {
@@ -497,7 +497,7 @@ impl Compiler {
                 offset,
                 index: None,
                 size,
-                to: Word::EXPR_TEMPORARY,
+                to: ExprWord::EXPR_TEMPORARY,
             };
             let second = self.node(load(offset + 4, 2), last, passes, fails);
             self.node(load(offset, 4), first, second, fails)
@@ -528,7 +528,7 @@ impl Compiler {
         mut next: Target,
     ) -> Result<Target, String> {
         let mut steps = Steps::new();
-        let word = self.value(value, Word::EXPR_TEMPORARY.0, &mut steps)?;
+        let word = self.value(value, ExprWord::EXPR_TEMPORARY.0, &mut steps)?;
         if tests.len() >= SET_FROM
             && let Some((source, test)) = self.set_of(value, word, tests, all)
         {
@@ -556,7 +556,7 @@ impl Compiler {
     fn set_of(
         &mut self,
         value: &Value,
-        word: Word,
+        word: ExprWord,
         tests: &[Holds],
         all: bool,
     ) -> Option<(Source, Test)> {
@@ -617,7 +617,7 @@ impl Compiler {
             };
             return Ok(if holds { passes } else { fails });
         }
-        let first = Word::EXPR_TEMPORARY.0;
+        let first = ExprWord::EXPR_TEMPORARY.0;
         let mut steps = Steps::new();
         let a = self.value(left, first, &mut steps)?;
         let b = self.value(right, first + 1, &mut steps)?;
@@ -630,7 +630,7 @@ impl Compiler {
             operation,
             left,
             right: Operand::Word(right),
-            to: Word(first),
+            to: ExprWord(first),
         };
         let mut next = self.node(last, Test::equals(expected), passes, fails);
         for step in steps.into_iter().rev() {
@@ -641,18 +641,18 @@ impl Compiler {
 
     /// Appends the steps that compute a value, and returns the word that holds it then. The steps
     /// may overwrite the words from `free` on.
-    fn value(&self, value: &Value, free: u32, steps: &mut Steps) -> Result<Word, String> {
-        if free >= Word::EXPR_WORDS.0 {
+    fn value(&self, value: &Value, free: u32, steps: &mut Steps) -> Result<ExprWord, String> {
+        if free >= ExprWord::EXPR_WORDS.0 {
             return Err("the arithmetic is nested too deeply".into());
         }
-        let to = Word(free);
+        let to = ExprWord(free);
         match value {
-            Value::Length => return Ok(Word::EXPR_LEN),
+            Value::Length => return Ok(ExprWord::EXPR_LEN),
             Value::Number(number) => {
                 // No operation just sets a word to a number: clear the word, then add the number.
                 steps.push(Source::Arithmetic {
                     operation: Arithmetic::EXPR_AND,
-                    left: Word::EXPR_OUTBOUND,
+                    left: ExprWord::EXPR_OUTBOUND,
                     right: Operand::Number(0),
                     to,
                 });
@@ -698,7 +698,7 @@ impl Compiler {
     }
 
     /// Drops unreachable nodes and reverses the order, so that each node leads only to later ones.
-    fn finish(self, start_v4: Target, start_v6: Target) -> Result<Program, String> {
+    fn finish(self, start_v4: Target, start_v6: Target) -> Result<CompiledExpression, String> {
         let mut is_used = vec![false; self.nodes.len()];
         let mark = |target, is_used: &mut Vec<bool>| {
             if let Target::Node(number) = target {
@@ -729,7 +729,7 @@ impl Compiler {
                 ..self.nodes[number]
             })
             .collect();
-        Ok(Program {
+        Ok(CompiledExpression {
             nodes,
             start_v4: moved(start_v4),
             start_v6: moved(start_v6),
@@ -739,19 +739,21 @@ impl Compiler {
     }
 }
 
-impl Program {
+impl CompiledExpression {
     /// Which words of a packet are used (enum expr_wants, or-ed).
     pub fn wants(&self) -> u32 {
         let mut wants = 0;
-        let mut note = |word: Word| {
+        let mut note = |word: ExprWord| {
             wants |= match word {
-                Word::EXPR_SPORT | Word::EXPR_DPORT => ExprWants::EXPR_WANTS_PORTS.0,
-                Word::EXPR_SADDR_HIGH
-                | Word::EXPR_SADDR_LOW
-                | Word::EXPR_DADDR_HIGH
-                | Word::EXPR_DADDR_LOW => ExprWants::EXPR_WANTS_ADDRESSES.0,
-                Word::EXPR_LEN => ExprWants::EXPR_WANTS_LEN.0,
-                Word::EXPR_VLAN_OUTER | Word::EXPR_VLAN_INNER => ExprWants::EXPR_WANTS_VLAN.0,
+                ExprWord::EXPR_SPORT | ExprWord::EXPR_DPORT => ExprWants::EXPR_WANTS_PORTS.0,
+                ExprWord::EXPR_SADDR_HIGH
+                | ExprWord::EXPR_SADDR_LOW
+                | ExprWord::EXPR_DADDR_HIGH
+                | ExprWord::EXPR_DADDR_LOW => ExprWants::EXPR_WANTS_ADDRESSES.0,
+                ExprWord::EXPR_LEN => ExprWants::EXPR_WANTS_LEN.0,
+                ExprWord::EXPR_VLAN_OUTER | ExprWord::EXPR_VLAN_INNER => {
+                    ExprWants::EXPR_WANTS_VLAN.0
+                }
                 _ => 0,
             };
         };

@@ -2,14 +2,14 @@
 
 use std::net::Ipv4Addr;
 
-use super::compile::{Node, Operand, Program, Source, Target, Test};
-use crate::skel::expr::{Arithmetic, LoadBase, Word};
+use super::compile::{CompiledExpression, Node, Operand, Source, Target, Test};
+use crate::skel::expr::{Arithmetic, ExprWord, LoadBase};
 
 /// One line of a description: a label and its text.
 pub type Described = (&'static str, String);
 
 /// Describes where packets of each IP version begin, and each test.
-pub(super) fn describe(program: &Program) -> Vec<Described> {
+pub(super) fn describe(program: &CompiledExpression) -> Vec<Described> {
     let begin = |target| match target {
         Target::Accept => "every packet matches".to_owned(),
         Target::Reject => "no packet matches".to_owned(),
@@ -25,7 +25,7 @@ pub(super) fn describe(program: &Program) -> Vec<Described> {
     lines
 }
 
-fn of_node(node: &Node, program: &Program) -> String {
+fn of_node(node: &Node, program: &CompiledExpression) -> String {
     let (value, kept) = match node.source {
         Source::Field(word) => (name(word), None),
         Source::Either(one, other) => (format!("{} or {}", name(one), name(other)), None),
@@ -89,8 +89,8 @@ fn of_node(node: &Node, program: &Program) -> String {
     }
     let is_address = matches!(
         node.source,
-        Source::Field(Word::EXPR_SADDR_LOW | Word::EXPR_DADDR_LOW)
-            | Source::Either(Word::EXPR_SADDR_LOW, _)
+        Source::Field(ExprWord::EXPR_SADDR_LOW | ExprWord::EXPR_DADDR_LOW)
+            | Source::Either(ExprWord::EXPR_SADDR_LOW, _)
     );
     format!("{value} {}{}", of_test(node.test, is_address), leads(node))
 }
@@ -129,23 +129,23 @@ fn of_test(test: Test, is_address: bool) -> String {
     }
 }
 
-fn is_temporary(word: Word) -> bool {
-    word.0 >= Word::EXPR_TEMPORARY.0
+fn is_temporary(word: ExprWord) -> bool {
+    word.0 >= ExprWord::EXPR_TEMPORARY.0
 }
 
-fn name(word: Word) -> String {
+fn name(word: ExprWord) -> String {
     let name = match word {
-        Word::EXPR_SPORT => "source port",
-        Word::EXPR_DPORT => "destination port",
-        Word::EXPR_SADDR_HIGH => "source (first half)",
-        Word::EXPR_SADDR_LOW => "source",
-        Word::EXPR_DADDR_HIGH => "destination (first half)",
-        Word::EXPR_DADDR_LOW => "destination",
-        Word::EXPR_LEN => "length",
-        Word::EXPR_VLAN_OUTER => "outer tag",
-        Word::EXPR_VLAN_INNER => "inner tag",
-        Word::EXPR_OUTBOUND => "outbound",
-        Word(other) => return format!("t{}", other - Word::EXPR_TEMPORARY.0),
+        ExprWord::EXPR_SPORT => "source port",
+        ExprWord::EXPR_DPORT => "destination port",
+        ExprWord::EXPR_SADDR_HIGH => "source (first half)",
+        ExprWord::EXPR_SADDR_LOW => "source",
+        ExprWord::EXPR_DADDR_HIGH => "destination (first half)",
+        ExprWord::EXPR_DADDR_LOW => "destination",
+        ExprWord::EXPR_LEN => "length",
+        ExprWord::EXPR_VLAN_OUTER => "outer tag",
+        ExprWord::EXPR_VLAN_INNER => "inner tag",
+        ExprWord::EXPR_OUTBOUND => "outbound",
+        ExprWord(other) => return format!("t{}", other - ExprWord::EXPR_TEMPORARY.0),
     };
     name.to_owned()
 }

@@ -21,9 +21,9 @@ use anyhow::{Context, Result};
 
 use crate::failure::Failure;
 use crate::skel::expr::{
-    self as raw, EXPR_ACCEPT, EXPR_NONE, EXPR_REJECT, ExprNode, ExprSettings, Kind,
+    self as raw, EXPR_ACCEPT, EXPR_NONE, EXPR_REJECT, ExprKind, ExprNode, ExprSettings,
 };
-use compile::{Node, Operand, Program, Source, Target};
+use compile::{CompiledExpression, Node, Operand, Source, Target};
 pub use describe::Described;
 pub use ends::End;
 use syntax::Condition;
@@ -31,7 +31,7 @@ use syntax::Condition;
 /// A compiled expression.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expression {
-    program: Program,
+    program: CompiledExpression,
     needs_direction: bool,
     condition: Condition,
 }
@@ -134,7 +134,7 @@ fn offset(target: Target) -> Result<u16> {
 }
 
 fn encode(node: &Node) -> Result<ExprNode> {
-    let word = |word: raw::Word| u8::try_from(word.0).context("no such word");
+    let word = |word: raw::ExprWord| u8::try_from(word.0).context("no such word");
     let mut to = ExprNode {
         mask: node.test.mask,
         first: node.test.first,
@@ -147,17 +147,17 @@ fn encode(node: &Node) -> Result<ExprNode> {
     let kind = match node.source {
         Source::Field(a) => {
             to.a = word(a)?;
-            Kind::EXPR_FIELD
+            ExprKind::EXPR_FIELD
         }
         Source::Either(a, b) => {
             to.a = word(a)?;
             to.b = word(b)?;
-            Kind::EXPR_EITHER
+            ExprKind::EXPR_EITHER
         }
         Source::PortSet(a, set) => {
             to.a = word(a)?;
             to.b = set;
-            Kind::EXPR_PORT_SET
+            ExprKind::EXPR_PORT_SET
         }
         Source::AddressSet {
             word: a,
@@ -167,7 +167,7 @@ fn encode(node: &Node) -> Result<ExprNode> {
             to.a = word(a)?;
             to.b = set;
             to.operand = multiplier;
-            Kind::EXPR_ADDRESS_SET
+            ExprKind::EXPR_ADDRESS_SET
         }
         Source::Load {
             base,
@@ -181,7 +181,7 @@ fn encode(node: &Node) -> Result<ExprNode> {
             to.b = index.map_or(Ok(EXPR_NONE), word)?;
             to.size = size;
             to.to = word(kept)?;
-            Kind::EXPR_LOAD
+            ExprKind::EXPR_LOAD
         }
         Source::Arithmetic {
             operation,
@@ -196,7 +196,7 @@ fn encode(node: &Node) -> Result<ExprNode> {
                 Operand::Number(number) => to.operand = number,
             }
             to.to = word(kept)?;
-            Kind::EXPR_ARITHMETIC
+            ExprKind::EXPR_ARITHMETIC
         }
     };
     to.kind = u8::try_from(kind.0)?;

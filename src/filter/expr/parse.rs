@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::Wrong;
 use super::lex::{Lexeme, Token, lex};
 use super::syntax::{Base, Comparison, Condition, Operation, Prefix, Relation, Side, Value};
-use crate::host::names;
+use crate::host::lookup;
 
 /// How deeply parentheses, `not` and arithmetic can be nested.
 const DEPTH_MAX: usize = 100;
@@ -1102,10 +1102,10 @@ fn protocol(word: &str) -> Option<Protocol> {
 }
 
 fn service(name: &str, at: Range<usize>) -> Outcome<u16> {
-    match names::service_port(name) {
+    match lookup::service_port(name) {
         Ok(Some(port)) => Ok(port),
         Ok(None) => {
-            let why = format!("no TCP service '{name}' in {}", names::SERVICES);
+            let why = format!("no TCP service '{name}' in {}", lookup::SERVICES);
             let wrong = Wrong::new(at, why);
             let range = name.split_once('-');
             let ports = range.map(|(first, last)| (first.parse::<u16>(), last.parse::<u16>()));
@@ -1118,7 +1118,7 @@ fn service(name: &str, at: Range<usize>) -> Outcome<u16> {
             at,
             format!(
                 "'{name}' is not a number, and {} can't be read: {error}",
-                names::SERVICES
+                lookup::SERVICES
             ),
         )),
     }

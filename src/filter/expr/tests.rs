@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn program(text: &str) -> Program {
+fn program(text: &str) -> CompiledExpression {
     match Expression::read(text) {
         Ok(expression) => expression.program,
         Err(wrong) => panic!("{text}: {wrong:?}"),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Exposition, Family, Kind};
+use super::{Exposition, Family, MetricKind};
 use crate::domain::connection::Connection;
 use crate::domain::export::ExportCounts;
 use crate::domain::incoming::FATES;
@@ -23,7 +23,7 @@ const OTHER: &str = "other";
 const fn counter(name: &'static str, help: &'static str) -> Family {
     Family {
         name,
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         unit: "",
         help,
     }
@@ -32,7 +32,7 @@ const fn counter(name: &'static str, help: &'static str) -> Family {
 const fn gauge(name: &'static str, help: &'static str) -> Family {
     Family {
         name,
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         unit: "",
         help,
     }
@@ -41,7 +41,7 @@ const fn gauge(name: &'static str, help: &'static str) -> Family {
 const fn seconds(name: &'static str, help: &'static str) -> Family {
     Family {
         name,
-        kind: Kind::Histogram,
+        kind: MetricKind::Histogram,
         unit: "seconds",
         help,
     }
@@ -114,7 +114,7 @@ const OPENED: Family = counter(
 const CLOSED: Family = counter("tcpinspect_connections_closed", "Connections that ended.");
 const BYTES: Family = Family {
     name: "tcpinspect_connection_bytes",
-    kind: Kind::Counter,
+    kind: MetricKind::Counter,
     unit: "bytes",
     help: "Payload of connections that ended.",
 };
@@ -138,25 +138,25 @@ const LOST: Family = counter(
 const SCRAPES: Family = counter("tcpinspect_exporter_scrapes", "Requests for metrics.");
 const BUILD: Family = Family {
     name: "tcpinspect_build",
-    kind: Kind::Info,
+    kind: MetricKind::Info,
     unit: "",
     help: "The version of tcpinspect.",
 };
 const CPU: Family = Family {
     name: "process_cpu_seconds",
-    kind: Kind::Counter,
+    kind: MetricKind::Counter,
     unit: "seconds",
     help: "CPU time of this process. Programs in the kernel run on the time of others.",
 };
 const MEMORY: Family = Family {
     name: "process_resident_memory_bytes",
-    kind: Kind::Gauge,
+    kind: MetricKind::Gauge,
     unit: "bytes",
     help: "Memory of this process.",
 };
 const STARTED: Family = Family {
     name: "process_start_time_seconds",
-    kind: Kind::Gauge,
+    kind: MetricKind::Gauge,
     unit: "seconds",
     help: "When this process began to count, since 1970-01-01 UTC.",
 };

@@ -54,7 +54,7 @@ impl ExpositionFormat {
 
 /// The type of a family of metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     /// It only grows.
     Counter,
     /// It grows and falls.
@@ -65,7 +65,7 @@ pub enum Kind {
     Histogram,
 }
 
-impl Kind {
+impl MetricKind {
     fn name(self, format: ExpositionFormat) -> &'static str {
         match (self, format) {
             (Self::Counter, _) => "counter",
@@ -94,7 +94,7 @@ pub struct Family {
     /// The name without `_total`.
     pub name: &'static str,
     /// The TYPE.
-    pub kind: Kind,
+    pub kind: MetricKind,
     /// The unit, with which the name ends; empty if there is none.
     pub unit: &'static str,
     /// The HELP text.
@@ -204,13 +204,13 @@ mod tests {
 
     const SYNS: Family = Family {
         name: "tcpinspect_syns",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         unit: "",
         help: "Incoming SYNs.",
     };
     const WAIT: Family = Family {
         name: "tcpinspect_wait_seconds",
-        kind: Kind::Histogram,
+        kind: MetricKind::Histogram,
         unit: "seconds",
         help: "Waits.",
     };

@@ -14,7 +14,7 @@ use crate::view::text::{short, shortened, time, time_or_none};
 
 /// The columns, in their order. The table can be sorted by each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Column {
+pub enum FlowViewColumn {
     State,
     Source,
     Destination,
@@ -34,7 +34,7 @@ pub enum Column {
 
 /// How a column is shown.
 pub struct Spec {
-    pub column: Column,
+    pub column: FlowViewColumn,
     pub title: &'static str,
     /// 0 for the two ends of a flow, which share the width that the other columns leave.
     pub width: u16,
@@ -45,26 +45,26 @@ pub struct Spec {
 /// The priority of a column that is never left out.
 const ALWAYS: u8 = 11;
 
-/// The columns of [`Column`], in the same order.
+/// The columns of [`FlowViewColumn`], in the same order.
 pub const COLUMNS: [Spec; 15] = [
-    spec(Column::State, "STATE", 12, ALWAYS),
-    spec(Column::Source, "SOURCE", 0, ALWAYS),
-    spec(Column::Destination, "DESTINATION", 0, ALWAYS),
-    spec(Column::Name, "NAME", 24, 8),
-    spec(Column::Process, "PROCESS", 15, 7),
-    spec(Column::Pid, "PID", 7, 1),
-    spec(Column::Age, "AGE", 7, 4),
-    spec(Column::Handshake, "HANDSHK", 7, 3),
-    spec(Column::Packets, "PACKETS", 7, 5),
-    spec(Column::Bytes, "BYTES", 6, 6),
-    spec(Column::PacketRate, "PKT/s", 6, 2),
-    spec(Column::ByteRate, "BYTE/s", 6, ALWAYS),
-    spec(Column::Retransmits, "RETRANS", 7, 10),
-    spec(Column::RoundTrip, "RTT", 7, 9),
-    spec(Column::History, "HISTORY", 10, 0),
+    spec(FlowViewColumn::State, "STATE", 12, ALWAYS),
+    spec(FlowViewColumn::Source, "SOURCE", 0, ALWAYS),
+    spec(FlowViewColumn::Destination, "DESTINATION", 0, ALWAYS),
+    spec(FlowViewColumn::Name, "NAME", 24, 8),
+    spec(FlowViewColumn::Process, "PROCESS", 15, 7),
+    spec(FlowViewColumn::Pid, "PID", 7, 1),
+    spec(FlowViewColumn::Age, "AGE", 7, 4),
+    spec(FlowViewColumn::Handshake, "HANDSHK", 7, 3),
+    spec(FlowViewColumn::Packets, "PACKETS", 7, 5),
+    spec(FlowViewColumn::Bytes, "BYTES", 6, 6),
+    spec(FlowViewColumn::PacketRate, "PKT/s", 6, 2),
+    spec(FlowViewColumn::ByteRate, "BYTE/s", 6, ALWAYS),
+    spec(FlowViewColumn::Retransmits, "RETRANS", 7, 10),
+    spec(FlowViewColumn::RoundTrip, "RTT", 7, 9),
+    spec(FlowViewColumn::History, "HISTORY", 10, 0),
 ];
 
-const fn spec(column: Column, title: &'static str, width: u16, priority: u8) -> Spec {
+const fn spec(column: FlowViewColumn, title: &'static str, width: u16, priority: u8) -> Spec {
     Spec {
         column,
         title,
@@ -81,45 +81,47 @@ const END_WIDTH: usize = 21;
 const SHORT_PROCESS: u16 = 8;
 
 /// The text of a flow in a column.
-pub fn cell(column: Column, entry: &FlowEntry, width: usize) -> Cell<'static> {
+pub fn cell(column: FlowViewColumn, entry: &FlowEntry, width: usize) -> Cell<'static> {
     let flow = &entry.flow;
     let text = match column {
-        Column::State => {
+        FlowViewColumn::State => {
             return Cell::from(state(flow)).style(Style::new().fg(color(flow)));
         }
-        Column::Source => shortened(&endpoint(flow.saddr(), flow.sport()), width),
-        Column::Destination => shortened(&endpoint(flow.daddr(), flow.dport()), width),
-        Column::Name => shortened(&server(entry).unwrap_or_else(|| "-".to_owned()), width),
-        Column::Process => shortened(&process(flow).unwrap_or_else(|| "-".to_owned()), width),
-        Column::Pid => flow
+        FlowViewColumn::Source => shortened(&endpoint(flow.saddr(), flow.sport()), width),
+        FlowViewColumn::Destination => shortened(&endpoint(flow.daddr(), flow.dport()), width),
+        FlowViewColumn::Name => shortened(&server(entry).unwrap_or_else(|| "-".to_owned()), width),
+        FlowViewColumn::Process => {
+            shortened(&process(flow).unwrap_or_else(|| "-".to_owned()), width)
+        }
+        FlowViewColumn::Pid => flow
             .process()
             .map_or("-".to_owned(), |(pid, _)| pid.to_string()),
-        Column::Age => time(entry.age),
-        Column::Handshake => time_or_none(flow.handshake_ns()),
-        Column::Packets => short(flow.packets() as f64),
-        Column::Bytes => short(bytes(flow) as f64),
-        Column::PacketRate => short(entry.packet_rate),
-        Column::ByteRate => short(entry.byte_rate),
-        Column::Retransmits => short(flow.retransmits() as f64),
-        Column::RoundTrip => time_or_none(entry.round_trip_ns()),
-        Column::History => String::from_utf8_lossy(flow.history()).into_owned(),
+        FlowViewColumn::Age => time(entry.age),
+        FlowViewColumn::Handshake => time_or_none(flow.handshake_ns()),
+        FlowViewColumn::Packets => short(flow.packets() as f64),
+        FlowViewColumn::Bytes => short(bytes(flow) as f64),
+        FlowViewColumn::PacketRate => short(entry.packet_rate),
+        FlowViewColumn::ByteRate => short(entry.byte_rate),
+        FlowViewColumn::Retransmits => short(flow.retransmits() as f64),
+        FlowViewColumn::RoundTrip => time_or_none(entry.round_trip_ns()),
+        FlowViewColumn::History => String::from_utf8_lossy(flow.history()).into_owned(),
     };
     aligned(column, text)
 }
 
 /// Aligns numbers to the right.
-pub fn aligned(column: Column, text: String) -> Cell<'static> {
+pub fn aligned(column: FlowViewColumn, text: String) -> Cell<'static> {
     let line = Line::from(text);
     Cell::from(match column {
-        Column::Age
-        | Column::Handshake
-        | Column::Packets
-        | Column::Bytes
-        | Column::PacketRate
-        | Column::ByteRate
-        | Column::Retransmits
-        | Column::RoundTrip
-        | Column::Pid => line.right_aligned(),
+        FlowViewColumn::Age
+        | FlowViewColumn::Handshake
+        | FlowViewColumn::Packets
+        | FlowViewColumn::Bytes
+        | FlowViewColumn::PacketRate
+        | FlowViewColumn::ByteRate
+        | FlowViewColumn::Retransmits
+        | FlowViewColumn::RoundTrip
+        | FlowViewColumn::Pid => line.right_aligned(),
         _ => line,
     })
 }
@@ -136,27 +138,27 @@ pub enum SortKey<'a> {
 }
 
 /// The value that flows are sorted by.
-pub fn sort_key(column: Column, entry: &FlowEntry) -> SortKey<'_> {
+pub fn sort_key(column: FlowViewColumn, entry: &FlowEntry) -> SortKey<'_> {
     let flow = &entry.flow;
     SortKey::Number(match column {
-        Column::State => return SortKey::State(flow.state()),
-        Column::Source => return SortKey::End(flow.saddr(), flow.sport()),
-        Column::Destination => return SortKey::End(flow.daddr(), flow.dport()),
-        Column::Name => return SortKey::Name(server(entry)),
-        Column::Process => {
+        FlowViewColumn::State => return SortKey::State(flow.state()),
+        FlowViewColumn::Source => return SortKey::End(flow.saddr(), flow.sport()),
+        FlowViewColumn::Destination => return SortKey::End(flow.daddr(), flow.dport()),
+        FlowViewColumn::Name => return SortKey::Name(server(entry)),
+        FlowViewColumn::Process => {
             return SortKey::Process(flow.process().map(|(pid, comm)| (comm, pid)));
         }
-        Column::History => return SortKey::Text(flow.history()),
-        Column::Pid => flow.process().map(|(pid, _)| pid.into()),
-        Column::Age => Some(entry.age),
-        Column::Handshake => flow.handshake_ns(),
-        Column::Packets => Some(flow.packets()),
-        Column::Bytes => Some(bytes(flow)),
+        FlowViewColumn::History => return SortKey::Text(flow.history()),
+        FlowViewColumn::Pid => flow.process().map(|(pid, _)| pid.into()),
+        FlowViewColumn::Age => Some(entry.age),
+        FlowViewColumn::Handshake => flow.handshake_ns(),
+        FlowViewColumn::Packets => Some(flow.packets()),
+        FlowViewColumn::Bytes => Some(bytes(flow)),
         // The bits of floats that are not negative have the order of the floats.
-        Column::PacketRate => Some(entry.packet_rate.to_bits()),
-        Column::ByteRate => Some(entry.byte_rate.to_bits()),
-        Column::Retransmits => Some(flow.retransmits()),
-        Column::RoundTrip => entry.round_trip_ns(),
+        FlowViewColumn::PacketRate => Some(entry.packet_rate.to_bits()),
+        FlowViewColumn::ByteRate => Some(entry.byte_rate.to_bits()),
+        FlowViewColumn::Retransmits => Some(flow.retransmits()),
+        FlowViewColumn::RoundTrip => entry.round_trip_ns(),
     })
 }
 
@@ -210,7 +212,7 @@ pub fn fitting(
     for at in others {
         let width = width_of(at);
         let shortest = match COLUMNS[at].column {
-            Column::Process => SHORT_PROCESS,
+            FlowViewColumn::Process => SHORT_PROCESS,
             _ => width,
         };
         let enough = longest.min(END_WIDTH);

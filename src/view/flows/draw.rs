@@ -6,7 +6,7 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Cell, Paragraph, Row, Table};
 
-use super::columns::{COLUMNS, Column, aligned, cell, fitting, width};
+use super::columns::{COLUMNS, FlowViewColumn, aligned, cell, fitting, width};
 use super::groups::GroupBy;
 use super::{FlowsView, filter, groups};
 use crate::view::chart::draw_chart;
@@ -141,11 +141,11 @@ impl FlowsView {
                 aligned(
                     spec.column,
                     match spec.column {
-                        Column::Packets => short(group.packets as f64),
-                        Column::Bytes => short(group.bytes as f64),
-                        Column::PacketRate => short(group.packet_rate),
-                        Column::ByteRate => short(group.byte_rate),
-                        Column::Retransmits => short(group.retransmits as f64),
+                        FlowViewColumn::Packets => short(group.packets as f64),
+                        FlowViewColumn::Bytes => short(group.bytes as f64),
+                        FlowViewColumn::PacketRate => short(group.packet_rate),
+                        FlowViewColumn::ByteRate => short(group.byte_rate),
+                        FlowViewColumn::Retransmits => short(group.retransmits as f64),
                         _ => time_or_none(group.round_trip),
                     },
                 )

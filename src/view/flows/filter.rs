@@ -29,7 +29,7 @@ enum Test {
     Text(String),
     /// Text that one field must contain.
     Word(Word, String),
-    Address(Side, IpNet),
+    Address(FilteredEnd, IpNet),
     Number(Number, Compare, Option<f64>),
 }
 
@@ -44,7 +44,7 @@ pub enum Word {
 
 /// Which end of a flow must have an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
+pub enum FilteredEnd {
     Source,
     Destination,
     Either,
@@ -97,10 +97,10 @@ const WORDS: [(&str, Word); 4] = [
     ("name", Word::Name),
 ];
 
-const SIDES: [(&str, Side); 3] = [
-    ("src", Side::Source),
-    ("dst", Side::Destination),
-    ("host", Side::Either),
+const ENDS: [(&str, FilteredEnd); 3] = [
+    ("src", FilteredEnd::Source),
+    ("dst", FilteredEnd::Destination),
+    ("host", FilteredEnd::Either),
 ];
 
 const NUMBERS: [(&str, Number); 13] = [
@@ -121,7 +121,7 @@ const NUMBERS: [(&str, Number); 13] = [
 
 /// The names of all fields, for the help.
 pub fn field_names() -> String {
-    let names = SIDES.iter().map(|(name, _)| *name);
+    let names = ENDS.iter().map(|(name, _)| *name);
     let names = names.chain(NUMBERS.iter().map(|(name, _)| *name));
     let names = names.chain(WORDS.iter().map(|(name, _)| *name));
     names.collect::<Vec<_>>().join(" ")
@@ -243,7 +243,7 @@ fn parse_test(word: &str) -> Result<Option<(bool, Test)>, ()> {
             value => Some(parse_number(value).ok_or(())?),
         };
         Test::Number(number, compare, value)
-    } else if let Some(side) = find(&SIDES, name) {
+    } else if let Some(side) = find(&ENDS, name) {
         let net = value.parse::<IpNet>();
         let net = net.or_else(|_| value.parse::<IpAddr>().map(IpNet::from));
         Test::Address(side, net.map_err(|_| ())?)
@@ -289,9 +289,9 @@ impl Test {
             Self::Address(side, net) => {
                 let [source, destination] = fields.ends().map(|(addr, _)| net.contains(&addr));
                 match side {
-                    Side::Source => source,
-                    Side::Destination => destination,
-                    Side::Either => source || destination,
+                    FilteredEnd::Source => source,
+                    FilteredEnd::Destination => destination,
+                    FilteredEnd::Either => source || destination,
                 }
             }
             Self::Number(number, _, None) => fields.numbers(*number) == [None; 2],

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
-use super::columns::Column;
+use super::columns::FlowViewColumn;
 use super::entry::{FlowEntry, bytes};
 use crate::view::text::escaped;
 
@@ -92,24 +92,24 @@ pub fn groups<'e>(by: GroupBy, entries: impl Iterator<Item = &'e FlowEntry>) -> 
 }
 
 /// The columns of groups, besides the key and the number of flows.
-pub const SUMMED: [Column; 6] = [
-    Column::Packets,
-    Column::Bytes,
-    Column::PacketRate,
-    Column::ByteRate,
-    Column::Retransmits,
-    Column::RoundTrip,
+pub const SUMMED: [FlowViewColumn; 6] = [
+    FlowViewColumn::Packets,
+    FlowViewColumn::Bytes,
+    FlowViewColumn::PacketRate,
+    FlowViewColumn::ByteRate,
+    FlowViewColumn::Retransmits,
+    FlowViewColumn::RoundTrip,
 ];
 
 /// The order of groups by a column of [`SUMMED`]; by the number of flows for any other.
-pub fn compare(column: Column, a: &Group, b: &Group) -> Ordering {
+pub fn compare(column: FlowViewColumn, a: &Group, b: &Group) -> Ordering {
     match column {
-        Column::Packets => a.packets.cmp(&b.packets),
-        Column::Bytes => a.bytes.cmp(&b.bytes),
-        Column::PacketRate => a.packet_rate.total_cmp(&b.packet_rate),
-        Column::ByteRate => a.byte_rate.total_cmp(&b.byte_rate),
-        Column::Retransmits => a.retransmits.cmp(&b.retransmits),
-        Column::RoundTrip => a.round_trip.cmp(&b.round_trip),
+        FlowViewColumn::Packets => a.packets.cmp(&b.packets),
+        FlowViewColumn::Bytes => a.bytes.cmp(&b.bytes),
+        FlowViewColumn::PacketRate => a.packet_rate.total_cmp(&b.packet_rate),
+        FlowViewColumn::ByteRate => a.byte_rate.total_cmp(&b.byte_rate),
+        FlowViewColumn::Retransmits => a.retransmits.cmp(&b.retransmits),
+        FlowViewColumn::RoundTrip => a.round_trip.cmp(&b.round_trip),
         _ => a.flows.cmp(&b.flows),
     }
 }

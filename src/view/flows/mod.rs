@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 
 use ratatui::Frame;
 
-use self::columns::{COLUMNS, Column, sort_key};
+use self::columns::{COLUMNS, FlowViewColumn, sort_key};
 use self::detail::Detail;
 use self::entry::{FlowEntry, FlowKey, endpoint, server};
 use self::filter::TypedFilter;
@@ -87,7 +87,7 @@ impl FlowsView {
             has_help: false,
             sort: COLUMNS
                 .iter()
-                .position(|spec| spec.column == Column::ByteRate)
+                .position(|spec| spec.column == FlowViewColumn::ByteRate)
                 .unwrap_or(0),
             descending: true,
             filter: String::new(),
@@ -258,10 +258,10 @@ impl FlowsView {
         self.arrange();
     }
 
-    fn has_column(&self, column: Column) -> bool {
+    fn has_column(&self, column: FlowViewColumn) -> bool {
         match self.grouped {
             Some(_) => groups::SUMMED.contains(&column),
-            None => column != Column::Name || self.has_names,
+            None => column != FlowViewColumn::Name || self.has_names,
         }
     }
 

@@ -100,7 +100,7 @@ fn the_columns_to_sort_by_go_round() {
         press(&mut view, &[Key::Right]);
     }
     assert_eq!(ports(&mut view), before);
-    while COLUMNS[view.sort].column != Column::Source {
+    while COLUMNS[view.sort].column != FlowViewColumn::Source {
         press(&mut view, &[Key::Left]);
     }
     assert_eq!(ports(&mut view), [3, 2, 1]);
