@@ -316,10 +316,10 @@ impl PacketCommand for Flows<'_> {
             .map(|interface| Some(interface.name.as_str()))
             .collect::<Vec<_>>();
         let has_view = watch::shows_view(args);
-        let source = (live.take_source()?, live.buffer);
+        let source = live.take_source()?;
         let mut reporter = Reporter::new(args, self.writer.clone(), &names, has_view);
         reporter.distributions = self.distributions.clone();
-        let mut table = FlowTable::new(args, source, live.slots, reporter);
+        let mut table = FlowTable::new(args, source, reporter);
         table.name_source = name_source(args, live.buffer, live.first()?.1)?;
         let notices = live.session.notices;
         if asks_for_containers(args) && !sees_cgroups() {
@@ -391,11 +391,11 @@ impl PacketCommand for Flows<'_> {
     fn replay<'obj>(&self, replay: &mut Replay<'_, FlowsSkel<'obj>>) -> Result<Summary, Failure> {
         let mut reporter = Reporter::new(self.args, self.writer.clone(), &[None], false);
         reporter.distributions = self.distributions.clone();
-        let source = (replay.take_source()?, replay.buffer);
+        let source = replay.take_source()?;
         let name_source = name_source(self.args, replay.buffer, replay.skel)?;
         replay.begin(|out, clock| reporter.header(out, clock))?;
         reporter.begin();
-        let mut table = FlowTable::new(self.args, source, replay.slots, reporter);
+        let mut table = FlowTable::new(self.args, source, reporter);
         table.name_source = name_source;
         replay::run(self.args, table, replay)
     }

@@ -7,7 +7,7 @@ use super::reporter::Reporter;
 use super::sockets::Sockets;
 use crate::cli::FlowsArgs;
 use crate::notice::Notices;
-use crate::run::events::{BufferKind, EventSource};
+use crate::run::events::EventSource;
 use crate::run::session::Session;
 use crate::skel::flows::FlowsSkel;
 use crate::skel::{
@@ -29,25 +29,24 @@ pub struct FlowTable<'a> {
     pub reporter: Reporter<'a>,
     /// Flows that were added for sockets, until sockets could no longer be read.
     lost_seeded: u64,
-    chunk: u32,
+    /// How many records certainly find room in the buffer.
+    room: u32,
     max_flows: u64,
 }
 
 impl<'a> FlowTable<'a> {
     /// Reads the records of the sweep from this buffer.
-    pub fn new(
-        args: &FlowsArgs,
-        (source, buffer): (EventSource, BufferKind),
-        cpus: usize,
-        reporter: Reporter<'a>,
-    ) -> Self {
+    pub fn new(args: &FlowsArgs, source: EventSource, reporter: Reporter<'a>) -> Self {
+        // Only the sweep writes to the buffer, and it is emptied after each run. So no record is lost,
+        // except on a CPU that came online after a perf buffer was opened.
+        let room = source.room(size_of::<FlowRecord>());
         Self {
             source,
             sockets: None,
             name_source: None,
             reporter,
             lost_seeded: 0,
-            chunk: chunk(args, buffer, cpus),
+            room: u32::try_from(room).unwrap_or(u32::MAX),
             max_flows: args.max_flows.into(),
         }
     }
@@ -154,7 +153,7 @@ impl<'a> FlowTable<'a> {
         loop {
             let input = ProgramInput {
                 data_in: Some(&frame),
-                repeat: (left / SweepLimit::SWEEP_STEP.0 + 2).min(self.chunk),
+                repeat: (left / SweepLimit::SWEEP_STEP.0 + 2).min(self.room),
                 ..ProgramInput::default()
             };
             match skel.progs.flows_sweep.test_run(input) {
@@ -222,18 +221,4 @@ pub fn without_sockets(notices: Notices, error: &anyhow::Error) {
     notices.notice(&format!(
         "processes and the kernel's TCP metrics can't be shown, which needs CAP_PERFMON and Linux 5.11 or later: {error:#}"
     ));
-}
-
-/// How many records certainly fit into the event buffer. Only the sweep writes to it, and it is
-/// emptied after each run. So no record is lost, except on a CPU that came online after the perf
-/// buffer was opened.
-fn chunk(args: &FlowsArgs, buffer: BufferKind, cpus: usize) -> u32 {
-    // Both kinds of buffer add less than this to a record.
-    const OVERHEAD: usize = 64;
-    let bytes = args.buffer.size() as usize;
-    let bytes = match buffer {
-        BufferKind::Ring => bytes,
-        BufferKind::Perf => (bytes / cpus / 2).max(4096),
-    };
-    u32::try_from(bytes / (size_of::<FlowRecord>() + OVERHEAD)).unwrap_or(u32::MAX)
 }
