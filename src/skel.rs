@@ -154,6 +154,9 @@ const fn len<S, T, const LEN: usize>(_array: fn(&S) -> &[T; LEN]) -> usize {
     LEN
 }
 
+/// How many of the first bytes of an initiator are copied, with --names.
+pub const NAME_BYTES: usize = len(|it: &flows::types::name_event| &it.bytes);
+
 /// Bytes of replayed frames that the programs can reach in one test run. Behind them is slack.
 pub const REPLAY_BYTES: usize = 128 * 1024;
 const _: () = assert!(len(|it: &ReplayedFrames| &it.replay_bytes) == REPLAY_BYTES + 64);

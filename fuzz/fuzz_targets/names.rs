@@ -4,14 +4,15 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tcpinspect::domain::names::{LOOKED_AT, read, read_chunks};
+use tcpinspect::domain::names::{read, read_chunks};
+use tcpinspect::skel::NAME_BYTES;
 
 fuzz_target!(|data: &[u8]| {
     // The first byte says where to cut, the rest is what an initiator sends.
     let Some((cut, bytes)) = data.split_first() else {
         return;
     };
-    let bytes = &bytes[..bytes.len().min(LOOKED_AT)];
+    let bytes = &bytes[..bytes.len().min(NAME_BYTES)];
     let whole = read(bytes, true).unwrap_or_default();
     if let Some(early) = read(bytes, false) {
         assert_eq!(early, whole);

@@ -10,10 +10,7 @@ use tls_parser::{
 };
 
 use super::flow::Flow;
-use crate::skel::NameChunk;
-
-/// How many of the first bytes of an initiator are read: `NAME_BYTES` of the programs.
-pub const LOOKED_AT: usize = 4096;
+use crate::skel::{NAME_BYTES, NameChunk};
 
 /// The longest name that is kept. A domain name has at most 253 letters, and a host has a port.
 const LONGEST: usize = 300;
@@ -182,11 +179,11 @@ struct Assembly {
 
 impl Assembly {
     fn take(&mut self, at: usize, bytes: &[u8]) {
-        let bytes = &bytes[..bytes.len().min(LOOKED_AT.saturating_sub(at))];
+        let bytes = &bytes[..bytes.len().min(NAME_BYTES.saturating_sub(at))];
         if at > self.bytes.len() {
             // Bounded, because a peer may send the same bytes again and again.
             let ahead: usize = self.ahead.iter().map(|(_, bytes)| bytes.len()).sum();
-            if ahead + bytes.len() <= LOOKED_AT {
+            if ahead + bytes.len() <= NAME_BYTES {
                 self.ahead.push((at, bytes.to_vec()));
             }
             return;
@@ -281,7 +278,7 @@ impl Names {
             return;
         };
         assembly.take(at, bytes);
-        let is_all = assembly.bytes.len() >= LOOKED_AT;
+        let is_all = assembly.bytes.len() >= NAME_BYTES;
         if let Some(name) = read(&assembly.bytes, is_all) {
             *known = Known::Read(Rc::new(name));
         }
