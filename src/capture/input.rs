@@ -5,10 +5,11 @@ use std::io::{self, Chain, Cursor, Read};
 use flate2::read::MultiGzDecoder;
 
 use super::Interrupt;
+use super::link_type::ETHERNET_HEADER;
 
 /// Bytes kept free in front of the data, so that an Ethernet header can be
 /// written in front of a frame wherever it lies in the buffer.
-const HEADROOM: usize = 14;
+const HEADROOM: usize = ETHERNET_HEADER;
 
 /// The first size of the buffer. It grows with the longest record that is asked
 /// for, which the readers limit.

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc::PIPE_BUF;
 
 use super::numbers::LINKTYPE_ETHERNET;
 use super::rotation::{Limits, Rotation, Turn};
@@ -24,9 +25,6 @@ use crate::stop::{ExitReason, Stop};
 /// Bytes gathered before they are written, unless a flush comes sooner. Large frames are
 /// gathered too: a file system takes a few large writes for less than the copies cost.
 const BUFFER: usize = 512 * 1024;
-
-/// A pipe that is writable takes this many bytes without blocking (PIPE_BUF).
-const SMALL_PIECE: usize = 4096;
 
 /// Where frames are to be written.
 pub struct Destination {
@@ -472,7 +470,8 @@ impl Recorder {
                 return Err(ErrorKind::WouldBlock.into());
             }
             let first = pieces.first().map_or(&[][..], |piece| piece);
-            return file.write(&first[..first.len().min(SMALL_PIECE)]);
+            // A pipe that is writable takes this much without blocking.
+            return file.write(&first[..first.len().min(PIPE_BUF)]);
         }
         file.write_vectored(pieces)
     }

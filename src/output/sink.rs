@@ -9,9 +9,10 @@ use std::os::unix::fs::FileTypeExt;
 
 use anyhow::{Result, anyhow};
 use nix::errno::Errno;
+use nix::libc::PIPE_BUF;
 
 use super::line::{Line, Room};
-use super::stage::{PIPE_PIECE, Stage, whole_lines};
+use super::stage::{Stage, whole_lines};
 use super::stdout::{Patience, Stdout, has_room};
 use crate::stop::{ExitReason, Stop};
 
@@ -20,7 +21,7 @@ use crate::stop::{ExitReason, Stop};
 const BUFFER: usize = 56 * 1024;
 
 /// How many bytes a terminal takes without blocking if it takes anything.
-const SMALL_PIECE: usize = 256;
+const TERMINAL_PIECE: usize = 256;
 
 /// Gathers data lines and writes them to stdout.
 pub struct Sink {
@@ -172,7 +173,7 @@ impl Sink {
     fn pass_on(&mut self, done: usize) -> std::io::Result<usize> {
         let rest = &self.buffer[done..];
         if let Some(stage) = &mut self.stage
-            && (stage.held > 0 || rest.len() > PIPE_PIECE || self.may_block)
+            && (stage.held > 0 || rest.len() > PIPE_BUF || self.may_block)
         {
             match stage.pass_on(rest, self.file.as_fd()) {
                 // stdout is not an ordinary pipe, or the kernel has no splice(2).
@@ -194,7 +195,7 @@ impl Sink {
         while done < bytes.len() && self.can_write() {
             let rest = &bytes[done..];
             let piece = if self.may_block {
-                &rest[..rest.len().min(SMALL_PIECE)]
+                &rest[..rest.len().min(TERMINAL_PIECE)]
             } else {
                 rest
             };

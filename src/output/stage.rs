@@ -4,19 +4,17 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, SpliceFFlags, splice};
+use nix::libc::PIPE_BUF;
 use nix::unistd::{pipe2, write};
-
-/// How many bytes the kernel writes to a pipe atomically (PIPE_BUF).
-pub(super) const PIPE_PIECE: usize = 4096;
 
 /// How many bytes to write at once: whole lines that the kernel takes in one piece, so that a line
 /// is never cut, even if others write too or the reader stops. A file that has room has room for
 /// that much.
 pub(super) fn whole_lines(bytes: &[u8]) -> usize {
-    if bytes.len() <= PIPE_PIECE {
+    if bytes.len() <= PIPE_BUF {
         return bytes.len();
     }
-    let last_end = bytes[..PIPE_PIECE].iter().rposition(|byte| *byte == b'\n');
+    let last_end = bytes[..PIPE_BUF].iter().rposition(|byte| *byte == b'\n');
     match last_end.or_else(|| bytes.iter().position(|byte| *byte == b'\n')) {
         Some(end) => end + 1,
         None => bytes.len(),
@@ -25,7 +23,7 @@ pub(super) fn whole_lines(bytes: &[u8]) -> usize {
 
 /// A pipe of our own on the way to the pipe at stdout.
 ///
-/// The kernel writes no more than [`PIPE_PIECE`] to a pipe in one piece, and each write wakes the
+/// The kernel writes no more than [`PIPE_BUF`] to a pipe in one piece, and each write wakes the
 /// reader. But splice(2) moves whole buffers from one pipe to another, as many as there is room
 /// for. So lines are written here, where no reader waits, in pieces that each are in one buffer,
 /// and then moved on all at once: no line is cut, the reader wakes once, and nothing blocks.
@@ -74,7 +72,7 @@ mod tests {
         for len in [1, 2, 63, 64, 65, 170, 4095, 4096] {
             let lines = format!("{}\n", "x".repeat(len - 1)).repeat(20_000 / len);
             let piece = whole_lines(lines.as_bytes());
-            let expected = lines.len().min(PIPE_PIECE / len * len);
+            let expected = lines.len().min(PIPE_BUF / len * len);
             assert_eq!(piece, expected, "{len}");
         }
         let long = format!("{}\nshort\n", "x".repeat(5000));
