@@ -12,11 +12,7 @@
  * milliseconds. */
 #define SYN_AGAIN_NS 10000000
 
-/* Flows of interfaces beyond this number get no data from sockets. */
-#define INTERFACES_MAX 64
-
-/* How many interfaces are watched; all are in network namespace `netns` (inode number). */
-const volatile __u32 interfaces = 1;
+/* The network namespace of all interfaces, by inode number. */
 const volatile __u32 netns = 0;
 
 /* False: the socket has no remote end, or is not one of TCP: in other families, protocol 6 is

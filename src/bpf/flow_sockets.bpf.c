@@ -13,9 +13,7 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_tracing.h>
 #include "flow_socket.bpf.h"
-
-/* The interfaces by their index in the kernel, in the order of struct flow_key. */
-const volatile __u32 ifindexes[INTERFACES_MAX] = {};
+#include "interfaces.bpf.h"
 
 /* Set by user space while older connections are added; else only their numbers are copied. */
 __u32 seeding = 0;
@@ -181,7 +179,10 @@ static __always_inline void seed(const struct flow_key *key, const struct older 
 		seeded++;
 }
 
-/* The position of the interface that the socket's packets leave by, or INTERFACES_MAX. */
+/*
+ * The number, in struct flow_key, of the interface that the socket's packets leave by, or
+ * INTERFACES_MAX. Flows of interfaces from this number on get no data from sockets.
+ */
 static __always_inline __u32 interface_of(const struct sock *sk)
 {
 	const struct dst_entry *route = sk->sk_dst_cache;

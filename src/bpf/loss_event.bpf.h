@@ -6,6 +6,7 @@
 
 #include "filter.bpf.h"
 #include "events.bpf.h"
+#include "interfaces.bpf.h"
 #include "export.bpf.h"
 #include "rate.bpf.h"
 #include "skb.bpf.h"
@@ -16,10 +17,6 @@
 const volatile __u32 wanted_kinds = 0;
 /* Only this network namespace, by inode number; 0: all. */
 const volatile __u32 netns = 0;
-/* How many of ifindexes are set: only segments at these interfaces are reported; 0: all. */
-#define INTERFACES_MAX 64
-const volatile __u32 interfaces = 0;
-const volatile __u32 ifindexes[INTERFACES_MAX] = {};
 /* Report also those frees that lose no data, such as the copies of packet sockets. */
 const volatile bool with_noise = false;
 
@@ -81,7 +78,7 @@ const enum loss_kind *unused_loss_kind __attribute__((unused));
 const struct count_key *unused_count_key __attribute__((unused));
 const struct count_set *unused_count_set __attribute__((unused));
 
-/* Whether namespace and interface are asked for. */
+/* Whether namespace and interface are asked for. Without interfaces, all are. */
 static __always_inline bool place_matches(const struct loss_event *e)
 {
 	bool found = false;
