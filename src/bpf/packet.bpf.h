@@ -23,6 +23,10 @@
 #define IPPROTO_AH	 51
 #define IPPROTO_DSTOPTS	 60
 
+/* The offset of a fragment, among flags, in IPv4 and in a fragment header of IPv6. */
+#define IP_OFFSET  0x1fff
+#define IP6_OFFSET 0xfff8
+
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
@@ -451,7 +455,7 @@ static __always_inline enum verdict parse_ipv4(struct frame *f, struct packet *p
 		return VERDICT_MALFORMED;
 	if (ip->protocol != IPPROTO_TCP)
 		return VERDICT_NOT_TCP;
-	if (ip->fragment & bpf_htons(0x1fff))
+	if (ip->fragment & bpf_htons(IP_OFFSET))
 		return VERDICT_FRAGMENT;
 	if (total_len && p->l3 + total_len < f->end)
 		f->end = forget_end(p->l3 + total_len);
@@ -523,7 +527,7 @@ static __always_inline enum verdict parse_ipv6(struct frame *f, struct packet *p
 			return VERDICT_TRUNCATED;
 		if (i == MAX_EXT_HEADERS)
 			return VERDICT_TOO_DEEP;
-		if (ext->fragment & bpf_htons(0xfff8) & -is_fragment(next))
+		if (ext->fragment & bpf_htons(IP6_OFFSET) & -is_fragment(next))
 			return ext->next_header == IPPROTO_TCP ? VERDICT_FRAGMENT : VERDICT_NOT_TCP;
 		p->l4 = forget_range(p->l4 + ext_header_len(next, ext));
 		next = ext->next_header;
@@ -710,7 +714,7 @@ static __always_inline bool parse_common(struct frame *f, struct packet *p, enum
 			*v = VERDICT_NOT_TCP;
 			return true;
 		}
-		if (ip->fragment & bpf_htons(0x1fff))
+		if (ip->fragment & bpf_htons(IP_OFFSET))
 			return false;
 		p->ip_version = 4;
 	} else if (ethertype == bpf_htons(ETHERTYPE_IPV6)) {

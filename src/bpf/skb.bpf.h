@@ -58,7 +58,7 @@ static __noinline void *tcp_after(__u64 network, __u8 next)
 		if (bpf_probe_read_kernel(&ext, sizeof(ext), (const void *)at))
 			return NULL;
 		if (next == IPPROTO_FRAGMENT) {
-			if (ext.fragment & bpf_htons(0xfff8))
+			if (ext.fragment & bpf_htons(IP6_OFFSET))
 				return NULL;
 			at += sizeof(ext);
 		} else if (next == IPPROTO_AH) {
@@ -104,7 +104,7 @@ static __always_inline bool read_segment(const struct sk_buff *skb, struct segme
 		const struct ipv4_header *ip4 = &usual.v4.ip;
 
 		if (ip4->version_ihl >> 4 != 4 || ip4->protocol != IPPROTO_TCP ||
-		    (ip4->fragment & bpf_htons(0x1fff)))
+		    (ip4->fragment & bpf_htons(IP_OFFSET)))
 			return false;
 		transport = network + (ip4->version_ihl & 0x0f) * 4;
 		is_usual = transport == network + sizeof(*ip4);
