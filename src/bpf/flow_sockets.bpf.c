@@ -2,10 +2,11 @@
 /*
  * flows: adds data from the sockets of this host to the flows in the table.
  *
- * A packet leads neither to a process nor to the kernel's own measurements. So an iterator over all
- * TCP sockets adds the connections that are older than the tool, and copies round-trip times and
- * the like. A tracepoint does the same when a socket is connected or closed. An iterator over all
- * open files finds the process of a flow if the tracepoint has not.
+ * A packet program can't see the process of a connection or what the kernel has measured. So an
+ * iterator over all TCP sockets adds the connections that are older than the run, and copies
+ * round-trip times and other figures. A tracepoint copies these figures when a socket is closed,
+ * and notes the process that connects or closes the socket. An iterator over all open files finds
+ * the process of a flow if the tracepoint has not.
  */
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
