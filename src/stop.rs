@@ -19,9 +19,9 @@ pub enum ExitReason {
     Signal,
     /// The user has quit the view.
     Quit,
-    /// `--duration`.
+    /// The time of `--duration` is over.
     Duration,
-    /// `--count`.
+    /// As many lines as `--count` says were written.
     Count,
     /// The end of a capture file.
     EndOfFile,
@@ -58,7 +58,7 @@ impl ExitReason {
 /// Signals that end a run in an orderly way, unless they were ignored when it was started.
 const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
-/// Knows whether it is time to stop.
+/// Finds out whether the run has to stop.
 #[derive(Clone, Debug)]
 pub struct Stop {
     /// Readable once a signal is pending. It is never read, so it stays readable.

@@ -23,7 +23,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, Uid};
 use tcpinspect::host::sandbox::{self, Files, Recording};
 
-/// Every way to attach that is there on a veth device.
+/// Every way to attach to a veth device.
 const WAYS: [&str; 6] = [
     "syn-count vs -I 0.05 --mode native",
     "syn-count vs -I 0.05 --mode generic",
@@ -443,9 +443,9 @@ fn the_sandbox_refuses_what_no_run_needs() {
     });
 }
 
-/// The calls in the table of docs/trust.md that are left whatever their arguments are; the last rows are
-/// of those that are left where files can be opened or are written. futex is not among them, for it answers to an
-/// unknown command as the filter does.
+/// The system calls that the sandbox allows with any arguments, by the table in docs/trust.md. The last
+/// rows are those that it allows only where files can be opened or are written. futex is left out,
+/// because with an unknown command it fails with ENOSYS itself.
 #[cfg(target_arch = "x86_64")]
 fn documented_calls(files: Files, recording: Recording<'_>) -> Vec<i64> {
     use libc::*;

@@ -235,7 +235,7 @@ fn measure(
     for _ in 0..effort.rounds {
         let mut alone = world.flood(sender, count, rate)?;
         for (at, (contender, outcome)) in results.iter_mut().enumerate() {
-            // Measured anew now and then, because the machine's speed drifts.
+            // Measured again now and then, because the speed of the machine drifts.
             if at % 4 == 3 {
                 alone = world.flood(sender, count, rate)?;
             }

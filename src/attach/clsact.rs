@@ -185,8 +185,8 @@ impl Clsact {
             attempts += 1;
             match self.tc.add_filter(self.direction, id, program, &name) {
                 Ok(()) => return Ok(id),
-                // The handle is in use, or the priority by another kind or
-                // protocol, which was not so a moment ago.
+                // Meanwhile another program has taken the handle, or has taken the
+                // priority for another kind or protocol: choose again.
                 Err(Errno::EEXIST | Errno::EINVAL | Errno::ENOSPC) if attempts < PLACE_ATTEMPTS => {
                 }
                 Err(Errno::ENOENT) => {
@@ -362,7 +362,7 @@ fn check_qdisc(qdisc: &Qdisc, direction: Direction) -> Result<()> {
     Ok(())
 }
 
-/// Removes a filter of ours. One that is already gone counts as removed.
+/// Removes one of our filters. It is not an error if it is already gone.
 fn delete(tc: &mut Tc, filter: &TcFilter) -> Result<(), Errno> {
     match tc.delete_filter(filter) {
         Err(Errno::ENOENT | Errno::ENODEV) => Ok(()),

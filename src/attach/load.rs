@@ -117,7 +117,7 @@ pub fn on_two_threads<'obj, S: OpenSkel<'obj>>(
 /// How many CPUs can run a program, each with counters of its own.
 ///
 /// # Errors
-/// There are more than there are slots, or the kernel does not say.
+/// There are more CPUs than slots, or the kernel does not say how many there are.
 pub fn possible_cpus() -> Result<usize> {
     let cpus = libbpf_rs::num_possible_cpus()?;
     if cpus > COUNTER_SLOTS {

@@ -137,7 +137,7 @@ struct Record {
 /// The result of one step through the file.
 enum Step {
     Frame(Record),
-    /// Something that is not a frame; go on.
+    /// A block that is not a frame.
     Other,
     End,
 }

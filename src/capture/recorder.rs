@@ -118,7 +118,7 @@ impl Destination {
                 .write(true)
                 .create(true)
                 .truncate(true)
-                // A FIFO in the place of a later file must not wait for its reader.
+                // If a later file of a rotation is a FIFO, opening it must not wait for a reader.
                 .custom_flags(OFlag::O_NONBLOCK.bits())
                 .open(&self.path)
                 .with_context(|| self.failed()),
@@ -388,7 +388,7 @@ impl Recorder {
         self.file.as_ref().map(AsFd::as_fd)
     }
 
-    /// Writes what was gathered, as far as the reader takes it until the run must stop.
+    /// Writes the gathered bytes. Gives up if the reader takes no more and the run has to stop.
     pub fn flush(&mut self, stop: &Stop) {
         self.flush_with(stop, &mut InPlace::default());
     }

@@ -23,7 +23,7 @@ pub enum LossKindChoice {
 /// The keys of `loss-trace --by`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LossByChoice {
-    /// Reason
+    /// Reason of the drop, retransmission or reset
     Reason,
     /// Kernel function that dropped the segment
     Place,

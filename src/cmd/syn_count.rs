@@ -33,11 +33,10 @@ pub struct SynCount<'a> {
     writer: CountWriter,
 }
 
-/// The hook of a program.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ProgramHook {
     Xdp,
-    /// XDP, also for frames in several buffers.
+    /// XDP, including frames in several buffers.
     XdpFrags,
     Tc,
 }

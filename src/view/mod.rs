@@ -28,7 +28,7 @@ pub trait Picture {
 /// The action that a key calls for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reaction {
-    /// Draw.
+    /// Draw what has changed.
     Draw,
     /// Draw all, even what should be on the screen already.
     Redraw,

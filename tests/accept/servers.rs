@@ -179,7 +179,7 @@ fn a_further_subflow_is_accepted_by_nobody_and_has_waited_for_nobody() {
         let client = multipath().unwrap();
         connect_to(&client, at(8506).into()).unwrap();
         let server = owned(accept(listener.as_raw_fd()).unwrap());
-        // Only when both have received something are there more subflows.
+        // Further subflows are added only after both ends have received data.
         for (from, to) in [(&client, &server), (&server, &client)] {
             nix::unistd::write(from, b"x").unwrap();
             nix::unistd::read(to, &mut [0]).unwrap();

@@ -48,8 +48,8 @@ pub struct Foreign {
 
 impl Drop for Foreign {
     fn drop(&mut self) {
-        // A process that another test is just starting may hold the descriptor a moment longer. Where
-        // the kernel can't detach a link, closing it has to do.
+        // Detached, because a process that another test has just started may hold the descriptor a
+        // moment longer. On a kernel that can't detach a link, it is only closed.
         // SAFETY: the descriptor is open.
         let _ = unsafe { libbpf_sys::bpf_link_detach(self.link.as_raw_fd()) };
     }
@@ -289,7 +289,7 @@ pub fn detach_link(id: u32) -> io::Result<()> {
     }
 }
 
-/// Puts a program that lets everything pass in the place of that of an XDP link.
+/// Replaces the program of an XDP link by one that lets everything pass.
 pub fn replace_xdp(link: u32) {
     let opts = libbpf_sys::bpf_prog_load_opts {
         sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as libbpf_sys::size_t,

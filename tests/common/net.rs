@@ -28,7 +28,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// A new one, in which only `lo` is there, and up.
+    /// A new namespace. Its only interface is `lo`, which is up.
     ///
     /// # Errors
     /// This process may not make one.

@@ -62,7 +62,7 @@ impl Drop for Server {
     }
 }
 
-/// Connects by many threads at once, every other time to where nobody listens.
+/// Connects in many threads at once. Every other connect is to a port on which nobody listens.
 fn storm(threads: usize, connects: usize) {
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
@@ -201,8 +201,8 @@ fn table_entries(tool: &Tool) -> Result<usize, String> {
 fn no_entry_stays_behind_and_the_tables_never_fill_up() {
     let namespace = need!(Namespace::new());
     namespace.run("ip route add unreachable 192.0.2.1");
-    // Some more than the table beside socket storage holds, and more than twice what one without it
-    // does, which takes too long where the machine is emulated.
+    // More than twice as many as the table holds without socket storage. On an emulated machine that
+    // takes too long: there, some more than it holds with socket storage.
     let connects = if is_guest() { 3_000 } else { 40_000 };
     // Room for all events, however long the reader of a busy machine has to wait for its turn.
     let buffer = if is_guest() { "4194304" } else { "67108864" };
@@ -223,7 +223,8 @@ fn no_entry_stays_behind_and_the_tables_never_fill_up() {
             TcpStream::connect((Ipv4Addr::from(host), 4503)).expect_err("nobody listens");
         });
         trace.wait_for("failed", 4503);
-        // Others may be connecting on this machine. Without bpftool the last event has to do.
+        // Not 0, because other processes of this machine may be connecting. Without bpftool, only the
+        // events are checked.
         if let Ok(entries) = table_entries(&trace.tool) {
             assert!(entries < 100, "{entries} entries");
         }

@@ -328,7 +328,7 @@ fn a_subflow_that_the_kernel_adds_names_no_kernel_thread() {
             let accepted = nix::sys::socket::accept(listener.as_raw_fd()).unwrap();
             // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
             let accepted = unsafe { OwnedFd::from_raw_fd(accepted) };
-            // Only when both have received something are there more subflows.
+            // Further subflows are added only after both ends have received data.
             for (from, to) in [(&socket, &accepted), (&accepted, &socket)] {
                 nix::unistd::write(from, b"x").unwrap();
                 nix::unistd::read(to, &mut [0]).unwrap();

@@ -27,7 +27,7 @@ const SQ_ARRAY: usize = 16;
 const CQ_HEAD: usize = 20;
 const CQ_CQES: usize = 25;
 
-/// struct io_uring_sqe, as far as these use it.
+/// struct io_uring_sqe, with names for the fields that are used here.
 #[repr(C)]
 struct Submission {
     opcode: u8,

@@ -34,7 +34,8 @@ fn filters_are_about_the_initiator_and_choose_whole_connections() {
     assert_eq!(output.events("flow").len(), 1, "{output:#?}");
 }
 
-/// A connection of the pair that is there before any tool, and what its server pushes into it.
+/// Connects the client to the server, and calls `push`, in which a test starts the tool. Then the server
+/// sends data over the connection. Returns both ends.
 fn pushed(pair: &Pair, push: impl FnOnce()) -> (SocketAddr, SocketAddr) {
     let listener = pair
         .server

@@ -14,10 +14,10 @@ use super::rtnl::{ALL_PROTOCOLS, TcFilter};
 
 /// The priority that is taken if nothing stands in its way.
 ///
-/// It is low, so that filters come after ours that others add later, above all
-/// those without a priority of their own: they get 49152 and less. It is not 1,
-/// and no round number either, so that it is hardly ever the one that
-/// another program asks for, which would fail if its filter is of another kind.
+/// It is low, so that filters that others add later come after ours, especially
+/// those for which the kernel chooses the priority: 49152 and less. It is not 1
+/// or a round number, because another program may ask for such a priority, and
+/// would fail if its filter is of another kind.
 const PREFERRED: u16 = 37;
 
 /// A priority at which there is a filter of somebody else.

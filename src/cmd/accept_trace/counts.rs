@@ -133,7 +133,7 @@ impl CountReports {
         Ok(counts)
     }
 
-    /// The key for people, and the reason if the programs report one.
+    /// The key as it is shown, and the reason if the programs report one.
     fn decode(
         &self,
         raw: &AcceptCountKey,

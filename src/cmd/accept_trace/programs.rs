@@ -39,7 +39,7 @@ pub enum AcceptHook {
 }
 
 impl AcceptHook {
-    /// The name for people.
+    /// The name in messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::FourArguments | Self::TwoArguments => "fexit inet_csk_accept",

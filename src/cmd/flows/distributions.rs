@@ -33,7 +33,7 @@ impl Distributions {
     /// The distributions that the options ask for.
     ///
     /// # Errors
-    /// A column is unknown, or there is no histogram by what is asked for.
+    /// A column is unknown, or there are no histograms by the key of `--by`.
     pub fn new(args: &FlowsArgs) -> Result<Option<Self>, Failure> {
         let Some(of) = args.histogram else {
             return Ok(None);

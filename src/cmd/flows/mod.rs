@@ -153,7 +153,7 @@ impl<'a> Flows<'a> {
             args,
             filter: args.packets.filter(FlagsRule::default()),
             writer: {
-                // --columns is about what is shown.
+                // With --histogram, --columns chooses columns of histograms.
                 let columns = match args.histogram {
                     Some(_) => &[][..],
                     None => &args.run.output.columns,

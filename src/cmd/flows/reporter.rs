@@ -56,7 +56,7 @@ pub struct Reporter<'a> {
     suppressed: u64,
     /// Flows that have ended since the start.
     pub reported: u64,
-    /// Records of flows that go on: they have ended as well, as unanswered attempts.
+    /// Records of unanswered attempts, which have another record when they end.
     pub unanswered: u64,
     /// Finds the containers of processes, if they are shown or asked for.
     containers: Option<Containers>,
@@ -66,7 +66,7 @@ pub struct Reporter<'a> {
     /// The same, of the filter on processes in the kernel.
     unwanted: u64,
     unwanted_packets: u64,
-    /// Of these, those that were reported as unanswered and had no packet since.
+    /// Of these, the flows that were reported as unanswered and have had no packet since.
     silent: u64,
     /// Records that found no room in the event buffer, and the packets that they counted.
     lost: u64,

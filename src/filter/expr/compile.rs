@@ -78,7 +78,7 @@ pub enum Target {
 /// Where the value that a node tests comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// A word.
+    /// A word: a field of the packet, or an intermediate result.
     Field(ExprWord),
     /// Two words, of which at least one has to pass.
     Either(ExprWord, ExprWord),
@@ -86,7 +86,7 @@ pub enum Source {
     PortSet(ExprWord, u8),
     /// 1 if the IPv4 address in a word is in a set, else 0.
     AddressSet {
-        /// The word.
+        /// The word that has the address.
         word: ExprWord,
         /// The number of the set.
         set: u8,
@@ -108,7 +108,7 @@ pub enum Source {
     },
     /// The result of an operation on two words, or on a word and a number.
     Arithmetic {
-        /// The operation.
+        /// What is calculated.
         operation: Arithmetic,
         /// The left operand.
         left: ExprWord,
@@ -122,9 +122,9 @@ pub enum Source {
 /// A right operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operand {
-    /// A word.
+    /// The value of a word.
     Word(ExprWord),
-    /// A number.
+    /// A constant.
     Number(u32),
 }
 

@@ -61,7 +61,7 @@ pub enum MetricKind {
     Gauge,
     /// Always 1: the information is in its labels.
     Info,
-    /// A histogram.
+    /// Times, counted in buckets.
     Histogram,
 }
 
@@ -101,7 +101,7 @@ pub struct Family {
     pub help: &'static str,
 }
 
-/// The text of an answer, as far as it is written.
+/// The text of an answer that is being written.
 pub struct Exposition {
     format: ExpositionFormat,
     text: String,

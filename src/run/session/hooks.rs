@@ -61,7 +61,7 @@ impl Session {
         Ok(interfaces)
     }
 
-    /// Watches these interfaces too, without which the run goes on.
+    /// Also watches these interfaces. The run goes on when they are gone.
     ///
     /// # Errors
     /// Netlink can't be used.

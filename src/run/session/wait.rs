@@ -85,7 +85,7 @@ fn is_over() -> std::io::Error {
 pub enum Wake {
     /// The event buffer is readable.
     Events,
-    /// The time has come.
+    /// The time was reached.
     Timer,
     /// The run is over.
     Stop,
@@ -111,8 +111,8 @@ impl Session {
         })
     }
 
-    /// Waits for events, a time, or the end of the run, whichever is first. Events come before a
-    /// time that has come as well.
+    /// Waits for events, a time, or the end of the run, whichever is first. If there are events and
+    /// the time was reached, the result is [`Wake::Events`].
     ///
     /// # Errors
     /// poll(2) fails.
@@ -134,7 +134,7 @@ impl Session {
                 return Ok(Wake::Stop);
             }
             let timer = until.map(|at| at.saturating_duration_since(Instant::now()));
-            // Also if the time has come: a caller whose work takes longer than its pauses must
+            // Even if the time was reached: a caller whose work takes longer than its pauses must
             // still see keys and requests.
             let ready = self.poll(events, timer)?;
             if ready.output_closed {
@@ -263,7 +263,7 @@ impl Session {
     ) -> Result<Wake> {
         loop {
             self.drain(source, until, Wakeup::Wanted, &mut some)?;
-            // Also if the time has come: else a caller that is always late would never stop.
+            // Even if the time was reached: else a caller that is always late would never stop.
             let wake = self.wait(Some(source.as_fd()), until)?;
             if wake != Wake::Events {
                 return Ok(wake);

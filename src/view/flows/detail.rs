@@ -76,7 +76,7 @@ impl Detail {
         let block = Block::bordered().title(" flow, Esc closes ");
         let inner = block.inner(place);
         frame.render_widget(Paragraph::new(lines).block(block), place);
-        // Below the text, as far as there is room.
+        // Below the text, if there is room.
         for (row, (values, label)) in (0..).zip(charts) {
             let line = Rect {
                 y: inner.y + text_height + row,

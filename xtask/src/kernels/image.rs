@@ -1,7 +1,7 @@
 //! Writes a guest's initramfs: a cpio archive in the "newc" format.
 //!
 //! The archive is written here rather than by cpio(1) so that every file
-//! belongs to root whoever runs the harness. The format is described in the
+//! belongs to root, even if the harness is run by another user. The format is described in the
 //! kernel's Documentation/driver-api/early-userspace/buffer-format.rst.
 
 use std::collections::HashSet;
@@ -15,8 +15,8 @@ use super::files::Files;
 const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
 
-/// The programs in /bin. The shell is Debian's because busybox's prefers its
-/// own small `ip` and the like to the programs on PATH.
+/// The programs in /bin. The shell is Debian's, because busybox's shell prefers
+/// its built-in `ip` and other applets to the programs on PATH.
 const SYSTEM: &[&str] = &["busybox", "sh"];
 
 /// Programs of the machine that tests use in a guest where they are installed.
