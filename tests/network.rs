@@ -472,7 +472,7 @@ fn a_syn_in_a_tunnel_belongs_to_the_tunnels_device() {
     agree(&pair.server, "x0", &STACK_MODES, 20, || {
         pair.refused_connects(inside, 20);
     });
-    // The tunnel carries SYNs in UDP, and beside it are 3 that are none of its own.
+    // The tunnel carries SYNs in UDP. Only the 3 SYNs outside of it count on the outer interface.
     let packets = agree(&pair.server, "vs", &MODES, 3, || {
         pair.refused_connects(inside, 20);
         pair.refused_connects((SERVER4, 81).into(), 3);

@@ -22,7 +22,7 @@ fn every_frame_of_the_corpus_gets_a_verdict() {
         let files = match corpus::captures_of(package) {
             Ok(files) => files,
             Err(err) => {
-                // Past the capture of the test harness, which only knows the print macros.
+                // To stderr itself: the test harness captures what the print macros write.
                 let test = "every_frame_of_the_corpus_gets_a_verdict";
                 let _ = writeln!(std::io::stderr(), "SKIP {test}: {package}: {err}");
                 continue;

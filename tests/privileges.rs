@@ -418,7 +418,7 @@ fn in_children(test: &str, ways: &[&str], confined: impl FnOnce(&OsStr) -> (bool
     const ALL_RIGHT: i32 = 42;
     if let Some(way) = std::env::var_os(CHILD) {
         let (is_right, found) = confined(&way);
-        // Past the capture of the test harness.
+        // To stderr itself: the test harness captures what the print macros write.
         let _ = writeln!(std::io::stderr(), "{found}");
         std::process::exit(if is_right { ALL_RIGHT } else { 1 });
     }

@@ -6,7 +6,7 @@
 //! appends the ratios to those of earlier runs, and says which have become worse. It needs root, and
 //! works in network namespaces of its own.
 
-#![allow(clippy::print_stdout, reason = "a bench is for who runs it")]
+#![allow(clippy::print_stdout, reason = "a bench prints its results")]
 #![allow(clippy::print_stderr, reason = "as above")]
 
 mod accept;

@@ -352,7 +352,7 @@ fn check_qdisc(qdisc: &Qdisc, direction: Direction) -> Result<()> {
     if !qdisc.directions().contains(&direction) {
         bail!(
             "another program's {} qdisc is there, which has no {direction}, and a clsact qdisc \
-             can't be added beside it",
+             can't be added alongside it",
             qdisc.kind
         );
     }

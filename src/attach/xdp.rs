@@ -104,7 +104,7 @@ fn occupied(interface: &Interface, error: &io::Error) -> Failure {
         None => format!(": another XDP program is already attached ({error})"),
     };
     Failure::from(anyhow!(text)).hint(
-        "an interface takes one XDP program, and tcpinspect never replaces another's; --mode tc works beside it",
+        "an interface takes one XDP program, and tcpinspect never replaces another's; --mode tc works alongside it",
     )
 }
 

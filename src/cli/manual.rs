@@ -172,7 +172,7 @@ const PAGES: &[(&str, Page)] = &[
                             "native",
                             "XDP in the driver: cheapest; some drivers reset the link, veth turns offloads off",
                         ),
-                        ("tc", "TC ingress: works beside another XDP program"),
+                        ("tc", "TC ingress: works alongside another XDP program"),
                         ("replay", "packets come from a file"),
                     ],
                 ),

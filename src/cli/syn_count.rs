@@ -19,7 +19,7 @@ pub enum CountMode {
     Native,
     /// XDP in the stack: any interface; turns off LRO and hardware GRO where they are on
     Generic,
-    /// TC ingress: works beside another XDP program
+    /// TC ingress: works alongside another XDP program
     Tc,
 }
 

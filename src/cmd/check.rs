@@ -545,7 +545,7 @@ fn syn_count_answer(interface: &Interface) -> Result<(String, Detail), String> {
     let name = &interface.name;
     if let Some(program) = xdp::occupant(interface) {
         return Err(format!(
-            "{program} is attached to {name}; --mode tc works beside it"
+            "{program} is attached to {name}; --mode tc works alongside it"
         ));
     }
     Ok((format!("xdp generic on {name}"), None))

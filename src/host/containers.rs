@@ -207,7 +207,7 @@ impl Default for Containers {
     }
 }
 
-/// The mount point of the unified hierarchy, from the text of a mountinfo file (proc(5)).
+/// The mount point of the unified hierarchy, from the contents of a mountinfo file (proc(5)).
 fn unified_root(mounts: &str) -> Option<&str> {
     mounts.lines().find_map(|line| {
         let (mount, kind) = line.split_once(" - ")?;

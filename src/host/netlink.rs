@@ -214,7 +214,7 @@ pub(crate) fn push_attribute(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) -> Re
     Ok(())
 }
 
-/// The text of a NUL-terminated attribute.
+/// A NUL-terminated attribute as a string.
 pub(crate) fn text(value: &[u8]) -> String {
     let end = value.iter().position(|&byte| byte == 0);
     String::from_utf8_lossy(value.get(..end.unwrap_or(value.len())).unwrap_or_default())

@@ -142,7 +142,7 @@ impl Sink {
         !matches!(self.ended, Some(ExitReason::ClosedPipe | ExitReason::Error))
     }
 
-    /// Writes what was gathered, as far as the reader takes it until the run must stop.
+    /// Writes the gathered bytes. Gives up if the reader takes no more and the run has to stop.
     pub fn flush(&mut self, stop: &Stop) {
         let mut done = 0;
         while done < self.buffer.len() && self.can_write() {

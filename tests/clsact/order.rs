@@ -87,7 +87,7 @@ fn priority_1_is_shared_without_meeting_the_other_filter() {
             let ours = Counter::new(UNSPEC);
             let clsact =
                 Clsact::attach(ours.fd(), "monitor", V0, index(V0), Direction::Ingress).unwrap();
-            // Replaced, as a daemon does that is started anew.
+            // Another program replaces its filter, as a daemon does when it is restarted.
             run(&format!(
                 "tc filter replace dev {V0} ingress pref 1 handle 1 bpf bytecode \
                  1,6~0~0~0"

@@ -53,7 +53,7 @@ impl Peer {
                 return Some(false);
             }
             let call = fs::read_to_string(&path).unwrap_or_default();
-            // In epoll_pwait, or what x86_64 has beside it, they wait for events and nothing else.
+            // In these system calls they wait for events and for nothing else.
             let number = call.split(' ').next().and_then(|word| word.parse().ok());
             number.is_some_and(is_epoll_wait).then_some(true)
         });

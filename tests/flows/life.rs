@@ -78,7 +78,7 @@ fn an_attempt_without_an_answer_is_reported_at_once_and_its_connection_in_the_en
     let listener = pair
         .server
         .enter(|| TcpListener::bind(("0.0.0.0", 8080)).unwrap());
-    // The server is deaf: it has no address for a while.
+    // The server does not answer, because it has no address for a while.
     pair.server.run(&format!("ip addr del {SERVER4}/24 dev vs"));
     let lost = pair
         .client

@@ -112,8 +112,8 @@ fn the_view_shows_flows_and_gives_the_terminal_back_however_it_ends() {
         wait("127.0.0.1:");
         let taken = tcgetattr(&program).unwrap().local_flags;
         assert!(!taken.intersects(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG));
-        // The smaller screen is drawn anew, with a line of keys that is cut, though no signal
-        // announces it.
+        // The smaller screen is redrawn, with a line of keys that is cut, although no signal
+        // announces the new size.
         screen.lock().unwrap().clear();
         resize(&program, 30, 8);
         wait("q quit  / filter");

@@ -82,7 +82,7 @@ fn a_reader_that_stops_neither_delays_the_end_nor_loses_events_silently() {
         let args = ["port-monitor", "vs", "-o", format];
         let mut command = command_of(&binary.path(), args);
         if user == "nobody" {
-            // The pipe belongs to root, and can't be opened anew by others.
+            // The pipe belongs to root, and others can't open it again.
             as_nobody(&mut command, &ENOUGH);
         }
         let (tool, mut reader) = into_pipe(&pair, command);

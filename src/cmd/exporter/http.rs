@@ -48,7 +48,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// The pause after a failed accept(2), for lack of descriptors or memory.
 const REST: Duration = Duration::from_millis(200);
 
-/// The request of a client, as far as it matters here.
+/// The parts of a request that the answer depends on.
 pub struct Request<'a> {
     /// The path, without a query.
     pub path: &'a str,

@@ -257,7 +257,7 @@ impl<'obj> Collectors<'obj> {
     }
 }
 
-/// The hooks of all collectors, for people.
+/// The hooks of all collectors, as the `attached:` line has them.
 impl fmt::Display for Collectors<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut hooks = self.attached().map(Attached::to_string).collect::<Vec<_>>();
