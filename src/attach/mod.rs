@@ -31,7 +31,7 @@ pub struct Attached {
     prepared: PreparedLinks,
 }
 
-/// The programs for both directions of interfaces whose frames begin alike.
+/// The programs for both directions, for interfaces whose frames begin with the same kind of header.
 pub struct Pair {
     /// Frames begin with the IP header.
     is_raw_ip: bool,
@@ -169,7 +169,7 @@ impl Attached {
                     .extend(texts.map(|text| Note::Notice(format!("{name}: {text}"))));
             }
             Err(error) => self.notes.push(Note::Detail(format!(
-                "{name}: what a killed run may have left there can't be found: {error:#}"
+                "{name}: can't find out whether a killed run has left a filter there: {error:#}"
             ))),
         }
         let before = Snapshot::take(interface);
@@ -190,9 +190,9 @@ impl Attached {
     fn note_changes(&mut self, interface: &Interface, mode: XdpMode, before: Result<Snapshot>) {
         let name = mode.name();
         let end = match mode {
-            XdpMode::Native => "it is restored at the end",
+            XdpMode::Native => "this is restored at the end",
             // The kernel turns LRO and hardware GRO off (generic_xdp_install()).
-            XdpMode::Generic => "it stays so; --mode tc changes nothing",
+            XdpMode::Generic => "this is not restored; --mode tc changes nothing",
         };
         let changes = before
             .and_then(|before| Ok((Snapshot::take(interface)?.changes_since(&before), before)));

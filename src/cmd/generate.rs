@@ -137,7 +137,7 @@ pub fn man(name: Option<&str>) -> Result<Exit, Failure> {
         None => {
             let names: Vec<_> = subcommands(&program).map(clap::Command::get_name).collect();
             Err(Failure::usage(format!("no command '{name}'"))
-                .hint(format!("there are {}", names.join(", "))))
+                .hint(format!("the commands are {}", names.join(", "))))
         }
     }
 }

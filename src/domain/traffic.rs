@@ -212,7 +212,7 @@ pub struct TrafficByKey {
     totals: HashMap<u16, Sum>,
     /// For each interface, how many keys were removed from `loads`.
     forgotten: HashMap<u16, u64>,
-    /// Keyed by chance, so that nobody can choose peers that are taken for one.
+    /// With a random key, so that nobody can choose peers whose hashes collide.
     hasher: RandomState,
 }
 

@@ -43,7 +43,7 @@ const ATTRIBUTE_TYPE_MASK: u16 = 0x3fff;
 /// more in a single message.
 const BUFFER_LEN: usize = 64 * 1024;
 
-/// How often a dump is tried that a change interrupts.
+/// How many times a dump is tried if changes interrupt it.
 const DUMP_ATTEMPTS: usize = 5;
 
 /// A netlink socket that talks to the kernel only.

@@ -90,7 +90,7 @@ impl Line<'_> {
         self.put([byte], 1);
     }
 
-    /// Appends bytes, best of a length that the compiler knows.
+    /// Appends bytes. It is fastest if the compiler knows how many.
     #[inline(always)]
     pub fn extend_from_slice(&mut self, bytes: &[u8]) {
         if bytes.len() > ROOM - self.len {

@@ -334,9 +334,12 @@ impl ListenersView {
 
     fn draw_foot(&self, frame: &mut Frame<'_>, area: Rect) {
         let foot = match self.typing {
-            true => Line::raw(format!(" filter: {}_   Enter done  Esc none", self.filter)),
+            true => Line::raw(format!(
+                " filter: {}_  (Enter keeps it, Esc clears it)",
+                self.filter
+            )),
             false if !self.filter.is_empty() => {
-                Line::raw(format!(" filter: {}   Esc none  {KEYS}", self.filter))
+                Line::raw(format!(" filter: {}  (Esc clears it) {KEYS}", self.filter))
             }
             false => Line::raw(KEYS),
         };

@@ -170,7 +170,7 @@ pub(in crate::cmd) fn choose<'obj>(
                         notices.notice("tcp_v6_connect can't be hooked in this kernel: IPv6 is seen by the state tracepoint alone");
                     }
                     if kernel >= (7, 0) && !plan.by_perf_event {
-                        notices.notice("tasks can be preempted in programs at the tracepoint, and what others do meanwhile is counted as lost; -v says why its perf event is not used");
+                        notices.notice("a task can be preempted in a program at the tracepoint: what other tasks on that CPU do then is counted as lost; -v says why the perf event of the tracepoint is not used");
                     }
                     if args.accept && !args.exporting && plan.accept == Accept::Unhooked {
                         notices.notice("this backend sees incoming connections as they are established, without the process that will accept them");

@@ -9,7 +9,7 @@ fn program(text: &str) -> CompiledExpression {
     }
 }
 
-/// That two texts say the same.
+/// Asserts that two expressions are compiled to the same program.
 fn same(one: &str, other: &str) {
     assert_eq!(program(one), program(other), "'{one}' and '{other}'");
 }

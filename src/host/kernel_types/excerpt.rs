@@ -1,4 +1,4 @@
-//! The few types of the kernel that programs are fitted to.
+//! BTF with the few kernel types that a program reads (CO-RE), without all others.
 //!
 //! For each type that a program reads, libbpf compares the names of all types of the kernel: 10 to
 //! 15 ms for an object (Linux 6.18, libbpf 1.7). It takes BTF from a file in their place.
@@ -29,8 +29,8 @@ const HEADER_LEN: u32 = 24;
 pub struct Excerpt(Option<File>);
 
 impl Excerpt {
-    /// Makes one with the types of these names, and has an object opened with it. If that is not
-    /// possible, the object gets all types from libbpf.
+    /// Makes a file with the types of these names, which libbpf then uses for the object. If that is
+    /// not possible, libbpf uses all types of the kernel.
     ///
     /// # Errors
     /// The object can't be opened with it.
