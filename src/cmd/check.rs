@@ -31,7 +31,7 @@ use crate::host::kernel_types::KernelTypes;
 use crate::host::privileges;
 use crate::notice::Notices;
 use crate::output::check::{CheckKind, Finding, FindingLayout};
-use crate::output::summary::Summary;
+use crate::output::summary::{NoEvents, Summary};
 use crate::run::events::BufferKind;
 use crate::run::packet;
 use crate::run::session::Session;
@@ -91,27 +91,25 @@ fn finish(
     if !session.is_over() {
         session.end(ExitReason::Done);
     }
+    let commands = findings
+        .iter()
+        .filter(|finding| finding.kind == CheckKind::Command);
+    let all = commands.clone().count();
+    let unable = commands
+        .filter(|command| command.ok == Some(false))
+        .map(|command| command.name)
+        .collect::<Vec<_>>();
     let matched = findings.len() as u64;
     let summary = Summary {
         duration_s: duration.as_secs_f64(),
         lost: matched - session.sink.written(),
+        no_events: Some(NoEvents::Commands {
+            able: all - unable.len(),
+            all,
+        }),
         ..session.summary("check", matched, 0, 0)
     };
-    let commands = findings
-        .iter()
-        .filter(|finding| finding.kind == CheckKind::Command)
-        .collect::<Vec<_>>();
-    let unable = commands
-        .iter()
-        .filter(|command| command.ok == Some(false))
-        .map(|command| command.name)
-        .collect::<Vec<_>>();
-    let able = commands.len() - unable.len();
-    let text = match commands.len() {
-        0 => "summary: check: the filter can be run".to_owned(),
-        all => format!("summary: check: {able} of {all} commands can run"),
-    };
-    session.finish_saying(&summary, &text)?;
+    session.finish(&summary)?;
     if unable.is_empty() {
         return Ok(Exit::Success);
     }

@@ -41,6 +41,25 @@ pub struct Summary {
     pub attempts: Option<AttemptTotals>,
     /// The report about the flows of the run; `None` without `--summary`.
     pub report: Option<FlowReport>,
+    /// What commands without events report in the text format; `None` for those with events.
+    pub no_events: Option<NoEvents>,
+}
+
+/// What commands without events report at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoEvents {
+    /// The exporter has answered requests.
+    Scrapes {
+        /// How many events its metrics lack.
+        missing: u64,
+    },
+    /// check has tried the commands.
+    Commands {
+        /// How many can run.
+        able: usize,
+        /// How many there are; 0: only a filter was tried.
+        all: usize,
+    },
 }
 
 /// The fates of incoming attempts, including those that were not asked for. All attempts are the
@@ -138,6 +157,24 @@ impl Summary {
 
     /// The summary as text: one line without its end.
     pub fn text(&self) -> String {
+        let Self {
+            command, matched, ..
+        } = self;
+        match self.no_events {
+            None => {}
+            Some(NoEvents::Scrapes { missing }) => {
+                return format!(
+                    "summary: {command}: {matched} scrapes in {:.1} s; {missing} events missing in the metrics",
+                    self.duration_s
+                );
+            }
+            Some(NoEvents::Commands { all: 0, .. }) => {
+                return format!("summary: {command}: the filter can be run");
+            }
+            Some(NoEvents::Commands { able, all }) => {
+                return format!("summary: {command}: {able} of {all} commands can run");
+            }
+        }
         let mut text = format!(
             "summary: {} after {:.1} s ({})",
             self.command,

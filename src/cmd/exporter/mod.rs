@@ -23,6 +23,7 @@ use crate::host::privileges;
 use crate::host::sandbox::Files;
 use crate::output::exporter::metrics::{self, Itself};
 use crate::output::exporter::{Exposition, ExpositionFormat};
+use crate::output::summary::{NoEvents, Summary};
 use crate::run::session::{Session, Wake};
 
 const NAME: &str = "exporter";
@@ -79,12 +80,11 @@ pub fn run(args: &ExporterArgs) -> Result<Exit, Failure> {
     let scrapes = page.scrapes;
     let lost = collectors.end(session.notices);
     checked?;
-    let summary = session.summary(NAME, scrapes, 0, 0);
-    let seconds = summary.duration_s;
-    let text = format!(
-        "summary: {NAME}: {scrapes} scrapes in {seconds:.1} s; {lost} events missing in the metrics"
-    );
-    session.finish_saying(&summary, &text)
+    let summary = Summary {
+        no_events: Some(NoEvents::Scrapes { missing: lost }),
+        ..session.summary(NAME, scrapes, 0, 0)
+    };
+    session.finish(&summary)
 }
 
 /// The pages that are served.

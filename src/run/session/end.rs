@@ -20,14 +20,6 @@ impl Session {
     /// # Errors
     /// The run was ended by an error.
     pub fn finish(&mut self, summary: &Summary) -> Result<Exit, Failure> {
-        self.finish_saying(summary, &summary.text())
-    }
-
-    /// The same as [`Session::finish`], but with another summary line in the text format.
-    ///
-    /// # Errors
-    /// As [`Session::finish`].
-    pub fn finish_saying(&mut self, summary: &Summary, text: &str) -> Result<Exit, Failure> {
         let error = self.recorder.as_mut().and_then(Recorder::take_error);
         let Self {
             stop, sink, clock, ..
@@ -42,7 +34,7 @@ impl Session {
                 }
             }
             OutputFormat::Text => {
-                text.lines().for_each(|line| self.notices.status(line));
+                self.notices.status(&summary.text());
                 self.notices.result(&summary.report_text());
             }
         }
@@ -109,6 +101,7 @@ impl Session {
             flows: None,
             attempts: None,
             report: None,
+            no_events: None,
         }
     }
 }
