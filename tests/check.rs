@@ -1,15 +1,8 @@
 //! `check`: what it finds, and that nothing of it lasts.
 
-use crate::common::tool::{PublicBinary, as_nobody, command_of};
+use crate::common::tool::{ENOUGH, PublicBinary, as_nobody, command_of};
 use crate::common::{Namespace, Output, Tool, command, need, run};
-use caps::Capability;
 use serde_json::Value;
-
-const NEEDED: [Capability; 3] = [
-    Capability::CAP_BPF,
-    Capability::CAP_NET_ADMIN,
-    Capability::CAP_PERFMON,
-];
 
 fn finding(output: &Output, name: &str) -> Value {
     let mut found = output.events("check");
@@ -111,7 +104,7 @@ fn with_three_capabilities_programs_are_loaded_and_not_attached() {
     need!(Namespace::new());
     let binary = PublicBinary::new();
     let mut command = command_of(&binary.path(), ["check", "--json"]);
-    as_nobody(&mut command, &NEEDED);
+    as_nobody(&mut command, &ENOUGH);
     let output = Tool::spawn(&mut command).finish();
     for capability in ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"] {
         assert_eq!(finding(&output, capability)["ok"], true);

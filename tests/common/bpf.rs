@@ -62,40 +62,36 @@ impl Foreign {
     /// # Errors
     /// The kernel does not have this hook.
     pub fn attach(hook: Hook, interface: &str, verdict: i32) -> Result<Self, String> {
-        const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
-        const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
-        const BPF_F_BEFORE: u32 = 1 << 3;
-        const BPF_F_AFTER: u32 = 1 << 4;
         let (kind, attach_type, flags) = match hook {
             Hook::XdpNative => (
                 libbpf_sys::BPF_PROG_TYPE_XDP,
                 libbpf_sys::BPF_XDP,
-                XDP_FLAGS_DRV_MODE,
+                libbpf_sys::XDP_FLAGS_DRV_MODE,
             ),
             Hook::XdpGeneric => (
                 libbpf_sys::BPF_PROG_TYPE_XDP,
                 libbpf_sys::BPF_XDP,
-                XDP_FLAGS_SKB_MODE,
+                libbpf_sys::XDP_FLAGS_SKB_MODE,
             ),
             Hook::TcxFirst => (
                 libbpf_sys::BPF_PROG_TYPE_SCHED_CLS,
                 libbpf_sys::BPF_TCX_INGRESS,
-                BPF_F_BEFORE,
+                libbpf_sys::BPF_F_BEFORE,
             ),
             Hook::TcxLast => (
                 libbpf_sys::BPF_PROG_TYPE_SCHED_CLS,
                 libbpf_sys::BPF_TCX_INGRESS,
-                BPF_F_AFTER,
+                libbpf_sys::BPF_F_AFTER,
             ),
             Hook::TcxFirstOut => (
                 libbpf_sys::BPF_PROG_TYPE_SCHED_CLS,
                 libbpf_sys::BPF_TCX_EGRESS,
-                BPF_F_BEFORE,
+                libbpf_sys::BPF_F_BEFORE,
             ),
             Hook::TcxLastOut => (
                 libbpf_sys::BPF_PROG_TYPE_SCHED_CLS,
                 libbpf_sys::BPF_TCX_EGRESS,
-                BPF_F_AFTER,
+                libbpf_sys::BPF_F_AFTER,
             ),
         };
         let in_pieces = hook == Hook::XdpGeneric && has_xdp_frags().is_ok();

@@ -3,20 +3,13 @@
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
-use caps::Capability;
 use nix::sys::socket::SockFlag;
 use serde_json::Value;
 
 use super::sockets::{Blackhole, connect_to, connecting, listen, tcp};
 use super::{Trace, backends, say_backend};
-use crate::common::tool::{PublicBinary, as_nobody, command_of};
+use crate::common::tool::{ENOUGH, PublicBinary, as_nobody, command_of};
 use crate::common::{Namespace, Tool, command, need};
-
-const MINIMUM: [Capability; 3] = [
-    Capability::CAP_BPF,
-    Capability::CAP_NET_ADMIN,
-    Capability::CAP_PERFMON,
-];
 
 /// The mode of the kernel's lockdown, unless there is none.
 fn lockdown() -> Result<String, String> {
@@ -177,7 +170,7 @@ fn the_paranoid_level_leaves_nobody_with_the_minimum_of_capabilities_a_backend()
         let mut args = TRACE.to_vec();
         args.extend(["--backend", backend]);
         let mut command = command_of(&binary.path(), &args);
-        as_nobody(&mut command, &MINIMUM);
+        as_nobody(&mut command, &ENOUGH);
         let tool = Tool::spawn(&mut command).attached();
         assert_eq!(backend_of(&tool), best);
         assert_traces(tool, &namespace, best != "tracepoint");
@@ -197,7 +190,7 @@ fn the_paranoid_level_is_named_where_it_forbids_the_kprobe_backend() {
         "0.1",
     ];
     let mut command = command_of(&binary.path(), args);
-    as_nobody(&mut command, &MINIMUM);
+    as_nobody(&mut command, &ENOUGH);
     let output = Tool::spawn(&mut command).finish();
     if output.code() == 1 {
         let (error, hint) = output.complaint();
@@ -220,7 +213,7 @@ fn user_nobody_can_trace_connects_with_the_minimum_of_capabilities() {
         let mut args = TRACE.to_vec();
         args.extend(["--backend", backend]);
         let mut command = command_of(&binary.path(), &args);
-        as_nobody(&mut command, &MINIMUM);
+        as_nobody(&mut command, &ENOUGH);
         let tool = Tool::spawn(&mut command).attached();
         assert_traces(tool, &namespace, *backend != "tracepoint");
     }
