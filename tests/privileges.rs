@@ -13,11 +13,12 @@ use std::thread;
 use std::time::Duration;
 
 use crate::common::bpf::has_tcx;
+use crate::common::terminal::terminal;
 use crate::common::tool::{ENOUGH, PublicBinary, as_nobody, command_of};
 use crate::common::{Namespace, Pair, SERVER4, Tool, command, need, release, wait_for};
+use crate::oracle::pcap_write::{Order, Pcap, Unit};
 use caps::Capability;
 use nix::libc;
-use nix::pty::{Winsize, openpty};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, Uid};
@@ -174,9 +175,8 @@ fn all_that_a_run_does_in_the_sandbox_works() {
 #[test]
 fn a_replay_and_a_view_are_in_the_sandbox_too() {
     let namespace = need!(Namespace::new());
-    // The header of a pcap file of Ethernet frames (draft-ietf-opsawg-pcap).
-    let mut header = 0xa1b2_c3d4_u32.to_le_bytes().to_vec();
-    header.extend([2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 1, 0, 0, 0]);
+    let file = Pcap::new(Vec::new(), Order::Little, Unit::Microseconds, 1).unwrap();
+    let header = file.finish();
     for line in ["syn-count", "port-monitor", "flows"] {
         let (reader, mut writer) = std::io::pipe().unwrap();
         let mut command = command([line, "-r", "-", "--json"]);
@@ -191,20 +191,11 @@ fn a_replay_and_a_view_are_in_the_sandbox_too() {
         assert_eq!(output.summary()["exit_reason"], "end_of_file");
     }
 
-    let size = Winsize {
-        ws_row: 20,
-        ws_col: 100,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    let terminal = openpty(&size, None).unwrap();
+    let (mut user, program) = terminal(100, 20).unwrap();
     let mut command = command(["flows", "lo", "-I", "0.05"]);
-    command
-        .stdin(terminal.slave.try_clone().unwrap())
-        .stdout(terminal.slave);
+    command.stdin(program.try_clone().unwrap()).stdout(program);
     let tool = Tool::spawn_in(&namespace, &mut command).attached();
     drop(command);
-    let mut user = File::from(terminal.master);
     let mut from_tool = user.try_clone().unwrap();
     let screen = thread::spawn(move || {
         let mut bytes = [0; 4096];

@@ -430,13 +430,15 @@ fn frames_of_a_file_are_copied_with_their_link_type_and_time() {
         ),
     ] {
         let frame = [header, packet].concat();
-        let mut bytes = 0xa1b2_3c4d_u32.to_le_bytes().to_vec();
-        bytes.extend([2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-        let len = frame.len() as u32;
-        for number in [262_144, link_type, 1_700_000_000, 999_999_999, len, len + 7] {
-            bytes.extend(number.to_le_bytes());
-        }
-        bytes.extend(&frame);
+        let (order, unit) = (pcap_write::Order::Little, pcap_write::Unit::Nanoseconds);
+        let mut file = pcap_write::Pcap::new(Vec::new(), order, unit, link_type).unwrap();
+        let frame = pcap_write::Frame {
+            ts_ns: 1_700_000_000_999_999_999,
+            bytes: &frame,
+            original_len: frame.len() as u32 + 7,
+        };
+        file.frame(frame).unwrap();
+        let bytes = file.finish();
         fs::write(&from, &bytes).unwrap();
         let (from, name) = (from.to_str().unwrap(), to.to_str().unwrap());
         let mut command = command(["port-monitor", "-r", from, "-w", name]);

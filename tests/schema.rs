@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 
 use crate::common::frames::{SYN, ethernet, ip, syn_frame, tcp};
 use crate::common::{Namespace, Tool, command, need};
+use crate::oracle::pcap_write::{Frame, Order, Pcap, Unit};
 use serde_json::Value;
 
 const SCHEMA: &str = include_str!("../docs/output.schema.json");
@@ -153,17 +154,13 @@ fn capture() -> tempfile::NamedTempFile {
         ethernet(&[], 0x0800, &ip(v4, v4, 6, &tcp(1, 2, SYN, b"hello")).1),
         ethernet(&[], 0x0806, &[0; 28]),
     ];
-    // Magic, version 2.4, zone, accuracy, snapshot length, and Ethernet as link type.
-    let mut bytes = [0xa1b2_c3d4, 0x0004_0002, 0, 0, 65_535, 1]
-        .map(u32::to_ne_bytes)
-        .concat();
+    let mut pcap = Pcap::new(Vec::new(), Order::Little, Unit::Microseconds, 1).unwrap();
     for frame in frames {
-        let len = u32::try_from(frame.len()).unwrap();
-        bytes.extend([1_700_000_000, 0, len, len].map(u32::to_ne_bytes).concat());
-        bytes.extend(frame);
+        let frame = Frame::whole(1_700_000_000_000_000_000, &frame);
+        pcap.frame(frame).unwrap();
     }
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), bytes).unwrap();
+    std::fs::write(file.path(), pcap.finish()).unwrap();
     file
 }
 

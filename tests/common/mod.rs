@@ -8,6 +8,7 @@
 pub mod bpf;
 pub mod frames;
 pub mod net;
+pub mod terminal;
 pub mod tool;
 
 use std::fs;

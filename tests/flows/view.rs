@@ -3,33 +3,11 @@
 use std::time::Instant;
 
 use super::*;
+use crate::common::terminal::{self, resize};
 
-/// A pseudo-terminal of 100 columns and 20 lines: the user's end, and that of the program.
+/// A terminal: the user's end, and that of the program.
 fn terminal() -> (fs::File, fs::File) {
-    // Not openpty(), whose descriptors a process of another test would inherit.
-    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let user = posix_openpt(flags).unwrap();
-    grantpt(&user).unwrap();
-    unlockpt(&user).unwrap();
-    let mut open = fs::OpenOptions::new();
-    open.read(true).write(true);
-    open.custom_flags(OFlag::O_NOCTTY.bits());
-    let program = open.open(ptsname_r(&user).unwrap()).unwrap();
-    resize(&program, 100, 20);
-    (OwnedFd::from(user).into(), program)
-}
-
-/// Gives a terminal another size.
-fn resize(terminal: &fs::File, columns: u16, lines: u16) {
-    let size = Winsize {
-        ws_row: lines,
-        ws_col: columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    // SAFETY: the size is valid for the call.
-    let ret = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
-    assert_eq!(ret, 0, "TIOCSWINSZ");
+    terminal::terminal(100, 20).unwrap()
 }
 
 /// The output of the program so far, which a separate thread reads.

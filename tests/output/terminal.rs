@@ -4,37 +4,17 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::OFlag;
-use nix::libc;
-use nix::pty::{PtyMaster, Winsize, grantpt, posix_openpt, ptsname_r, unlockpt};
-
 use crate::common::frames::{RawSocket, SYN, TCP, ethernet, ip, syn_frame, tcp};
+use crate::common::terminal;
 use crate::common::{CLIENT4, Namespace, PATIENCE, Pair, SERVER4, Tool, command, need};
 
 /// A terminal: the user's end, and that of a program.
-fn terminal() -> Result<(PtyMaster, File), String> {
-    // Not openpty(), which would let every process that another test starts have it too.
-    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let master = posix_openpt(flags).map_err(|errno| format!("there are no terminals: {errno}"))?;
-    grantpt(&master).unwrap();
-    unlockpt(&master).unwrap();
-    let path = ptsname_r(&master).unwrap();
-    let program = File::options().read(true).write(true).open(path).unwrap();
-    let size = Winsize {
-        ws_row: 20,
-        ws_col: 120,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    // SAFETY: the size is valid for the call.
-    let ret = unsafe { libc::ioctl(program.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
-    assert_eq!(ret, 0, "TIOCSWINSZ");
-    Ok((master, program))
+fn terminal() -> Result<(File, File), String> {
+    terminal::terminal(120, 20)
 }
 
 #[test]
@@ -88,7 +68,7 @@ struct Screen {
 }
 
 impl Screen {
-    fn of(mut master: PtyMaster) -> Self {
+    fn of(mut master: File) -> Self {
         let text = Arc::new(Mutex::new(Vec::new()));
         let to = Arc::clone(&text);
         let reader = thread::spawn(move || {

@@ -7,12 +7,12 @@ use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::pty::openpty;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
 use super::parity::{COUNT, COUNT_XDP, CaptureFile, MONITOR, MONITOR_PERF, PROGRAMS, times};
+use crate::common::terminal::terminal;
 use crate::common::{Output, PATIENCE, Tool, command, wait_within};
 use crate::oracle::Link;
 use crate::oracle::frames::{Ipv4, Ipv6, Segment, on_link};
@@ -310,23 +310,22 @@ fn long_file(count: u64) -> CaptureFile {
 
 /// Runs the tool with a terminal for stderr, and perhaps for stdout; returns what came there.
 fn on_terminal(file: &CaptureFile, words: &[&str], stdout_too: bool) -> String {
-    let pty = openpty(None, None).unwrap();
+    let (mut user, program) = terminal(0, 0).unwrap();
     let mut command = command(words);
     command.arg("-r").arg(&file.path);
-    command.stderr(pty.slave.try_clone().unwrap());
+    command.stderr(program.try_clone().unwrap());
     command.stdout(match stdout_too {
-        true => Stdio::from(pty.slave.try_clone().unwrap()),
+        true => Stdio::from(program.try_clone().unwrap()),
         false => Stdio::null(),
     });
     let mut child = command.spawn().unwrap();
     // What the command holds of the terminal must be closed for its end to be seen.
-    drop((command, pty.slave));
-    let mut master = File::from(pty.master);
+    drop((command, program));
     let reader = thread::spawn(move || {
         let mut text = Vec::new();
         let mut piece = [0; 4096];
         // A terminal that nobody writes to any more is an error (EIO), not an end.
-        while let Ok(count @ 1..) = master.read(&mut piece) {
+        while let Ok(count @ 1..) = user.read(&mut piece) {
             text.extend_from_slice(&piece[..count]);
         }
         text
