@@ -40,6 +40,17 @@ pub struct Pair {
 }
 
 impl Pair {
+    /// The pairs that these interfaces need: for each, whether frames begin with the IP header.
+    pub fn kinds(interfaces: &[Interface]) -> Vec<bool> {
+        let mut kinds = interfaces
+            .iter()
+            .map(Interface::is_raw_ip)
+            .collect::<Vec<_>>();
+        kinds.sort_unstable();
+        kinds.dedup();
+        kinds
+    }
+
     /// From the programs for egress and ingress.
     ///
     /// # Errors

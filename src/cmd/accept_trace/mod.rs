@@ -14,8 +14,8 @@ use caps::Capability;
 
 use counts::CountReports;
 use owners::{FullQueues, Owners};
-use programs::Programs;
 pub use programs::{AcceptHook, Rehearsed, rehearse};
+use programs::{Hooks, Programs};
 use table::AttemptTable;
 
 use crate::attach::beside::beside;
@@ -39,6 +39,7 @@ use crate::output::summary::{AttemptTotals, Summary};
 use crate::run::events::{BufferKind, EventSource};
 use crate::run::histograms::Histograms;
 use crate::run::session::{Session, Wake, next_due};
+use crate::skel::accept_trace::AcceptTraceSkel;
 use crate::skel::{AcceptFate, AcceptFlag};
 
 /// Runs the command.
@@ -97,20 +98,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
             "attempts that arrived before the start can't be shown: {error:#}"
         ));
     }
-    // The run needs bpf(2) to read maps and run a program: before Linux 5.19 that needs CAP_BPF.
-    let first = skels.first_mut().context("there is no interface")?;
-    let mut try_all = || {
-        let can_scan = handler.owners.as_mut().is_none_or(|it| it.scan().is_ok());
-        can_scan && table.sweep(first).is_ok()
-    };
-    let mut keep = match privileges::without_capabilities(&mut try_all)? {
-        true => Vec::new(),
-        false => vec![Capability::CAP_BPF],
-    };
-    if attached.interfaces.needs_privileges() {
-        keep.push(Capability::CAP_NET_ADMIN);
-    }
-    privileges::drop_all_but(&keep)?;
+    drop_privileges(&attached, &mut handler, &mut table, first)?;
     match &mut shown {
         Reports::Lines => session.text_header(|out, clock| handler.layout.header(out, clock)),
         Reports::Counts(counts) => counts.begin(&mut session),
@@ -146,9 +134,47 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
             report_due = shown.interval(args).map(|length| next_due(at, length));
         }
     }
+    detach(&mut session, &mut skels, attached)?;
+    let mut on_event = |session: &mut Session, bytes: &[u8]| handler.take(session, bytes);
+    session.drain_rest(&mut source, &mut on_event)?;
+    let first = skels.first_mut().context("there is no interface")?;
+    table.end(first, || session.drain_rest(&mut source, &mut on_event))?;
+    shown.report(&mut session, &mut skels, &mut handler)?;
+    let summary = summary(&session, &skels, &handler, &shown)?;
+    session.finish(&summary)
+}
+
+/// Drops all privileges but those that the run needs: bpf(2), to read maps and run a program, needs
+/// CAP_BPF before Linux 5.19.
+fn drop_privileges(
+    attached: &Hooks,
+    handler: &mut AttemptHandler<'_>,
+    table: &mut AttemptTable,
+    first: &mut AcceptTraceSkel<'_>,
+) -> Result<()> {
+    let mut try_all = || {
+        let can_scan = handler.owners.as_mut().is_none_or(|it| it.scan().is_ok());
+        can_scan && table.sweep(first).is_ok()
+    };
+    let mut keep = match privileges::without_capabilities(&mut try_all)? {
+        true => Vec::new(),
+        false => vec![Capability::CAP_BPF],
+    };
+    if attached.interfaces.needs_privileges() {
+        keep.push(Capability::CAP_NET_ADMIN);
+    }
+    privileges::drop_all_but(&keep)
+}
+
+/// Stops and detaches the programs, so that their counters are final.
+fn detach(
+    session: &mut Session,
+    skels: &mut [AcceptTraceSkel<'_>],
+    mut attached: Hooks,
+) -> Result<()> {
     let checked = session.check_hooks();
     // If another process holds the links, the programs stay attached: stop them.
-    for skel in &mut skels {
+    for skel in skels {
         if let Some(bss) = skel.maps.bss_counters_data.as_deref_mut() {
             crate::skel::stop(&mut bss.stopped);
         }
@@ -159,20 +185,14 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     drop(attached);
     checked?;
     crate::sys::link::synchronize();
-    let mut on_event = |session: &mut Session, bytes: &[u8]| handler.take(session, bytes);
-    session.drain_rest(&mut source, &mut on_event)?;
-    let first = skels.first_mut().context("there is no interface")?;
-    table.end(first, || session.drain_rest(&mut source, &mut on_event))?;
-    shown.report(&mut session, &mut skels, &mut handler)?;
-    let summary = summary(&session, &skels, &handler, &shown)?;
-    session.finish(&summary)
+    Ok(())
 }
 
 /// The summary of a run. Attempts that found no room in the table count as lost: their fate is
 /// unknown.
 fn summary(
     session: &Session,
-    skels: &[crate::skel::accept_trace::AcceptTraceSkel<'_>],
+    skels: &[AcceptTraceSkel<'_>],
     handler: &AttemptHandler<'_>,
     shown: &Reports,
 ) -> Result<Summary> {
@@ -253,7 +273,7 @@ impl Reports {
     fn report(
         &mut self,
         session: &mut Session,
-        skels: &mut [crate::skel::accept_trace::AcceptTraceSkel<'_>],
+        skels: &mut [AcceptTraceSkel<'_>],
         handler: &mut AttemptHandler<'_>,
     ) -> Result<()> {
         match self {

@@ -22,7 +22,9 @@ use crate::run::drops::{DropTracepoint, check_reasons};
 use crate::run::events::BufferKind;
 use crate::run::export;
 use crate::skel::accept_trace::types::process_filter as ProcessFilter;
-use crate::skel::accept_trace::{AcceptTraceSkel, AcceptTraceSkelBuilder};
+use crate::skel::accept_trace::{
+    AcceptTraceSkel, AcceptTraceSkelBuilder, OpenAcceptTraceMaps, OpenAcceptTraceProgs,
+};
 use crate::skel::{AcceptByKey, AcceptOutput, DropSettings};
 use crate::sys::object::{self, Apart};
 use crate::sys::probe;
@@ -117,13 +119,7 @@ impl<'obj> Programs<'obj> {
             "no_listener, accept_queue_full, netfilter_drop",
         )?;
         let (mut skels, mut pairs) = (Vec::new(), Vec::new());
-        let mut kinds = interfaces
-            .iter()
-            .map(Interface::is_raw_ip)
-            .collect::<Vec<_>>();
-        kinds.sort_unstable();
-        kinds.dedup();
-        for (is_raw_ip, storage) in kinds.into_iter().zip(storage) {
+        for (is_raw_ip, storage) in Pair::kinds(interfaces).into_iter().zip(storage) {
             let (skel, pair) = load_one(
                 args,
                 buffer,
@@ -161,10 +157,52 @@ fn load_one<'obj>(
     let mut open = builder
         .open(storage)
         .context("failed to open the programs")?;
-    let maps = &mut open.maps;
-    let rodata = maps.rodata_data.as_deref_mut();
+    let rodata = open.maps.rodata_data.as_deref_mut();
     let rodata = rodata.context("the programs have no settings")?;
     rodata.link_is_raw_ip = is_raw_ip;
+    plan.drops
+        .configure(DropSettings::from(&mut *rodata), symbols);
+    rodata.reason_tcp_reset = plan.drops.reasons.number("tcp_reset").unwrap_or(0);
+    configure(args, buffer, &mut open.maps)?;
+    if let Some(first) = first {
+        share_maps(args, buffer, &mut open.maps, first)?;
+    }
+    args.filter().configure(&mut open)?;
+    select_programs(plan, first.is_none(), &mut open.progs);
+    let failure = |error| {
+        load::failure_to_read(
+            "failed to load the accept-trace programs",
+            error,
+            "where sockets and dropped segments are",
+        )
+    };
+    object::create_maps(open.open_object_mut()).map_err(failure)?;
+    let btf = object::btf_fd(open.open_object());
+    let progs = &mut open.progs;
+    let apart = [&mut progs.accept_egress, &mut progs.accept_ingress];
+    let apart = apart.map(|program| Apart::take(program, btf));
+    let (skel, loaded) = load::on_two_threads(open, &apart).map_err(failure)?;
+    let pair = Pair::new(is_raw_ip, loaded)?;
+    types.close();
+    let counters = &skel.maps.bss_accept_data;
+    counters.as_ref().context("the programs have no counters")?;
+    load::fill_slots(&skel.maps.idle_slots)?;
+    let maps = &skel.maps;
+    args.processes
+        .rules()
+        .fill([&maps.pids, &maps.uids, &maps.comms])?;
+    args.filter().fill(&skel)?;
+    Ok((skel, pair))
+}
+
+/// Sets what the options ask for, and the sizes of maps.
+fn configure(
+    args: &AcceptTraceArgs,
+    buffer: BufferKind,
+    maps: &mut OpenAcceptTraceMaps<'_>,
+) -> Result<()> {
+    let rodata = maps.rodata_data.as_deref_mut();
+    let rodata = rodata.context("the programs have no settings")?;
     // These programs read the namespace of a socket through its BTF pointer, which is faster than
     // bpf_probe_read_kernel().
     rodata.may_probe_read = false;
@@ -193,6 +231,9 @@ fn load_one<'obj>(
         None => AcceptByKey::ACCEPT_BY_NOTHING,
     };
     rodata.count_reasons = args.by == Some(AcceptBy::Reason) || !args.reason.is_empty();
+    let processes = args.processes.rules();
+    let sets = [&mut maps.pids, &mut maps.uids, &mut maps.comms];
+    rodata.process_filter = ProcessFilter(processes.size(sets)?);
     let (counts, histograms) = (args.by.is_some(), args.histogram.is_some());
     for (map, is_used) in [
         (&mut maps.even_counts, counts && !histograms),
@@ -203,39 +244,43 @@ fn load_one<'obj>(
             map.set_max_entries(1)?;
         }
     }
-    plan.drops
-        .configure(DropSettings::from(&mut *rodata), symbols);
-    rodata.reason_tcp_reset = plan.drops.reasons.number("tcp_reset").unwrap_or(0);
-    let processes = args.processes.rules();
-    let sets = [&mut maps.pids, &mut maps.uids, &mut maps.comms];
-    rodata.process_filter = ProcessFilter(processes.size(sets)?);
     buffer.configure(&args.buffer, &mut maps.ring, &mut maps.perf)?;
     export::configure(
         args.exporting,
         [&mut maps.export_counts, &mut maps.export_times],
         [&mut maps.ring, &mut maps.perf],
     )?;
-    if let Some(first) = first {
-        let known = &first.maps;
-        maps.attempts.reuse_fd(known.attempts.as_fd())?;
-        maps.reported.reuse_fd(known.reported.as_fd())?;
-        maps.recent.reuse_fd(known.recent.as_fd())?;
-        maps.bss_recent.reuse_fd(known.bss_recent.as_fd())?;
-        maps.even_counts.reuse_fd(known.even_counts.as_fd())?;
-        maps.odd_counts.reuse_fd(known.odd_counts.as_fd())?;
-        maps.histograms.reuse_fd(known.histograms.as_fd())?;
-        match (args.exporting, buffer) {
-            (true, _) => {
-                maps.export_counts.reuse_fd(known.export_counts.as_fd())?;
-                maps.export_times.reuse_fd(known.export_times.as_fd())?;
-            }
-            (false, BufferKind::Ring) => maps.ring.reuse_fd(known.ring.as_fd())?,
-            (false, BufferKind::Perf) => maps.perf.reuse_fd(known.perf.as_fd())?,
+    Ok(())
+}
+
+/// Has the programs use the maps of those that are loaded already.
+fn share_maps(
+    args: &AcceptTraceArgs,
+    buffer: BufferKind,
+    maps: &mut OpenAcceptTraceMaps<'_>,
+    first: &AcceptTraceSkel<'_>,
+) -> Result<()> {
+    let known = &first.maps;
+    maps.attempts.reuse_fd(known.attempts.as_fd())?;
+    maps.reported.reuse_fd(known.reported.as_fd())?;
+    maps.recent.reuse_fd(known.recent.as_fd())?;
+    maps.bss_recent.reuse_fd(known.bss_recent.as_fd())?;
+    maps.even_counts.reuse_fd(known.even_counts.as_fd())?;
+    maps.odd_counts.reuse_fd(known.odd_counts.as_fd())?;
+    maps.histograms.reuse_fd(known.histograms.as_fd())?;
+    match (args.exporting, buffer) {
+        (true, _) => {
+            maps.export_counts.reuse_fd(known.export_counts.as_fd())?;
+            maps.export_times.reuse_fd(known.export_times.as_fd())?;
         }
+        (false, BufferKind::Ring) => maps.ring.reuse_fd(known.ring.as_fd())?,
+        (false, BufferKind::Perf) => maps.perf.reuse_fd(known.perf.as_fd())?,
     }
-    args.filter().configure(&mut open)?;
-    let once = first.is_none();
-    let progs = &mut open.progs;
+    Ok(())
+}
+
+/// Chooses the tracing programs for this kernel, which are loaded `once`.
+fn select_programs(plan: &Plan, once: bool, progs: &mut OpenAcceptTraceProgs<'_>) {
     for (program, wanted) in [
         (
             &mut progs.accept_drop_reason,
@@ -257,28 +302,6 @@ fn load_one<'obj>(
     ] {
         program.set_autoload(wanted && once);
     }
-    let failure = |error| {
-        load::failure_to_read(
-            "failed to load the accept-trace programs",
-            error,
-            "where sockets and dropped segments are",
-        )
-    };
-    object::create_maps(open.open_object_mut()).map_err(failure)?;
-    let btf = object::btf_fd(open.open_object());
-    let progs = &mut open.progs;
-    let apart = [&mut progs.accept_egress, &mut progs.accept_ingress];
-    let apart = apart.map(|program| Apart::take(program, btf));
-    let (skel, loaded) = load::on_two_threads(open, &apart).map_err(failure)?;
-    let pair = Pair::new(is_raw_ip, loaded)?;
-    types.close();
-    let counters = &skel.maps.bss_accept_data;
-    counters.as_ref().context("the programs have no counters")?;
-    load::fill_slots(&skel.maps.idle_slots)?;
-    let maps = &skel.maps;
-    processes.fill([&maps.pids, &maps.uids, &maps.comms])?;
-    args.filter().fill(&skel)?;
-    Ok((skel, pair))
 }
 
 fn random() -> Result<u64> {

@@ -16,7 +16,7 @@ use silent::Silent;
 
 use crate::attach::beside::beside;
 use crate::attach::tc::PreparedLinks;
-use crate::attach::{Attached, load};
+use crate::attach::{Attached, Pair, load};
 use crate::capture::LINKTYPE_RAW;
 use crate::capture::recorder::{Destination, Recorder};
 use crate::capture::write::{Encoder, FileInterface, Statistics, Written};
@@ -75,13 +75,11 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
     let (holders, programs) = beside(
         || Holders::new(&mut owners, Which::All, notices),
         || {
-            let (mut skels, mut pairs) = (Vec::new(), Vec::new());
-            let mut kinds = watched.iter().map(Interface::is_raw_ip).collect::<Vec<_>>();
-            kinds.sort_unstable();
-            kinds.dedup();
+            let mut kinds = Pair::kinds(&watched);
             if kinds.is_empty() {
                 kinds.push(false);
             }
+            let (mut skels, mut pairs) = (Vec::new(), Vec::new());
             for (is_raw_ip, storage) in kinds.into_iter().zip(&mut storage) {
                 let target = LoadOptions {
                     interfaces: &interfaces,
@@ -110,46 +108,14 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
         silent: Silent::new(&watched, session.notices),
         containers: (args.run.output.format() == OutputFormat::Json).then(Containers::new),
     };
-    let mut output = match &lines {
-        Lines::Events(layout) => {
-            let maps = &first(&skels)?.maps;
-            let size = args.buffer.size();
-            Output::Events(
-                layout,
-                EventSource::open(buffer, size, &maps.ring, &maps.perf)?,
-            )
-        }
-        Lines::Counts(layout, by) => {
-            let tables = KeyTables::map(&first(&skels)?.maps.count_sets, tables)?;
-            let names = ("loss_count", by.name());
-            let counts = KeyCounts::new(layout, names, tables, args.interval, args.top);
-            Output::Counts(counts, *by)
-        }
-    };
+    let mut output = Output::open(args, &lines, buffer, tables, first(&skels)?)?;
     let (links, hooks) = programs::attach(first(&skels)?)?;
-    let mut attached = programs::watch(&pairs, &watched, prepared).unwrap_or_else(|failure| {
-        session.notices.notice(&format!(
-            "drops that no tracepoint reports, such as those by full queues, can't be shown: {:#}",
-            failure.error
-        ));
-        Attached::default()
-    });
-    for note in attached.take_notes() {
-        session.notices.note(&note);
-    }
+    let attached = watch_interfaces(&mut session, &pairs, &watched, prepared)?;
     if interfaces.is_empty() {
         session.watch_also(&watched)?;
     }
-    for hook in attached.hooks() {
-        session.follow(hook)?;
-    }
     session.open_recording()?;
-    let mut keep = holders::needs(handler.holders.as_mut())?.to_vec();
-    keep.extend(session.recording_needs()?);
-    if attached.needs_privileges() {
-        keep.push(Capability::CAP_NET_ADMIN);
-    }
-    privileges::drop_all_but(&keep)?;
+    drop_privileges(&session, &attached, handler.holders.as_mut())?;
     session.text_header(|out, clock| lines.header(out, clock));
     session.start(match handler.containers {
         Some(_) => Files::Readable,
@@ -187,6 +153,44 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
         }
     };
     session.finish(&summary)
+}
+
+/// Attaches the programs at interfaces, and has the session check that they stay attached. Reports
+/// it if the kernel refuses them: the run goes on without them.
+fn watch_interfaces(
+    session: &mut Session,
+    pairs: &[Pair],
+    watched: &[Interface],
+    prepared: PreparedLinks,
+) -> Result<Attached> {
+    let mut attached = programs::watch(pairs, watched, prepared).unwrap_or_else(|failure| {
+        session.notices.notice(&format!(
+            "drops that no tracepoint reports, such as those by full queues, can't be shown: {:#}",
+            failure.error
+        ));
+        Attached::default()
+    });
+    for note in attached.take_notes() {
+        session.notices.note(&note);
+    }
+    for hook in attached.hooks() {
+        session.follow(hook)?;
+    }
+    Ok(attached)
+}
+
+/// Drops all privileges but those that the run needs.
+fn drop_privileges(
+    session: &Session,
+    attached: &Attached,
+    holders: Option<&mut Holders<'_>>,
+) -> Result<()> {
+    let mut keep = holders::needs(holders)?.to_vec();
+    keep.extend(session.recording_needs()?);
+    if attached.needs_privileges() {
+        keep.push(Capability::CAP_NET_ADMIN);
+    }
+    privileges::drop_all_but(&keep)
 }
 
 /// The names of kernel functions. Reports it if there are none.
@@ -276,6 +280,32 @@ impl Lines {
 enum Output<'a> {
     Events(&'a LossLayout, EventSource),
     Counts(KeyCounts<'a>, LossByChoice),
+}
+
+impl<'a> Output<'a> {
+    /// Opens the event buffer, or the tables of counts.
+    fn open(
+        args: &LossTraceArgs,
+        lines: &'a Lines,
+        buffer: BufferKind,
+        tables: Size,
+        skel: &LossTraceSkel<'_>,
+    ) -> Result<Self> {
+        let maps = &skel.maps;
+        Ok(match lines {
+            Lines::Events(layout) => {
+                let size = args.buffer.size();
+                let source = EventSource::open(buffer, size, &maps.ring, &maps.perf)?;
+                Self::Events(layout, source)
+            }
+            Lines::Counts(layout, by) => {
+                let tables = KeyTables::map(&maps.count_sets, tables)?;
+                let names = ("loss_count", by.name());
+                let counts = KeyCounts::new(layout, names, tables, args.interval, args.top);
+                Self::Counts(counts, *by)
+            }
+        })
+    }
 }
 
 /// The programs of tracepoints.

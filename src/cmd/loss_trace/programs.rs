@@ -21,7 +21,10 @@ use crate::notice::Notices;
 use crate::run::drops::{DropTracepoint, check_reasons};
 use crate::run::events::BufferKind;
 use crate::run::export;
-use crate::skel::loss_trace::{LossTraceProgs, LossTraceSkel, LossTraceSkelBuilder};
+use crate::skel::loss_trace::types::rodata as Settings;
+use crate::skel::loss_trace::{
+    LossTraceProgs, LossTraceSkel, LossTraceSkelBuilder, OpenLossTraceMaps, OpenLossTraceProgs,
+};
 use crate::skel::{DropSettings, LossBy, LossKind};
 use crate::sys::key_tables::Size;
 use crate::sys::object::{self, Apart};
@@ -114,26 +117,64 @@ impl Kernel {
         symbols: &mut KernelSymbols,
         storage: &'obj mut MaybeUninit<OpenObject>,
     ) -> Result<(LossTraceSkel<'obj>, Option<Pair>), Failure> {
-        let LoadOptions {
-            interfaces, tables, ..
-        } = *target;
         let mut builder = LossTraceSkelBuilder::default();
         let types = Excerpt::of(crate::skel::loss_trace::TYPES, &mut builder.obj_builder)
             .context("failed to open the programs")?;
         let mut open = builder
             .open(storage)
             .context("failed to open the programs")?;
-        let maps = &mut open.maps;
-        let rodata = maps.rodata_data.as_deref_mut();
+        let rodata = open.maps.rodata_data.as_deref_mut();
         let rodata = rodata.context("the programs have no settings")?;
         rodata.use_perf_buffer = buffer == BufferKind::Perf;
+        self.configure(args, target, rodata)?;
+        self.configure_reasons(args, symbols, rodata)?;
+        configure_maps(args, buffer, target, &mut open.maps)?;
+        args.addresses.filter().configure(&mut open)?;
+        self.select_programs(args, target, &mut open.progs);
+        let is_watching = !target.watched.is_empty();
+        let failure = |error| {
+            load::failure_to_read(
+                "failed to load the loss-trace programs",
+                error,
+                "where dropped segments are",
+            )
+        };
+        object::create_maps(open.open_object_mut()).map_err(failure)?;
+        let btf = object::btf_fd(open.open_object());
+        let progs = &mut open.progs;
+        let apart = [&mut progs.loss_egress, &mut progs.loss_ingress]
+            .into_iter()
+            .filter(|_| is_watching)
+            .map(|program| Apart::take(program, btf))
+            .collect::<Vec<_>>();
+        let (skel, loaded) = load::on_two_threads(open, &apart).map_err(failure)?;
+        let pair = match is_watching {
+            true => Some(Pair::new(target.is_raw_ip, loaded)?),
+            false => None,
+        };
+        types.close();
+        let counters = &skel.maps.bss_loss_data;
+        counters.as_ref().context("the programs have no counters")?;
+        args.addresses.filter().fill(&skel)?;
+        Ok((skel, pair))
+    }
+
+    /// Sets what the options ask for.
+    fn configure(
+        &self,
+        args: &LossTraceArgs,
+        target: &LoadOptions<'_, '_>,
+        rodata: &mut Settings,
+    ) -> Result<(), Failure> {
+        let LoadOptions {
+            interfaces, tables, ..
+        } = *target;
         rodata.link_is_raw_ip = target.is_raw_ip;
         if !target.watched.is_empty() {
             rodata.own_netns = u32::try_from(netns::own()?)?;
             rodata.watch_syns = watches_syns(args);
             rodata.watch_resets = self.watches_resets(args);
         }
-        let watch_syns = rodata.watch_syns;
         for kind in args.kinds() {
             rodata.wanted_kinds |= 1 << kind.0;
         }
@@ -154,6 +195,31 @@ impl Kernel {
             *to = interface.index;
         }
         rodata.with_noise = args.all;
+        if args.recording.write.is_some() {
+            rodata.snaplen = args.recording.snaplen();
+        }
+        rodata.max_rate = args.max_rate.unwrap_or(0);
+        rodata.count_by = match args.by {
+            None => LossBy::LOSS_BY_NOTHING,
+            Some(LossByChoice::Reason) => LossBy::LOSS_BY_REASON,
+            Some(LossByChoice::Place) => LossBy::LOSS_BY_PLACE,
+            Some(LossByChoice::Saddr) => LossBy::LOSS_BY_SADDR,
+            Some(LossByChoice::Dport) => LossBy::LOSS_BY_DPORT,
+            Some(LossByChoice::Comm) => LossBy::LOSS_BY_COMM,
+        };
+        rodata.hash_seed = RandomState::new().build_hasher().finish();
+        rodata.sets_per_table = u32::try_from(tables.sets)?;
+        rodata.count_slots = u32::try_from(tables.slots)?;
+        Ok(())
+    }
+
+    /// Tells the programs which reasons the kernel gives, and which are asked for.
+    fn configure_reasons(
+        &self,
+        args: &LossTraceArgs,
+        symbols: &mut KernelSymbols,
+        rodata: &mut Settings,
+    ) -> Result<()> {
         self.drops
             .configure(DropSettings::from(&mut *rodata), symbols);
         let netfilter = self.drops.reasons.number("netfilter_drop");
@@ -166,11 +232,6 @@ impl Kernel {
                 (to.start, to.end) = (start, end);
             }
         }
-        if args.recording.write.is_some() {
-            rodata.snaplen = args.recording.snaplen();
-        }
-        let snaplen = rodata.snaplen;
-        rodata.max_rate = args.max_rate.unwrap_or(0);
         rodata.filter_reasons = !args.reason.is_empty();
         let add = |set: &mut [u64], number: u32| {
             if let Some(word) = set.get_mut(number as usize / 64) {
@@ -197,53 +258,24 @@ impl Kernel {
                 "failed to filter by reason: {} functions of this kernel drop segments for these reasons, and at most {} can be watched",
                 ranges.len(),
                 rodata.drop_places.len()
-            )
-            .into());
+            ));
         }
         for (to, (start, end)) in rodata.drop_places.iter_mut().zip(ranges) {
             (to.start, to.end) = (start, end);
         }
-        rodata.count_by = match args.by {
-            None => LossBy::LOSS_BY_NOTHING,
-            Some(LossByChoice::Reason) => LossBy::LOSS_BY_REASON,
-            Some(LossByChoice::Place) => LossBy::LOSS_BY_PLACE,
-            Some(LossByChoice::Saddr) => LossBy::LOSS_BY_SADDR,
-            Some(LossByChoice::Dport) => LossBy::LOSS_BY_DPORT,
-            Some(LossByChoice::Comm) => LossBy::LOSS_BY_COMM,
-        };
-        rodata.hash_seed = RandomState::new().build_hasher().finish();
-        rodata.sets_per_table = u32::try_from(tables.sets)?;
-        rodata.count_slots = u32::try_from(tables.slots)?;
-        maps.gathered.set_autocreate(snaplen > 0)?;
-        maps.stacks
-            .set_autocreate(args.by.is_none() && !args.exporting)?;
-        maps.idle_slots.set_autocreate(false)?;
-        let sets = &mut maps.count_sets;
-        sets.set_max_entries(u32::try_from(tables.all_sets())?)?;
-        if args.by.is_some() {
-            maps.ring.set_autocreate(false)?;
-            maps.perf.set_autocreate(false)?;
-        } else {
-            sets.set_autocreate(false)?;
-            buffer.configure(&args.buffer, &mut maps.ring, &mut maps.perf)?;
-        }
-        if let Some(first) = target.first {
-            let known = &first.maps;
-            maps.cpu_states.reuse_fd(known.cpu_states.as_fd())?;
-            match (args.by, buffer) {
-                (Some(_), _) => maps.count_sets.reuse_fd(known.count_sets.as_fd())?,
-                (None, BufferKind::Ring) => maps.ring.reuse_fd(known.ring.as_fd())?,
-                (None, BufferKind::Perf) => maps.perf.reuse_fd(known.perf.as_fd())?,
-            }
-        }
-        export::configure(
-            args.exporting,
-            [&mut maps.export_counts, &mut maps.export_times],
-            [&mut maps.ring, &mut maps.perf],
-        )?;
-        args.addresses.filter().configure(&mut open)?;
+        Ok(())
+    }
+
+    /// Chooses the programs for this kernel and what is asked for. Those of tracepoints are loaded
+    /// once.
+    fn select_programs(
+        &self,
+        args: &LossTraceArgs,
+        target: &LoadOptions<'_, '_>,
+        progs: &mut OpenLossTraceProgs<'_>,
+    ) {
         let once = target.first.is_none();
-        let progs = &mut open.progs;
+        let is_watching = !target.watched.is_empty();
         let wants = |kind| args.kinds().contains(&kind);
         let (drops, resets) = (wants(LossKind::LOSS_DROP), wants(LossKind::LOSS_RESET));
         let retransmits = wants(LossKind::LOSS_RETRANSMIT);
@@ -273,40 +305,53 @@ impl Kernel {
             ),
             (&mut progs.loss_sent_reset, resets && !self.reset_has_reason),
             (&mut progs.loss_received_reset, resets),
-            (&mut progs.loss_consumed, watch_syns),
+            (&mut progs.loss_consumed, is_watching && watches_syns(args)),
         ] {
             program.set_autoload(wanted && once);
         }
-        let is_watching = !target.watched.is_empty();
         for program in [&mut progs.loss_ingress, &mut progs.loss_egress] {
             program.set_autoload(is_watching);
         }
-        let failure = |error| {
-            load::failure_to_read(
-                "failed to load the loss-trace programs",
-                error,
-                "where dropped segments are",
-            )
-        };
-        object::create_maps(open.open_object_mut()).map_err(failure)?;
-        let btf = object::btf_fd(open.open_object());
-        let progs = &mut open.progs;
-        let apart = [&mut progs.loss_egress, &mut progs.loss_ingress]
-            .into_iter()
-            .filter(|_| is_watching)
-            .map(|program| Apart::take(program, btf))
-            .collect::<Vec<_>>();
-        let (skel, loaded) = load::on_two_threads(open, &apart).map_err(failure)?;
-        let pair = match is_watching {
-            true => Some(Pair::new(target.is_raw_ip, loaded)?),
-            false => None,
-        };
-        types.close();
-        let counters = &skel.maps.bss_loss_data;
-        counters.as_ref().context("the programs have no counters")?;
-        args.addresses.filter().fill(&skel)?;
-        Ok((skel, pair))
     }
+}
+
+/// Sets the sizes of maps, creates only those that are used, and shares those of the programs that
+/// are loaded already.
+fn configure_maps(
+    args: &LossTraceArgs,
+    buffer: BufferKind,
+    target: &LoadOptions<'_, '_>,
+    maps: &mut OpenLossTraceMaps<'_>,
+) -> Result<()> {
+    maps.gathered
+        .set_autocreate(args.recording.write.is_some())?;
+    maps.stacks
+        .set_autocreate(args.by.is_none() && !args.exporting)?;
+    maps.idle_slots.set_autocreate(false)?;
+    let sets = &mut maps.count_sets;
+    sets.set_max_entries(u32::try_from(target.tables.all_sets())?)?;
+    if args.by.is_some() {
+        maps.ring.set_autocreate(false)?;
+        maps.perf.set_autocreate(false)?;
+    } else {
+        sets.set_autocreate(false)?;
+        buffer.configure(&args.buffer, &mut maps.ring, &mut maps.perf)?;
+    }
+    if let Some(first) = target.first {
+        let known = &first.maps;
+        maps.cpu_states.reuse_fd(known.cpu_states.as_fd())?;
+        match (args.by, buffer) {
+            (Some(_), _) => maps.count_sets.reuse_fd(known.count_sets.as_fd())?,
+            (None, BufferKind::Ring) => maps.ring.reuse_fd(known.ring.as_fd())?,
+            (None, BufferKind::Perf) => maps.perf.reuse_fd(known.perf.as_fd())?,
+        }
+    }
+    export::configure(
+        args.exporting,
+        [&mut maps.export_counts, &mut maps.export_times],
+        [&mut maps.ring, &mut maps.perf],
+    )?;
+    Ok(())
 }
 
 /// How to load the programs.
