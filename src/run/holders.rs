@@ -1,7 +1,6 @@
 //! Finds the processes that have TCP sockets open: their holders.
 
 use std::collections::HashMap;
-use std::io::{ErrorKind, Read};
 use std::mem::MaybeUninit;
 use std::time::{Duration, Instant};
 
@@ -14,11 +13,9 @@ use crate::domain::listener::{Holder, ListeningSocket};
 use crate::host::kernel_types::Excerpt;
 use crate::host::privileges;
 use crate::notice::{FirstNotice, Notices};
+use crate::run::iterator::{self, REST};
 use crate::skel::SocketHolder;
 use crate::skel::socket_owner::{SocketOwnerSkel, SocketOwnerSkelBuilder};
-
-/// After a scan, wait this many times as long as it took: a host may have very many open files.
-const REST: u32 = 50;
 
 /// Scan again after this time even if all sockets are known: processes pass sockets on, and exit.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -139,13 +136,9 @@ impl<'obj> Holders<'obj> {
         let mut bytes = Vec::new();
         let mut chunk = [0; 4096];
         loop {
-            match files.read(&mut chunk) {
-                Ok(0) => break,
-                Ok(len) => bytes.extend_from_slice(&chunk[..len]),
-                // The kernel ends a read(2) with EAGAIN after a million files without output.
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-                Err(error) => return Err(error).context(FAILED),
+            match iterator::read(&mut files, &mut chunk).context(FAILED)? {
+                0 => break,
+                len => bytes.extend_from_slice(&chunk[..len]),
             }
         }
         self.known = decode(&bytes);

@@ -6,6 +6,7 @@ pub mod events;
 pub mod export;
 pub mod histograms;
 pub mod holders;
+pub mod iterator;
 pub mod monotonic;
 pub mod packet;
 pub mod processes;

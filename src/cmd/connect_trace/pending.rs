@@ -1,6 +1,5 @@
 //! Attempts without a fate, when the run starts and when it ends.
 
-use std::io::Read;
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
@@ -9,6 +8,7 @@ use libbpf_rs::{Iter, Link};
 use super::EVENT_LEN;
 use crate::domain::connection::Connection;
 use crate::run::events::EventSource;
+use crate::run::iterator;
 use crate::run::session::Session;
 use crate::skel::connect_trace::ConnectTraceSkel;
 
@@ -69,7 +69,7 @@ impl Pending {
         // Only the number of bytes matters: it limits how many attempts one read(2) reports, so
         // that the event buffer can be emptied in between.
         let mut found = [0; 4096];
-        while read_iterator(&mut self.at_start, &mut found)? > 0 {
+        while read(&mut self.at_start, &mut found)? > 0 {
             session.drain_rest(source, &mut *on_event)?;
         }
         Ok(())
@@ -82,7 +82,7 @@ impl Pending {
         for iterator in &mut self.at_end {
             let mut filled = 0;
             loop {
-                let len = read_iterator(iterator, &mut bytes[filled..])?;
+                let len = read(iterator, &mut bytes[filled..])?;
                 if len == 0 {
                     break;
                 }
@@ -103,18 +103,6 @@ impl Pending {
     }
 }
 
-/// Reads from an iterator until there is output, or its end.
-fn read_iterator(iterator: &mut Iter, bytes: &mut [u8]) -> Result<usize> {
-    loop {
-        match iterator.read(bytes) {
-            Ok(len) => return Ok(len),
-            // The kernel ends a read(2) with EAGAIN after a million files without output.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted
-                ) => {}
-            Err(error) => return Err(error).context("failed to look for pending attempts"),
-        }
-    }
+fn read(iterator: &mut Iter, bytes: &mut [u8]) -> Result<usize> {
+    iterator::read(iterator, bytes).context("failed to look for pending attempts")
 }

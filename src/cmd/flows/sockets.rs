@@ -1,7 +1,6 @@
 //! Data from the sockets of this host: connections that are older than the tool, the kernel's
 //! figures for a connection (`tcp_info`), and processes.
 
-use std::io::{ErrorKind, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -16,14 +15,12 @@ use crate::filter::FlagsRule;
 use crate::host::interfaces::Interface;
 use crate::host::kernel_types::Excerpt;
 use crate::host::netns;
+use crate::run::iterator::{self, REST};
 use crate::skel;
 use crate::skel::flow_sockets::types::bss;
 use crate::skel::flow_sockets::{FlowSocketsSkel, FlowSocketsSkelBuilder};
 use crate::skel::flows::OpenFlowsMaps;
 use crate::sys::object;
-
-/// After a scan, wait this many times as long as it took: a host may have very many open files.
-const REST: u32 = 50;
 
 /// Scan once more this long after a new flow: an incoming connection has no process until it is
 /// accepted.
@@ -197,15 +194,6 @@ pub fn suits_sockets(command: &Flows<'_>) -> bool {
 /// Runs an iterator whose program writes no output: reading to the end makes it visit everything.
 fn run(link: &Link) -> Result<()> {
     let mut visits = Iter::new(link)?;
-    let mut nothing = [0; 64];
-    loop {
-        match visits.read(&mut nothing) {
-            Ok(0) => return Ok(()),
-            Ok(_) => {}
-            // The kernel ends a read(2) with EAGAIN after a million visits without output.
-            Err(error)
-                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+    while iterator::read(&mut visits, &mut [0; 64])? > 0 {}
+    Ok(())
 }
