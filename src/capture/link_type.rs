@@ -6,12 +6,11 @@
 use std::ops::Range;
 
 use super::numbers::{LINKTYPE_ETHERNET, LINKTYPE_RAW};
+use crate::domain::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 
 pub(super) const ETHERNET_HEADER: usize = 14;
 /// The longest header of a link layer that is read, in bytes.
 pub(super) const LONGEST_HEADER: usize = 20;
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// Reserved by RFC 1701: never the EtherType of a real frame.
 const ETHERTYPE_NONE: u16 = 0xffff;
 

@@ -71,7 +71,7 @@ pub const EXIT_STATUS: &[Term] = &[
     ),
 ];
 
-const FLAG_LETTERS: &[Term] = &[
+const FLAG_TERMS: &[Term] = &[
     ("S", "SYN"),
     (".", "ACK"),
     ("F", "FIN"),
@@ -201,7 +201,7 @@ const PAGES: &[(&str, Page)] = &[
                 ),
             ],
             sections: &[
-                ("TCP flags (FLAGS)", FLAG_LETTERS),
+                ("TCP flags (FLAGS)", FLAG_TERMS),
                 (
                     "Columns",
                     &[
@@ -539,7 +539,7 @@ const PAGES: &[(&str, Page)] = &[
                         ),
                     ],
                 ),
-                ("Flags (FLAGS)", FLAG_LETTERS),
+                ("Flags (FLAGS)", FLAG_TERMS),
             ],
         },
     ),

@@ -5,6 +5,17 @@ use std::net::IpAddr;
 use super::{Direction, address};
 use crate::skel::{FrameEvent, PacketEvent};
 
+/// The EtherType of IPv4.
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// The EtherType of IPv6.
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
+
+/// Names of the TCP flags by bit, lowest first (RFC 9293, RFC 3168).
+pub const FLAG_NAMES: [&str; 8] = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
+
+/// tcpdump's letters for them, in tcpdump's order: `[S.]`, `[P.]`, `[SEW]`.
+pub const FLAG_LETTERS: &[u8; 8] = b"FSRP.UEW";
+
 /// One packet that matched.
 #[derive(Clone, Copy)]
 pub struct Packet<'a> {

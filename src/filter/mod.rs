@@ -12,6 +12,7 @@ use libbpf_rs::skel::Skel;
 use libbpf_rs::{MapCore, MapFlags};
 
 use self::expr::Expression;
+use crate::domain::packet::FLAG_NAMES;
 use crate::failure::{Failure, Refusal};
 use crate::host::lookup;
 use crate::skel::{
@@ -126,9 +127,6 @@ pub struct FlagsRule {
     /// The value that they must have.
     pub value: u8,
 }
-
-/// Names of the TCP flags by bit, lowest first (RFC 9293, RFC 3168).
-pub const FLAG_NAMES: [&str; 8] = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
 
 impl FlagsRule {
     /// SYN without ACK: a connection attempt.

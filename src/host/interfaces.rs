@@ -7,11 +7,14 @@ use anyhow::Context;
 use nix::errno::Errno;
 use nix::libc::{
     self, ARPHRD_ETHER, ARPHRD_IPGRE, ARPHRD_LOOPBACK, ARPHRD_NONE, ARPHRD_PPP, ARPHRD_SIT,
-    ARPHRD_TUNNEL, ARPHRD_TUNNEL6, IFNAMSIZ, RT_TABLE_MAIN, RTM_GETLINK, RTM_GETROUTE, RTN_UNICAST,
+    ARPHRD_TUNNEL, ARPHRD_TUNNEL6, IFNAMSIZ, RT_TABLE_MAIN, RTA_OIF, RTM_GETLINK, RTM_GETROUTE,
+    RTN_UNICAST,
 };
 use nix::sys::socket::{SockFlag, SockProtocol};
 
-use super::netlink::{Socket, attributes, push_attribute, read_i32, read_u16, read_u32, text};
+use super::netlink::{
+    RTMSG_LEN, Socket, attributes, push_attribute, read_i32, read_u16, read_u32, text,
+};
 
 // From <linux/if_arp.h>; libc lacks these two.
 const ARPHRD_RAWIP: u16 = 519;
@@ -33,13 +36,11 @@ const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 const IFINFOMSG_LEN: usize = 16;
 
 // <linux/rtnetlink.h>
-const RTA_OIF: u16 = 4;
 const RTA_PRIORITY: u16 = 6;
 const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
 const RTNH_F_DEAD: u32 = 1;
 const RTM_F_CLONED: u32 = 0x200;
-const RTMSG_LEN: usize = 12;
 
 /// The most interfaces that a hint lists.
 const HINT_NAMES: usize = 8;

@@ -33,6 +33,9 @@ const NLMSG_NOOP: u16 = 1;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 
+/// Bytes of `struct rtmsg`: family and prefix length, and fields that are 0 in a request.
+pub(super) const RTMSG_LEN: usize = 12;
+
 const HEADER_LEN: usize = 16;
 const ATTRIBUTE_HEADER_LEN: usize = 4;
 /// Clears `NLA_F_NESTED` and `NLA_F_NET_BYTEORDER`.

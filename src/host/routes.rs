@@ -10,10 +10,7 @@ use nix::libc::{
 use nix::sys::socket::{SockFlag, SockProtocol};
 
 use super::interfaces;
-use super::netlink::{Socket, attributes, push_attribute, read_u32};
-
-/// Bytes of `struct rtmsg`: family and prefix length, and fields that are 0 in a request.
-const RTMSG_LEN: usize = 12;
+use super::netlink::{RTMSG_LEN, Socket, attributes, push_attribute, read_u32};
 
 /// Where `struct rtmsg` has the type of the route.
 const RTM_TYPE_AT: usize = 7;

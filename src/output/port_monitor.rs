@@ -9,9 +9,8 @@ use super::escape::hex_digits;
 use super::json::{Array, Object, push_addr, push_int, push_port};
 use super::line::Line;
 use crate::domain::Direction;
-use crate::domain::packet::Packet;
+use crate::domain::packet::{FLAG_LETTERS, FLAG_NAMES, Packet};
 use crate::failure::Failure;
-use crate::filter::FLAG_NAMES;
 use crate::key;
 
 /// Where a packet was seen, and what its link layer has.
@@ -26,9 +25,6 @@ pub struct CapturePoint<'a> {
     /// Added to offsets, so that they count from the start of the captured frame.
     pub offset_shift: i32,
 }
-
-/// tcpdump's letters for the bits of the flags byte, in tcpdump's order: `[S.]`, `[P.]`, `[SEW]`.
-const FLAG_LETTERS: &[u8; 8] = b"FSRP.UEW";
 
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum PacketColumn {

@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::Wrong;
 use super::lex::{Lexeme, Token, lex};
 use super::syntax::{Base, Comparison, Condition, Operation, Prefix, Relation, Side, Value};
+use crate::domain::packet;
 use crate::host::lookup;
 
 /// How deeply parentheses, `not` and arithmetic can be nested.
@@ -22,8 +23,8 @@ const IPPROTO_TCP: u32 = 6;
 /// authentication and destination options.
 const IPV6_EXTENSIONS: [u32; 5] = [0, 43, 44, 51, 60];
 
-const ETHERTYPE_IPV4: u32 = 0x0800;
-const ETHERTYPE_IPV6: u32 = 0x86dd;
+const IPV4: u32 = packet::ETHERTYPE_IPV4 as u32;
+const IPV6: u32 = packet::ETHERTYPE_IPV6 as u32;
 const ETHERTYPES_OF_TAGS: [u32; 3] = [0x8100, 0x88a8, 0x9100];
 
 /// Protocols whose packets contain no TCP, or none that our parser reads.
@@ -763,8 +764,8 @@ impl Parser {
     fn named_proto(&self, q: Qualifiers, name: &str, first: usize) -> Outcome<Condition> {
         if q.protocol == Some(Protocol::Link) {
             let ethertype = match name {
-                "ip" => ETHERTYPE_IPV4,
-                "ip6" => ETHERTYPE_IPV6,
+                "ip" => IPV4,
+                "ip6" => IPV6,
                 _ => 0,
             };
             return self.proto(q, ethertype, first);
@@ -815,8 +816,8 @@ impl Parser {
             (None | Some(Protocol::Ip6), number) if IPV6_EXTENSIONS.contains(&number) => {
                 Ok(extension())
             }
-            (Some(Protocol::Link), ETHERTYPE_IPV4) => Ok(Condition::IpVersion(4)),
-            (Some(Protocol::Link), ETHERTYPE_IPV6) => Ok(Condition::IpVersion(6)),
+            (Some(Protocol::Link), IPV4) => Ok(Condition::IpVersion(4)),
+            (Some(Protocol::Link), IPV6) => Ok(Condition::IpVersion(6)),
             (Some(Protocol::Link), number) if ETHERTYPES_OF_TAGS.contains(&number) => {
                 Ok(Condition::Relation(Relation {
                     left: Value::Bytes {
