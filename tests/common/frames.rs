@@ -21,8 +21,12 @@ pub const VLAN: u16 = 0x8100;
 pub const QINQ: u16 = 0x88a8;
 /// Protocol number of TCP.
 pub const TCP: u8 = 6;
-/// The flags byte of a SYN.
+/// TCP flags.
+pub const FIN: u8 = 0x01;
 pub const SYN: u8 = 0x02;
+pub const RST: u8 = 0x04;
+pub const PSH: u8 = 0x08;
+pub const ACK: u8 = 0x10;
 
 /// An Ethernet frame to a station that is not there, so that the receiving stack ignores it. Tags
 /// are an EtherType and an id each, outermost first.

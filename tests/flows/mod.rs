@@ -21,7 +21,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::common::frames::{RawSocket, syn_frame};
+use crate::common::frames::{ACK, FIN, PSH, RST, RawSocket, SYN, syn_frame};
 use crate::common::net::Reaped;
 use crate::common::tool::{ENOUGH, PublicBinary, as_nobody, check_account, command_of, parse};
 use crate::common::{
@@ -126,12 +126,6 @@ fn write_capture(conversations: &[(u16, Vec<Said>)]) -> Vec<u8> {
             .map(|said| (said.wait, frame_of(*port, said)))
     }))
 }
-
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const PSH: u8 = 0x08;
-const ACK: u8 = 0x10;
 
 /// Replays a made-up file.
 fn replay_bytes(bytes: &[u8], args: &[&str]) -> crate::common::Output {

@@ -13,12 +13,10 @@ use crate::accept::{
     Growth, NOBODY, begin, late_ack, listener, nft, segment, send, with_neighbour,
 };
 use crate::common::bpf::{instruction, load};
-use crate::common::frames::SYN;
+use crate::common::frames::{ACK, SYN};
 use crate::common::net::{CLIENT4, SERVER4};
 use crate::common::{Namespace, Pair, Tool, command, need, release};
 use crate::connect::sockets::{fast_open, set_int, tcp};
-
-const ACK: u8 = 0x10;
 
 fn server(port: u16) -> SocketAddr {
     (SERVER4, port).into()
