@@ -6,9 +6,7 @@
 #include "skb.bpf.h"
 #include "accept_packet.bpf.h"
 
-/* Numbers of enum skb_drop_reason in the running kernel; 0: it has no such reason. */
-const volatile __u32 reason_no_socket = 0;
-const volatile __u32 reason_listen_overflow = 0;
+/* Its number in the running kernel; 0: it has no such reason. */
 const volatile __u32 reason_tcp_reset = 0;
 
 static __always_inline bool has_rst_as_answer(const struct segment *s)

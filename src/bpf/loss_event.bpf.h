@@ -29,8 +29,6 @@ const volatile struct code_range drop_places[PLACES_MAX] = {};
 
 /* Its number in the running kernel; 0: it has no such reason. */
 const volatile __u32 reason_netfilter_drop = 0;
-const volatile __u32 reason_no_socket = 0;
-const volatile __u32 reason_listen_overflow = 0;
 /* The functions of netfilter that drop segments; for kernels that give no reasons. */
 const volatile struct code_range netfilter_places[PLACES_MAX] = {};
 

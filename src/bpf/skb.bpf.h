@@ -12,6 +12,8 @@ const volatile __u32 reason_consumed = 0;
 const volatile __u32 reason_not_specified = 0;
 const volatile __u32 reason_queue_purge = 0;
 const volatile __u32 reason_packet_sock_error = 0;
+const volatile __u32 reason_no_socket = 0;
+const volatile __u32 reason_listen_overflow = 0;
 
 /* The function that frees the copies of packet sockets; for kernels that give no reasons. */
 const volatile __u64 packet_rcv_start = 0;
