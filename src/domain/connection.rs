@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::address;
+use super::{address, until_nul};
 use crate::skel::{ConnectClosedBy, ConnectDirection, ConnectEvent, ConnectKind, ConnectKnown};
 
 /// A step in the life of a connection.
@@ -156,10 +156,6 @@ impl Connection {
             _ => None,
         }
     }
-}
-
-fn until_nul(name: &[u8]) -> &[u8] {
-    name.split(|byte| *byte == 0).next().unwrap_or(&[])
 }
 
 #[cfg(test)]

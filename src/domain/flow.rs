@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::address;
+use super::{address, until_nul};
 use crate::skel::{EndKnown, EndState, FlowEnd, FlowEndReason, FlowKnown, FlowNumbers, FlowRecord};
 
 /// A TCP connection as it was seen.
@@ -406,8 +406,8 @@ impl Flow {
     /// The process that holds that socket, its id and name; `None` if none was found, or several.
     pub fn process(&self) -> Option<(u32, &[u8])> {
         let owner = &self.raw.owner;
-        let name = owner.comm.split(|byte| *byte == 0).next();
-        (owner.from != 0 && owner.pid != 0).then(|| (owner.pid, name.unwrap_or_default()))
+        let is_known = owner.from != 0 && owner.pid != 0;
+        is_known.then(|| (owner.pid, until_nul(&owner.comm)))
     }
 
     /// The cgroup of the process when it was found, and a process that was in it; 0 if there is none.

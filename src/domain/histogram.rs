@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
+use super::until_nul;
 pub use crate::skel::HISTOGRAM_BUCKETS as BUCKETS;
 use crate::skel::{RawHistogram, RawHistogramKey};
 
@@ -52,10 +53,7 @@ impl By {
             Self::Nothing => HistogramKey::All,
             Self::Dport => HistogramKey::Port(u16::from_ne_bytes([bytes[0], bytes[1]])),
             Self::Daddr => HistogramKey::Address(Ipv6Addr::from(*bytes).to_canonical()),
-            Self::Comm | Self::Process => {
-                let name = bytes.split(|byte| *byte == 0).next();
-                HistogramKey::Comm(name.unwrap_or_default().to_vec())
-            }
+            Self::Comm | Self::Process => HistogramKey::Comm(until_nul(bytes).to_vec()),
         }
     }
 }

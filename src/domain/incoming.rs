@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use super::address;
 use super::reasons::{ReasonFrom, Reasons, reason_of_place};
+use super::{address, until_nul};
 use crate::skel::{AcceptEvent, AcceptFate, AcceptFlag, AcceptPhase, RawAttempt};
 
 /// Names of the fates, by number.
@@ -109,7 +109,7 @@ impl Attempt {
 
     /// The process's name without the NUL that ends it.
     pub fn comm(&self) -> &[u8] {
-        self.raw.comm.split(|byte| *byte == 0).next().unwrap_or(&[])
+        until_nul(&self.raw.comm)
     }
 
     /// Nanoseconds from the SYN to the SYN-ACK.

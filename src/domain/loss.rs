@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 use std::net::IpAddr;
 
-use super::{Direction, address};
+use super::{Direction, address, until_nul};
 use crate::skel::{
     CountKey, LOSS_KIND_SHIFT, LossDetail, LossEvent, LossKind, LossKnown, LossPacket,
 };
@@ -134,7 +134,7 @@ impl Loss {
 
     /// The name of the interface, if one is known.
     pub fn iface(&self) -> Option<&[u8]> {
-        let name = self.raw.iface.split(|byte| *byte == 0).next()?;
+        let name = until_nul(&self.raw.iface);
         (!name.is_empty()).then_some(name)
     }
 

@@ -52,3 +52,8 @@ fn address(bytes: [u8; 16], is_ipv4: bool) -> IpAddr {
         Ipv6Addr::from(bytes).into()
     }
 }
+
+/// The name in a fixed array of C: the bytes before the NUL.
+pub fn until_nul(bytes: &[u8]) -> &[u8] {
+    bytes.split(|byte| *byte == 0).next().unwrap_or(&[])
+}

@@ -10,6 +10,7 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Iter, Link, OpenObject};
 
 use crate::domain::listener::{Holder, ListeningSocket};
+use crate::domain::until_nul;
 use crate::host::kernel_types::Excerpt;
 use crate::host::privileges;
 use crate::notice::{FirstNotice, Notices};
@@ -175,12 +176,11 @@ fn decode(bytes: &[u8]) -> HashMap<u64, Vec<Holder>> {
             continue;
         }
         let comm = raw.comm.map(i8::cast_unsigned);
-        let comm = comm.split(|byte| *byte == 0).next().unwrap_or(&[]);
         let of_socket = holders.entry(raw.inode).or_default();
         if of_socket.iter().all(|holder| holder.pid != raw.pid) {
             of_socket.push(Holder {
                 pid: raw.pid,
-                comm: comm.to_vec(),
+                comm: until_nul(&comm).to_vec(),
                 cgroup_id: raw.cgroup_id,
             });
         }

@@ -8,6 +8,7 @@ use super::AttemptHandler;
 use crate::cli::AcceptBy;
 use crate::domain::incoming::{Attempt, Fate};
 use crate::domain::tally::{Count, Label, Tally, TallyKey};
+use crate::domain::until_nul;
 use crate::output::counts::{CountsLayout, IntervalCounts};
 use crate::run::session::Session;
 use crate::skel::accept_trace::AcceptTraceSkel;
@@ -157,7 +158,7 @@ impl CountReports {
             AcceptBy::Reason => name(reason.as_deref().map(str::as_bytes)),
             AcceptBy::Saddr => Label::Key(TallyKey::Address(attempt.saddr())),
             AcceptBy::Dport => Label::Key(TallyKey::Port(raw.port)),
-            AcceptBy::Comm if raw.kind == 0 => name(raw.bytes.split(|byte| *byte == 0).next()),
+            AcceptBy::Comm if raw.kind == 0 => name(Some(until_nul(&raw.bytes))),
             AcceptBy::Comm => {
                 let owner = handler.owners.as_mut().and_then(|it| it.find(&attempt));
                 name(owner.map(|owner| owner.comm.as_slice()))

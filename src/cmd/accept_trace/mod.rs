@@ -210,10 +210,7 @@ fn summary(
         matched += counters.matched + counters.untracked;
         lost += counters.lost + counters.untracked;
         suppressed += counters.suppressed;
-        let bss = skel.maps.bss_histogram_data.as_deref();
-        lost += bss.map_or(0, |bss| {
-            crate::skel::histogram_untracked(&bss.histogram_untracked)
-        });
+        lost += untracked(skel);
     }
     matched -= handler.unwanted;
     let summary = session.summary("accept-trace", matched, lost, suppressed);
@@ -231,6 +228,14 @@ fn summary(
             attempts,
             ..summary
         },
+    })
+}
+
+/// How many values have found no room in the table of histograms.
+fn untracked(skel: &AcceptTraceSkel<'_>) -> u64 {
+    let bss = skel.maps.bss_histogram_data.as_deref();
+    bss.map_or(0, |bss| {
+        crate::skel::histogram_untracked(&bss.histogram_untracked)
     })
 }
 
@@ -282,13 +287,8 @@ impl Reports {
             Self::Histograms(histograms) => {
                 let first = skels.first().context("there is no interface")?;
                 histograms.report(session, &first.maps.histograms)?;
-                let untracked = skels.iter().map(|skel| {
-                    let bss = skel.maps.bss_histogram_data.as_deref();
-                    bss.map_or(0, |bss| {
-                        crate::skel::histogram_untracked(&bss.histogram_untracked)
-                    })
-                });
-                histograms.note_untracked(session, untracked.sum());
+                let untracked = skels.iter().map(untracked).sum();
+                histograms.note_untracked(session, untracked);
                 Ok(())
             }
         }
