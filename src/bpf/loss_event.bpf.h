@@ -334,9 +334,13 @@ static __always_inline void set_callers(void *ctx, struct loss_event *e)
 /* The device of a packet outside of TCP, which can be read through its BTF pointer. */
 static __always_inline void set_own_device(struct loss_event *e, const struct net_device *dev)
 {
+	const __u64 *name = (const void *)dev->name;
+
+	/* Else libbpf would set the size of the loads to that of the member. */
+	barrier_var(name);
 	e->ifindex = dev->ifindex;
 	e->netns = dev->nd_net.net->ns.inum;
-	bpf_core_read(e->iface, sizeof(e->iface), &dev->name);
+	__builtin_memcpy(e->iface, name, sizeof(e->iface));
 }
 
 static __always_inline void set_device(struct loss_event *e, const struct net_device *dev)
