@@ -18,8 +18,8 @@ struct {
 } perf SEC(".maps");
 
 /*
- * Copies a finished event out; nonzero if there was no room, which the caller counts as lost. If the
- * compiler knows the size, it copies by words, which is faster than the kernel's copy of bytes.
+ * Copies a finished event out; nonzero if there was no room, which the caller counts as lost. If
+ * the compiler knows the size, it copies by words, which is faster than the kernel's copy of bytes.
  */
 static __always_inline long send_event(void *ctx, void *event, __u64 size)
 {

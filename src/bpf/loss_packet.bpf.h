@@ -119,15 +119,17 @@ static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *
 {
 	struct cpu_state *cpu = this_cpu();
 	struct waiting_syn *syn;
+	__u64 listener;
 
 	if (!cpu)
+		return;
+	listener = listener_of(skb, s, &cpu->found);
+	if (!listener)
 		return;
 	syn = syn_from(cpu, s->sport);
 	if (syn->listener)
 		end_wait(cpu, syn);
-	syn->listener = listener_of(skb, s, &cpu->found);
-	if (!syn->listener)
-		return;
+	syn->listener = listener;
 	set_key(&syn->key, s->saddr, s->sport, s->seq);
 	cpu->waiting++;
 }
