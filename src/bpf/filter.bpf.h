@@ -60,7 +60,10 @@ static __always_inline struct prefix_key host_key(__u8 version, const __be32 *ad
 {
 	struct prefix_key key = { .bits = 8 + (version == 4 ? 32 : 128), .family = version };
 
-	__builtin_memcpy(key.addr, addr, sizeof(key.addr));
+	if (version == 4)
+		key.addr[0] = addr[0];
+	else
+		__builtin_memcpy(key.addr, addr, sizeof(key.addr));
 	return key;
 }
 
@@ -139,19 +142,16 @@ static __always_inline void unmap(__be32 *addr)
 static __always_inline bool mapped_ends_match(__u8 version, const __be32 *saddr, __u16 sport,
 					      const __be32 *daddr, __u16 dport)
 {
-	__be32 source[4], destination[4];
-
 	if (!version_matches(version) || !ports_match(sport, dport))
 		return false;
 	if (!filter_wants_addresses())
 		return true;
-	__builtin_memcpy(source, saddr, sizeof(source));
-	__builtin_memcpy(destination, daddr, sizeof(destination));
+	/* The IPv4 address of a v4-mapped one is its last word. */
 	if (version == 4) {
-		unmap(source);
-		unmap(destination);
+		saddr += 3;
+		daddr += 3;
 	}
-	return addresses_match(version, source, destination);
+	return addresses_match(version, saddr, daddr);
 }
 
 #endif /* TCPINSPECT_FILTER_BPF_H */
