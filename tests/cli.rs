@@ -148,6 +148,8 @@ fn the_hint_names_what_was_probably_meant() {
         ("port-monitor 80", "-p 80"),
         ("flows 192.0.2.1", "--host 192.0.2.1"),
         ("flows host www.example.org", "-f 'host www.example.org'"),
+        ("connect-trace not tcp", "takes no filter expression"),
+        ("connect-trace lo port 80", "--any-port 80"),
         ("connect-trace port 80", "--any-port 80"),
         ("connect-trace dst port 80", "-p 80"),
         ("connect-trace -i lo", "whole machine"),

@@ -7,7 +7,7 @@ use clap::FromArgMatches;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use nix::net::if_::if_nametoindex;
 
-use super::interface_hints::{interface_hint, option_hint, words_as_options};
+use super::interface_hints::{plain_interface_hint, words_as_options};
 use super::{Cli, Command};
 use crate::failure::{Exit, Failure, Refusal};
 use crate::output::stdout::printed;
@@ -149,8 +149,7 @@ impl Given<'_> {
                     .take_while(|it| !it.starts_with('-'))
                     .cloned()
                     .collect();
-                return option_hint(&words)
-                    .or_else(|| interface_hint(&words))
+                return plain_interface_hint(&words)
                     .or_else(|| {
                         // The kernel cuts the name of a process to 15 bytes.
                         let may_be_process =
