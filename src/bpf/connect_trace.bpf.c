@@ -74,8 +74,7 @@ int BPF_PROG(on_state_change, const struct sock *sk, int old_state, int new_stat
 
 	if (!is_followed(old_state, new_state) || sk->sk_protocol != IPPROTO_TCP)
 		return 0;
-	/* As early as possible: until `depth` is set, a state change that interrupts this is lost.
-	 */
+	/* As early as possible: until `depth` is set, a change that interrupts this is lost. */
 	mine = my_running();
 	if (mine->depth)
 		can_interrupt_itself = true;

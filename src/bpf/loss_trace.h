@@ -85,7 +85,7 @@ struct loss_event {
 	__u8 state;
 	__u8 ip_version;
 	__u8 iface[LOSS_NAME_LEN]; /* ended by NUL; empty: no interface */
-	__u8 pad[6];
+	__u8 pad[10];
 	/* Return addresses, innermost first. An event without any is sent without this array. */
 	__u64 callers[LOSS_CALLERS];
 };
