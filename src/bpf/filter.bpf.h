@@ -61,7 +61,7 @@ static __always_inline struct prefix_key host_key(__u8 version, const __be32 *ad
 	struct prefix_key key = { .bits = 8 + (version == 4 ? 32 : 128), .family = version };
 
 	if (version == 4)
-		key.addr[0] = addr[0];
+		__builtin_memcpy(key.addr, addr, sizeof(*addr));
 	else
 		__builtin_memcpy(key.addr, addr, sizeof(key.addr));
 	return key;
