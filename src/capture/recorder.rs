@@ -22,8 +22,8 @@ use crate::output::clock::{Clock, UnixNanos};
 use crate::output::stdout::{Patience, Stdout, has_room};
 use crate::stop::{ExitReason, Stop};
 
-/// Bytes gathered before they are written, unless a flush comes sooner. Large frames are
-/// gathered too: a file system takes a few large writes for less than the copies cost.
+/// Bytes gathered before they are written, unless a flush comes sooner. Large frames are gathered
+/// too: a write of several costs less than one for each.
 const BUFFER: usize = 512 * 1024;
 
 /// The most bytes of one write. For large writes the page cache takes large blocks of memory that
@@ -508,4 +508,29 @@ fn several_link_types() -> anyhow::Error {
         "failed to write a pcap file: it can have only one link type, and there are frames with and \
          without an Ethernet header; a name without .pcap makes it a pcapng file"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The lengths of the pieces in the first write, of pieces with these lengths.
+    fn first_write(lens: &[usize]) -> Vec<usize> {
+        let bytes = vec![0; lens.iter().copied().max().unwrap_or(0)];
+        let pieces: Vec<_> = lens
+            .iter()
+            .map(|len| IoSlice::new(&bytes[..*len]))
+            .collect();
+        beginning(&pieces).iter().map(|piece| piece.len()).collect()
+    }
+
+    #[test]
+    fn a_write_takes_whole_pieces_up_to_its_limit_and_at_least_one() {
+        assert_eq!(first_write(&[40, WRITE_MAX - 40, 1]), [40, WRITE_MAX - 40]);
+        assert_eq!(first_write(&[40, WRITE_MAX - 39, 1]), [40]);
+        assert_eq!(first_write(&[WRITE_MAX + 1, 40]), [WRITE_MAX + 1]);
+        // A write of nothing would look like a file that takes no more.
+        assert_eq!(first_write(&[0, 0, WRITE_MAX + 1]), [WRITE_MAX + 1]);
+        assert_eq!(first_write(&[40, 0, 40]), [40, 0, 40]);
+    }
 }
