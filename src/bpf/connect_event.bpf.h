@@ -191,12 +191,15 @@ static __always_inline bool process_matches(const struct connect_event *e)
 	       (is_wanted_comm(e->comm) || is_wanted_comm(e->process));
 }
 
+/* Sets an address as the filter wants it: an IPv4 address in the first word. */
 static __always_inline void set_unmapped(__be32 *to, const struct connect_event *e,
 					 const __u8 *addr)
 {
 	__builtin_memcpy(to, addr, 16);
-	if (e->ip_version == 4)
-		unmap(to);
+	if (e->ip_version == 4) {
+		to[0] = to[3];
+		to[1] = to[2] = to[3] = 0;
+	}
 }
 
 /* The part of the filter that is known when a connection begins, but for the process. */

@@ -131,13 +131,6 @@ static __always_inline bool addresses_match(__u8 version, const __be32 *saddr, c
 	       host_matches(version, saddr, daddr);
 }
 
-/* Makes of a v4-mapped address the IPv4 address, in the first word. */
-static __always_inline void unmap(__be32 *addr)
-{
-	addr[0] = addr[3];
-	addr[1] = addr[2] = addr[3] = 0;
-}
-
 /* Whether the filter accepts the two ends of a connection; IPv4 addresses are v4-mapped. */
 static __always_inline bool mapped_ends_match(__u8 version, const __be32 *saddr, __u16 sport,
 					      const __be32 *daddr, __u16 dport)
