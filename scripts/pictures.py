@@ -44,7 +44,7 @@ def serve():
         if os.fork() == 0:
             name_process(name)
             accept_all(listener, delay)
-    # Its accept queue has room for one, and it accepts nobody.
+    # Its accept queue has room for one connection, and it never accepts any.
     name_process("shop")
     _shop = listen(8080, backlog=0)
     os.write(3, b"ready\n")
@@ -72,7 +72,7 @@ def fates():
         with contextlib.suppress(OSError):
             kept.append(connect(*attempt))
         time.sleep(0.1)
-    # Reset while it waits for accept(2).
+    # Reset the last connection while it waits for accept(2).
     kept[-1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     kept[-1].close()
     time.sleep(5)
@@ -89,7 +89,7 @@ def talk(saddr, port, size, every):
 
 
 def flows():
-    """Connections that last, of different rates."""
+    """Long connections with different rates."""
     for each in [
         ("192.0.2.11", 443, 20000, 0.02),
         ("2001:db8::10", 443, 12000, 0.02),
@@ -102,7 +102,7 @@ def flows():
 
 
 def svg(width):
-    """Draws a screen with its escape sequences; its text is the description."""
+    """Draws a screen that is given with its escape sequences. Its text becomes the <desc> of the SVG."""
     from rich.console import Console
     from rich.terminal_theme import MONOKAI
     from rich.text import Text

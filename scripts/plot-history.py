@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Draws the history of the bench: scripts/plot-history.py benches/history.jsonl >history.svg
 
-One small chart for each ratio, over all runs on machines like that of the last run. A ratio that
-has become worse by more than 10 % of the median before is red."""
+One small chart for each ratio, over all runs with the kernel, architecture and number of CPUs of the
+last run. A ratio is red if it is worse than the median of the earlier runs by more than 10 %."""
 
 import html
 import json
