@@ -1,7 +1,7 @@
 //! TC programs on kernels before 6.6, which have no tcx links: a clsact qdisc
 //! and a filter of kind `bpf` in direct-action mode.
 //!
-//! Neither goes away with its process. So the name of a filter says which process
+//! Neither is removed when its process ends. So the name of a filter says which process
 //! made it (`owner`), and the next instance that attaches removes the filters of
 //! processes that were killed. A qdisc has no name: if an instance of this program
 //! made it, the name of that instance's filter says so too, and each later instance
@@ -69,7 +69,7 @@ impl Clsact {
     ///
     /// If the kernel refuses: the cause is an [`Errno`], `EPERM` without
     /// `CAP_NET_ADMIN`, `ENOENT` without the module `sch_ingress` or `cls_bpf`.
-    /// Also if another program's qdisc is in the way. Nothing is left then.
+    /// Also if another program's qdisc is in the way. After an error nothing is left.
     pub fn attach(
         program: BorrowedFd<'_>,
         program_name: &str,
@@ -337,8 +337,7 @@ impl Found {
         }
         notices.extend(self.unknown.into_iter().map(|(filter, name)| {
             format!(
-                "kept the {} filter {} of process {}: it is not visible from here whether that process \
-                 still runs",
+                "kept the {} filter {} of process {}: can't find out whether that process still runs",
                 filter.direction, name.program, name.owner.pid
             )
         }));

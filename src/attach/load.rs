@@ -95,8 +95,8 @@ pub fn kprobe_failure(what: &str, error: libbpf_rs::Error) -> Failure {
 }
 
 /// Loads an object whose maps are created. Meanwhile another thread loads the programs that were
-/// taken out of it, and are returned in the same order: the kernel verifies each on the CPU of the
-/// thread that loads it.
+/// taken out of it, because the kernel verifies each program on the CPU of the thread that loads it.
+/// Returns these programs in the same order.
 ///
 /// # Errors
 /// The kernel refuses a program.

@@ -161,7 +161,7 @@ impl Attached {
         self.tc(&pair.ingress, interface, Direction::Ingress)
     }
 
-    /// Attaches a program to XDP, in the first of the modes that the interface takes.
+    /// Attaches a program to XDP, in the first of the modes that the interface accepts.
     ///
     /// # Errors
     /// As [`xdp::attach`].

@@ -38,7 +38,7 @@ impl XdpMode {
     }
 }
 
-/// Attaches in one of `modes`, the first that the interface takes. Returns the mode, and why
+/// Attaches in one of `modes`, the first that the interface accepts. Returns the mode, and why
 /// those before it were refused.
 ///
 /// # Errors
@@ -90,7 +90,7 @@ fn explain(error: &io::Error) -> String {
     }
 }
 
-/// The XDP program that is attached: its mode, its id, and its name if that may be known.
+/// The XDP program that is attached: its mode, its id, and its name if this process may read it.
 pub fn occupant(interface: &Interface) -> Option<String> {
     let (mode, id) = query(interface)?;
     Some(format!("{mode} XDP program {id}{}", name_of(id)))
@@ -108,7 +108,7 @@ fn occupied(interface: &Interface, error: &io::Error) -> Failure {
     )
 }
 
-/// The name of a program, in quotes after a space; empty if this process may not look at it.
+/// The name of a program, in quotes after a space; empty if this process may not read it.
 fn name_of(id: u32) -> String {
     ProgInfoIter::default()
         .find(|program| program.id == id)

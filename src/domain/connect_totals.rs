@@ -1,4 +1,4 @@
-//! Attempts to connect and their fates, by process and destination.
+//! Attempts to connect and their outcomes, by process and destination.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -7,7 +7,8 @@ use std::net::IpAddr;
 use super::connection::Connection;
 use crate::skel::ConnectKind;
 
-/// Keys that are counted separately: processes may choose any number of names and destinations.
+/// The most keys. Processes may choose any number of names and destinations; the attempts of all further
+/// keys are counted together.
 const KEYS_MAX: usize = 4096;
 
 /// A process and the destination of its attempts.
@@ -32,7 +33,7 @@ pub struct TotalsCounts {
     pub failed: u64,
     /// Of the failed ones, those that the process ended itself.
     pub given_up: u64,
-    /// Those without a fate at the end.
+    /// Those without an outcome at the end.
     pub pending: u64,
     /// Of the failed ones, those with an error, by errno.
     pub errors: BTreeMap<i32, u64>,
@@ -55,7 +56,7 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Counts a step of a connection.
+    /// Counts an event of a connection.
     pub fn add(&mut self, connection: &Connection) {
         self.events += 1;
         let key = TotalsKey {
@@ -85,7 +86,7 @@ impl Totals {
         }
     }
 
-    /// How many steps were counted.
+    /// How many events were counted.
     pub fn events(&self) -> u64 {
         self.events
     }
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_counted_apart_until_there_is_no_room_for_another() {
+    fn keys_are_counted_separately_until_there_is_no_room_for_another() {
         let mut totals = Totals::default();
         for dport in 0..=u16::MAX {
             totals.add(&step(ConnectKind::CONNECT_ATTEMPT, dport));

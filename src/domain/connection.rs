@@ -1,11 +1,11 @@
-//! Steps in the life of connections, as connect-trace's programs send them.
+//! The events of connections, as connect-trace's programs send them.
 
 use std::net::IpAddr;
 
 use super::{address, until_nul};
 use crate::skel::{ConnectClosedBy, ConnectDirection, ConnectEvent, ConnectKind, ConnectKnown};
 
-/// A step in the life of a connection.
+/// An event of a connection: an attempt, its outcome, or the end.
 #[derive(Clone, Copy)]
 pub struct Connection {
     /// The event as the program filled it.
@@ -66,7 +66,7 @@ impl Connection {
         self.is_failed() && self.known(ConnectKnown::KNOWN_GIVEN_UP)
     }
 
-    /// Whether this is an attempt that has no fate when the run ends.
+    /// Whether this is an attempt that has no outcome when the run ends.
     pub fn is_pending(&self) -> bool {
         self.raw.kind == ConnectKind::CONNECT_PENDING
     }
@@ -76,7 +76,7 @@ impl Connection {
         Some(self.raw.tid).filter(|tid| self.has_process() && *tid != 0)
     }
 
-    /// Nanoseconds from the attempt to its fate, or to the end of the run.
+    /// Nanoseconds from the attempt to its outcome, or to the end of the run.
     pub fn latency_ns(&self) -> Option<u64> {
         let has_fate = matches!(
             self.raw.kind,
@@ -108,7 +108,7 @@ impl Connection {
         self.is_closed().then_some(self.raw.retransmits)
     }
 
-    /// Whether this is the fate of an attempt that failed.
+    /// Whether this is the outcome of an attempt that failed.
     pub fn is_failed(&self) -> bool {
         self.raw.kind == ConnectKind::CONNECT_FAILED
     }

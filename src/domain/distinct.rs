@@ -1,9 +1,9 @@
 //! Estimates the number of different values.
 
-/// Values that are kept as they are. With more, a sketch takes their place.
+/// Up to this many values, their hashes are kept. With more, a sketch takes their place.
 const FEW: usize = 32;
 
-/// Registers of a sketch, which take as much memory as the few values. The standard error is
+/// Registers of a sketch, which take as much memory as [`FEW`] hashes. The standard error is
 /// 1.04 / sqrt(256), 6.5 %.
 const REGISTERS: usize = 256;
 
@@ -137,7 +137,7 @@ mod tests {
             while number < wanted {
                 let hash = hash(number + 1);
                 note(&mut registers, hash);
-                // A value that is added again does not count again.
+                // A value that is added twice counts once.
                 (0..2).for_each(|_| distinct.add(hash));
                 number += 1;
             }

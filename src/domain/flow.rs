@@ -245,8 +245,8 @@ impl Flow {
         self.addr(1 - self.initiator())
     }
 
-    /// The address at the other end than the process of this machine; the responder's if none is
-    /// known.
+    /// The address of the end that does not belong to the process on this machine; the responder's if no
+    /// process is known.
     pub fn peer(&self) -> IpAddr {
         match self.uid() {
             Some(_) => self.addr(1 - usize::from(self.raw.owner.end & 1)),
@@ -304,17 +304,17 @@ impl Flow {
         u32::from(self.raw.known) & part.0 != 0
     }
 
-    /// Whether the first packet seen was another than the initiator's SYN.
+    /// Whether the first packet seen was not the initiator's SYN.
     pub fn is_partial(&self) -> bool {
         self.knows(FlowKnown::FLOW_PARTIAL)
     }
 
-    /// Whether its socket was there before the programs.
+    /// Whether its socket existed before the programs were attached.
     pub fn is_seeded(&self) -> bool {
         self.knows(FlowKnown::FLOW_SEEDED)
     }
 
-    /// Payload bytes that the initiator and the responder have sent before the programs were there.
+    /// Payload bytes that the initiator and the responder had sent before the programs were attached.
     pub fn bytes_before(&self) -> Option<[u64; 2]> {
         let before = self.raw.bytes_before;
         let at = self.initiator();
@@ -495,7 +495,7 @@ fn is(end: &FlowEnd, state: EndState) -> bool {
 }
 
 fn reason(reason: FlowEndReason) -> u8 {
-    // The enum's values are few.
+    // The values of the enum fit in a byte.
     reason.0 as u8
 }
 
@@ -514,7 +514,7 @@ mod tests {
     use crate::skel::key_bytes;
 
     #[test]
-    fn a_history_of_anything_but_zeeks_letters_is_no_record() {
+    fn a_record_with_other_letters_than_zeeks_in_its_history_is_refused() {
         let mut raw = FlowRecord::default();
         raw.key.ip_version = 4;
         raw.history[..2].copy_from_slice(b"^h");

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 
 use super::flow::{ConnState, Flow, Outcome};
 
-/// Talkers that are kept. A scan brings any number of them: when there are twice as many, only those
-/// with the most bytes stay.
+/// How many talkers are kept. A scan brings any number of them: when there are twice as many, only those
+/// with the most bytes are kept.
 const TALKERS_KEPT: usize = 16_384;
 
 /// How many talkers and handshakes are shown.
@@ -30,7 +30,7 @@ const STATES: [ConnState; 13] = [
     ConnState::Shr,
 ];
 
-/// States of connections that never were established.
+/// States of connections that were never established.
 const FAILED: [ConnState; 6] = [
     ConnState::S0,
     ConnState::Rej,
@@ -59,7 +59,7 @@ pub struct Talker {
 pub struct Talk {
     /// Connections.
     pub flows: u64,
-    /// Of these, those that never were established.
+    /// Of these, those that were never established.
     pub failed: u64,
     /// Segments that were sent again, both ways, SYNs included.
     pub retransmits: u64,
@@ -159,7 +159,7 @@ impl FlowReport {
         self.states.iter().sum()
     }
 
-    /// Those that never were established.
+    /// Those that were never established.
     pub fn failed(&self) -> u64 {
         self.in_states(&FAILED)
     }
@@ -175,22 +175,22 @@ impl FlowReport {
         states.map(|(_, count)| count).sum()
     }
 
-    /// Those with the most bytes.
+    /// The talkers with the most bytes.
     pub fn talkers(&self) -> Vec<(Talker, Talk)> {
         self.top(|talk| talk.bytes)
     }
 
-    /// Those with the most failed connections.
+    /// The talkers with the most failed connections.
     pub fn failing(&self) -> Vec<(Talker, Talk)> {
         self.top(|talk| talk.failed)
     }
 
-    /// Those with the most segments that were sent again.
+    /// The talkers with the most segments that were sent again.
     pub fn resending(&self) -> Vec<(Talker, Talk)> {
         self.top(|talk| talk.retransmits)
     }
 
-    /// Those with the highest value, then with the most connections. Those whose value is 0 are
+    /// The talkers with the highest value, then with the most connections. Those whose value is 0 are
     /// left out.
     fn top(&self, of: impl Fn(&Talk) -> u64) -> Vec<(Talker, Talk)> {
         let all = self.talkers.iter().filter(|(_, talk)| of(talk) > 0);
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn flows_are_summed_up_and_the_worst_are_named() {
+    fn flows_are_summed_up_and_the_worst_talkers_are_named() {
         let mut report = FlowReport::default();
         for last in 1..=9 {
             let established = EndState::END_ESTABLISHED;

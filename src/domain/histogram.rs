@@ -63,7 +63,7 @@ impl By {
 pub struct Histogram {
     /// The sum of all values.
     pub sum: u64,
-    /// Values by size: bucket N has those up to 2^N that are in no bucket before it.
+    /// Values by size: bucket N has those up to 2^N that are not in an earlier bucket.
     pub buckets: [u64; BUCKETS],
 }
 
@@ -88,7 +88,7 @@ impl Histogram {
         self.buckets.iter().sum()
     }
 
-    /// The values that were added since an earlier state.
+    /// The values that were added since `earlier`.
     pub fn since(&self, earlier: &Self) -> Self {
         let mut since = self.clone();
         since.sum -= earlier.sum;
@@ -98,8 +98,8 @@ impl Histogram {
         since
     }
 
-    /// The largest value of each bucket, and how many it has, from the first bucket with any to
-    /// the last. The last of all has no largest value.
+    /// The upper bound of each bucket, and how many values it has, from the first bucket that is not
+    /// empty to the last. The last of all buckets has no upper bound.
     pub fn filled(&self) -> impl Iterator<Item = (Option<u64>, u64)> {
         let has_any = |count: &u64| *count > 0;
         let first = self.buckets.iter().position(has_any).unwrap_or(BUCKETS);

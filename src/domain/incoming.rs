@@ -1,4 +1,5 @@
-//! Decodes the events of accept-trace: incoming connection attempts and their fate.
+//! Decodes the events of accept-trace: incoming connection attempts and their outcomes, which are called
+//! fates.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -163,8 +164,8 @@ const SLACK: u64 = 250 * MILLISECOND;
 /// begins with four SYNs a second apart (tcp_syn_linear_timeouts).
 const WAITS: RangeInclusive<u64> = SECOND..=120 * SECOND;
 
-/// Whether the next step of an attempt in the table is overdue, so that its fate has to be found.
-/// `timeout` is how long a SYN may be dropped without a trace and repeated, in nanoseconds.
+/// Whether the next packet of an attempt in the table is overdue, so that its fate has to be determined.
+/// `timeout` is how long the client may repeat a SYN that is dropped silently, in nanoseconds.
 pub fn is_overdue(attempt: &RawAttempt, now: u64, timeout: u64) -> bool {
     let since = |at: u64| now.saturating_sub(at);
     let wait = |count: u8| (SECOND << count.min(7)).clamp(*WAITS.start(), *WAITS.end()) + SLACK;
@@ -256,7 +257,7 @@ mod tests {
         };
         assert!(!is_overdue(&raw, 2 * SECOND + SLACK));
         assert!(is_overdue(&raw, 2 * SECOND + SLACK + 1));
-        // Its SYN was repeated twice, and would be once more.
+        // Its SYN was repeated twice. The next one is not due yet, but the timeout is over.
         raw.last_syn_ns = 4 * SECOND;
         raw.syn_retransmits = 2;
         assert!(!is_overdue(&raw, SECOND + TIMEOUT));

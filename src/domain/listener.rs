@@ -1,12 +1,12 @@
-//! Listening sockets: those that are bound alike as one listener, and how each changes from one
-//! snapshot to the next.
+//! Listeners: listening sockets that are bound to the same address, port and interface are one listener,
+//! which is compared with the previous snapshot.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// The local end that a socket is bound to.
+/// The address, port and interface that a socket is bound to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Local {
     /// The port. It is the first field, so that listeners are sorted by it.
@@ -20,7 +20,7 @@ pub struct Local {
 /// A listening socket, as the kernel reports it at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListeningSocket {
-    /// The end that it is bound to.
+    /// What it is bound to.
     pub local: Local,
     /// It takes IPv6 connections only.
     pub v6_only: bool,
@@ -63,16 +63,16 @@ pub struct Member {
     pub drops_delta: u64,
 }
 
-/// All sockets that are bound to the same end: one, or a group with SO_REUSEPORT.
+/// All sockets that are bound to the same address, port and interface: one, or a group with SO_REUSEPORT.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Listener {
-    /// The end that they are bound to.
+    /// What they are bound to.
     pub local: Local,
     /// The sockets, in the order in which they were made.
     pub members: Vec<Member>,
     /// Connections whose handshake is not complete.
     pub half_open: u32,
-    /// Seconds since the snapshot before; `None` for the first one.
+    /// Seconds since the previous snapshot; `None` for the first one.
     pub seconds: Option<f64>,
 }
 
@@ -101,7 +101,7 @@ impl Listener {
         self.sum(|member| member.drops_delta)
     }
 
-    /// Dropped attempts a second; `None` at the first look.
+    /// Dropped attempts a second; `None` in the first snapshot.
     pub fn drop_rate(&self) -> Option<f64> {
         self.seconds
             .map(|seconds| self.drops_delta() as f64 / seconds.max(1e-9))
@@ -117,7 +117,7 @@ impl Listener {
         self.members.iter().map(fill).fold(0.0, f64::max)
     }
 
-    /// The process that holds the first socket; one of several, where `processes` says so.
+    /// The process that holds the first socket; of several, the one with the lowest number.
     pub fn holder(&self) -> Option<&Holder> {
         self.members
             .iter()
@@ -155,7 +155,7 @@ pub struct QueueAlert {
     pub listener: usize,
 }
 
-/// The state that is kept from one reading of the sockets to the next.
+/// What is kept from one snapshot to the next.
 #[derive(Debug, Default)]
 pub struct ListenerHistory {
     /// Drops of each socket, by cookie.
@@ -164,8 +164,8 @@ pub struct ListenerHistory {
 }
 
 impl ListenerHistory {
-    /// Makes listeners of what was found, the worst first. `half_open` are the local ends of
-    /// incomplete connections; `elapsed` is the time since the last update.
+    /// Groups the sockets of a snapshot into listeners, the worst first. `half_open` are the local ends of
+    /// connections whose handshake is not complete; `elapsed` is the time since the last update.
     pub fn update(
         &mut self,
         sockets: &[ListeningSocket],
@@ -178,7 +178,7 @@ impl ListenerHistory {
         for socket in sockets {
             let drops_delta = match &self.drops {
                 None => 0,
-                // A new socket has dropped nothing before it was made.
+                // The drops of a new socket all happened since the previous snapshot.
                 Some(known) => {
                     let before = known.get(&socket.cookie).copied().unwrap_or(0);
                     socket.drops.wrapping_sub(before).into()
@@ -212,7 +212,7 @@ impl ListenerHistory {
         for listener in &mut listeners {
             listener.members.sort_by_key(|member| member.socket.cookie);
         }
-        // The sort is stable: alike ones stay in the order of their ports.
+        // The sort is stable: equal ones stay in the order of their ports.
         listeners.sort_by_key(|listener| Reverse((listener.drops_delta(), listener.fill() as u64)));
         listeners
     }
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_of_a_group_are_one_listener_and_each_queue_fills_for_itself() {
+    fn sockets_of_a_group_are_one_listener_with_an_accept_queue_each() {
         let sockets = [
             socket("0.0.0.0", 80, 2, (5, 4), 7),
             socket("0.0.0.0", 80, 1, (0, 4), 1),
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn drops_count_since_the_look_before_over_a_wrap_and_of_new_sockets() {
+    fn drops_count_since_the_previous_snapshot_even_if_the_counter_wraps_or_the_socket_is_new() {
         let mut history = ListenerHistory::default();
         let before = [
             socket("::", 80, 1, (0, 4), u32::MAX),
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_and_a_drop_raise_an_alert_that_is_cleared_when_both_are_over() {
+    fn a_full_queue_or_a_drop_raises_an_alert_that_is_cleared_when_both_are_over() {
         let mut history = ListenerHistory::default();
         let mut step = |queue_len, drops| {
             let sockets = [socket("::", 80, 1, (queue_len, 10), drops)];

@@ -173,7 +173,7 @@ fn kept(name: &[u8]) -> Option<Vec<u8>> {
 struct Assembly {
     /// All bytes up to the first gap.
     bytes: Vec<u8>,
-    /// Pieces behind a gap, each with its offset.
+    /// Pieces after a gap, each with its offset.
     ahead: Vec<(usize, Vec<u8>)>,
 }
 
@@ -211,7 +211,7 @@ impl Assembly {
     }
 }
 
-/// Which flow a name belongs to: its ends, interface and VLANs, and when it began, for a later flow
+/// Which flow a name belongs to: its ends, interface and VLANs, and when it began, because a later flow
 /// may have the same ends.
 type Id = ([[u8; 16]; 2], [u16; 2], u16, [u16; 2], u64);
 
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_hello_names_its_server_and_protocols_whatever_its_records_are() {
+    fn a_client_hello_names_its_server_and_protocols_in_any_number_of_records() {
         let expected = Name {
             server: Some(b"a.example".to_vec()),
             alpn: Some(vec![b"h2".to_vec(), b"http/1.1".to_vec()]),
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_neither_a_client_hello_nor_a_request_has_no_name_at_once() {
+    fn other_bytes_than_a_client_hello_or_a_request_are_recognized_at_once() {
         for bytes in [
             &b"\x16\x03\x01\x00\x05\x02\0\0\x01\x01"[..],
             b"\x16\x02\x01\x00\x05\x01\0\0\x01\x01",
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_names_its_host_and_method_also_if_its_end_is_cut() {
+    fn a_request_names_its_host_and_method_even_if_its_end_is_cut() {
         let whole = b"GET / HTTP/1.1\r\nAccept: */*\r\nhOst:  a.example:8080 \r\nX: y\r\n\r\n";
         let name = named("a.example:8080", "GET");
         assert_eq!(read(whole, false), Some(name.clone()));

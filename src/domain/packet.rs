@@ -243,7 +243,8 @@ mod tests {
                 timestamps: Some((1, 2))
             }
         );
-        // END hides what follows, a length of 1 or beyond the end stops, a wrong one is passed over.
+        // Options after END are ignored. A length of 1 or beyond the end stops the decoder. An option whose
+        // length is wrong for its kind is skipped.
         assert_eq!(TcpOptions::decode(&[0, 2, 4, 1, 2]), TcpOptions::default());
         assert_eq!(TcpOptions::decode(&[9, 1, 4, 2]), TcpOptions::default());
         assert_eq!(TcpOptions::decode(&[9, 40, 4, 2]), TcpOptions::default());
@@ -265,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn the_payload_is_what_was_captured_and_not_what_is_put_behind_it() {
+    fn the_payload_is_what_was_captured_without_the_padding_after_it() {
         let mut event = PacketEvent {
             ip_version: 4,
             vlan_count: 3,

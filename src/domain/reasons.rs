@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_implies_the_reason_whatever_the_compiler_made_of_its_name() {
+    fn a_place_implies_the_reason_whatever_suffix_the_compiler_gave_it() {
         let reasons = ["nf_hook_slow", "nf_hook_slow.cold", "nf_hook", "tcp_v4_rcv"];
         let reasons = reasons.map(reason_of_place);
         let netfilter = Some(DropReason::NetfilterDrop);

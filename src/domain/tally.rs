@@ -95,8 +95,8 @@ pub enum Label {
 /// How many keys have totals that are kept from one interval to the next.
 const TOTALS: usize = 16_384;
 
-/// Counts per key of an interval, and totals of the keys seen lately. Both are bounded: the first
-/// by the tables in the kernel.
+/// Counts per key of an interval, and totals of the keys that were seen recently. The counts are bounded by
+/// the tables in the kernel, the totals by `TOTALS`.
 #[derive(Debug)]
 pub struct Tally<K> {
     /// How many of the busiest are shown.

@@ -119,7 +119,7 @@ impl Load {
     }
 }
 
-/// A load as it adds up.
+/// The traffic of flows while it is summed up.
 #[derive(Debug, Default)]
 struct Sum {
     traffic: Traffic,
@@ -135,7 +135,7 @@ impl Sum {
     }
 
     fn load(&self) -> Load {
-        // Each flow has one of each: what is estimated can't be more.
+        // A flow has one peer and one port, so an estimate above the number of flows is too high.
         let flows = self.traffic.flows;
         Load {
             traffic: self.traffic,
@@ -312,7 +312,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_network_has_the_length_that_is_asked_for_as_far_as_its_family_has_it() {
+    fn a_network_has_the_length_that_is_asked_for_or_the_longest_of_its_family() {
         let net = |addr: &str, prefix| network(addr.parse().unwrap(), prefix).unwrap().to_string();
         assert_eq!(net("192.0.2.77", None), "192.0.2.0/24");
         assert_eq!(net("192.0.2.77", Some(8)), "192.0.0.0/8");
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn who_scans_is_first_by_ports_or_peers_however_little_it_sends() {
+    fn a_scanner_is_first_by_ports_or_peers_however_little_it_sends() {
         for (sort, first) in [
             (FlowSort::Bytes, 1),
             (FlowSort::Packets, 2),

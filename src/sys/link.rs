@@ -26,7 +26,8 @@ impl From<OwnedFd> for Link {
 }
 
 impl Link {
-    /// Attaches a program. The link is no [`Link`] yet, so that another thread can have it.
+    /// Attaches a program. Returns the descriptor instead of a [`Link`], which can't be sent to another
+    /// thread.
     pub(crate) fn create(
         program: BorrowedFd<'_>,
         ifindex: u32,
@@ -51,7 +52,7 @@ impl Link {
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
-    /// Exchanges the program. From now on packets meet the new one.
+    /// Replaces the program. From now on the new one runs for each packet.
     pub(crate) fn update(&self, program: BorrowedFd<'_>) -> io::Result<()> {
         let link = self.0.as_raw_fd();
         // SAFETY: both descriptors are open, and there are no options.
@@ -165,7 +166,7 @@ pub fn synchronize() {
     // SAFETY: membarrier takes three integers and touches no memory of ours.
     let ret = unsafe { nix::libc::syscall(nix::libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
     if ret != 0 {
-        // A kernel with isolated CPUs refuses that. A program runs only for microseconds.
+        // A kernel with nohz_full CPUs refuses that. A program runs only for microseconds.
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
 }

@@ -10,19 +10,19 @@ pub mod probe;
 pub mod ring;
 pub mod signal;
 
-/// Has threads that start later share the first one's memory for allocation: glibc keeps what is free at
-/// the end of other arenas.
+/// Makes all threads allocate from one arena. glibc would not return the free memory of other arenas to
+/// the kernel.
 pub fn share_arena() {
-    // SAFETY: it sets a number.
+    // SAFETY: it only sets a parameter of the allocator.
     #[cfg(target_env = "gnu")]
     unsafe {
         nix::libc::mallopt(nix::libc::M_ARENA_MAX, 1);
     }
 }
 
-/// Gives memory that was freed back to the kernel: glibc keeps what it may need again.
+/// Returns freed memory to the kernel. By itself glibc keeps it for later allocations.
 pub fn give_back_memory() {
-    // SAFETY: it looks only at what is free.
+    // SAFETY: it touches only memory that is free.
     #[cfg(target_env = "gnu")]
     unsafe {
         nix::libc::malloc_trim(0);

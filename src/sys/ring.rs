@@ -34,8 +34,8 @@ pub struct Ring {
     producer: Mapping,
     page: usize,
     size: usize,
-    /// The position up to which records were read. The stored consumer's position is behind it
-    /// while wakeups are unwanted.
+    /// The position up to which records were read. While wakeups are unwanted, the consumer's position
+    /// that the kernel sees is lower.
     read: u64,
     wrapped: Aligned,
 }

@@ -241,8 +241,8 @@ fn instances_of_another_pid_namespace_are_left_alone() {
         assert_eq!(
             clsact.notices(),
             [
-                "kept the ingress filter monitor of process 1: it is not visible from here whether that \
-                 process still runs"
+                "kept the ingress filter monitor of process 1: can't find out whether that process still \
+                 runs"
             ]
         );
         clsact.detach().unwrap();

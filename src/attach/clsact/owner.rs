@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 const TOOL: &str = "tcpinspect";
 const MADE_QDISC: &str = "+qdisc";
 
-/// A process that no later one can be mistaken for.
+/// Identifies a process. A later process with the same pid has another identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Owner {
     pub(super) pid: u32,
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_seen_from_here_is_not_judged() {
+    fn the_owner_in_another_namespace_may_or_may_not_be_alive() {
         let here = Owner::this_process();
         for unknown in [
             Owner {

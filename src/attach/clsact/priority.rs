@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn filters_of_ours_take_no_priority() {
+    fn our_own_filters_do_not_count_as_taken() {
         let filters = [
             filter(1, 0, None),
             filter(1, 1, Some("theirs")),
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn behind_what_cannot_be_overtaken_it_is_as_early_as_possible() {
+    fn if_priority_1_is_taken_the_next_free_one_is_chosen() {
         assert_eq!(choose(&[other(1)]), Some(37));
         assert_eq!(choose(&[other(1), other(5)]), Some(4));
         assert_eq!(choose(&[other(1), bpf(2)]), Some(2));

@@ -265,7 +265,7 @@ fn qdisc(payload: &[u8]) -> Option<Qdisc> {
     Some(found)
 }
 
-#[allow(clippy::cast_possible_truncation)] // Both halves of tcm_info are meant.
+#[allow(clippy::cast_possible_truncation)] // tcm_info has two numbers of 16 bits.
 fn filter(direction: Direction, payload: &[u8]) -> Option<TcFilter> {
     let info = read_u32(payload, 16)?;
     let mut found = TcFilter {
