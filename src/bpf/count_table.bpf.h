@@ -14,7 +14,7 @@ const volatile __u64 hash_seed = 0;
 /* Number of sets in a table: a power of two. */
 const volatile __u32 sets_per_table = 1;
 
-/* Number of slots: one for each CPU, or for each run of a program at the same time (run.bpf.h). */
+/* Number of slots: one for each CPU, or for each of the runs at the same time (run.bpf.h). */
 const volatile __u32 count_slots = 1;
 
 /*
@@ -38,7 +38,7 @@ static __always_inline __u64 mix(__u64 hash, __u64 word)
 	return hash ^ hash >> 30;
 }
 
-/* All bits are well mixed, even for consecutive addresses: the last step is that of SplitMix64. */
+/* Mixes all bits well, even for consecutive addresses: the last step is that of SplitMix64. */
 static __always_inline __u64 hash_key(const struct count_key *key)
 {
 	__u64 hash = mix(hash_seed, (__u64)key->addr[0] << 32 | key->family << 16 | key->port);

@@ -7,8 +7,8 @@
 #define COUNT_WIDE 2
 
 /*
- * An address or a port. loss-trace has other things in `addr`, and the kind of event in the upper
- * bits of `family`.
+ * An address or a port. In loss-trace, `addr` may have other data, and the upper bits of `family`
+ * have the kind of event.
  */
 struct count_key {
 	__u8 family; /* 4 or 6; 0 for a port */

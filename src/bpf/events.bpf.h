@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* How events reach user space: by a ring buffer, or a perf event array on kernels before 5.8. */
+/* Sends events to user space: by a ring buffer, or a perf event array where that is asked for. */
 #ifndef TCPINSPECT_EVENTS_BPF_H
 #define TCPINSPECT_EVENTS_BPF_H
 

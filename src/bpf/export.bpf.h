@@ -37,7 +37,7 @@ static __always_inline void export_count(const struct export_key *key, __u64 num
 	__u64 none = 0, *count = bpf_map_lookup_elem(&export_counts, key);
 
 	if (!count) {
-		/* Another CPU may add it first: its number stays. */
+		/* This fails if another CPU has just added the key, which is fine. */
 		bpf_map_update_elem(&export_counts, key, &none, BPF_NOEXIST);
 		count = bpf_map_lookup_elem(&export_counts, key);
 	}

@@ -15,7 +15,7 @@ struct export_key {
 
 _Static_assert(sizeof(struct export_key) == 16, "no hidden padding");
 
-/* Counts that are no events. */
+/* Counts of other things than events. */
 enum export_kind {
 	EXPORT_TX_BYTES = 0xf0, /* of closed connections */
 	EXPORT_RX_BYTES,
@@ -31,7 +31,10 @@ enum export_time_of {
 	EXPORT_TIMES,
 };
 
-/* Bucket i has the times of at most 2^i microseconds that are in none before; the last has all. */
+/*
+ * Bucket i has the times up to 2^i microseconds that are not in an earlier bucket. The last one has
+ * all longer times, too.
+ */
 #define EXPORT_BUCKETS 28
 
 struct export_histogram {

@@ -30,7 +30,7 @@ __u32 expr_address_sets[EXPR_ADDRESS_SETS][1 << EXPR_SLOT_BITS] SEC(".bss.expr")
 
 /*
  * The words of a packet, in a map because the stack is too small. It also means that the verifier
- * knows nothing of their values, and so walks each node once, by whichever way it is reached.
+ * knows nothing of their values, and so walks each node once, however it is reached.
  */
 struct expr_words {
 	__u64 word[EXPR_WORDS];

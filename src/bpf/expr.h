@@ -74,10 +74,10 @@ enum expr_operation {
 	EXPR_IS_EQUAL,
 };
 
-/* In place of a word: there is none. */
+/* The number that stands for no word. */
 #define EXPR_NONE 0xff
 
-/* In place of the offset of a node: the result of the expression. */
+/* Numbers in place of the offset of a node: the expression ends with this result. */
 #define EXPR_REJECT 0xfffe
 #define EXPR_ACCEPT 0xffff
 

@@ -47,13 +47,13 @@ struct name_place {
 	__u64 start_ns; /* of the flow */
 	__u64 payload;	/* where the payload begins in the frame */
 	__u64 end;	/* where the frame ends */
-	__u32 at;	/* which of the initiator's bytes is the first one of the payload */
+	__u32 at;	/* offset of the payload in what the initiator has sent */
 	__u32 is_wanted;
 };
 
 /*
  * Decides, under the slot's lock, whether the packet that was just counted has some of the first
- * bytes of its initiator. Of a flow that was seen midway, they are the first ones that were seen.
+ * bytes of its initiator. If the SYN was not seen, these are the first bytes that were seen.
  */
 static __always_inline void place_name(struct name_place *name, struct flow_record *r,
 				       const struct segment *s)

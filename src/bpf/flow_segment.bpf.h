@@ -81,7 +81,7 @@ static __always_inline __u64 join_four(__u16 a, __u16 b, __u16 c, __u16 d)
 		__u64 whole;
 	} word = { { a, b, c, d } };
 
-	/* Otherwise the compiler writes it in parts. */
+	/* Otherwise the compiler would write it in parts. */
 	barrier_var(word.whole);
 	return word.whole;
 }
@@ -108,7 +108,7 @@ static __always_inline bool read_key(struct tracked *t, const struct __sk_buff *
 	words[2] = lower ? d.first : s.first;
 	words[3] = lower ? d.last : s.last;
 	words[4] = join_four(lower ? sport : dport, lower ? dport : sport, interface, vlan[0]);
-	/* ip_version is a byte, and behind it are zeros. */
+	/* ip_version is a byte, and the bytes after it are zeros. */
 	words[5] = join_four(vlan[1], bpf_htons(p->ip_version << 8), 0, 0);
 	t->segment.from = lower ? 0 : 1;
 	return true;

@@ -8,14 +8,14 @@
 #include "flow_table.bpf.h"
 #include "replay.bpf.h"
 
-/* How often a packet is tried before it counts as untracked. */
+/* How often adding a packet to its flow is tried before it counts as untracked. */
 #define TRIES 4
 
 /* A power of two: see struct recent_flow. */
 #define RECENT_FLOWS 1024
 
 /*
- * An entry of the cache of slots in which flows were found lately. There is one cache for each slot
+ * An entry of the cache of slots in which flows were found recently. There is a cache for each slot
  * of packet programs (run.bpf.h), which mostly means for each CPU. With it, most packets need no
  * lookup in flow_slots: the flow's slot itself shows whether it still has the flow.
  */
@@ -63,7 +63,7 @@ static __always_inline struct tracked *tracked_by(__u32 run)
 enum track_result {
 	TRACK_DONE,
 	TRACK_AGAIN,   /* another CPU has changed the table, or there is a new record now */
-	TRACK_NOTHING, /* the filter does not want it, after all */
+	TRACK_NOTHING, /* the filter rejects it */
 	TRACK_NO_ROOM,
 };
 
@@ -192,7 +192,7 @@ __attribute__((noinline)) int replace_flow(__u32 run)
 	return false;
 }
 
-/* The part of track() that nearly all packets need. False: leave the packet to track(). */
+/* The fast path of track(), for nearly all packets. False: leave the packet to track(). */
 static __always_inline bool track_usual(struct tracked *t)
 {
 	const struct segment *s = &t->segment;

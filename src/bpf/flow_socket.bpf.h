@@ -117,8 +117,8 @@ static __always_inline void begin_end(struct flow_end *e, __u32 next_seq)
 {
 	e->state = END_ESTABLISHED;
 	e->known = END_SEEN;
-	/* Its acknowledgement number is not set: a packet that waits at the socket would be taken
-	 * for one that was never sent. */
+	/* The acknowledgement number is not set. Otherwise an ACK for a packet that waits at the
+	 * socket would seem to be for data that was never sent. */
 	e->first_seq = next_seq;
 	e->next_seq = next_seq;
 }
@@ -161,16 +161,16 @@ static __always_inline void begin_older(struct flow_record *r, const struct olde
 }
 
 /*
- * Whether the answer to a SYN was missed, because it came while the programs were attached one
- * after the other: the socket has it, and would not have got it before them.
+ * Whether the answer to a SYN was missed, because it came while the programs were being attached
+ * one after the other: the record still waits for it, but the socket has received it.
  */
 static __always_inline bool missed_answer(const struct flow_record *r, const struct older *o)
 {
 	return o->state != TCP_SYN_SENT && r->ends[o->end & 1].state == END_SYN_SENT;
 }
 
-/* Whether a flow that is in the table is older than the programs. One whose first SYN was seen is
- * not; but that SYN may also be a later one of an attempt. */
+/* Whether a flow that is in the table is older than the programs. It is not if its first SYN was
+ * seen; but the SYN that was seen may also be a retransmission. */
 static __always_inline bool is_older(const struct flow_record *r, const struct older *o)
 {
 	if (o->state == TCP_SYN_SENT)

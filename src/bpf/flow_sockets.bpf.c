@@ -16,7 +16,7 @@
 #include "flow_socket.bpf.h"
 #include "interfaces.bpf.h"
 
-/* Set by user space while older connections are added; else only their numbers are copied. */
+/* Set by user space while older connections are added; otherwise only figures are copied. */
 __u32 seeding = 0;
 
 /* Older connections that were added, those for which there was no room, and all that have a flow.
@@ -52,9 +52,9 @@ static __always_inline struct flow_slot *slot_of(const struct flow_key *key)
 }
 
 /*
- * Sets the owner of a flow that was found by an open file. The first one stays its owner, which is
- * that with the lowest id, even if others inherit the socket. If both ends are sockets of this
- * host, the owner is that of the initiator.
+ * Sets the owner of a flow that was found by an open file. The first process that is found stays
+ * the owner, which is the one with the lowest id, even if others inherit the socket. If both ends
+ * are sockets of this host, the owner is that of the initiator.
  */
 static __always_inline void own(struct flow_record *r, const struct flow_owner *found)
 {

@@ -70,7 +70,7 @@ static __always_inline bool is_unanswered(const struct flow_record *r, __u64 now
 	return (__s64)(now - r->start_ns) > (__s64)attempt_ns;
 }
 
-/* Whether the flow is over at this time. */
+/* Whether the flow is over: finished for linger_ns, or without a packet for too long. */
 static __always_inline bool is_due(const struct flow_record *r, __u64 now)
 {
 	__u8 a = r->ends[0].state, b = r->ends[1].state;
@@ -579,7 +579,7 @@ static __always_inline void count_segment(struct flow_record *r, const struct se
 }
 
 /*
- * Whether the packet, in the middle of a connection, only moves counters and sequence numbers on:
+ * Whether the packet, in the middle of a connection, only advances counters and sequence numbers:
  * then count_usual() has the same effect as count_segment(). Most packets are like this.
  */
 static __always_inline bool is_usual(const struct flow_record *r, const struct flow_end *e,

@@ -79,7 +79,7 @@ static __always_inline bool take_slot(__u32 *number)
 		struct unused_slots *unused = bpf_map_lookup_elem(&unused_slots, &zero);
 		__u32 first;
 
-		/* Without the lock first: a full table stays full. */
+		/* Read without the lock at first, because a full table stays full. */
 		if (!unused || unused->first >= max_flows)
 			return false;
 		bpf_spin_lock(&unused->lock);

@@ -6,7 +6,7 @@
  * the slot for each key. A CPU that has looked up a number just before the slot was reused notices
  * that by the key in the slot, under the slot's lock, and looks it up again. So no packet is ever
  * counted into a record that user space has already read. Neither an LRU map nor deletion from a
- * hash map by user space could promise that.
+ * hash map by user space could guarantee that.
  *
  * The table evicts nothing by itself. When it is nearly full, user space evicts flows, and gets the
  * record of each. Packets of flows that find no room are counted as untracked.

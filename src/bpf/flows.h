@@ -97,7 +97,7 @@ enum flow_known {
 	FLOW_ACK = 1 << 3,	/* ack_ns is set */
 	FLOW_FINISHED = 1 << 4, /* finished_ns is set: both FINs were acknowledged, or a RST */
 	FLOW_REPORTED = 1 << 5, /* reported as unanswered; the counts were reset then */
-	FLOW_SEEDED = 1 << 6,	/* its socket was there before the programs */
+	FLOW_SEEDED = 1 << 6,	/* its socket existed before the programs were attached */
 };
 
 /* Why user space gets a record. */
@@ -113,11 +113,11 @@ enum flow_end_reason {
 
 #define FLOW_COMM_LEN 16
 
-/* How the process of a flow was found; each is better than those before it. */
+/* How the process of a flow was found. Each way is more reliable than those before it. */
 enum owner_from {
 	OWNER_UNKNOWN,
 	OWNER_BY_FILE,	/* it has the socket open */
-	OWNER_BY_CLOSE, /* it has closed the socket, which may be as one of several */
+	OWNER_BY_CLOSE, /* it has closed the socket; others may have had it open too */
 	OWNER_BY_CALL,	/* it has connected the socket, or accepted it */
 };
 
@@ -143,7 +143,7 @@ struct flow_numbers {
 	__u32 min_rtt_us; /* ~0 if none was measured */
 	__u32 retransmits;
 	__u32 lost;	  /* segments that are thought to be lost at the moment */
-	__u32 lost_total; /* that ever were */
+	__u32 lost_total; /* segments that were ever thought to be lost */
 	__u32 reordering;
 	__u32 cwnd; /* in segments */
 	__u32 mss;
@@ -182,11 +182,11 @@ struct flow_record {
 	__u64 bytes_before[2]; /* FLOW_SEEDED: payload that each end has sent before */
 };
 
-/* Some of the first bytes that the initiator of a flow has sent. They follow this. */
+/* Some of the first bytes that the initiator of a flow has sent. They follow this struct. */
 struct name_chunk {
 	struct flow_key key;
 	__u64 start_ns; /* of the flow's record */
-	__u16 at;	/* which of the initiator's bytes is the first one here, from 0 */
+	__u16 at;	/* offset of the bytes in what the initiator has sent */
 	__u16 len;
 	__u32 pad;
 };
@@ -206,7 +206,7 @@ enum sweep_limit {
 
 /* How valuable a flow is when the table is nearly full: the first kind is evicted last. */
 enum flow_worth {
-	WORTH_ESTABLISHED, /* both ends have taken part */
+	WORTH_ESTABLISHED, /* both ends have sent packets */
 	WORTH_HALF_OPEN,   /* no handshake, or only one end was seen: it may be forged */
 	WORTH_FINISHED,	   /* only stragglers can follow */
 	WORTH_KINDS,

@@ -6,15 +6,15 @@
 #define HISTOGRAM_BUCKETS 32
 
 /*
- * A port in host order in the first two bytes; or a process name, ended by NUL; or nothing. The
- * rest is zeros.
+ * A port in host order in the first two bytes; or an address, IPv4 as v4-mapped; or a process name,
+ * ended by NUL; or nothing. The rest is zeros.
  */
 struct histogram_key {
 	__u8 bytes[16];
 };
 
 /*
- * Bucket 0 has values up to 1, bucket N those up to 2^N that are in no bucket before it. The last
+ * Bucket 0 has values up to 1, bucket N those up to 2^N that are not in an earlier bucket. The last
  * one has all larger values, too.
  */
 struct histogram {

@@ -5,7 +5,7 @@
 
 #define INTERFACES_MAX 64
 
-/* How many there are, and their indexes in the kernel: those of the first INTERFACES_MAX. */
+/* How many there are, and the ifindexes of the first INTERFACES_MAX. */
 const volatile __u32 interfaces = 0;
 const volatile __u32 ifindexes[INTERFACES_MAX] = {};
 

@@ -38,11 +38,11 @@ struct packet_counters {
 /*
  * Bytes of replayed frames that the program can reach in one test run: enough for the longest
  * header chain (two tags, IPv6, eight extension headers of 2,048 bytes, TCP) and a payload pattern
- * 65,535 bytes behind it.
+ * 65,535 bytes after it.
  */
 #define REPLAY_BYTES (128 * 1024)
 
-/* Room behind these bytes, so that a header that begins within them can be read without a check. */
+/* Room after these bytes, so that a header that begins within them can be read without a check. */
 #define REPLAY_SLACK 64
 
 /* Frames in one test run. */

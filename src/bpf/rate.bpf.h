@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* --max-rate for tracing programs, which may take no BPF spin lock. */
+/* --max-rate for tracing programs, which can't use BPF spin locks. */
 #ifndef TCPINSPECT_RATE_BPF_H
 #define TCPINSPECT_RATE_BPF_H
 

@@ -8,8 +8,8 @@
 /*
  * Packet programs run with bottom halves off, and so a CPU runs one of them at a time. But with
  * PREEMPT_RT since Linux 6.18 a task that has them off can be preempted by another one on the same
- * CPU. There, each run takes a slot from those that are idle, and elsewhere that of its CPU. User
- * space sets this and the size of the map, and puts all slots but 0 there.
+ * CPU. There, each run takes an idle slot from the map; elsewhere it uses the slot of its CPU. User
+ * space sets this and the size of the map, and puts all slots but 0 into the map.
  */
 const volatile bool preemptible = false;
 
@@ -46,7 +46,8 @@ static __always_inline void end_run(__u32 slot)
 		bpf_map_push_elem(&idle_slots, &slot, BPF_ANY);
 }
 
-/* The key of a run's scratch space, which is in per-CPU arrays; in arrays, if slots are taken. */
+/* The key of a run's scratch space. If runs take slots, it is in arrays with an entry for each
+ * slot; otherwise it is in per-CPU arrays with one entry. */
 static __always_inline __u32 scratch_key(__u32 slot)
 {
 	return preemptible ? slot : 0;

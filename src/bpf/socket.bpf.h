@@ -11,14 +11,15 @@ const volatile bool may_probe_read = true;
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 
 /*
- * Any address as a BTF pointer, which is read by loads; since Linux 6.2. For each pointer that is
- * read through one that a tracepoint passes, the verifier looks up by name in all of BTF whether it
- * is trusted, which takes a millisecond. For pointers that are read through this one it does not.
+ * Makes a BTF pointer of any address, so that members can be loaded through it; since Linux 6.2. If
+ * a program loads a pointer through an argument of a tracepoint, the verifier searches all of BTF
+ * by name to decide whether that pointer is trusted, which takes a millisecond. If the pointer is
+ * loaded through this one, it does not.
  */
 #define AS_BTF_POINTER(pointer)                                                                    \
 	((typeof(pointer))bpf_rdonly_cast(pointer, bpf_core_type_id_kernel(typeof(*(pointer)))))
 
-/* The same for a pointer that a tracepoint passes; before Linux 6.2 the pointer itself. */
+/* The same for an argument of a tracepoint; before Linux 6.2 the argument itself. */
 #define UNTRUSTED(pointer) (bpf_rdonly_cast ? AS_BTF_POINTER(pointer) : (pointer))
 
 /* Reads a member of a kernel object: by a load if possible, else by a call. */

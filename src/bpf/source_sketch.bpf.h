@@ -30,7 +30,7 @@ static __always_inline __u8 trailing_zeros(__u64 bits)
 	return zeros;
 }
 
-/* Notes a source: its register has the most trailing zero bits of all hashes that share it. */
+/* Notes a source. A register keeps the most trailing zero bits of all hashes that belong to it. */
 static __always_inline void note_source(__u32 slot, __u64 hash)
 {
 	__u32 at = table_of(slot);

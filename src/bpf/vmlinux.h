@@ -79,7 +79,7 @@ enum tcx_action_base {
 	TCX_NEXT = -1,
 };
 
-/* UAPI contexts: laid out by the user ABI, never relocated. */
+/* Contexts of programs. Their layout is part of the user ABI, so they are not relocated. */
 struct xdp_md {
 	__u32 data;
 	__u32 data_end;
@@ -127,7 +127,7 @@ struct __sk_buff {
 	__u32 gso_size;
 };
 
-/* What a socket is looked up by, in network order. */
+/* The addresses and ports by which a socket is looked up, in network order. */
 struct bpf_sock_tuple {
 	union {
 		struct {
@@ -216,7 +216,7 @@ struct ns_common {
 };
 
 struct netns_ipv4 {
-	__u8 sysctl_tcp_syncookies; /* of 4 bytes before Linux 5.15, and small in any case */
+	__u8 sysctl_tcp_syncookies; /* an int before Linux 5.15, with values that fit in a byte */
 	int sysctl_max_syn_backlog;
 };
 
@@ -453,7 +453,7 @@ struct sock_exterr_skb {
 	struct sock_extended_err ee;
 };
 
-/* What a program of the perf event of this tracepoint is given. */
+/* The context of a program on the perf event of this tracepoint. */
 struct trace_event_raw_inet_sock_set_state {
 	const void *skaddr;
 	int oldstate;
@@ -489,7 +489,7 @@ enum bpf_func_id {
 
 #pragma clang attribute pop
 
-/* What iterators are given is laid out by the user ABI again. */
+/* The contexts of iterators. Their layout is part of the user ABI, too. */
 struct seq_file;
 
 struct bpf_iter_meta {
