@@ -96,7 +96,7 @@ fn events_lost_to_a_stopped_reader_are_counted() {
 }
 
 #[test]
-fn flows_are_prompt_again_after_a_reader_was_slow() {
+fn flows_are_reported_promptly_again_after_a_reader_was_slow() {
     let world = need!(World::new(108));
     let command = world.command(&["flows", "vs", "--json"]);
     let (tool, reader) = into_small_pipe(&world.pair.server, command);
@@ -177,7 +177,7 @@ fn a_full_disk_is_an_error_and_events_that_were_not_written_are_counted() {
                     }
                 }
                 let tool = world.spawn(&mut command).attached();
-                // The header alone ends a run that can't write a byte.
+                // If not even the header can be written, the run ends without an event.
                 if kind != "/dev/full" || format == "json" {
                     world.connect_while_stopped(&tool, 100);
                 }

@@ -1,4 +1,4 @@
-//! `check`: what it finds, and that nothing of it lasts.
+//! `check`: what it finds, and that it leaves nothing attached.
 
 use crate::common::tool::{ENOUGH, PublicBinary, as_nobody, command_of};
 use crate::common::{Namespace, Output, Tool, command, need, run};

@@ -1,4 +1,4 @@
-//! The command line, as far as it goes without any privilege.
+//! The command line, as far as it can be tested without privileges.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -131,7 +131,7 @@ fn a_similar_name_is_proposed() {
 
 #[test]
 fn the_hint_names_what_was_probably_meant() {
-    // What is in quotes is one word.
+    // A filter in quotes is one word.
     let (_, hint) = refusal(["port-monitor", "port 80"]);
     assert!(hint.contains("-f 'port 80'"), "{hint}");
     for (line, hinted) in [
@@ -221,10 +221,10 @@ fn a_filter_is_given_once_and_a_file_has_no_direction() {
     }
 }
 
-/// A file that is no capture is looked at after the options: the error is about it alone if these
+/// The options are checked before the file is opened. So an error about the file means that the options
 /// are right.
 #[test]
-fn values_are_taken_as_people_type_them() {
+fn values_are_accepted_as_people_type_them() {
     for args in [
         &["-p", "80, 443, !22"][..],
         &["-p", "ssh,8000-8100"],
@@ -352,7 +352,7 @@ fn commands() -> Vec<String> {
     let help = run(["-h"]).stdout;
     let lines = help.iter().skip_while(|line| *line != "Commands:");
     let lines = lines.skip(1).take_while(|line| line.starts_with("  "));
-    // What begins further to the right goes on with the line before.
+    // Lines that are indented further continue the previous one.
     let names = lines.filter(|line| !line.starts_with("   "));
     let names = names.map(|line| line.split_whitespace().next().unwrap().to_owned());
     let names: Vec<_> = names.filter(|name| name != "help").collect();
@@ -454,7 +454,7 @@ fn completions_know_every_command_and_the_interfaces() {
             "zsh" => ":_tcpinspect_interfaces'",
             _ => "(__fish_print_interfaces)",
         };
-        // With -i, and without it, of three commands at least.
+        // Interfaces are completed in several places: after -i and as arguments, for several commands.
         assert!(text.matches(interfaces).count() >= 3, "{shell}: {text}");
     }
 }
@@ -508,7 +508,7 @@ fn a_closed_pipe_is_no_error() {
 }
 
 #[test]
-fn a_stdout_that_takes_nothing_is_an_error_and_a_closed_one_no_panic() {
+fn a_full_stdout_is_an_error_and_a_closed_one_does_not_panic() {
     for args in [
         &["--help"][..],
         &["--version"],
@@ -534,7 +534,7 @@ fn a_stdout_that_takes_nothing_is_an_error_and_a_closed_one_no_panic() {
     }
 }
 
-/// The text of all tests: this one does not run where the sources are not.
+/// The source text of all tests. The test that uses it runs only where the sources are.
 fn sources(directory: &Path) -> String {
     let mut text = String::new();
     for entry in std::fs::read_dir(directory).unwrap() {
@@ -567,7 +567,7 @@ fn every_test_that_the_docs_name_is_there() {
     assert!(named > 20, "{named}");
 }
 
-/// The words of a command line, as a shell has them, up to a pipe, redirection or comment.
+/// The words of a command line, split as a shell does, up to a pipe, redirection or comment.
 fn words(line: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word = None::<String>;
@@ -580,7 +580,7 @@ fn words(line: &str) -> Vec<String> {
                 word.get_or_insert_default();
             }
             '|' | '>' | '&' | ';' | '#' if quote.is_none() => {
-                // The descriptor that is redirected.
+                // Leaves out the number of the descriptor that is redirected.
                 word = word.filter(|word| letter != '>' || word.parse::<u8>().is_err());
                 break;
             }

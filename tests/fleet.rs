@@ -92,7 +92,7 @@ fn no_event_is_missing_after_the_collector_was_killed() {
     wait_within("the collector has the first lines", LIMIT, || {
         (collected(&path("collected")).len() >= 500).then_some(())
     });
-    // SIGKILL, in the middle of things.
+    // Kills the collector while events are on their way.
     knock(500);
     drop(receiver);
     knock(500);

@@ -1,4 +1,4 @@
-//! `listeners`: equal to what ss and nstat say, and the right process.
+//! `listeners`: shows what ss and nstat show, and the right process.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -13,7 +13,7 @@ use nix::sys::socket::{
 };
 use serde_json::Value;
 
-/// A listening socket with this backlog, which the standard library does not let one choose.
+/// A listening socket with this backlog, which can't be chosen with the standard library.
 pub fn listener(addr: SocketAddr, backlog: i32) -> OwnedFd {
     let family = match addr {
         SocketAddr::V4(_) => AddressFamily::Inet,
@@ -60,7 +60,7 @@ fn a_full_queue_its_process_and_its_drops_are_as_ss_and_nstat_say() {
     let addr = SocketAddr::from((SERVER4, 80));
     let _listener = pair.server.enter(|| listener(addr, 1));
     let tool = Tool::start_in(&pair.server, &["listeners", "--json", "-I", "0.2"]);
-    tool.json("of the first look", |line| line["event"] == "listener");
+    tool.json("of the first report", |line| line["event"] == "listener");
     let _clients = knock(&pair.client, (CLIENT4, 0).into(), addr, 8);
     let full = tool.json("of a drop", |line| {
         line["drops_delta"].as_u64().is_some_and(|drops| drops > 0)
@@ -82,7 +82,7 @@ fn a_full_queue_its_process_and_its_drops_are_as_ss_and_nstat_say() {
         (&shown["queue_len"], &shown["queue_max"]),
         (&2.into(), &1.into())
     );
-    // SYNs are sent again meanwhile, so that the figure grows from one report to the next.
+    // SYNs are retransmitted meanwhile, so the number grows from one report to the next.
     let before = counter(&pair.server, "TcpExtListenDrops");
     let drops = once(&pair.server, &[])[0]["drops_total"].as_u64().unwrap();
     let after = counter(&pair.server, "TcpExtListenDrops");

@@ -71,7 +71,7 @@ fn agree(
     packets
 }
 
-/// The verdicts that only TCP can have caused: hosts may send each other other packets at any time.
+/// The counts of the verdicts that only TCP can cause, because hosts may send other packets at any time.
 fn judged(summary: &Value) -> [u64; 5] {
     ["tcp", "fragment", "truncated", "malformed", "too_deep"]
         .map(|name| summary["verdicts"][name].as_u64().unwrap())
@@ -421,7 +421,7 @@ fn hooks_agree_on_fragments_and_options() {
         packet(&[1; 40], 0, &segment),
     ];
     let not_counted = [
-        // Its bytes look like a SYN, but are from the middle of something.
+        // Its bytes look like a SYN, but are from the middle of a segment.
         packet(&[], 2, &segment),
         packet(&[], MORE_FRAGMENTS | 2, &segment),
         // A first fragment that is too short to have the ports and flags.
@@ -481,7 +481,7 @@ fn a_syn_in_a_tunnel_belongs_to_the_tunnels_device() {
 }
 
 #[test]
-fn a_generic_xdp_program_of_others_hides_nothing_from_tc() {
+fn another_generic_xdp_program_hides_nothing_from_tc() {
     let pair = need!(Pair::new());
     let foreign = pair
         .server
@@ -497,7 +497,7 @@ fn a_generic_xdp_program_of_others_hides_nothing_from_tc() {
             assert_eq!(line["vlan"], vlan, "{line}");
             assert_eq!(line["src_mac"], "02:00:00:00:00:cc", "{line}");
             assert_eq!(line["dst_mac"], "02:00:00:00:00:dd", "{line}");
-            // Of the outermost tag the kernel has relieved the frame.
+            // The kernel has removed the outermost tag from the frame.
             let inside = 4 * tags.len().saturating_sub(1);
             let ip = if line["ip_version"] == 4 { 20 } else { 40 };
             assert_eq!(line["payload_offset"], 14 + inside + ip + 20, "{line}");
@@ -510,7 +510,7 @@ fn a_generic_xdp_program_of_others_hides_nothing_from_tc() {
 }
 
 #[test]
-fn tc_finds_the_packet_behind_the_headers_that_some_tunnels_leave_in_front_of_it() {
+fn tc_finds_the_packet_after_the_headers_that_some_tunnels_leave_in_front_of_it() {
     let pair = need!(Pair::new());
     for (name, near, far) in [
         (
@@ -585,7 +585,7 @@ fn packets_pass_unchanged_and_in_order() {
             for _ in batch {
                 arrived.push(loop {
                     let frame = receiver.receive();
-                    // Hosts may send each other other packets at any time.
+                    // Hosts may send other packets at any time.
                     if frame[..12] == frames[0][..12] {
                         break frame;
                     }

@@ -1,4 +1,4 @@
-//! The oracle's own reader and writer of capture files, and how it turns apt's sources into
+//! Tests the oracle's own reader and writer of capture files, and how apt's sources are turned into
 //! sources of source packages.
 
 use crate::oracle::capture::{Record, read};

@@ -35,7 +35,7 @@ fn with_options(options: Vec<u8>) -> Options {
     tcp(&ethernet_ip(&Ipv4::default().tcp(&segment))).options
 }
 
-/// A frame written down byte by byte, so that builder and parser can't err together.
+/// A frame written byte by byte, so that an error in the builder can't hide the same error in the parser.
 #[test]
 fn a_frame_written_by_hand_has_every_field() {
     #[rustfmt::skip]
@@ -216,7 +216,7 @@ fn a_ninth_extension_header_is_too_deep_if_whole_and_truncated_if_cut() {
 }
 
 #[test]
-fn an_extension_header_that_reaches_behind_the_end_leaves_what_follows_cut() {
+fn an_extension_header_that_extends_beyond_the_end_leaves_what_follows_cut() {
     let cut = |protocol| {
         let ip = Ipv6 {
             extensions: vec![Extension::HopByHop(3)],
@@ -265,7 +265,7 @@ fn options_are_read_as_far_as_they_are_sound() {
         assert!(!found.sack_permitted, "{length}");
         assert_eq!(found.mss, Some(1));
     }
-    // Another kind's length: that option is passed over, those behind it count.
+    // Another kind's length: that option is skipped, and those after it count.
     let odd = [vec![3, 4, 9, 9], vec![2, 3, 9], mss(2)].concat();
     assert_eq!(with_options(odd), only(2));
     // A kind in the last byte, without a length.

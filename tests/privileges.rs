@@ -138,7 +138,7 @@ fn without_the_sandbox_capabilities_are_still_dropped() {
 }
 
 #[test]
-fn all_that_a_run_does_in_the_sandbox_works() {
+fn everything_that_a_run_does_works_in_the_sandbox() {
     let pair = need!(Pair::new());
     for line in [
         "syn-count vs -I 0.05 --by saddr --alert 1 --mode generic",

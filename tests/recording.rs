@@ -1,4 +1,4 @@
-//! `-w`: the content of capture files, read by several programs, after all kinds of ends of a run.
+//! `-w`: the content of capture files, as several programs read it, however the run has ended.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};

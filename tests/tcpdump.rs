@@ -1,5 +1,5 @@
-//! Filter expressions against tcpdump's, on Debian's captures. `TCPINSPECT_EXPRESSIONS=N` has N random
-//! ones compared instead of a few, and `TCPINSPECT_SEED` says which.
+//! Filter expressions compared with tcpdump's, on Debian's captures. `TCPINSPECT_EXPRESSIONS=N` compares N
+//! random ones instead of a few; `TCPINSPECT_SEED` sets the seed.
 
 use std::collections::HashSet;
 use std::fs;
@@ -359,7 +359,7 @@ fn frames() -> Result<Vec<Vec<u8>>, String> {
     Ok(frames)
 }
 
-/// Not optimized: the optimizer leaves out comparisons whose result does not matter, and with them
+/// Without tcpdump's optimizer, which removes comparisons whose result does not matter, and with them
 /// the check that the bytes exist.
 const PLAIN: &[&str] = &["-O"];
 const OPTIMIZED: &[&str] = &[];

@@ -1,4 +1,4 @@
-//! Attempts that are accepted, or still may be at the end of the run.
+//! Attempts that are accepted, or can still be accepted at the end of the run.
 
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;

@@ -43,7 +43,7 @@ fn an_answer_that_nobody_acknowledges_is_unanswered() {
 }
 
 #[test]
-fn a_half_open_attempt_is_lost_with_its_listener() {
+fn a_half_open_attempt_ends_when_its_listener_is_closed() {
     let pair = need!(Pair::new());
     with_neighbour(&pair);
     let trace = Trace::start(&pair.server, &["vs"]);

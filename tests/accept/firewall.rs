@@ -6,7 +6,7 @@ use super::{Growth, Trace, assert_fate, begin, listener, local, nft, segment, se
 use crate::common::{CLIENT4, Namespace, Pair, SERVER6, need};
 
 #[test]
-fn what_a_firewall_drops_is_reported_at_once_and_its_repetition_is_no_other_attempt() {
+fn what_a_firewall_drops_is_reported_at_once_and_its_retransmission_is_not_another_attempt() {
     let namespace = need!(Namespace::new());
     need!(nft(
         &namespace,
@@ -26,7 +26,7 @@ fn what_a_firewall_drops_is_reported_at_once_and_its_repetition_is_no_other_atte
 }
 
 #[test]
-fn an_attempt_that_gets_through_after_the_firewall_was_opened_is_one() {
+fn an_attempt_that_gets_through_after_the_firewall_was_opened_is_one_attempt() {
     let namespace = need!(Namespace::new());
     need!(nft(
         &namespace,
@@ -51,7 +51,7 @@ fn an_attempt_that_gets_through_after_the_firewall_was_opened_is_one() {
 }
 
 #[test]
-fn an_attempt_that_is_refused_after_the_firewall_was_opened_is_one() {
+fn an_attempt_that_is_refused_after_the_firewall_was_opened_is_one_attempt() {
     let pair = need!(Pair::new());
     let drop = "tcp dport { 8025, 8026 } drop";
     need!(nft(&pair.server, "type filter hook input priority 0", drop));

@@ -33,7 +33,7 @@ fn inside(port: u16) -> SocketAddr {
 fn what_the_router_passes_on_is_forwarded_whatever_comes_of_it() {
     let (pair, inner) = need!(router());
     let _listener = inner.enter(|| listener(inside(8015), 16));
-    // With both sides watched, and with the client's alone.
+    // Watch both interfaces of the router, and then only the client's.
     for interfaces in [&["vs", "ri"][..], &["vs"]] {
         let trace = Trace::start(&pair.server, interfaces);
         pair.client.enter(|| {
@@ -47,7 +47,7 @@ fn what_the_router_passes_on_is_forwarded_whatever_comes_of_it() {
 }
 
 #[test]
-fn what_is_translated_to_another_port_is_accepted_under_the_one_it_asked_for() {
+fn what_is_redirected_to_another_port_is_accepted_under_its_original_port() {
     let pair = need!(Pair::new());
     need!(nft(
         &pair.server,
@@ -82,7 +82,8 @@ fn what_another_namespace_does_not_answer_is_forwarded_though_only_the_client_s_
         "type filter hook input priority 0",
         "tcp dport 80 drop"
     ));
-    // The router listens on port 80 too, and could take for its own what it forwards to `inside(80)`.
+    // The router listens on port 80 too. An attempt that it forwards to `inside(80)` must not be taken for
+    // one at its own listener.
     let _listener = pair
         .server
         .enter(|| listener(SocketAddr::from(([0, 0, 0, 0], 80)), 16));

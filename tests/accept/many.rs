@@ -10,7 +10,7 @@ use super::{Fates, NOBODY, listener, segment, send, with_neighbour};
 use crate::common::frames::RawSocket;
 use crate::common::{Namespace, Pair, SERVER4, Tool, is_guest, need, quick};
 
-/// Of which every third is refused.
+/// The number of connects. Every third is refused.
 const CONNECTS: u64 = 6000;
 const THREADS: u64 = 40;
 
@@ -52,7 +52,7 @@ fn each_of_six_thousand_concurrent_connects_has_the_fate_that_its_client_saw() {
                         counter.fetch_add(1, Ordering::Relaxed);
                     }
                 };
-                // It begins in the namespace of the thread that starts it.
+                // A thread begins in the namespace of the thread that starts it.
                 thread::Builder::new()
                     .stack_size(256 * 1024)
                     .spawn_scoped(scope, client)
@@ -86,7 +86,7 @@ fn a_flood_does_not_keep_an_unanswered_attempt_from_its_fate() {
     let args = ["accept-trace", "--json", "-i", "vs"];
     let tool = Tool::start_in(&pair.server, &args);
     send(&pair, &segment(&pair, NOBODY, 2, (4000, 8203), 77, 0));
-    // Sequence and acknowledgement number change together: the checksum stays right.
+    // The sum of sequence and acknowledgement number stays the same, so that the checksum stays right.
     let mut refused = segment(&pair, NOBODY, 2, (4001, 8204), 0, u32::MAX);
     let flooding = AtomicBool::new(true);
     thread::scope(|scope| {

@@ -28,7 +28,7 @@ fn a_flood_of_half_open_attempts_makes_room_for_real_ones() {
         "1h",
     ];
     let tool = Tool::start_in(&pair.server, &args);
-    // Sequence and acknowledgement number change together: the checksum stays right.
+    // The sum of sequence and acknowledgement number stays the same, so that the checksum stays right.
     const FLOOD: u32 = 70_000;
     let mut frame = segment(&pair, NOBODY, 2, (4000, 8024), 0, u32::MAX);
     pair.client.enter(|| {
@@ -68,7 +68,7 @@ fn a_full_accept_queue_is_named_with_its_figures() {
         let clients = || (0..count).map(|_| begin(local(8005))).collect::<Vec<_>>();
         namespace.enter(clients)
     };
-    // Two have room: backlog + 1.
+    // There is room for two: backlog + 1.
     let waiting = begin_some(2);
     established.reaches(2);
     let clients = begin_some(4);
@@ -91,7 +91,7 @@ fn a_full_accept_queue_is_named_with_its_figures() {
 }
 
 #[test]
-fn a_queue_that_was_emptied_after_the_last_syn_was_not_full_until_the_fate_was_known() {
+fn a_queue_counts_as_full_until_the_last_syn_and_not_until_the_fate_is_known() {
     let namespace = need!(Namespace::new());
     let listener = namespace.enter(|| TcpListener::from(listener(local(8080), 0)));
     let trace = Trace::start(&namespace, &["lo"]);
@@ -101,7 +101,7 @@ fn a_queue_that_was_emptied_after_the_last_syn_was_not_full_until_the_fate_was_k
     established.reaches(1);
     let second = namespace.enter(|| begin(local(8080)));
     overflows.reaches(1);
-    // It gives up before it sends its SYN again.
+    // The client gives up before it sends its SYN again.
     drop(second);
     listener.accept().unwrap();
     trace.wait_for_fates(2);
@@ -115,14 +115,14 @@ fn a_queue_that_was_emptied_after_the_last_syn_was_not_full_until_the_fate_was_k
         panic!("{dropped:?}")
     };
     assert_fate(line, "dropped", Some("accept_queue_full"), Some("inferred"));
-    // It found the queue full once, and its fate was known a second or more later.
+    // Its only SYN found the queue full. That its fate was known a second or more later does not count.
     if line["syn_retransmits"] == 0 {
         assert_eq!(line["queue_full_ms"], 0, "{line}");
     }
 }
 
 #[test]
-fn an_attempt_that_gets_through_by_a_repeated_syn_is_one() {
+fn an_attempt_that_gets_through_by_a_repeated_syn_is_one_attempt() {
     let namespace = need!(Namespace::new());
     let listener = namespace.enter(|| TcpListener::from(listener(local(8006), 0)));
     let trace = Trace::start(&namespace, &["lo"]);

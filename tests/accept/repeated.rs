@@ -107,8 +107,8 @@ fn a_flood_does_not_make_a_repeated_syn_another_attempt() {
     let repeated = Growth::of(&pair.client, "TcpRetransSegs");
     let _client = pair.client.enter(|| begin((SERVER4, 8602).into()));
     trace.fate(8602);
-    // More than 65,536. Sequence and acknowledgement number change together, so that the checksum
-    // stays right.
+    // More than 65,536. The sum of sequence and acknowledgement number stays the same, so that the
+    // checksum stays right.
     const FLOOD: u32 = 66_000;
     let mut frame = segment(&pair, NOBODY, 2, (4000, 8603), 0, u32::MAX);
     pair.client.enter(|| {
@@ -138,7 +138,8 @@ fn one_source_port_and_sequence_number_for_many_ports_are_many_attempts() {
     let listen = |port| listener((SERVER4, port).into(), 16);
     let _listeners = pair.server.enter(|| [8611, 8612, 8613].map(listen));
     let trace = Trace::start(&pair.server, &["vs"]);
-    // As nmap scans. The ports where nobody listens are reported at once, the others are open together.
+    // nmap scans like this. The ports where nobody listens are reported at once, the others are half-open
+    // at the same time.
     for port in 8609..8617 {
         send(&pair, &segment(&pair, NOBODY, 2, (4000, port), 77, 0));
         trace.arrived(port, 1);

@@ -168,7 +168,7 @@ fn mptcp_is_reported_if_both_ends_have_it() {
 }
 
 #[test]
-fn a_further_subflow_is_accepted_by_nobody_and_has_waited_for_nobody() {
+fn an_additional_subflow_has_no_process_and_no_accept_wait() {
     need!(multipath().map_err(|errno| format!("the kernel has no MPTCP ({errno})")));
     let namespace = need!(Namespace::new());
     need!(namespace.try_run("ip mptcp limits set subflow 2 add_addr_accepted 2"));
@@ -213,7 +213,7 @@ fn connections_accepted_by_io_uring_are_accepted() {
     });
     let line = trace.fate(8507);
     assert_fate(&line, "accepted", None, None);
-    // Without a hook for the function of the kernel, its process is not seen.
+    // Without a hook on the kernel's accept function, the process is not known.
     if !line["pid"].is_null() {
         assert_eq!(line["pid"], std::process::id(), "{line}");
     }
@@ -277,7 +277,7 @@ fn a_connection_to_a_listener_bound_to_an_interface_waits_until_it_is_accepted()
         setsockopt(&listener, sockopt::BindToDevice, &"lo".into()).unwrap();
         let listener = TcpListener::from(listener);
         let _client = TcpStream::connect(at(8507)).unwrap();
-        // Meanwhile the table is swept several times.
+        // Meanwhile user space goes through the table of attempts several times.
         thread::sleep(Duration::from_millis(2500));
         listener.accept().unwrap();
     });

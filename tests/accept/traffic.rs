@@ -27,7 +27,7 @@ pub fn begin(addr: SocketAddr) -> OwnedFd {
     socket
 }
 
-/// A whole segment with a right checksum, from the client's station to the server's.
+/// A frame with a segment and a right checksum, from the client's MAC address to the server's.
 pub fn segment(
     pair: &Pair,
     from: Ipv4Addr,
@@ -84,8 +84,8 @@ pub fn with_neighbour(pair: &Pair) {
     ));
 }
 
-/// Sends the SYN of nobody, and the final ACK once somebody else has taken the last place in the
-/// accept queue.
+/// Sends a SYN from [`NOBODY`], and the final ACK of its handshake only when another connection has taken
+/// the last place in the accept queue.
 pub fn late_ack(pair: &Pair, port: u16) {
     let seen = pair.client.enter(|| RawSocket::open_to_receive("vc"));
     send(pair, &segment(pair, NOBODY, 2, (4000, port), 77, 0));

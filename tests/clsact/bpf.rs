@@ -1,5 +1,5 @@
 //! Programs of a few instructions that count packets, and a way to attach them
-//! that is not the one under test.
+//! without the code under test.
 
 use std::ffi::c_int;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -90,7 +90,7 @@ impl Counter {
         value
     }
 
-    /// Waits until the count is right, then a little longer in case it goes on.
+    /// Waits until the count is right, then a little longer to see that it does not grow.
     pub fn expect(&self, count: u64) {
         let deadline = Instant::now() + Duration::from_secs(5);
         while self.count() < count && Instant::now() < deadline {

@@ -116,7 +116,7 @@ fn a_chain_of_another_program_counts_as_use() {
         assert!(state(V0).contains("chain parent"), "{}", state(V0));
         run(&format!("tc chain del dev {V0} egress chain 6"));
 
-        // Without it the next one takes over no qdisc, as nothing says whose it is.
+        // Without a filter, nothing says who made the qdisc, so the next instance does not take it over.
         drop(attach(&counter, Direction::Egress));
         assert!(state(V0).contains("clsact"));
     });
@@ -191,9 +191,9 @@ fn a_failure_leaves_nothing() {
 }
 
 #[test]
-fn a_filter_that_others_removed_is_missed_and_no_error() {
+fn a_filter_that_another_program_removed_is_noticed_and_not_an_error() {
     in_namespace(
-        "a_filter_that_others_removed_is_missed_and_no_error",
+        "a_filter_that_another_program_removed_is_noticed_and_not_an_error",
         || {
             let counter = Counter::new(UNSPEC);
             let clsact = attach(&counter, Direction::Ingress);

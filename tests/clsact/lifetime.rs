@@ -81,7 +81,7 @@ fn another_version_is_respected_while_it_runs_and_cleaned_up_after_its_end() {
             let (old, future) = (Counter::new(UNSPEC), Counter::new(UNSPEC));
             old.attach_named(index(V0), Direction::Ingress, &name);
             old.attach_named(index(V0), Direction::Egress, &name);
-            // Nothing is known of such a process, so the filter is a foreign one.
+            // The format of this name is not known, so the filter counts as another program's.
             let unknown = format!("tcpinspect/2/{pid}/{started}/{pid_namespace}:new");
             future.attach_named(index(V0), Direction::Ingress, &unknown);
             let during = state(V0);
@@ -265,8 +265,8 @@ fn ordinary_user(first: &str) -> [String; 4] {
 }
 
 #[test]
-fn ordinary_users_with_capabilities_judge_as_root_does() {
-    let test = "ordinary_users_with_capabilities_judge_as_root_does";
+fn ordinary_users_with_capabilities_find_the_stale_filters_that_root_finds() {
+    let test = "ordinary_users_with_capabilities_find_the_stale_filters_that_root_finds";
     in_namespace(test, || {
         let before = state(V0);
         for (first, sees_others) in [

@@ -1,5 +1,5 @@
-//! The clsact attachment in network namespaces, beside filters, qdiscs and
-//! instances of others.
+//! Attaching with clsact in network namespaces, beside other filters, qdiscs
+//! and instances.
 
 // Tests say what they skip, and fail by panicking.
 mod bpf;

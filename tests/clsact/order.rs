@@ -62,17 +62,20 @@ fn it_sees_what_others_drop_whatever_their_priority() {
 }
 
 #[test]
-fn the_kernels_own_choice_would_not_come_first() {
-    in_namespace("the_kernels_own_choice_would_not_come_first", || {
-        run(&format!("tc qdisc add dev {V0} clsact"));
-        let (first, automatic) = (Counter::new(SHOT), Counter::new(UNSPEC));
-        first.attach_foreign(index(V0), Direction::Ingress, 10, 1);
-        automatic.attach_foreign(index(V0), Direction::Ingress, 0, 1);
-        send(4);
-        first.expect(4);
-        automatic.expect(0);
-        assert!(state(V0).contains("pref 49152 bpf"));
-    });
+fn the_priority_that_the_kernel_chooses_would_not_come_first() {
+    in_namespace(
+        "the_priority_that_the_kernel_chooses_would_not_come_first",
+        || {
+            run(&format!("tc qdisc add dev {V0} clsact"));
+            let (first, automatic) = (Counter::new(SHOT), Counter::new(UNSPEC));
+            first.attach_foreign(index(V0), Direction::Ingress, 10, 1);
+            automatic.attach_foreign(index(V0), Direction::Ingress, 0, 1);
+            send(4);
+            first.expect(4);
+            automatic.expect(0);
+            assert!(state(V0).contains("pref 49152 bpf"));
+        },
+    );
 }
 
 #[test]
@@ -103,8 +106,8 @@ fn priority_1_is_shared_without_meeting_the_other_filter() {
 }
 
 #[test]
-fn it_says_so_when_another_filter_has_to_come_first() {
-    let test = "it_says_so_when_another_filter_has_to_come_first";
+fn a_notice_says_when_another_filter_comes_first() {
+    let test = "a_notice_says_when_another_filter_comes_first";
     in_namespace(test, || {
         run(&format!("tc qdisc add dev {V0} clsact"));
         for first in [

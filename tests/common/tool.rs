@@ -127,7 +127,7 @@ impl Lines {
         lines.iter().map(|(_, line)| line.clone()).collect()
     }
 
-    /// The first line that `wanted` takes, and when it came; none after the time limit.
+    /// The first line that `wanted` accepts, and when it came; none after the time limit.
     fn find(
         &self,
         limit: Duration,
@@ -305,8 +305,8 @@ impl Tool {
         kill(self.pid(), signal).unwrap();
     }
 
-    /// Stops it until SIGCONT, and waits until all its threads have stopped. Right after its start it
-    /// may still hold what the process had open that started it.
+    /// Stops it until SIGCONT, and waits until all its threads have stopped. Right after its start it may
+    /// still hold files that this process had open.
     pub fn pause(&self) {
         self.signal(Signal::SIGSTOP);
         let threads = format!("/proc/{}/task", self.pid());

@@ -1,4 +1,4 @@
-//! Every attempt has one fate, or is counted as lost; no table fills up.
+//! Every attempt has one outcome, or is counted as lost; no table fills up.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -18,7 +18,7 @@ use crate::common::{Namespace, Tool, need, try_run, wait_for};
 const LISTENING: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 4501);
 const REFUSING: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 4502);
 
-/// Accepts and forgets until it is dropped.
+/// A server that accepts connections and closes them at once, until it is dropped.
 struct Server {
     stop: Arc<AtomicBool>,
     accepted: Arc<AtomicUsize>,
@@ -28,7 +28,7 @@ struct Server {
 impl Server {
     fn new() -> Self {
         let listener = TcpListener::bind(LISTENING).unwrap();
-        // As long as the kernel allows, so that no SYN is dropped.
+        // The longest backlog that the kernel allows, so that no SYN is dropped.
         nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::MAXALLOWABLE).unwrap();
         listener.set_nonblocking(true).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
@@ -171,8 +171,8 @@ fn a_storm_with_accepts_and_ends_is_reported_or_counted() {
     drop(server);
 }
 
-/// How many entries there are in the tool's tables of connections and calls, if it has any: they
-/// may be with the sockets.
+/// How many entries there are in the tool's tables of connections and calls. An error if it has no tables,
+/// because entries are in socket storage.
 fn table_entries(tool: &Tool) -> Result<usize, String> {
     let mut entries = 0;
     let mut tables = 0;
@@ -198,13 +198,13 @@ fn table_entries(tool: &Tool) -> Result<usize, String> {
 }
 
 #[test]
-fn no_entry_stays_behind_and_the_tables_never_fill_up() {
+fn no_entry_is_left_behind_and_the_tables_never_fill_up() {
     let namespace = need!(Namespace::new());
     namespace.run("ip route add unreachable 192.0.2.1");
     // More than twice as many as the table holds without socket storage. On an emulated machine that
     // takes too long: there, some more than it holds with socket storage.
     let connects = if is_guest() { 3_000 } else { 40_000 };
-    // Room for all events, however long the reader of a busy machine has to wait for its turn.
+    // Room for all events, however long a busy machine keeps their reader waiting.
     let buffer = if is_guest() { "4194304" } else { "67108864" };
     // Nobody else connects there: the buffer is for the events of this test alone.
     let host = [127, 66, 45, 4];

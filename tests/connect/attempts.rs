@@ -1,4 +1,4 @@
-//! One attempt and one fate, with the right addresses and ports, however a connection is made.
+//! One attempt and one outcome, with the right addresses and ports, however a connection is made.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
@@ -22,7 +22,7 @@ const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 #[test]
 fn a_refused_connect_fails_with_its_error_and_latency_and_source_port() {
     let namespace = need!(Namespace::new());
-    // There is one port to choose, so it is known which one is chosen.
+    // With only one port to choose, it is known which one the kernel chooses.
     namespace.sysctl("ipv4/ip_local_port_range", "45001 45001");
     for backend in backends!() {
         let trace = Trace::start(&namespace, backend, &[]);
@@ -95,7 +95,7 @@ fn an_established_connection_has_both_ends_whatever_the_family() {
 }
 
 #[test]
-fn the_wildcard_address_is_shown_as_what_the_kernel_makes_of_it() {
+fn the_wildcard_address_is_shown_as_the_address_that_the_kernel_puts_in_its_place() {
     let namespace = need!(Namespace::new());
     for backend in backends!() {
         let trace = Trace::start(&namespace, backend, &[]);
@@ -373,7 +373,7 @@ fn a_connection_made_by_io_uring_is_one_attempt_of_its_process() {
 }
 
 #[test]
-fn a_socket_of_another_protocol_is_no_event() {
+fn a_socket_of_another_protocol_causes_no_event() {
     let namespace = need!(Namespace::new());
     for backend in backends!() {
         let trace = Trace::start(&namespace, backend, &["--accept", "--close"]);

@@ -85,11 +85,11 @@ fn bytes_are_the_payload_and_the_one_who_closes_first_is_named() {
                 assert_bytes(out, up, down, by(client_first));
                 assert_bytes(into, down, up, by(!client_first));
                 assert!(out["duration_us"].is_u64() && into["duration_us"].is_u64());
-                // The client has measured its SYN, on loopback in no time.
+                // The client has measured the round trip of its SYN, which is short on loopback.
                 let trip = ["min_rtt_us", "rtt_us"].map(|key| out[key].as_u64().unwrap());
                 assert!(trip[0] <= trip[1] && trip[1] < 1_000_000, "{out}");
                 assert!(out["retransmits"].is_u64(), "{out}");
-                // Whoever looks at it, the initiator is the source.
+                // In the lines of both ends, the initiator is the source.
                 for key in ["saddr", "sport", "daddr", "dport"] {
                     assert_eq!(out[key], into[key], "{out} {into}");
                 }
@@ -132,7 +132,7 @@ fn a_reset_is_distinguished_from_a_close_by_both_sides() {
                 let (client, server) = connected(&listener);
                 send(&client, &server, 10);
                 send(&server, &client, 20);
-                // Delayed acknowledgements are on their way with the next segment only.
+                // A delayed acknowledgement is sent only with the next segment.
                 send(&client, &server, 1);
                 reset_on_close(if client_resets { &client } else { &server });
                 let (first, second) = if client_resets {
@@ -338,7 +338,7 @@ fn connections_older_than_the_tool_have_no_duration_but_all_their_bytes() {
             assert!(event["direction"].is_null(), "{event}");
             assert!(event["pid"].is_null(), "{event}");
         }
-        // Each is seen from its own side, for nobody knows who initiated it.
+        // Each end is shown as the source of its own line, because the initiator is not known.
         assert_bytes(&near, 1235, 77, "local");
         assert_bytes(&far, 77, 1235, "remote");
         trace.stop().assert_whole();

@@ -89,7 +89,7 @@ fn running_out_of_source_ports_is_a_failure_with_its_destination() {
             connect_to(&holder, addr).unwrap();
             let socket = tcp(addr, SockFlag::empty());
             assert_eq!(connect_to(&socket, addr), Err(Errno::EADDRNOTAVAIL));
-            // Nothing stays in the way of the next backend.
+            // The ports are free again for the next backend.
             super::sockets::reset_on_close(&holder);
         });
         let sees_calls = trace.sees_calls();
@@ -265,11 +265,11 @@ fn a_connect_that_the_local_firewall_rejects_has_the_error_that_the_process_gets
         let failed = trace.wait("failed by IPv6", |event| {
             event["event"] == "failed" && event["daddr"] == "::1"
         });
-        // Without a hook on the connect function, ICMPv6 errors go unseen.
+        // Without a hook on the connect function, ICMPv6 errors are not seen.
         if trace.sees_calls() {
             assert_eq!(failed["error"], v6.1, "{failed}");
         }
-        // It does, if the process has asked for the queue of errors.
+        // They are seen if the process has asked for the socket's error queue.
         namespace.enter(|| {
             let rejected = "[::1]:4505".parse().unwrap();
             let socket = tcp(rejected, SockFlag::SOCK_NONBLOCK);
@@ -304,7 +304,7 @@ fn the_error_of_an_earlier_attempt_is_not_reported_for_the_next() {
             let rejected = Blackhole::at(4511);
             let socket = tcp(rejected, SockFlag::empty());
             assert_eq!(connect_to(&socket, rejected), Err(Errno::EHOSTUNREACH));
-            // SO_ERROR takes it from the socket, but not from the socket's queue of errors.
+            // SO_ERROR removes it from the socket, but not from the socket's error queue.
             getsockopt(&socket, SocketError).unwrap();
             fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
             assert_eq!(
@@ -336,7 +336,7 @@ fn an_attempt_that_was_given_up_is_marked_in_text() {
 #[test]
 fn an_icmp_error_is_the_reason_of_the_failure() {
     let blackhole = need!(Blackhole::new());
-    // The route beyond leads nowhere, which this host itself says by ICMP.
+    // Beyond this host there is no route to the destination, so it answers with an ICMP error.
     blackhole.namespace.sysctl("ipv4/ip_forward", "1");
     let far = need!(Namespace::new());
     blackhole.namespace.run(&format!(
@@ -364,12 +364,12 @@ fn an_icmp_error_is_the_reason_of_the_failure() {
             assert_eq!(connect_to(&socket, addr), Err(Errno::EINPROGRESS));
             socket
         });
-        // An answer that comes while the call still holds the socket is only noted; the next one,
-        // to the SYN that is sent again, is taken.
+        // An ICMP error that comes while connect(2) still holds the socket is only stored (sk_err_soft).
+        // The next one, which answers the retransmitted SYN, ends the attempt.
         let failed = trace.wait_for("failed", 4171);
         drop(socket);
         assert_eq!(failed["error"], "EHOSTUNREACH", "{failed}");
-        // What is only noted may be fetched at once.
+        // A process can fetch a stored error at once.
         let (errno, name) = far.enter(|| error_of_connect("203.0.113.1:4172"));
         assert_eq!(errno, Errno::EHOSTUNREACH);
         assert_eq!(trace.wait_for("failed", 4172)["error"], name);

@@ -1,4 +1,4 @@
-//! Filters, each for itself, on every backend.
+//! Each filter alone, on every backend.
 
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
@@ -33,7 +33,7 @@ fn shared<T>(
 }
 
 #[test]
-fn filters_let_through_what_they_name() {
+fn filters_select_what_they_name() {
     let namespace = need!(Namespace::new());
     let pid = std::process::id().to_string();
     let cases: &[(&[&str], &[u16])] = &[
@@ -139,7 +139,7 @@ fn the_filter_on_names_takes_the_process_as_well_as_the_thread() {
 }
 
 #[test]
-fn filters_hold_for_accepts_and_ends_too() {
+fn filters_apply_to_accepts_and_ends_too() {
     let namespace = need!(Namespace::new());
     let pid = std::process::id().to_string();
     let all = backends!();
@@ -150,7 +150,8 @@ fn filters_hold_for_accepts_and_ends_too() {
             (["--pid", &pid], true, true),
             (["--dst", "!127.0.0.1"], false, false),
             (["--sport", "1"], false, false),
-            // The port of the server, seen from which this would be the source.
+            // The port of the server, which is the destination, although it is the local port of the accepted
+            // socket.
             (["--sport", "4321"], false, false),
         ];
         for (options, outgoing, incoming) in shared(cases.into_iter(), all.len(), turn) {
@@ -200,7 +201,7 @@ fn filters_hold_for_accepts_and_ends_too() {
 
 #[test]
 fn connections_that_the_filter_rejects_never_look_older_than_the_tool() {
-    // A table of 16,384 forgets some of twice as many sockets, and also of fewer.
+    // 9,000 connections have 18,000 sockets, and an LRU table of 16,384 would forget some of them.
     let (count, backends) = match is_guest() {
         true => (500, &backends!()[..1]),
         false => (9000, backends!()),
@@ -208,7 +209,7 @@ fn connections_that_the_filter_rejects_never_look_older_than_the_tool() {
     let count = count.min((most_files() - 1000) / 2);
     for backend in backends {
         let namespace = need!(Namespace::new());
-        // The port of the server, which would be the source if the direction were not known.
+        // The port of the server, which would count as the source if the direction were not known.
         let trace = Trace::start(&namespace, backend, &["--close", "--sport", "4331,4332"]);
         namespace.enter(|| {
             let listener = listen("127.0.0.1", 4331);
@@ -226,7 +227,7 @@ fn connections_that_the_filter_rejects_never_look_older_than_the_tool() {
 }
 
 #[test]
-fn the_filter_on_namespaces_leaves_out_all_others() {
+fn the_filter_on_namespaces_leaves_out_all_other_namespaces() {
     let [wanted, other] = [need!(Namespace::new()), need!(Namespace::new())];
     let path = wanted.path();
     for backend in backends!() {

@@ -50,7 +50,7 @@ fn usable_backends(place: &str) -> &'static [&'static str] {
     usable
 }
 
-/// Reports that a test used a backend, past the capture of the test harness.
+/// Reports that a test used a backend, bypassing the capture of the test harness.
 fn say_backend(backend: &str, place: &str) {
     let test = place.trim_end_matches("::here");
     let test = test.split_once("::").map_or(test, |(_, name)| name);
@@ -163,7 +163,7 @@ impl Events {
             .collect()
     }
 
-    /// The attempt and the fate at this port, which must be all that happened there.
+    /// The attempt and its outcome at this port, which must be all that happened there.
     fn pair_at(&self, port: u16, fate: &str) -> (&Value, &Value) {
         assert_eq!(
             self.names_at(port),

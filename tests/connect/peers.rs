@@ -67,7 +67,7 @@ impl Peer {
         Err(format!("{name} of libbpf-tools does not run here: {why}"))
     }
 
-    /// Ends it and returns its lines, less those about others.
+    /// Ends it and returns its lines about this process.
     fn stop(mut self, pid: u32) -> Vec<Row> {
         let id = Pid::from_raw(self.child.0.id().cast_signed());
         kill(id, Signal::SIGINT).unwrap();
@@ -101,7 +101,7 @@ fn agrees(row: &Row, column: &str, value: &Value) -> bool {
         return true;
     };
     match value {
-        // Some cut the name short.
+        // Some tools truncate the name.
         Value::String(name) if column == "COMM" => name.starts_with(found.as_str()),
         Value::String(text) => address(found) == *text,
         other => found.parse::<Value>().is_ok_and(|found| found == *other),
@@ -125,7 +125,7 @@ fn is_near(one: f64, other: f64) -> bool {
     (one - other).abs() <= 30_000.0_f64.max(one * 0.5)
 }
 
-/// The connections that all are shown: one of each kind.
+/// Makes the connections that all tools have to show: one of each kind.
 fn script(pair: &Pair) {
     let unreachable: SocketAddr = "198.51.100.1:4704".parse().unwrap();
     for (port, ip) in [(4701, SERVER4.into()), (4702, SERVER6.into())] {
@@ -162,7 +162,7 @@ fn find<'e>(tool: &str, row: &Row, events: &[&'e Value], columns: &[(&str, &str)
         .unwrap_or_else(|| panic!("{tool} has {row:?}, which is not in {events:#?}"))
 }
 
-/// Says, past the capture of the test harness, which of our events a tool has no line for.
+/// Prints, bypassing the capture of the test harness, which of our events a tool has no line for.
 fn list_missed(tool: &str, rows: usize, missed: &[&&Value]) {
     let mut text = format!("\n{tool}: {rows} lines, all of them seen; it misses");
     for event in missed {
@@ -255,7 +255,7 @@ fn compare_lives(lives: &[Row], events: &Events) {
             for (column, key) in [("TX_KB", "tx_bytes"), ("RX_KB", "rx_bytes")] {
                 let theirs = row[column].parse::<f64>().unwrap();
                 let ours = event[key].as_f64().unwrap() / 1024.0;
-                // Theirs has SYN and FIN in it, and is rounded.
+                // Theirs includes SYN and FIN, and is rounded.
                 assert!((ours - theirs).abs() <= 1.0, "{column}: {row:?} {event}");
             }
             let theirs = micros(row, &["MS"]);
@@ -284,7 +284,7 @@ fn compare_steps(steps: &[Row], events: &Events) {
     let (established, accepted) = (of("established"), of("accepted"));
     let closed = of("closed");
     let columns = |row: &Row, event: &Value| -> [(&'static str, &'static str); 6] {
-        // Accepted connections, and their ends, are shown from this side or from that.
+        // For an accepted connection and its end, the columns may have source and destination exchanged.
         let is_turned = event["direction"] == "in"
             && !(agrees(row, "SADDR", &event["saddr"]) && agrees(row, "SPORT", &event["sport"]));
         let (saddr, sport, daddr, dport) = if is_turned {
@@ -409,7 +409,7 @@ fn perf_events_of_other_programs_still_arrive() {
         counter.read_exact(&mut count).unwrap();
         Ok::<_, String>(u64::from_ne_bytes(count))
     };
-    // To SYN_SENT and back.
+    // Ten connects, each from CLOSE to SYN_SENT and back.
     assert!(need!(namespace.enter(connects)) >= 20);
     for backend in backends!() {
         let trace = Trace::start(&namespace, backend, &[]);

@@ -1,4 +1,4 @@
-//! Attempts that are on their way when the tool starts or ends, and very many of them.
+//! Attempts that are pending when the tool starts or ends, and very many of them.
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpStream};
@@ -70,7 +70,7 @@ fn an_attempt_that_is_pending_at_the_end_is_reported_and_no_other() {
     let blackhole = need!(Blackhole::new());
     for (backend, options, names) in backends!().iter().flat_map(|backend| {
         let all: &[&str] = &["attempt", "pending"];
-        // A filter on the source port has to wait for it, but not for the fate.
+        // A filter on the source port has to wait until that is chosen, but not for the outcome.
         let cases = [
             (&["-p", "4611-4619"][..], all),
             (&["-p", "4611-4619", "--sport", "1024-65535"], all),
@@ -138,7 +138,7 @@ fn a_simultaneous_open_is_reported_as_pending_with_its_port() {
 }
 
 #[test]
-fn totals_have_all_attempts_and_their_fates_by_process_and_destination() {
+fn totals_have_all_attempts_and_their_outcomes_by_process_and_destination() {
     let blackhole = need!(Blackhole::new());
     for backend in backends!() {
         let options = [
@@ -255,7 +255,7 @@ fn crowd_member(addr: SocketAddr, count: usize, report: &OwnedFd, until: &OwnedF
         setuid(Uid::from_raw(65534))?;
         (0..count)
             .map(|number| {
-                // Other tests have smaller buffers.
+                // Pauses, because the event buffers of tests that run at the same time are smaller.
                 if number % 50 == 0 {
                     std::thread::sleep(Duration::from_millis(1));
                 }
@@ -340,7 +340,7 @@ fn with_room_for_a_crowd(blackhole: &Blackhole) {
     blackhole
         .namespace
         .sysctl("ipv4/ip_local_port_range", "10000 65000");
-    // On a loaded machine they wait for long. None must time out before its process closes it.
+    // On a loaded machine the connects wait for long. None may time out before its process closes it.
     blackhole.namespace.sysctl("ipv4/tcp_syn_retries", "60");
     for words in [
         "ip addr add 10.99.1.254/24 dev va",

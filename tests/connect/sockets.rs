@@ -1,4 +1,4 @@
-//! Sockets with the options and states that std's do not reach.
+//! Sockets with options and states that the standard library does not offer.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream};
@@ -47,7 +47,7 @@ pub fn connect_to(socket: &OwnedFd, addr: SocketAddr) -> Result<(), Errno> {
     }
 }
 
-/// A socket that is on its way to where nobody answers.
+/// A socket that is connecting to an address where nobody answers.
 pub fn connecting(addr: SocketAddr) -> OwnedFd {
     let socket = tcp(addr, SockFlag::SOCK_NONBLOCK);
     assert_eq!(connect_to(&socket, addr), Err(Errno::EINPROGRESS));
@@ -86,7 +86,7 @@ pub fn set_int(socket: &impl AsRawFd, level: i32, name: i32, value: i32) -> Resu
     Errno::result(ret).map(drop)
 }
 
-/// sendto(2) with MSG_FASTOPEN: connects and sends in one.
+/// sendto(2) with MSG_FASTOPEN: connects and sends in one call.
 pub fn fast_open(socket: &OwnedFd, addr: SocketAddrV4, data: &[u8]) -> Result<usize, Errno> {
     let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
     sendto(socket.as_raw_fd(), data, &SockaddrIn::from(addr), flags)

@@ -59,7 +59,7 @@ enum State {
     Reset,
 }
 
-/// An endpoint while the packets of a connection are gone through.
+/// The state of an endpoint after some packets of a connection.
 #[derive(Clone, Debug)]
 struct End {
     state: State,
@@ -203,7 +203,7 @@ fn story_of(packets: &[Packet]) -> Story {
     story
 }
 
-/// If an end acknowledges what the other has sent out of place, the file lacks what was between.
+/// If an end acknowledges data that the other has sent beyond the window, the file lacks the packets between.
 fn follow_gap(story: &mut Story, me: usize, packet: &Packet) {
     if packet.flags & (SYN | RST | ACK) != ACK {
         return;
@@ -235,7 +235,7 @@ fn follow_gap(story: &mut Story, me: usize, packet: &Packet) {
     }
 }
 
-/// The widest window that there is.
+/// The widest window that TCP allows (RFC 7323).
 const WIDEST: u32 = 1 << 30;
 
 /// Whether the connection can have sent this packet, and its receiver would accept it (RFC 9293,

@@ -132,7 +132,7 @@ fn conversation(random: &mut crate::oracle::frames::Random) -> Vec<Said> {
         }
     }
     if !whole {
-        // What went before on these ports must be over, or this would contradict it.
+        // The previous connection on these ports must be over, or this packet would contradict it.
         say(random.below(2), ACK, 0, &mut next, 400_000_000);
     } else {
         say(1, SYN | ACK, 0, &mut next, 20);

@@ -36,7 +36,7 @@ fn bytes_are_exact_and_packets_are_segments_with_offloads_and_without() {
                         ("end", json!("closed")),
                     ],
                 );
-                // A busy machine makes TCP send again what was not lost, which counts as well.
+                // On a busy machine TCP retransmits segments that were not lost. These count as well.
                 for (way, size) in ["orig", "resp"].into_iter().zip(sizes) {
                     let bytes = line[format!("{way}_bytes")].as_u64().unwrap();
                     if line[format!("{way}_retransmits")] == 0 {
@@ -97,8 +97,8 @@ fn packets_and_bytes_are_those_that_the_kernel_has_counted_for_the_socket() {
             // server's socket gone, and their answers the client's in TIME-WAIT, where nothing is
             // counted any more.
             let late = resets_sent(&pair.server) - resets_before;
-            // The socket has counted what it sent again as well. What was sent to it again it
-            // counts once, and the flow twice.
+            // The socket has also counted the segments that it retransmitted. Segments that were
+            // retransmitted to it are counted once by the socket, and twice by the flow.
             assert_fields(
                 &line,
                 &[
@@ -108,7 +108,7 @@ fn packets_and_bytes_are_those_that_the_kernel_has_counted_for_the_socket() {
                 ],
             );
             assert!(sent >= sizes[0] as u64, "{line}");
-            // It takes the FIN for a byte.
+            // The kernel counts the FIN as a byte.
             assert_eq!(received, sizes[1] as u64 + 1, "{line}");
             if line["resp_retransmits"] == 0 {
                 assert_eq!(line["resp_bytes"], sizes[1], "{line}");
@@ -197,7 +197,7 @@ fn segments_are_the_packets_of_the_device_without_offloads() {
 #[test]
 fn loopback_counts_each_packet_once() {
     let namespace = need!(Namespace::new());
-    // No tail loss probes, which a busy machine sends although nothing was lost.
+    // No tail loss probes, which TCP sends on a busy machine although nothing was lost.
     namespace.sysctl("ipv4/tcp_early_retrans", "0");
     let tool = Tool::start_in(&namespace, &["flows", "lo", "--json"]);
     let port = transfer(
@@ -238,7 +238,7 @@ fn loads_by_key_add_up_to_what_was_sent() {
             .map(|line| line[key].as_u64().unwrap())
             .sum::<u64>()
     };
-    // A busy machine makes TCP send again what was not lost.
+    // On a busy machine TCP retransmits segments that were not lost.
     let sent: u64 = ends
         .iter()
         .flatten()
@@ -256,7 +256,7 @@ fn loads_by_key_add_up_to_what_was_sent() {
 }
 
 #[test]
-fn who_scans_ports_or_addresses_is_seen_by_its_distinct_ports_and_peers() {
+fn a_scanner_of_ports_or_addresses_is_seen_by_its_distinct_ports_and_peers() {
     use crate::oracle::frames::{Ipv4, Segment, ethernet_ip};
     let syn = |source: u8, destination: u8, dport: u16, len: usize| {
         let segment = Segment {

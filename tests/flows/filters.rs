@@ -34,16 +34,16 @@ fn filters_are_about_the_initiator_and_choose_whole_connections() {
     assert_eq!(output.events("flow").len(), 1, "{output:#?}");
 }
 
-/// Connects the client to the server, and calls `push`, in which a test starts the tool. Then the server
-/// sends data over the connection. Returns both ends.
-fn pushed(pair: &Pair, push: impl FnOnce()) -> (SocketAddr, SocketAddr) {
+/// Connects the client to the server, and calls `meanwhile`, in which a test starts the tool. Then the
+/// server sends data over the connection. Returns both ends.
+fn pushed(pair: &Pair, meanwhile: impl FnOnce()) -> (SocketAddr, SocketAddr) {
     let listener = pair
         .server
         .enter(|| TcpListener::bind((SERVER4, 0)).unwrap());
     let addr = listener.local_addr().unwrap();
     let mut stream = pair.client.enter(|| TcpStream::connect(addr).unwrap());
     let mut accepted = listener.accept().unwrap().0;
-    push();
+    meanwhile();
     for _ in 0..3 {
         accepted.write_all(b"news").unwrap();
         stream.read_exact(&mut [0; 4]).unwrap();
@@ -54,7 +54,7 @@ fn pushed(pair: &Pair, push: impl FnOnce()) -> (SocketAddr, SocketAddr) {
 }
 
 #[test]
-fn who_listens_is_the_responder_of_an_older_connection_and_no_filter_changes_that() {
+fn the_end_that_listens_is_the_responder_of_an_older_connection_whatever_the_filter() {
     let pair = need!(Pair::new());
     // Both ports are ephemeral, so they do not show which end is the server.
     for (options, is_shown) in [
@@ -110,7 +110,7 @@ fn later_packets_of_a_connection_that_the_filter_rejects_make_no_flow() {
 }
 
 #[test]
-fn filters_on_processes_choose_by_who_connected_and_nothing_else_counts() {
+fn filters_on_processes_choose_by_the_process_that_connected_and_nothing_else_counts() {
     need!(has_socket_programs());
     let pair = need!(Pair::new());
     let (pid, own) = (std::process::id().to_string(), own_name());
@@ -164,7 +164,7 @@ fn what_a_filter_on_processes_leaves_out_adds_up_over_many_sweeps() {
     let tool = Tool::start_in(&pair.client, &args);
     for _ in 0..3 {
         pair.refused_connects((SERVER4, 81).into(), 5);
-        // A sweep comes each second.
+        // The table is swept each second.
         std::thread::sleep(Duration::from_millis(1500));
     }
     let output = tool.stop();

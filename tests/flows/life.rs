@@ -69,7 +69,7 @@ fn refused_and_unanswered_attempts_and_idle_flows_have_their_states() {
 }
 
 #[test]
-fn an_attempt_without_an_answer_is_reported_at_once_and_its_connection_in_the_end() {
+fn an_attempt_without_an_answer_is_reported_at_once_and_its_connection_when_it_ends() {
     let pair = need!(Pair::new());
     let args = ["flows", "vc", "--json", "--attempt-timeout", "300ms"];
     let tool = Tool::start_in(&pair.client, &args);

@@ -1,4 +1,4 @@
-//! flows: on captures and on real connections, one file a subject. What they share is here.
+//! flows: on captures and on real connections. There is a file for each subject; what they share is here.
 
 mod captures;
 mod counts;
@@ -68,9 +68,9 @@ fn check_packets(output: &crate::common::Output) -> Value {
     summary
 }
 
-/// A packet of a conversation that a test makes up.
+/// A packet of a connection that a test makes up.
 struct Said {
-    /// Microseconds since the one before.
+    /// Microseconds since the previous packet.
     wait: u64,
     from_client: bool,
     flags: u8,
@@ -234,7 +234,7 @@ fn has_socket_programs() -> Result<(), String> {
     ))
 }
 
-/// Something said a millisecond after what was said before.
+/// A packet that is sent a millisecond after the previous one.
 fn say(from_client: bool, flags: u8, seq: u32, ack: u32, len: usize) -> Said {
     Said {
         wait: 1000,
@@ -246,7 +246,7 @@ fn say(from_client: bool, flags: u8, seq: u32, ack: u32, len: usize) -> Said {
     }
 }
 
-/// The handshake of a connection whose ends begin with 100 and 500.
+/// A handshake with the initial sequence numbers 100 and 500.
 fn handshake() -> Vec<Said> {
     vec![
         say(true, SYN, 100, 0, 0),

@@ -98,8 +98,8 @@ fn the_requests_in_the_captures_of_tcpdump_and_tcpflow_have_the_names_that_tshar
     assert_eq!(found.collect::<Vec<_>>(), expected);
 }
 
-/// The frames of a connection from port 5000 whose client sends these payloads, each at its place in
-/// what it sends.
+/// The frames of a connection from port 5000 whose client sends these payloads, each at its offset in
+/// the stream.
 fn frames_of(payloads: &[(usize, &[u8])]) -> Vec<(u64, Vec<u8>)> {
     use crate::oracle::frames::{Ipv4, Segment, ethernet_ip};
     let frame = |from_client: bool, flags: u8, at: u32, payload: &[u8]| {

@@ -121,7 +121,7 @@ fn the_summary_has_lines_of_their_own_in_text() {
     .map(at);
     assert!(places.is_sorted(), "{output:#?}");
 
-    // It was asked for, so -q leaves it.
+    // The summary was asked for, so -q does not suppress it.
     let mut command = command(["flows", "lo", "--summary", "-q", "--duration", "100ms"]);
     let stderr = Tool::spawn_in(&namespace, &mut command).finish().stderr;
     assert_eq!(

@@ -13,7 +13,7 @@ fn packets_that_contradict_what_was_seen_are_counted_and_change_nothing() {
         say(false, ACK, 501, 9000, 0),
         // Before the first byte.
         say(true, ACK, 50, 501, 1),
-        // Flags that nobody sends.
+        // Flags that no TCP sends.
         say(true, SYN | FIN | RST, 101, 501, 0),
         say(true, 0, 101, 501, 0),
         say(true, PSH | ACK, 101, 501, 10),

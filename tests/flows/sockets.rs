@@ -145,7 +145,7 @@ fn an_attempt_that_began_before_the_run_gets_its_fate() {
 }
 
 #[test]
-fn the_kernels_numbers_are_those_that_it_has_of_the_socket() {
+fn the_kernels_figures_are_those_of_the_socket() {
     need!(has_socket_programs());
     let pair = need!(Pair::new());
     let listener = pair
@@ -182,7 +182,7 @@ fn the_kernels_numbers_are_those_that_it_has_of_the_socket() {
 }
 
 #[test]
-fn a_connection_that_was_closed_at_once_has_the_kernels_numbers_and_both_its_processes() {
+fn a_connection_that_was_closed_at_once_has_the_kernels_figures_and_both_processes() {
     need!(has_socket_programs());
     let pair = need!(Pair::new());
     let tools = [(&pair.client, "vc"), (&pair.server, "vs")]

@@ -30,7 +30,7 @@ fn map_bytes(tool: &Tool) -> u64 {
 }
 
 #[test]
-fn two_hundred_thousand_flows_at_once_are_all_there_in_the_end() {
+fn two_hundred_thousand_flows_at_once_are_all_reported_at_the_end() {
     let pair = need!(Pair::new());
     // To a file, which is never too slow for the end of the run.
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -98,7 +98,7 @@ fn a_full_table_makes_room_and_no_packet_is_forgotten() {
 }
 
 #[test]
-fn a_flood_of_syns_takes_no_established_connection_out_of_the_table() {
+fn a_flood_of_syns_evicts_no_established_connection() {
     let pair = need!(Pair::new());
     let args = ["flows", "vs", "--json", "--max-flows", "1000"];
     let tool = Tool::start_in(&pair.server, &args);

@@ -205,7 +205,8 @@ fn ctrl_z_stops_the_view_which_gives_the_terminal_back_and_takes_it_again() {
     let namespace = need!(Namespace::new());
     let (mut user, program) = terminal();
     let before = tcgetattr(&program).unwrap();
-    // In a process group that a shell, here this process, could continue: others aren't stopped.
+    // In a process group of its own, whose parent, like a shell, could continue it: the kernel does not stop
+    // orphaned process groups.
     let mut command = view_command(&program);
     command.process_group(0);
     let tool = Tool::spawn_in(&namespace, &mut command).attached();

@@ -1,4 +1,4 @@
-//! Programs and filters of others, and other instances, on the same interface.
+//! Other programs, filters and instances on the same interface.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -212,7 +212,7 @@ fn a_chain_of_others_keeps_its_order_around_ours() {
         };
         assert_eq!(theirs(), before, "{args:?}");
         assert_ne!(programs(), before, "{args:?}");
-        // Others come and go around ours, as an agent does that is restarted.
+        // Other programs come and go around ours, as those of an agent that is restarted.
         let outer = hooks.map(attach);
         assert_eq!(theirs(), before, "{args:?}");
         pair.refused_connects((SERVER4, 80).into(), 10);

@@ -16,7 +16,7 @@ fn detach(pair: &Pair, tool: &Tool, args: &[&str], round: usize) {
         let mut links = links_of(tool.pid());
         let first = round % links.len();
         links.rotate_left(first);
-        // Those of tracing programs can't be detached.
+        // Links of tracing programs can't be detached.
         let detached = links.into_iter().any(|link| detach_link(link).is_ok());
         assert!(detached, "{args:?}");
         return;
@@ -79,7 +79,7 @@ fn a_detached_interface_program_of_a_tracing_command_ends_the_run_within_a_secon
         let tool = Tool::start_in(&pair.server, args);
         pair.refused_connects((SERVER4, 80).into(), 3);
         let detached = Instant::now();
-        // Those of tracing programs can't be detached.
+        // Links of tracing programs can't be detached.
         let mut links = links_of(tool.pid()).into_iter();
         assert!(links.any(|link| detach_link(link).is_ok()), "{args:?}");
         let output = tool.finish();
@@ -155,7 +155,7 @@ fn links_of_tracing_programs_can_not_be_detached() {
 }
 
 #[test]
-fn the_account_is_exact_and_the_interface_clean_though_another_process_holds_the_links() {
+fn the_counts_are_exact_and_the_interface_is_clean_though_another_process_holds_the_links() {
     let pair = need!(Pair::new());
     let before = pair.state();
     let syn = syn_frame(&[], CLIENT4.into(), SERVER4.into(), 80);
@@ -180,7 +180,7 @@ fn the_account_is_exact_and_the_interface_clean_though_another_process_holds_the
             let tool = Tool::start_in(&pair.server, &args);
             let held: Vec<_> = links_of(tool.pid()).into_iter().map(hold_link).collect();
             if args[0] == "connect-trace" {
-                // Until its end, and beyond.
+                // Connects until after the end of the run.
                 let end = Instant::now() + Duration::from_millis(600);
                 while Instant::now() < end {
                     pair.client
@@ -188,12 +188,12 @@ fn the_account_is_exact_and_the_interface_clean_though_another_process_holds_the
                 }
             }
             let output = tool.finish();
-            // Which checks the sums.
+            // This also checks the sums.
             let summary = output.summary();
             assert_eq!(output.code(), 0, "{output:#?}");
             assert!(summary["matched"].as_u64() > Some(0), "{summary}");
             assert!(!held.is_empty());
-            // In older kernels it needs CAP_BPF.
+            // Before Linux 5.19 detaching a link needs CAP_BPF, which the tool has dropped.
             if release() >= (5, 19) {
                 assert_eq!(pair.state(), before, "{args:?}");
             }

@@ -21,11 +21,11 @@ fn may_change_machine() -> Result<(), String> {
     if is_guest() {
         Ok(())
     } else {
-        Err("the clock and the CPUs of this machine are not the test's to change".into())
+        Err("a test may change the clock and the CPUs only in a guest".into())
     }
 }
 
-/// A step of the clock, taken back when this is dropped.
+/// A step of the clock, which is reversed when this is dropped.
 struct Step(Duration);
 
 impl Step {

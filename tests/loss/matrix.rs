@@ -142,7 +142,7 @@ fn what_a_router_drops_is_reported_once() {
 }
 
 #[test]
-fn what_a_queue_discipline_loses_is_reported_with_its_device() {
+fn what_a_qdisc_drops_is_reported_with_its_device() {
     let pair = need!(Pair::new());
     need!(
         pair.client
@@ -184,8 +184,8 @@ fn run_program_on(frame: &[u8]) {
     assert_eq!(ret, 0);
 }
 
-/// Has an interface receive a TCP frame from `count` random ports, eight at a time, as from GRO. The
-/// checksum stays right if the port is 65535 and the urgent pointer is 0.
+/// Makes an interface receive a TCP frame from `count` random ports, eight at a time, as with GRO. The
+/// checksum stays right if `frame` has port 65535 and urgent pointer 0.
 fn receive_in_bursts(interface: &str, frame: &[u8], count: i32) {
     const LIVE_FRAMES: u32 = 1 << 1;
     let mut code = [
@@ -232,7 +232,7 @@ fn receive_in_bursts(interface: &str, frame: &[u8], count: i32) {
 }
 
 #[test]
-fn the_frame_of_a_test_run_is_no_drop_unless_all_are_asked_for() {
+fn the_frame_of_a_test_run_is_not_a_drop_unless_all_are_asked_for() {
     let pair = need!(Pair::new());
     let args = ["--only", "drop", "-p", "91"];
     let drops = start(&pair.server, &args);
@@ -287,7 +287,7 @@ fn what_iptables_drops_is_reported_once() {
 }
 
 #[test]
-fn a_source_that_no_route_leads_to_is_reported_by_whoever_drops_it() {
+fn a_syn_without_a_route_back_is_reported_with_or_without_a_reverse_path_filter() {
     let stranger = Ipv4Addr::new(198, 51, 100, 7);
     let pair = need!(Pair::new());
     let _listener = pair.server.enter(|| listener(server(93), 16));
@@ -368,12 +368,12 @@ fn syns_of_a_burst_are_reported_like_single_ones() {
             .iter()
             .all(|drop| drop["reason"] == "accept_queue_full")
     );
-    // A SYN whose port has the same low byte can overwrite the note of one before: one in seventy.
+    // A SYN whose port has the same low byte can take the place of an earlier one: one in seventy.
     assert!(drops.len() > 480, "{} of 512", drops.len());
 }
 
 #[test]
-fn a_syn_with_the_data_of_fast_open_is_no_drop() {
+fn a_syn_with_the_data_of_fast_open_is_not_a_drop() {
     let pair = need!(Pair::new());
     // In both directions, and without a cookie.
     for end in [&pair.server, &pair.client] {
@@ -536,7 +536,7 @@ fn a_segment_outside_of_the_window_is_reported() {
     let (accepted, _) = listener.accept().unwrap();
     let port = client.local_addr().unwrap().port();
     let drops = Drops::start(&pair, 99);
-    // The chance that this number is right is one in thousands.
+    // It is very unlikely that this sequence number is within the window.
     send(&pair, &segment(&pair, CLIENT4, ACK, (port, 99), 1, 1));
     let drop = drops.only();
     let reasons = [
@@ -560,7 +560,7 @@ fn a_segment_outside_of_the_window_is_reported() {
 }
 
 #[test]
-fn another_protocol_behind_an_extension_header_is_no_segment() {
+fn another_protocol_after_an_extension_header_is_not_a_segment() {
     let pair = need!(Pair::new());
     let tool = start(&pair.server, &["-6"]);
     // A multicast listener report (MLDv2): ICMPv6 behind hop-by-hop options.

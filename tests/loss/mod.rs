@@ -287,7 +287,7 @@ fn resets_of_connections_are_those_that_the_kernel_counts() {
     drop(client);
     both_know(2);
     drop(server);
-    // Each side asks for a reset in place of a FIN.
+    // Each side asks for a reset instead of a FIN (SO_LINGER).
     let abort = nix::libc::linger {
         l_onoff: 1,
         l_linger: 0,
@@ -302,7 +302,7 @@ fn resets_of_connections_are_those_that_the_kernel_counts() {
     drop(client);
     both_know(4);
     drop(server);
-    // Nobody has accepted the connection when its listener goes.
+    // The listener is closed before the connection is accepted.
     let client = pair
         .client
         .enter(|| TcpStream::connect((SERVER4, 85)).unwrap());
@@ -321,7 +321,7 @@ fn resets_of_connections_are_those_that_the_kernel_counts() {
 }
 
 #[test]
-fn what_a_closing_connection_takes_is_no_drop() {
+fn what_a_closing_connection_accepts_is_not_a_drop() {
     // Older kernels do not show the socket of a segment that is freed.
     if release() < (6, 11) {
         return;
@@ -361,7 +361,7 @@ fn what_a_closing_connection_takes_is_no_drop() {
 }
 
 #[test]
-fn what_a_half_open_connection_does_not_need_is_no_drop() {
+fn what_a_half_open_connection_does_not_need_is_not_a_drop() {
     // Older kernels give no reason for other drops of such segments either.
     if release() < (6, 18) {
         return;

@@ -297,7 +297,7 @@ pub enum Extension {
 }
 
 impl Extension {
-    /// The number by which the header before it announces this one.
+    /// The number of this header in the next header field of the header before it.
     pub fn number(self) -> u8 {
         match self {
             Self::HopByHop(_) => HOP_BY_HOP,

@@ -103,7 +103,7 @@ fn family_version(family: u32) -> Option<u8> {
     }
 }
 
-/// Reads VLAN tags from `at`, where the header that ended there announced `ethertype`.
+/// Reads VLAN tags from `at`. The header before `at` has the EtherType `ethertype`.
 fn tags(frame: &[u8], mut ethertype: u16, mut at: usize) -> Result<Below, Verdict> {
     let mut vlan = Vec::new();
     while TAGS.contains(&ethertype) {
@@ -274,8 +274,8 @@ fn tcp(frame: &[u8], below: Below, ip: Ip) -> Result<Tcp, Verdict> {
 /// Reads the options in `rest`, which ends with the TCP header or where its bytes are cut.
 ///
 /// As in the kernel's `tcp_parse_options`, a length that can't be right ends the walk, and an
-/// option of a known kind with another kind's length is passed over. Unlike there, the first of
-/// two equal options is the one shown.
+/// option of a known kind with another kind's length is skipped. Unlike there, the first of two
+/// options of the same kind is shown.
 fn options(mut rest: &[u8]) -> Options {
     let mut found = Options::default();
     while let [kind, after @ ..] = rest {

@@ -35,7 +35,7 @@ fn every_terminating_signal_ends_the_run_normally() {
 }
 
 #[test]
-fn a_signal_that_was_ignored_at_the_start_stays_so() {
+fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
     let pair = need!(Pair::new());
     let asks = [Signal::SIGHUP, Signal::SIGINT];
     for args in [

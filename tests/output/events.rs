@@ -50,7 +50,7 @@ fn events_that_find_no_room_are_counted_exactly() {
 }
 
 #[test]
-fn what_is_above_the_rate_is_counted_as_suppressed() {
+fn events_above_max_rate_are_counted_as_suppressed() {
     let pair = need!(Pair::new());
     // A port of its own: connect-trace sees all namespaces.
     for words in [
@@ -105,7 +105,7 @@ fn report_figure(figure: &str) {
 }
 
 #[test]
-fn an_event_carries_nothing_that_was_in_its_memory_before() {
+fn an_event_has_no_data_that_was_in_its_memory_before() {
     const CAPTURED: usize = 24;
     let pair = need!(Pair::new());
     let captured = CAPTURED.to_string();

@@ -1,4 +1,4 @@
-//! Output to stdout and stderr: that it arrives in time, and that its figures add up.
+//! Output to stdout and stderr: it arrives in time, and its figures add up.
 
 mod ends;
 mod events;

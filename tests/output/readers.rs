@@ -16,7 +16,7 @@ use crate::common::tool::{
 };
 use crate::common::{CLIENT4, Pair, SERVER4, Tool, command, need, quick};
 
-/// A tool of which stdout is a pipe that the test reads, or not.
+/// A tool whose stdout is a pipe. The test need not read it.
 fn into_pipe(pair: &Pair, mut command: Command) -> (Tool, PipeReader) {
     let (reader, writer) = std::io::pipe().unwrap();
     command.stdout(writer);
@@ -87,7 +87,7 @@ fn a_reader_that_stops_neither_delays_the_end_nor_loses_events_silently() {
         }
         let (tool, mut reader) = into_pipe(&pair, command);
         pair.refused_connects((SERVER4, 80).into(), 2000);
-        // The tool sits in a full pipe; some events are written, some wait in the ring.
+        // The pipe is full and blocks the tool. Some events are written, some wait in the ring buffer.
         let asked = Instant::now();
         tool.signal(Signal::SIGTERM);
         let output = tool.finish();
@@ -206,7 +206,7 @@ fn a_slow_reader_gets_every_line_even_after_the_end_was_asked_for() {
     let output = tool.finish();
     assert_eq!(output.code(), 0, "{output:#?}");
     let (packets, longest) = reader.join().unwrap();
-    // On a busy machine this reader may have had to stop for as long as none is waited for.
+    // On a busy machine this reader may have stopped for longer than the tool waits for a reader.
     let stopped = longest > Duration::from_millis(400);
     assert!(packets == 1000 || stopped, "{packets}, {longest:?}");
 }

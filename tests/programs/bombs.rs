@@ -138,7 +138,7 @@ fn a_duration_ends_the_reading_of_any_file_in_time() {
             with_input(command, &first, &rest, |tool, _| late(tool, what))
         });
     }
-    // A regular file that is mostly one block, of nothing.
+    // A sparse regular file, nearly all of which is one block.
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("sparse");
     let mut file = File::create(&path).unwrap();

@@ -52,8 +52,8 @@ fn number(value: &Value) -> u64 {
 fn intervals_are_those_of_the_files_own_time() {
     let from = 1_700_000_000 * SECOND + 123_456_789;
     let at = |ms: u64| (from + ms * MS, syn_from("10.0.0.1"));
-    // Two intervals of a second, three empty ones, one at its very first moment, and a last one
-    // that the file cuts short. A time that goes backwards is of the interval that runs.
+    // Two intervals of a second, three empty ones, one with a frame at its start, and a last one
+    // that the end of the file cuts short. A frame with an earlier time belongs to the current interval.
     let frames = [
         at(0),
         at(999),

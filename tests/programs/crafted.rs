@@ -1,4 +1,4 @@
-//! Frames made for single rules: at least one for each way through them.
+//! Frames made for single rules of the parser: at least one for each of its branches.
 
 use crate::oracle::frames::{
     ACK, Extension, Ipv4, Ipv6, SYN, Segment, Tag, ethernet, linux_options, mss, on_link,
@@ -23,7 +23,7 @@ pub fn packets() -> Vec<Vec<u8>> {
     packets
 }
 
-/// Frames of a link type: every packet as it is, and some behind tags.
+/// Frames of a link type: every packet without tags, and some with VLAN tags.
 pub fn frames(link: Link) -> Vec<Vec<u8>> {
     let packets = packets();
     let mut frames: Vec<_> = packets.iter().map(|it| on_link(link, &[], it)).collect();

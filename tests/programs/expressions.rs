@@ -1,4 +1,4 @@
-//! Filter expressions, against what they mean in plain words.
+//! Filter expressions, compared with the same conditions written in Rust.
 
 use std::net::IpAddr;
 
@@ -102,7 +102,7 @@ const MEANINGS: [Meaning; 49] = [
         frame.get(tcp.payload_offset..tcp.payload_offset + 4) == Some(&[0, 1, 2, 3])
     }),
     ("tcp[4:4] % 7 + 1 = 4", |tcp, _| {
-        // libpcap has it so: % takes all that is to its right.
+        // As in libpcap, % applies to the whole sum on its right.
         tcp.seq % 8 == 4
     }),
     ("tcp[14:2] / tcp[13] > 4000", |tcp, _| {
@@ -128,7 +128,7 @@ const MEANINGS: [Meaning; 49] = [
     ("vlan 7 or vlan 5", |tcp, _| {
         tcp.vlan.first() == Some(&7) || tcp.vlan.get(1) == Some(&5)
     }),
-    // A byte that is not there ends the matter, whatever the rest would say.
+    // If a byte does not exist, the whole expression does not match, as in libpcap.
     ("not tcp[40] = 0", |tcp, frame| {
         header(tcp, frame).get(40).is_some_and(|byte| *byte != 0)
     }),
@@ -173,7 +173,7 @@ fn frames(random: &mut Random) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn expressions_pass_what_they_say_at_every_hook() {
+fn expressions_match_what_they_say_at_every_hook() {
     let frames = frames(&mut Random::new(7));
     let file = CaptureFile::of(Link::Ethernet, &frames);
     for_each(&MEANINGS, |(text, takes)| {
@@ -203,7 +203,7 @@ fn expressions_pass_what_they_say_at_every_hook() {
 /// A kernel refuses a program that it would have to follow for too long: what is known from one
 /// test must not multiply with what is known from the next.
 #[test]
-fn the_longest_expressions_are_taken_by_the_kernel() {
+fn the_longest_expressions_are_accepted_by_the_kernel() {
     let list = |words: &[String], joint: &str| format!("({})", words.join(joint));
     let ports = |from: u16, count: u16, kind: &str| {
         let of = |port| format!("{kind} port {port}");

@@ -1,4 +1,4 @@
-//! The filters, against a plain one that is written here.
+//! The filters, compared with a simple filter that is written here.
 
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -34,7 +34,7 @@ const ADDRESSES: [&str; 16] = [
 ];
 pub(super) const PORTS: [u16; 9] = [0, 1, 63, 64, 80, 443, 0x1234, 0x3412, 65535];
 
-/// A filter as the command line has it, all parts of which must hold.
+/// The filter options of a command line. A packet has to pass all of them.
 #[derive(Clone, Debug, Default)]
 struct Filter {
     src: Vec<Prefix>,
@@ -128,7 +128,7 @@ impl Filter {
         filter
     }
 
-    /// That is refused before anything is run.
+    /// Whether all wanted prefixes of an option are of the other family. The tool refuses that.
     fn has_nothing_of_its_family(&self) -> bool {
         let other_family = |it: &&Prefix| it.address.is_ipv4() != (self.version == Some(4));
         [&self.src, &self.dst, &self.host].iter().any(|prefixes| {
@@ -350,8 +350,8 @@ fn check(filter: &Filter, file: &CaptureFile, frames: &[Vec<u8>]) -> bool {
 }
 
 #[test]
-fn random_filters_pass_what_a_plain_filter_passes() {
-    let seed = seed("random_filters_pass_what_a_plain_filter_passes");
+fn random_filters_select_what_a_plain_filter_selects() {
+    let seed = seed("random_filters_select_what_a_plain_filter_selects");
     let mut random = Random::new(seed);
     let frames = some_frames(&mut random, 2000);
     let file = CaptureFile::of(Link::Ethernet, &frames);
@@ -530,8 +530,8 @@ fn a_payload_pattern_is_found_wherever_it_is_and_nowhere_else() {
 }
 
 #[test]
-fn lists_of_thousands_of_prefixes_are_taken() {
-    let seed = seed("lists_of_thousands_of_prefixes_are_taken");
+fn lists_of_thousands_of_prefixes_are_accepted() {
+    let seed = seed("lists_of_thousands_of_prefixes_are_accepted");
     let mut random = Random::new(seed);
     let mut wanted = Vec::new();
     for _ in 0..3000 {

@@ -30,7 +30,7 @@ fn every_cut_of_every_crafted_frame_is_judged_as_by_the_oracle() {
     let cuts = on_all_links(|link| {
         let frames = crafted::frames(link).into_iter();
         let cut = |frame: Vec<u8>| (0..frame.len()).map(move |length| frame[..length].to_vec());
-        // Most of the cuts of two frames are equal: they differ behind where they are cut.
+        // Most cuts of two frames are equal, because the frames differ only after them.
         frames.flat_map(cut).collect::<BTreeSet<_>>()
     });
     check_frames("cut", &cuts);
@@ -208,7 +208,7 @@ fn the_payload_is_shown_up_to_the_requested_length() {
             ..Segment::default()
         };
         let ip = Ipv4 {
-            // Padding behind the packet is no payload.
+            // Padding after the packet is not payload.
             total_length: (length == 17).then_some(40 + 9),
             ..Ipv4::default()
         };

@@ -110,7 +110,7 @@ pub fn frame_for_link(link: Link, seed: u64) -> Vec<u8> {
     frame
 }
 
-/// Writes another address family, or the same in the other byte order.
+/// Sets another address family, or changes the byte order of the family.
 fn address_family(random: &mut Random, link: Link, frame: &mut [u8]) {
     if random.percent(30) {
         frame[..4].reverse();
@@ -123,7 +123,7 @@ fn address_family(random: &mut Random, link: Link, frame: &mut [u8]) {
     });
 }
 
-/// Mostly none, at times more than a parser takes.
+/// VLAN tags: mostly none, sometimes more than a parser accepts.
 fn tags(random: &mut Random) -> Vec<Tag> {
     let count = random.pick(&[0, 0, 0, 0, 0, 0, 1, 1, 2, 2, 3, 4]);
     (0..count)
