@@ -1,5 +1,5 @@
-//! What accept-trace costs: a connection that is accepted, as CPU time, and a flood of SYNs that are
-//! refused, as the rate that is kept.
+//! The cost of accept-trace: the CPU time that it adds to a connection that is accepted, and how much of
+//! the rate of a flood of refused SYNs remains with it.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::Stdio;
@@ -15,11 +15,11 @@ use crate::report::{bound, table, target};
 use crate::stat::Stat;
 use crate::world::{Contender, Ready, Tool, World, pin, syn};
 
-/// Empty programs where accept-trace has its own.
+/// Empty programs at the hooks of accept-trace.
 const EMPTY: &str = "empty programs at the same hooks";
 
-/// Our commands have two limits of their cost over that of nothing attached: the target, and one that
-/// only a gross regression exceeds.
+/// Our commands have two limits for the ratio of the cost with them to the cost with nothing attached: the
+/// target, and one that only a gross regression exceeds.
 const ACCEPTED: [(Contender, Option<(f64, f64)>); 3] = [
     (
         Contender::peer(EMPTY, "attach accept-lo", Ready::Stderr("attached:")),
@@ -156,7 +156,7 @@ fn refused(effort: Effort, world: &World, plain: &Object) -> Result<bool> {
     Ok(within)
 }
 
-/// Sends SYNs, each of which is another attempt and is refused; returns how long it took.
+/// Sends SYNs, each of which is an attempt of its own and is refused; returns how long it took.
 fn flood(world: &World, sender: i32, count: u32) -> Result<Duration> {
     world.sender.enter(|| {
         pin(0)?;

@@ -11,14 +11,14 @@ const VALUES: usize = 90;
 const TOP: usize = 34;
 
 /// One horizontal bar for each median, with its quartiles as a line. It has a background of its
-/// own, for pages may be dark.
+/// own, because pages may be dark.
 pub fn svg(title: &str, bars: &[(String, Stat)]) -> String {
     let (width, height) = (LABELS + BARS + VALUES, TOP + ROW * bars.len() + 10);
     let largest = bars
         .iter()
         .map(|(_, stat)| stat.high)
         .fold(f64::MIN_POSITIVE, f64::max);
-    // A difference may turn out below zero; a bar can't.
+    // A difference can be negative; the length of a bar can't.
     let scale = |value: f64| LABELS as f64 + value.max(0.0) / largest * BARS as f64;
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" \

@@ -1,4 +1,4 @@
-//! What a pair of connect and close costs with connect-trace and its peers attached, as CPU time.
+//! The CPU time of a connect and its close, with connect-trace and its peers attached.
 //!
 //! Some kernels have no kprobes or no fentry: `cargo xtask kernels --bench connect` runs
 //! this part in guests. An emulated CPU gives ratios only.
@@ -15,7 +15,7 @@ use crate::report::{bars, bound, table, target};
 use crate::stat::Stat;
 use crate::world::{Contender, Ready, Tool};
 
-/// The plainest program that sends as many events through a perf buffer, and wakes its reader as
+/// The simplest program that sends as many events through a perf buffer, and wakes its reader as
 /// often.
 const PLAIN: &str = "plain program, perf buffer";
 
@@ -50,7 +50,7 @@ const CONTENDERS: [Contender; 10] = [
     Contender::peer("bpftrace, tracepoint", "bpftrace", Ready::Stdout("ready")),
 ];
 
-/// What our tracepoint backend prints of a connect.
+/// Prints the same as our tracepoint backend for a connect.
 const SCRIPT: &str = "BEGIN { printf(\"ready\\n\"); } \
     tracepoint:sock:inet_sock_set_state /args->newstate == 2 || args->oldstate == 2/ \
     { printf(\"%d %s %d %d\\n\", pid, comm, args->dport, args->newstate); }";
@@ -189,8 +189,8 @@ fn measure(
         chart.push((contender.name.to_owned(), difference));
         differences.push((contender.name, difference.median));
         if contender.is_ours() {
-            // Each event wakes the reader of a perf buffer, which some machines take ten times as
-            // long for as others: that is compared with its like.
+            // Each event wakes the reader of a perf buffer, which takes ten times longer on some
+            // machines than on others. So it is compared only with a program that uses one too.
             if contender.name.contains("perf") {
                 continue;
             }
@@ -264,7 +264,7 @@ pub fn connect(effort: Effort, addr: SocketAddr, listener: Option<&TcpListener>)
         if let Some(listener) = listener {
             let client = client.context("failed to connect")?;
             let (server, _) = listener.accept()?;
-            // The side that closes first keeps a port busy for a minute; a reset keeps none.
+            // Otherwise the side that closes first would keep its port in TIME_WAIT for a minute.
             set_reset_on_close(&client)?;
             drop(client);
             drop(server);

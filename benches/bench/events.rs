@@ -108,7 +108,7 @@ struct Outcome {
     produced: f64,
     /// Lines a second until the last one was written.
     delivered: f64,
-    /// Part of the events.
+    /// The share of the events that was lost.
     lost: f64,
     /// CPU time of the tool for each event that was made.
     cpu_ns: f64,
@@ -117,13 +117,13 @@ struct Outcome {
 }
 
 impl Outcome {
-    /// CPU time of the tool for each line that came out.
+    /// CPU time of the tool for each line that was written.
     fn line_ns(&self) -> f64 {
         self.cpu_ns / (1.0 - self.lost).max(1e-6)
     }
 }
 
-/// A run of port-monitor, and a hold on its program.
+/// A run of port-monitor, and a descriptor of its program.
 struct Monitor {
     tool: Tool,
     program: OwnedFd,

@@ -36,8 +36,8 @@ pub fn append(file: &Path, machine: &Machine, figures: &[Figure]) -> Result<()> 
     writeln!(file, "{line}").context("failed to write the history")
 }
 
-/// Prints each ratio of a history: its course, the last one, and the median of those before it on
-/// machines like the last one. False if one has become worse by more than [`TOLERANCE`].
+/// Prints for each ratio of a history its course, its last value, and the median of its earlier values
+/// on machines like the last one. False if one has become worse by more than [`TOLERANCE`].
 ///
 /// # Errors
 /// The file can't be read, or has something else in it.

@@ -1,4 +1,5 @@
-//! Bulk traffic over veth with each command attached and nothing that matches, against none.
+//! Bulk traffic over veth, with each command attached and with none. Most of them have a filter that
+//! matches nothing.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -122,7 +123,7 @@ pub fn serve() -> Result<Tool> {
     Tool::start(server, Stdio::null(), Ready::Stdout("listening"))
 }
 
-/// What sends streams.
+/// The sender of streams.
 pub struct Client<'a> {
     pub world: &'a World,
 }
@@ -155,7 +156,7 @@ impl Client<'_> {
                 let rate = rate / 1e9;
                 return Ok(Stream { rate, bytes });
             }
-            // The server may not be done with the one before.
+            // The server may still be busy with the previous stream.
             if Instant::now() > deadline {
                 bail!("iperf3 failed: {}", report["error"]);
             }

@@ -1,4 +1,4 @@
-//! How much of a SYN flood that nftables drops is kept with loss-trace and its peers attached.
+//! How much of the rate of a SYN flood, which nftables drops, remains with loss-trace and its peers attached.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -99,7 +99,7 @@ pub fn run(effort: Effort) -> Result<bool> {
     Ok(within)
 }
 
-/// A SYN that comes as far as the firewall.
+/// A SYN with a valid IP header, so that it reaches the firewall.
 fn whole_syn() -> Vec<u8> {
     let mut frame = syn();
     let words = frame[14..34].chunks_exact(2);

@@ -1,6 +1,6 @@
 //! Measures tcpinspect and its peers side by side, in one run: see docs/performance.md.
 //!
-//! `cargo bench --bench bench` runs all, `-- program start` some; `--short` takes few repetitions
+//! `cargo bench --bench bench` runs all parts, `-- program start` two of them; `--short` takes few repetitions
 //! and no peers, and fails on gross regressions; `--rounds N` chooses the repetitions; `--update
 //! docs/performance.md` puts what was measured into that document; `--history benches/history.jsonl`
 //! appends the ratios to those of earlier runs, and says which have become worse. It needs root, and
@@ -114,7 +114,7 @@ fn main() -> Result<()> {
             };
             let mut kept = measure()?;
             if short && !kept {
-                // Something else may have used this machine: a regression is there again.
+                // Other load on this machine may have been the cause. A regression shows again.
                 println!("\nOnce more, because a bound was broken:");
                 kept = measure()?;
             }

@@ -1,4 +1,4 @@
-//! The programs of benches/bpf: what the shipped ones are measured against, and the sender.
+//! The programs of benches/bpf: those that the shipped ones are compared with, and the sender.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
@@ -18,14 +18,14 @@ use tcpinspect::stop::Stop;
 
 use crate::common::bpf::leave_out;
 
-/// Frames really go where the program sends them (linux/bpf.h).
+/// The kernel really sends frames that the program redirects (linux/bpf.h).
 pub const LIVE_FRAMES: u32 = 1 << 1;
 
 /// Compiles and loads the programs.
 pub fn load() -> Result<Object> {
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/bpf/plain.bpf.c");
     let object = Path::new(env!("CARGO_TARGET_TMPDIR")).join("plain.bpf.o");
-    // The children use what the first process has compiled.
+    // Child processes use the object that the first process has compiled.
     if std::env::var_os(ATTACHED).is_none() {
         let status = Command::new("clang")
             .args([
@@ -71,7 +71,8 @@ pub fn test_run(fd: i32, frame: &[u8], repeat: u32, flags: u32) -> Result<()> {
     Ok(())
 }
 
-/// Attaches the programs of connect-trace's tracepoint backend, without all that the command does.
+/// Loads and attaches the programs of connect-trace's tracepoint backend, and does nothing else that the
+/// command does.
 fn attach_bare() -> Result<Vec<Link>> {
     let storage = Box::leak(Box::new(MaybeUninit::uninit()));
     let mut open = ConnectTraceSkelBuilder::default().open(storage)?;
@@ -107,10 +108,10 @@ fn attach_bare() -> Result<Vec<Link>> {
     ])
 }
 
-/// What remains of the cost of accept-trace if its programs do nothing.
+/// Empty programs at the hooks of accept-trace: the cost that remains if its programs do nothing.
 const ACCEPT_TRACE: [&str; 3] = ["empty_kfree_skb", "empty_set_state", "empty_sys_exit"];
 
-/// The same of loss-trace.
+/// The same for loss-trace.
 const LOSS_TRACE: [&str; 2] = ["empty_kfree_skb", "empty_consume_skb"];
 
 /// Attaches programs to tracepoints, and to an interface one for each direction.

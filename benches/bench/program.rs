@@ -1,4 +1,4 @@
-//! What a program costs per packet, by BPF_PROG_TEST_RUN, over one that does nothing.
+//! How much more a program costs per packet than an empty one, by BPF_PROG_TEST_RUN.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
@@ -86,7 +86,7 @@ fn tc(effort: Effort, empty: &ProgramMut<'_>, plain: &ProgramMut<'_>) -> Result<
     leave_out(open.open_object_mut(), &[]);
     let rodata = open.maps.rodata_data.as_deref_mut();
     let rodata = rodata.context("no settings")?;
-    // SYNs of a port that no frame has: what a packet costs that does not match.
+    // A filter for SYNs to a port that no frame has: the cost of a packet that does not match.
     rodata.filter.parts.0 = 1 << 6 | 1 << 7;
     rodata.filter.flags_mask = 0x12;
     rodata.filter.flags_value = 0x02;
@@ -122,7 +122,7 @@ fn tc(effort: Effort, empty: &ProgramMut<'_>, plain: &ProgramMut<'_>) -> Result<
     ))
 }
 
-/// The settings of flows that it has by default.
+/// Sets the default settings of flows.
 pub fn set_flows(open: &mut OpenFlowsSkel<'_>) -> Result<()> {
     let rodata = open.maps.rodata_data.as_deref_mut();
     let rodata = rodata.context("no settings")?;
@@ -135,13 +135,13 @@ pub fn set_flows(open: &mut OpenFlowsSkel<'_>) -> Result<()> {
 
 /// What a frame costs on one core.
 struct Costs {
-    /// The empty program, with the harness.
+    /// The cost of the empty program and of the harness.
     empty: Stat,
-    /// What the others cost more.
+    /// How much more the others cost.
     over: Vec<Stat>,
 }
 
-/// Measures what programs cost more than the empty one. They run in turn, so that a disturbance
+/// Measures how much more programs cost than the empty one. They run in turn, so that a disturbance
 /// affects all of them.
 fn one_core(
     effort: Effort,

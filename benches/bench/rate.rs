@@ -1,5 +1,5 @@
-//! How much of a SYN flood over veth is kept with each tool attached, and how much of it the tool
-//! sees.
+//! How much of the rate of a SYN flood over veth remains with each tool attached, and how much of the
+//! flood the tool sees.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -12,7 +12,8 @@ use crate::report::{bars, bound, table, target};
 use crate::stat::Stat;
 use crate::world::{Contender, Ready, Tool, World};
 
-/// What others need to be ready: libpcap's tools attach before they say so.
+/// The tools, and how each of them shows that it is ready. Those that use libpcap say so after they have
+/// attached.
 const CONTENDERS: [Contender; 14] = [
     Contender::peer(
         "empty program, native XDP",
@@ -68,7 +69,7 @@ const PLAIN: &str = "plain TC program, event for each SYN";
 pub struct Outcome {
     /// The rate, where nothing attached is 1.
     pub kept: Vec<f64>,
-    /// Of the packets that were sent, those that the tool has seen.
+    /// The share of the sent packets that the tool has seen.
     pub seen: Vec<f64>,
     /// CPUs that the tool used meanwhile.
     pub cpu: Vec<f64>,
@@ -91,7 +92,7 @@ impl Outcome {
         ]
     }
 
-    /// Events that came out, where every packet of the flood that nothing watches is 1.
+    /// The rate of packets that were seen, where the rate of the flood with nothing attached is 1.
     fn score(&self) -> f64 {
         let products = self
             .kept

@@ -1,4 +1,4 @@
-//! Frames of a capture file per second, beside tcpdump with a filter of the same meaning.
+//! How many frames of a capture file are read per second, compared with tcpdump and an equivalent filter.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};

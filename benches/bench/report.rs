@@ -28,7 +28,7 @@ struct Report {
     broken: Vec<(&'static str, String)>,
 }
 
-/// What a target or a bound is about: a ratio, or a small difference.
+/// A figure that has a target or a bound: a ratio, or a small difference.
 #[derive(Clone, Debug)]
 pub struct Figure {
     /// The part that has measured it.
@@ -96,7 +96,7 @@ pub fn broken() -> Vec<String> {
 }
 
 fn report() -> MutexGuard<'static, Report> {
-    // Parts run one after the other; one that panicked has left whole lines.
+    // Parts run one after the other. After a panic the report still consists of whole lines.
     REPORT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -157,7 +157,7 @@ pub fn bars(file: &str, title: &str, bars: &[(String, Stat)]) {
     }
 }
 
-/// Prints what was wanted, and whether it is so. It fails nothing: [`bound`] does.
+/// Prints a target and whether it is met. Only a [`bound`] makes the bench fail.
 pub fn target(what: &str, value: f64, limit: f64, at_most: bool) {
     keep(what, value, at_most);
     let met = if within(value, limit, at_most) {
@@ -171,7 +171,7 @@ pub fn target(what: &str, value: f64, limit: f64, at_most: bool) {
     ));
 }
 
-/// Prints a bound and whether it is kept. Bounds hold on a busy machine, and only a gross
+/// Prints a bound and whether it is kept. Bounds should hold on a busy machine too: only a gross
 /// regression breaks them.
 pub fn bound(what: &str, value: f64, limit: f64, at_most: bool) -> bool {
     keep(what, value, at_most);

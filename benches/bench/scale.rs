@@ -1,4 +1,4 @@
-//! What tables cost as they grow, and what a second CPU costs.
+//! How the cost of tables grows with their size, and what a second CPU costs.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -75,7 +75,7 @@ fn sizes(effort: Effort) -> Result<()> {
             keys.to_string(),
             counted.to_string(),
             followed.to_string(),
-            // A few of them take no longer than the start, which varies.
+            // The time for few flows is lost in the time that the start takes, which varies.
             match keys {
                 ..100_000 => "-".to_owned(),
                 _ => began.to_string(),
@@ -115,7 +115,7 @@ fn cpu(words: &[&str], file: &Path) -> Result<f64> {
 }
 
 /// Writes frames, a microsecond apart. Each part is a number of frames with the same TCP flags; the
-/// sources of the frames take turns.
+/// frames come from each source in turn.
 fn write(path: &Path, parts: &[(u8, u32)], sources: u32) -> Result<()> {
     let mut file = BufWriter::new(File::create(path)?);
     for word in [0xa1b2_3c4d_u32, 2 | 4 << 16, 0, 0, 262_144, 1] {

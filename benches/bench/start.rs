@@ -10,7 +10,7 @@ use crate::report::{bars, bound, table, target};
 use crate::stat::Stat;
 use crate::world::{Contender, Ready, Tool, World, tcpinspect};
 
-/// The size of the event buffer in MiB, which is mapped and counted as resident once they were used.
+/// The size of the event buffer in MiB. Its pages count as resident memory once they have been used.
 const EVENT_BUFFER_MIB: f64 = 4.0;
 
 const CONTENDERS: [Contender; 13] = [
@@ -44,19 +44,19 @@ const CONTENDERS: [Contender; 13] = [
 /// connect-trace's programs of the tracepoint backend, loaded and attached by the library alone.
 const BARE: &str = "connect-trace's programs, by libbpf-rs alone";
 
-/// The tracepoint of our own connect-trace, by others.
+/// Other tools that use the tracepoint of connect-trace.
 const C_PEER: &str = "tcpstates of libbpf-tools (C)";
 const BPFTRACE: &str = "bpftrace, a line for each state";
 const BCC: &str = "tcpstates of bcc (Python)";
 
-/// Prints what connect-trace prints of a state.
+/// Prints a line for each state, as connect-trace does.
 const SCRIPT: &str = "BEGIN { printf(\"ready\\n\"); } \
     tracepoint:sock:inet_sock_set_state { printf(\"%d %s %d\\n\", pid, comm, args->newstate); }";
 
 pub fn run(effort: Effort) -> Result<bool> {
     let world = World::new()?;
     world.enter();
-    // Its object is made once, or the first start of a child would pay for it.
+    // Compiles the object now. Otherwise the first start of a child would include that.
     plain::load()?;
     let mut results: Vec<(&Contender, Vec<f64>, Vec<f64>)> = CONTENDERS
         .iter()
@@ -148,7 +148,7 @@ pub fn run(effort: Effort) -> Result<bool> {
         6.0 + EVENT_BUFFER_MIB,
         true,
     );
-    // What stands for the speed of this machine.
+    // The start of an empty program measures the speed of this machine.
     let empty = of("empty XDP program by libbpf-rs").context("the reference did not start")?;
     let mut within = bound(
         "slowest command over the start of an empty program, ms / ms",

@@ -44,9 +44,9 @@ impl World {
         Ok(Self { sender, receiver })
     }
 
-    /// Sends `count` SYNs of 60 bytes as fast as one core can, or at `rate` a second, by the
-    /// program `sender`. They are received on the same core: what a tool costs there is missing
-    /// from the rate. Returns how long it took.
+    /// Sends `count` SYNs of 60 bytes as fast as one core can, or at `rate` a second, with the
+    /// program `sender`. They are received on the same core, so the time that a tool spends there
+    /// lowers the rate. Returns how long it took.
     pub fn flood(&self, sender: i32, count: u64, rate: Option<u64>) -> Result<Duration> {
         self.flood_of(syn(), sender, count, rate)
     }
@@ -68,7 +68,7 @@ impl World {
                 test_run(sender, &frame, u32::try_from(count)?, LIVE_FRAMES)?;
                 return Ok(started.elapsed());
             };
-            // As many as are due, each millisecond.
+            // Each millisecond, as many as are due.
             let mut sent = 0;
             while sent < count {
                 let due = started.elapsed().as_micros() * u128::from(rate) / 1_000_000;
@@ -83,7 +83,7 @@ impl World {
         })
     }
 
-    /// Takes this thread to the receiver.
+    /// Moves this thread to the receiver's namespace.
     pub fn enter(&self) {
         self.receiver.join();
     }
@@ -96,7 +96,7 @@ pub fn pin(cpu: usize) -> Result<()> {
     Ok(sched_setaffinity(Pid::from_raw(0), &cpus)?)
 }
 
-/// A SYN to port 80. The checksum of its IP header is wrong: it goes no further up.
+/// A SYN to port 80. The checksum of its IP header is wrong, so that the IP layer drops it.
 pub fn syn() -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0];
     frame.extend([
@@ -117,12 +117,12 @@ const WAITING: [&str; 3] = ["232 ", "281 ", "7 "];
 #[cfg(not(target_arch = "x86_64"))]
 const WAITING: [&str; 2] = ["22 ", "73 "];
 
-/// Where and in which words a tool says that it is ready.
+/// How a tool shows that it is ready: where, and in which words.
 #[derive(Clone, Copy, Debug)]
 pub enum Ready {
-    /// Its data may go anywhere.
+    /// On stderr. Its data may go anywhere.
     Stderr(&'static str),
-    /// Its data goes to a pipe, whose reader looks for the words and drops the rest.
+    /// On stdout. Its data goes to a pipe, whose reader looks for the words and discards the rest.
     Stdout(&'static str),
     /// It says nothing, but waits in epoll or poll, as libbpf's and bcc's readers do.
     Waiting,
@@ -294,10 +294,10 @@ fn find_words(said: &mut impl BufRead, words: &str) -> Result<bool> {
 
 /// A tool that is measured.
 pub struct Contender {
-    /// As it stands in tables.
+    /// The name in tables.
     pub name: &'static str,
-    /// The program and its arguments, by single spaces. `tcpinspect` is the one under test, and
-    /// `attach` a child of the bench.
+    /// The program and its arguments, separated by single spaces. `tcpinspect` is the binary under test,
+    /// and `attach` a child of the bench.
     pub line: &'static str,
     /// How it reports that it is ready.
     pub ready: Ready,

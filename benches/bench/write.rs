@@ -1,5 +1,5 @@
-//! Capture files: how much of a flood and of a bulk stream gets into them, beside tcpdump's and
-//! dumpcap's.
+//! Capture files: how much of a flood and of a bulk stream is written to them, compared with tcpdump and
+//! dumpcap.
 
 use std::fs::File;
 use std::process::Stdio;
@@ -14,7 +14,7 @@ use crate::report::{bars, bound, table, target};
 use crate::stat::Stat;
 use crate::world::{Contender, Ready, Tool, World, installed};
 
-/// In a directory for the file, of this name.
+/// The name of the capture file, which is in a temporary directory.
 const FILE: &str = "capture";
 
 const CONTENDERS: [Contender; 3] = [
@@ -39,9 +39,9 @@ const CONTENDERS: [Contender; 3] = [
 struct Outcome {
     /// How fast the traffic was.
     rate: Vec<f64>,
-    /// What of it got into the file, in the same unit.
+    /// How much of it was written to the file, in the same unit.
     kept: Vec<f64>,
-    /// The part that did not, in percent.
+    /// The part that was not, in percent.
     lost: Vec<f64>,
     /// CPUs that the tool used.
     cpu: Vec<f64>,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * What the shipped programs are measured against: programs that do nothing, and the plainest that
- * do the job for untagged IPv4 (one shared atomic counter; one perf event per SYN or change of
- * state). And the sender.
+ * The programs that the shipped ones are compared with: programs that do nothing, and the simplest
+ * ones that do the job for untagged IPv4 (one shared atomic counter; one perf event per SYN or
+ * change of state). And the sender of floods.
  */
 typedef unsigned char __u8;
 typedef unsigned short __u16;
@@ -16,7 +16,7 @@ struct xdp_md {
 	__u32 data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex;
 };
 
-/* As far as the packet pointers of struct __sk_buff. */
+/* struct __sk_buff up to its packet pointers. */
 struct __sk_buff {
 	__u32 fields[19];
 	__u32 data, data_end;
@@ -70,7 +70,7 @@ int plain_xdp(struct xdp_md *ctx)
 	return 2;
 }
 
-/* Sends the frame to the device whose index stands at its end: the flood. */
+/* Sends the frame to the device whose index is at the end of the frame: a flood. */
 SEC("xdp")
 int send_xdp(struct xdp_md *ctx)
 {
@@ -83,7 +83,7 @@ int send_xdp(struct xdp_md *ctx)
 
 __u32 number;
 
-/* The same, with another sequence number in each; the checksum stays as it is. */
+/* The same, with another sequence number in each frame; the checksum stays right. */
 SEC("xdp")
 int number_xdp(struct xdp_md *ctx)
 {
@@ -153,7 +153,7 @@ struct {
 	__uint(value_size, 128);
 } attempts SEC(".maps");
 
-/* The least that a table of attempts takes: each is added at its SYN, and removed at the RST. */
+/* The least work for a table of attempts: each is added at its SYN, and removed at the RST. */
 SEC("tc")
 int add_tc(struct __sk_buff *skb)
 {

@@ -42,7 +42,7 @@ const WATCHED: [(&[&str], bool); 4] = [
     (&["connect-trace", "-p", "81", "--dst", "10.77.0.2"], false),
 ];
 
-/// The commands that things go wrong for, one after the other.
+/// The commands to which faults happen, one after the other.
 const VICTIMS: [&[&str]; 5] = [
     &["syn-count", "--mode", "generic"],
     &["syn-count", "--mode", "tc"],
@@ -57,7 +57,7 @@ const FLOOD: u64 = 20_000;
 const FEW: u64 = 500;
 /// Lines of which most find no room.
 const MANY: u64 = 2000;
-/// Connections that are refused, each time around.
+/// Connections that are refused in each round.
 const CONNECTIONS: u64 = 100;
 
 /// How long the kernel may take to free what a process has left.
@@ -70,7 +70,7 @@ const MAY_GROW: u64 = 5 * 1024;
 /// matched, emitted, lost and suppressed.
 type Account = [u64; 4];
 
-/// Something that goes wrong; what the victim says it has seen, unless it was killed.
+/// A fault. Returns the counts that the victim reports, unless it was killed.
 type Incident = fn(&mut World) -> Result<Option<Account>>;
 
 const INCIDENTS: [(&str, Incident); 7] = [

@@ -43,7 +43,7 @@ fn main() -> Result<()> {
 struct Run {
     name: &'static str,
     tool: Tool,
-    /// Resident memory in KiB, and open descriptors, at equal distances in time.
+    /// Resident memory in KiB, and open descriptors, at regular intervals.
     samples: Vec<(u64, usize)>,
 }
 
@@ -57,7 +57,7 @@ struct Ended {
 }
 
 impl Run {
-    /// Starts it in a namespace; what it prints goes nowhere.
+    /// Starts it in a namespace; its output is discarded.
     fn start(namespace: &Namespace, args: &[&'static str]) -> Self {
         let mut command = command(args);
         command.stdout(Stdio::null());

@@ -1,6 +1,6 @@
 //! Reads arbitrary bytes as a capture file, once whole and once in small
 //! pieces: it must not crash, both must give the same frames and end in the
-//! same way, and every frame must be as its documentation says.
+//! same way, and every frame must be as the documentation of `Frame` says.
 
 #![no_main]
 
@@ -61,8 +61,8 @@ fn drain(reader: Box<dyn Read>) -> (Frames, Option<String>) {
 
 fuzz_target!(|data: &[u8]| {
     let whole = drain(Box::new(Cursor::new(data.to_vec())));
-    // A broken gzip stream loses what was decompressed in the same read as the
-    // fault, so there the pieces do matter.
+    // With a broken gzip stream, the bytes are lost that were decompressed in the
+    // same read as the fault. So there the pieces matter.
     if data.starts_with(&[0x1f, 0x8b]) {
         return;
     }

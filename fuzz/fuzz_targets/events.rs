@@ -1,5 +1,5 @@
 //! Decodes arbitrary bytes as an event of each kind and writes it as text and as JSON. It must not
-//! crash, each must be one line without a character that would do something to a terminal, and the
+//! crash, each must be one line without a character that controls a terminal, and the
 //! line of JSON must be an object.
 
 #![no_main]
@@ -18,7 +18,7 @@ use tcpinspect::output::flows::{FlowWriter, ShownFlow};
 use tcpinspect::output::line::{Line, Room};
 use tcpinspect::output::port_monitor::{CapturePoint, PacketWriter};
 
-/// What takes longer to make than everything else here: the clock reads the time zone.
+/// Made once, because this takes longer than everything else here: the clock reads the time zone.
 struct Writers {
     clock: Clock,
     packets: [PacketWriter; 2],
@@ -48,7 +48,7 @@ thread_local! {
     static WRITERS: RefCell<Writers> = RefCell::new(Writers::new().expect("writers"));
 }
 
-/// Writes one line, which must be one.
+/// Writes a record, which must be exactly one line.
 fn written(write: impl FnOnce(&mut Line<'_>)) -> String {
     let mut out = Vec::new();
     Line::render(&mut Room::new(false), &mut out, write);

@@ -50,7 +50,7 @@ fn root() -> &'static Path {
     here.parent().unwrap_or(here)
 }
 
-/// The build directory that this program is in itself.
+/// The build directory, in which this program itself is.
 fn target_directory() -> Result<PathBuf> {
     let program = env::current_exe()?;
     let target = program.ancestors().nth(2);

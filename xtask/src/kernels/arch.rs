@@ -76,7 +76,7 @@ impl Arch {
     pub fn default_kernels(self) -> &'static str {
         match self {
             Self::Amd64 => "5.10,6.1,6.12,6.12-rt",
-            // 5.10 works too, and refuses to attach fentry programs: an emulated machine takes long.
+            // 5.10 works too, though without fentry. It is left out because an emulated machine is slow.
             Self::Arm64 => "6.12",
         }
     }

@@ -23,7 +23,7 @@ const KEYRINGS: &[&str] = &[
 pub struct Archives {
     main: String,
     security: Option<String>,
-    /// Whose packages are looked for.
+    /// The architecture of the packages.
     pub arch: Arch,
     /// The directory that everything is kept in.
     pub cache: PathBuf,
@@ -49,8 +49,8 @@ impl Archives {
         }
         let mut targets = index_targets(None)?;
         if !targets.contains("Debian|") {
-            // The machine's index may have been removed to save space. Its
-            // sources can be asked about once they are fetched privately.
+            // The machine's index may have been removed to save space. Then it
+            // is fetched again, into a directory of its own.
             let lists = cache.join("apt/own-lists");
             fs::create_dir_all(lists.join("partial"))?;
             let update = crate::output(

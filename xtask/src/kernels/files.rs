@@ -40,7 +40,7 @@ impl Files {
     /// The files of guests with this processor.
     ///
     /// # Errors
-    /// When Debian's packages can't be had.
+    /// When Debian's packages can't be downloaded.
     pub fn of(arch: Arch, archives: &Archives) -> Result<Self> {
         match arch {
             Arch::Amd64 => Ok(Self::Machine),
@@ -157,7 +157,7 @@ fn sysroot(archives: &Archives) -> Result<PathBuf> {
 /// The environment in which cargo builds static programs for a processor.
 ///
 /// # Errors
-/// When libraries, or Rust's own for that processor, can't be had.
+/// When the libraries, or Rust's standard library for that processor, can't be downloaded.
 pub fn build_environment(arch: Arch, archives: &Archives) -> Result<Vec<(String, String)>> {
     let own = machine_libraries()?.display().to_string();
     let Files::Unpacked(root) = Files::of(arch, archives)? else {

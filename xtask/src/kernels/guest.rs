@@ -127,7 +127,7 @@ pub struct Finished {
 
 /// The work of a guest.
 pub struct Job<'a> {
-    /// The product.
+    /// The binary under test.
     pub binary: &'a Path,
     /// The tests, or the bench.
     pub program: &'a Program,
@@ -153,7 +153,7 @@ pub fn run(
     let results = directory.join("results.log");
     let deadline = BOOT_TIME + PROGRAM_TIME;
     fs::write(&initramfs, image(machine, kernel, mode, job, deadline)?)?;
-    // An old log must not be taken for this guest's.
+    // Empties them, because an old log must not be taken for this guest's.
     for log in [&console, &results] {
         fs::write(log, "")?;
     }

@@ -39,7 +39,7 @@ const TOOLS: &[&str] = &[
     "xdp-loader",
 ];
 
-/// Files that belong to these: what libxdp loads into the kernel.
+/// Files that these programs need: the BPF objects that libxdp loads.
 const DATA: &[&str] = &[
     "usr/lib/x86_64-linux-gnu/bpf/xdp-dispatcher.o",
     "usr/lib/x86_64-linux-gnu/bpf/xdpfilt_alw_tcp.o",

@@ -6,7 +6,7 @@
 # Lines that begin with "@@ " are for the harness, the others are the tests' own.
 
 /bin/busybox mkdir -p /sbin /usr/sbin
-# What is there already, the shell, stays.
+# This does not replace the shell, which is there already.
 /bin/busybox --install -s /bin 2>/dev/null
 export PATH=/usr/bin:/bin HOME=/root RUST_BACKTRACE=1
 
@@ -40,8 +40,8 @@ report() {
 	printf '\n@@ %s\n' "$*" >&3
 }
 
-# The host ends a guest that takes too long. Should the host's side be gone,
-# the guest must not stay behind.
+# The host ends a guest that takes too long. If the host's process is gone,
+# the guest still powers itself off.
 (sleep "$GUEST_SECONDS"; poweroff -f) 3>&- &
 
 report kernel "$(uname -r)"
@@ -49,7 +49,7 @@ report kernel "$(uname -r)"
 # The limits that systemd gives to a service.
 ulimit -Hn 524288
 ulimit -Sn 1024
-# Before Linux 5.11 BPF memory counts as locked, and only root can raise the limit.
+# Before Linux 5.11 BPF memory counts towards the limit on locked memory, which only root can raise.
 ulimit -l unlimited
 [ -z "$PERF_EVENT_PARANOID" ] || echo "$PERF_EVENT_PARANOID" >/proc/sys/kernel/perf_event_paranoid
 hostname guest
@@ -57,7 +57,7 @@ ip link set lo up
 
 while read -r module; do
 	parameters=
-	# Its own device would only be in the way.
+	# By default this module would create a device.
 	[ "$module" = dummy ] && parameters=numdummies=0
 	insmod "/modules/$module.ko" $parameters || report problem "module $module does not load"
 done </modules/order

@@ -1,6 +1,6 @@
 //! Runs the privileged tests in QEMU guests, one for each kernel and mode.
 //!
-//! `cargo xtask kernels` does all of it; words choose tests by name, as for any test program.
+//! `cargo xtask kernels` does all of it; arguments choose tests by name, as for any test program.
 //! `TCPINSPECT_KERNELS` is a list of kernel series (`5.10,6.1`), or `all`. Kernels, images and logs
 //! are kept under `target/kernels`.
 
@@ -142,7 +142,7 @@ const ALLOWED_SKIPS: &[AllowedSkip] = &[
         series: "",
         reason: "a guest has no Wireshark",
     },
-    // Other kernels run the same instructions on them.
+    // The captures are replayed outside of guests. Other kernels run the same instructions.
     AllowedSkip {
         series: "",
         reason: "a guest has no network to fetch the captures from",
@@ -159,7 +159,7 @@ const ALLOWED_SKIPS: &[AllowedSkip] = &[
         series: "5.10",
         reason: "accounts BPF to locked memory",
     },
-    // Built without it.
+    // Debian built this kernel without MPTCP.
     AllowedSkip {
         series: "5.10",
         reason: "the kernel has no MPTCP",
@@ -168,7 +168,7 @@ const ALLOWED_SKIPS: &[AllowedSkip] = &[
         series: "5.10",
         reason: "before Linux 5.18",
     },
-    // A guest is small.
+    // A guest has little memory.
     AllowedSkip {
         series: "5.10",
         reason: "not all connects could be made",
@@ -388,7 +388,7 @@ fn run_tests(options: &Options) -> Result<bool> {
             Err(error) => runs.push(failed_run(series, series.name, "-", &error)),
         }
     }
-    // Those with few tests come last, to fill what time is left.
+    // Guests with few tests come last, so that all processors stay busy until the end.
     guests.sort_by_key(|guest| guest.mode != Mode::Default);
     runs.extend(report::merge(run_guests(
         &guests, &machine, &programs, filters, &cache,
@@ -471,7 +471,8 @@ impl Part {
     }
 }
 
-/// The part of each guest that a kernel gets in a mode. Few tests are worth one guest only.
+/// The parts that a kernel runs in a mode, each in a guest of its own. If only a few tests run, one guest is
+/// enough.
 fn parts(series: &Series, mode: Mode, filters: &[String], turn: Turn) -> Vec<Part> {
     if mode != Mode::Default || !filters.is_empty() {
         return vec![Part::All];
@@ -637,7 +638,7 @@ fn run_guest(
     if results.problems.is_empty() && (1..=SECOND_ATTEMPTS).contains(&failed.len()) {
         eprintln!("{}", output::excerpt(&finished.results));
         let arguments = Mode::named_tests(&failed);
-        match attempt(&format!("{what}, what failed once more"), arguments) {
+        match attempt(&format!("{what}, failed tests again"), arguments) {
             Ok((again, second)) => {
                 results.take_second_attempt(second);
                 finished = again;

@@ -74,7 +74,7 @@ impl Kernel {
 
     /// The names and contents of the modules to load, each after those it needs.
     ///
-    /// Modules that are built in, or missing, are passed over.
+    /// Modules that are built in, or missing, are skipped.
     ///
     /// # Errors
     /// When a file cannot be read or unpacked.

@@ -4,7 +4,7 @@
 //! Tests add two kinds of line, written to stderr itself (libtest would keep
 //! back what `eprintln!` writes):
 //!
-//! - `SKIP <test name>: <why>`: the test could not run; libtest has it as ok.
+//! - `SKIP <test name>: <why>`: the test could not run; libtest reports it as ok.
 //! - `BACKEND <fentry|kprobe|tracepoint> <test name>`: the test traced
 //!   connects with this backend. A test may name several.
 //!
@@ -159,7 +159,7 @@ impl Pending {
             let said = &line[at + "SKIP ".len()..];
             match said.split_once(": ") {
                 Some((name, why)) if self.is_called(name) => self.skip = Some(why.to_owned()),
-                // A skip under another name is still no pass.
+                // Under another name it still means that the test did not pass.
                 _ if at == 0 => self.skip = Some(said.to_owned()),
                 _ => {}
             }

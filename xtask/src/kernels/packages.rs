@@ -36,21 +36,21 @@ impl Archives {
                 let mut missing = None;
                 for image in index.images(series.version, flavour, self.arch)? {
                     match self.unpack(&index, series.name, flavour, &image) {
-                        // An index may name what the archive does not have for every processor.
+                        // An index may list packages that the archive does not have for every processor.
                         Err(error) if format!("{error:#}").contains("404") => missing = Some(error),
                         unpacked => return unpacked,
                     }
                 }
                 Err(missing.context("the index has no such package")?)
             };
-            // The archive may have dropped what an index of this morning names.
+            // The archive may have removed a package that an index from this morning lists.
             match newest(INDEX_LIFETIME).or_else(|_| newest(Duration::ZERO)) {
                 Ok(package) => return Ok(package),
                 Err(error) => reasons.push(format!("{suite}: {error:#}")),
             }
         }
         bail!(
-            "no {flavour:?} kernel {} to be had: {}",
+            "no {flavour:?} kernel {} is available: {}",
             series.name,
             reasons.join("; ")
         )

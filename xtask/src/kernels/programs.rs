@@ -1,4 +1,4 @@
-//! Builds the static programs that run in a guest: the product and its tests.
+//! Builds the static programs that run in a guest: the tool and its tests.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -23,7 +23,7 @@ pub struct Program {
 }
 
 impl Programs {
-    /// Builds the product and a test target.
+    /// Builds the tool and a test target.
     ///
     /// # Errors
     /// When the build fails.
@@ -42,7 +42,7 @@ impl Programs {
         Self::build_with(command, "test", target, archives, target_dir)
     }
 
-    /// Builds the product as it is shipped, and the bench.
+    /// Builds the tool as it is shipped, and the bench.
     ///
     /// # Errors
     /// When the build fails.
@@ -70,8 +70,8 @@ impl Programs {
             ])
             .arg("--target-dir")
             .arg(target_dir)
-            // Guests share no libraries with the machine, so all is linked statically. Flags meant
-            // for the machine's own build would replace the next.
+            // Guests share no libraries with the machine, so all is linked statically. This variable
+            // would override RUSTFLAGS.
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
             .env("RUSTFLAGS", "-C target-feature=+crt-static")
             .envs(build_environment(arch, archives)?);

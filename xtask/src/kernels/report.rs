@@ -1,4 +1,4 @@
-//! Judges the results of all guests and draws the table of them.
+//! Judges the results of all guests and writes them as a table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;

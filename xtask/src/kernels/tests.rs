@@ -84,7 +84,7 @@ fn a_failure_is_seen_even_where_its_result_is_hidden() {
 }
 
 #[test]
-fn a_test_that_does_not_come_back_has_failed() {
+fn a_test_that_does_not_end_has_failed() {
     let text = "@@ start a\ntest one ... ok\ntest two ... \n@@ exit a 137\n@@ end\n";
     let results = parse(text);
     assert_eq!(
@@ -217,7 +217,7 @@ fn in_turns_each_part_runs_on_one_kernel_and_over_time_on_each() {
 }
 
 #[test]
-fn what_passes_at_the_second_attempt_is_no_fault_and_is_reported() {
+fn what_passes_at_the_second_attempt_is_not_a_fault_and_is_reported() {
     let first = "@@ start a\ntest one ... FAILED\ntest two ... FAILED\ntest three ... ok\n\n\
                  test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out\n\
                  @@ exit a 101\n@@ end\n";
