@@ -1,4 +1,4 @@
-//! Each event is written, or counted as lost or suppressed: exactly, whatever goes wrong.
+//! Each event is written, or counted as lost or suppressed. The counts are exact, whatever goes wrong.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, Write};
@@ -40,7 +40,7 @@ impl World {
         Ok(Self { pair, addr })
     }
 
-    /// A command that looks at this address alone.
+    /// A command with a filter for this address alone.
     fn command(&self, args: &[&str]) -> Command {
         let mut command = command(args);
         command.args(["--dst", &self.addr.to_string()]);

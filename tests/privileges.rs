@@ -51,7 +51,7 @@ fn status(pid: Pid, name: &str) -> Vec<String> {
 /// The capabilities that the rest of a run needs on this kernel.
 fn kept(tool: &Tool, line: &str) -> u64 {
     let mut kept = 0;
-    // A filter that is no link has to be removed.
+    // A clsact filter has to be removed at the end.
     if tool.attached_line().1.contains("clsact") {
         kept |= Capability::CAP_NET_ADMIN.bitmask();
     }

@@ -321,7 +321,7 @@ fn large_frames_are_written_whole_to_a_file_and_to_a_pipe() {
 fn a_period_that_a_packet_ends_is_not_ended_again() {
     let namespace = need!(Namespace::new());
     let dir = tempfile::tempdir().unwrap();
-    // A file of the same second would overwrite the one before.
+    // A file of the same second would overwrite the previous one.
     let file = dir.path().join("at-%s");
     let args = ["port-monitor", "-G", "1", "-W", "3", "-w"];
     let mut args = args.to_vec();

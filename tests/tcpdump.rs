@@ -374,7 +374,7 @@ fn of_tcpdump(file: &CaptureFile, options: &[&str], text: &str) -> Option<Vec<i6
         .arg(text);
     let output = command.output().unwrap();
     let lines = String::from_utf8_lossy(&output.stdout).into_owned();
-    // What belongs to the packet before is indented.
+    // Lines that belong to the previous packet are indented.
     let packets = lines
         .lines()
         .filter(|line| line.starts_with(|c: char| c.is_ascii_digit()));

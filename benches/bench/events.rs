@@ -313,7 +313,7 @@ fn steady(effort: Effort) -> Result<()> {
                 let frame = syn();
                 let started = Instant::now();
                 let mut made = 0;
-                // One by one, as packets come: each is due 10 µs after the one before.
+                // One at a time, like packets: each is due 10 µs after the previous one.
                 while made < RATE {
                     let due = started.elapsed().as_micros() / 10;
                     if u128::from(made) < due {

@@ -49,7 +49,7 @@ pub fn find<'obj>(object: &'obj Object, name: &str) -> Result<ProgramMut<'obj>> 
         .with_context(|| format!("there is no program {name}"))
 }
 
-/// Runs a program on a frame, by descriptor, for libbpf-rs's program can't be sent to another
+/// Runs a program on a frame, by descriptor, because libbpf-rs's program can't be sent to another
 /// thread.
 pub fn test_run(fd: i32, frame: &[u8], repeat: u32, flags: u32) -> Result<()> {
     let mut opts = libbpf_sys::bpf_test_run_opts {

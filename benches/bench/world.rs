@@ -226,7 +226,7 @@ impl Tool {
         Ok(sum / 1e9)
     }
 
-    /// Waits until it has nothing to do any more.
+    /// Waits until it is idle.
     pub fn settle(&self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(10);
         let mut used = self.cpu()?;

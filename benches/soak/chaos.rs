@@ -55,7 +55,7 @@ const VICTIMS: [&[&str]; 5] = [
 const FLOOD: u64 = 20_000;
 /// SYNs that a victim sees.
 const FEW: u64 = 500;
-/// Lines of which most find no room.
+/// Lines for a reader that stops or a disk that is full: most of them find no room.
 const MANY: u64 = 2000;
 /// Connections that are refused in each round.
 const CONNECTIONS: u64 = 100;
@@ -173,7 +173,7 @@ fn judge(ended: &Ended, made: u64) -> Result<bool> {
         && ended.output.code() == 0)
 }
 
-/// Waits until the kernel has nothing of a process any more.
+/// Waits until the kernel has freed all BPF objects of a process.
 fn gone(objects: &[Object]) {
     wait_within("nothing is left", SOON, || {
         (!objects.iter().any(|object| object.exists())).then_some(())
@@ -232,7 +232,7 @@ impl World {
         loop {
             let args = VICTIMS[self.victims % VICTIMS.len()];
             self.victims += 1;
-            // A filter is no link, and outlives its process.
+            // A clsact filter outlives its process.
             if tcx || args.contains(&"generic") {
                 return [&[args[0], interface, "--json"], &args[1..]].concat();
             }

@@ -240,7 +240,7 @@ impl Clsact {
     }
 }
 
-/// Finds out whether a filter is still there. It takes no privilege, and opens nothing.
+/// Finds out whether a filter is still there. This needs no privilege, and opens no file.
 pub struct FilterState {
     tc: Tc,
     direction: Direction,

@@ -49,7 +49,7 @@ static __always_inline void read_numbers(struct flow_numbers *n, const struct tc
 	__s32 unsent = tp->write_seq - tp->snd_nxt, unread = tp->rcv_nxt - tp->copied_seq;
 	const struct sock *sk = (const struct sock *)tp;
 
-	/* A FIN that has arrived counts as one, as it does for ss(8), but is no byte to read. */
+	/* A FIN that has arrived counts in rcv_nxt and in ss(8), but is not a byte to read. */
 	if (sk->__sk_common.skc_flags & (1UL << SOCK_DONE))
 		unread--;
 	n->end = end;

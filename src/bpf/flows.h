@@ -201,7 +201,7 @@ enum sweep_mode {
 
 /* How much one run of the sweep program does. */
 enum sweep_limit {
-	SWEEP_STEP = 8, /* the most slots that it looks at for one to report */
+	SWEEP_STEP = 8, /* the most slots that it checks to find one to report */
 };
 
 /* How valuable a flow is when the table is nearly full: the first kind is evicted last. */

@@ -449,7 +449,7 @@ impl Flow {
         self.knows(FlowKnown::FLOW_SYN_ACK) && !self.knows(FlowKnown::FLOW_ACK)
     }
 
-    /// Zeek's `conn_state`, from the states of both ends as its `Conn::conn_state` has it.
+    /// Zeek's `conn_state`, derived from the states of both ends like in Zeek's `Conn::conn_state`.
     pub fn conn_state(&self) -> ConnState {
         let (orig, resp) = (self.orig(), self.resp());
         let inactive = |end| is(end, EndState::END_INACTIVE) || is(end, EndState::END_PARTIAL);

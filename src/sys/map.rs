@@ -13,7 +13,7 @@ const POSITION: usize = 8;
 
 /// Passes all keys and values of a map to `take`. With `delete` the map is empty after that.
 ///
-/// libbpf-rs has this too, but takes any error for the end of the map.
+/// libbpf-rs has this too, but treats any error as the end of the map.
 ///
 /// # Errors
 /// The kernel refuses it.

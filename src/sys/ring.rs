@@ -69,8 +69,8 @@ impl Aligned {
 pub enum Wakeup {
     /// It does: the descriptor becomes readable.
     Wanted,
-    /// It does not: the reader soon reads again by itself. That saves the producer an interrupt,
-    /// which is expensive in a virtual machine.
+    /// It does not, because the reader will soon read again anyway. That saves the producer an
+    /// interrupt, which is expensive in a virtual machine.
     Unwanted,
 }
 

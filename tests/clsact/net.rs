@@ -100,7 +100,7 @@ pub fn send(count: u64) {
     }
 }
 
-/// A socket that receives these packets behind `v0`.
+/// A socket that receives these packets on `v0`.
 pub struct Receiver(UdpSocket);
 
 impl Receiver {
@@ -113,7 +113,7 @@ impl Receiver {
         Self(socket)
     }
 
-    /// How many have come until none came for a while.
+    /// How many have arrived, until none arrives for a while.
     pub fn count(&self) -> u64 {
         let mut buffer = [0; 64];
         let mut count = 0;

@@ -1,4 +1,4 @@
-//! Minimal BPF programs that stand for those of other tools, and checks of what this kernel allows.
+//! Minimal BPF programs in the role of other tools' programs, and checks of what this kernel allows.
 
 use std::collections::BTreeSet;
 use std::ffi::CStr;
@@ -21,7 +21,7 @@ use super::net::Namespace;
 pub enum Hook {
     /// XDP in the driver, for frames in one piece.
     XdpNative,
-    /// XDP in the stack, for frames in several pieces if the kernel has it.
+    /// XDP in the stack, for frames in several pieces if the kernel supports that.
     XdpGeneric,
     /// TC ingress, before all programs there.
     TcxFirst,
@@ -428,7 +428,7 @@ pub fn has_fentry() -> Result<(), String> {
         &opts,
     )
     .map_err(|error| format!("this kernel takes no fentry program: {error}"))?;
-    // SAFETY: no name is passed, for the program knows its function.
+    // SAFETY: no name is passed, because the program knows its function.
     let link = unsafe { libbpf_sys::bpf_raw_tracepoint_open(ptr::null(), program.as_raw_fd()) };
     owned(link)
         .map(drop)

@@ -1,5 +1,5 @@
 //! Helpers that the tests share: the tool as a process, network namespaces, frames, and small BPF
-//! programs that stand for those of other tools.
+//! programs in the role of other tools' programs.
 
 // Each test executable uses a part of this.
 #![allow(dead_code, unused_imports, unused_macros)]

@@ -330,7 +330,7 @@ impl Tool {
         self.finish()
     }
 
-    /// Waits for its end, which must come by itself.
+    /// Waits until it ends by itself.
     pub fn finish(mut self) -> Output {
         let status = wait_for("the end of the tool", || self.child.try_wait().unwrap());
         for reader in self.readers.drain(..) {

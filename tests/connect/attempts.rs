@@ -174,7 +174,7 @@ fn a_nonblocking_connect_is_one_attempt_and_one_fate() {
                 let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
                 poll(&mut fds, PollTimeout::from(30_000_u16)).unwrap();
                 assert_eq!(getsockopt(&socket, sockopt::SocketError), Ok(error));
-                // A second call asks how it went, and is no second attempt.
+                // A second call returns the result, and is not a second attempt.
                 let _ = connect_to(&socket, addr);
             }
         });

@@ -150,7 +150,7 @@ fn giving_up_while_connecting_is_a_failure_however_it_is_done() {
             let socket = connecting(Blackhole::at(4134));
             super::sockets::reset_on_close(&socket);
             drop(socket);
-            // A second call on a connecting socket is no second attempt.
+            // A second call on a connecting socket is not a second attempt.
             let socket = connecting(Blackhole::at(4135));
             assert_eq!(
                 connect_to(&socket, Blackhole::at(4135)),

@@ -186,7 +186,7 @@ fn totals_have_all_attempts_and_their_outcomes_by_process_and_destination() {
     }
 }
 
-/// Processes of nobody whose connects nobody answers, until this is dropped.
+/// Processes of the user nobody that connect to where nothing answers, until this is dropped.
 struct Crowd {
     children: Vec<Pid>,
     until: Option<OwnedFd>,

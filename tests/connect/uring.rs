@@ -50,7 +50,7 @@ pub struct Ring {
 impl Ring {
     pub fn new() -> Result<Self, Errno> {
         let mut params: Params = [0; 30];
-        // SAFETY: the kernel fills the parameters, which are as long as it takes them to be.
+        // SAFETY: the kernel fills the parameters, which have the length that it expects.
         let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) };
         let fd = i32::try_from(Errno::result(fd)?).unwrap();
         // SAFETY: the kernel has just made this descriptor, and nobody else owns it.

@@ -472,8 +472,8 @@ fn is_over(story: &Story, now: i64) -> bool {
     }
 }
 
-/// Whether this packet belongs to another connection than those before it, and which of these
-/// belong to that one too.
+/// Whether this packet begins another connection than that of `packets`. If so, returns the indices of
+/// those packets that belong to the new connection too.
 fn begins_anew(packets: &[Packet], packet: &Packet) -> Option<Vec<usize>> {
     let story = story_of(packets);
     if is_over(&story, packet.at) {
@@ -595,7 +595,7 @@ pub fn records(file: &[u8]) -> Option<Vec<Record>> {
     let mut records = Vec::new();
     let mut looked: Option<i64> = None;
     for record_of in &capture.records {
-        // The times of some files jump; connections are looked through each tenth of a second.
+        // The times of some files jump. Each tenth of a second all connections are checked for their end.
         let at: i64 = record_of.ts_ns.try_into().ok()?;
         if (at - *looked.get_or_insert(at)).abs() >= SECOND / 10 {
             looked = Some(at);

@@ -105,7 +105,7 @@ fn frame_of(port: u16, said: &Said) -> Vec<u8> {
     ethernet_ip(&packet.tcp(&segment))
 }
 
-/// Writes frames, each with the microseconds since the one before.
+/// Writes frames, each with the microseconds since the previous one.
 fn write_frames(frames: impl IntoIterator<Item = (u64, Vec<u8>)>) -> Vec<u8> {
     use crate::oracle::pcap_write::{Frame, Order, Pcap, Unit};
     let (order, unit) = (Order::Little, Unit::Nanoseconds);

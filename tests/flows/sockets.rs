@@ -37,7 +37,7 @@ fn a_connection_older_than_the_tool_is_there_without_a_packet_seen_from_either_e
         let mut server = listener.accept().unwrap().0;
         pass(&mut client, &mut server, 1234);
         pass(&mut server, &mut client, 567);
-        // The role stays known when nobody listens any more.
+        // The responder stays known after the listener is closed.
         drop(listener);
         for more in [0, 100] {
             let tool = Tool::start_in(namespace, &["flows", device, "--json"]);
@@ -198,7 +198,7 @@ fn a_connection_that_was_closed_at_once_has_the_kernels_figures_and_both_process
                 ("seeded", json!(false)),
                 ("orig_bytes_before", Value::Null),
                 ("rtt_from", json!("kernel")),
-                // The FIN that closes the other direction is no byte.
+                // The FIN that closes the other direction does not count as a byte.
                 ("unread", json!(0)),
             ],
         );

@@ -563,7 +563,7 @@ fn a_segment_outside_of_the_window_is_reported() {
 fn another_protocol_after_an_extension_header_is_not_a_segment() {
     let pair = need!(Pair::new());
     let tool = start(&pair.server, &["-6"]);
-    // A multicast listener report (MLDv2): ICMPv6 behind hop-by-hop options.
+    // A multicast listener report (MLDv2): ICMPv6 after hop-by-hop options.
     let mut frame = vec![0x33, 0x33, 0, 0, 0, 0x16, 2, 0, 0, 0, 0, 1, 0x86, 0xdd];
     frame.extend([0x60, 0, 0, 0, 0, 36, 0, 1]);
     let from: IpAddr = "fe80::1".parse().unwrap();

@@ -104,7 +104,7 @@ fn read_pcap<'a>(file: &'a [u8], records: &mut Vec<Record<'a>>) -> Result<(), St
         (PCAP_NANOSECONDS, _) | (_, PCAP_NANOSECONDS) => 1,
         _ => return Err(format!("offset 0: magic {magic:#010x} is unknown")),
     };
-    // Two version numbers, a time zone and an accuracy that nobody uses, and the snapshot length.
+    // Two version numbers, a time zone and an accuracy, which are not used, and the snapshot length.
     file.take(2 + 2 + 4 + 4 + 4).map_err(at_start)?;
     // The upper bits describe the frame check sequence.
     let link_type = file.u32().map_err(at_start)? & 0xffff;

@@ -28,7 +28,7 @@ const MAGICS: [[u8; 4]; 5] = [
 /// calls find them under the target directory.
 ///
 /// # Errors
-/// Says why the captures can't be had: no apt, no network, no such package.
+/// The captures can't be fetched; the text says why: no apt, no network, no such package.
 pub fn captures() -> Result<Vec<PathBuf>, String> {
     let mut all = Vec::new();
     for package in PACKAGES {

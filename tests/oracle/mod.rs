@@ -159,7 +159,7 @@ pub struct Tcp {
     /// Of an Ethernet header; no other link type has both addresses.
     pub src_mac: Option<[u8; 6]>,
     pub dst_mac: Option<[u8; 6]>,
-    /// The innermost one, behind all tags; `None` where the link type carries no EtherType.
+    /// The innermost one, after all tags; `None` if the link type has no EtherType.
     pub ethertype: Option<u16>,
     /// 12-bit VLAN ids, outermost first.
     pub vlan: Vec<u16>,

@@ -73,7 +73,7 @@ impl Screen {
         let to = Arc::clone(&text);
         let reader = thread::spawn(move || {
             let mut bytes = [0; 4096];
-            // A terminal that nobody writes to any more is an error (EIO), not an end.
+            // When the other end of the terminal is closed, reading fails with EIO instead of returning 0.
             while let Ok(len @ 1..) = master.read(&mut bytes) {
                 to.lock().unwrap().extend_from_slice(&bytes[..len]);
             }

@@ -54,7 +54,7 @@ fn the_programs_that_count_all_syns_judge_as_the_oracle_does() {
                 ..ProgramInput::default()
             };
             if let Err(error) = program.test_run(input) {
-                // Newer kernels want a whole IP header at TC where the EtherType announces one.
+                // Newer kernels refuse a TC frame whose EtherType is that of IP if its IP header is cut.
                 assert_eq!(judgement.verdict, Verdict::Truncated, "{name}: {error}");
                 continue;
             }

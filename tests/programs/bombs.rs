@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use crate::common::frames::syn_frame;
 use crate::common::{CLIENT4, SERVER4, Tool, command, release, wait_for};
 
-/// How long the end may take where nobody else wants the CPU.
+/// How long the end may take if nothing else needs the CPU.
 const AT_ONCE: Duration = Duration::from_millis(200);
 
 /// Tries on a machine that is busy with other things.
@@ -205,7 +205,7 @@ fn a_replay_enters_the_sandbox_before_it_reads_the_first_byte() {
     }
 }
 
-/// Whether bpf(2) takes no capability here for what is loaded already.
+/// Whether bpf(2) needs no capability here to use programs and maps that are loaded already.
 fn need_no_capability() -> bool {
     let sysctl = fs::read_to_string("/proc/sys/kernel/unprivileged_bpf_disabled");
     release() >= (5, 19) || sysctl.is_ok_and(|value| value.trim() == "0")

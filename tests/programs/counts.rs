@@ -372,7 +372,7 @@ fn alerts_are_raised_above_the_rate_and_cleared_well_below_it() {
 #[test]
 fn an_interval_that_the_end_of_the_file_cuts_short_raises_no_false_alert() {
     let at = |us: u64| (SECOND + us * 1000, syn_from("10.0.0.1"));
-    // Two SYNs within 10 us are no flood of 200,000 a second.
+    // Two SYNs within 10 us are not a flood of 200,000 a second.
     let output = timed(&[at(0), at(10)]).replay(COUNT, &["--alert", "100"]);
     assert!(alerts(&output).is_empty());
     // 300 within 300 ms are, though not of 1,000 a second: they are above 100 in all of 2 s.
@@ -389,8 +389,8 @@ fn an_interval_that_the_end_of_the_file_cuts_short_raises_no_false_alert() {
     assert_eq!(alerts(&output).len(), 1);
 }
 
-/// Which of some times pass a limit a second: a window opens with the first event that is a second
-/// or more away from the start of the one before.
+/// The times that pass a limit of events per second. A window begins with the first event that is a
+/// second or more away from the start of the previous window.
 fn passing(times: &[u64], limit: usize) -> Vec<u64> {
     let mut window: Option<(u64, usize)> = None;
     let mut passed = Vec::new();
@@ -418,7 +418,7 @@ fn max_rate_limits_the_events_of_each_second() {
         let step = random.pick(&[0, 1, 1, 1, 1, 5, 20, 400, 1500]) * MS;
         forwards.push(forwards.last().unwrap() + step);
     }
-    // As several CPUs would write them down.
+    // In the order in which several CPUs might report them.
     let unsorted: Vec<u64> = forwards
         .iter()
         .map(|time| time - random.below(3) as u64 * MS)

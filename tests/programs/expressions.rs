@@ -31,7 +31,7 @@ fn any_port(tcp: &Tcp, ports: &[u16]) -> bool {
     ports.contains(&tcp.sport) || ports.contains(&tcp.dport)
 }
 
-/// The fixed part of the TCP header, and what is behind it.
+/// The TCP header, and what follows it.
 fn header<'f>(tcp: &Tcp, frame: &'f [u8]) -> &'f [u8] {
     &frame[tcp.payload_offset - 4 * usize::from(tcp.data_offset)..]
 }

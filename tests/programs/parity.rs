@@ -297,8 +297,8 @@ impl Ending<'_> {
 
 /// Runs a file, of which the oracle's reader gives these records, through all programs, which must
 /// agree with the oracle on the number of each verdict, on SYNs, and on each field of each event.
-/// `apart` of the records are, from the first on, each at least a second after the one before: of
-/// them it is checked which are SYNs, of the others how many.
+/// The first `apart` records are each at least a second after the previous one. For these it is checked
+/// which of them are SYNs, for the others only how many are.
 pub fn check_records(
     what: &str,
     file: &Path,
@@ -362,7 +362,7 @@ pub fn check_records(
     }
 }
 
-/// The tool must refuse a file as a whole, and say why in one line.
+/// Checks that the tool refuses a file before its first frame, and says why in one line.
 pub fn check_refused(path: &Path, why: &str) {
     for program in PROGRAMS {
         let output = replay(path, program, &[]);

@@ -54,7 +54,7 @@ impl Fifo {
         (Self { file, frames: 0 }, tool)
     }
 
-    /// Writes a frame that is a second later than the one before.
+    /// Writes a frame that is a second later than the previous one.
     fn write(&mut self, frame: &[u8]) {
         self.frames += 1;
         let frame = Frame::whole(self.frames * SECOND, frame);
@@ -106,7 +106,7 @@ fn a_duration_and_a_closed_stdout_end_the_wait_for_a_pipe() {
         assert_eq!(summary["matched"], 1);
     }
 
-    // Nobody reads any more, which is noticed without a line to write.
+    // A closed stdout is noticed even if there is no line to write.
     let path = directory.path().join("idle");
     mkfifo(&path, Mode::S_IRWXU).unwrap();
     let file = File::options().read(true).write(true).open(&path).unwrap();
@@ -288,7 +288,7 @@ fn an_interrupted_replay_reports_what_it_did() {
             let lines = output.events("packet").len();
             assert_eq!(summary["emitted"], lines, "{summary}");
         }
-        // On a fast machine it may have come to the end at the same time.
+        // On a fast machine it may have read the whole file before the signal.
         if summary["packets"] != many() {
             assert_eq!(summary["exit_reason"], "signal", "{summary}");
         }
@@ -319,12 +319,12 @@ fn on_terminal(file: &CaptureFile, words: &[&str], stdout_too: bool) -> String {
         false => Stdio::null(),
     });
     let mut child = command.spawn().unwrap();
-    // What the command holds of the terminal must be closed for its end to be seen.
+    // The descriptors of the terminal in `command` must be closed. Otherwise it would never end.
     drop((command, program));
     let reader = thread::spawn(move || {
         let mut text = Vec::new();
         let mut piece = [0; 4096];
-        // A terminal that nobody writes to any more is an error (EIO), not an end.
+        // When the other end of the terminal is closed, reading fails with EIO instead of returning 0.
         while let Ok(count @ 1..) = user.read(&mut piece) {
             text.extend_from_slice(&piece[..count]);
         }

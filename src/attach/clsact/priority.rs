@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use super::owner::FilterName;
 use super::rtnl::{ALL_PROTOCOLS, TcFilter};
 
-/// The priority that is taken if nothing stands in its way.
+/// The priority of our filter, unless other filters would come first.
 ///
 /// It is low, so that filters that others add later come after ours, especially
 /// those for which the kernel chooses the priority: 49152 and less. It is not 1

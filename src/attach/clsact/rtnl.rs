@@ -59,7 +59,7 @@ impl Qdisc {
     /// The directions that it has filters for.
     pub(super) fn directions(&self) -> &'static [Direction] {
         // An ingress qdisc would answer for egress as well, with the filters of
-        // ingress: ingress_tcf_block() looks at no direction.
+        // ingress: ingress_tcf_block() ignores the direction.
         if self.is_clsact() {
             &[Direction::Ingress, Direction::Egress]
         } else {

@@ -89,7 +89,7 @@ impl Archives {
         let main = |uri: &str| format!("deb [{signed}check-valid-until=no] {uri} {suite} main\n");
         let mut sources = Vec::new();
         // Stable suites get their newest kernels through the security archive;
-        // backports and sid have no such thing.
+        // backports and sid have no security archive.
         if let Some(uri) = &self.security {
             let security =
                 format!("deb [{signed}check-valid-until=no] {uri} {suite}-security main\n");

@@ -93,7 +93,7 @@ impl Kernel {
     }
 }
 
-/// The name of a module as the kernel has it: `kernel/net/tcp-x.ko.xz` is `tcp_x`.
+/// The kernel's name of a module: `kernel/net/tcp-x.ko.xz` is `tcp_x`.
 fn module_name(path: &str) -> String {
     let file = path.rsplit('/').next().unwrap_or(path);
     let stem = file.split_once(".ko").map_or(file, |(stem, _)| stem);

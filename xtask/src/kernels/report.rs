@@ -7,7 +7,7 @@ use super::output::{BACKENDS, Outcome, Results, Test};
 
 /// A reason for which a test may be skipped.
 pub struct AllowedSkip {
-    /// The kernel series it holds for, or "" for all.
+    /// The kernel series for which it is allowed, or "" for all.
     pub series: &'static str,
     /// A part of the reason that the test gives.
     pub reason: &'static str,
