@@ -265,7 +265,7 @@ fn a_hostile_argument_can_not_forge_a_line_or_reach_the_terminal() {
 }
 
 #[test]
-fn a_file_that_is_no_capture_is_an_error_that_names_it() {
+fn a_file_that_is_not_a_capture_is_an_error_that_names_it() {
     let mut empty = NamedTempFile::new().unwrap();
     let path = empty.path().to_str().unwrap().to_owned();
     let complains = |path: &str| {
@@ -308,7 +308,7 @@ fn without_privileges_each_command_names_the_capability_that_is_missing() {
 }
 
 #[test]
-fn help_is_no_error_and_explains_every_command() {
+fn help_is_not_an_error_and_explains_every_command() {
     let output = run(["--help"]);
     assert_eq!(output.code(), 0, "{output:#?}");
     assert!(output.stderr.is_empty(), "{output:#?}");
@@ -497,7 +497,7 @@ fn bash_proposes_interfaces_where_one_is_expected() {
 }
 
 #[test]
-fn a_closed_pipe_is_no_error() {
+fn a_closed_pipe_is_not_an_error() {
     for args in [&["--help"][..], &["man"], &["completions", "bash"]] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);

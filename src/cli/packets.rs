@@ -237,7 +237,7 @@ pub(super) fn expression(
         Some(text) => text,
         None => &joined,
     };
-    // Nothing is asked for by an expression that is empty.
+    // An empty expression selects every packet.
     if text.trim().is_empty() {
         return Ok(None);
     }

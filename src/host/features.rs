@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn features_that_are_unknown_at_one_time_are_no_change() {
+    fn features_that_are_unknown_at_one_time_are_not_changes() {
         let before = snapshot(None, 1500);
         let after = snapshot(Some(&["rx-gro"]), 1500);
         assert!(after.changes_since(&before).is_empty());

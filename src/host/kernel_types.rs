@@ -59,7 +59,7 @@ struct Type {
     kind: u8,
     /// Members, arguments and the like.
     len: usize,
-    /// For a function, its prototype; for a pointer or a name, what it stands for.
+    /// The type that it refers to: the prototype of a function, the target of a pointer or typedef.
     refers_to: u32,
     /// Where it begins.
     at: usize,

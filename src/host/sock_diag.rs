@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_cut_at_any_byte_are_no_sockets() {
+    fn messages_cut_at_any_byte_are_not_sockets() {
         let message = [AF_INET.to_le_bytes()[0]; MESSAGE_LEN];
         assert!(listening_socket(&message).is_some());
         for len in 0..MESSAGE_LEN {

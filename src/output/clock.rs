@@ -152,7 +152,7 @@ impl Clock {
         i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
     }
 
-    /// Appends RFC 3339 in UTC with nanoseconds, as JSON has it.
+    /// Appends the time as in JSON: RFC 3339 in UTC with nanoseconds.
     #[inline(always)]
     pub fn push_rfc3339(&mut self, out: &mut Line<'_>, at: UnixNanos) {
         let nanos = self

@@ -60,7 +60,7 @@ struct Bucket<'a> {
     key: &'a HistogramKey,
     le: Option<u64>,
     count: u64,
-    /// The values of this bucket and of those before it, in tenths of a percent of all.
+    /// The values of this bucket and of all earlier ones, in tenths of a percent of all values.
     up_to: u64,
     /// Characters of its bar.
     bar: u64,

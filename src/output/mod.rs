@@ -36,7 +36,7 @@ pub trait Render {
     fn json(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos);
 }
 
-/// A time in microseconds, as most columns and keys have it.
+/// Converts a time to microseconds, the unit of most columns and keys.
 fn micros(nanos: Option<u64>) -> Option<u64> {
     nanos.map(|nanos| nanos / 1000)
 }

@@ -284,7 +284,7 @@ fn destination(options: Options<'_>) -> Result<Option<Destination>, Failure> {
     path.map(|path| Destination::new(path)).transpose()
 }
 
-/// Has the session write to a capture file instead of stdout, if one is asked for.
+/// Makes the session write to a capture file instead of stdout, if that is asked for.
 fn record(
     session: &mut Session,
     options: Options<'_>,

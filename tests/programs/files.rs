@@ -216,7 +216,7 @@ fn a_broken_file_is_reported_with_its_place_after_what_was_read_before() {
 }
 
 #[test]
-fn a_file_that_is_no_capture_is_a_usage_error() {
+fn a_file_that_is_not_a_capture_is_a_usage_error() {
     let directory = tempfile::tempdir().unwrap();
     check_refused(directory.path(), "is a directory");
     check_refused(&directory.path().join("none"), "No such file");

@@ -497,7 +497,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_for_a_page_is_refused() {
+    fn anything_but_a_request_for_a_page_is_refused() {
         for (request, expected) in [
             ("POST / HTTP/1.1\r\n\r\n", "405 Method Not Allowed"),
             (

@@ -138,7 +138,7 @@ impl<'a> Flows<'a> {
     /// The command with its default for `--flags`.
     ///
     /// # Errors
-    /// A column is unknown, or a file is asked for processes.
+    /// A column is unknown, or an option about processes is given with a file.
     pub fn new(args: &'a FlowsArgs) -> Result<Self, Failure> {
         if args.packets.read.is_some()
             && let Some(by) = args.by.filter(|by| by.needs_process())

@@ -211,7 +211,7 @@ fn symbols(notices: Notices) -> KernelSymbols {
     symbols
 }
 
-/// Has the session write a capture file if one is asked for.
+/// Makes the session write a capture file, if that is asked for.
 fn record(session: &mut Session, args: &LossTraceArgs) -> Result<bool, Failure> {
     let recording = &args.recording;
     let Some(path) = &recording.write else {

@@ -99,7 +99,7 @@ fn arithmetic_binds_as_in_libpcap() {
 }
 
 #[test]
-fn what_holds_for_every_packet_takes_no_test() {
+fn a_condition_that_is_always_true_needs_no_test() {
     for text in [
         "tcp",
         "",

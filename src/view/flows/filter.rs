@@ -154,7 +154,7 @@ impl TypedFilter {
         filter
     }
 
-    /// Parses the expression, and returns the comparisons that stand among its words, with or without
+    /// Parses the expression without the comparisons among its words, which it returns. They may have
     /// `and` before them.
     fn take_expression(&mut self, typed: &str) -> String {
         let mut expression = Vec::new();
