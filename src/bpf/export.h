@@ -8,7 +8,7 @@ struct export_key {
 	__u64 place;  /* kernel address that dropped a segment, where the reason is unknown; else 0
 		       */
 	__u32 reason; /* or an errno; 0: none */
-	__u8 kind;    /* as the events of the program have it, or one of enum export_kind */
+	__u8 kind;    /* of the program's events, or enum export_kind */
 	__u8 detail;
 	__u16 pad;
 };

@@ -237,7 +237,7 @@ pub(super) fn expression(
         Some(text) => text,
         None => &joined,
     };
-    // An empty expression selects every packet.
+    // An empty expression is the same as none.
     if text.trim().is_empty() {
         return Ok(None);
     }

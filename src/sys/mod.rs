@@ -10,8 +10,8 @@ pub mod probe;
 pub mod ring;
 pub mod signal;
 
-/// Makes all threads allocate from one arena. glibc would not return the free memory of other arenas to
-/// the kernel.
+/// Makes all threads allocate from one arena. malloc_trim(3) does not return the free memory at the end of
+/// other arenas to the kernel.
 pub fn share_arena() {
     // SAFETY: it only sets a parameter of the allocator.
     #[cfg(target_env = "gnu")]
@@ -20,7 +20,7 @@ pub fn share_arena() {
     }
 }
 
-/// Returns freed memory to the kernel. By itself glibc keeps it for later allocations.
+/// Returns freed memory to the kernel. Otherwise glibc keeps it for later allocations.
 pub fn give_back_memory() {
     // SAFETY: it touches only memory that is free.
     #[cfg(target_env = "gnu")]

@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn if_priority_1_is_taken_the_next_free_one_is_chosen() {
+    fn if_priority_1_is_taken_ours_is_as_early_as_possible() {
         assert_eq!(choose(&[other(1)]), Some(37));
         assert_eq!(choose(&[other(1), other(5)]), Some(4));
         assert_eq!(choose(&[other(1), bpf(2)]), Some(2));
