@@ -251,7 +251,7 @@ fn strict_changes_nothing_if_no_event_is_lost() {
 }
 
 #[test]
-fn events_held_back_by_count_or_max_rate_are_suppressed_and_not_lost() {
+fn events_above_count_or_max_rate_are_suppressed_and_not_lost() {
     let world = need!(World::new(106));
     for (args, lines_each) in COMMANDS {
         let mut command = world.command(args);

@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_taken_as_it_is_or_as_it_is_shown() {
+    fn a_process_name_is_accepted_with_and_without_escapes() {
         assert_eq!(comm("billing worker"), Ok(b"billing worker".to_vec()));
         assert_eq!(comm("billing\\x20worker"), Ok(b"billing worker".to_vec()));
         assert_eq!(comm("a\\\\b\\xff"), Ok(b"a\\b\xff".to_vec()));

@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_kernel_gives_no_reason_the_place_may() {
+    fn where_the_kernel_gives_no_reason_the_place_may_imply_one() {
         let place = Some("nf_hook_slow");
         let inferred = (Some("netfilter_drop"), ReasonFrom::Inferred);
         assert_eq!(attempt(2, 0).reason(&reasons(), place), inferred);

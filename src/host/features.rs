@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_named_and_what_is_equal_is_not() {
+    fn changes_are_named_and_unchanged_features_are_not() {
         let before = snapshot(Some(&["rx-checksum", "tx-tcp-segmentation"]), 65535);
         let after = snapshot(Some(&["rx-checksum", "rx-gro"]), 3506);
         assert_eq!(

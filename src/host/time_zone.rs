@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_zone_is_named() {
+    fn an_unknown_time_zone_is_named_in_the_error() {
         for name in [
             "Asia/Tokio",
             "/dev/null",

@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn no_time_is_taken_for_one_of_the_second_before() {
+    fn no_time_is_taken_for_one_of_the_cached_second() {
         let times = [i64::MIN, i64::MAX, i64::MIN + 1, -1, 0, i64::MAX - 1];
         for first in times {
             for second in times {
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delta_is_the_time_since_the_line_before() {
+    fn a_delta_is_the_time_since_the_previous_line() {
         let times = [5_000, 1_500_005_000, 1_500_004_000, i64::MAX, i64::MIN];
         assert_eq!(
             column(&mut utc(TimeStyle::Delta), Precision::Micros, &times),

@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn every_octet_is_as_the_standard_library_writes_it() {
+    fn every_octet_is_written_as_by_the_standard_library() {
         for octet in 0..=255 {
             let addr = IpAddr::from([octet, 0, 255 - octet, octet]);
             assert_eq!(rendered(|out| push_addr(out, addr)), addr.to_string());
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_as_the_standard_library_writes_them() {
+    fn addresses_are_written_as_by_the_standard_library() {
         for text in [
             "1.2.3.4",
             "255.0.0.255",

@@ -126,7 +126,7 @@ mod tests {
     use crate::output::line::rendered;
 
     #[test]
-    fn digits_are_as_the_standard_library_writes_them() {
+    fn digits_are_written_as_by_the_standard_library() {
         let around = |value: u64| value.saturating_sub(2)..=value.saturating_add(2);
         let powers = (0..20).map(|power| 10_u64.pow(power));
         let steps = (0..1 << 20).map(|step: u64| step * 4099);

@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn any_bytes_can_be_taken_and_none_is_waited_for_too_long() {
+    fn any_bytes_are_accepted_and_no_sequence_is_waited_for_too_long() {
         for first in 0..=255 {
             for second in 0..=255 {
                 let mut keys = Keys::default();

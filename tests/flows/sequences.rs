@@ -118,7 +118,7 @@ fn a_reset_that_has_the_next_number_ends_the_connection() {
 }
 
 #[test]
-fn a_host_that_starts_anew_has_a_new_connection_from_its_syn_on() {
+fn a_host_that_restarts_has_a_new_connection_from_its_syn_on() {
     let mut said = handshake();
     said.extend([
         // The old connection is known to neither end any more.

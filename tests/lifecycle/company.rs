@@ -42,7 +42,7 @@ fn a_foreign_xdp_program_is_named_and_stays_and_tc_works_beside_it() {
 }
 
 #[test]
-fn foreign_tc_programs_before_and_after_ours_still_act() {
+fn tc_programs_of_others_before_and_after_ours_still_act() {
     let pair = need!(Pair::new());
     need!(has_tcx());
     let attach = |hook, verdict| {

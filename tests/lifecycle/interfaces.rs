@@ -11,7 +11,7 @@ use crate::common::tool::{binary, command_of};
 use crate::common::{Namespace, Pair, SERVER4, Tool, command, need, quick, run, try_run};
 
 #[test]
-fn native_xdp_is_used_only_where_it_is_asked_for_and_there() {
+fn native_xdp_is_used_only_where_it_is_asked_for_and_available() {
     let pair = need!(Pair::new());
     for (mode, used) in [("auto", "generic"), ("native", "native")] {
         let args = ["syn-count", "vs", "--json", "-I", "0.05", "--mode", mode];

@@ -177,7 +177,7 @@ fn interfaces_of_one_file_differ_in_link_type_and_clock() {
 }
 
 #[test]
-fn a_frame_without_a_time_has_the_time_of_the_one_before() {
+fn a_frame_without_a_time_has_the_time_of_the_previous_frame() {
     let frame = on_link(
         Link::Ethernet,
         &[],

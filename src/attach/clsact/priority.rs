@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lower_one_goes_before_filters_of_low_priority() {
+    fn a_lower_number_is_chosen_if_a_filter_has_37_or_less() {
         assert_eq!(choose(&[other(37)]), Some(36));
         assert_eq!(choose(&[bpf(2), other(3)]), Some(1));
         assert_eq!(choose(&[other(10), other(20)]), Some(9));

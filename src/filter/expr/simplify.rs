@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_flags_and_versions_that_have_to_hold_leave_the_expression() {
+    fn required_ports_flags_and_versions_become_filter_options() {
         for text in [
             "port 80",
             "tcp port 80 or 443 or portrange 8000-8100",
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_need_not_hold_or_has_no_place_stays() {
+    fn optional_conditions_and_those_without_a_filter_option_stay_in_the_expression() {
         for text in [
             "port 80 or host 10.0.0.1",
             "port 80 and port 443",

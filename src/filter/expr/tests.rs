@@ -125,7 +125,7 @@ fn a_condition_that_is_always_true_needs_no_test() {
 }
 
 #[test]
-fn what_never_matches_is_wrong_only_where_nothing_else_can() {
+fn a_condition_that_never_matches_is_an_error_only_if_nothing_else_can_match() {
     same("icmp or port 80", "port 80");
     same("port 80 or (udp and port 53)", "port 80");
     same("not udp and port 80", "port 80");
@@ -243,7 +243,7 @@ fn the_place_of_what_is_wrong_is_reported() {
 }
 
 #[test]
-fn whatever_is_typed_ends_in_an_answer() {
+fn any_text_is_accepted_or_refused() {
     let deep =
         |open: &str, close: &str| format!("{}port 80{}", open.repeat(5000), close.repeat(5000));
     for text in [
@@ -268,7 +268,7 @@ fn whatever_is_typed_ends_in_an_answer() {
 }
 
 #[test]
-fn what_points_at_the_place_is_below_it() {
+fn the_marker_is_below_the_wrong_part() {
     let excerpt_of = |text: &str| Expression::new(text).unwrap_err().excerpt;
     assert_eq!(
         excerpt_of("port 80 and udp"),
@@ -289,7 +289,7 @@ fn what_points_at_the_place_is_below_it() {
 }
 
 #[test]
-fn the_direction_is_known_to_be_asked_for() {
+fn it_is_known_whether_an_expression_needs_the_direction() {
     for (text, needs) in [
         ("inbound", true),
         ("port 80 and not outbound", true),
@@ -304,7 +304,7 @@ fn the_direction_is_known_to_be_asked_for() {
 }
 
 #[test]
-fn what_an_expression_became_is_said_in_words() {
+fn a_compiled_expression_is_described_in_words() {
     let described = |text: &str| {
         let lines = Expression::read(text).unwrap().describe();
         lines.into_iter().map(|(_, line)| line).collect::<Vec<_>>()

@@ -92,7 +92,7 @@ fn the_busiest_flow_is_first_and_the_order_can_be_reversed() {
 }
 
 #[test]
-fn the_columns_to_sort_by_go_round() {
+fn the_columns_to_sort_by_wrap_around() {
     let mut view = view(vec![flow(3, 10), flow(1, 20), flow(2, 30)]);
     let before = ports(&mut view);
     // Names have a column only where there are any.
