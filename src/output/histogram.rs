@@ -108,7 +108,7 @@ impl Render for (&HistogramLayout, &Distribution<'_>) {
         for (le, count) in histogram.filled() {
             below += count;
             let share = |part: u64, scale: u64, whole: u64| {
-                // Wide, for both factors can be large.
+                // In 128 bits, because both factors can be large.
                 let scaled = u128::from(part) * u128::from(scale) / u128::from(whole);
                 u64::try_from(scaled).unwrap_or(scale)
             };

@@ -19,7 +19,8 @@ pub struct ListenerRecord<'a> {
     pub container: Option<String>,
 }
 
-/// An alert about a listener: its queue is nearly full or it drops, or neither any more.
+/// An alert about a listener: raised if its queue is nearly full or it drops attempts, and cleared when
+/// neither is true any more.
 pub struct ListenerAlert<'a> {
     /// Raised, or else cleared.
     pub raised: bool,

@@ -44,7 +44,7 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// The sink for this process's stdout, which takes at most `limit` data lines.
+    /// The sink for this process's stdout, which accepts at most `limit` data lines.
     ///
     /// # Errors
     /// stdout is closed.

@@ -114,12 +114,12 @@ pub fn print(text: &str) -> Result<Exit, Failure> {
     printed(std::io::stdout().write_all(text.as_bytes()))
 }
 
-/// The result of printing to stdout. It is no error that the reader has closed the pipe.
+/// The result of printing to stdout. It is not an error if the reader has closed the pipe.
 ///
 /// # Errors
 /// stdout can't be written.
 pub fn printed(outcome: std::io::Result<()>) -> Result<Exit, Failure> {
-    // Rust keeps back what follows the last line break, and would be silent about its loss.
+    // Rust buffers the text after the last newline, and would not report that it could not be written.
     match outcome.and_then(|()| std::io::stdout().flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(anyhow::Error::new(error))
             .context("failed to write to stdout")

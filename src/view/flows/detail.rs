@@ -14,7 +14,7 @@ use crate::view::chart::{draw_chart, push_newest};
 use crate::view::popup::{self, centered};
 use crate::view::text::{escaped, short, time, time_or_none, wrapped};
 
-/// Intervals of which the charts remember the values.
+/// How many intervals the charts remember.
 const HISTORY_LEN: usize = 240;
 
 /// A flow that is shown in detail.
@@ -38,7 +38,7 @@ impl Detail {
         detail
     }
 
-    /// Takes what has become of the flow in an interval.
+    /// Updates the flow at the end of an interval.
     pub fn update(&mut self, entries: &[FlowEntry]) {
         match entries.iter().find(|it| it.key() == self.entry.key()) {
             Some(now) => self.entry = now.clone(),

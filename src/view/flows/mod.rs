@@ -24,7 +24,7 @@ use super::{Picture, Reaction};
 use crate::domain::names::NamedFlow;
 use crate::domain::traffic::Traffic;
 
-/// Intervals of which the chart in the head remembers the load.
+/// How many intervals the chart in the head remembers.
 const LOADS_LEN: usize = 240;
 
 /// The state of the view.
