@@ -157,14 +157,14 @@ const fn len<S, T, const LEN: usize>(_array: fn(&S) -> &[T; LEN]) -> usize {
 /// How many of the first bytes of an initiator are copied, with --names.
 pub const NAME_BYTES: usize = len(|it: &flows::types::name_event| &it.bytes);
 
-/// Bytes of replayed frames that the programs can reach in one test run. Behind them is slack.
+/// Bytes of replayed frames that the programs can read in one test run. Padding follows them.
 pub const REPLAY_BYTES: usize = 128 * 1024;
 const _: () = assert!(len(|it: &ReplayedFrames| &it.replay_bytes) == REPLAY_BYTES + 64);
 
 /// Frames in one test run.
 pub const REPLAY_FRAMES: usize = len(|it: &ReplayedFrames| &it.replay_frames);
 
-/// Ranks of flows in a [`Sweep`]: classes of age for each worth.
+/// Ranks of flows in a [`Sweep`]: one for each age class of each `enum flow_worth`.
 pub const FLOW_RANKS: usize = len(|it: &Sweep| &it.ranks);
 
 /// The first rank of established flows that have had no packet for a minute: see `age_class()`.
@@ -266,7 +266,7 @@ const _: () = assert!(8 + std::mem::offset_of!(FlowRecord, start_ns) == 4 * CACH
 pub const LOSS_BYTES: u32 = len(|it: &LossPacket| &it.bytes) as u32;
 const _: () = assert!(size_of::<LossPacket>() == 176 + LOSS_BYTES as usize);
 
-/// In a key of loss-trace, the upper bits of `family` are the kind of event, from this one on.
+/// In a key of loss-trace, the bits of `family` from this one on are the kind of event.
 pub const LOSS_KIND_SHIFT: u32 = 4;
 
 impl CountSet {
@@ -294,7 +294,7 @@ pub fn stop(stopped: &mut u32) {
     store(stopped, 1)
 }
 
-/// Has programs write to this one of the two tables of keys.
+/// Makes programs write to this one of the two tables of keys.
 pub fn open_table(open_table: &mut u32, table: u32) {
     store(open_table, table)
 }
@@ -513,7 +513,7 @@ pub fn put_frame(
     Ok(())
 }
 
-/// Has the programs begin with the first frame of the next test run.
+/// Makes the programs begin with the first frame of the next test run.
 pub fn rewind(frames: &mut ReplayedFrames) {
     store(&mut frames.replay_next, 0)
 }
@@ -641,7 +641,8 @@ packet_skel!(syn_count: OpenSynCountSkel, SynCountSkel, counts);
 packet_skel!(port_monitor: OpenPortMonitorSkel, PortMonitorSkel, sends_events);
 packet_skel!(flows: OpenFlowsSkel, FlowsSkel, sends_events);
 
-/// What programs at the tracepoint of drops know of the running kernel; 0: it has no such reason.
+/// Values of the running kernel for the programs at the tracepoint of drops. A drop reason that the
+/// kernel does not have is 0.
 pub struct DropSettings<'a> {
     /// `SKB_CONSUMED`.
     pub consumed: &'a mut u32,
@@ -661,7 +662,7 @@ pub struct DropSettings<'a> {
     pub packet_rcv_end: &'a mut u64,
 }
 
-/// Has the settings of the programs at the tracepoint of drops found in `.rodata`.
+/// Implements the conversion of `.rodata` to [`DropSettings`].
 macro_rules! drop_settings {
     ($($module:ident),*) => {$(
         impl<'a> From<&'a mut $module::types::rodata> for DropSettings<'a> {
@@ -693,7 +694,7 @@ pub fn set_accept_seed(bss: &mut accept_trace::types::bss_verdict, attempt: &Raw
     store(&mut bss.accept_seed, *attempt)
 }
 
-/// Has accept-trace's programs count in this one of the two tables.
+/// Makes accept-trace's programs count in this one of the two tables.
 pub fn open_counts(bss: &mut accept_trace::types::bss_open, table: u32) {
     store(&mut bss.open_counts, table)
 }

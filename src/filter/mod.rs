@@ -411,7 +411,7 @@ impl Filter {
             let prefix = first.prefix;
             if wanted.all(|rule| matches!(rule.prefix, IpNet::V4(_)) != (version == 4)) {
                 return Err(Failure::usage(format!(
-                    "{option} {prefix} and -{version} contradict each other: nothing is both"
+                    "{option} {prefix} and -{version} contradict each other: nothing matches both"
                 ))
                 .hint("leave one of them out"));
             }

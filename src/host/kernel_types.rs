@@ -314,13 +314,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_or_unknown_is_an_error() {
+    fn truncated_types_and_unknown_kinds_are_errors() {
         let new = |bytes: &[u8]| KernelTypes::new(Bytes::Read(bytes.to_vec()));
         let whole = btf(&TYPES);
         for len in 0..whole.len() {
             assert!(new(&whole[..len]).is_err(), "{len}");
         }
-        assert!(new(b"what is no BTF at all, of any kind").is_err());
+        assert!(new(b"this is text instead of any BTF...").is_err());
         for types in [[0, 20 << 24, 0], [0, 4 << 24 | 1, 0]] {
             assert!(new(&btf(&types)).unwrap().function("f").is_err());
         }

@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_that_lie_are_not_followed() {
+    fn attributes_and_messages_with_a_wrong_length_are_left_out() {
         for len in [0_u16, 1, 3, 5, u16::MAX] {
             let mut bytes = len.to_ne_bytes().to_vec();
             bytes.extend(1_u16.to_ne_bytes());

@@ -141,7 +141,7 @@ const IOCTL: &[u32] = &[
     0x2401,      // PERF_EVENT_IOC_DISABLE
 ];
 
-/// Takes from all threads of this process, for good, every system call that the run no longer needs.
+/// Permanently denies all threads of this process every system call that the run no longer needs.
 ///
 /// # Errors
 /// The kernel has no seccomp filters, or there is no list for this architecture. Nothing is changed

@@ -63,8 +63,8 @@ impl<'a> KeyCounts<'a> {
         self.due
     }
 
-    /// Ends the interval: has the programs write to the other table, and reads the one that they
-    /// have written to.
+    /// Ends the interval: makes the programs write to the other table, and reads the one that they
+    /// wrote to before.
     ///
     /// `open_tables` are the variables that tell the programs which table to write to. `figures`
     /// reads the number of all events, and of those whose key found no room. `label` names a key

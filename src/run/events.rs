@@ -1,5 +1,5 @@
-//! Reads events from the BPF programs: from a ring buffer, or from perf buffers on kernels before
-//! 5.8.
+//! Reads events from the BPF programs: from a ring buffer, or from perf buffers, as on kernels
+//! before 5.8.
 
 use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd};

@@ -219,7 +219,7 @@ where
     P: Fn(&S) -> &ProgramMut<'_>,
     A: AroundFrames<S>,
 {
-    /// Has frames run through this program.
+    /// Runs frames through this program.
     pub fn new(skel: &'a mut S, program: P, around: &'a mut A, one_at_a_time: bool) -> Self {
         Self {
             skel,

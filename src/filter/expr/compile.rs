@@ -197,7 +197,7 @@ pub struct CompiledExpression {
 /// Compiles a condition. The error says which limit it exceeds.
 pub(super) fn compile(condition: &Condition) -> Result<CompiledExpression, String> {
     let mut compiler = Compiler::default();
-    // Nodes are created from the last to the first: `finish` turns the order around.
+    // Nodes are created from the last to the first: `finish` reverses the order.
     let start_v6 = compiler.condition(condition, 6, Target::Accept, Target::Reject)?;
     let start_v4 = compiler.condition(condition, 4, Target::Accept, Target::Reject)?;
     compiler.finish(start_v4, start_v6)
@@ -787,7 +787,7 @@ impl CompiledExpression {
 const VLAN_PRESENT: u64 = 0x1000;
 
 fn too_long(nodes: usize) -> String {
-    format!("the filter needs {nodes} tests, and {EXPR_NODES} are the most that are possible")
+    format!("the filter needs {nodes} tests, but it may have {EXPR_NODES} at most")
 }
 
 /// The conditions at the end of a list that all test ports of the same side.

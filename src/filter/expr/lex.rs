@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_those_of_c_and_flags_have_names() {
+    fn numbers_are_written_as_in_c_and_flags_have_names() {
         assert_eq!(
             tokens("0x1F 010 0 tcp-syn"),
             [31, 8, 0, 2].map(Token::Number)

@@ -37,21 +37,21 @@ const OTHER_PROTOCOLS: [&str; 34] = [
 /// Words of pcap-filter(7) that are not supported, and why.
 const UNSUPPORTED: [(&str, &str); 16] = [
     ("gateway", "it needs names to be looked up"),
-    ("mpls", "labels are not looked through"),
+    ("mpls", "MPLS labels are not parsed"),
     ("pppoed", "tunnels are not entered"),
     ("pppoes", "tunnels are not entered"),
     ("geneve", "tunnels are not entered"),
-    ("wlan", "frames of 802.11 are not seen"),
-    ("type", "frames of 802.11 are not seen"),
-    ("subtype", "frames of 802.11 are not seen"),
-    ("radio", "frames of 802.11 are not seen"),
+    ("wlan", "802.11 frames are not seen"),
+    ("type", "802.11 frames are not seen"),
+    ("subtype", "802.11 frames are not seen"),
+    ("radio", "802.11 frames are not seen"),
     ("llc", "TCP has no LLC header"),
     ("byte", "write ether[N] and compare that"),
     ("ifname", "name interfaces with -i"),
     ("ifindex", "name interfaces with -i"),
     ("on", "name interfaces with -i"),
-    ("rulenum", "there are no packets of pflog"),
-    ("action", "there are no packets of pflog"),
+    ("rulenum", "there are no pflog packets"),
+    ("action", "there are no pflog packets"),
 ];
 
 /// Words that qualify an id.
@@ -961,12 +961,12 @@ impl Parser {
     }
 
     /// Arithmetic whose operators have at least this precedence.
-    fn value(&mut self, tightness: u8) -> Outcome<Value> {
+    fn value(&mut self, lowest: u8) -> Outcome<Value> {
         self.deeper()?;
         let first = self.next;
         let mut left = self.atom()?;
         while let Some((operation, of_left, of_right)) = self.operation() {
-            if of_left < tightness {
+            if of_left < lowest {
                 break;
             }
             self.next += 1;

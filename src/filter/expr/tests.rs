@@ -22,7 +22,7 @@ fn wrong(text: &str) -> (String, String) {
 }
 
 #[test]
-fn and_and_or_bind_alike_and_not_binds_tightest() {
+fn and_and_or_have_equal_precedence_and_not_has_a_higher_one() {
     same(
         "port 1 or port 2 and port 3",
         "(port 1 or port 2) and port 3",
@@ -142,7 +142,7 @@ fn a_condition_that_never_matches_is_an_error_only_if_nothing_else_can_match() {
 }
 
 #[test]
-fn nodes_lead_to_later_ones_alone_and_are_shared() {
+fn nodes_lead_only_to_later_ones_and_are_shared() {
     let text = "(port 80 or host 10.0.0.1) and tcp[13] & 2 != 0 or net 2001:db8::/32";
     let program = program(text);
     for (number, node) in program.nodes.iter().enumerate() {
@@ -152,7 +152,7 @@ fn nodes_lead_to_later_ones_alone_and_are_shared() {
             }
         }
     }
-    // Both families look at the ports, and what follows them differs.
+    // Both families test the ports, and then continue with different nodes.
     assert_eq!(program.nodes.len(), 6, "{:?}", program.nodes);
 }
 
@@ -195,7 +195,7 @@ fn a_value_that_is_compared_often_is_loaded_once() {
 }
 
 #[test]
-fn the_place_of_what_is_wrong_is_reported() {
+fn an_error_says_which_part_of_the_text_is_wrong() {
     for (text, place, reason) in [
         ("port 80 and udp", "udp", "only TCP"),
         ("udp port 53", "udp port 53", "only TCP"),

@@ -65,7 +65,7 @@ fn path(file: &File) -> String {
 
 impl KernelTypes {
     /// BTF with the structs, unions and enums of these names, and with what they contain, but not
-    /// what they point to. All keep their numbers, which programs pass to the kernel.
+    /// what they point to. All keep their type ids, which programs pass to the kernel.
     ///
     /// # Errors
     /// A type is of an unknown kind.
@@ -75,7 +75,7 @@ impl KernelTypes {
         let all = &self.bytes.all()[self.types.clone()];
         let mut is_kept = vec![false; starts.len()];
         while let Some(id) = wanted.pop() {
-            // Number 0 is void.
+            // Id 0 is void.
             let kept = is_kept.get_mut(id).filter(|kept| id > 0 && !**kept);
             let Some(kept) = kept else { continue };
             *kept = true;
@@ -89,7 +89,8 @@ impl KernelTypes {
         for id in 1..len {
             match is_kept[id] {
                 true => self.copy(&all[starts[id]..], &mut types, &mut strings)?,
-                // A forward declaration without a name has no part in any comparison.
+                // Fills the place of a type that is left out. libbpf compares it with nothing,
+                // because it has no name.
                 false => push(&mut types, [0, u32::from(KIND_FORWARD) << 24, 0]),
             }
         }
@@ -105,7 +106,7 @@ impl KernelTypes {
         Ok(bytes)
     }
 
-    /// Where each type begins, and the numbers of the structs, unions and enums of these names.
+    /// Where each type begins, and the ids of the structs, unions and enums of these names.
     fn named(&self, names: &HashSet<&[u8]>) -> Result<(Vec<usize>, Vec<usize>)> {
         let (mut starts, mut found) = (vec![0], Vec::new());
         self.walk(|known| {
@@ -199,11 +200,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_excerpt_has_the_asked_types_under_their_numbers() {
+    fn an_excerpt_has_the_requested_types_with_their_ids() {
         use libbpf_rs::btf::Btf;
         use libbpf_rs::btf::types::Struct;
 
-        const NAME: &str = "an_excerpt_has_the_asked_types_under_their_numbers";
+        const NAME: &str = "an_excerpt_has_the_requested_types_with_their_ids";
 
         let Ok(all) = Btf::from_vmlinux() else {
             let why = "this kernel has no BTF";
