@@ -132,7 +132,7 @@ fn every_cut_of_a_file_keeps_the_records_before_it() {
 }
 
 #[test]
-fn what_is_wrong_with_a_file_is_reported_with_its_offset() {
+fn an_error_in_a_file_is_reported_with_its_offset() {
     let error = |file: &[u8]| read(file).end.unwrap_err();
     assert!(error(b"").starts_with("offset 0: "));
     assert!(error(b"no capture file").contains("magic"));

@@ -302,7 +302,7 @@ fn options_and_payload_end_where_frame_or_packet_end() {
 }
 
 #[test]
-fn a_length_of_0_says_nothing_and_is_not_shown() {
+fn an_ip_length_of_0_is_unknown_and_not_shown() {
     let payload = Segment {
         payload: vec![0; 70_000],
         ..Segment::default()

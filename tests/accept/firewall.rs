@@ -6,7 +6,7 @@ use super::{Growth, Trace, assert_fate, begin, listener, local, nft, segment, se
 use crate::common::{CLIENT4, Namespace, Pair, SERVER6, need};
 
 #[test]
-fn what_a_firewall_drops_is_reported_at_once_and_its_retransmission_is_not_another_attempt() {
+fn a_syn_that_a_firewall_drops_is_reported_at_once_and_its_retransmission_is_not_another_attempt() {
     let namespace = need!(Namespace::new());
     need!(nft(
         &namespace,
@@ -73,7 +73,7 @@ fn an_attempt_that_is_refused_after_the_firewall_was_opened_is_one_attempt() {
 }
 
 #[test]
-fn what_a_firewall_rejects_is_refused_for_its_reason() {
+fn an_attempt_that_a_firewall_rejects_is_refused_with_that_reason() {
     let namespace = need!(Namespace::new());
     need!(nft(
         &namespace,

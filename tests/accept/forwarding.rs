@@ -30,7 +30,7 @@ fn inside(port: u16) -> SocketAddr {
 }
 
 #[test]
-fn what_the_router_passes_on_is_forwarded_whatever_comes_of_it() {
+fn attempts_that_a_router_forwards_are_forwarded_whatever_their_outcome() {
     let (pair, inner) = need!(router());
     let _listener = inner.enter(|| listener(inside(8015), 16));
     // Watch both interfaces of the router, and then only the client's.
@@ -47,7 +47,7 @@ fn what_the_router_passes_on_is_forwarded_whatever_comes_of_it() {
 }
 
 #[test]
-fn what_is_redirected_to_another_port_is_accepted_under_its_original_port() {
+fn an_attempt_redirected_to_another_port_is_accepted_under_its_original_port() {
     let pair = need!(Pair::new());
     need!(nft(
         &pair.server,
@@ -69,7 +69,7 @@ fn what_is_redirected_to_another_port_is_accepted_under_its_original_port() {
 }
 
 #[test]
-fn what_another_namespace_does_not_answer_is_forwarded_though_only_the_client_s_side_is_watched() {
+fn an_unanswered_attempt_is_forwarded_even_if_only_the_client_side_is_watched() {
     let (pair, inner) = need!(router());
     // As Docker publishes a port of a container.
     need!(nft(

@@ -146,7 +146,7 @@ fn an_attempt_that_gets_through_by_a_repeated_syn_is_one_attempt() {
 }
 
 #[test]
-fn what_is_redirected_to_a_full_queue_is_dropped() {
+fn an_attempt_redirected_to_a_full_queue_is_dropped() {
     let pair = need!(Pair::new());
     need!(nft(
         &pair.server,

@@ -111,7 +111,7 @@ fn the_wildcard_address_is_shown_as_the_address_that_the_kernel_puts_in_its_plac
 }
 
 #[test]
-fn a_mapped_destination_is_one_attempt_shown_as_ipv4() {
+fn an_ipv4_mapped_destination_is_one_attempt_shown_as_ipv4() {
     let namespace = need!(Namespace::new());
     for backend in backends!() {
         let trace = Trace::start(&namespace, backend, &[]);

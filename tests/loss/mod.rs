@@ -321,7 +321,7 @@ fn resets_of_connections_are_those_that_the_kernel_counts() {
 }
 
 #[test]
-fn what_a_closing_connection_accepts_is_not_a_drop() {
+fn segments_that_a_closing_connection_accepts_are_not_drops() {
     // Older kernels do not show the socket of a segment that is freed.
     if release() < (6, 11) {
         return;
@@ -361,7 +361,7 @@ fn what_a_closing_connection_accepts_is_not_a_drop() {
 }
 
 #[test]
-fn what_a_half_open_connection_does_not_need_is_not_a_drop() {
+fn segments_that_a_half_open_connection_does_not_need_are_not_drops() {
     // Older kernels give no reason for other drops of such segments either.
     if release() < (6, 18) {
         return;
@@ -422,7 +422,7 @@ fn first_of(count: &Value, kind: &str) -> (Value, u64) {
 }
 
 #[test]
-fn what_is_counted_by_key_adds_up_to_the_total() {
+fn counts_by_key_add_up_to_the_total() {
     let pair = need!(Pair::new());
     let client = CLIENT4.to_string();
     let filter = ["--src", &client, "-p", "9"];

@@ -221,7 +221,7 @@ fn spoofed(number: u32) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_not_in_the_tables_is_counted_as_untracked() {
+fn keys_that_are_not_in_the_tables_are_counted_as_untracked() {
     let mut frames = Vec::new();
     for number in 0..200_000 {
         frames.push((SECOND, spoofed(number)));

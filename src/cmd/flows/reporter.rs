@@ -445,7 +445,7 @@ mod tests {
     use crate::skel::FlowRecord;
 
     #[test]
-    fn what_ends_in_an_interval_takes_bounded_memory_and_is_counted() {
+    fn flows_that_end_in_an_interval_take_bounded_memory_and_are_counted() {
         let cli = ["tcpinspect", "flows", "eth0", "--interval", "1"];
         let Command::Flows(args) = Cli::try_parse_from(cli).unwrap().command else {
             panic!("not flows")

@@ -60,11 +60,11 @@ impl Run {
             faults.push("no test ran".to_owned());
         }
         if self.needs_backends {
-            let unproven = BACKENDS
+            let missing = BACKENDS
                 .iter()
                 .filter(|backend| !self.has_passed_on(backend));
             faults
-                .extend(unproven.map(|backend| format!("no test passed on the {backend} backend")));
+                .extend(missing.map(|backend| format!("no test passed on the {backend} backend")));
         }
         faults
     }

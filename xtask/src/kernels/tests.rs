@@ -68,7 +68,7 @@ fn reads_results_between_other_output() {
 }
 
 #[test]
-fn a_failure_is_seen_even_where_its_result_is_hidden() {
+fn a_failure_is_found_even_if_other_output_hides_its_result() {
     let text = "@@ start a\ntest one ... noiseFAILED\ntest two ... noiseok\n\nfailures:\n\n\
                 ---- one stdout ----\ntest two ... FAILED\n\nfailures:\n    one\n\n\
                 test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n\
@@ -128,7 +128,7 @@ fn only_allowed_skips_are_accepted() {
 }
 
 #[test]
-fn an_unproven_backend_is_a_fault() {
+fn a_backend_on_which_no_test_passed_is_a_fault() {
     let run = Run {
         needs_backends: true,
         ..run(GOOD)
@@ -193,7 +193,7 @@ fn the_parts_of_a_kernel_are_one_run_with_the_faults_of_each() {
 }
 
 #[test]
-fn in_turns_each_part_runs_on_one_kernel_and_over_time_on_each() {
+fn in_turns_each_part_runs_on_one_kernel_at_a_time_and_on_each_in_three_runs() {
     let everything = parts(&KERNELS[0], Mode::Default, &[], Turn::Everything);
     assert_eq!(everything.len(), PARTS.len() + 1);
     let (core, others) = everything.split_at(CORE_PARTS);
@@ -217,7 +217,7 @@ fn in_turns_each_part_runs_on_one_kernel_and_over_time_on_each() {
 }
 
 #[test]
-fn what_passes_at_the_second_attempt_is_not_a_fault_and_is_reported() {
+fn a_test_that_passes_at_the_second_attempt_is_reported_but_no_fault() {
     let first = "@@ start a\ntest one ... FAILED\ntest two ... FAILED\ntest three ... ok\n\n\
                  test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out\n\
                  @@ exit a 101\n@@ end\n";
