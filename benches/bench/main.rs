@@ -10,6 +10,7 @@
 #![allow(clippy::print_stderr, reason = "as above")]
 
 mod accept;
+mod capture_file;
 mod chart;
 #[path = "../../tests/common/mod.rs"]
 mod common;
@@ -18,6 +19,13 @@ mod events;
 mod history;
 mod iperf;
 mod loss;
+#[allow(
+    dead_code,
+    clippy::expect_used,
+    reason = "the tests use more of it, and what it writes is right or stops the bench"
+)]
+#[path = "../../tests/oracle/pcap_write.rs"]
+mod pcap_write;
 mod plain;
 mod program;
 mod rate;

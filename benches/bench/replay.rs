@@ -1,7 +1,5 @@
 //! How many frames of a capture file are read per second, compared with tcpdump and an equivalent filter.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -9,17 +7,15 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::Effort;
+use crate::capture_file::{self, FLAGS, SPORT};
+use crate::common::frames::{ACK, SYN};
 use crate::report::{bars, bound, table, target};
 use crate::stat::Stat;
-use crate::world::{installed, syn, tcpinspect};
+use crate::world::{installed, tcpinspect};
 
 /// Connections of the file. One in [`SYN_EVERY`] of its frames is a SYN.
 const CONNECTIONS: u32 = 1000;
 const SYN_EVERY: u32 = 16;
-
-/// Where the flags are in a frame of [`syn`], and its source port.
-const FLAGS: usize = 47;
-const SPORT: usize = 34;
 
 const OURS: [(&str, &[&str]); 4] = [
     ("syn-count", &["syn-count"]),
@@ -104,31 +100,11 @@ pub fn run(effort: Effort) -> Result<bool> {
     ))
 }
 
-/// Writes a file of connections with a SYN now and then, a microsecond apart.
+/// Writes a file of connections with a SYN now and then.
 fn write(path: &Path, frames: u32) -> Result<()> {
-    let mut file = BufWriter::new(File::create(path)?);
-    let header = [0xa1b2_3c4d_u32, 2 | 4 << 16, 0, 0, 262_144, 1];
-    for word in header {
-        file.write_all(&word.to_le_bytes())?;
-    }
-    let mut frame = syn();
-    let length = u32::try_from(frame.len())?;
-    for number in 0..frames {
+    capture_file::write(path, 0..frames, |frame, number| {
         let [.., high, low] = (number / SYN_EVERY % CONNECTIONS + 1024).to_be_bytes();
-        frame[SPORT] = high;
-        frame[SPORT + 1] = low;
-        frame[FLAGS] = if number % SYN_EVERY == 0 { 0x02 } else { 0x10 };
-        let micros = number;
-        let record = [
-            micros / 1_000_000,
-            micros % 1_000_000 * 1000,
-            length,
-            length,
-        ];
-        for word in record {
-            file.write_all(&word.to_le_bytes())?;
-        }
-        file.write_all(&frame)?;
-    }
-    Ok(file.flush()?)
+        frame[SPORT..SPORT + 2].copy_from_slice(&[high, low]);
+        frame[FLAGS] = if number % SYN_EVERY == 0 { SYN } else { ACK };
+    })
 }

@@ -1,7 +1,5 @@
 //! How the cost of tables grows with their size, and what a second CPU costs.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
@@ -15,7 +13,9 @@ use nix::sys::time::TimeValLike;
 use tcpinspect::skel::flows::FlowsSkelBuilder;
 
 use crate::Effort;
+use crate::capture_file::{self, FLAGS, SADDR};
 use crate::common::bpf::leave_out;
+use crate::common::frames::{ACK, SYN};
 use crate::program::{REPEAT, run_for, set_flows};
 use crate::report::table;
 use crate::stat::Stat;
@@ -26,13 +26,6 @@ const SIZES: [u32; 4] = [1000, 10_000, 100_000, 1_000_000];
 
 /// Frames of which the cost is measured.
 const FRAMES: u32 = 1_000_000;
-
-/// Where the flags are in a frame of [`syn`], and three bytes of its source address.
-const FLAGS: usize = 47;
-const SADDR: usize = 27;
-
-const SYN: u8 = 0x02;
-const ACK: u8 = 0x10;
 
 pub fn run(effort: Effort) -> Result<bool> {
     if !effort.short {
@@ -114,29 +107,17 @@ fn cpu(words: &[&str], file: &Path) -> Result<f64> {
     Ok((used()? - before) as f64)
 }
 
-/// Writes frames, a microsecond apart. Each part is a number of frames with the same TCP flags; the
-/// frames come from each source in turn.
+/// Writes a capture file. Each part is a number of frames with the same TCP flags; the frames come
+/// from each source in turn.
 fn write(path: &Path, parts: &[(u8, u32)], sources: u32) -> Result<()> {
-    let mut file = BufWriter::new(File::create(path)?);
-    for word in [0xa1b2_3c4d_u32, 2 | 4 << 16, 0, 0, 262_144, 1] {
-        file.write_all(&word.to_le_bytes())?;
-    }
-    let mut frame = syn();
-    let length = u32::try_from(frame.len())?;
     let all = parts
         .iter()
         .flat_map(|(flags, count)| (0..*count).map(|number| (*flags, number % sources)));
-    for (micros, (flags, source)) in (0_u32..).zip(all) {
+    capture_file::write(path, all, |frame, (flags, source)| {
         let [_, address @ ..] = source.to_be_bytes();
         frame[SADDR..SADDR + 3].copy_from_slice(&address);
         frame[FLAGS] = flags;
-        let time = [micros / 1_000_000, micros % 1_000_000 * 1000];
-        for word in time.into_iter().chain([length, length]) {
-            file.write_all(&word.to_le_bytes())?;
-        }
-        file.write_all(&frame)?;
-    }
-    Ok(file.flush()?)
+    })
 }
 
 /// A packet of a known flow, on one CPU and on two at once.

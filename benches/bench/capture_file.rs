@@ -1,0 +1,36 @@
+//! Capture files of frames that differ from those of [`syn`] in flags and source.
+
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::pcap_write::{Frame, Order, Pcap, Unit};
+use crate::world::syn;
+
+/// Where the flags are in a frame of [`syn`], its source port, and the last three bytes of its source
+/// address.
+pub const FLAGS: usize = 47;
+pub const SPORT: usize = 34;
+pub const SADDR: usize = 27;
+
+/// The link type of Ethernet.
+const ETHERNET: u32 = 1;
+
+/// Writes one frame for each of `packets`, a microsecond apart. `change` makes it from that for the
+/// packet before, the first from [`syn`].
+pub fn write<T>(
+    path: &Path,
+    packets: impl IntoIterator<Item = T>,
+    change: impl Fn(&mut [u8], T),
+) -> Result<()> {
+    let file = BufWriter::new(File::create(path)?);
+    let mut file = Pcap::new(file, Order::Little, Unit::Nanoseconds, ETHERNET)?;
+    let mut frame = syn();
+    for (micros, packet) in (0..).zip(packets) {
+        change(&mut frame, packet);
+        file.frame(Frame::whole(micros * 1000, &frame))?;
+    }
+    Ok(file.flush()?)
+}
