@@ -1,5 +1,6 @@
 //! Code that all commands share while they run: wait, read events, replay capture files, and end.
 
+pub mod call;
 pub mod counts;
 pub mod drops;
 pub mod events;

@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use libbpf_rs::ProgramInput;
 
 use crate::domain::incoming::{Attempt, is_overdue};
 use crate::host::interfaces::Interface;
 use crate::host::routes::Routes;
 use crate::host::sock_diag::{Found, SockDiag, Waiting};
+use crate::run::call::call;
 use crate::run::monotonic::monotonic_ns;
 use crate::skel::accept_trace::AcceptTraceSkel;
 use crate::skel::{
@@ -336,14 +336,7 @@ fn read(skel: &AcceptTraceSkel<'_>) -> Result<Vec<(AttemptKey, RawAttempt)>> {
 
 /// Runs the program that reports fates.
 fn run(skel: &mut AcceptTraceSkel<'_>) -> Result<()> {
-    let frame = [0; 14];
-    let input = ProgramInput {
-        data_in: Some(&frame),
-        ..ProgramInput::default()
-    };
-    let run = skel.progs.accept_close.test_run(input);
-    run.context("failed to report what became of an attempt")?;
-    Ok(())
+    call(&skel.progs.accept_close, 1).context("failed to report what became of an attempt")
 }
 
 fn seed(skel: &mut AcceptTraceSkel<'_>, connection: &Waiting, ifindex: u32) -> Result<()> {

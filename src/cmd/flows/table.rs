@@ -1,12 +1,13 @@
 //! Sweeps the table of flows in the kernel.
 
 use anyhow::{Context, Result};
-use libbpf_rs::{ErrorKind, ProgramInput};
+use libbpf_rs::ErrorKind;
 
 use super::reporter::Reporter;
 use super::sockets::Sockets;
 use crate::cli::FlowsArgs;
 use crate::notice::Notices;
+use crate::run::call::call;
 use crate::run::events::EventSource;
 use crate::run::session::Session;
 use crate::skel::flows::FlowsSkel;
@@ -148,16 +149,11 @@ impl<'a> FlowTable<'a> {
         request.unwanted = before.unwanted;
         request.unwanted_packets = before.unwanted_packets;
         skel::set_sweep(bss, &request);
-        let frame = [0; 14];
         let mut left = before.end;
         loop {
-            let input = ProgramInput {
-                data_in: Some(&frame),
-                repeat: (left / SweepLimit::SWEEP_STEP.0 + 2).min(self.room),
-                ..ProgramInput::default()
-            };
-            match skel.progs.flows_sweep.test_run(input) {
-                Ok(_) => {}
+            let times = (left / SweepLimit::SWEEP_STEP.0 + 2).min(self.room);
+            match call(&skel.progs.flows_sweep, times) {
+                Ok(()) => {}
                 // Interrupted by a signal: go on from the cursor.
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error).context("failed to read the table of flows"),
