@@ -4,6 +4,7 @@
 use std::fmt::Write;
 
 use crate::domain::flow::{self, ConnState};
+use crate::domain::packet::FLAG_LETTERS;
 
 /// A command line, and what it is for.
 type Example = (&'static str, &'static str);
@@ -69,17 +70,6 @@ pub const EXIT_STATUS: &[Term] = &[
         "3",
         "ended well, but events were lost and --strict was given",
     ),
-];
-
-const FLAG_TERMS: &[Term] = &[
-    ("S", "SYN"),
-    (".", "ACK"),
-    ("F", "FIN"),
-    ("R", "RST"),
-    ("P", "PSH"),
-    ("U", "URG"),
-    ("E", "ECE: ECN echo, or ECN requested in a SYN"),
-    ("W", "CWR: congestion window reduced"),
 ];
 
 const CONN_STATES: [Term; ConnState::ALL.len()] = {
@@ -201,7 +191,7 @@ const PAGES: &[(&str, Page)] = &[
                 ),
             ],
             sections: &[
-                ("TCP flags (FLAGS)", FLAG_TERMS),
+                ("TCP flags (FLAGS)", &FLAG_LETTERS),
                 (
                     "Columns",
                     &[
@@ -539,7 +529,7 @@ const PAGES: &[(&str, Page)] = &[
                         ),
                     ],
                 ),
-                ("Flags (FLAGS)", FLAG_TERMS),
+                ("Flags (FLAGS)", &FLAG_LETTERS),
             ],
         },
     ),

@@ -13,8 +13,17 @@ pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// Names of the TCP flags by bit, lowest first (RFC 9293, RFC 3168).
 pub const FLAG_NAMES: [&str; 8] = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
 
-/// tcpdump's letters for them, in tcpdump's order: `[S.]`, `[P.]`, `[SEW]`.
-pub const FLAG_LETTERS: &[u8; 8] = b"FSRP.UEW";
+/// tcpdump's letters for them, in tcpdump's order (`[S.]`, `[P.]`, `[SEW]`), and what they mean.
+pub const FLAG_LETTERS: [(&str, &str); FLAG_NAMES.len()] = [
+    ("F", "FIN"),
+    ("S", "SYN"),
+    ("R", "RST"),
+    ("P", "PSH"),
+    (".", "ACK"),
+    ("U", "URG"),
+    ("E", "ECE: ECN echo, or ECN requested in a SYN"),
+    ("W", "CWR: congestion window reduced"),
+];
 
 /// One packet that matched.
 #[derive(Clone, Copy)]

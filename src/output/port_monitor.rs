@@ -274,7 +274,8 @@ pub(crate) fn push_flag_letters(out: &mut Line<'_>, flags: u8) {
         out.extend_from_slice(b"none");
     }
     for bit in bits(flags) {
-        out.push(FLAG_LETTERS[bit]);
+        let (letter, _) = FLAG_LETTERS[bit];
+        letter.bytes().for_each(|byte| out.push(byte));
     }
     out.push(b']');
 }
