@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::{Context, Result, bail};
 use libbpf_rs::skel::OpenSkel;
-use libbpf_rs::{MapCore, MapFlags, MapType, OpenMapMut, PrintLevel, set_print};
+use libbpf_rs::{MapCore, MapFlags, MapType, OpenMapMut, OpenProgramMut, PrintLevel, set_print};
 use nix::sys::utsname::uname;
 
 use crate::attach::beside::beside;
@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::host::kernel_types::KernelTypes;
 use crate::host::privileges::{self, Lockdown, RefusedCall, explain_eperm};
 use crate::skel::COUNTER_SLOTS;
-use crate::sys::object::{Apart, LoadedApart};
+use crate::sys::object::{self, Apart, LoadedApart};
 
 /// Part of the version string of kernels with PREEMPT_RT.
 const RT: &[u8] = b"PREEMPT_RT";
@@ -94,16 +94,21 @@ pub fn kprobe_failure(what: &str, error: libbpf_rs::Error) -> Failure {
     failure.hint(format!("{}: {}", explanation.reason, explanation.hint))
 }
 
-/// Loads an object whose maps are created. Meanwhile another thread loads the programs that were
-/// taken out of it, because the kernel verifies each program on the CPU of the thread that loads it.
-/// Returns these programs in the same order.
+/// Loads an object. Meanwhile another thread loads those of its programs that `apart` names, which are
+/// returned in the same order: the kernel verifies each on the CPU of the thread that loads it.
 ///
 /// # Errors
-/// The kernel refuses a program.
+/// The kernel refuses a map or a program.
 pub fn on_two_threads<'obj, S: OpenSkel<'obj>>(
-    open: S,
-    apart: &[Apart],
+    mut open: S,
+    apart: impl FnOnce(&mut S) -> Vec<&mut OpenProgramMut<'obj>>,
 ) -> libbpf_rs::Result<(S::Output, Vec<LoadedApart>)> {
+    object::create_maps(open.open_object_mut())?;
+    let btf = object::btf_fd(open.open_object());
+    let apart = apart(&mut open)
+        .into_iter()
+        .map(|program| Apart::take(program, btf))
+        .collect::<Vec<_>>();
     if apart.is_empty() {
         return Ok((open.load()?, Vec::new()));
     }

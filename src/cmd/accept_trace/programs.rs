@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
-use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::skel::SkelBuilder;
 use libbpf_rs::{Link, OpenObject};
 
 use super::wanted_fates;
@@ -26,7 +26,6 @@ use crate::skel::accept_trace::{
     AcceptTraceSkel, AcceptTraceSkelBuilder, OpenAcceptTraceMaps, OpenAcceptTraceProgs,
 };
 use crate::skel::{AcceptByKey, AcceptOutput, DropSettings};
-use crate::sys::object::{self, Apart};
 use crate::sys::probe;
 
 /// The hook for accepted connections.
@@ -176,12 +175,11 @@ fn load_one<'obj>(
             "where sockets and dropped segments are",
         )
     };
-    object::create_maps(open.open_object_mut()).map_err(failure)?;
-    let btf = object::btf_fd(open.open_object());
-    let progs = &mut open.progs;
-    let apart = [&mut progs.accept_egress, &mut progs.accept_ingress];
-    let apart = apart.map(|program| Apart::take(program, btf));
-    let (skel, loaded) = load::on_two_threads(open, &apart).map_err(failure)?;
+    let (skel, loaded) = load::on_two_threads(open, |open| {
+        let progs = &mut open.progs;
+        vec![&mut progs.accept_egress, &mut progs.accept_ingress]
+    })
+    .map_err(failure)?;
     let pair = Pair::new(is_raw_ip, loaded)?;
     types.close();
     let counters = &skel.maps.bss_accept_data;

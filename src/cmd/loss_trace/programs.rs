@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::mem::MaybeUninit;
 
 use anyhow::{Context, Result, anyhow};
-use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::skel::SkelBuilder;
 use libbpf_rs::{Link, OpenObject, ProgramMut};
 use std::os::fd::AsFd;
 
@@ -27,7 +27,6 @@ use crate::skel::loss_trace::{
 };
 use crate::skel::{DropSettings, LossBy, LossKind};
 use crate::sys::key_tables::Size;
-use crate::sys::object::{self, Apart};
 
 /// Which reasons the running kernel gives.
 pub struct Kernel {
@@ -139,15 +138,14 @@ impl Kernel {
                 "where dropped segments are",
             )
         };
-        object::create_maps(open.open_object_mut()).map_err(failure)?;
-        let btf = object::btf_fd(open.open_object());
-        let progs = &mut open.progs;
-        let apart = [&mut progs.loss_egress, &mut progs.loss_ingress]
-            .into_iter()
-            .filter(|_| is_watching)
-            .map(|program| Apart::take(program, btf))
-            .collect::<Vec<_>>();
-        let (skel, loaded) = load::on_two_threads(open, &apart).map_err(failure)?;
+        let (skel, loaded) = load::on_two_threads(open, |open| {
+            let progs = &mut open.progs;
+            match is_watching {
+                true => vec![&mut progs.loss_egress, &mut progs.loss_ingress],
+                false => Vec::new(),
+            }
+        })
+        .map_err(failure)?;
         let pair = match is_watching {
             true => Some(Pair::new(target.is_raw_ip, loaded)?),
             false => None,
