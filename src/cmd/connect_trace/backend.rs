@@ -20,7 +20,8 @@ use crate::notice::Notices;
 use crate::run::events::BufferKind;
 use crate::run::export;
 use crate::skel::connect_trace::{
-    ConnectTraceProgs, ConnectTraceSkel, ConnectTraceSkelBuilder, OpenConnectTraceProgs,
+    ConnectTraceProgs, ConnectTraceSkel, ConnectTraceSkelBuilder, OpenConnectTraceMaps,
+    OpenConnectTraceProgs,
 };
 use crate::skel::{ConnectCounters, ConnectHistogramBy, ConnectKind, ProcessFilter};
 use crate::sys::{link, perf_event, probe};
@@ -117,6 +118,109 @@ enum Accept {
     Kretprobe,
 }
 
+impl Plan {
+    /// What to try with the same backend when this plan has failed, because the kernel called a program
+    /// invalid or for another reason.
+    fn next(self, is_invalid: bool, support: &Support) -> Option<Self> {
+        if self.by_perf_event {
+            // The perf event exists, but the kernel may refuse to open it.
+            Some(Self {
+                by_perf_event: false,
+                ..self
+            })
+        } else if self.storage && !(self.may_probe_read && is_invalid) {
+            Some(Self {
+                storage: false,
+                may_probe_read: true,
+                by_perf_event: support.has_state_event,
+                ..self
+            })
+        } else if self.backend != Backend::Kprobe && self.may_probe_read && is_invalid {
+            // lockdown=confidentiality forbids it, but allows reads by BTF pointers.
+            Some(Self {
+                may_probe_read: false,
+                ..self
+            })
+        } else {
+            None
+        }
+    }
+}
+
+/// What the running kernel supports.
+struct Support {
+    version: (u32, u32),
+    types: KernelTypes,
+    /// Its type information has tcp_v6_connect().
+    has_ipv6: bool,
+    /// State changes can be handled at the perf event of the tracepoint.
+    has_state_event: bool,
+    /// Connections can be kept in socket storage.
+    has_storage: bool,
+    /// It has the iterators that find attempts without a fate.
+    has_iterators: bool,
+}
+
+impl Support {
+    fn look(notices: Notices) -> Result<Self, Failure> {
+        let types = load::kernel_types("connect-trace")?;
+        let [has_ipv6, storage_helper, file_iterator, map_iterator] = types
+            .functions([
+                "tcp_v6_connect",
+                "bpf_sk_storage_get_tracing",
+                "bpf_iter_task_file",
+                "bpf_iter_bpf_map_elem",
+            ])?
+            .map(|function| function.is_some());
+        let version = privileges::kernel_version().unwrap_or_default();
+        let state_event = find_state_event(version, &types);
+        if let Err(error) = &state_event {
+            notices.detail(&format!(
+                "the perf event of {STATE_EVENT} is not used: {error:#}"
+            ));
+        }
+        let has_state_event = state_event.is_ok();
+        Ok(Self {
+            version,
+            types,
+            has_ipv6,
+            has_state_event,
+            // Perf event programs can't use socket storage.
+            has_storage: storage_helper && !(version >= (7, 0) && has_state_event),
+            has_iterators: file_iterator && map_iterator,
+        })
+    }
+
+    /// What to try first with a backend.
+    fn plan(&self, backend: Backend, args: &ConnectTraceArgs) -> Result<Plan> {
+        let is_kprobe = backend == Backend::Kprobe;
+        let storage = !is_kprobe && self.has_storage;
+        Ok(Plan {
+            backend,
+            // pahole may leave a function out of BTF; a kprobe finds it by its name all the same.
+            ipv6: self.has_ipv6 || is_kprobe && kernel_symbols::is_listed("tcp_v6_connect"),
+            accept: accept_hook(backend, args, &self.types)?,
+            may_probe_read: true,
+            by_perf_event: !storage && self.has_state_event,
+            storage,
+            pending: self.has_iterators && !args.exporting,
+        })
+    }
+
+    /// Reports what can't be seen with a plan.
+    fn say_what_is_missing(&self, plan: Plan, args: &ConnectTraceArgs, notices: Notices) {
+        if plan.backend != Backend::Tracepoint && !plan.ipv6 {
+            notices.notice("tcp_v6_connect can't be hooked in this kernel: IPv6 is seen by the state tracepoint alone");
+        }
+        if self.version >= (7, 0) && !plan.by_perf_event {
+            notices.notice("a task can be preempted in a program at the tracepoint: what other tasks on that CPU do then is counted as lost; -v says why the perf event of the tracepoint is not used");
+        }
+        if args.accept && !args.exporting && plan.accept == Accept::Unhooked {
+            notices.notice("this backend sees incoming connections as they are established, without the process that will accept them");
+        }
+    }
+}
+
 /// Loads and attaches the first backend that works.
 pub(in crate::cmd) fn choose<'obj>(
     args: &ConnectTraceArgs,
@@ -124,57 +228,21 @@ pub(in crate::cmd) fn choose<'obj>(
     storage: &'obj mut [MaybeUninit<OpenObject>],
     notices: Notices,
 ) -> Result<Tracer<'obj>, Failure> {
-    let types = load::kernel_types("connect-trace")?;
-    let [ipv6, storage_helper, file_iterator, map_iterator] = types
-        .functions([
-            "tcp_v6_connect",
-            "bpf_sk_storage_get_tracing",
-            "bpf_iter_task_file",
-            "bpf_iter_bpf_map_elem",
-        ])?
-        .map(|function| function.is_some());
-    let kernel = privileges::kernel_version().unwrap_or_default();
-    let state_event = find_state_event(kernel, &types);
-    if let Err(error) = &state_event {
-        notices.detail(&format!(
-            "the perf event of {STATE_EVENT} is not used: {error:#}"
-        ));
-    }
-    // Perf event programs can't use socket storage.
-    let has_storage = storage_helper && !(kernel >= (7, 0) && state_event.is_ok());
+    let support = Support::look(notices)?;
     let mut storage = storage.iter_mut();
     let mut last = None;
     for backend in candidates(args.backend) {
-        if let Err(failure) = try_cheaply(*backend, &types) {
+        if let Err(failure) = try_cheaply(*backend, &support.types) {
             notices.detail(&format!("{:#}", failure.error));
             last = Some(failure);
             continue;
         }
-        let mut plan = Plan {
-            backend: *backend,
-            // pahole may leave a function out of BTF; a kprobe finds it by its name all the same.
-            ipv6: ipv6
-                || *backend == Backend::Kprobe && kernel_symbols::is_listed("tcp_v6_connect"),
-            accept: accept_hook(*backend, args, &types)?,
-            may_probe_read: true,
-            by_perf_event: false,
-            storage: *backend != Backend::Kprobe && has_storage,
-            pending: file_iterator && map_iterator && !args.exporting,
-        };
-        plan.by_perf_event = !plan.storage && state_event.is_ok();
-        loop {
+        let mut next = Some(support.plan(*backend, args)?);
+        while let Some(plan) = next {
             let storage = storage.next().context("too many attempts to attach")?;
             match Tracer::attach(plan, args, buffer, storage) {
                 Ok(tracer) => {
-                    if *backend != Backend::Tracepoint && !plan.ipv6 {
-                        notices.notice("tcp_v6_connect can't be hooked in this kernel: IPv6 is seen by the state tracepoint alone");
-                    }
-                    if kernel >= (7, 0) && !plan.by_perf_event {
-                        notices.notice("a task can be preempted in a program at the tracepoint: what other tasks on that CPU do then is counted as lost; -v says why the perf event of the tracepoint is not used");
-                    }
-                    if args.accept && !args.exporting && plan.accept == Accept::Unhooked {
-                        notices.notice("this backend sees incoming connections as they are established, without the process that will accept them");
-                    }
+                    support.say_what_is_missing(plan, args, notices);
                     return Ok(tracer);
                 }
                 Err(failure) => {
@@ -183,21 +251,8 @@ pub(in crate::cmd) fn choose<'obj>(
                         backend.name(),
                         failure.error
                     ));
-                    let invalid = is_invalid(&failure);
+                    next = plan.next(is_invalid(&failure), &support);
                     last = Some(failure);
-                    if plan.by_perf_event {
-                        // The perf event exists, but the kernel may refuse to open it.
-                        plan.by_perf_event = false;
-                    } else if plan.storage && !(plan.may_probe_read && invalid) {
-                        plan.storage = false;
-                        plan.may_probe_read = true;
-                        plan.by_perf_event = state_event.is_ok();
-                    } else if *backend != Backend::Kprobe && plan.may_probe_read && invalid {
-                        // lockdown=confidentiality forbids it, but allows reads by BTF pointers.
-                        plan.may_probe_read = false;
-                    } else {
-                        break;
-                    }
                 }
             }
         }
@@ -279,71 +334,19 @@ impl<'obj> Tracer<'obj> {
         let mut open = builder
             .open(storage)
             .context("failed to open the programs")?;
-        let rodata = open
-            .maps
-            .rodata_data
-            .as_deref_mut()
-            .context("the programs have no settings")?;
-        rodata.wanted_kinds = wanted_kinds(args);
-        rodata.max_rate = args.max_rate.unwrap_or(0);
-        rodata.exporting = args.exporting;
-        if args.exporting || args.netns.is_given() {
-            rodata.wanted_netns = u32::try_from(netns::own()?)?;
-        }
-        rodata.histogram_by = histogram_by(args).1;
-        rodata.accept_is_hooked = plan.accept != Accept::Unhooked;
-        rodata.may_probe_read = plan.may_probe_read;
-        rodata.use_storage = plan.storage;
-        rodata.ipv4_is_hooked = plan.backend != Backend::Tracepoint;
-        rodata.ipv6_is_hooked = plan.backend != Backend::Tracepoint && plan.ipv6;
-        rodata.use_perf_buffer = buffer == BufferKind::Perf;
-        let processes = args.processes.rules();
-        let sets = [
-            &mut open.maps.pids,
-            &mut open.maps.uids,
-            &mut open.maps.comms,
-        ];
-        rodata.process_filter = ProcessFilter(processes.size(sets)?);
+        configure(plan, args, buffer, &mut open.maps)?;
         let is_filtered = args.addresses.filter().configure(&mut open)?;
-        let remembers_passed_over = args.close && is_filtered;
-        let maps = &mut open.maps;
-        buffer.configure(&args.buffer, &mut maps.ring, &mut maps.perf)?;
-        export::configure(
-            args.exporting,
-            [&mut maps.export_counts, &mut maps.export_times],
-            [&mut maps.ring, &mut maps.perf],
-        )?;
-        maps.histograms.set_autocreate(args.histogram.is_some())?;
-        maps.stored.set_autocreate(plan.storage)?;
-        maps.connections.set_max_entries(match plan.storage {
-            true => CHEAP_MAX,
-            false if args.close => OPEN_MAX,
-            false => WAITING_MAX,
-        })?;
-        maps.calls.set_autocreate(plan.backend == Backend::Kprobe)?;
-        maps.handler.set_autocreate(!plan.by_perf_event)?;
-        maps.passed_over
-            .set_autocreate(remembers_passed_over && !plan.storage)?;
+        let remembers_passed_over = args.close && is_filtered && !plan.storage;
+        open.maps
+            .passed_over
+            .set_autocreate(remembers_passed_over)?;
         select_programs(plan, &mut open.progs);
-        let what = format!(
-            "failed to load the connect-trace program (backend {})",
-            plan.backend.name()
-        );
-        let skel = open.load().map_err(|error| {
-            let failure = load::failure(&what, error);
-            match Lockdown::now() {
-                // It refuses kprobe programs as invalid.
-                Some(mode) if plan.backend == Backend::Kprobe && is_invalid(&failure) => failure
-                    .hint(format!(
-                        "lockdown is {mode}; the fentry and tracepoint backends do not need that"
-                    )),
-                _ => failure,
-            }
-        })?;
+        let skel = open.load().map_err(|error| not_loaded(plan, error))?;
         types.close();
         let maps = &skel.maps;
         let counters = maps.bss_data.as_ref();
         counters.context("the programs have no counters")?;
+        let processes = args.processes.rules();
         processes.fill([&maps.pids, &maps.uids, &maps.comms])?;
         args.addresses.filter().fill(&skel)?;
         let (links, hooks) = attach_programs(plan, &skel)?;
@@ -361,6 +364,74 @@ impl<'obj> Tracer<'obj> {
             storage: plan.storage,
         })
     }
+}
+
+/// The failure to load the programs of a plan.
+fn not_loaded(plan: Plan, error: libbpf_rs::Error) -> Failure {
+    let what = format!(
+        "failed to load the connect-trace program (backend {})",
+        plan.backend.name()
+    );
+    let failure = load::failure(&what, error);
+    match Lockdown::now() {
+        // It refuses kprobe programs as invalid.
+        Some(mode) if plan.backend == Backend::Kprobe && is_invalid(&failure) => failure.hint(
+            format!("lockdown is {mode}; the fentry and tracepoint backends do not need that"),
+        ),
+        _ => failure,
+    }
+}
+
+/// Sets what plan and options ask for.
+fn configure(
+    plan: Plan,
+    args: &ConnectTraceArgs,
+    buffer: BufferKind,
+    maps: &mut OpenConnectTraceMaps<'_>,
+) -> Result<()> {
+    let rodata = maps.rodata_data.as_deref_mut();
+    let rodata = rodata.context("the programs have no settings")?;
+    rodata.wanted_kinds = wanted_kinds(args);
+    rodata.max_rate = args.max_rate.unwrap_or(0);
+    rodata.exporting = args.exporting;
+    if args.exporting || args.netns.is_given() {
+        rodata.wanted_netns = u32::try_from(netns::own()?)?;
+    }
+    rodata.histogram_by = histogram_by(args).1;
+    rodata.accept_is_hooked = plan.accept != Accept::Unhooked;
+    rodata.may_probe_read = plan.may_probe_read;
+    rodata.use_storage = plan.storage;
+    rodata.ipv4_is_hooked = plan.backend != Backend::Tracepoint;
+    rodata.ipv6_is_hooked = plan.backend != Backend::Tracepoint && plan.ipv6;
+    rodata.use_perf_buffer = buffer == BufferKind::Perf;
+    let sets = [&mut maps.pids, &mut maps.uids, &mut maps.comms];
+    rodata.process_filter = ProcessFilter(args.processes.rules().size(sets)?);
+    configure_maps(plan, args, buffer, maps)
+}
+
+/// Sets the sizes of maps, and creates only those that are used.
+fn configure_maps(
+    plan: Plan,
+    args: &ConnectTraceArgs,
+    buffer: BufferKind,
+    maps: &mut OpenConnectTraceMaps<'_>,
+) -> Result<()> {
+    buffer.configure(&args.buffer, &mut maps.ring, &mut maps.perf)?;
+    export::configure(
+        args.exporting,
+        [&mut maps.export_counts, &mut maps.export_times],
+        [&mut maps.ring, &mut maps.perf],
+    )?;
+    maps.histograms.set_autocreate(args.histogram.is_some())?;
+    maps.stored.set_autocreate(plan.storage)?;
+    maps.connections.set_max_entries(match plan.storage {
+        true => CHEAP_MAX,
+        false if args.close => OPEN_MAX,
+        false => WAITING_MAX,
+    })?;
+    maps.calls.set_autocreate(plan.backend == Backend::Kprobe)?;
+    maps.handler.set_autocreate(!plan.by_perf_event)?;
+    Ok(())
 }
 
 /// The key of `--histogram`, for decoding and for the programs.
@@ -441,7 +512,20 @@ fn attach_programs(
     plan: Plan,
     skel: &ConnectTraceSkel<'_>,
 ) -> Result<(Vec<Link>, Vec<&'static str>), Failure> {
-    let (progs, maps) = (&skel.progs, &skel.maps);
+    let progs = &skel.progs;
+    let calls = [
+        ("fexit tcp_v4_connect", &progs.exit_tcp_v4_connect),
+        ("fentry tcp_v4_connect", &progs.enter_tcp_v4_connect),
+        ("fexit tcp_v6_connect", &progs.exit_tcp_v6_connect),
+        ("fentry tcp_v6_connect", &progs.enter_tcp_v6_connect),
+        ("kretprobe tcp_v4_connect", &progs.kretprobe_tcp_v4_connect),
+        ("kprobe tcp_v4_connect", &progs.kprobe_tcp_v4_connect),
+        ("kretprobe tcp_v6_connect", &progs.kretprobe_tcp_v6_connect),
+        ("kprobe tcp_v6_connect", &progs.kprobe_tcp_v6_connect),
+        ("fexit inet_csk_accept", &progs.exit_accept_4),
+        ("fexit inet_csk_accept", &progs.exit_accept_2),
+        ("kretprobe inet_csk_accept", &progs.kretprobe_accept),
+    ];
     let mut links = Vec::new();
     let mut hooks = Vec::new();
     let mut keep = |hook, link: libbpf_rs::Result<Link>| match link {
@@ -458,75 +542,22 @@ fn attach_programs(
             })
         }
     };
-    match plan.backend {
-        Backend::Fentry => {
-            keep(
-                "fexit tcp_v4_connect",
-                progs.exit_tcp_v4_connect.attach_trace(),
-            )?;
-            keep(
-                "fentry tcp_v4_connect",
-                progs.enter_tcp_v4_connect.attach_trace(),
-            )?;
-            if plan.ipv6 {
-                keep(
-                    "fexit tcp_v6_connect",
-                    progs.exit_tcp_v6_connect.attach_trace(),
-                )?;
-                keep(
-                    "fentry tcp_v6_connect",
-                    progs.enter_tcp_v6_connect.attach_trace(),
-                )?;
-            }
-        }
-        Backend::Kprobe => {
-            let (v4, v6) = ("tcp_v4_connect", "tcp_v6_connect");
-            keep(
-                "kretprobe tcp_v4_connect",
-                progs.kretprobe_tcp_v4_connect.attach_kprobe(true, v4),
-            )?;
-            keep(
-                "kprobe tcp_v4_connect",
-                progs.kprobe_tcp_v4_connect.attach_kprobe(false, v4),
-            )?;
-            if plan.ipv6 {
-                keep(
-                    "kretprobe tcp_v6_connect",
-                    progs.kretprobe_tcp_v6_connect.attach_kprobe(true, v6),
-                )?;
-                keep(
-                    "kprobe tcp_v6_connect",
-                    progs.kprobe_tcp_v6_connect.attach_kprobe(false, v6),
-                )?;
-            }
-        }
-        Backend::Tracepoint => {}
+    for (hook, program) in calls.into_iter().filter(|(_, program)| program.autoload()) {
+        keep(hook, program.attach())?;
     }
-    match plan.accept {
-        Accept::FourArguments => keep("fexit inet_csk_accept", progs.exit_accept_4.attach_trace())?,
-        Accept::TwoArguments => keep("fexit inet_csk_accept", progs.exit_accept_2.attach_trace())?,
-        Accept::Kretprobe => {
-            let link = progs
-                .kretprobe_accept
-                .attach_kprobe(true, "inet_csk_accept");
-            keep("kretprobe inet_csk_accept", link)?;
-        }
-        Accept::Unhooked => {}
-    }
-    let tracepoint = "tracepoint inet_sock_set_state";
+    let hook = "tracepoint inet_sock_set_state";
     if plan.by_perf_event {
-        keep(tracepoint, progs.on_skipped_state_event.attach_trace())?;
-        let link = perf_event::attach(&progs.on_state_event, STATE_EVENT);
-        keep(tracepoint, link)?;
+        keep(hook, progs.on_skipped_state_event.attach())?;
+        keep(hook, perf_event::attach(&progs.on_state_event, STATE_EVENT))?;
     } else {
         let handler = progs.handle_state_change.as_fd().as_raw_fd();
         let slot = 0_u32.to_ne_bytes();
-        let updated = maps
-            .handler
-            .update(&slot, &handler.to_ne_bytes(), MapFlags::ANY);
-        updated.context("failed to connect the programs at the tracepoint")?;
-        keep(tracepoint, progs.on_state_change.attach_trace())?;
-        keep(tracepoint, progs.on_nested_state_change.attach_trace())?;
+        let handlers = &skel.maps.handler;
+        handlers
+            .update(&slot, &handler.to_ne_bytes(), MapFlags::ANY)
+            .context("failed to connect the programs at the tracepoint")?;
+        keep(hook, progs.on_state_change.attach())?;
+        keep(hook, progs.on_nested_state_change.attach())?;
     }
     hooks.dedup();
     Ok((links, hooks))
