@@ -58,7 +58,7 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
     };
     let tables = Size::of(load::possible_cpus()?);
     let lines = Lines::new(args)?;
-    let is_recording = record(&mut session, args)?;
+    record(&mut session, args)?;
     let buffer = BufferKind::choose(args.buffer.buffer)?;
     let kernel = Kernel::look()?;
     kernel.check_reasons(&args.reason)?;
@@ -72,28 +72,16 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
     let mut owners = MaybeUninit::uninit();
     let notices = session.notices;
     let prepared = PreparedLinks::both_directions(&watched);
+    let options = LoadOptions {
+        interfaces: &interfaces,
+        watched: &watched,
+        tables,
+        is_raw_ip: false,
+        first: None,
+    };
     let (holders, programs) = beside(
         || Holders::new(&mut owners, Which::All, notices),
-        || {
-            let mut kinds = Pair::kinds(&watched);
-            if kinds.is_empty() {
-                kinds.push(false);
-            }
-            let (mut skels, mut pairs) = (Vec::new(), Vec::new());
-            for (is_raw_ip, storage) in kinds.into_iter().zip(&mut storage) {
-                let target = LoadOptions {
-                    interfaces: &interfaces,
-                    watched: &watched,
-                    tables,
-                    is_raw_ip,
-                    first: skels.first(),
-                };
-                let (skel, pair) = kernel.load(args, buffer, &target, &mut symbols, storage)?;
-                skels.push(skel);
-                pairs.extend(pair);
-            }
-            Ok::<_, Failure>((skels, pairs))
-        },
+        || kernel.load_all(args, buffer, options, &mut symbols, &mut storage),
     );
     let (mut skels, pairs) = programs?;
     let holders = holders
@@ -121,38 +109,36 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
         Some(_) => Files::Readable,
         None => Files::Opened,
     });
+    session.attached(&description(&hooks, &attached, &output, buffer));
+    let links = (attached, links);
+    let summary = match &mut output {
+        Output::Events(layout, source) => {
+            handler.events(&mut session, &mut skels, (layout, source), links)?
+        }
+        Output::Frames(source) => handler.frames(&mut session, &mut skels, source, links)?,
+        Output::Counts(counts, by) => {
+            handler.count(&mut session, &mut skels, counts, *by, links)?
+        }
+    };
+    session.finish(&summary)
+}
+
+/// What is attached, and how its output comes here.
+fn description(
+    hooks: &[&str],
+    attached: &Attached,
+    output: &Output<'_>,
+    buffer: BufferKind,
+) -> String {
     let way = match output {
-        Output::Events(..) => buffer.name(),
+        Output::Events(..) | Output::Frames(_) => buffer.name(),
         Output::Counts(..) => "per-CPU counters",
     };
     let mut hooks = hooks.join(", ");
     if !attached.hooks().is_empty() {
         hooks += &format!(", {attached}");
     }
-    session.attached(&format!("{hooks} ({NAME}, {way})"));
-    let summary = match &mut output {
-        Output::Events(layout, source) => {
-            let mut take = |session: &mut Session, skels: &[_], bytes: &[u8]| match is_recording {
-                true => handler.record(session, bytes, || statistics(skels)),
-                false => handler.take(session, layout, bytes),
-            };
-            let on_event = |session: &mut Session, bytes: &[u8]| take(session, &skels, bytes);
-            match is_recording {
-                true => session.record_events(source, || statistics(&skels), on_event)?,
-                false => session.run_events(source, on_event)?,
-            }
-            detach(&mut session, &mut skels, attached, links)?;
-            session.drain_rest(source, |session, bytes| take(session, &skels, bytes))?;
-            session.end_recording(&statistics(&skels));
-            let counters = counters(&skels);
-            let matched = counters.kinds.iter().sum::<u64>() - handler.silent.discarded;
-            session.summary(NAME, matched, counters.lost, counters.suppressed)
-        }
-        Output::Counts(counts, by) => {
-            handler.count(&mut session, &mut skels, counts, *by, (attached, links))?
-        }
-    };
-    session.finish(&summary)
+    format!("{hooks} ({NAME}, {way})")
 }
 
 /// Attaches the programs at interfaces, and has the session check that they stay attached. Reports
@@ -212,10 +198,10 @@ fn symbols(notices: Notices) -> KernelSymbols {
 }
 
 /// Makes the session write a capture file, if that is asked for.
-fn record(session: &mut Session, args: &LossTraceArgs) -> Result<bool, Failure> {
+fn record(session: &mut Session, args: &LossTraceArgs) -> Result<(), Failure> {
     let recording = &args.recording;
     let Some(path) = &recording.write else {
-        return Ok(false);
+        return Ok(());
     };
     let destination = Destination::new(path)?;
     // Packets are dropped at any interface and above them all, and have no link layer any more.
@@ -238,7 +224,7 @@ fn record(session: &mut Session, args: &LossTraceArgs) -> Result<bool, Failure> 
         encoder,
         count,
     )?);
-    Ok(true)
+    Ok(())
 }
 
 /// The description of the packets in the capture file.
@@ -276,9 +262,11 @@ impl Lines {
     }
 }
 
-/// The source of lines: an event for each of them, or counts by key.
+/// The source of output: an event for each line or frame, or counts by key.
 enum Output<'a> {
     Events(&'a LossLayout, EventSource),
+    /// With `-w`.
+    Frames(EventSource),
     Counts(KeyCounts<'a>, LossByChoice),
 }
 
@@ -296,7 +284,10 @@ impl<'a> Output<'a> {
             Lines::Events(layout) => {
                 let size = args.buffer.size();
                 let source = EventSource::open(buffer, size, &maps.ring, &maps.perf)?;
-                Self::Events(layout, source)
+                match args.recording.write {
+                    Some(_) => Self::Frames(source),
+                    None => Self::Events(layout, source),
+                }
             }
             Lines::Counts(layout, by) => {
                 let tables = KeyTables::map(&maps.count_sets, tables)?;
@@ -329,12 +320,14 @@ fn watched(named: &[Interface]) -> Result<Vec<Interface>> {
     Ok(all)
 }
 
+/// What keeps the programs attached, at interfaces and at tracepoints.
+type Links = (Attached, Vec<Link>);
+
 /// Stops and detaches the programs, so that their counters are final.
 fn detach(
     session: &mut Session,
     skels: &mut [LossTraceSkel<'_>],
-    mut attached: Attached,
-    links: Vec<Link>,
+    (mut attached, links): Links,
 ) -> Result<()> {
     let checked = session.check_hooks();
     // If another process holds the links, the programs stay attached.
@@ -416,6 +409,49 @@ struct LossHandler<'a> {
 }
 
 impl LossHandler<'_> {
+    /// Writes a line for each event until the run is over and all is detached.
+    fn events(
+        &mut self,
+        session: &mut Session,
+        skels: &mut [LossTraceSkel<'_>],
+        (layout, source): (&LossLayout, &mut EventSource),
+        links: Links,
+    ) -> Result<Summary> {
+        let mut take = |session: &mut Session, bytes: &[u8]| self.take(session, layout, bytes);
+        session.run_events(source, &mut take)?;
+        detach(session, skels, links)?;
+        session.drain_rest(source, &mut take)?;
+        Ok(self.summary(session, skels))
+    }
+
+    /// The same for frames to a capture file.
+    fn frames(
+        &mut self,
+        session: &mut Session,
+        skels: &mut [LossTraceSkel<'_>],
+        source: &mut EventSource,
+        links: Links,
+    ) -> Result<Summary> {
+        session.record_events(
+            source,
+            || statistics(skels),
+            |session, bytes| self.record(session, bytes, || statistics(skels)),
+        )?;
+        detach(session, skels, links)?;
+        session.drain_rest(source, |session, bytes| {
+            self.record(session, bytes, || statistics(skels))
+        })?;
+        session.end_recording(&statistics(skels));
+        Ok(self.summary(session, skels))
+    }
+
+    /// The summary of a run that has sent events.
+    fn summary(&self, session: &Session, skels: &[LossTraceSkel<'_>]) -> Summary {
+        let counters = counters(skels);
+        let matched = counters.kinds.iter().sum::<u64>() - self.silent.discarded;
+        session.summary(NAME, matched, counters.lost, counters.suppressed)
+    }
+
     fn take(&mut self, session: &mut Session, layout: &LossLayout, bytes: &[u8]) {
         let Some(loss) = Loss::decode(bytes) else {
             session.broken();
@@ -502,14 +538,14 @@ impl LossHandler<'_> {
         skels: &mut [LossTraceSkel<'_>],
         counts: &mut KeyCounts<'_>,
         by: LossByChoice,
-        links: (Attached, Vec<Link>),
+        links: Links,
     ) -> Result<Summary> {
         let mut links = Some(links);
         while links.is_some() {
             if session.wait(None, Some(counts.due()))? == Wake::Stop
-                && let Some((attached, links)) = links.take()
+                && let Some(links) = links.take()
             {
-                detach(session, skels, attached, links)?;
+                detach(session, skels, links)?;
             }
             let mut tables = Vec::new();
             let mut totals = Vec::new();

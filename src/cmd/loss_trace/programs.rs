@@ -104,7 +104,38 @@ impl Kernel {
         names.explain(number, place)
     }
 
-    /// Loads the programs.
+    /// Loads all programs: a set for watched interfaces with an Ethernet header, and one for those
+    /// without.
+    ///
+    /// # Errors
+    /// The kernel refuses a program, or an option is wrong.
+    pub fn load_all<'obj>(
+        &self,
+        args: &LossTraceArgs,
+        buffer: BufferKind,
+        options: LoadOptions<'_, 'obj>,
+        symbols: &mut KernelSymbols,
+        storage: &'obj mut [MaybeUninit<OpenObject>; 2],
+    ) -> Result<(Vec<LossTraceSkel<'obj>>, Vec<Pair>), Failure> {
+        let mut kinds = Pair::kinds(options.watched);
+        if kinds.is_empty() {
+            kinds.push(options.is_raw_ip);
+        }
+        let (mut skels, mut pairs) = (Vec::new(), Vec::new());
+        for (is_raw_ip, storage) in kinds.into_iter().zip(storage) {
+            let options = LoadOptions {
+                is_raw_ip,
+                first: skels.first(),
+                ..options
+            };
+            let (skel, pair) = self.load(args, buffer, &options, symbols, storage)?;
+            skels.push(skel);
+            pairs.extend(pair);
+        }
+        Ok((skels, pairs))
+    }
+
+    /// Loads a set of programs.
     ///
     /// # Errors
     /// The kernel refuses a program, or an option is wrong.
