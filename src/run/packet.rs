@@ -381,9 +381,7 @@ pub fn attach_all<C: PacketCommand>(
             session.notices.note(&note);
         }
     }
-    for hook in attached.hooks() {
-        session.follow(hook)?;
-    }
+    session.follow(&mut attached)?;
     Ok(attached)
 }
 

@@ -86,12 +86,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
 
     let mut attached =
         programs::attach(programs.hook, first, &programs.pairs, &interfaces, prepared)?;
-    for note in attached.interfaces.take_notes() {
-        session.notices.note(&note);
-    }
-    for hook in attached.interfaces.hooks() {
-        session.follow(hook)?;
-    }
+    session.follow(&mut attached.interfaces)?;
     let first = skels.first_mut().context("there is no interface")?;
     if let Err(error) = table.seed(first) {
         session.notices.notice(&format!(

@@ -156,12 +156,7 @@ fn watch_interfaces(
         ));
         Attached::default()
     });
-    for note in attached.take_notes() {
-        session.notices.note(&note);
-    }
-    for hook in attached.hooks() {
-        session.follow(hook)?;
-    }
+    session.follow(&mut attached)?;
     Ok(attached)
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 
 use super::Session;
-use crate::attach::{Hook, HookState};
+use crate::attach::{Attached, HookState};
 use crate::failure::Failure;
 use crate::host::interfaces::{Interface, LinkLayer, ResolveError, resolve};
 use crate::host::link_watch::{LinkChange, LinkEvent, LinkWatch};
@@ -72,16 +72,21 @@ impl Session {
         Ok(())
     }
 
-    /// Checks from now on whether this hook is still attached.
+    /// Reports the notes of attached programs, and checks from now on whether they are still attached.
     ///
     /// # Errors
     /// No file descriptor is left.
-    pub fn follow(&mut self, hook: &Hook) -> Result<()> {
-        self.hooks.push(FollowedHook {
-            ifindex: hook.ifindex,
-            name: format!("{} on {}", hook.name, hook.iface),
-            state: hook.state()?,
-        });
+    pub fn follow(&mut self, attached: &mut Attached) -> Result<()> {
+        for note in attached.take_notes() {
+            self.notices.note(&note);
+        }
+        for hook in attached.hooks() {
+            self.hooks.push(FollowedHook {
+                ifindex: hook.ifindex,
+                name: format!("{} on {}", hook.name, hook.iface),
+                state: hook.state()?,
+            });
+        }
         Ok(())
     }
 

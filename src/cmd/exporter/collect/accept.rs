@@ -48,12 +48,7 @@ impl<'obj> AcceptCollector<'obj> {
         export::prepare(&first.maps.export_counts)?;
         let mut hooks =
             programs::attach(programs.hook, first, &programs.pairs, interfaces, prepared)?;
-        for note in hooks.interfaces.take_notes() {
-            session.notices.note(&note);
-        }
-        for hook in hooks.interfaces.hooks() {
-            session.follow(hook)?;
-        }
+        session.follow(&mut hooks.interfaces)?;
         Ok(Self {
             skels: programs.skels,
             hooks,
