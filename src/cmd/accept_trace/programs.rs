@@ -1,5 +1,6 @@
 //! accept-trace: chooses the programs that this kernel supports, loads and attaches them.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 
@@ -213,7 +214,7 @@ fn configure(
     rodata.netns = u32::try_from(netns::own()?)?;
     rodata.wanted_fates = wanted_fates(args);
     rodata.exporting = args.exporting;
-    rodata.reported_seed = random()?;
+    rodata.reported_seed = RandomState::new().build_hasher().finish();
     rodata.max_rate = args.max_rate.unwrap_or(0);
     rodata.accept_output = match (args.histogram, args.by) {
         (Some(AcceptHistogram::Handshake), _) => AcceptOutput::OUTPUT_HANDSHAKE,
@@ -300,13 +301,6 @@ fn select_programs(plan: &Plan, once: bool, progs: &mut OpenAcceptTraceProgs<'_>
     ] {
         program.set_autoload(wanted && once);
     }
-}
-
-fn random() -> Result<u64> {
-    let mut bytes = [0; 8];
-    let mut file = std::fs::File::open("/dev/urandom").context("failed to open /dev/urandom")?;
-    std::io::Read::read_exact(&mut file, &mut bytes).context("failed to read /dev/urandom")?;
-    Ok(u64::from_ne_bytes(bytes))
 }
 
 /// The attached programs, which are detached when this is dropped.
