@@ -522,9 +522,9 @@ fn accept_trace_answer(
         return Err(format!("missing {}", missing.join(", ")));
     }
     let uses = format!(
-        "tc egress and ingress on {}, tracepoint kfree_skb, tracepoint inet_sock_set_state, {}, {buffer}",
+        "tc egress and ingress on {}, {}, {buffer}",
         interface.name,
-        accept.hook.name()
+        accept.hook.with_tracepoints().join(", ")
     );
     let mut limits = Vec::new();
     if !accept.has_reasons {

@@ -42,11 +42,20 @@ pub enum AcceptHook {
 
 impl AcceptHook {
     /// The name in messages.
-    pub fn name(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
             Self::FourArguments | Self::TwoArguments => "fexit inet_csk_accept",
             Self::SystemCall => "tracepoint sys_exit",
         }
+    }
+
+    /// The names of all hooks outside of interfaces, in the order in which they are attached.
+    pub fn with_tracepoints(self) -> [&'static str; 3] {
+        [
+            "tracepoint kfree_skb",
+            "tracepoint inet_sock_set_state",
+            self.name(),
+        ]
     }
 
     fn find(types: &KernelTypes, notices: Notices) -> Result<Self> {
@@ -308,7 +317,7 @@ pub struct Hooks {
     /// The TC programs at interfaces.
     pub interfaces: Attached,
     /// The names of the tracing hooks.
-    pub hooks: Vec<&'static str>,
+    pub hooks: [&'static str; 3],
     _links: Vec<Link>,
 }
 
@@ -325,7 +334,7 @@ pub fn attach(
 ) -> Result<Hooks, Failure> {
     let progs = &skel.progs;
     let mut links = Vec::new();
-    let mut hooks = Vec::new();
+    let hooks = hook.with_tracepoints();
     let accept = match hook {
         AcceptHook::FourArguments => &progs.accept_exit_4,
         AcceptHook::TwoArguments => &progs.accept_exit_2,
@@ -338,15 +347,10 @@ pub fn attach(
     ];
     let drops = drops.into_iter().find(|program| program.autoload());
     let drops = drops.context("no program for drops is loaded")?;
-    for (name, program) in [
-        ("tracepoint kfree_skb", drops),
-        ("tracepoint inet_sock_set_state", &progs.accept_state),
-        (hook.name(), accept),
-    ] {
+    for (name, program) in hooks.iter().zip([drops, &progs.accept_state, accept]) {
         let link = program.attach_trace();
         links
             .push(link.map_err(|error| load::failure(&format!("failed to attach {name}"), error))?);
-        hooks.push(name);
     }
     let mut attached = Attached::with(prepared);
     for interface in interfaces {
