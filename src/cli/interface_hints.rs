@@ -107,7 +107,7 @@ fn filter_hint(interfaces: &[String], words: &[String]) -> String {
 
 /// A hint for a command that takes no filter expression: the option that does the same as these words
 /// of one.
-pub(super) fn option_hint(words: &[String]) -> Option<String> {
+fn option_hint(words: &[String]) -> Option<String> {
     let words: Vec<_> = words.iter().flat_map(|it| it.split_whitespace()).collect();
     let words = match &words[..] {
         ["tcp" | "ip" | "ip6", rest @ ..] => rest,

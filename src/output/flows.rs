@@ -397,24 +397,14 @@ impl Render for ShownFlow<'_> {
         push_numbers(&mut line, flow);
         let process = flow.process();
         line.opt_int(key!("pid"), process.map(|(pid, _)| pid));
-        match process {
-            Some((_, comm)) => line.string(key!("comm"), comm),
-            None => line.null(key!("comm")),
-        };
+        line.opt_string(key!("comm"), process.map(|(_, comm)| comm));
         line.opt_int(key!("uid"), flow.uid());
-        for (key, value) in [
-            (key!("container"), self.container),
-            (key!("pod"), self.pod.and_then(|pod| pod.name)),
-            (key!("pod_uid"), self.pod.map(|pod| pod.uid)),
-        ] {
-            match value {
-                Some(value) => line.string(key, value.as_bytes()),
-                None => line.null(key),
-            };
-        }
+        line.opt_string(key!("container"), self.container);
+        line.opt_string(key!("pod"), self.pod.and_then(|pod| pod.name));
+        line.opt_string(key!("pod_uid"), self.pod.map(|pod| pod.uid));
         let name = self.name;
         let server = name.and_then(|name| name.server.as_ref());
-        push_opt_string(&mut line, key!("server_name"), server);
+        line.opt_string(key!("server_name"), server);
         match name.and_then(|name| name.alpn.as_ref()) {
             Some(offered) => line.array(key!("alpn"), |protocols| {
                 offered.iter().for_each(|one| protocols.string(one));
@@ -422,16 +412,9 @@ impl Render for ShownFlow<'_> {
             None => line.null(key!("alpn")),
         };
         let method = name.and_then(|name| name.http_method.as_ref());
-        push_opt_string(&mut line, key!("http_method"), method);
+        line.opt_string(key!("http_method"), method);
         line.end();
     }
-}
-
-fn push_opt_string(line: &mut Object<'_, '_>, key: &str, value: Option<&Vec<u8>>) {
-    match value {
-        Some(value) => line.string(key, value),
-        None => line.null(key),
-    };
 }
 
 /// A line of text with `--by`.
