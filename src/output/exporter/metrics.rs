@@ -7,11 +7,11 @@ use crate::domain::connection::Connection;
 use crate::domain::export::ExportCounts;
 use crate::domain::incoming::FATES;
 use crate::domain::listener::{Listener, Local};
-use crate::domain::loss::Loss;
+use crate::domain::loss::detail_name;
 use crate::output::connect_trace::errno_name;
 use crate::skel::{
     AcceptFate, ConnectClosedBy, ConnectDirection, ConnectEvent, ConnectExport, ConnectKind,
-    ExportKey, ExportKind, ExportTimeOf, LossEvent, LossKind, PacketCounters, VERDICTS,
+    ExportKey, ExportKind, ExportTimeOf, LossDetail, LossKind, PacketCounters, VERDICTS,
 };
 
 /// The reason if none is known.
@@ -330,18 +330,11 @@ pub fn loss(
     counts: &ExportCounts,
     mut reason: impl FnMut(&ExportKey) -> Option<String>,
 ) {
-    let detail = |key: &ExportKey| {
-        let raw = LossEvent {
-            kind: key.kind,
-            detail: key.detail,
-            ..LossEvent::default()
-        };
-        Loss { raw }.detail().unwrap_or(UNKNOWN)
-    };
+    let detail = |key: &ExportKey| detail_name(LossDetail(key.detail.into())).unwrap_or(UNKNOWN);
     let mut named = |kind: LossKind| {
         let events = counts.of_kind(kind.0).map(|(key, count)| {
             let name = reason(key).unwrap_or_else(|| UNKNOWN.to_owned());
-            (detail(key), name, *count)
+            (key, name, *count)
         });
         events.collect::<Vec<_>>()
     };
@@ -357,11 +350,13 @@ pub fn loss(
     }
     write(out, &RETRANSMITS, ["kind", ""], &by_kind);
     let mut by_way = ByLabels::from([(("received", ""), 0)]);
-    for (way, reason, count) in &resets {
+    for (key, reason, count) in &resets {
         // The kernel gives reasons for those that it sends.
-        let is_received = *way == "received";
-        let reason = if is_received { "" } else { reason.as_str() };
-        *by_way.entry((way, reason)).or_default() += count;
+        let reason = match LossDetail(key.detail.into()) {
+            LossDetail::LOSS_RECEIVED => "",
+            _ => reason.as_str(),
+        };
+        *by_way.entry((detail(key), reason)).or_default() += count;
     }
     write(out, &RESETS, ["way", "reason"], &by_way);
 }
