@@ -117,7 +117,7 @@ fn finish(
     Err(failure.hint(if privileges::missing().is_empty() {
         "the lines above say why"
     } else {
-        "run with sudo, or: setcap cap_bpf,cap_net_admin,cap_perfmon=ep $(command -v tcpinspect)"
+        privileges::HOW_TO_GET
     }))
 }
 

@@ -21,6 +21,10 @@ const NEEDED: [(Capability, &str); 3] = [
     (Capability::CAP_PERFMON, "CAP_PERFMON"),
 ];
 
+/// The hint where some of them are missing.
+pub const HOW_TO_GET: &str =
+    "run with sudo, or: setcap cap_bpf,cap_net_admin,cap_perfmon=ep $(command -v tcpinspect)";
+
 /// Inode of the initial user namespace (`PROC_USER_INIT_INO`,
 /// `<linux/proc_ns.h>`).
 const INITIAL_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
@@ -368,10 +372,7 @@ impl Facts {
             }
             _ => format!("missing {names}"),
         };
-        explanation(
-            reason,
-            "run with sudo, or: setcap cap_bpf,cap_net_admin,cap_perfmon=ep $(command -v tcpinspect)",
-        )
+        explanation(reason, HOW_TO_GET)
     }
 }
 
