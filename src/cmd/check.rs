@@ -169,37 +169,40 @@ fn find_out(notices: Notices) -> Result<Vec<Finding>, Failure> {
         report.add(CheckKind::Limit, name, Some(false), Some(meaning));
     }
     look_at_kernel(&mut report)?;
-
     let interface = default_interface();
     if let Ok(interface) = &interface {
-        let (offer, what) = match offers_native_xdp(interface) {
-            Ok(Some(true)) => (Some(true), "offers it".to_owned()),
-            Ok(Some(false)) => (Some(false), "does not offer it".to_owned()),
-            Ok(None) => (None, "does not say whether it offers it".to_owned()),
-            Err(error) => (
-                None,
-                format!("can't be asked whether it offers it ({error:#})"),
-            ),
-        };
-        let mut why = format!("the driver of {} {what}", interface.name);
-        if offer != Some(false) {
-            why += "; not tried, because some drivers reset the link for it and veth turns offloads off; --mode native uses it, and saves building an skb for each packet";
-        }
-        report.feature("xdp_native", offer, Some(why));
+        look_at_native_xdp(&mut report, interface);
     }
-    let Trials {
-        xdp,
-        frags,
-        tc,
-        flows,
-        accept,
-        loss,
-    } = try_apart(notices)?;
-    report.feature("xdp_generic", xdp.ok(), Some(xdp.detail()));
-    report.feature("xdp_frags", frags, None);
-    report.feature("tc", tc.ok(), Some(tc.detail()));
+    let trials = try_apart(notices)?;
     let backends = try_backends(notices)?;
-    for (backend, why) in &backends {
+    report_trials(&mut report, &trials, &backends);
+    report_commands(&mut report, &interface, trials, &backends, notices)?;
+    Ok(report.findings)
+}
+
+fn look_at_native_xdp(report: &mut Report, interface: &Interface) {
+    let (offer, what) = match offers_native_xdp(interface) {
+        Ok(Some(true)) => (Some(true), "offers it".to_owned()),
+        Ok(Some(false)) => (Some(false), "does not offer it".to_owned()),
+        Ok(None) => (None, "does not say whether it offers it".to_owned()),
+        Err(error) => (
+            None,
+            format!("can't be asked whether it offers it ({error:#})"),
+        ),
+    };
+    let mut why = format!("the driver of {} {what}", interface.name);
+    if offer != Some(false) {
+        why += "; not tried, because some drivers reset the link for it and veth turns offloads off; --mode native uses it, and saves building an skb for each packet";
+    }
+    report.feature("xdp_native", offer, Some(why));
+}
+
+/// Reports the features of the kernel that trying its hooks has shown.
+fn report_trials(report: &mut Report, trials: &Trials, backends: &[(Backend, Option<String>)]) {
+    report.feature("xdp_generic", trials.xdp.ok(), Some(trials.xdp.detail()));
+    report.feature("xdp_frags", trials.frags, None);
+    report.feature("tc", trials.tc.ok(), Some(trials.tc.detail()));
+    for (backend, why) in backends {
         let name = match backend {
             Backend::Fentry => "fentry",
             Backend::Kprobe => "kprobe",
@@ -207,8 +210,7 @@ fn find_out(notices: Notices) -> Result<Vec<Finding>, Failure> {
         };
         report.feature(name, Some(why.is_none()), why.clone());
     }
-
-    if let Ok(accept) = &accept {
+    if let Ok(accept) = &trials.accept {
         let why = (!accept.has_reasons)
             .then(|| "accept-trace shows the kernel function instead".to_owned());
         report.feature("drop_reasons", Some(accept.has_reasons), why);
@@ -217,11 +219,20 @@ fn find_out(notices: Notices) -> Result<Vec<Finding>, Failure> {
         });
         report.feature("symbols", Some(accept.has_places), why);
     }
+}
 
+/// Reports what each command would use.
+fn report_commands(
+    report: &mut Report,
+    interface: &Result<Interface, String>,
+    trials: Trials,
+    backends: &[(Backend, Option<String>)],
+    notices: Notices,
+) -> Result<()> {
     let buffer = BufferKind::choose(BufferChoice::Auto)?.name();
     report.command(
         "syn-count",
-        match (&interface, xdp) {
+        match (interface, trials.xdp) {
             (_, Trial::Refused(why)) => Err(why),
             (Err(why), _) => Err(why.clone()),
             (Ok(interface), _) => syn_count_answer(interface),
@@ -231,16 +242,15 @@ fn find_out(notices: Notices) -> Result<Vec<Finding>, Failure> {
         "listeners",
         listeners::rehearse(notices).map_err(|error| format!("{error:#}")),
     );
-    let accept_answer = accept_trace_answer(&interface, accept, buffer);
-    let flows_answer = flows_answer(&interface, &flows, buffer);
-    report.command("port-monitor", tc_answer(&interface, &tc, buffer));
-    report.command("flows", flows_answer);
-    report.command("connect-trace", connect_trace_answer(&backends, buffer));
-    report.command("accept-trace", accept_answer);
-    report.command("loss-trace", loss);
+    report.command("port-monitor", tc_answer(interface, &trials.tc, buffer));
+    report.command("flows", flows_answer(interface, &trials.flows, buffer));
+    report.command("connect-trace", connect_trace_answer(backends, buffer));
+    let accept = accept_trace_answer(interface, trials.accept, buffer);
+    report.command("accept-trace", accept);
+    report.command("loss-trace", trials.loss);
     let exporter = exporter_answer(&report.findings);
     report.command("exporter", exporter);
-    Ok(report.findings)
+    Ok(())
 }
 
 /// The exporter uses the hooks of the other commands, and at interfaces only TC.
@@ -517,9 +527,8 @@ fn accept_trace_answer(
 ) -> Result<(String, Detail), String> {
     let (interface, accept) = (interface.as_ref().map_err(Clone::clone)?, accept?);
     // Without privileges there was no interface to try it on, and nothing was loaded.
-    let missing = privileges::missing();
-    if !missing.is_empty() {
-        return Err(format!("missing {}", missing.join(", ")));
+    if !privileges::missing().is_empty() {
+        return Err(missing());
     }
     let uses = format!(
         "tc egress and ingress on {}, {}, {buffer}",
@@ -554,9 +563,8 @@ fn connect_trace_answer(
     backends: &[(Backend, Option<String>)],
     buffer: &str,
 ) -> Result<(String, Detail), String> {
-    let missing = privileges::missing();
-    if !missing.is_empty() && backends.iter().all(|(_, why)| why.is_some()) {
-        return Err(format!("missing {}", missing.join(", ")));
+    if !privileges::missing().is_empty() && backends.iter().all(|(_, why)| why.is_some()) {
+        return Err(missing());
     }
     let refused = backends
         .iter()
@@ -571,9 +579,13 @@ fn connect_trace_answer(
     }
 }
 
+/// The capabilities that are missing, as the cause of a failure.
+fn missing() -> String {
+    format!("missing {}", privileges::missing().join(", "))
+}
+
 /// The cause of a failure, without the steps that led to it.
 fn why_not(failure: &Failure) -> String {
-    let missing = privileges::missing();
     let is_refused = failure.error.chain().any(|error| {
         let kind = |error: &libbpf_rs::Error| error.kind() == ErrorKind::PermissionDenied;
         error.downcast_ref().is_some_and(kind)
@@ -581,8 +593,8 @@ fn why_not(failure: &Failure) -> String {
     let cause = failure.error.root_cause().to_string();
     let cause = cause.split(" (os error").next().unwrap_or_default();
     if failure.error.is::<privileges::Missing>() {
-        format!("missing {}", missing.join(", "))
-    } else if is_refused && missing.is_empty() {
+        missing()
+    } else if is_refused && privileges::missing().is_empty() {
         format!("{cause}, though no capability is missing")
     } else {
         cause.to_owned()
