@@ -1,4 +1,4 @@
-//! Enters network namespaces.
+//! Network namespaces: entering one, and facts about that of this thread.
 
 use std::fs::File;
 use std::io;
@@ -61,4 +61,11 @@ pub fn own() -> Result<u64> {
     let namespace = std::fs::metadata("/proc/thread-self/ns/net")
         .context("failed to look at the network namespace")?;
     Ok(namespace.ino())
+}
+
+/// The ephemeral ports of that namespace, from the first to the last.
+pub fn ephemeral_ports() -> Option<(u16, u16)> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    let mut ports = text.split_whitespace().map(str::parse);
+    Some((ports.next()?.ok()?, ports.next()?.ok()?))
 }

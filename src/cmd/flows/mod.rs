@@ -30,6 +30,7 @@ use crate::filter::process::ProcessRules;
 use crate::filter::{Filter, FlagsRule};
 use crate::host::containers::sees_cgroups;
 use crate::host::interfaces::Interface;
+use crate::host::netns;
 use crate::host::privileges;
 use crate::host::sandbox::Files;
 use crate::output::flows::FlowWriter;
@@ -187,13 +188,6 @@ pub fn directions(interface: &Interface) -> &'static [Direction] {
     }
 }
 
-/// The ephemeral ports of this network namespace.
-fn ephemeral_ports() -> Option<(u16, u16)> {
-    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
-    let mut ports = text.split_whitespace().map(str::parse);
-    Some((ports.next()?.ok()?, ports.next()?.ok()?))
-}
-
 /// The buffer of the bytes that names are read from, with --names.
 fn name_source(
     args: &FlowsArgs,
@@ -234,7 +228,7 @@ impl PacketCommand for Flows<'_> {
         let rodata = rodata.context("the programs have no settings")?;
         // For a replay, this host's range means nothing: keep the default one.
         if !target.replay
-            && let Some((first, last)) = ephemeral_ports()
+            && let Some((first, last)) = netns::ephemeral_ports()
         {
             (rodata.ephemeral_first, rodata.ephemeral_last) = (first, last);
         }
