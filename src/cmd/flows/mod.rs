@@ -40,7 +40,7 @@ use crate::run::monotonic::monotonic_ns;
 use crate::run::packet::{self, Live, LoadTarget, Options, PacketCommand, Replay};
 use crate::skel::flow_sockets::FlowSocketsSkel;
 use crate::skel::flows::types::process_filter;
-use crate::skel::flows::{FlowsSkel, FlowsSkelBuilder, OpenFlowsSkel};
+use crate::skel::flows::{FlowsSkel, FlowsSkelBuilder, OpenFlowsMaps, OpenFlowsSkel};
 use crate::skel::{PacketCounters, SweepMode};
 
 /// How often the table is swept for flows that are over.
@@ -136,6 +136,49 @@ impl<'a> Flows<'a> {
         }
     }
 
+    /// The table of a live run, with the connections that are older than the tool. `names` are those of
+    /// the interfaces.
+    fn open_table<'t>(
+        &self,
+        live: &mut Live<'_, FlowsSkel<'_>>,
+        names: &'t [Option<&'t str>],
+        has_view: bool,
+    ) -> Result<FlowTable<'t>, Failure>
+    where
+        'a: 't,
+    {
+        let args = self.args;
+        let source = live.take_source()?;
+        let mut reporter = Reporter::new(args, self.writer.clone(), names, has_view);
+        reporter.distributions = self.distributions.clone();
+        let mut table = FlowTable::new(args, source, reporter);
+        table.name_source = name_source(args, live.buffer, live.first()?.1)?;
+        let notices = live.session.notices;
+        if asks_for_containers(args) && !sees_cgroups() {
+            notices.notice(
+                "no cgroup2 is mounted here, so a process that has ended has no container; \
+                 use --netns NAME instead of \"ip netns exec NAME\"",
+            );
+        }
+        table.sockets = match self.attach_sockets() {
+            Ok(sockets) => Some(sockets),
+            Err(error) if self.needs_processes() => {
+                let error = error.context("failed to find the processes of connections");
+                return Err(Failure::from(error).hint(
+                    "this needs CAP_PERFMON and Linux 5.11 or later, where programs that read sockets may take spin locks",
+                ));
+            }
+            Err(error) => {
+                table::without_sockets(notices, &error);
+                None
+            }
+        };
+        if sockets::suits_sockets(self) {
+            table.seed(notices);
+        }
+        Ok(table)
+    }
+
     /// The command with its default for `--flags`.
     ///
     /// # Errors
@@ -186,6 +229,48 @@ pub fn directions(interface: &Interface) -> &'static [Direction] {
         // Egress first, so that no answer to a SYN seen at ingress is missed.
         &[Direction::Egress, Direction::Ingress]
     }
+}
+
+/// Has the programs use the maps of those that are loaded already. `names` is the kind of buffer for
+/// the bytes that names are read from, if there is one.
+fn share_maps(
+    maps: &mut OpenFlowsMaps<'_>,
+    first: &FlowsSkel<'_>,
+    has_filter: bool,
+    names: Option<BufferKind>,
+) -> Result<()> {
+    let known = &first.maps;
+    maps.flow_slots.reuse_fd(known.flow_slots.as_fd())?;
+    maps.slots.reuse_fd(known.slots.as_fd())?;
+    maps.free_slots.reuse_fd(known.free_slots.as_fd())?;
+    maps.unused_slots.reuse_fd(known.unused_slots.as_fd())?;
+    if has_filter {
+        maps.passed_over.reuse_fd(known.passed_over.as_fd())?;
+    }
+    match names {
+        Some(BufferKind::Ring) => maps.name_ring.reuse_fd(known.name_ring.as_fd())?,
+        Some(BufferKind::Perf) => maps.name_perf.reuse_fd(known.name_perf.as_fd())?,
+        None => {}
+    }
+    Ok(())
+}
+
+/// The capabilities that the run needs: the sweep calls bpf(2), which needs CAP_BPF before Linux 5.19.
+fn needs(
+    live: &mut Live<'_, FlowsSkel<'_>>,
+    table: &mut FlowTable<'_>,
+) -> Result<&'static [Capability]> {
+    let (session, first) = live.first()?;
+    let now = monotonic_ns()?;
+    let mut try_sweep = || {
+        table
+            .sweep(session, first, SweepMode::SWEEP_ENDED, now)
+            .is_ok()
+    };
+    Ok(match privileges::without_capabilities(&mut try_sweep)? {
+        true => &[],
+        false => &[Capability::CAP_BPF],
+    })
 }
 
 /// The buffer of the bytes that names are read from, with --names.
@@ -260,25 +345,13 @@ impl PacketCommand for Flows<'_> {
         for map in [&mut maps.flow_slots, &mut maps.slots, &mut maps.free_slots] {
             map.set_max_entries(self.args.max_flows)?;
         }
-        if let Some(first) = first {
-            maps.flow_slots.reuse_fd(first.maps.flow_slots.as_fd())?;
-            maps.slots.reuse_fd(first.maps.slots.as_fd())?;
-            maps.free_slots.reuse_fd(first.maps.free_slots.as_fd())?;
-            if has_filter {
-                maps.passed_over.reuse_fd(first.maps.passed_over.as_fd())?;
-            }
-            if self.args.names {
-                match target.buffer {
-                    BufferKind::Ring => maps.name_ring.reuse_fd(first.maps.name_ring.as_fd())?,
-                    BufferKind::Perf => maps.name_perf.reuse_fd(first.maps.name_perf.as_fd())?,
-                }
-            }
-            maps.unused_slots
-                .reuse_fd(first.maps.unused_slots.as_fd())?;
-        }
-        open.progs.flows_sweep.set_autoload(first.is_none());
         let sets = [&mut maps.pids, &mut maps.uids, &mut maps.comms];
         rodata.process_filter = process_filter(self.rules_after(first).size(sets)?);
+        if let Some(first) = first {
+            let names = self.args.names.then_some(target.buffer);
+            share_maps(maps, first, has_filter, names)?;
+        }
+        open.progs.flows_sweep.set_autoload(first.is_none());
         Ok(())
     }
 
@@ -310,47 +383,8 @@ impl PacketCommand for Flows<'_> {
             .map(|interface| Some(interface.name.as_str()))
             .collect::<Vec<_>>();
         let has_view = watch::shows_view(args);
-        let source = live.take_source()?;
-        let mut reporter = Reporter::new(args, self.writer.clone(), &names, has_view);
-        reporter.distributions = self.distributions.clone();
-        let mut table = FlowTable::new(args, source, reporter);
-        table.name_source = name_source(args, live.buffer, live.first()?.1)?;
-        let notices = live.session.notices;
-        if asks_for_containers(args) && !sees_cgroups() {
-            notices.notice(
-                "no cgroup2 is mounted here, so a process that has ended has no container; \
-                 use --netns NAME instead of \"ip netns exec NAME\"",
-            );
-        }
-        table.sockets = match self.attach_sockets() {
-            Ok(sockets) => Some(sockets),
-            Err(error) if self.needs_processes() => {
-                let error = error.context("failed to find the processes of connections");
-                return Err(Failure::from(error).hint(
-                    "this needs CAP_PERFMON and Linux 5.11 or later, where programs that read sockets may take spin locks",
-                ));
-            }
-            Err(error) => {
-                table::without_sockets(notices, &error);
-                None
-            }
-        };
-        if sockets::suits_sockets(self) {
-            table.seed(notices);
-        }
-
-        // The sweep needs bpf(2), which needs CAP_BPF before Linux 5.19.
-        let (session, first) = live.first()?;
-        let now = monotonic_ns()?;
-        let mut try_sweep = || {
-            table
-                .sweep(session, first, SweepMode::SWEEP_ENDED, now)
-                .is_ok()
-        };
-        let keep = match privileges::without_capabilities(&mut try_sweep)? {
-            true => &[][..],
-            false => &[Capability::CAP_BPF],
-        };
+        let mut table = self.open_table(live, &names, has_view)?;
+        let keep = needs(live, &mut table)?;
         if has_view {
             live.give_up_privileges(keep)?;
             live.session.stop.start();
@@ -364,7 +398,7 @@ impl PacketCommand for Flows<'_> {
         }
 
         live.detach()?;
-        table.read_sockets_again(notices);
+        table.read_sockets_again(live.session.notices);
         let (session, first) = live.first()?;
         table.sweep(session, first, SweepMode::SWEEP_ALL, monotonic_ns()?)?;
         let counters = live.counters();
