@@ -57,7 +57,7 @@ pub fn run(args: &ListenersArgs) -> Result<Exit, Failure> {
         interfaces: interface_names()?,
         taken_at: Instant::now(),
     };
-    privileges::drop_all_but(holders::needs(listeners.holders.as_mut())?)?;
+    privileges::drop_all_but(holders::needs(listeners.holders.as_mut())?.as_slice())?;
     let hooks = match listeners.holders {
         Some(_) => WITH_PROCESSES,
         None => SOCKETS_ALONE,

@@ -218,7 +218,7 @@ fn record_live(live: &mut Live<'_, PortMonitorSkel<'_>>) -> Result<Summary, Fail
     let mut storage = MaybeUninit::uninit();
     let mut processes = processes(live.session, &mut storage);
     let keep = holders::needs(processes.as_mut().map(Processes::holders))?;
-    live.begin(keep, |_, _| ())?;
+    live.begin(keep.as_slice(), |_, _| ())?;
     {
         let (session, statistics) = live.recording();
         session.record_batches(&mut source, &statistics, |session, frames| {

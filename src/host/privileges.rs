@@ -63,11 +63,24 @@ fn has(capability: Capability) -> bool {
     caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)
 }
 
-/// Tries something without any capability in effect, and restores them.
+/// This capability, if something fails without it, so that it must be kept. `attempt` tries that
+/// without any capability in effect.
 ///
-/// This shows whether `CAP_BPF` must be kept to read maps: before
-/// Linux 5.19 every bpf(2) command needs it unless
+/// Before Linux 5.19 every bpf(2) command needs `CAP_BPF` unless
 /// `kernel.unprivileged_bpf_disabled` is 0.
+///
+/// # Errors
+///
+/// As [`without_capabilities`].
+pub fn needed_for(
+    capability: Capability,
+    attempt: impl FnOnce() -> bool,
+) -> Result<Option<Capability>> {
+    let works = without_capabilities(attempt)?;
+    Ok((!works).then_some(capability))
+}
+
+/// Tries something without any capability in effect, and restores them.
 ///
 /// # Errors
 ///

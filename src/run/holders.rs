@@ -149,21 +149,15 @@ impl<'obj> Holders<'obj> {
     }
 }
 
-/// The capabilities that scans need for the rest of a run: each scan calls bpf(2), which needs CAP_BPF
-/// before Linux 5.19.
+/// The capability that scans need for the rest of a run, if any.
 ///
 /// # Errors
 /// Capabilities can't be set.
-pub fn needs(holders: Option<&mut Holders<'_>>) -> Result<&'static [Capability]> {
-    let Some(holders) = holders else {
-        return Ok(&[]);
-    };
-    Ok(
-        match privileges::without_capabilities(|| holders.scan().is_ok())? {
-            true => &[],
-            false => &[Capability::CAP_BPF],
-        },
-    )
+pub fn needs(holders: Option<&mut Holders<'_>>) -> Result<Option<Capability>> {
+    match holders {
+        Some(holders) => privileges::needed_for(Capability::CAP_BPF, || holders.scan().is_ok()),
+        None => Ok(None),
+    }
 }
 
 /// The holders of each socket, sorted by pid. A process with several descriptors is there once.

@@ -504,7 +504,7 @@ impl<'obj, S: PacketSkel<'obj>> Live<'_, S> {
         header: impl FnOnce(&mut Line<'_>, &Clock),
     ) -> Result<()> {
         self.session.open_recording()?;
-        let keep = [keep, self.session.recording_needs()?].concat();
+        let keep = [keep, self.session.recording_needs()?.as_slice()].concat();
         self.give_up_privileges(&keep)?;
         self.session.text_header(header);
         self.session.start(files);
@@ -674,11 +674,9 @@ impl<'obj, S: PacketSkel<'obj>> Replay<'_, S> {
     /// A capability can't be given up, or the file is not a capture or can't be read.
     pub fn begin(&mut self, header: impl FnOnce(&mut Line<'_>, &Clock)) -> Result<(), Failure> {
         self.session.open_recording()?;
-        let needs_capability = privileges::without_capabilities(link::needs_capability)?;
-        let mut keep = self.session.recording_needs()?.to_vec();
-        if needs_capability {
-            keep.push(Capability::CAP_BPF);
-        }
+        let can_run = || !link::needs_capability();
+        let mut keep = Vec::from_iter(privileges::needed_for(Capability::CAP_BPF, can_run)?);
+        keep.extend(self.session.recording_needs()?);
         privileges::drop_all_but(&keep)?;
         self.session.start(Files::Opened);
         if let Some(file) = self.file.take() {

@@ -139,22 +139,19 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     session.finish(&summary)
 }
 
-/// Drops all privileges but those that the run needs: bpf(2), to read maps and run a program, needs
-/// CAP_BPF before Linux 5.19.
+/// Drops all privileges but those that the run needs, to read maps and to run a program.
 fn drop_privileges(
     attached: &Hooks,
     handler: &mut AttemptHandler<'_>,
     table: &mut AttemptTable,
     first: &mut AcceptTraceSkel<'_>,
 ) -> Result<()> {
-    let mut try_all = || {
+    let can_do_all = || {
         let can_scan = handler.owners.as_mut().is_none_or(|it| it.scan().is_ok());
         can_scan && table.sweep(first).is_ok()
     };
-    let mut keep = match privileges::without_capabilities(&mut try_all)? {
-        true => Vec::new(),
-        false => vec![Capability::CAP_BPF],
-    };
+    let needed = privileges::needed_for(Capability::CAP_BPF, can_do_all)?;
+    let mut keep = Vec::from_iter(needed);
     if attached.interfaces.needs_privileges() {
         keep.push(Capability::CAP_NET_ADMIN);
     }

@@ -54,7 +54,7 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
     handler.writer.backend = tracer.backend.name();
     let maps = &tracer.skel.maps;
     let mut source = EventSource::open(buffer, args.buffer.size(), &maps.ring, &maps.perf)?;
-    privileges::drop_all_but(handler.reports.needs(&maps.histograms)?)?;
+    privileges::drop_all_but(handler.reports.needs(&maps.histograms)?.as_slice())?;
     handler.begin(&mut session);
     if let Some(pending) = &mut tracer.pending {
         let mut on_event = |session: &mut Session, bytes: &[u8]| handler.take(session, bytes);
@@ -196,15 +196,12 @@ impl Reports {
         })
     }
 
-    /// The capabilities that the run needs: histograms are read with bpf(2), which needs CAP_BPF
-    /// before Linux 5.19.
-    fn needs(&self, table: &MapMut<'_>) -> Result<&'static [Capability]> {
+    /// The capability that the run needs to read histograms, if any.
+    fn needs(&self, table: &MapMut<'_>) -> Result<Option<Capability>> {
         let can_read = || map::read_all(table, false, |_, _| {}).is_ok();
         match self {
-            Self::Histograms(_) if !privileges::without_capabilities(can_read)? => {
-                Ok(&[Capability::CAP_BPF])
-            }
-            _ => Ok(&[]),
+            Self::Histograms(_) => privileges::needed_for(Capability::CAP_BPF, can_read),
+            _ => Ok(None),
         }
     }
 

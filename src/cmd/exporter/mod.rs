@@ -53,10 +53,9 @@ pub fn run(args: &ExporterArgs) -> Result<Exit, Failure> {
     let mut storage = Storage::new(&interfaces);
     let mut collectors = Collectors::load(args, &interfaces, &mut storage, &mut session)?;
     let mut page = Pages::new(&mut collectors)?;
-    let mut keep = match privileges::without_capabilities(|| page.collectors.can_read())? {
-        true => Vec::new(),
-        false => vec![Capability::CAP_BPF],
-    };
+    let can_read = || page.collectors.can_read();
+    let needed = privileges::needed_for(Capability::CAP_BPF, can_read)?;
+    let mut keep = Vec::from_iter(needed);
     if page.collectors.needs_privileges() {
         keep.push(Capability::CAP_NET_ADMIN);
     }

@@ -255,22 +255,18 @@ fn share_maps(
     Ok(())
 }
 
-/// The capabilities that the run needs: the sweep calls bpf(2), which needs CAP_BPF before Linux 5.19.
+/// The capability that the run needs for the sweep, if any.
 fn needs(
     live: &mut Live<'_, FlowsSkel<'_>>,
     table: &mut FlowTable<'_>,
-) -> Result<&'static [Capability]> {
+) -> Result<Option<Capability>> {
     let (session, first) = live.first()?;
     let now = monotonic_ns()?;
-    let mut try_sweep = || {
-        table
-            .sweep(session, first, SweepMode::SWEEP_ENDED, now)
-            .is_ok()
+    let can_sweep = || {
+        let sweep = table.sweep(session, first, SweepMode::SWEEP_ENDED, now);
+        sweep.is_ok()
     };
-    Ok(match privileges::without_capabilities(&mut try_sweep)? {
-        true => &[],
-        false => &[Capability::CAP_BPF],
-    })
+    privileges::needed_for(Capability::CAP_BPF, can_sweep)
 }
 
 /// The buffer of the bytes that names are read from, with --names.
@@ -385,6 +381,7 @@ impl PacketCommand for Flows<'_> {
         let has_view = watch::shows_view(args);
         let mut table = self.open_table(live, &names, has_view)?;
         let keep = needs(live, &mut table)?;
+        let keep = keep.as_slice();
         if has_view {
             live.give_up_privileges(keep)?;
             live.session.stop.start();

@@ -166,7 +166,7 @@ fn drop_privileges(
     attached: &Attached,
     holders: Option<&mut Holders<'_>>,
 ) -> Result<()> {
-    let mut keep = holders::needs(holders)?.to_vec();
+    let mut keep = Vec::from_iter(holders::needs(holders)?);
     keep.extend(session.recording_needs()?);
     if attached.needs_privileges() {
         keep.push(Capability::CAP_NET_ADMIN);

@@ -137,21 +137,18 @@ impl Session {
         }
     }
 
-    /// The capabilities that the recording needs until its end.
+    /// The capability that the recording needs until its end, if any.
     ///
     /// # Errors
     /// Capabilities can't be set.
-    pub fn recording_needs(&self) -> Result<&'static [Capability]> {
+    pub fn recording_needs(&self) -> Result<Option<Capability>> {
         let directory = self.recorder.as_ref().and_then(Recorder::directory);
         let Some(directory) = directory else {
-            return Ok(&[]);
+            return Ok(None);
         };
         let may = AccessFlags::W_OK | AccessFlags::X_OK;
         let can_create = || faccessat(AT_FDCWD, directory, may, AtFlags::AT_EACCESS).is_ok();
-        Ok(match privileges::without_capabilities(can_create)? {
-            true => &[],
-            false => &[Capability::CAP_DAC_OVERRIDE],
-        })
+        privileges::needed_for(Capability::CAP_DAC_OVERRIDE, can_create)
     }
 
     /// The number of the interface in the capture file that has this link type; `None` if there can
