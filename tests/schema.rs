@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 
 use crate::common::frames::{SYN, ethernet, ip, syn_frame, tcp};
 use crate::common::{Namespace, Tool, command, need};
-use crate::oracle::pcap_write::{Frame, Order, Pcap, Unit};
+use crate::oracle::pcap_write;
 use serde_json::Value;
 
 const SCHEMA: &str = include_str!("../docs/output.schema.json");
@@ -154,13 +154,9 @@ fn capture() -> tempfile::NamedTempFile {
         ethernet(&[], 0x0800, &ip(v4, v4, 6, &tcp(1, 2, SYN, b"hello")).1),
         ethernet(&[], 0x0806, &[0; 28]),
     ];
-    let mut pcap = Pcap::new(Vec::new(), Order::Little, Unit::Microseconds, 1).unwrap();
-    for frame in frames {
-        let frame = Frame::whole(1_700_000_000_000_000_000, &frame);
-        pcap.frame(frame).unwrap();
-    }
+    let frames = frames.map(|frame| (1_700_000_000_000_000_000, frame));
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), pcap.finish()).unwrap();
+    std::fs::write(file.path(), pcap_write::timed(1, frames)).unwrap();
     file
 }
 

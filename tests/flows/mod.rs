@@ -107,15 +107,12 @@ fn frame_of(port: u16, said: &Said) -> Vec<u8> {
 
 /// Writes frames, each with the microseconds since the previous one.
 fn write_frames(frames: impl IntoIterator<Item = (u64, Vec<u8>)>) -> Vec<u8> {
-    use crate::oracle::pcap_write::{Frame, Order, Pcap, Unit};
-    let (order, unit) = (Order::Little, Unit::Nanoseconds);
-    let mut file = Pcap::new(Vec::new(), order, unit, 1).unwrap();
     let mut at = 1_700_000_000_000_000_000;
-    for (wait, frame) in frames {
+    let timed = frames.into_iter().map(|(wait, frame)| {
         at += wait * 1000;
-        file.frame(Frame::whole(at, &frame)).unwrap();
-    }
-    file.finish()
+        (at, frame)
+    });
+    crate::oracle::pcap_write::timed(1, timed)
 }
 
 /// Writes conversations, each with a client port, one after another.

@@ -119,15 +119,28 @@ impl<W: Write> Pcap<W> {
     }
 }
 
-/// A whole pcap file with frames of one link type, a second apart.
-pub fn pcap(link_type: u16, frames: &[Vec<u8>]) -> Vec<u8> {
+/// A whole pcap file with frames of one link type, each with its time in nanoseconds since 1970.
+pub fn timed(link_type: u16, frames: impl IntoIterator<Item = (u64, impl AsRef<[u8]>)>) -> Vec<u8> {
     let (order, unit) = (Order::Little, Unit::Nanoseconds);
     let mut file = Pcap::new(Vec::new(), order, unit, link_type.into()).expect("to memory");
-    for (frame, second) in frames.iter().zip(1..) {
-        let frame = Frame::whole(second * 1_000_000_000, frame);
+    for (ts_ns, bytes) in frames {
+        let frame = Frame::whole(ts_ns, bytes.as_ref());
         file.frame(frame).expect("to memory");
     }
     file.finish()
+}
+
+/// The same with frames a second apart.
+pub fn pcap(link_type: u16, frames: &[Vec<u8>]) -> Vec<u8> {
+    let seconds = (1..).map(|second: u64| second * 1_000_000_000);
+    timed(link_type, seconds.zip(frames))
+}
+
+/// A block of a pcapng file, padded to 32 bits.
+pub fn block(order: Order, kind: u32, body: &[u8]) -> Vec<u8> {
+    let padding = &[0; 3][..body.len().next_multiple_of(4) - body.len()];
+    let total = order.u32(length(body).next_multiple_of(4) + 12);
+    [&order.u32(kind)[..], &total, body, padding, &total].concat()
 }
 
 /// A pcapng file that is being written. Interfaces are numbered from 0 in each section.
@@ -228,13 +241,7 @@ impl<W: Write> PcapNg<W> {
 
     /// Writes any block, padded to 32 bits.
     pub fn block(&mut self, kind: u32, body: &[u8]) -> io::Result<()> {
-        let padded = body.len().next_multiple_of(4);
-        let total = self.order.u32(length(body).next_multiple_of(4) + 12);
-        self.out.write_all(&self.order.u32(kind))?;
-        self.out.write_all(&total)?;
-        self.out.write_all(body)?;
-        self.out.write_all(&[0; 3][..padded - body.len()])?;
-        self.out.write_all(&total)
+        self.out.write_all(&block(self.order, kind, body))
     }
 
     pub fn finish(self) -> W {

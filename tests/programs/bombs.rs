@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 
 use crate::common::frames::syn_frame;
 use crate::common::{CLIENT4, SERVER4, Tool, command, release, wait_for};
+use crate::oracle::pcap_write::{Order, PcapNg, block};
 
 /// How long the end may take if nothing else needs the CPU.
 const AT_ONCE: Duration = Duration::from_millis(200);
@@ -21,33 +22,22 @@ const AT_ONCE: Duration = Duration::from_millis(200);
 /// Tries on a machine that is busy with other things.
 const TRIES: usize = 10;
 
-/// A pcapng block, in little-endian order (draft-ietf-opsawg-pcapng).
-fn block(kind: u32, body: &[u8]) -> Vec<u8> {
-    let len = (body.len() as u32 + 12).to_le_bytes();
-    [&kind.to_le_bytes(), &len, body, &len].concat()
-}
-
 /// The blocks that a file begins with: a section, and an interface of Ethernet frames.
 fn header() -> Vec<u8> {
-    let section = [0x1a2b_3c4d_u32, 1, u32::MAX, u32::MAX].map(u32::to_le_bytes);
-    let interface = [1_u32, 0].map(u32::to_le_bytes);
-    [
-        block(0x0a0d_0d0a, section.as_flattened()),
-        block(1, interface.as_flattened()),
-    ]
-    .concat()
+    let mut file = PcapNg::new(Vec::new(), Order::Little).unwrap();
+    file.interface(1, 0, None).unwrap();
+    file.finish()
 }
 
 /// A block that no reader knows, so that it is skipped.
 fn unknown(len: usize) -> Vec<u8> {
-    block(0xbad, &vec![0; len])
+    block(Order::Little, 0xbad, &vec![0; len])
 }
 
 /// A Simple Packet Block.
 fn simple_packet(frame: &[u8]) -> Vec<u8> {
     let len = (frame.len() as u32).to_le_bytes();
-    let padding = vec![0; frame.len().next_multiple_of(4) - frame.len()];
-    block(3, &[&len, frame, &padding].concat())
+    block(Order::Little, 3, &[&len, frame].concat())
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {

@@ -8,8 +8,7 @@ use serde_json::Value;
 use super::parity::{COUNT, COUNT_XDP, CaptureFile, MONITOR, MONITOR_PERF, rfc3339, seed};
 use crate::common::Output;
 use crate::oracle::frames::{Random, Segment, on_link, tcp_between};
-use crate::oracle::pcap_write::{Frame, Order, Pcap, Unit};
-use crate::oracle::{Link, judge};
+use crate::oracle::{Link, judge, pcap_write};
 
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1000 * MS;
@@ -36,12 +35,8 @@ fn syn_from(source: &str) -> Vec<u8> {
 
 /// A file of frames with times in ns.
 fn timed(frames: &[(u64, Vec<u8>)]) -> CaptureFile {
-    let (order, unit) = (Order::Little, Unit::Nanoseconds);
-    let mut file = Pcap::new(Vec::new(), order, unit, 1).unwrap();
-    for (ts_ns, bytes) in frames {
-        file.frame(Frame::whole(*ts_ns, bytes)).unwrap();
-    }
-    CaptureFile::new(&file.finish())
+    let frames = frames.iter().map(|(ts_ns, bytes)| (*ts_ns, bytes));
+    CaptureFile::new(&pcap_write::timed(1, frames))
 }
 
 fn number(value: &Value) -> u64 {

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::parity::CaptureFile;
 use crate::common::frames::{SYN, ethernet, ip, tcp};
 use crate::common::{CLIENT4, Output, SERVER4, Tool, command};
-use crate::oracle::pcap_write::{Frame, Order, Pcap, Unit};
+use crate::oracle::pcap_write;
 
 /// 2025-11-24 16:00:00 UTC, and half a second later.
 const TIMES: [u64; 2] = [1_764_000_000_000_042_999, 1_764_000_000_500_042_999];
@@ -14,11 +14,8 @@ fn capture(times: &[u64]) -> CaptureFile {
     let segment = tcp(40_000, 80, SYN, &[]);
     let (ethertype, packet) = ip(CLIENT4.into(), SERVER4.into(), 6, &segment);
     let frame = ethernet(&[], ethertype, &packet);
-    let mut file = Pcap::new(Vec::new(), Order::Little, Unit::Nanoseconds, 1).unwrap();
-    for at in times {
-        file.frame(Frame::whole(*at, &frame)).unwrap();
-    }
-    CaptureFile::new(&file.finish())
+    let frames = times.iter().map(|at| (*at, &frame));
+    CaptureFile::new(&pcap_write::timed(1, frames))
 }
 
 /// Runs a command on the file with these options, in the named time zone.
