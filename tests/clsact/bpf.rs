@@ -15,7 +15,9 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
 };
 use tcpinspect::attach::Direction;
+use tcpinspect::attach::clsact::Clsact;
 
+use super::net::index;
 use crate::common::bpf::{instruction, load, owned};
 
 /// Go on with the next filter.
@@ -98,6 +100,11 @@ impl Counter {
         }
         std::thread::sleep(Duration::from_millis(20));
         assert_eq!(self.count(), count);
+    }
+
+    /// Attaches it as our filter.
+    pub fn attach(&self, interface: &str, direction: Direction) -> Clsact {
+        Clsact::attach(self.fd(), "monitor", interface, index(interface), direction).unwrap()
     }
 
     /// Attaches it as another program's filter. The qdisc must be there.

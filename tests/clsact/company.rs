@@ -9,10 +9,6 @@ use crate::common::{run, try_run};
 
 const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 
-fn attach(counter: &Counter, direction: Direction) -> Clsact {
-    Clsact::attach(counter.fd(), "monitor", V0, index(V0), direction).unwrap()
-}
-
 /// Adds filters of all kinds that the kernel has; says which it has not.
 fn add_filters(test: &str) {
     let kinds = [
@@ -51,7 +47,7 @@ fn filters_and_qdiscs_of_others_are_the_same_before_during_and_after() {
         let before = state(V0);
 
         let counter = Counter::new(UNSPEC);
-        let attached = DIRECTIONS.map(|direction| attach(&counter, direction));
+        let attached = DIRECTIONS.map(|direction| counter.attach(V0, direction));
         assert_eq!(our_filters(V0).len(), 2, "{}", state(V0));
         assert!(our_filters(V0)[0].contains("direct-action"));
         assert_eq!(state_of_others(V0, Some(19)), before);
@@ -69,7 +65,7 @@ fn an_empty_qdisc_of_another_program_stays() {
     in_namespace("an_empty_qdisc_of_another_program_stays", || {
         run(&format!("tc qdisc add dev {V0} clsact"));
         let before = state(V0);
-        drop(attach(&Counter::new(UNSPEC), Direction::Ingress));
+        drop(Counter::new(UNSPEC).attach(V0, Direction::Ingress));
         assert_eq!(state(V0), before);
         assert!(before.contains("clsact"));
     });
@@ -80,7 +76,7 @@ fn nothing_is_left_where_nothing_was() {
     in_namespace("nothing_is_left_where_nothing_was", || {
         let before = state(V0);
         let counter = Counter::new(UNSPEC);
-        let [ingress, egress] = DIRECTIONS.map(|direction| attach(&counter, direction));
+        let [ingress, egress] = DIRECTIONS.map(|direction| counter.attach(V0, direction));
         assert!(our_filters(V0).iter().all(|line| line.contains("+qdisc:")));
         drop(ingress);
         assert_eq!(our_filters(V0).len(), 1);
@@ -94,7 +90,7 @@ fn nothing_is_left_where_nothing_was() {
 fn our_qdisc_stays_while_others_use_it() {
     in_namespace("our_qdisc_stays_while_others_use_it", || {
         let counter = Counter::new(UNSPEC);
-        let clsact = attach(&counter, Direction::Ingress);
+        let clsact = counter.attach(V0, Direction::Ingress);
         let foreign = Counter::new(OK);
         foreign.attach_foreign(index(V0), Direction::Egress, 7, 1);
         let show = format!("tc filter show dev {V0} egress");
@@ -110,14 +106,14 @@ fn our_qdisc_stays_while_others_use_it() {
 fn a_chain_of_another_program_counts_as_use() {
     in_namespace("a_chain_of_another_program_counts_as_use", || {
         let counter = Counter::new(UNSPEC);
-        let clsact = attach(&counter, Direction::Ingress);
+        let clsact = counter.attach(V0, Direction::Ingress);
         run(&format!("tc chain add dev {V0} egress chain 6"));
         clsact.detach().unwrap();
         assert!(state(V0).contains("chain parent"), "{}", state(V0));
         run(&format!("tc chain del dev {V0} egress chain 6"));
 
         // Without a filter, nothing says who made the qdisc, so the next instance does not take it over.
-        drop(attach(&counter, Direction::Egress));
+        drop(counter.attach(V0, Direction::Egress));
         assert!(state(V0).contains("clsact"));
     });
 }
@@ -140,7 +136,7 @@ fn an_ingress_qdisc_serves_ingress_only() {
         );
         assert_eq!(state(V0), before);
 
-        let clsact = attach(&counter, Direction::Ingress);
+        let clsact = counter.attach(V0, Direction::Ingress);
         super::net::send(3);
         counter.expect(3);
         clsact.detach().unwrap();
@@ -196,7 +192,7 @@ fn a_filter_that_another_program_removed_is_noticed_and_not_an_error() {
         "a_filter_that_another_program_removed_is_noticed_and_not_an_error",
         || {
             let counter = Counter::new(UNSPEC);
-            let clsact = attach(&counter, Direction::Ingress);
+            let clsact = counter.attach(V0, Direction::Ingress);
             assert!(clsact.state().unwrap().is_attached());
             run(&format!("tc qdisc del dev {V0} clsact"));
             assert!(!clsact.state().unwrap().is_attached());
@@ -204,7 +200,7 @@ fn a_filter_that_another_program_removed_is_noticed_and_not_an_error() {
             clsact.detach().unwrap();
             assert!(state(V0).contains("clsact"));
 
-            let clsact = attach(&counter, Direction::Ingress);
+            let clsact = counter.attach(V0, Direction::Ingress);
             run(&format!("ip link del {V0}"));
             assert!(!clsact.state().unwrap().is_attached());
             clsact.detach().unwrap();

@@ -8,7 +8,7 @@ use tcpinspect::attach::Direction;
 use tcpinspect::attach::clsact::Clsact;
 
 use super::bpf::{Counter, UNSPEC};
-use super::net::{V0, index};
+use super::net::V0;
 
 const ASKED: &str = "TCPINSPECT_TEST_INSTANCE";
 
@@ -27,7 +27,7 @@ pub fn main(directions: &str) {
                 "egress" => Direction::Egress,
                 _ => Direction::Ingress,
             };
-            Clsact::attach(counter.fd(), "monitor", V0, index(V0), direction).unwrap()
+            counter.attach(V0, direction)
         })
         .collect();
     let notices: Vec<&str> = attached

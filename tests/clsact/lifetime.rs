@@ -7,16 +7,12 @@ use std::process::Command;
 use std::thread;
 
 use tcpinspect::attach::Direction;
-use tcpinspect::attach::clsact::{Clsact, remove_stale};
+use tcpinspect::attach::clsact::remove_stale;
 
 use super::bpf::{Counter, UNSPEC};
 use super::instance::Instance;
 use super::net::{V0, in_namespace, index, our_filters, send, state, state_of_others};
 use crate::common::{run, try_run};
-
-fn attach(counter: &Counter) -> Clsact {
-    Clsact::attach(counter.fd(), "monitor", V0, index(V0), Direction::Ingress).unwrap()
-}
 
 #[test]
 fn the_next_start_removes_exactly_what_a_killed_one_left() {
@@ -36,7 +32,7 @@ fn the_next_start_removes_exactly_what_a_killed_one_left() {
             assert_eq!(our_filters(V0).len(), 3);
 
             let counter = Counter::new(UNSPEC);
-            let clsact = attach(&counter);
+            let clsact = counter.attach(V0, Direction::Ingress);
             assert_eq!(
                 clsact.notices(),
                 [
@@ -87,7 +83,7 @@ fn another_version_is_respected_while_it_runs_and_cleaned_up_after_its_end() {
             let during = state(V0);
 
             let counter = Counter::new(UNSPEC);
-            let clsact = attach(&counter);
+            let clsact = counter.attach(V0, Direction::Ingress);
             assert_eq!(clsact.notices(), [""; 0]);
             assert!(remove_stale(index(V0)).unwrap().is_empty());
             send(5);
@@ -122,7 +118,7 @@ fn the_qdisc_of_a_killed_one_is_taken_over() {
         Instance::start("ingress,egress").kill();
         assert_ne!(state(V0), before);
         let counter = Counter::new(UNSPEC);
-        let clsact = attach(&counter);
+        let clsact = counter.attach(V0, Direction::Ingress);
         assert_eq!(clsact.notices().len(), 2);
         assert!(our_filters(V0)[0].contains("+qdisc:"));
         send(3);
@@ -163,7 +159,7 @@ fn the_last_instance_removes_the_qdisc_whoever_made_it() {
             for maker_leaves_first in [true, false] {
                 let maker = Instance::start("ingress");
                 let counter = Counter::new(UNSPEC);
-                let other = attach(&counter);
+                let other = counter.attach(V0, Direction::Ingress);
                 assert_eq!(other.notices(), [""; 0]);
                 if maker_leaves_first {
                     maker.leave();
@@ -186,7 +182,10 @@ fn the_last_instance_removes_the_qdisc_whoever_made_it() {
 fn two_instances_both_see_every_packet() {
     in_namespace("two_instances_both_see_every_packet", || {
         let (first, second) = (Counter::new(UNSPEC), Counter::new(UNSPEC));
-        let attached = [attach(&first), attach(&second)];
+        let attached = [
+            first.attach(V0, Direction::Ingress),
+            second.attach(V0, Direction::Ingress),
+        ];
         send(15);
         first.expect(15);
         second.expect(15);
@@ -210,9 +209,7 @@ fn instances_that_come_and_go_at_once_leave_nothing() {
                         } else {
                             Direction::Egress
                         };
-                        let clsact =
-                            Clsact::attach(counter.fd(), "monitor", V0, index(V0), direction)
-                                .unwrap();
+                        let clsact = counter.attach(V0, direction);
                         assert!(clsact.state().unwrap().is_attached());
                         assert_eq!(clsact.notices(), [""; 0]);
                         clsact.detach().unwrap();
@@ -237,7 +234,7 @@ fn instances_of_another_pid_namespace_are_left_alone() {
         // Its pid there is 1, which runs here.
         Instance::start_by(&prefix, "ingress").kill();
         let counter = Counter::new(UNSPEC);
-        let clsact = attach(&counter);
+        let clsact = counter.attach(V0, Direction::Ingress);
         assert_eq!(
             clsact.notices(),
             [

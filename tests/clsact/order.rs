@@ -1,7 +1,6 @@
 //! Our filter comes first and passes every packet on.
 
 use tcpinspect::attach::Direction;
-use tcpinspect::attach::clsact::Clsact;
 
 use super::bpf::{Counter, OK, SHOT, UNSPEC};
 use super::net::{Receiver, V0, V1, in_namespace, index, send, state};
@@ -18,8 +17,7 @@ fn packets_go_on_to_the_filters_after_it_and_to_the_host() {
             last.attach_foreign(index(V0), Direction::Ingress, 400, 1);
             let ours = Counter::new(UNSPEC);
             let receiver = Receiver::new();
-            let clsact =
-                Clsact::attach(ours.fd(), "monitor", V0, index(V0), Direction::Ingress).unwrap();
+            let clsact = ours.attach(V0, Direction::Ingress);
             send(20);
             for counter in [&ours, &next, &last] {
                 counter.expect(20);
@@ -41,8 +39,7 @@ fn sees_what_is_dropped(priority: u32) {
         let drops = Counter::new(SHOT);
         drops.attach_foreign(index(interface), direction, priority, 1);
         let ours = Counter::new(UNSPEC);
-        let clsact =
-            Clsact::attach(ours.fd(), "monitor", interface, index(interface), direction).unwrap();
+        let clsact = ours.attach(interface, direction);
         assert_eq!(clsact.notices(), [""; 0], "priority {priority}");
         send(10);
         ours.expect(10);
@@ -88,8 +85,7 @@ fn priority_1_is_shared_without_meeting_the_other_filter() {
             drops.attach_foreign(index(V0), Direction::Ingress, 1, 1);
             let before = state(V0);
             let ours = Counter::new(UNSPEC);
-            let clsact =
-                Clsact::attach(ours.fd(), "monitor", V0, index(V0), Direction::Ingress).unwrap();
+            let clsact = ours.attach(V0, Direction::Ingress);
             // Another program replaces its filter, as a daemon does when it is restarted.
             run(&format!(
                 "tc filter replace dev {V0} ingress pref 1 handle 1 bpf bytecode \
@@ -121,8 +117,7 @@ fn a_notice_says_when_another_filter_comes_first() {
             }
             let before = state(V0);
             let ours = Counter::new(UNSPEC);
-            let clsact =
-                Clsact::attach(ours.fd(), "monitor", V0, index(V0), Direction::Ingress).unwrap();
+            let clsact = ours.attach(V0, Direction::Ingress);
             let notices = clsact.notices().join("; ");
             assert!(
                 notices.contains("ingress filter") && notices.contains("first"),
@@ -141,8 +136,7 @@ fn filters_without_a_priority_that_are_added_later_come_after_it() {
         "filters_without_a_priority_that_are_added_later_come_after_it",
         || {
             let ours = Counter::new(UNSPEC);
-            let _clsact =
-                Clsact::attach(ours.fd(), "monitor", V0, index(V0), Direction::Ingress).unwrap();
+            let _clsact = ours.attach(V0, Direction::Ingress);
             let drops = Counter::new(SHOT);
             drops.attach_foreign(index(V0), Direction::Ingress, 0, 0);
             send(8);
@@ -158,8 +152,7 @@ fn a_later_filter_with_a_handle_of_its_own_does_not_replace_ours() {
         "a_later_filter_with_a_handle_of_its_own_does_not_replace_ours",
         || {
             let ours = Counter::new(UNSPEC);
-            let clsact =
-                Clsact::attach(ours.fd(), "monitor", V0, index(V0), Direction::Ingress).unwrap();
+            let clsact = ours.attach(V0, Direction::Ingress);
             run(&format!(
                 "tc filter replace dev {V0} ingress pref 37 handle 1 bpf bytecode 1,6~0~0~0"
             ));
