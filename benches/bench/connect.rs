@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::Effort;
+use crate::common::is_guest;
 use crate::plain;
 use crate::report::{bars, bound, table, target};
 use crate::stat::Stat;
@@ -54,10 +55,6 @@ const CONTENDERS: [Contender; 10] = [
 const SCRIPT: &str = "BEGIN { printf(\"ready\\n\"); } \
     tracepoint:sock:inet_sock_set_state /args->newstate == 2 || args->oldstate == 2/ \
     { printf(\"%d %s %d %d\\n\", pid, comm, args->dport, args->newstate); }";
-
-fn is_guest() -> bool {
-    std::env::var_os("TCPINSPECT_GUEST_MODE").is_some()
-}
 
 /// Connects in a measurement: fewer in a guest, which takes a millisecond for each.
 fn pairs(effort: Effort) -> u32 {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::Effort;
+use crate::common::frames::checksum;
 use crate::plain;
 use crate::rate::{HEAD, Outcome, seen};
 use crate::report::{bars, bound, table, target};
@@ -102,12 +103,8 @@ pub fn run(effort: Effort) -> Result<bool> {
 /// A SYN with a valid IP header, so that it reaches the firewall.
 fn whole_syn() -> Vec<u8> {
     let mut frame = syn();
-    let words = frame[14..34].chunks_exact(2);
-    let sum: u32 = words
-        .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])))
-        .sum();
-    let folded = !((sum & 0xffff) + (sum >> 16)) as u16;
-    frame[24..26].copy_from_slice(&folded.to_be_bytes());
+    let sum = checksum(&frame[14..34]);
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
     frame
 }
 

@@ -103,7 +103,8 @@ pub fn syn_frame(tags: &[(u16, u16)], from: IpAddr, to: IpAddr, dport: u16) -> V
     ethernet(tags, ethertype, &packet)
 }
 
-fn checksum(header: &[u8]) -> u16 {
+/// The checksum of an IPv4 header, in which it is still 0.
+pub fn checksum(header: &[u8]) -> u16 {
     let words = header.chunks(2);
     let mut sum: u32 = words
         .map(|word| u32::from(word[0]) << 8 | u32::from(word.get(1).copied().unwrap_or(0)))

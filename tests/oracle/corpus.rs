@@ -43,7 +43,7 @@ pub fn captures() -> Result<Vec<PathBuf>, String> {
 /// # Errors
 /// As [`captures`].
 pub fn captures_of(package: &str) -> Result<Vec<PathBuf>, String> {
-    if std::env::var_os("TCPINSPECT_GUEST_MODE").is_some() {
+    if crate::common::is_guest() {
         return Err("a guest has no network to fetch the captures from".to_owned());
     }
     let cache = cache()?;
