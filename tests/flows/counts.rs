@@ -2,14 +2,19 @@
 
 use super::*;
 
+/// Turns the offloads of both ends on or off.
+fn set_offloads(pair: &Pair, to: &str) -> Result<(), String> {
+    for (namespace, device) in [(&pair.client, "vc"), (&pair.server, "vs")] {
+        namespace.try_run(&format!("ethtool -K {device} gro {to} gso {to} tso {to}"))?;
+    }
+    Ok(())
+}
+
 #[test]
 fn bytes_are_exact_and_packets_are_segments_with_offloads_and_without() {
     let pair = need!(Pair::new());
     for offloads in ["on", "off"] {
-        for (namespace, device) in [(&pair.client, "vc"), (&pair.server, "vs")] {
-            let words = format!("ethtool -K {device} gro {offloads} gso {offloads} tso {offloads}");
-            need!(namespace.try_run(&words));
-        }
+        need!(set_offloads(&pair, offloads));
         let sizes = [3_000_000, 1_000_003];
         let sides = [(&pair.client, "vc"), (&pair.server, "vs")]
             .map(|(namespace, device)| Tool::start_in(namespace, &["flows", device, "--json"]));
@@ -79,10 +84,7 @@ fn resets_sent(namespace: &Namespace) -> u64 {
 fn packets_and_bytes_are_those_that_the_kernel_has_counted_for_the_socket() {
     let pair = need!(Pair::new());
     for offloads in ["on", "off"] {
-        for (namespace, device) in [(&pair.client, "vc"), (&pair.server, "vs")] {
-            let words = format!("ethtool -K {device} gro {offloads} gso {offloads} tso {offloads}");
-            need!(namespace.try_run(&words));
-        }
+        need!(set_offloads(&pair, offloads));
         let tool = Tool::start_in(&pair.client, &["flows", "vc", "--json"]);
         for addr in [
             SocketAddr::from((SERVER4, 0)),
@@ -130,10 +132,7 @@ fn retransmitted_segments_are_those_that_the_kernel_has_counted() {
         need!(pair.server.try_run(words));
     }
     for offloads in ["on", "off"] {
-        for (namespace, device) in [(&pair.client, "vc"), (&pair.server, "vs")] {
-            let words = format!("ethtool -K {device} gro {offloads} gso {offloads} tso {offloads}");
-            need!(namespace.try_run(&words));
-        }
+        need!(set_offloads(&pair, offloads));
         let tool = Tool::start_in(&pair.client, &["flows", "vc", "--json"]);
         let before = tcp_counter(&pair.client, "RetransSegs");
         let [stream, _] = transferred(
@@ -168,9 +167,7 @@ fn device_packets(namespace: &Namespace, device: &str) -> u64 {
 #[test]
 fn segments_are_the_packets_of_the_device_without_offloads() {
     let pair = need!(Pair::new());
-    for (namespace, device) in [(&pair.client, "vc"), (&pair.server, "vs")] {
-        need!(namespace.try_run(&format!("ethtool -K {device} gro off gso off tso off")));
-    }
+    need!(set_offloads(&pair, "off"));
     let tool = Tool::start_in(&pair.server, &["flows", "vs", "--json"]);
     let before = device_packets(&pair.server, "vs");
     let port = transfer(
