@@ -2,8 +2,9 @@
 
 use super::clock::{Clock, Precision, UnixNanos};
 use super::columns::{Column, ColumnSet, Layout, Row, Tone};
-use super::json::{Object, push_addr, push_int, push_opt_int, push_port};
+use super::json::Object;
 use super::line::Line;
+use super::scalar::{push_addr, push_int, push_opt_int, push_port};
 use super::{Render, micros};
 use crate::domain::incoming::{Attempt, Fate};
 use crate::domain::listener::Holder;

@@ -6,9 +6,9 @@ use nix::errno::Errno;
 
 use super::clock::{Clock, Precision, UnixNanos};
 use super::columns::{Column, ColumnSet, Layout, Row, Tone};
-use super::json::{Object, push_int, push_opt_int, push_port};
+use super::json::Object;
 use super::line::Line;
-use super::port_monitor::push_opt_addr;
+use super::scalar::{push_int, push_opt_addr, push_opt_int, push_port};
 use super::{Render, micros};
 use crate::domain::connect_totals::{TotalsCounts, TotalsKey};
 use crate::domain::connection::Connection;

@@ -4,8 +4,9 @@
 use super::Render;
 use super::clock::{Clock, Precision, UnixNanos};
 use super::columns::{Column, ColumnSet, Layout, Row};
-use super::json::{Object, push_float, push_int, push_opt_key};
+use super::json::Object;
 use super::line::Line;
+use super::scalar::{push_float, push_int, push_opt_key};
 use crate::domain::tally::{Count, Label};
 use crate::key;
 

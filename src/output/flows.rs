@@ -3,9 +3,9 @@
 use super::Render;
 use super::clock::{Clock, Precision, UnixNanos};
 use super::columns::{Column, Layout, Row, Tone};
-use super::json::{Object, push_addr, push_float, push_int, push_opt_int, push_opt_key, push_port};
+use super::json::Object;
 use super::line::Line;
-use super::port_monitor::push_flag_names;
+use super::scalar::{push_addr, push_float, push_int, push_opt_int, push_opt_key, push_port};
 use crate::domain::flow::{ConnState, Flow, TcpState};
 use crate::domain::names::Name;
 use crate::domain::traffic::{FlowBy, Load, Traffic, TrafficKey};
@@ -377,12 +377,8 @@ impl Render for ShownFlow<'_> {
         line.int(key!("orig_bytes"), orig.bytes);
         line.int(key!("resp_pkts"), resp.packets);
         line.int(key!("resp_bytes"), resp.bytes);
-        line.array(key!("orig_flags"), |names| {
-            push_flag_names(names, orig.flags)
-        });
-        line.array(key!("resp_flags"), |names| {
-            push_flag_names(names, resp.flags)
-        });
+        line.tcp_flags(key!("orig_flags"), orig.flags);
+        line.tcp_flags(key!("resp_flags"), resp.flags);
         line.int(key!("orig_retransmits"), orig.retransmits);
         line.int(key!("resp_retransmits"), resp.retransmits);
         line.int(key!("syn_retransmits"), flow.raw.syn_retransmits);

@@ -3,8 +3,9 @@
 use super::Render;
 use super::clock::{Clock, Precision, UnixNanos};
 use super::columns::{Column, ColumnSet, Layout, Row};
-use super::json::{Object, push_addr, push_int};
+use super::json::Object;
 use super::line::Line;
+use super::scalar::{push_addr, push_int};
 use crate::domain::histogram::{Histogram, HistogramKey};
 use crate::key;
 

@@ -2,10 +2,12 @@
 //!
 //! serde_json is for tests alone: with it, half as many packets a second reach the output.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use super::line::Line;
-use super::number::{self, Integer};
+use super::number::Integer;
+use super::scalar::{flag_bits, push_addr, push_float, push_int};
+use crate::domain::packet::FLAG_NAMES;
 use crate::domain::tally::TallyKey;
 
 /// The bytes of a member's key with the comma before it, made at compile time.
@@ -88,6 +90,14 @@ impl<'a, 'l> Object<'a, 'l> {
         push(&mut array);
         array.out.push(b']');
         self
+    }
+
+    /// The names of TCP flags.
+    #[inline(always)]
+    pub fn tcp_flags(&mut self, key: &str, flags: u8) -> &mut Self {
+        self.array(key, |names| {
+            flag_bits(flags).for_each(|bit| names.name(FLAG_NAMES[bit]));
+        })
     }
 
     /// An integer.
@@ -238,67 +248,6 @@ impl<'l> Array<'_, 'l> {
     }
 }
 
-/// Appends an integer in decimal.
-#[inline(always)]
-pub fn push_int(out: &mut Line<'_>, value: impl Integer) {
-    value.push(out);
-}
-
-/// Appends an integer in decimal, or `-` where there is none.
-#[inline(always)]
-pub fn push_opt_int(out: &mut Line<'_>, value: Option<impl Integer>) {
-    match value {
-        Some(value) => push_int(out, value),
-        None => out.push(b'-'),
-    }
-}
-
-/// Appends a key of counts, or `-` if there is none.
-pub fn push_opt_key(out: &mut Line<'_>, key: Option<TallyKey>) {
-    match key {
-        Some(TallyKey::Address(addr)) => push_addr(out, addr),
-        Some(TallyKey::Port(port)) => push_int(out, port),
-        None => out.push(b'-'),
-    }
-}
-
-/// Appends a port in a column of 5, on its right, or `-` where there is none.
-#[inline(always)]
-pub fn push_port(out: &mut Line<'_>, port: Option<u16>) {
-    out.put(port.map_or(*b"    -   ", number::port), 5);
-}
-
-/// Appends a number with three decimals at most.
-pub fn push_float(out: &mut Line<'_>, value: f64) {
-    if !value.is_finite() {
-        out.extend_from_slice(b"null");
-        return;
-    }
-    let text = format!("{value:.3}");
-    let text = text.trim_end_matches('0').trim_end_matches('.');
-    out.extend_from_slice(text.as_bytes());
-}
-
-#[inline(never)]
-fn v6_text(addr: Ipv6Addr) -> String {
-    addr.to_string()
-}
-
-/// Appends an address as text (RFC 5952 for IPv6).
-#[inline(always)]
-pub fn push_addr(out: &mut Line<'_>, addr: IpAddr) {
-    match addr {
-        IpAddr::V4(v4) => {
-            for (i, octet) in v4.octets().into_iter().enumerate() {
-                let (text, len) = number::OCTETS[usize::from(octet)];
-                // The last one goes without its dot.
-                out.put(text, usize::from(len) - usize::from(i == 3));
-            }
-        }
-        IpAddr::V6(v6) => out.extend_from_slice(v6_text(v6).as_bytes()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -327,52 +276,5 @@ mod tests {
         let expected = r#"{"ts":"0","event":"test","none":{},"nothing":[],"one":{"a":1,"b":null,"c":[1,"x",{"d":true}]},"port":80,"addr":"::1"}"#;
         assert_eq!(text.trim_end(), expected);
         serde_json::from_str::<serde_json::Value>(&text).unwrap();
-    }
-
-    #[test]
-    fn a_port_is_on_the_right_of_its_column() {
-        for port in 0..=u16::MAX {
-            assert_eq!(
-                rendered(|out| push_port(out, Some(port))),
-                format!("{port:>5}")
-            );
-        }
-        assert_eq!(rendered(|out| push_port(out, None)), "    -");
-    }
-
-    #[test]
-    fn floats_are_short_and_never_infinite() {
-        for (value, text) in [
-            (0.0, "0"),
-            (2.5, "2.5"),
-            (1e9, "1000000000"),
-            (0.12345, "0.123"),
-            (f64::INFINITY, "null"),
-            (f64::NAN, "null"),
-        ] {
-            assert_eq!(rendered(|out| push_float(out, value)), text);
-        }
-    }
-
-    #[test]
-    fn every_octet_is_written_as_by_the_standard_library() {
-        for octet in 0..=255 {
-            let addr = IpAddr::from([octet, 0, 255 - octet, octet]);
-            assert_eq!(rendered(|out| push_addr(out, addr)), addr.to_string());
-        }
-    }
-
-    #[test]
-    fn addresses_are_written_as_by_the_standard_library() {
-        for text in [
-            "1.2.3.4",
-            "255.0.0.255",
-            "::1",
-            "2001:db8::1:0:0:1",
-            "::ffff:1.2.3.4",
-        ] {
-            let addr = text.parse().unwrap();
-            assert_eq!(rendered(|out| push_addr(out, addr)), text);
-        }
     }
 }

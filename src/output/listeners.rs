@@ -3,8 +3,9 @@
 use super::Render;
 use super::clock::{Clock, Precision, UnixNanos};
 use super::columns::{Column, Layout, Row, Tone};
-use super::json::{Object, push_addr, push_float, push_int, push_opt_int};
+use super::json::Object;
 use super::line::Line;
+use super::scalar::{push_addr, push_float, push_int, push_opt_int};
 use crate::domain::listener::{Listener, Member};
 use crate::failure::Failure;
 use crate::key;

@@ -3,9 +3,9 @@
 use super::Render;
 use super::clock::{Clock, Precision, UnixNanos};
 use super::columns::{Column, ColumnSet, Layout, Row};
-use super::json::{Object, push_addr, push_opt_int, push_port};
+use super::json::Object;
 use super::line::Line;
-use super::port_monitor::{push_flag_letters, push_flag_names};
+use super::scalar::{push_addr, push_flag_letters, push_opt_int, push_port};
 use crate::domain::listener::Holder;
 use crate::domain::loss::Loss;
 use crate::domain::reasons::{NetfilterHook, ReasonFrom};
@@ -140,9 +140,7 @@ impl Render for ShownLoss<'_> {
         line.int(key!("sport"), raw.sport);
         line.addr(key!("daddr"), loss.daddr());
         line.int(key!("dport"), raw.dport);
-        line.array(key!("tcp_flags"), |flags| {
-            push_flag_names(flags, raw.tcp_flags)
-        });
+        line.tcp_flags(key!("tcp_flags"), raw.tcp_flags);
         line.opt_int(key!("seq"), has_segment.then_some(raw.seq));
         line.opt_int(key!("len"), has_segment.then_some(raw.len));
         line.opt_name(key!("state"), loss.state());

@@ -17,6 +17,7 @@ pub mod listeners;
 pub mod loss_trace;
 pub mod number;
 pub mod port_monitor;
+pub mod scalar;
 pub mod sink;
 mod stage;
 pub mod stdout;

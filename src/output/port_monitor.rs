@@ -1,15 +1,14 @@
 //! The output of port-monitor: columns of the text format and keys of JSON.
 
-use std::net::IpAddr;
-
 use super::Render;
 use super::clock::{Clock, Precision, UnixNanos};
 use super::columns::{Column, Layout, Row, Tone};
 use super::escape::hex_digits;
-use super::json::{Array, Object, push_addr, push_int, push_port};
+use super::json::Object;
 use super::line::Line;
+use super::scalar::{push_addr, push_flag_letters, push_int, push_port};
 use crate::domain::Direction;
-use crate::domain::packet::{FLAG_LETTERS, FLAG_NAMES, Packet};
+use crate::domain::packet::{FLAG_NAMES, Packet};
 use crate::failure::Failure;
 use crate::key;
 
@@ -214,9 +213,7 @@ impl Render for ShownPacket<'_> {
         line.int(key!("seq"), raw.seq);
         line.int(key!("ack"), raw.ack);
         line.int(key!("data_offset"), raw.data_offset);
-        line.array(key!("tcp_flags"), |flags| {
-            push_flag_names(flags, raw.tcp_flags)
-        });
+        line.tcp_flags(key!("tcp_flags"), raw.tcp_flags);
         line.int(key!("tcp_flags_raw"), raw.tcp_flags);
         line.int(key!("window"), raw.window);
         line.int(key!("checksum"), raw.checksum);
@@ -256,40 +253,5 @@ fn push_vlans(out: &mut Line<'_>, ids: &[u16]) {
             out.push(b'.');
         }
         push_int(out, *id);
-    }
-}
-
-/// The numbers of the bits that are set.
-fn bits(flags: u8) -> impl Iterator<Item = usize> {
-    let lowest = |flags: u8| (flags != 0).then_some(flags);
-    std::iter::successors(lowest(flags), move |flags| lowest(flags & (flags - 1)))
-        .map(|flags| flags.trailing_zeros() as usize)
-}
-
-/// Appends the letters of TCP flags in brackets.
-#[inline(always)]
-pub(crate) fn push_flag_letters(out: &mut Line<'_>, flags: u8) {
-    out.push(b'[');
-    if flags == 0 {
-        out.extend_from_slice(b"none");
-    }
-    for bit in bits(flags) {
-        let (letter, _) = FLAG_LETTERS[bit];
-        letter.bytes().for_each(|byte| out.push(byte));
-    }
-    out.push(b']');
-}
-
-/// Appends the names of TCP flags.
-#[inline(always)]
-pub(crate) fn push_flag_names(names: &mut Array<'_, '_>, flags: u8) {
-    bits(flags).for_each(|bit| names.name(FLAG_NAMES[bit]));
-}
-
-/// Appends an address, or `-` if it is unknown.
-pub fn push_opt_addr(out: &mut Line<'_>, addr: Option<IpAddr>) {
-    match addr {
-        Some(addr) => push_addr(out, addr),
-        None => out.push(b'-'),
     }
 }

@@ -3,8 +3,9 @@
 use super::Render;
 use super::clock::{Clock, Precision, UnixNanos};
 use super::columns::{Column, Layout, Row, Tone};
-use super::json::{Object, push_float, push_opt_int, push_opt_key};
+use super::json::Object;
 use super::line::Line;
+use super::scalar::{push_float, push_opt_int, push_opt_key};
 use crate::domain::tally::{Count, CountBy, TallyKey};
 use crate::failure::Failure;
 use crate::key;
