@@ -2,7 +2,7 @@
 
 use super::Render;
 use super::clock::{Clock, Precision, UnixNanos};
-use super::columns::{Column, Layout, Row, Tone};
+use super::columns::{Column, ColumnSet, Layout, Row, Tone};
 use super::json::Object;
 use super::line::Line;
 use super::scalar::{push_addr, push_float, push_int, push_opt_int, push_opt_key, push_port};
@@ -119,19 +119,21 @@ pub(crate) enum TrafficColumn {
     ByteRate,
 }
 
-const TRAFFIC_COLUMNS: [Column<TrafficColumn>; 11] = [
-    Column::time(TrafficColumn::Time, Precision::Seconds),
-    Column::left(TrafficColumn::Iface, "IFACE", 5),
-    Column::left(TrafficColumn::Event, "EVENT", 6),
-    Column::left(TrafficColumn::Key, "KEY", 15),
-    Column::right(TrafficColumn::Flows, "FLOWS", 6),
-    Column::right(TrafficColumn::Peers, "PEERS", 5),
-    Column::right(TrafficColumn::Ports, "PORTS", 5),
-    Column::right(TrafficColumn::Packets, "PACKETS", 9),
-    Column::right(TrafficColumn::Bytes, "BYTES", 11),
-    Column::right(TrafficColumn::PacketRate, "PACKETS/s", 9),
-    Column::right(TrafficColumn::ByteRate, "BYTES/s", 11),
-];
+impl ColumnSet for TrafficColumn {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::time(Self::Time, Precision::Seconds),
+        Column::left(Self::Iface, "IFACE", 5),
+        Column::left(Self::Event, "EVENT", 6),
+        Column::left(Self::Key, "KEY", 15),
+        Column::right(Self::Flows, "FLOWS", 6),
+        Column::right(Self::Peers, "PEERS", 5),
+        Column::right(Self::Ports, "PORTS", 5),
+        Column::right(Self::Packets, "PACKETS", 9),
+        Column::right(Self::Bytes, "BYTES", 11),
+        Column::right(Self::PacketRate, "PACKETS/s", 9),
+        Column::right(Self::ByteRate, "BYTES/s", 11),
+    ];
+}
 
 const MILLI: f64 = 1e6;
 
@@ -186,7 +188,7 @@ impl FlowWriter {
                         | FlowColumn::Uid
                 ),
             })?,
-            traffic: Layout::new(&TRAFFIC_COLUMNS, of_key, |_| true)?,
+            traffic: Layout::of(of_key)?,
         })
     }
 
