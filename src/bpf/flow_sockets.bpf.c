@@ -87,7 +87,7 @@ static __always_inline bool set_caller(struct flow_owner *who, const struct sock
 
 	if (task->flags & PF_KTHREAD)
 		return false;
-	for (int i = 0; i < FLOW_COMM_LEN; i++)
+	for (int i = 0; i < COMM_LEN; i++)
 		who->comm[i] = leader->comm[i];
 	who->from = from;
 	who->pid = task->tgid;
@@ -294,7 +294,7 @@ int flow_owner(struct bpf_iter__task_file *ctx)
 	found.pid = task->tgid;
 	found.uid = sk->sk_uid.val;
 	found.cgroup_id = task->cgroups->dfl_cgrp->kn->id;
-	for (int i = 0; i < FLOW_COMM_LEN; i++)
+	for (int i = 0; i < COMM_LEN; i++)
 		found.comm[i] = task->comm[i];
 	for (__u32 i = 0; i < INTERFACES_MAX && i < interfaces; i++) {
 		struct flow_slot *slot;

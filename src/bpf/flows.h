@@ -4,6 +4,7 @@
 #define TCPINSPECT_FLOWS_H
 
 #include "packet.h"
+#include "process_filter.h"
 
 #define FLOW_HISTORY_MAX 32
 
@@ -111,8 +112,6 @@ enum flow_end_reason {
 	FLOW_UNANSWERED, /* it goes on: its SYN has no answer yet; the counts are reset */
 };
 
-#define FLOW_COMM_LEN 16
-
 /* How the process of a flow was found. Each way is more reliable than those before it. */
 enum owner_from {
 	OWNER_UNKNOWN,
@@ -126,7 +125,7 @@ struct flow_owner {
 	__u64 cgroup_id;
 	__u32 pid;
 	__u32 uid; /* of the socket */
-	__u8 comm[FLOW_COMM_LEN];
+	__u8 comm[COMM_LEN];
 	__u8 end;  /* whose socket it is: 0 or 1 */
 	__u8 from; /* enum owner_from */
 	__u8 pad[6];

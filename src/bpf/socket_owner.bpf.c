@@ -55,7 +55,7 @@ int socket_owner(struct bpf_iter__task_file *ctx)
 	holder.inode = file->f_inode->i_ino;
 	holder.cgroup_id = task->cgroups->dfl_cgrp->kn->id;
 	holder.pid = task->tgid;
-	for (int i = 0; i < SOCKET_COMM_LEN; i++)
+	for (int i = 0; i < COMM_LEN; i++)
 		holder.comm[i] = task->comm[i];
 	/* If there is no room, the kernel calls the program again with an empty buffer. */
 	bpf_seq_write(ctx->meta->seq, &holder, sizeof(holder));

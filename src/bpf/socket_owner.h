@@ -3,7 +3,7 @@
 #ifndef TCPINSPECT_SOCKET_OWNER_H
 #define TCPINSPECT_SOCKET_OWNER_H
 
-#define SOCKET_COMM_LEN 16
+#include "process_filter.h"
 
 /* A process that has a socket open; one for each of its descriptors. */
 struct socket_holder {
@@ -11,7 +11,7 @@ struct socket_holder {
 	__u64 cgroup_id;
 	__u32 pid;
 	__u32 pad;
-	char comm[SOCKET_COMM_LEN];
+	char comm[COMM_LEN];
 };
 
 _Static_assert(sizeof(struct socket_holder) == 40, "user space reads them one after another");
