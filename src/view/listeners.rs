@@ -474,17 +474,22 @@ mod tests {
         assert_eq!(names(40), ["ADDR", "PORT", "QUEUE", "DROPS", "PROCESS"]);
     }
 
+    /// The text on a screen of this height.
+    fn screen(view: &mut ListenersView, height: u16) -> String {
+        let backend = ratatui::backend::TestBackend::new(80, height);
+        let mut terminal = ratatui::Terminal::new(backend).unwrap();
+        terminal.draw(|frame| view.draw(frame)).unwrap();
+        let cells = terminal.backend().buffer().content();
+        cells.iter().map(|cell| cell.symbol()).collect()
+    }
+
     #[test]
     fn the_footer_has_the_filter() {
         let mut view = ListenersView::new();
         for key in "/ab".chars().map(Key::Char).chain([Key::Enter]) {
             view.key(key);
         }
-        let backend = ratatui::backend::TestBackend::new(80, 5);
-        let mut terminal = ratatui::Terminal::new(backend).unwrap();
-        terminal.draw(|frame| view.draw(frame)).unwrap();
-        let cells = terminal.backend().buffer().content();
-        let text: String = cells.iter().map(|cell| cell.symbol()).collect();
+        let text = screen(&mut view, 5);
         assert!(text.contains("filter: ab"), "{text}");
         assert!(text.contains("0 listening, 0 waiting for accept, 0 half-open, 0 drops/s"));
     }
@@ -499,11 +504,7 @@ mod tests {
             (Key::Esc, false),
         ] {
             view.key(key);
-            let backend = ratatui::backend::TestBackend::new(80, 24);
-            let mut terminal = ratatui::Terminal::new(backend).unwrap();
-            terminal.draw(|frame| view.draw(frame)).unwrap();
-            let cells = terminal.backend().buffer().content();
-            let text: String = cells.iter().map(|cell| cell.symbol()).collect();
+            let text = screen(&mut view, 24);
             assert_eq!(text.contains("who holds them"), is_shown, "{text}");
         }
     }
