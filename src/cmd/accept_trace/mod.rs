@@ -32,6 +32,7 @@ use crate::host::kernel_symbols::KernelSymbols;
 use crate::host::netns;
 use crate::host::privileges;
 use crate::host::sandbox::Files;
+use crate::notice::Notices;
 use crate::output::accept_trace::{AttemptLayout, ShownAttempt};
 use crate::output::counts::CountsLayout;
 use crate::output::histogram::HistogramLayout;
@@ -88,17 +89,9 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
         programs::attach(programs.hook, first, &programs.pairs, &interfaces, prepared)?;
     session.follow(&mut attached.interfaces)?;
     let first = skels.first_mut().context("there is no interface")?;
-    if let Err(error) = table.seed(first) {
-        session.notices.notice(&format!(
-            "attempts that arrived before the start can't be shown: {error:#}"
-        ));
-    }
+    seed(&mut table, first, notices);
     drop_privileges(&attached, &mut handler, &mut table, first)?;
-    match &mut shown {
-        Reports::Lines => session.text_header(|out, clock| handler.layout.header(out, clock)),
-        Reports::Counts(counts) => counts.begin(&mut session),
-        Reports::Histograms(histograms) => histograms.begin(&mut session),
-    }
+    shown.begin(&mut session, &handler);
     session.start(match handler.containers {
         Some(_) => Files::Readable,
         None => Files::Opened,
@@ -110,14 +103,12 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
         buffer.name()
     ));
 
-    let mut report_due = shown
-        .interval(args)
-        .map(|interval| Instant::now() + interval);
+    let interval = shown.interval(args);
+    let mut report_due = interval.map(|length| Instant::now() + length);
     loop {
         let due = report_due.map_or(table.due(), |at| at.min(table.due()));
-        let mut on_event = |session: &mut Session, bytes: &[u8]| handler.take(session, bytes);
-        let wake = session.take_events(&mut source, Some(due), &mut on_event)?;
-        if wake == Wake::Stop {
+        let on_event = |session: &mut Session, bytes: &[u8]| handler.take(session, bytes);
+        if session.take_events(&mut source, Some(due), on_event)? == Wake::Stop {
             break;
         }
         if Instant::now() >= table.due() {
@@ -126,7 +117,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
         }
         if let Some(at) = report_due.filter(|at| Instant::now() >= *at) {
             shown.report(&mut session, &mut skels, &mut handler)?;
-            report_due = shown.interval(args).map(|length| next_due(at, length));
+            report_due = interval.map(|length| next_due(at, length));
         }
     }
     detach(&mut session, &mut skels, attached)?;
@@ -137,6 +128,15 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     shown.report(&mut session, &mut skels, &mut handler)?;
     let summary = summary(&session, &skels, &handler, &shown)?;
     session.finish(&summary)
+}
+
+/// Adds the attempts that arrived before the start. Reports it if they can't be found.
+fn seed(table: &mut AttemptTable, first: &mut AcceptTraceSkel<'_>, notices: Notices) {
+    if let Err(error) = table.seed(first) {
+        notices.notice(&format!(
+            "attempts that arrived before the start can't be shown: {error:#}"
+        ));
+    }
 }
 
 /// Drops all privileges but those that the run needs, to read maps and to run a program.
@@ -264,6 +264,15 @@ impl Reports {
             Self::Lines => None,
             Self::Counts(_) => Some(args.interval.unwrap_or(Duration::from_secs(1))),
             Self::Histograms(_) => args.interval,
+        }
+    }
+
+    /// Writes the header.
+    fn begin(&mut self, session: &mut Session, handler: &AttemptHandler<'_>) {
+        match self {
+            Self::Lines => session.text_header(|out, clock| handler.layout.header(out, clock)),
+            Self::Counts(counts) => counts.begin(session),
+            Self::Histograms(histograms) => histograms.begin(session),
         }
     }
 
