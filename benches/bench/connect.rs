@@ -67,6 +67,25 @@ fn pairs(effort: Effort) -> u32 {
     }
 }
 
+/// A contender, and what its rounds have shown.
+struct Measured {
+    contender: &'static Contender,
+    /// The CPU time of a connect over that without the tool.
+    over: Vec<f64>,
+    with: Vec<Times>,
+}
+
+impl Measured {
+    fn over(&self) -> Stat {
+        Stat::of(self.over.clone())
+    }
+
+    /// The CPU time that the tool adds to a connect, µs.
+    fn difference(&self) -> Stat {
+        Stat::of(self.with.iter().map(|times| times.caller).collect())
+    }
+}
+
 /// CPU times of one measurement, per connect.
 #[derive(Clone, Copy)]
 struct Times {
@@ -94,20 +113,23 @@ pub fn run(effort: Effort) -> Result<bool> {
         ),
         ("refused connect", refused, None, "connect-refused"),
     ] {
-        within &= measure(effort, what, addr, listener, file)?;
+        let (none, results) = measure(effort, addr, listener)?;
+        show(what, file, none, &results);
+        within &= judge_each(what, &results);
+        within &= judge_backends(what, &results);
     }
     Ok(within)
 }
 
+/// Measures connects without and with each contender in turn. The first result is the CPU time of one
+/// without any, in µs.
 fn measure(
     effort: Effort,
-    what: &str,
     addr: SocketAddr,
     listener: Option<&TcpListener>,
-    file: &str,
-) -> Result<bool> {
+) -> Result<(Stat, Vec<Measured>)> {
     let mut none = Vec::new();
-    let mut results: Vec<(&Contender, Vec<f64>, Vec<Times>)> = CONTENDERS
+    let mut results: Vec<_> = CONTENDERS
         .iter()
         .filter(|contender| contender.absent().is_none())
         .filter(|contender| match contender.name {
@@ -115,12 +137,21 @@ fn measure(
             PLAIN => !is_guest(),
             _ => contender.is_ours() || !effort.short,
         })
-        .map(|contender| (contender, Vec::new(), Vec::new()))
+        .map(|contender| Measured {
+            contender,
+            over: Vec::new(),
+            with: Vec::new(),
+        })
         .collect();
     connect(effort, addr, listener)?;
     for round in 0..effort.rounds {
         let mut missing = Vec::new();
-        for (contender, over, with) in &mut results {
+        for Measured {
+            contender,
+            over,
+            with,
+        } in &mut results
+        {
             let mut command = contender.command()?;
             if contender.line == "bpftrace" {
                 command.args(["-e", SCRIPT]);
@@ -153,70 +184,77 @@ fn measure(
                 tool: tool_us,
             });
         }
-        results.retain(|(contender, ..)| !missing.contains(&contender.name));
+        results.retain(|it| !missing.contains(&it.contender.name));
     }
     // The tracepoint backend runs on every kernel.
     ensure!(
         results
             .iter()
-            .any(|(contender, ..)| contender.name == CONTENDERS[0].name),
+            .any(|it| it.contender.name == CONTENDERS[0].name),
         "{} could not be measured",
         CONTENDERS[0].name
     );
-    let none = Stat::of(none);
+    Ok((Stat::of(none), results))
+}
+
+/// Shows the results as a table and as a chart.
+fn show(what: &str, file: &str, none: Stat, results: &[Measured]) {
     let mut rows = vec![vec![
         "none".to_owned(),
         format!("{none} in all"),
         "1".to_owned(),
         "-".to_owned(),
     ]];
-    let mut chart = Vec::new();
-    let mut differences = Vec::new();
-    let mut within = true;
-    for (contender, over, with) in results {
-        let over = Stat::of(over);
-        let difference = Stat::of(with.iter().map(|times| times.caller).collect());
-        let tool = Stat::of(with.iter().map(|times| times.tool).collect());
-        rows.push(vec![
-            contender.name.to_owned(),
-            difference.to_string(),
-            over.to_string(),
+    rows.extend(results.iter().map(|it| {
+        let tool = Stat::of(it.with.iter().map(|times| times.tool).collect());
+        vec![
+            it.contender.name.to_owned(),
+            it.difference().to_string(),
+            it.over().to_string(),
             format!("{:.2}", tool.median),
-        ]);
-        chart.push((contender.name.to_owned(), difference));
-        differences.push((contender.name, difference.median));
-        if contender.is_ours() {
-            // Each event wakes the reader of a perf buffer, which takes ten times longer on some
-            // machines than on others. So it is compared only with a program that uses one too.
-            if contender.name.contains("perf") {
-                continue;
-            }
-            within &= bound(
-                &format!("{}, {what}, over none", contender.name),
-                over.median,
-                1.8,
-                true,
-            );
-            if !contender.name.contains("no match") {
-                target(
-                    &format!("{}, {what}, over none", contender.name),
-                    over.median,
-                    1.08,
-                    true,
-                );
-            }
-        }
-    }
+        ]
+    }));
     table(
         &format!("CPU time of a {what} on loopback, µs"),
         &["attached", "caller, less none", "over none", "tool itself"],
         &rows,
     );
-    bars(file, &format!("CPU time added to a {what}, µs"), &chart);
+    let chart = results
+        .iter()
+        .map(|it| (it.contender.name.to_owned(), it.difference()));
+    bars(
+        file,
+        &format!("CPU time added to a {what}, µs"),
+        &chart.collect::<Vec<_>>(),
+    );
+}
+
+/// Compares what each of ours costs with nothing attached.
+fn judge_each(what: &str, results: &[Measured]) -> bool {
+    let mut within = true;
+    for it in results.iter().filter(|it| it.contender.is_ours()) {
+        let name = it.contender.name;
+        // Each event wakes the reader of a perf buffer, which takes ten times longer on some machines
+        // than on others. So it is compared only with a program that uses one too.
+        if name.contains("perf") {
+            continue;
+        }
+        let over = it.over().median;
+        within &= bound(&format!("{name}, {what}, over none"), over, 1.8, true);
+        if !name.contains("no match") {
+            target(&format!("{name}, {what}, over none"), over, 1.08, true);
+        }
+    }
+    within
+}
+
+/// Compares what each backend adds with what others add.
+fn judge_backends(what: &str, results: &[Measured]) -> bool {
     let of = |name: &str| {
-        let mut found = differences.iter().filter(|(known, _)| *known == name);
-        found.next().map(|(_, value)| *value)
+        let found = results.iter().find(|it| it.contender.name == name);
+        found.map(|it| it.difference().median)
     };
+    let mut within = true;
     for backend in ["tracepoint", "fentry", "kprobe"] {
         let Some(ours) = of(&format!("connect-trace, {backend}")) else {
             continue;
@@ -248,7 +286,7 @@ fn measure(
             );
         }
     }
-    Ok(within)
+    within
 }
 
 /// Connects and closes, and returns the CPU time of each in µs. On loopback the handshake is
