@@ -1,4 +1,4 @@
-//! Loading: libbpf's log, and what a refusal means.
+//! Loading: libbpf's log, what a refusal means, and the slots of programs that run at the same time.
 
 use std::io::Write;
 

@@ -12,7 +12,8 @@ use crate::domain::distinct::Distinct;
 use crate::domain::flow::Flow;
 use crate::domain::tally::TallyKey;
 
-/// The keys of `flows --by`.
+/// The keys of `flows --by`. The first three are those of `syn-count --by` too, but its help is about
+/// packets, and clap has no enum that extends another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum FlowBy {
     /// Address of the initiator
