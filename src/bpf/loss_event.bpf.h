@@ -11,6 +11,7 @@
 #include "rate.bpf.h"
 #include "skb.bpf.h"
 #include "count_table.bpf.h"
+#include "loss_cpu.bpf.h"
 #include "loss_trace.h"
 
 /* Kinds of events to report: bits by enum loss_kind. */
@@ -46,24 +47,8 @@ struct {
 	__type(value, struct loss_packet);
 } gathered SEC(".maps");
 
-/* The callers of the function that drops a segment, from this program outwards. */
-#define STACK_MAX 16
-
 /* The most stacks that a CPU walks in a jiffy. Each takes about a microsecond. */
 #define STACKS_A_JIFFY 10
-
-struct stack {
-	__u64 callers[STACK_MAX];
-	__u64 jiffy;
-	__u64 count;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct stack);
-} stacks SEC(".maps");
 
 struct loss_counters loss_counters[COUNTER_SLOTS] SEC(".bss.loss") __attribute__((aligned(64)));
 
@@ -300,11 +285,9 @@ static __noinline int emit(void *ctx, struct loss_event *e, __u64 skb)
  * Only the stack shows at which of its hooks netfilter has dropped a packet. In a flood it is not
  * read for every event.
  */
-static __always_inline void set_callers(void *ctx, struct loss_event *e)
+static __always_inline void set_callers(void *ctx, struct cpu_state *cpu, struct loss_event *e)
 {
 	__u64 now = bpf_jiffies64();
-	struct stack *stack;
-	__u32 at = 0;
 
 	if (is_specific(e->reason)) {
 		if (e->reason != reason_netfilter_drop)
@@ -312,21 +295,18 @@ static __always_inline void set_callers(void *ctx, struct loss_event *e)
 	} else if (!netfilter_places[0].end || !is_in(netfilter_places, e->place)) {
 		return;
 	}
-	stack = bpf_map_lookup_elem(&stacks, &at);
-	if (!stack)
-		return;
-	if (stack->jiffy != now) {
-		stack->jiffy = now;
-		stack->count = 0;
+	if (cpu->stack_jiffy != now) {
+		cpu->stack_jiffy = now;
+		cpu->stack_count = 0;
 	}
-	if (stack->count++ >= STACKS_A_JIFFY ||
-	    bpf_get_stack(ctx, stack->callers, sizeof(stack->callers), 0) <
-		    (long)sizeof(stack->callers[0]))
+	if (cpu->stack_count++ >= STACKS_A_JIFFY ||
+	    bpf_get_stack(ctx, cpu->callers, sizeof(cpu->callers), 0) <
+		    (long)sizeof(cpu->callers[0]))
 		return;
 	for (int i = 0; i < STACK_MAX - LOSS_CALLERS; i++) {
-		if (stack->callers[i] != e->place)
+		if (cpu->callers[i] != e->place)
 			continue;
-		bpf_probe_read_kernel(e->callers, sizeof(e->callers), &stack->callers[i + 1]);
+		bpf_probe_read_kernel(e->callers, sizeof(e->callers), &cpu->callers[i + 1]);
 		return;
 	}
 }

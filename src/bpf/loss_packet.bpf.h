@@ -7,7 +7,6 @@
 #define TCPINSPECT_LOSS_PACKET_BPF_H
 
 #include "attempt.bpf.h"
-#include "accept_listener.bpf.h"
 #include "loss_event.bpf.h"
 
 #define SOCK_RAW 3
@@ -21,43 +20,6 @@ const volatile __u32 own_netns = 0;
 const volatile bool watch_syns = false;
 /* Report resets that are sent without a socket. */
 const volatile bool watch_resets = false;
-
-/*
- * A SYN that has come in on a CPU and that TCP has not handled yet. It does so in the same softirq,
- * but with GRO only after a burst of packets has passed TC (gro_normal_batch, 8).
- */
-struct waiting_syn {
-	struct attempt_key key;
-	__u64 listener; /* 0: no SYN waits here */
-};
-
-/* A power of two: SYNs from ports that differ in their low byte do not take each other's place. */
-#define WAITING_SYNS 256
-
-struct cpu_state {
-	struct waiting_syn syns[WAITING_SYNS];
-	__u64 waiting; /* how many of them wait */
-	struct found_listener found;
-	struct attempt attempt; /* scratch space for the state of a listener */
-	/* The last reset that a tracepoint has reported. */
-	__u64 reset_ns;
-	__u8 reset_addr[16];
-	__u64 reset_port;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct cpu_state);
-} cpu_states SEC(".maps");
-
-static __always_inline struct cpu_state *this_cpu(void)
-{
-	__u32 at = 0;
-
-	return own_netns ? bpf_map_lookup_elem(&cpu_states, &at) : NULL;
-}
 
 /* Where a SYN from this port waits. */
 static __always_inline struct waiting_syn *syn_from(struct cpu_state *cpu, __u16 port)
@@ -84,16 +46,12 @@ static __always_inline void end_wait(struct cpu_state *cpu, struct waiting_syn *
 }
 
 /* The kernel reports the drop of a SYN or of its answer: then it is not a silent one. */
-static __always_inline void forget_syn(const struct loss_event *e)
+static __always_inline void forget_syn(struct cpu_state *cpu, const struct loss_event *e)
 {
 	bool is_answer = e->tcp_flags & TCP_ACK;
 	struct waiting_syn *syn;
-	struct cpu_state *cpu;
 
-	if (!watch_syns || !(e->tcp_flags & TCP_SYN))
-		return;
-	cpu = this_cpu();
-	if (!cpu || !cpu->waiting)
+	if (!watch_syns || !(e->tcp_flags & TCP_SYN) || !cpu->waiting)
 		return;
 	syn = syn_from(cpu, is_answer ? e->dport : e->sport);
 	if (is_answer ? waits(syn, e->daddr, e->dport)

@@ -60,6 +60,7 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 {
 	const struct sk_buff *skb = UNTRUSTED(trusted);
 	struct loss_event e = {};
+	struct cpu_state *cpu;
 	const struct sock *sk;
 	__u16 protocol = skb->protocol;
 	bool ends_half_open;
@@ -71,9 +72,10 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	/* With SYNs to look after, all drops are of interest. */
 	if (!watch_syns && !drop_reason_matches(reason, place))
 		return 0;
-	if (!set_segment(&e, skb))
+	cpu = this_cpu();
+	if (!cpu || !set_segment(&e, skb))
 		return 0;
-	forget_syn(&e);
+	forget_syn(cpu, &e);
 	if (!with_noise && (is_taken(&e, reason, receiver) || is_early(&e, reason, receiver)))
 		return 0;
 	/* The kernel frees a RST that ends a half-open connection by the function for drops. */
@@ -116,7 +118,7 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 		e.state = TCP_SYN_RECV;
 		e.known |= LOSS_KNOWN_STATE;
 	} else if (!count_by && !exporting) {
-		set_callers(ctx, &e);
+		set_callers(ctx, cpu, &e);
 	}
 	return emit(ctx, &e, (__u64)skb);
 }

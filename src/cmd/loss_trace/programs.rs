@@ -354,8 +354,6 @@ fn configure_maps(
 ) -> Result<()> {
     maps.gathered
         .set_autocreate(args.recording.write.is_some())?;
-    maps.stacks
-        .set_autocreate(args.by.is_none() && !args.exporting)?;
     maps.idle_slots.set_autocreate(false)?;
     let sets = &mut maps.count_sets;
     sets.set_max_entries(u32::try_from(target.tables.all_sets())?)?;

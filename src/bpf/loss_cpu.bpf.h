@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What loss-trace's programs keep for the CPU that they run on. */
+#ifndef TCPINSPECT_LOSS_CPU_BPF_H
+#define TCPINSPECT_LOSS_CPU_BPF_H
+
+#include "accept_listener.bpf.h"
+
+/*
+ * A SYN that has come in on a CPU and that TCP has not handled yet. It does so in the same softirq,
+ * but with GRO only after a burst of packets has passed TC (gro_normal_batch, 8).
+ */
+struct waiting_syn {
+	struct attempt_key key;
+	__u64 listener; /* 0: no SYN waits here */
+};
+
+/* A power of two: SYNs from ports that differ in their low byte do not take each other's place. */
+#define WAITING_SYNS 256
+
+/* The callers of the function that drops a segment, from this program outwards. */
+#define STACK_MAX 16
+
+struct cpu_state {
+	struct waiting_syn syns[WAITING_SYNS];
+	__u64 waiting; /* how many of them wait */
+	struct found_listener found;
+	struct attempt attempt; /* scratch space for the state of a listener */
+	/* The last reset that a tracepoint has reported. */
+	__u64 reset_ns;
+	__u8 reset_addr[16];
+	__u64 reset_port;
+	/* The stack that was walked last, and how many were in that jiffy. */
+	__u64 callers[STACK_MAX];
+	__u64 stack_jiffy;
+	__u64 stack_count;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct cpu_state);
+} cpu_states SEC(".maps");
+
+static __always_inline struct cpu_state *this_cpu(void)
+{
+	__u32 at = 0;
+
+	return bpf_map_lookup_elem(&cpu_states, &at);
+}
+
+#endif /* TCPINSPECT_LOSS_CPU_BPF_H */
