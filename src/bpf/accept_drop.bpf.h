@@ -116,6 +116,16 @@ static __always_inline bool accept_queue_is_full(const struct attempt *a)
 	return sk && BPF_CORE_READ(sk, sk_ack_backlog) > BPF_CORE_READ(sk, sk_max_ack_backlog);
 }
 
+/*
+ * Whether a segment acknowledges the SYN-ACK. TCP answers another number with a RST and keeps the
+ * half-open connection (RFC 9293, 3.10.7.4). With Fast Open the number can also be that of data.
+ */
+static __always_inline bool acknowledges(const struct segment *s, const struct attempt *a)
+{
+	return !a->expected_ack || (a->flags & ATTEMPT_FAST_OPEN) ||
+	       (__u16)s->ack == a->expected_ack;
+}
+
 /* The half-open connection stays, unless the kernel answers with a RST (tcp_abort_on_overflow). */
 static __always_inline void on_ack_dropped(void *ctx, const struct segment *s,
 					   const struct attempt_key *key, struct attempt *a,
@@ -127,6 +137,8 @@ static __always_inline void on_ack_dropped(void *ctx, const struct segment *s,
 	/* Also the reason if a SYN cookie is right, and the accept queue has no room. */
 	bool no_room = no_socket && !refused && (a->flags & ATTEMPT_COOKIE);
 
+	if (!acknowledges(s, a))
+		return;
 	if (overflow || no_room || accept_queue_is_full(a)) {
 		a->flags |= ATTEMPT_ACK_DROPPED;
 		set_reason(a, REASON_ACCEPT_QUEUE_FULL, overflow);

@@ -173,8 +173,12 @@ static __always_inline void on_syn_ack(struct __sk_buff *skb, const struct segme
 		if (!known)
 			return;
 	}
+	/* A SYN cookie may change with time, and the earlier one still holds. */
+	if (known->phase != ATTEMPT_NEW && known->expected_ack != (__u16)(s->seq + 1))
+		known->expected_ack = 0;
 	if (known->phase == ATTEMPT_NEW) {
 		known->phase = ATTEMPT_ANSWERED;
+		known->expected_ack = s->seq + 1;
 		known->syn_ack_ns = now;
 		known->last_syn_ack_ns = now;
 		look_at_request(skb, known);

@@ -100,7 +100,7 @@ struct attempt {
 	__u8 ip_version; /* 4 or 6 */
 	__u8 syn_retransmits;
 	__u8 syn_ack_retransmits;
-	__u8 pad[2];
+	__u16 expected_ack;  /* low bits of what acknowledges its SYN-ACK; 0: any number */
 	__u32 bound_ifindex; /* the interface that the socket is bound to; 0: none, or not known */
 };
 

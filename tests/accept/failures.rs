@@ -8,7 +8,8 @@ use std::time::Duration;
 use nix::sys::socket::{SockFlag, SockaddrStorage, bind};
 
 use super::{
-    Growth, NOBODY, Trace, assert_fate, listener, local, segment, send, server, with_neighbour,
+    Growth, NOBODY, Trace, acknowledge, assert_fate, half_open, listener, local, segment, send,
+    server, with_neighbour,
 };
 use crate::common::{CLIENT4, Namespace, Pair, SERVER6, need, release, wait_for};
 use crate::connect::sockets::{connect_to, reset_on_close, tcp};
@@ -40,6 +41,25 @@ fn an_answer_that_nobody_acknowledges_is_unanswered() {
     assert_fate(&line, "unanswered", Some("no_final_ack"), Some("inferred"));
     assert_eq!(line["syn_ack_retransmits"], 1, "{line}");
     trace.stop();
+}
+
+#[test]
+fn a_wrong_acknowledgement_does_not_end_a_half_open_attempt() {
+    let pair = need!(Pair::new());
+    with_neighbour(&pair);
+    let listener = pair
+        .server
+        .enter(|| TcpListener::bind(server(8041)).unwrap());
+    let resets = Growth::of(&pair.server, "TcpOutRsts");
+    let trace = Trace::start(&pair.server, &["vs"]);
+    let seq = half_open(&pair, 8041);
+    acknowledge(&pair, 8041, seq.wrapping_add(2));
+    resets.reaches(1);
+    acknowledge(&pair, 8041, seq.wrapping_add(1));
+    listener.accept().unwrap();
+    assert_fate(&trace.fate(8041), "accepted", None, None);
+    let fates = trace.stop();
+    assert_eq!(fates.only(8041)["continued"], false);
 }
 
 #[test]

@@ -22,7 +22,10 @@ use nix::sys::socket::{
 };
 use serde_json::Value;
 
-pub use traffic::{NOBODY, begin, late_ack, local, nft, segment, send, server, with_neighbour};
+pub use traffic::{
+    NOBODY, acknowledge, begin, half_open, late_ack, local, nft, segment, send, server,
+    with_neighbour,
+};
 
 use crate::common::{Namespace, Output, Tool, wait_for};
 

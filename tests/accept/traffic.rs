@@ -84,26 +84,33 @@ pub fn with_neighbour(pair: &Pair) {
     ));
 }
 
-/// Sends a SYN from [`NOBODY`], and the final ACK of its handshake only when another connection has taken
-/// the last place in the accept queue.
-pub fn late_ack(pair: &Pair, port: u16) {
+/// Sends a SYN from [`NOBODY`], and returns the sequence number of the SYN-ACK.
+pub fn half_open(pair: &Pair, port: u16) -> u32 {
     let seen = pair.client.enter(|| RawSocket::open_to_receive("vc"));
     send(pair, &segment(pair, NOBODY, 2, (4000, port), 77, 0));
-    let seq = loop {
+    loop {
         let frame = seen.receive();
         let from_port = |frame: &[u8]| frame.len() >= 54 && frame[34..36] == port.to_be_bytes();
         if from_port(&frame) && frame[47] == 0x12 {
             break u32::from_be_bytes(frame[38..42].try_into().unwrap());
         }
-    };
+    }
+}
+
+/// Sends an ACK from [`NOBODY`] after [`half_open`].
+pub fn acknowledge(pair: &Pair, port: u16, number: u32) {
+    send(pair, &segment(pair, NOBODY, 0x10, (4000, port), 78, number));
+}
+
+/// Sends a SYN from [`NOBODY`], and the final ACK of its handshake only when another connection has
+/// taken the last place in the accept queue.
+pub fn late_ack(pair: &Pair, port: u16) {
+    let seq = half_open(pair, port);
     let established = Growth::of(&pair.server, "TcpPassiveOpens");
     pair.client
         .enter(|| TcpStream::connect(server(port)).unwrap());
     established.reaches(1);
-    send(
-        pair,
-        &segment(pair, NOBODY, 0x10, (4000, port), 78, seq.wrapping_add(1)),
-    );
+    acknowledge(pair, port, seq.wrapping_add(1));
 }
 
 pub fn nft(namespace: &Namespace, hook: &str, rule: &str) -> Result<(), String> {
