@@ -53,37 +53,20 @@ static __always_inline bool has_listener(const struct attempt *a)
 	return sk && READ_MEMBER(sk, __sk_common.skc_state) == TCP_LISTEN;
 }
 
-/*
- * Looks up the socket that a SYN will reach, and sets `listener` to its address if it listens.
- * False: there is no socket. Address translation or another BPF program can still send the SYN
- * elsewhere; look_at_request() then corrects it by the SYN-ACK.
- */
-static __always_inline bool find_listener(struct __sk_buff *skb, __u8 ip_version,
-					  const __be32 *saddr, __u16 sport, const __be32 *daddr,
-					  __u16 dport, __u64 *listener)
+/* Whether a connection with both ends of a SYN has begun with the same sequence number. */
+static __always_inline bool began_with(struct bpf_sock *skc, __u32 isn)
 {
-	struct bpf_sock_tuple ends = {};
-	struct bpf_sock *skc;
+	struct tcp_sock *tp;
+	__u32 first;
 
-	if (ip_version == 4) {
-		ends.ipv4.saddr = saddr[3];
-		ends.ipv4.daddr = daddr[3];
-		ends.ipv4.sport = bpf_htons(sport);
-		ends.ipv4.dport = bpf_htons(dport);
-		skc = bpf_skc_lookup_tcp(skb, &ends, sizeof(ends.ipv4), BPF_F_CURRENT_NETNS, 0);
-	} else {
-		__builtin_memcpy(ends.ipv6.saddr, saddr, 16);
-		__builtin_memcpy(ends.ipv6.daddr, daddr, 16);
-		ends.ipv6.sport = bpf_htons(sport);
-		ends.ipv6.dport = bpf_htons(dport);
-		skc = bpf_skc_lookup_tcp(skb, &ends, sizeof(ends.ipv6), BPF_F_CURRENT_NETNS, 0);
-	}
-	if (!skc)
+	if (skc->state == TCP_SYN_SENT)
 		return false;
-	if (skc->state == TCP_LISTEN)
-		*listener = (__u64)bpf_skc_to_tcp_sock(skc);
-	bpf_sk_release(skc);
-	return true;
+	tp = bpf_skc_to_tcp_sock(skc);
+	if (!tp)
+		return false;
+	first = READ_MEMBER(tp, rcv_nxt) - (__u32)READ_MEMBER(tp, bytes_received) - 1;
+	/* After a FIN, rcv_nxt is one more. */
+	return first == isn || first - 1 == isn;
 }
 
 /* The result of the lookup for the last SYN on a CPU. */
@@ -93,8 +76,45 @@ struct found_listener {
 	__u64 at; /* in jiffies; 0: the next SYN may have another one */
 	__u32 ifindex;
 	__u16 dport;
-	__u16 pad;
+	__u8 is_old; /* 1: the SYN is an old one, of a connection that is open */
+	__u8 pad;
 };
+
+/*
+ * Looks up the socket that a SYN will reach, and sets `listener` to its address if it listens.
+ * False: there is no socket. Address translation or another BPF program can still send the SYN
+ * elsewhere; look_at_request() then corrects it by the SYN-ACK.
+ */
+static __always_inline bool find_listener(struct __sk_buff *skb, const struct segment *s,
+					  struct found_listener *found)
+{
+	struct bpf_sock_tuple ends = {};
+	struct bpf_sock *skc;
+
+	found->listener = 0;
+	found->is_old = false;
+	if (s->ip_version == 4) {
+		ends.ipv4.saddr = s->saddr[3];
+		ends.ipv4.daddr = s->daddr[3];
+		ends.ipv4.sport = bpf_htons(s->sport);
+		ends.ipv4.dport = bpf_htons(s->dport);
+		skc = bpf_skc_lookup_tcp(skb, &ends, sizeof(ends.ipv4), BPF_F_CURRENT_NETNS, 0);
+	} else {
+		__builtin_memcpy(ends.ipv6.saddr, s->saddr, 16);
+		__builtin_memcpy(ends.ipv6.daddr, s->daddr, 16);
+		ends.ipv6.sport = bpf_htons(s->sport);
+		ends.ipv6.dport = bpf_htons(s->dport);
+		skc = bpf_skc_lookup_tcp(skb, &ends, sizeof(ends.ipv6), BPF_F_CURRENT_NETNS, 0);
+	}
+	if (!skc)
+		return false;
+	if (skc->state == TCP_LISTEN)
+		found->listener = (__u64)bpf_skc_to_tcp_sock(skc);
+	else
+		found->is_old = began_with(skc, s->seq);
+	bpf_sk_release(skc);
+	return true;
+}
 
 /*
  * The address of the listener that a SYN will reach; 0: none. A lookup takes hundreds of
@@ -117,9 +137,7 @@ static __always_inline __u64 listener_of(struct __sk_buff *skb, const struct seg
 	last->ifindex = skb->ifindex;
 	last->dport = s->dport;
 	__builtin_memcpy(last->daddr, s->daddr, sizeof(last->daddr));
-	last->listener = 0;
-	found = find_listener(skb, s->ip_version, s->saddr, s->sport, s->daddr, s->dport,
-			      &last->listener);
+	found = find_listener(skb, s, last);
 	sk = (const struct sock *)last->listener;
 	last->at = now;
 	if (found && (!sk || BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuseport)))

@@ -20,7 +20,10 @@ static __always_inline void look(struct __sk_buff *skb, const struct segment *s,
 		read_listener((const struct sock *)a->listener, a);
 }
 
-/* Starts to follow an attempt at its SYN. Returns 0, or the error of begin_attempt(). */
+/*
+ * Starts to follow an attempt at its SYN. Returns 0, or the error of begin_attempt(). The SYN of a
+ * connection that is open, as a network may deliver it a second time, begins no attempt.
+ */
 static __noinline int begin(struct __sk_buff *skb, const struct attempt_key *key,
 			    const struct segment *s, __u64 now)
 {
@@ -36,6 +39,8 @@ static __noinline int begin(struct __sk_buff *skb, const struct attempt_key *key
 	a.dport = s->dport;
 	__builtin_memcpy(a.daddr, s->daddr, sizeof(a.daddr));
 	look(skb, s, &a);
+	if (my()->found.is_old)
+		return -EEXIST;
 	return begin_attempt(key, &a);
 }
 

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use nix::sys::socket::{SockFlag, SockaddrStorage, bind};
 
-use super::{Growth, Trace, assert_fate, listener, local};
-use crate::common::{Namespace, need};
+use super::{Growth, Trace, assert_fate, listener, local, segment, send, server};
+use crate::common::frames::RawSocket;
+use crate::common::{CLIENT4, Namespace, Pair, need};
 use crate::connect::sockets::{connect_to, tcp};
 
 #[test]
@@ -74,6 +75,34 @@ fn a_socket_that_connects_to_itself_is_accepted_at_once() {
     assert_eq!(line["fast_open"], false, "{line}");
     assert!(line["pid"].is_null(), "nobody has called accept: {line}");
     trace.stop();
+}
+
+#[test]
+fn a_late_copy_of_a_syn_begins_no_attempt() {
+    let pair = need!(Pair::new());
+    let seen = pair.client.enter(|| RawSocket::open_to_receive("vc"));
+    let challenged = Growth::of(&pair.server, "TcpExtTCPSYNChallenge");
+    let trace = Trace::start(&pair.server, &["vs"]);
+    let listener = pair
+        .server
+        .enter(|| TcpListener::bind(server(8042)).unwrap());
+    let client = pair
+        .client
+        .enter(|| TcpStream::connect(server(8042)).unwrap());
+    let _accepted = listener.accept().unwrap();
+    assert_fate(&trace.fate(8042), "accepted", None, None);
+    let isn = loop {
+        let frame = seen.receive();
+        if frame.len() >= 54 && frame[36..38] == 8042_u16.to_be_bytes() && frame[47] == 2 {
+            break u32::from_be_bytes(frame[38..42].try_into().unwrap());
+        }
+    };
+    // What is known of the listener is looked up again after a jiffy.
+    std::thread::sleep(Duration::from_millis(20));
+    let ports = (client.local_addr().unwrap().port(), 8042);
+    send(&pair, &segment(&pair, CLIENT4, 2, ports, isn, 0));
+    challenged.reaches(1);
+    trace.stop().only(8042);
 }
 
 #[test]
