@@ -58,49 +58,89 @@ pub fn run(effort: Effort) -> Result<bool> {
     world.enter();
     // Compiles the object now. Otherwise the first start of a child would include that.
     plain::load()?;
-    let mut results: Vec<(&Contender, Vec<f64>, Vec<f64>)> = CONTENDERS
+    let (started, absent): (Vec<_>, Vec<_>) = measure(effort)?
+        .into_iter()
+        .partition(|it| !it.times.is_empty());
+    let results = started.into_iter().map(Started::of).collect::<Vec<_>>();
+    show(&results, &absent);
+    let size = std::fs::metadata(tcpinspect())?.len() as f64 / 1e6;
+    table("The binary", &["MB"], &[vec![format!("{size:.2}")]]);
+    judge(&results, size)
+}
+
+/// What was measured of one contender, which may have failed to start each time.
+struct Measured {
+    contender: &'static Contender,
+    /// From exec to attached, in milliseconds.
+    times: Vec<f64>,
+    /// Resident then, in MiB.
+    memory: Vec<f64>,
+}
+
+/// The results of a contender that starts here.
+struct Started {
+    contender: &'static Contender,
+    times: Stat,
+    memory: Stat,
+}
+
+impl Started {
+    fn of(measured: Measured) -> Self {
+        Self {
+            contender: measured.contender,
+            times: Stat::of(measured.times),
+            memory: Stat::of(measured.memory),
+        }
+    }
+}
+
+/// Starts the contenders in turn. One of ours must start.
+fn measure(effort: Effort) -> Result<Vec<Measured>> {
+    let mut results = CONTENDERS
         .iter()
         .filter(|contender| contender.absent().is_none())
         .filter(|contender| {
             !effort.short || contender.is_ours() || contender.line.starts_with("attach")
         })
-        .map(|contender| (contender, Vec::new(), Vec::new()))
-        .collect();
+        .map(|contender| Measured {
+            contender,
+            times: Vec::new(),
+            memory: Vec::new(),
+        })
+        .collect::<Vec<_>>();
     for _ in 0..effort.rounds {
-        for (contender, times, memory) in &mut results {
-            let mut command = contender.command()?;
-            if contender.name == BPFTRACE {
+        for it in &mut results {
+            let mut command = it.contender.command()?;
+            if it.contender.name == BPFTRACE {
                 command = std::process::Command::new("bpftrace");
                 command.args(["-e", SCRIPT]);
             }
-            match Tool::start(command, Stdio::null(), contender.ready) {
+            match Tool::start(command, Stdio::null(), it.contender.ready) {
                 Ok(tool) => {
-                    times.push(tool.took.as_secs_f64() * 1e3);
-                    memory.push(tool.resident()?);
+                    it.times.push(tool.took.as_secs_f64() * 1e3);
+                    it.memory.push(tool.resident()?);
                     tool.stop()?;
                 }
-                Err(_) if !contender.is_ours() => {}
+                Err(_) if !it.contender.is_ours() => {}
                 Err(error) => return Err(error),
             }
         }
     }
-    let (results, absent): (Vec<_>, Vec<_>) = results
-        .into_iter()
-        .partition(|(_, times, _)| !times.is_empty());
-    let results: Vec<_> = results
-        .into_iter()
-        .map(|(contender, times, memory)| (contender, Stat::of(times), Stat::of(memory)))
-        .collect();
-    let rows = results.iter().map(|(contender, times, memory)| {
+    Ok(results)
+}
+
+/// Shows the results as a table and as a chart.
+fn show(results: &[Started], absent: &[Measured]) {
+    let rows = results.iter().map(|it| {
         vec![
-            contender.name.to_owned(),
-            times.to_string(),
-            format!("{:.1}", memory.median),
+            it.contender.name.to_owned(),
+            it.times.to_string(),
+            format!("{:.1}", it.memory.median),
         ]
     });
-    let none = absent.iter().map(|(contender, ..)| {
+    let none = absent.iter().map(|it| {
         vec![
-            contender.name.to_owned(),
+            it.contender.name.to_owned(),
             "does not run here".to_owned(),
             "-".to_owned(),
         ]
@@ -112,23 +152,22 @@ pub fn run(effort: Effort) -> Result<bool> {
     );
     let chart = results
         .iter()
-        .map(|(contender, times, _)| (contender.name.to_owned(), *times));
+        .map(|it| (it.contender.name.to_owned(), it.times));
     bars(
         "start",
         "From exec to attached, ms",
         &chart.collect::<Vec<_>>(),
     );
-    let size = std::fs::metadata(tcpinspect())?.len() as f64 / 1e6;
-    table("The binary", &["MB"], &[vec![format!("{size:.2}")]]);
-    let ours = results.iter().filter(|(contender, ..)| contender.is_ours());
-    let slowest = ours
-        .clone()
-        .map(|(_, times, _)| times.median)
-        .fold(0.0, f64::max);
-    let largest = ours.map(|(_, _, memory)| memory.median).fold(0.0, f64::max);
+}
+
+/// Compares ours with the peers and with the bounds; the size of the binary is in MB.
+fn judge(results: &[Started], size: f64) -> Result<bool> {
+    let ours = results.iter().filter(|it| it.contender.is_ours());
+    let slowest = ours.clone().map(|it| it.times.median).fold(0.0, f64::max);
+    let largest = ours.map(|it| it.memory.median).fold(0.0, f64::max);
     let of = |name: &str| {
-        let mut found = results.iter().filter(|(peer, ..)| peer.name == name);
-        found.next().map(|(_, times, _)| times.median)
+        let mut found = results.iter().filter(|it| it.contender.name == name);
+        found.next().map(|it| it.times.median)
     };
     let trace = of("connect-trace").context("connect-trace did not start")?;
     target("ms, the slowest command", slowest, 60.0, true);
