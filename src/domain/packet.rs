@@ -10,6 +10,12 @@ pub const ETHERTYPE_IPV4: u16 = 0x0800;
 /// The EtherType of IPv6.
 pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 
+/// TCP flags by which packets are told apart.
+pub(crate) const FIN: u8 = 1 << 0;
+pub(crate) const SYN: u8 = 1 << 1;
+pub(crate) const RST: u8 = 1 << 2;
+pub(crate) const ACK: u8 = 1 << 4;
+
 /// Names of the TCP flags by bit, lowest first (RFC 9293, RFC 3168).
 pub const FLAG_NAMES: [&str; 8] = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
 

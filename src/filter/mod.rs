@@ -12,7 +12,7 @@ use libbpf_rs::skel::Skel;
 use libbpf_rs::{MapCore, MapFlags};
 
 use self::expr::Expression;
-use crate::domain::packet::FLAG_NAMES;
+use crate::domain::packet::{ACK, FLAG_NAMES, SYN};
 use crate::failure::{Failure, Refusal};
 use crate::host::lookup;
 use crate::skel::{
@@ -131,8 +131,8 @@ pub struct FlagsRule {
 impl FlagsRule {
     /// SYN without ACK: a connection attempt.
     pub const SYN: Self = Self {
-        mask: 0x12,
-        value: 0x02,
+        mask: SYN | ACK,
+        value: SYN,
     };
 }
 

@@ -8,7 +8,7 @@ use super::json::Object;
 use super::line::Line;
 use super::scalar::{push_addr, push_flag_letters, push_int, push_port};
 use crate::domain::Direction;
-use crate::domain::packet::{FLAG_NAMES, Packet};
+use crate::domain::packet::{ACK, FIN, Packet, RST, SYN};
 use crate::failure::Failure;
 use crate::key;
 
@@ -155,15 +155,12 @@ impl Row for ShownPacket<'_> {
     }
 
     fn tone(&self, column: PacketColumn) -> Tone {
-        let has = |name| {
-            let bit = FLAG_NAMES.iter().position(|known| *known == name);
-            bit.is_some_and(|bit| self.packet.raw.tcp_flags & (1 << bit) != 0)
-        };
+        let has = |flags| self.packet.raw.tcp_flags & flags == flags;
         match column {
-            PacketColumn::Flags if has("rst") => Tone::Bad,
-            PacketColumn::Flags if has("fin") => Tone::Ending,
-            PacketColumn::Flags if has("syn") && has("ack") => Tone::Good,
-            PacketColumn::Flags if has("syn") => Tone::Notable,
+            PacketColumn::Flags if has(RST) => Tone::Bad,
+            PacketColumn::Flags if has(FIN) => Tone::Ending,
+            PacketColumn::Flags if has(SYN | ACK) => Tone::Good,
+            PacketColumn::Flags if has(SYN) => Tone::Notable,
             _ => Tone::Plain,
         }
     }
