@@ -253,7 +253,7 @@ own_lines! {
     port_monitor: bss_counters.counters of packet_counters;
     flows: bss_counters.counters of packet_counters;
     accept_trace: bss_accept.accept_counters of accept_counters;
-    accept_trace: bss_accept.on_cpus of on_cpu;
+    accept_trace: bss_accept.cpu_states of cpu_state;
     loss_trace: bss_loss.loss_counters of loss_counters;
     connect_trace: bss_running.running of running;
 }

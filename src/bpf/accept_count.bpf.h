@@ -10,7 +10,7 @@
 const volatile enum accept_output accept_output = 0;
 const volatile enum accept_by accept_by = 0;
 
-/* Reasons are part of the key: to be shown, or for user space to choose by. */
+/* Reasons are part of the key, because they are shown, or because user space filters by them. */
 const volatile bool count_reasons = false;
 
 /* Which of the two tables the fates of this interval are counted in. User space empties the other.

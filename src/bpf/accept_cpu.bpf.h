@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What accept-trace's programs keep for the CPU that they run on. */
+/* The state that accept-trace's programs keep for each CPU. */
 #ifndef TCPINSPECT_ACCEPT_CPU_BPF_H
 #define TCPINSPECT_ACCEPT_CPU_BPF_H
 
 #include "accept_listener.bpf.h"
 
 /*
- * The last RST that this CPU sent. The packet that it answers is freed right after, in the same
- * softirq. The sequence number of a RST does not always lead back to the attempt.
+ * The destination of the last RST that this CPU sent. Right after sending it, in the same softirq,
+ * the kernel frees the segment that it answers, whose source is this destination. The sequence
+ * numbers of a RST do not always identify the attempt.
  */
 struct sent_rst {
 	__u8 addr[16];
@@ -17,7 +18,7 @@ struct sent_rst {
 };
 
 /* The state of a CPU. No cache line is shared between CPUs. */
-struct on_cpu {
+struct cpu_state {
 	struct sent_rst sent;
 	struct found_listener found;
 	__u64 jiffy;	/* in which the last SYN came */
@@ -25,27 +26,27 @@ struct on_cpu {
 	__u8 pad[48];
 };
 
-_Static_assert(sizeof(struct on_cpu) == 128, "two cache lines");
+_Static_assert(sizeof(struct cpu_state) == 128, "two cache lines");
 
-struct on_cpu on_cpus[COUNTER_SLOTS] SEC(".bss.accept") __attribute__((aligned(128)));
+struct cpu_state cpu_states[COUNTER_SLOTS] SEC(".bss.accept") __attribute__((aligned(128)));
 
-static __always_inline struct on_cpu *my(void)
+static __always_inline struct cpu_state *this_cpu(void)
 {
-	return &on_cpus[bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1)];
+	return &cpu_states[bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1)];
 }
 
-static __always_inline struct sent_rst *my_sent_rst(void)
+static __always_inline struct sent_rst *last_sent_rst(void)
 {
-	return &my()->sent;
+	return &this_cpu()->sent;
 }
 
 /*
- * Notes when a SYN came. The time is written before its jiffy: a program that interrupts this must
- * not take the start of an earlier jiffy for that of this one.
+ * Records when a SYN came. The time is written before the jiffy: a program that interrupts this one
+ * must not take a time of an earlier jiffy for that of the current one.
  */
 static __always_inline void note_syn(__u64 now)
 {
-	struct on_cpu *cpu = my();
+	struct cpu_state *cpu = this_cpu();
 	__u64 jiffy = bpf_jiffies64();
 
 	if (cpu->jiffy == jiffy)
@@ -55,10 +56,10 @@ static __always_inline void note_syn(__u64 now)
 	cpu->jiffy = jiffy;
 }
 
-/* Whether a SYN came in the present jiffy. */
+/* Whether a SYN of this time came in the current jiffy. False if this CPU has seen none in it. */
 static __always_inline bool came_just_now(__u64 syn_ns)
 {
-	const struct on_cpu *cpu = my();
+	const struct cpu_state *cpu = this_cpu();
 
 	return cpu->jiffy == bpf_jiffies64() && syn_ns >= cpu->jiffy_ns;
 }

@@ -6,54 +6,59 @@
 #include "skb.bpf.h"
 #include "accept_packet.bpf.h"
 
-/* Its number in the running kernel; 0: it has no such reason. */
+/* The number of the reason TCP_RESET in the running kernel; 0: it has no such reason. */
 const volatile __u32 reason_tcp_reset = 0;
 
-static __always_inline bool has_rst_as_answer(const struct segment *s)
+/* Whether the last RST that this CPU sent answers this segment. */
+static __always_inline bool last_rst_answers(const struct segment *s)
 {
-	const struct sent_rst *sent = my_sent_rst();
+	const struct sent_rst *sent = last_sent_rst();
 	const __be32 *addr = (const __be32 *)sent->addr;
 
 	return sent->valid && sent->port == s->sport && addr[0] == s->saddr[0] &&
 	       addr[1] == s->saddr[1] && addr[2] == s->saddr[2] && addr[3] == s->saddr[3];
 }
 
-/* The same, once for each RST. */
+/* The same, but each RST counts only once. */
 static __always_inline bool is_answered_by_rst(const struct segment *s)
 {
-	bool same = has_rst_as_answer(s);
+	bool same = last_rst_answers(s);
 
-	my_sent_rst()->valid = false;
+	last_sent_rst()->valid = false;
 	return same;
 }
 
-/* A repeated SYN is refused, after one of the same attempt was reported as dropped. */
-static __always_inline bool goes_on_refused(const struct sk_buff *skb,
-					    const struct attempt_key *key, const struct segment *s)
+/*
+ * Follows an attempt again if it was reported as dropped, and now a retransmitted SYN of it is
+ * refused. False: this is not the case, or the table is full.
+ */
+static __always_inline bool resume_refused(const struct sk_buff *skb, const struct attempt_key *key,
+					   const struct segment *s)
 {
-	return has_rst_as_answer(s) && may_go_on() &&
+	return last_rst_answers(s) && may_report_again() &&
 	       reported_fate(key, s->daddr, s->dport) == FATE_DROPPED &&
 	       begin_again(key, s, skb->skb_iif, FATE_DROPPED);
 }
 
 /*
- * Whether a SYN belongs to an attempt whose fate was reported, and not to the one that was found:
- * both have the same initiator and sequence number. Another destination alone does not say so, for
- * it may have been translated.
+ * Whether a SYN does not belong to the attempt that was found in the table, but to one whose fate
+ * was reported. Both have the same initiator and ISN. A different destination alone does not prove
+ * it: it may have been translated.
  */
-static __always_inline bool is_of_another(const struct attempt *found,
-					  const struct attempt_key *key, const struct segment *s)
+static __always_inline bool is_of_reported_attempt(const struct attempt *found,
+						   const struct attempt_key *key,
+						   const struct segment *s)
 {
 	return !has_destination(found, s) && reported_fate(key, s->daddr, s->dport);
 }
 
-/* linux/if_packet.h: a frame that came in was sent to more than this host. */
+/* linux/if_packet.h: the frame was sent to a broadcast or multicast address. */
 #define PACKET_BROADCAST 1
 #define PACKET_MULTICAST 2
 
 /*
- * Why TCP drops a SYN, where the kernel has reasons and gives none; 0: unknown. `receiver` is the
- * socket that has refused it, or NULL.
+ * Why TCP dropped a SYN, if the kernel gives only the reason NOT_SPECIFIED; 0: unknown. `receiver`
+ * is the socket that was to receive it, or NULL.
  */
 static __always_inline __u32 unspecified_reason(const struct sk_buff *skb,
 						const struct sock *receiver)
@@ -83,18 +88,23 @@ static __always_inline void on_syn_dropped(void *ctx, const struct segment *s,
 {
 	bool refused = is_answered_by_rst(s);
 
-	/* The drop of a retransmitted SYN does no harm once a SYN-ACK was sent, but a RST does. */
+	/*
+	 * Once a SYN-ACK was sent, the drop of another SYN does not end the attempt, but a RST
+	 * does.
+	 */
 	if (a->phase == ATTEMPT_ESTABLISHED || (a->phase == ATTEMPT_ANSWERED && !refused))
 		return;
 	if (reason && reason == reason_no_socket && !refused) {
-		/* The RST was dropped; otherwise it waits for the neighbour's address (ARP). */
+		/*
+		 * If the RST was not dropped, it waits for the link-layer address of the next hop.
+		 */
 		if (a->flags & ATTEMPT_RST_DROPPED) {
 			report(ctx, key, a, FATE_DROPPED);
 			return;
 		}
 		set_reason(a, REASON_NO_LISTENER, true);
 		a->place = place;
-		rsts_wait = true;
+		rst_was_delayed = true;
 		return;
 	}
 	a->place = place;
@@ -102,7 +112,7 @@ static __always_inline void on_syn_dropped(void *ctx, const struct segment *s,
 		set_reason(a, REASON_NO_LISTENER, true);
 	else if (is_specific(reason))
 		set_reason(a, reason, true);
-	else if (refused && !has_listener(a)) /* it may have had one at an earlier SYN */
+	else if (refused && !has_listener(a)) /* there may have been one at an earlier SYN */
 		set_reason(a, REASON_NO_LISTENER, false);
 	else
 		set_reason(a, inferred, false);
@@ -134,7 +144,9 @@ static __always_inline void on_ack_dropped(void *ctx, const struct segment *s,
 	bool overflow = reason && reason == reason_listen_overflow;
 	bool refused = is_answered_by_rst(s);
 	bool no_socket = reason && reason == reason_no_socket;
-	/* Also the reason if a SYN cookie is right, and the accept queue has no room. */
+	/*
+	 * The kernel also gives this reason if a SYN cookie is valid, but the accept queue is full.
+	 */
 	bool no_room = no_socket && !refused && (a->flags & ATTEMPT_COOKIE);
 
 	if (!acknowledges(s, a))
@@ -154,7 +166,7 @@ static __always_inline void on_ack_dropped(void *ctx, const struct segment *s,
 		report(ctx, key, a, FATE_REFUSED);
 }
 
-/* The peer gets no answer: a SYN-ACK was dropped here, or the RST that refuses. */
+/* The answer to a SYN was dropped on this host: the SYN-ACK, or the RST that refuses it. */
 static __always_inline void on_answer_dropped(void *ctx, const struct attempt_key *key,
 					      struct attempt *a, bool is_rst, __u32 reason,
 					      __u64 place)
@@ -163,7 +175,7 @@ static __always_inline void on_answer_dropped(void *ctx, const struct attempt_ke
 
 	if (a->phase == ATTEMPT_ESTABLISHED || (is_rst && a->phase != ATTEMPT_NEW))
 		return;
-	/* Before Linux 5.17 the place is all there is. */
+	/* Before Linux 5.17 the kernel gives only the place. */
 	a->place = place;
 	if (is_specific(reason))
 		set_reason(a, reason, true);
@@ -186,9 +198,9 @@ static __always_inline void on_rst_dropped(void *ctx, const struct attempt_key *
 
 /*
  * Whether the packet is in another network namespace: the same packet may pass through several.
- * While TCP handles it, skb->dev is NULL, and the route has the device.
+ * While TCP handles it, skb->dev is NULL, and the device is that of the route.
  */
-static __always_inline bool is_elsewhere(const struct sk_buff *skb)
+static __always_inline bool is_in_other_netns(const struct sk_buff *skb)
 {
 	const struct net_device *dev = skb->dev;
 	const struct net *net;
@@ -213,9 +225,13 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	bool outgoing, is_rst, is_syn;
 
 	if ((protocol != bpf_htons(ETHERTYPE_IPV4) && protocol != bpf_htons(ETHERTYPE_IPV6)) ||
-	    is_no_drop(skb, reason, place) || is_elsewhere(skb) || !read_segment(skb, &s))
+	    is_harmless_free(skb, reason, place) || is_in_other_netns(skb) ||
+	    !read_segment(skb, &s))
 		return 0;
-	/* Data of established connections has later sequence numbers, and finds no attempt. */
+	/*
+	 * Data of established connections has later sequence numbers, so its key matches no
+	 * attempt.
+	 */
 	is_rst = s.flags & TCP_RST;
 	is_syn = (s.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 	outgoing =
@@ -227,9 +243,9 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	else
 		find_key(&key, s.saddr, s.sport, s.seq - 1, s.daddr, s.dport);
 	known = bpf_map_lookup_elem(&attempts, &key);
-	if (!known && is_syn && !outgoing && goes_on_refused(skb, &key, &s))
+	if (!known && is_syn && !outgoing && resume_refused(skb, &key, &s))
 		known = bpf_map_lookup_elem(&attempts, &key);
-	if (!known || (is_syn && !outgoing && is_of_another(known, &key, &s)))
+	if (!known || (is_syn && !outgoing && is_of_reported_attempt(known, &key, &s)))
 		return 0;
 	if (outgoing) {
 		on_answer_dropped(ctx, &key, known, is_rst, reason, place);

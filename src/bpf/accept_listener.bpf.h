@@ -19,7 +19,7 @@ static __always_inline __u16 full_queues(const struct sock *sk, const struct att
 	struct net *net;
 	__u32 most;
 
-	/* Nearly always so: then the settings need not be read. */
+	/* In nearly all cases the settings need not be read. */
 	if (!a->syn_queue_len && a->queue_max)
 		return flags;
 	net = READ_MEMBER(sk, __sk_common.skc_net.net);
@@ -31,7 +31,10 @@ static __always_inline __u16 full_queues(const struct sock *sk, const struct att
 	return flags;
 }
 
-/* Reads may fault: the socket may be freed meanwhile. */
+/*
+ * Reads the state of a listener and its queues, by reads that may fault: the socket may have been
+ * freed.
+ */
 static __always_inline void read_listener(const struct sock *sk, struct attempt *a)
 {
 	const struct inet_connection_sock *icsk = (const void *)sk;
@@ -45,7 +48,7 @@ static __always_inline void read_listener(const struct sock *sk, struct attempt 
 	a->flags |= ATTEMPT_HAS_LISTENER | full_queues(sk, a);
 }
 
-/* Whether the listener of an attempt is known, and was not closed. */
+/* Whether the listener of an attempt is known, and still listens. */
 static __always_inline bool has_listener(const struct attempt *a)
 {
 	const struct sock *sk = (const struct sock *)a->listener;
@@ -53,7 +56,7 @@ static __always_inline bool has_listener(const struct attempt *a)
 	return sk && READ_MEMBER(sk, __sk_common.skc_state) == TCP_LISTEN;
 }
 
-/* Whether a connection with both ends of a SYN has begun with the same sequence number. */
+/* Whether the peer of this connection began it with this sequence number (IRS in RFC 9293). */
 static __always_inline bool began_with(struct bpf_sock *skc, __u32 isn)
 {
 	struct tcp_sock *tp;
@@ -73,10 +76,10 @@ static __always_inline bool began_with(struct bpf_sock *skc, __u32 isn)
 struct found_listener {
 	__be32 daddr[4];
 	__u64 listener;
-	__u64 at; /* in jiffies; 0: the next SYN may have another one */
+	__u64 at; /* in jiffies; 0: the result holds for no other SYN */
 	__u32 ifindex;
 	__u16 dport;
-	__u8 is_old; /* 1: the SYN is an old one, of a connection that is open */
+	__u8 is_old; /* 1: the SYN is an old duplicate (RFC 9293) of an open connection */
 	__u8 pad;
 };
 
@@ -118,9 +121,9 @@ static __always_inline bool find_listener(struct __sk_buff *skb, const struct se
 
 /*
  * The address of the listener that a SYN will reach; 0: none. A lookup takes hundreds of
- * nanoseconds, so in a flood to one port its result holds for a jiffy; unless it depends on more
- * than the destination, as in a group of SO_REUSEPORT, or where a connection with the same
- * addresses was found; or the listener was closed.
+ * nanoseconds, so for the rest of a jiffy its result is used for all SYNs to the same destination.
+ * There are three exceptions: the listener has SO_REUSEPORT, the lookup found a connection with the
+ * SYN's addresses, or the listener was closed since.
  */
 static __always_inline __u64 listener_of(struct __sk_buff *skb, const struct segment *s,
 					 struct found_listener *last)
@@ -177,7 +180,7 @@ static __always_inline __u32 answered_isn(struct __sk_buff *skb, __u32 ack)
 	return tp ? BPF_CORE_READ(tp, copied_seq) - 1 : ack - 1;
 }
 
-/* Reads from the socket of a SYN-ACK what kind of attempt it answers, and which listener has it. */
+/* Reads the kind of an attempt, and its listener, from the socket that sends the SYN-ACK. */
 static __always_inline void look_at_request(struct __sk_buff *skb, struct attempt *a)
 {
 	struct bpf_sock *skc = skb->sk;
@@ -186,12 +189,14 @@ static __always_inline void look_at_request(struct __sk_buff *skb, struct attemp
 	struct tcp_sock *tp;
 
 	if (!skc) {
-		/* The SYN-ACK of a SYN cookie has no socket: that is the point of cookies. */
+		/* A SYN-ACK with a SYN cookie has no socket: the kernel keeps no state for it. */
 		a->flags |= ATTEMPT_COOKIE;
 		return;
 	}
 	if (skc->state == TCP_SYN_RECV) {
-		/* Otherwise both ends connect to each other, or a socket to itself. */
+		/*
+		 * Otherwise it is a simultaneous open (RFC 9293), or a socket connects to itself.
+		 */
 		tp = bpf_skc_to_tcp_sock(skc);
 		if (tp && BPF_CORE_READ(tp, fastopen_rsk))
 			a->flags |= ATTEMPT_FAST_OPEN;
@@ -205,7 +210,7 @@ static __always_inline void look_at_request(struct __sk_buff *skb, struct attemp
 	if (!listener || (__u64)listener == a->listener)
 		return;
 	read_listener(listener, a);
-	/* By now this attempt is among them. */
+	/* The length already includes this attempt. */
 	if (a->syn_queue_len)
 		a->syn_queue_len--;
 }

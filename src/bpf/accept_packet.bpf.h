@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Attempts as the interfaces see them: SYNs that come in, and the answers that go out. */
+/* Attempts as seen at interfaces: SYNs that come in, and the answers that go out. */
 #ifndef TCPINSPECT_ACCEPT_PACKET_BPF_H
 #define TCPINSPECT_ACCEPT_PACKET_BPF_H
 
@@ -7,22 +7,23 @@
 #include "accept_listener.bpf.h"
 
 /*
- * A packet that is seen again so soon is no retransmission. It has passed a second interface, such
+ * A packet that is seen again so soon was not retransmitted. It has passed a second interface, such
  * as a bridge after one of its ports. A SYN or SYN-ACK is retransmitted after about a second (RFC
  * 6298).
  */
 #define SAME_PACKET_NS (20 * 1000 * 1000ULL)
 
-static __always_inline void look(struct __sk_buff *skb, const struct segment *s, struct attempt *a)
+static __always_inline void set_listener(struct __sk_buff *skb, const struct segment *s,
+					 struct attempt *a)
 {
-	a->listener = listener_of(skb, s, &my()->found);
+	a->listener = listener_of(skb, s, &this_cpu()->found);
 	if (a->listener)
 		read_listener((const struct sock *)a->listener, a);
 }
 
 /*
- * Starts to follow an attempt at its SYN. Returns 0, or the error of begin_attempt(). The SYN of a
- * connection that is open, as a network may deliver it a second time, begins no attempt.
+ * Starts to follow an attempt at its SYN. Returns 0, or the error of begin_attempt(). An old
+ * duplicate of an open connection's SYN begins no attempt: -EEXIST.
  */
 static __noinline int begin(struct __sk_buff *skb, const struct attempt_key *key,
 			    const struct segment *s, __u64 now)
@@ -38,8 +39,8 @@ static __noinline int begin(struct __sk_buff *skb, const struct attempt_key *key
 	a.ip_version = s->ip_version;
 	a.dport = s->dport;
 	__builtin_memcpy(a.daddr, s->daddr, sizeof(a.daddr));
-	look(skb, s, &a);
-	if (my()->found.is_old)
+	set_listener(skb, s, &a);
+	if (this_cpu()->found.is_old)
 		return -EEXIST;
 	return begin_attempt(key, &a);
 }
@@ -70,7 +71,7 @@ static __noinline int begin_again(const struct attempt_key *key, const struct se
 	}
 	if (begin_attempt(key, &a))
 		return 0;
-	take_back(earlier);
+	uncount_fate(earlier);
 	return 1;
 }
 
@@ -92,7 +93,7 @@ static __always_inline void on_repeated_syn(struct __sk_buff *skb, const struct 
 	if (known->syn_retransmits < 255)
 		known->syn_retransmits++;
 	if (known->phase == ATTEMPT_NEW)
-		look(skb, s, known);
+		set_listener(skb, s, known);
 }
 
 static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *s)
@@ -105,7 +106,7 @@ static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *
 	__u16 destination;
 	int error;
 
-	my_sent_rst()->valid = false;
+	last_sent_rst()->valid = false;
 	note_syn(now);
 	find_key(&key, s->saddr, s->sport, s->seq, s->daddr, s->dport);
 	earlier = reported_fate(&key, s->daddr, s->dport);
@@ -122,7 +123,10 @@ static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *
 		set_destination(&key, s->daddr, s->dport);
 		may_retry = true;
 	} else if (error) {
-		/* The BPF stack has no room for a second key: `key` becomes that of the evicted. */
+		/*
+		 * The BPF stack has no room for a second key, so `key` holds that of the evicted
+		 * attempt meanwhile.
+		 */
 		destination = key.destination;
 		known = choose_evicted(&key) ? bpf_map_lookup_elem(&attempts, &key) : NULL;
 		may_retry = known;
@@ -171,14 +175,14 @@ static __always_inline void on_syn_ack(struct __sk_buff *skb, const struct segme
 		return;
 	}
 	if (!known) {
-		earlier = may_go_on() ? reported_fate(&key, s->saddr, s->sport) : FATE_NONE;
+		earlier = may_report_again() ? reported_fate(&key, s->saddr, s->sport) : FATE_NONE;
 		if (!earlier || !begin_again(&key, s, skb->ifindex, earlier))
 			return;
 		known = bpf_map_lookup_elem(&attempts, &key);
 		if (!known)
 			return;
 	}
-	/* A SYN cookie may change with time, and the earlier one still holds. */
+	/* Each SYN-ACK may have another SYN cookie, and the earlier ones stay valid. */
 	if (known->phase != ATTEMPT_NEW && known->expected_ack != (__u16)(s->seq + 1))
 		known->expected_ack = 0;
 	if (known->phase == ATTEMPT_NEW) {
@@ -208,7 +212,7 @@ static __always_inline void on_rst_sent(struct __sk_buff *skb, const struct segm
 			report(skb, &key, known, FATE_FORWARDED);
 		return;
 	}
-	if (rsts_wait) {
+	if (rst_was_delayed) {
 		/* A RST that had to wait for the link-layer address of the next hop. */
 		find_key(&key, s->daddr, s->dport, s->ack - 1, s->saddr, s->sport);
 		known = bpf_map_lookup_elem(&attempts, &key);
@@ -217,14 +221,14 @@ static __always_inline void on_rst_sent(struct __sk_buff *skb, const struct segm
 			return;
 		}
 	}
-	sent = my_sent_rst();
+	sent = last_sent_rst();
 	__builtin_memcpy(sent->addr, s->daddr, sizeof(sent->addr));
 	sent->port = s->dport;
 	sent->valid = true;
 }
 
-/* Whether the expression of the filter accepts a SYN. */
-static __always_inline bool is_expected(struct frame *f, struct packet *p)
+/* Whether a SYN matches the filter expression. */
+static __always_inline bool syn_matches(struct frame *f, struct packet *p)
 {
 	bool matches;
 
@@ -254,7 +258,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
 	f.end = forget_end(f.end);
 	is_syn = (p.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 	if (!egress) {
-		if (is_syn && is_expected(&f, &p) && read_frame(&f, &p, false, &s))
+		if (is_syn && syn_matches(&f, &p) && read_frame(&f, &p, false, &s))
 			on_syn(skb, &s);
 		return TCX_NEXT;
 	}

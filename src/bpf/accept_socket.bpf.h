@@ -18,8 +18,8 @@
 #endif
 
 /*
- * The key of the attempt that a connection began with. Until it is accepted nobody reads from it,
- * so copied_seq is still the initial sequence number plus 1.
+ * Sets the key of the attempt that a connection began with. Before the connection is accepted, no
+ * data is read from it, so copied_seq is still the ISN plus 1.
  */
 static __always_inline void set_socket_key(struct attempt_key *key, const struct ends *ends,
 					   const struct tcp_sock *tp)
@@ -32,11 +32,12 @@ static __always_inline void set_socket_key(struct attempt_key *key, const struct
  * Follows an attempt again whose fate was reported before, for example because it was evicted from
  * the table. NULL: its fate was not reported, or the table is full.
  */
-static __always_inline struct attempt *go_on(const struct attempt_key *key, const struct ends *ends,
-					     const struct tcp_sock *tp)
+static __always_inline struct attempt *resume(const struct attempt_key *key,
+					      const struct ends *ends, const struct tcp_sock *tp)
 {
 	__u16 port = bpf_ntohs(read_inet_sport(tp));
-	enum accept_fate earlier = may_go_on() ? reported_fate(key, ends->local, port) : FATE_NONE;
+	enum accept_fate earlier =
+		may_report_again() ? reported_fate(key, ends->local, port) : FATE_NONE;
 	struct attempt a = {};
 
 	if (!earlier)
@@ -49,7 +50,7 @@ static __always_inline struct attempt *go_on(const struct attempt_key *key, cons
 	__builtin_memcpy(a.daddr, ends->local, sizeof(a.daddr));
 	if (begin_attempt(key, &a))
 		return NULL;
-	take_back(earlier);
+	uncount_fate(earlier);
 	return bpf_map_lookup_elem(&attempts, key);
 }
 
@@ -64,7 +65,7 @@ static __always_inline void on_established(void *ctx, const struct sock *sk,
 	set_socket_key(&key, &ends, tp);
 	known = bpf_map_lookup_elem(&attempts, &key);
 	if (!known)
-		known = go_on(&key, &ends, tp);
+		known = resume(&key, &ends, tp);
 	if (!known)
 		return;
 	known->established_ns = bpf_ktime_get_ns();
@@ -78,7 +79,10 @@ static __always_inline void on_established(void *ctx, const struct sock *sk,
 	if (bpf_core_field_exists(tp->is_mptcp) && tp->is_mptcp)
 		known->flags |= ATTEMPT_MPTCP;
 	known->place = 0;
-	/* Both ends connect to each other, or a socket to itself: a process has the socket. */
+	/*
+	 * In a simultaneous open (RFC 9293), or if a socket connects to itself, a process has it
+	 * already.
+	 */
 	if (sk->sk_socket)
 		report(ctx, &key, known, FATE_ACCEPTED);
 }
@@ -86,8 +90,8 @@ static __always_inline void on_established(void *ctx, const struct sock *sk,
 /*
  * A socket is closed before accept(2). If it was not established and is not of Fast Open, it may be
  * a second one: when two CPUs handle a final ACK and the packet after it at the same time, each
- * makes a socket, and the second one is closed. The attempt goes on with the first. If there was no
- * other socket, the next sweep finds that the attempt has ended.
+ * creates a socket, and one of them is closed. The attempt continues with the other. If there was
+ * no other socket, the next sweep by user space finds that the attempt has ended.
  */
 static __always_inline void on_closed(void *ctx, const struct sock *sk, const struct tcp_sock *tp,
 				      int old_state)
@@ -113,10 +117,12 @@ static __always_inline void on_closed(void *ctx, const struct sock *sk, const st
 /*
  * A socket is closed that a process has or had, so it was accepted. If its attempt is still in the
  * table, the kernel has skipped the program that sees accepts, as it does when a program would
- * interrupt itself on a CPU. (rcv_nxt counts from the initial sequence number, bytes_received from
- * the number after it.) Outgoing connections are not looked up, because each look-up would be a
- * cache miss. They have no backlog limit, while an accepted socket inherits that of its listener.
- * If that limit is 0, the next sweep finds the connection.
+ * interrupt itself on a CPU. The ISN follows from rcv_nxt, which counts from it, and
+ * bytes_received, which counts from the number after it.
+ *
+ * Outgoing connections are not looked up, because each lookup would be a cache miss. Their backlog
+ * limit is 0, while an accepted socket inherits that of its listener. If the listener has 0 too,
+ * the next sweep by user space finds the connection.
  */
 static __always_inline void on_owned_closed(void *ctx, const struct sock *sk,
 					    const struct tcp_sock *tp)
@@ -187,7 +193,7 @@ static __always_inline int on_accept_return(void *ctx, const struct sock *sk)
 	return on_accepted(ctx, &key);
 }
 
-/* Finds the socket that accept(2) returned by its file descriptor. */
+/* Finds the accepted socket by the file descriptor that accept(2) returned. */
 static __always_inline int on_accept_call(void *ctx, long fd)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();

@@ -32,9 +32,10 @@ struct {
 } attempts SEC(".maps");
 
 /*
- * Attempts whose fate was reported. Part of the hash of an attempt chooses a set; each word in it
- * has the time of the report, the rest of the hash, and in its lowest bits the fate. 0: it is free.
- * A retransmitted SYN of an attempt that is found here is no new attempt.
+ * Attempts whose fate was reported. A part of the attempt's hash chooses a set. Each word of the
+ * set is one attempt: the time of the report, more bits of the hash, and in the lowest bits the
+ * fate. 0: the word is free. A retransmitted SYN of an attempt that is found here does not begin a
+ * new attempt.
  */
 struct reported_set {
 	__u64 words[REPORTED_WAYS];
@@ -49,17 +50,20 @@ struct {
 
 #define REPORTED_FATE 0xfULL
 #define REPORTED_HASH 0x0000fffffffffff0ULL
-#define REPORTED_TIME 48 /* the first bit of the time, in units of some 1.07 seconds */
+#define REPORTED_TIME 48 /* the lowest bit of the time, in units of 2^30 ns */
 
-/* When a client has sent its last SYN, by default after some 127 seconds. */
+/*
+ * For how many of these units a report counts. By default a Linux client gives up earlier than
+ * that.
+ */
 #define REPORTED_FOR 128
 
 _Static_assert(FATE_COUNT <= REPORTED_FATE, "a fate fits");
 
 /*
- * The attempts that were added last. When the table is full, the oldest of them that is still
- * half-open makes room. CPUs may overwrite each other's entry: that attempt then only can't make
- * room.
+ * The attempts that were added last. When the table is full, the oldest of them that is not
+ * established is evicted. Two CPUs may write the same entry: the attempt that is overwritten then
+ * can't be evicted.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -68,7 +72,10 @@ struct {
 	__type(value, struct attempt_key);
 } recent SEC(".maps");
 
-/* Where the next one is added, and which may make room next. Both only grow. */
+/*
+ * Indexes into `recent`: where the next attempt is added, and the oldest that may be evicted. Both
+ * only grow; they are used modulo its size.
+ */
 struct {
 	__u32 added;
 	__u32 oldest;
@@ -77,23 +84,25 @@ struct {
 struct accept_counters accept_counters[COUNTER_SLOTS] SEC(".bss.accept")
 	__attribute__((aligned(128)));
 
-/* A fate was reported: until then `reported` is empty, and nothing is looked up in it. */
+/* Set when `reported` gets its first entry: until then, nothing is looked up in it. */
 bool any_reported SEC(".bss.recent");
 
 /*
- * How many attempts in the table have a destination in their key, and how many of these have no
- * sequence number, as those that had arrived before the run. While there are none, a segment takes
- * one lookup.
+ * How many keys in the table have a destination, and how many of these have no ISN, because the
+ * attempt arrived before the run. While there are none, one lookup finds the attempt of a segment.
  */
-__u32 with_destination SEC(".bss.recent");
-__u32 without_isn SEC(".bss.recent");
+__u32 keys_with_destination SEC(".bss.recent");
+__u32 keys_without_isn SEC(".bss.recent");
 
-/* A RST was not sent at once: from then on it is looked for. */
-bool rsts_wait SEC(".bss.recent");
+/*
+ * Set when the RST that refuses a SYN is not sent at once. From then on, RSTs that are sent are
+ * compared with such attempts.
+ */
+bool rst_was_delayed SEC(".bss.recent");
 
 struct accept_verdict accept_verdict SEC(".bss.verdict");
 
-/* An attempt that had arrived before the run, for the table. */
+/* An attempt that arrived before the run, for accept_close() to add to the table. */
 struct attempt accept_seed SEC(".bss.verdict");
 
 /* BTF has the type only if something refers to it. */
@@ -140,6 +149,10 @@ static __always_inline void set_destination(struct attempt_key *key, const void 
 	key->destination = (__u16)destination_hash(addr, port) ?: 1;
 }
 
+/*
+ * Tries the keys with a destination, and sets the one that is in the table. If none is, the key
+ * gets no destination.
+ */
 static __noinline int find_destination(struct attempt_key *key, const __be32 *addr, __u16 port)
 {
 	const struct attempt *known;
@@ -150,7 +163,7 @@ static __noinline int find_destination(struct attempt_key *key, const __be32 *ad
 	set_destination(key, addr, port);
 	if (bpf_map_lookup_elem(&attempts, key))
 		return 0;
-	if (without_isn) {
+	if (keys_without_isn) {
 		isn = key->isn;
 		key->isn = 0;
 		known = bpf_map_lookup_elem(&attempts, key);
@@ -158,20 +171,24 @@ static __noinline int find_destination(struct attempt_key *key, const __be32 *ad
 			return 0;
 		key->isn = isn;
 	}
-	/* Unknown to the verifier, which would otherwise follow the rest with each kind of key. */
+	/*
+	 * A 0 that the verifier does not know: otherwise it would follow the rest with each kind of
+	 * key.
+	 */
 	key->destination = opaque_zero;
 	return 0;
 }
 
 /*
- * Sets the key by which the table has an attempt, if it is there, to a destination as it is seen
- * here. Where the destination was translated, that is the first one with this initiator.
+ * Sets the key under which the table has the attempt to this destination, if it has it. If the
+ * destination was translated on the way, this is the key of the first attempt with the same
+ * initiator and ISN.
  */
 static __always_inline void find_key(struct attempt_key *key, const __be32 *addr, __u16 port,
 				     __u32 isn, const __be32 *to, __u16 to_port)
 {
 	set_key(key, addr, port, isn);
-	if (with_destination)
+	if (keys_with_destination)
 		find_destination(key, to, to_port);
 }
 
@@ -187,7 +204,9 @@ static __always_inline __u16 reported_age(__u64 word, __u64 ns)
 	return (__u16)(ns >> 30) - (__u16)(word >> REPORTED_TIME);
 }
 
-/* The fate that was reported of an attempt to this destination; FATE_NONE: none, or long ago. */
+/*
+ * The fate that was reported for an attempt to this destination. FATE_NONE: none, or too long ago.
+ */
 static __noinline enum accept_fate reported_fate(const struct attempt_key *key, const __be32 *addr,
 						 __u16 port)
 {
@@ -212,8 +231,9 @@ static __noinline enum accept_fate reported_fate(const struct attempt_key *key, 
 }
 
 /*
- * The word of the same attempt, else a free one, else the oldest. CPUs may use the same word. Ages
- * are made unknown to the verifier, which would otherwise follow each order of them.
+ * Stores the fate in a word of the same attempt or a free one, else in the oldest. Two CPUs may
+ * choose the same word. Adding opaque_zero makes the ages unknown to the verifier, which would
+ * otherwise follow each order of them.
  */
 static __always_inline void remember_report(const struct attempt_key *key, const struct attempt *a,
 					    enum accept_fate fate, __u64 ns)
@@ -260,7 +280,7 @@ static __always_inline void count_suppressed(void)
 	__sync_fetch_and_add(&accept_counts()->suppressed, 1);
 }
 
-/* The whole of an event but what it says of the process. */
+/* Fills in an event, except for the process. */
 static __always_inline void fill_event(struct accept_event *e, const struct attempt_key *key,
 				       const struct attempt *a, enum accept_fate fate, __u64 now)
 {
@@ -290,14 +310,14 @@ static __always_inline void fill_process(struct accept_event *e)
 	e->attempt.place = 0;
 }
 
-/* Counts a key with a destination as added to the table, or as removed. */
+/* Counts a key with a destination. `change` is 1 when it is added to the table, -1 when removed. */
 static __always_inline void count_destination(const struct attempt_key *key, __u32 change)
 {
 	if (!key->destination)
 		return;
-	__sync_fetch_and_add(&with_destination, change);
+	__sync_fetch_and_add(&keys_with_destination, change);
 	if (!key->isn)
-		__sync_fetch_and_add(&without_isn, change);
+		__sync_fetch_and_add(&keys_without_isn, change);
 }
 
 /*
@@ -310,7 +330,10 @@ static __always_inline long begin_attempt(const struct attempt_key *key, const s
 	struct attempt_key *place;
 	long error;
 
-	/* First, so that nobody overlooks it. */
+	/*
+	 * Counted first: while the count is 0, other programs don't look up keys with a
+	 * destination.
+	 */
 	count_destination(key, 1);
 	error = bpf_map_update_elem(&attempts, key, a, BPF_NOEXIST);
 	if (error) {
@@ -325,16 +348,16 @@ static __always_inline long begin_attempt(const struct attempt_key *key, const s
 }
 
 /*
- * Whether an attempt that goes on after a fate was reported gets another one. A count can't be
- * corrected: where fates are counted, the first one stands.
+ * Whether an attempt that continues after its fate was reported may get another fate. Counts by key
+ * and those of the exporter can't be corrected, so there the first fate stands.
  */
-static __always_inline bool may_go_on(void)
+static __always_inline bool may_report_again(void)
 {
 	return !exporting && accept_output != OUTPUT_COUNTS;
 }
 
-/* Takes back a fate that was reported, for the attempt goes on. */
-static __always_inline void take_back(enum accept_fate fate)
+/* Subtracts a reported fate from its counter, because the attempt continues. */
+static __always_inline void uncount_fate(enum accept_fate fate)
 {
 	__u32 at = fate;
 
@@ -344,7 +367,7 @@ static __always_inline void take_back(enum accept_fate fate)
 }
 
 /* Removes an attempt from the table. False: another program did so first, and reports its fate. */
-static __always_inline bool take_attempt(const struct attempt_key *key, enum accept_fate fate)
+static __always_inline bool remove_attempt(const struct attempt_key *key, enum accept_fate fate)
 {
 	__u32 at = fate;
 
@@ -358,8 +381,8 @@ static __always_inline bool take_attempt(const struct attempt_key *key, enum acc
 }
 
 /*
- * Whether the process filter passes. A failed attempt has only the user of the listener; then
- * `comm` is NULL.
+ * Whether the process filter matches. For a failed attempt only the user of the listener is known,
+ * and `comm` is NULL.
  */
 static __always_inline bool process_matches(__u16 flags, __u32 listener_uid, __u32 pid, __u32 uid,
 					    const __u8 *comm)
@@ -379,14 +402,14 @@ static __always_inline bool event_matches(const struct accept_event *e, bool by_
 			       by_current ? e->comm : NULL);
 }
 
-/* Whether this fate is asked for. One that corrects another is shown whatever it is. */
+/* Whether this fate is asked for. A fate that corrects an earlier one is always shown. */
 static __always_inline bool is_wanted_fate(const struct attempt *a, enum accept_fate fate)
 {
 	return (wanted_fates & (1 << fate)) ||
 	       (accept_output == OUTPUT_EVENTS && (a->flags & ATTEMPT_CONTINUED));
 }
 
-/* Counts a fate in place of sending an event. */
+/* Counts a fate instead of sending an event. */
 static __always_inline int report_by_count(const struct attempt_key *key, const struct attempt *a,
 					   enum accept_fate fate, bool by_current, __u64 now)
 {
@@ -410,7 +433,7 @@ static __always_inline int report_by_count(const struct attempt_key *key, const 
 	to = accept_output == OUTPUT_HANDSHAKE ? a->established_ns : by_current ? now : 0;
 	matches = is_wanted_fate(a, fate) && (accept_output == OUTPUT_COUNTS || (from && to)) &&
 		  process_matches(a->flags, a->uid, pid, uid, by_current ? comm : NULL);
-	if (!take_attempt(key, fate) || !matches)
+	if (!remove_attempt(key, fate) || !matches)
 		return 0;
 	__sync_fetch_and_add(&accept_counts()->matched, 1);
 	if (accept_output == OUTPUT_COUNTS)
@@ -420,7 +443,10 @@ static __always_inline int report_by_count(const struct attempt_key *key, const 
 	return 0;
 }
 
-/* Over a perf event array: an event is gathered on the stack, for programs interrupt each other. */
+/*
+ * Reports a fate through the perf event array. The event is on the stack, because programs can
+ * interrupt each other.
+ */
 static __always_inline int report_by_perf(void *ctx, const struct attempt_key *key,
 					  const struct attempt *a, enum accept_fate fate,
 					  bool by_current, __u64 now)
@@ -431,7 +457,7 @@ static __always_inline int report_by_perf(void *ctx, const struct attempt_key *k
 	fill_event(&e, key, a, fate, now);
 	if (by_current)
 		fill_process(&e);
-	if (fate != FATE_NONE && !take_attempt(key, fate))
+	if (fate != FATE_NONE && !remove_attempt(key, fate))
 		return 0;
 	if (!is_wanted_fate(&e.attempt, fate) || !event_matches(&e, by_current))
 		return 0;
@@ -444,9 +470,9 @@ static __always_inline int report_by_perf(void *ctx, const struct attempt_key *k
 }
 
 /*
- * The same over a ring buffer, straight into it. Few values are alive at a time, so that the
- * address of the reserved memory stays in a register: Linux before 5.12 forgets what it is on the
- * stack.
+ * Reports a fate through the ring buffer, and builds the event there. Few values are alive at a
+ * time, so that the pointer to the reserved memory stays in a register: Linux before 5.12 does not
+ * track such a pointer on the stack.
  */
 static __always_inline int report_by_ring(const struct attempt_key *key, const struct attempt *a,
 					  enum accept_fate fate, bool by_current, __u64 now)
@@ -455,24 +481,24 @@ static __always_inline int report_by_ring(const struct attempt_key *key, const s
 
 	if (!is_wanted_fate(a, fate)) {
 		if (fate != FATE_NONE)
-			take_attempt(key, fate);
+			remove_attempt(key, fate);
 		return 0;
 	}
-	/* In a flood, what is suppressed takes no room in the buffer. */
+	/* In a flood, suppressed events take no room in the buffer. */
 	if (!process_filter && is_over_rate(now)) {
-		if (fate == FATE_NONE || take_attempt(key, fate))
+		if (fate == FATE_NONE || remove_attempt(key, fate))
 			count_suppressed();
 		return 0;
 	}
 	e = bpf_ringbuf_reserve(&ring, sizeof(*e), 0);
 	if (!e) {
-		if (fate == FATE_NONE || take_attempt(key, fate))
+		if (fate == FATE_NONE || remove_attempt(key, fate))
 			count_lost();
 		return 0;
 	}
 	/* Read it before it is deleted: after that its memory can be reused. */
 	fill_event(e, key, a, fate, now);
-	if (fate != FATE_NONE && !take_attempt(key, fate)) {
+	if (fate != FATE_NONE && !remove_attempt(key, fate)) {
 		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
 		return 0;
 	}
@@ -492,7 +518,9 @@ static __always_inline int report_by_ring(const struct attempt_key *key, const s
 	return 0;
 }
 
-/* Counts what became of an attempt. It is read before it is deleted, for its memory can be reused.
+/*
+ * Counts a fate for the exporter. The attempt is read before it is deleted: after that its memory
+ * can be reused.
  */
 static __always_inline int export_fate(const struct attempt_key *key, const struct attempt *a,
 				       enum accept_fate fate, bool by_current, __u64 now)
@@ -505,7 +533,7 @@ static __always_inline int export_fate(const struct attempt_key *key, const stru
 		if (!is_specific(a->reason))
 			counted.place = a->place;
 	}
-	if (fate == FATE_NONE || !take_attempt(key, fate))
+	if (fate == FATE_NONE || !remove_attempt(key, fate))
 		return 0;
 	export_count(&counted, 1);
 	if (syn_ns && established_ns)
@@ -516,12 +544,12 @@ static __always_inline int export_fate(const struct attempt_key *key, const stru
 }
 
 /*
- * The time of a fate. If the kernel refuses or drops a SYN at once, that is the time of the SYN, so
- * that a flood of them costs one reading of the clock each.
+ * The time of a fate. If the kernel refuses or drops a SYN at once, this is the time of the SYN: in
+ * a flood, the clock is then read only once for each SYN.
  */
 static __always_inline __u64 fate_time(const struct attempt *a, enum accept_fate fate)
 {
-	/* By bits, so that the verifier does not follow the rest for each fate. */
+	/* Tested as bits, so that the verifier does not follow the rest for each fate. */
 	const __u32 at_once = 1 << FATE_REFUSED | 1 << FATE_DROPPED;
 
 	if ((1 << fate & at_once) && a->phase == ATTEMPT_NEW && came_just_now(a->last_syn_ns))
@@ -552,7 +580,10 @@ static __noinline int report(void *ctx, const struct attempt_key *key, const str
 {
 	if (!key || !a)
 		return 0;
-	/* Unknown to the verifier, which would otherwise follow the rest for each fate. */
+	/*
+	 * Makes the fate unknown to the verifier, which would otherwise follow the rest for each
+	 * fate.
+	 */
 	return report_fate(ctx, key, a, (fate + opaque_zero) & REPORTED_FATE, false);
 }
 
@@ -566,13 +597,12 @@ static __noinline int report_accepted(void *ctx, const struct attempt_key *key,
 	return report_fate(ctx, key, a, FATE_ACCEPTED, true);
 }
 
-/* Tries to find the half-open attempt that was added first. */
+/* How many entries of `recent` are tried to find an attempt to evict. */
 #define EVICT_TRIES 8
 
 /*
- * Chooses the attempt that has to make room in the full table: one that is half-open, which is to
- * be reported as pending. In a flood of SYNs with forged sources all are. Those that are
- * established stay.
+ * Chooses the attempt to evict when the table is full: the oldest that is not established. The
+ * caller reports it as pending. In a flood of SYNs with forged sources, all are of this kind.
  */
 static __noinline int choose_evicted(struct attempt_key *key)
 {

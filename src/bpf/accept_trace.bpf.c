@@ -3,8 +3,9 @@
  * accept-trace: what becomes of incoming connection attempts.
  *
  * TC programs see the SYN come in and the answer go out. Tracepoints show when the kernel drops a
- * packet of an attempt, and when its socket is established or closed. A SYN that a full queue turns
- * away may be dropped without any trace: user space finds it in the table after a timeout.
+ * packet of an attempt, and when its socket is established or closed. If a queue of the listener is
+ * full, the kernel may discard a SYN without reporting a drop: user space finds such an attempt in
+ * the table after a timeout.
  */
 #include <asm-generic/errno.h>
 #include "vmlinux.h"
@@ -34,7 +35,7 @@ int BPF_PROG(accept_drop_reason, const struct sk_buff *skb, void *place, __u32 r
 	return stopped ? 0 : on_drop(ctx, skb, (__u64)place, reason, NULL);
 }
 
-/* Since Linux 6.11 it also has the socket that has refused the segment, if there is one. */
+/* Since Linux 6.11 it also has the socket that was to receive the packet, or NULL. */
 SEC("tp_btf/kfree_skb")
 int BPF_PROG(accept_drop_socket, const struct sk_buff *skb, void *place, __u32 reason,
 	     const struct sock *receiver)

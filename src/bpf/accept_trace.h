@@ -22,9 +22,9 @@ enum accept_fate {
 
 /* How far an attempt has come. */
 enum accept_phase {
-	ATTEMPT_NEW,	     /* a SYN came */
-	ATTEMPT_ANSWERED,    /* and a SYN-ACK was sent */
-	ATTEMPT_ESTABLISHED, /* and acknowledged: it waits to be accepted */
+	ATTEMPT_NEW,	     /* a SYN has arrived */
+	ATTEMPT_ANSWERED,    /* a SYN-ACK was sent */
+	ATTEMPT_ESTABLISHED, /* the SYN-ACK was acknowledged: it waits to be accepted */
 };
 
 /*
@@ -56,16 +56,19 @@ enum accept_flag {
 	ATTEMPT_ACK_DROPPED = 1 << 6,	     /* the final ACK found the accept queue full */
 	ATTEMPT_HAS_PROCESS = 1 << 7,	     /* pid, tid, uid, comm and cgroup_id are known */
 	ATTEMPT_REASON_FROM_KERNEL = 1 << 8, /* the kernel gave the reason; else it is inferred */
-	ATTEMPT_CONTINUED = 1 << 9,	     /* it went on after a fate was reported */
-	ATTEMPT_RST_DROPPED = 1 << 10,	     /* the RST that refuses it was dropped here */
+	ATTEMPT_CONTINUED = 1 << 9,	     /* it continued after a fate was reported */
+	ATTEMPT_RST_DROPPED = 1 << 10,	     /* the RST that should refuse it was dropped here */
 	ATTEMPT_SEEDED = 1 << 11,	     /* it had arrived before the run */
 };
 
 /*
- * Identifies an attempt: the initiator's address, port and initial sequence number. Translation of
- * the destination does not change it, and a retransmitted SYN has the same. Scanners use the same
- * for many destinations; all but the first of those in the table have theirs in the key. So have
- * those that had arrived before the run; their sequence number is not known, and 0.
+ * Identifies an attempt: the initiator's address, port and initial sequence number (ISN). These
+ * stay the same when the SYN is retransmitted, and when the destination address is translated.
+ *
+ * A scanner may use the same three for many destinations. Then only the first of these attempts in
+ * the table has the key without a destination. The others have a hash of their destination in the
+ * key. Attempts that arrived before the run always have that hash. Their ISN is not known: it is 0
+ * in the key.
  */
 struct attempt_key {
 	__u8 addr[16]; /* network order, IPv4 as v4-mapped */
@@ -83,7 +86,7 @@ struct attempt {
 	__u64 syn_ack_ns;
 	__u64 last_syn_ack_ns;
 	__u64 established_ns;
-	__u64 place;	/* kernel address that dropped its packet */
+	__u64 place;	/* address in the kernel's code where its packet was dropped */
 	__u64 listener; /* address of its struct sock; the socket may be gone: probe reads only */
 	__u8 daddr[16]; /* destination of the SYN */
 	__u8 laddr[16]; /* local address of the socket, after address translation */
@@ -100,7 +103,7 @@ struct attempt {
 	__u8 ip_version; /* 4 or 6 */
 	__u8 syn_retransmits;
 	__u8 syn_ack_retransmits;
-	__u16 expected_ack;  /* low bits of what acknowledges its SYN-ACK; 0: any number */
+	__u16 expected_ack;  /* low bits of the number that acknowledges its SYN-ACK; 0: any */
 	__u32 bound_ifindex; /* the interface that the socket is bound to; 0: none, or not known */
 };
 
@@ -112,7 +115,7 @@ struct accept_event {
 	struct attempt attempt;
 	__u64 ts_ns;
 	__u64 cgroup_id;
-	__u32 pid; /* of who accepted it: thread group */
+	__u32 pid; /* of the process that accepted it (thread group) */
 	__u32 tid;
 	__u32 uid;
 	enum accept_fate fate;
@@ -151,7 +154,7 @@ enum accept_by {
 
 /* Fields that --by does not choose are zero. */
 struct accept_count_key {
-	__u64 place;	/* kernel address that dropped a packet, if there is no reason */
+	__u64 place;	/* where in the kernel's code a packet was dropped, if there is no reason */
 	__u8 bytes[16]; /* source address; or process name; or address of the listener */
 	__u32 reason;
 	__u16 port; /* of the destination, or of the listener; host order */
@@ -164,11 +167,11 @@ _Static_assert(sizeof(struct accept_count_key) == 32, "no hidden padding");
 /* One per CPU. Programs on a CPU can interrupt each other, so they add atomically. */
 struct accept_counters {
 	__u64 untracked;	 /* attempts that found no room in the table: no fate is reported */
-	__u64 fates[FATE_COUNT]; /* by enum accept_fate, whether or not they are wanted */
+	__u64 fates[FATE_COUNT]; /* by enum accept_fate, even if not asked for */
 	__u64 matched;		 /* events that were asked for */
 	__u64 lost;		 /* of these, those that found no room in the buffer */
 	__u64 suppressed;	 /* of these, those that --max-rate held back */
-	__u64 forgotten;	 /* whose fate was reported: a repeated SYN would count as new */
+	__u64 forgotten;	 /* reports overwritten early: a repeated SYN counts as new */
 	__u64 reserved[2];	 /* up to two cache lines */
 };
 

@@ -24,7 +24,7 @@ static __always_inline void set_key(struct attempt_key *key, const __be32 *addr,
 	key->destination = 0;
 }
 
-/* Reads a segment. False: it can't be read, or the filter does not match its attempt. */
+/* Reads a segment. False: it can't be read, or the filter rejects its attempt. */
 static __always_inline bool read_frame(struct frame *f, struct packet *p, bool is_answer,
 				       struct segment *s)
 {

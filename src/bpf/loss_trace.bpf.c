@@ -67,7 +67,7 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 
 	if (protocol != bpf_htons(ETHERTYPE_IPV4) && protocol != bpf_htons(ETHERTYPE_IPV6))
 		return 0;
-	if (!with_noise && is_no_drop(skb, reason, place))
+	if (!with_noise && is_harmless_free(skb, reason, place))
 		return 0;
 	/* With SYNs to look after, all drops are of interest. */
 	if (!watch_syns && !drop_reason_matches(reason, place))

@@ -36,7 +36,7 @@ static __always_inline bool is_test_run(const struct sk_buff *skb)
  * Whether a free loses nothing: a queue of a closed socket, the copy of a packet socket, or the
  * packet of a test.
  */
-static __always_inline bool is_no_drop(const struct sk_buff *skb, __u32 reason, __u64 place)
+static __always_inline bool is_harmless_free(const struct sk_buff *skb, __u32 reason, __u64 place)
 {
 	if (is_test_run(skb))
 		return true;
