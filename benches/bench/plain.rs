@@ -79,13 +79,7 @@ fn attach_bare() -> Result<Vec<Link>> {
     let rodata = open.maps.rodata_data.as_deref_mut();
     rodata.context("no settings")?.wanted_kinds = 0b111;
     let tables = [
-        "pids",
-        "uids",
-        "comms",
-        "calls",
-        "stored",
-        "passed_over",
-        "perf",
+        "pids", "uids", "comms", "calls", "stored", "rejected", "perf",
     ];
     leave_out(open.open_object_mut(), &tables);
     let wanted = [

@@ -22,7 +22,7 @@ static __always_inline void on_accept(void *ctx, const struct sock *sk, const st
 	struct connection *kept = find(sk);
 	struct connection c = { .phase = PHASE_OPEN };
 
-	if (kept && kept->phase == PHASE_PASSED_OVER)
+	if (kept && kept->phase == PHASE_IGNORED)
 		kept = NULL;
 
 	c.started_ns = bpf_ktime_get_ns();
@@ -37,7 +37,7 @@ static __always_inline void on_accept(void *ctx, const struct sock *sk, const st
 			forget(sk);
 		return;
 	}
-	/* The event of its end will have the process that accepted it. */
+	/* The event of its end will name the process that accepted it. */
 	if (kept)
 		copy_process(&kept->event, &c.event);
 	/* TCP Fast Open: a connection can be accepted before it is established. */

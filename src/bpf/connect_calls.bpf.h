@@ -7,8 +7,8 @@
 
 /*
  * The socket that a thread is connecting, by pid_tgid, because a kretprobe doesn't have the
- * arguments. The map is LRU because a return that the kernel misses leaves an entry behind, which
- * the thread may never replace.
+ * arguments. The map is LRU because the kernel can miss a return: then an entry stays, and the
+ * thread may never replace it.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -60,7 +60,7 @@ static __always_inline bool on_call(const struct sock *sk, const struct sockaddr
 	    outer->event.tid == (__u32)bpf_get_current_pid_tgid())
 		return false;
 	if (outer) {
-		give_up(outer);
+		count_missed(outer);
 		forget(sk);
 	}
 	if (ending)
@@ -71,10 +71,12 @@ static __always_inline bool on_call(const struct sock *sk, const struct sockaddr
 	read_destination(&c.event, to, function);
 	if (!process_matches(&c.event) || !version_matches(c.event.ip_version))
 		return false;
-	/* Where the address can't be read here, the filter waits until it can. */
+	/* If the address can't be read here, on_return() applies the filter. */
 	if ((may_probe_read || function == 4) && !destination_matches(&c.event))
 		return false;
-	/* If there is no room for it, its change to SYN_SENT counts as the attempt. */
+	/*
+	 * If there is no room for it, the attempt is reported when the socket changes to SYN_SENT.
+	 */
 	return keep(sk, &c);
 }
 
@@ -168,7 +170,7 @@ static __always_inline bool is_inner_call(const struct sock *sk)
 	return c && c->phase == PHASE_CALLING && c->function == 6;
 }
 
-/* The thread is in a new call, so the kernel missed the return of the one before. */
+/* The thread is in a new call, so the kernel has missed the return of the previous one. */
 static __always_inline void on_missed_return(const struct sock *sk)
 {
 	struct connection *c = find(sk);
@@ -180,7 +182,7 @@ static __always_inline void on_missed_return(const struct sock *sk)
 		c->phase = PHASE_WAITING;
 		return;
 	}
-	give_up(c);
+	count_missed(c);
 	forget(sk);
 }
 

@@ -77,7 +77,7 @@ static __always_inline void count_time(const struct connect_event *e)
 		return;
 	__sync_fetch_and_add(&totals.matched, 1);
 	if (histogram_by == CONNECT_BY_PROCESS) {
-		/* The bytes after the NUL are undefined: they stay out. */
+		/* The bytes after the NUL are undefined, so they are left out. */
 		for (int i = 0; i < COMM_LEN; i++) {
 			ended |= !e->process[i];
 			key.bytes[i] = ended ? 0 : e->process[i];
@@ -90,7 +90,10 @@ static __always_inline void count_time(const struct connect_event *e)
 	histogram_add(&key, e->elapsed_ns / 1000);
 }
 
-/* Programs on a CPU can interrupt each other: counters are atomic, and events are on the stack. */
+/*
+ * Sends an event or counts it. Programs on a CPU can interrupt each other, so counters are atomic
+ * and events are on the stack.
+ */
 static __noinline int emit(void *ctx, struct connect_event *e, enum connect_kind kind)
 {
 	if (!e || !wanted(kind) || stopped)
@@ -202,7 +205,10 @@ static __always_inline void set_unmapped(__be32 *to, const struct connect_event 
 	}
 }
 
-/* The part of the filter that is known when a connection begins, but for the process. */
+/*
+ * Whether the network namespace, IP version and destination match: they are known when an attempt
+ * begins.
+ */
 static __always_inline bool destination_matches(const struct connect_event *e)
 {
 	__be32 daddr[4];
@@ -219,7 +225,7 @@ static __always_inline bool destination_matches(const struct connect_event *e)
 	return daddr_matches(e->ip_version, daddr);
 }
 
-/* The part of the filter that looks at the source, or at either end. */
+/* Whether the filter accepts the source, and both ends by its rules for either end. */
 static __always_inline bool source_matches(const struct connect_event *e)
 {
 	__be32 saddr[4], daddr[4];
@@ -239,7 +245,7 @@ static __always_inline bool source_matches(const struct connect_event *e)
 	return host_matches(e->ip_version, saddr, daddr);
 }
 
-/* Whether the filter can only decide once the source port is chosen. */
+/* Whether the filter can decide only when the source port is known. */
 static __always_inline bool needs_source_port(const struct connect_event *e)
 {
 	if (filter.parts & (FILTER_SPORT | FILTER_ANY_PORT_NOT))

@@ -5,45 +5,48 @@
 
 #include "connect_table.bpf.h"
 
-static __always_inline bool remembers_passed_over(void)
+static __always_inline bool remembers_rejected(void)
 {
 	return wanted(CONNECT_CLOSED) && filter.parts;
 }
 
-static __always_inline void pass_over(const struct sock *sk)
+/* Remembers that the filter has rejected a connection. */
+static __always_inline void remember_rejected(const struct sock *sk)
 {
 	struct connection *kept;
 	__u64 key = (__u64)sk;
 	__u8 yes = 1;
 
-	if (!remembers_passed_over())
+	if (!remembers_rejected())
 		return;
 	if (use_storage) {
 		kept = bpf_sk_storage_get(&stored, (void *)sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 		if (kept)
-			kept->phase = PHASE_PASSED_OVER;
+			kept->phase = PHASE_IGNORED;
 		else
-			__sync_fetch_and_add(&totals.unkept, 1);
-	} else if (bpf_map_update_elem(&passed_over, &key, &yes, BPF_ANY)) {
-		__sync_fetch_and_add(&totals.unkept, 1);
+			__sync_fetch_and_add(&totals.untracked, 1);
+	} else if (bpf_map_update_elem(&rejected, &key, &yes, BPF_ANY)) {
+		__sync_fetch_and_add(&totals.untracked, 1);
 	}
 }
 
 /*
- * Whether a connection that is in no table was rejected by the filter; also removes it from
- * `passed_over`. If some connections found no room in the tables, this one may be one of them, or
- * be older than the run: its end is then counted as lost. With socket storage only a connection
- * whose own socket has no memory left can be one of them.
+ * Whether the filter has rejected a connection that ends and is not in the tables. Also removes it
+ * from `rejected`.
+ *
+ * If some connections found no room in the tables, this may be one of them, or it may be older than
+ * the run: then its end is counted as lost. With socket storage, it can only be one of them if its
+ * own socket has no memory left.
  */
-static __always_inline bool was_passed_over(const struct sock *sk)
+static __always_inline bool was_rejected(const struct sock *sk)
 {
 	__u64 key = (__u64)sk;
 
-	if (!remembers_passed_over())
+	if (!remembers_rejected())
 		return false;
-	if (!use_storage && !bpf_map_delete_elem(&passed_over, &key))
+	if (!use_storage && !bpf_map_delete_elem(&rejected, &key))
 		return true;
-	if (!totals.unkept)
+	if (!totals.untracked)
 		return false;
 	if (use_storage &&
 	    bpf_sk_storage_get(&stored, (void *)sk, NULL, BPF_SK_STORAGE_GET_F_CREATE)) {

@@ -12,7 +12,10 @@
 #define S_IFSOCK      0xc000
 #define NSEC_PER_MSEC 1000000ULL
 
-/* A longer wait is not believed: the kernel gives up after minutes. */
+/*
+ * A time that is longer ago can't be right, because the kernel gives up after minutes: then it
+ * counts as unknown.
+ */
 #define WAIT_MAX_MSEC (60 * 60 * 1000)
 
 /* Fields of a socket in SYN_SENT. */
@@ -63,7 +66,7 @@ static __always_inline bool probe_is_waiting(const struct sock *sk)
 	return probe_is_tcp(sk) && BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_SYN_SENT;
 }
 
-/* Whether the socket attempts to connect. After a SYN of its peer it is in SYN_RECV. */
+/* Whether the socket is connecting. In a simultaneous open (RFC 9293) it is in SYN_RECV. */
 static __always_inline bool probe_attempts(const struct sock *sk)
 {
 	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
@@ -157,19 +160,20 @@ int find_pending(struct bpf_iter__task_file *ctx)
 			return 0;
 		}
 	} else {
-		__sync_fetch_and_add(&totals.unkept_pending, 1);
+		__sync_fetch_and_add(&totals.untracked_pending, 1);
 	}
 	emit(ctx, &c.event, CONNECT_ATTEMPT);
-	/* Output ends the read(2), so that user space can empty the event buffer. */
+	/* Output makes the read(2) return, so that user space can empty the event buffer. */
 	bpf_seq_write(ctx->meta->seq, &one, sizeof(one));
 	return 0;
 }
 
 /*
- * Writes events through the iterator; user space counts them. The kernel runs the program again if
- * an event did not fit.
- * The programs that report fates still run, so that none is missed. PHASE_PASSED_OVER keeps them
- * from reporting this attempt again.
+ * Writes events to the output of the iterator; user space counts them. If an event does not fit,
+ * the kernel runs the program again.
+ *
+ * The programs that report fates are still attached, so that no fate is missed. PHASE_IGNORED keeps
+ * them from reporting this attempt again.
  */
 static __always_inline void report_pending(struct seq_file *seq, struct connection *kept,
 					   __u16 sport)
@@ -178,7 +182,7 @@ static __always_inline void report_pending(struct seq_file *seq, struct connecti
 
 	if (c.phase != PHASE_CALLING && c.phase != PHASE_WAITING)
 		return;
-	/* The kernel chooses it only after the change to SYN_SENT. */
+	/* The kernel chooses the source port only after the change to SYN_SENT. */
 	if (sport)
 		c.event.sport = sport;
 	if (!c.announced) {
@@ -193,7 +197,7 @@ static __always_inline void report_pending(struct seq_file *seq, struct connecti
 	set_elapsed(&c);
 	c.event.kind = CONNECT_PENDING;
 	if (!bpf_seq_write(seq, &c.event, sizeof(c.event)))
-		kept->phase = PHASE_PASSED_OVER;
+		kept->phase = PHASE_IGNORED;
 }
 
 SEC("iter/bpf_map_elem")

@@ -7,8 +7,10 @@
 
 #define SHUTDOWN_MASK 3
 
-/* inet_csk_accept() is hooked. Else a connection counts as accepted once it is established, and no
- * process is reported. */
+/*
+ * Whether inet_csk_accept() is hooked. Otherwise a connection counts as accepted when it is
+ * established, and no process is reported.
+ */
 const volatile bool accept_is_hooked = false;
 
 /* Whether tcp_v4_connect() and tcp_v6_connect() are hooked. */
@@ -16,13 +18,13 @@ const volatile bool ipv4_is_hooked = false;
 const volatile bool ipv6_is_hooked = false;
 
 /*
- * Values that are read through pointers in a socket. They are read in one place, and by
- * bpf_probe_read_kernel() if that is allowed: for each place that loads a pointer, the verifier
+ * Values that are read through pointers in a socket. They are read in one place, and with
+ * bpf_probe_read_kernel() if that is allowed: at each place that loads a pointer, the verifier
  * searches all of the kernel's types, which takes some milliseconds.
  */
-struct behind {
+struct indirect {
 	__u32 netns;
-	bool in_connect; /* it goes to CLOSE because its connect function fails */
+	bool in_connect; /* it changes to CLOSE because its connect function fails */
 };
 
 static __always_inline bool is_unconnected(const struct sock *sk)
@@ -37,17 +39,17 @@ static __always_inline bool is_unconnected(const struct sock *sk)
 	return socket && socket->state == SS_UNCONNECTED;
 }
 
-static __always_inline struct behind look_behind(const struct sock *sk,
-						 const struct connection *kept, int new_state)
+static __always_inline struct indirect read_indirect(const struct sock *sk,
+						     const struct connection *kept, int new_state)
 {
-	struct behind behind = {};
+	struct indirect indirect = {};
 
 	/* All other changes take the namespace from the kept connection. */
 	if (!kept || kept->phase == PHASE_OPEN || new_state == TCP_SYN_SENT)
-		behind.netns = read_netns(sk);
+		indirect.netns = read_netns(sk);
 	if (new_state == TCP_CLOSE && is_unconnected(sk))
-		behind.in_connect = !sk->sk_err && sk->sk_shutdown != SHUTDOWN_MASK;
-	return behind;
+		indirect.in_connect = !sk->sk_err && sk->sk_shutdown != SHUTDOWN_MASK;
+	return indirect;
 }
 
 /* Whether the current thread is in the hooked connect function of this socket. */
@@ -66,7 +68,10 @@ static __always_inline void set_ends_of(struct connect_event *e, const struct so
 	set_ends(e, &ends);
 }
 
-/* The hook on the connect function's return will report this attempt: it knows more. */
+/*
+ * The hook on the return of the connect function reports this attempt, because it also knows the
+ * return value.
+ */
 static __always_inline void on_syn_sent_in_call(const struct sock *sk, const struct tcp_sock *tp,
 						struct connection *kept)
 {
@@ -76,10 +81,12 @@ static __always_inline void on_syn_sent_in_call(const struct sock *sk, const str
 	kept->sent = true;
 }
 
-/* Reports an attempt that can't be kept: the event of its fate will have no process. */
-static __always_inline void report_unkept(void *ctx, struct connection *c)
+/*
+ * Reports an attempt for which the tables have no room: the event of its fate will have no process.
+ */
+static __always_inline void report_untracked(void *ctx, struct connection *c)
 {
-	__sync_fetch_and_add(&totals.unkept_pending, 1);
+	__sync_fetch_and_add(&totals.untracked_pending, 1);
 	if (c->announced)
 		emit(ctx, &c->event, CONNECT_ATTEMPT);
 	else
@@ -87,20 +94,20 @@ static __always_inline void report_unkept(void *ctx, struct connection *c)
 }
 
 static __always_inline void on_syn_sent(void *ctx, const struct sock *sk, const struct tcp_sock *tp,
-					const struct behind *behind, struct connection *kept,
+					const struct indirect *indirect, struct connection *kept,
 					struct connection *c)
 {
 	c->phase = PHASE_WAITING;
 	c->sent = true;
 	c->event.direction = DIRECTION_OUT;
 	if (kept) {
-		give_up(kept);
+		count_missed(kept);
 		forget(sk);
 	}
 	if (ending)
 		return;
 	set_ends_of(&c->event, sk);
-	c->event.netns = behind->netns;
+	c->event.netns = indirect->netns;
 	/* First, because it is the cheapest check. */
 	if (!destination_matches(&c->event))
 		return;
@@ -111,36 +118,44 @@ static __always_inline void on_syn_sent(void *ctx, const struct sock *sk, const 
 		return;
 	if (sk->__sk_common.skc_family == AF_INET6 ? ipv6_is_hooked : ipv4_is_hooked)
 		__sync_fetch_and_add(&totals.unhooked, 1);
-	/* The source port is chosen after this; a filter on it has to wait for the fate. */
+	/*
+	 * The source port is chosen after this, so a filter on it is applied when the fate is
+	 * known.
+	 */
 	c->announced = c->event.sport || !needs_source_port(&c->event);
 	if (c->announced && !source_matches(&c->event))
 		return;
 	if (!keep(sk, c))
-		report_unkept(ctx, c);
+		report_untracked(ctx, c);
 	else if (c->announced)
 		emit(ctx, &c->event, CONNECT_ATTEMPT);
 }
 
-/* Whether a socket that leaves SYN_SENT may have an attempt that was reported but not kept. */
-static __always_inline bool may_be_unkept(int old_state)
+/*
+ * Whether the attempt of a socket that leaves SYN_SENT may be one that was reported without an
+ * entry in the tables.
+ */
+static __always_inline bool may_be_untracked(int old_state)
 {
-	return old_state == TCP_SYN_SENT && !process_filter && (__s64)totals.unkept_pending > 0;
+	return old_state == TCP_SYN_SENT && !process_filter && (__s64)totals.untracked_pending > 0;
 }
 
-/* Reports the fate of an attempt that was not kept. `c` is filled from the socket alone. False: the
- * filter rejects it. */
-static __always_inline bool report_fate_of_unkept(void *ctx, struct connection *c,
+/*
+ * Reports the fate of an attempt that has no entry in the tables. `c` is filled from the socket
+ * alone. False: the filter rejects it.
+ */
+static __always_inline bool report_untracked_fate(void *ctx, struct connection *c,
 						  enum connect_kind kind)
 {
 	if (!destination_matches(&c->event) || !source_matches(&c->event))
 		return false;
-	__sync_fetch_and_add(&totals.unkept_pending, -1);
+	__sync_fetch_and_add(&totals.untracked_pending, -1);
 	emit(ctx, &c->event, kind);
 	return true;
 }
 
 static __always_inline void on_established(void *ctx, const struct sock *sk,
-					   const struct behind *behind, struct connection *kept,
+					   const struct indirect *indirect, struct connection *kept,
 					   struct connection *c, int old_state)
 {
 	if (kept && kept->phase != PHASE_OPEN) {
@@ -148,7 +163,7 @@ static __always_inline void on_established(void *ctx, const struct sock *sk,
 		set_ends_of(&c->event, sk);
 		if (!announce(ctx, c)) {
 			forget(sk);
-			pass_over(sk);
+			remember_rejected(sk);
 			return;
 		}
 		set_elapsed(c);
@@ -159,25 +174,28 @@ static __always_inline void on_established(void *ctx, const struct sock *sk,
 			forget(sk);
 		return;
 	}
-	/* An outgoing connection without an entry was rejected by the filter, or not kept. */
+	/*
+	 * The filter has rejected an outgoing connection without an entry, or the tables had no
+	 * room.
+	 */
 	if (old_state != TCP_SYN_RECV) {
 		c->event.direction = DIRECTION_OUT;
 		c->event.ts_ns = bpf_ktime_get_ns();
-		c->event.netns = behind->netns;
+		c->event.netns = indirect->netns;
 		set_ends_of(&c->event, sk);
-		if (!may_be_unkept(old_state) ||
-		    !report_fate_of_unkept(ctx, c, CONNECT_ESTABLISHED))
-			pass_over(sk);
+		if (!may_be_untracked(old_state) ||
+		    !report_untracked_fate(ctx, c, CONNECT_ESTABLISHED))
+			remember_rejected(sk);
 		return;
 	}
 	if (kept && kept->event.direction == DIRECTION_IN)
 		return; /* accepted already */
 	c->event.direction = DIRECTION_IN;
 	c->event.ts_ns = bpf_ktime_get_ns();
-	c->event.netns = behind->netns;
+	c->event.netns = indirect->netns;
 	set_ends_of(&c->event, sk);
 	if (!destination_matches(&c->event) || !source_matches(&c->event)) {
-		pass_over(sk);
+		remember_rejected(sk);
 		return;
 	}
 	if (!accept_is_hooked && process_matches(&c->event))
@@ -221,16 +239,16 @@ static __always_inline int queued_error(const struct sock *sk, const struct conn
  * had locked the socket is in sk_err_soft, until SO_ERROR or tcp_write_err() takes it from there.
  */
 static __always_inline void set_error(struct connection *c, const struct sock *sk,
-				      const struct behind *behind, __be16 sport)
+				      const struct indirect *indirect, __be16 sport)
 {
 	int error = sk->sk_err;
 
-	if (!error && !behind->in_connect)
+	if (!error && !indirect->in_connect)
 		error = sk->sk_err_soft ? sk->sk_err_soft : c->soft_error;
-	if (!error && !behind->in_connect)
+	if (!error && !indirect->in_connect)
 		error = queued_error(sk, c);
 	if (!error) {
-		if (behind->in_connect) {
+		if (indirect->in_connect) {
 			/* If no source port was set, the kernel ran out of ports. */
 			if (c->event.sport || sport != c->old_sport)
 				return;
@@ -263,7 +281,10 @@ static __always_inline enum connect_closed_by closed_by(const struct sock *sk, i
 		return CLOSED_BY_REMOTE;
 	if (has_sent_fin(old_state))
 		return CLOSED_BY_LOCAL;
-	/* No error: this host aborted it (unread data, SO_LINGER 0). Else a timeout or no route. */
+	/*
+	 * Without an error, this host aborted it (unread data, SO_LINGER 0). Other errors are a
+	 * timeout or no route.
+	 */
 	return error ? CLOSED_BY_UNKNOWN : CLOSED_BY_RESET;
 }
 
@@ -313,31 +334,31 @@ static __always_inline bool is_handshake(int state)
 }
 
 static __always_inline void on_close(void *ctx, const struct sock *sk, const struct tcp_sock *tp,
-				     const struct behind *behind, struct connection *kept,
+				     const struct indirect *indirect, struct connection *kept,
 				     struct connection *c, int old_state)
 {
 	__be16 sport = read_inet_sport(tp);
 
 	if (!kept) {
-		if (old_state != TCP_SYN_SENT && was_passed_over(sk))
+		if (old_state != TCP_SYN_SENT && was_rejected(sk))
 			return;
 		set_ends_of(&c->event, sk);
 		c->event.sport = bpf_ntohs(sport);
 		c->event.ts_ns = bpf_ktime_get_ns();
-		c->event.netns = behind->netns;
+		c->event.netns = indirect->netns;
 		if (old_state == TCP_SYN_SENT) {
 			c->event.direction = DIRECTION_OUT;
-			set_error(c, sk, behind, sport);
-			report_fate_of_unkept(ctx, c, CONNECT_FAILED);
+			set_error(c, sk, indirect, sport);
+			report_untracked_fate(ctx, c, CONNECT_FAILED);
 			return;
 		}
-		/* Older than the tool: only its end can be reported. */
+		/* It is older than the run: only its end can be reported. */
 		if (matches(&c->event))
 			on_end(ctx, sk, tp, c, old_state);
 		return;
 	}
-	/* The connect function has failed: the hook on its return reports that. */
-	if (behind->in_connect && is_in_call(kept)) {
+	/* The connect function fails: the hook on its return reports that. */
+	if (indirect->in_connect && is_in_call(kept)) {
 		kept->sent = false;
 		return;
 	}
@@ -349,16 +370,16 @@ static __always_inline void on_close(void *ctx, const struct sock *sk, const str
 			on_end(ctx, sk, tp, c, old_state);
 		return;
 	}
-	if (!behind->in_connect || sport != c->old_sport)
+	if (!indirect->in_connect || sport != c->old_sport)
 		c->event.sport = bpf_ntohs(sport);
 	if (!announce(ctx, c))
 		return;
-	set_error(c, sk, behind, sport);
+	set_error(c, sk, indirect, sport);
 	emit(ctx, &c->event, CONNECT_FAILED);
 }
 
-/* Whether a change is of interest when its connection is not kept. */
-static __always_inline bool is_news(int old_state, int new_state)
+/* Whether a state change is of interest if its connection has no entry in the tables. */
+static __always_inline bool matters_untracked(int old_state, int new_state)
 {
 	switch (new_state) {
 	case TCP_SYN_SENT:
@@ -366,17 +387,20 @@ static __always_inline bool is_news(int old_state, int new_state)
 	case TCP_ESTABLISHED:
 		if (old_state == TCP_SYN_RECV)
 			return wanted(CONNECT_ACCEPTED) || wanted(CONNECT_CLOSED);
-		return remembers_passed_over() || may_be_unkept(old_state);
+		return remembers_rejected() || may_be_untracked(old_state);
 	case TCP_CLOSE:
 		if (is_handshake(old_state))
-			return may_be_unkept(old_state);
+			return may_be_untracked(old_state);
 		return wanted(CONNECT_CLOSED) && !process_filter && old_state != TCP_LISTEN &&
 		       old_state != TCP_CLOSE;
 	}
 	return false;
 }
 
-/* Whether a change may be of interest. The end of a connection is so only if ends are reported. */
+/*
+ * Whether a state change may be of interest. The end of an established connection is only of
+ * interest if ends are reported.
+ */
 static __always_inline bool is_followed(int old_state, int new_state)
 {
 	if (new_state == TCP_CLOSE)
@@ -385,8 +409,8 @@ static __always_inline bool is_followed(int old_state, int new_state)
 }
 
 /*
- * Looks up a connection in the tables. False: the change is of no interest. This comes first,
- * because most changes are of connections that are not followed.
+ * Looks up a connection in the tables. False: the state change is of no interest. This is done
+ * first, because most changes are of connections that are not followed.
  */
 static __always_inline bool find_connection(const struct sock *sk, int old_state, int new_state,
 					    struct connection **kept)
@@ -394,7 +418,7 @@ static __always_inline bool find_connection(const struct sock *sk, int old_state
 	if (!is_followed(old_state, new_state))
 		return false;
 	*kept = find(sk);
-	if (*kept && (*kept)->phase == PHASE_PASSED_OVER) {
+	if (*kept && (*kept)->phase == PHASE_IGNORED) {
 		if (new_state == TCP_ESTABLISHED)
 			return false;
 		forget(sk);
@@ -402,7 +426,7 @@ static __always_inline bool find_connection(const struct sock *sk, int old_state
 		if (new_state == TCP_CLOSE)
 			return false;
 	}
-	return *kept || is_news(old_state, new_state);
+	return *kept || matters_untracked(old_state, new_state);
 }
 
 static __noinline int on_state(void *ctx, const struct sock *sk, const struct tcp_sock *tp,
@@ -411,19 +435,19 @@ static __noinline int on_state(void *ctx, const struct sock *sk, const struct tc
 	int old_state = states >> 8, new_state = states & 0xff;
 	/* One for all cases, because the stack is small. */
 	struct connection c = {};
-	struct behind behind;
+	struct indirect indirect;
 
 	if (new_state == TCP_SYN_SENT && is_in_call(kept)) {
 		on_syn_sent_in_call(sk, tp, kept);
 		return 0;
 	}
-	behind = look_behind(sk, kept, new_state);
+	indirect = read_indirect(sk, kept, new_state);
 	if (new_state == TCP_SYN_SENT)
-		on_syn_sent(ctx, sk, tp, &behind, kept, &c);
+		on_syn_sent(ctx, sk, tp, &indirect, kept, &c);
 	else if (new_state == TCP_ESTABLISHED)
-		on_established(ctx, sk, &behind, kept, &c, old_state);
+		on_established(ctx, sk, &indirect, kept, &c, old_state);
 	else
-		on_close(ctx, sk, tp, &behind, kept, &c, old_state);
+		on_close(ctx, sk, tp, &indirect, kept, &c, old_state);
 	return 0;
 }
 

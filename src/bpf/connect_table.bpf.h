@@ -6,33 +6,35 @@
 #include "connect_event.bpf.h"
 
 enum phase {
-	PHASE_PASSED_OVER, /* rejected by the filter, or reported as pending: no more events */
-	PHASE_CALLING,	   /* inside the connect function: reported when it returns */
-	PHASE_WAITING,	   /* the attempt has no fate yet */
-	PHASE_OPEN,	   /* established, and not closed yet */
+	PHASE_IGNORED, /* rejected by the filter, or reported as pending: no more events */
+	PHASE_CALLING, /* in the kernel's connect function: reported when that returns */
+	PHASE_WAITING, /* the attempt has no fate yet */
+	PHASE_OPEN,    /* established, and not closed yet */
 };
 
 /* A connection that is followed. `event` is what is known of it so far. */
 struct connection {
 	struct connect_event event;
 	__u64 started_ns;
-	__be16 old_sport; /* inet_sport when the attempt began: left by an earlier one, or 0 */
+	__be16 old_sport; /* inet_sport when the attempt began: 0, or left by an earlier attempt */
 	__u8 phase;
 	__u8 function;	 /* 4 or 6: the outermost connect function of the call */
-	__u8 sent;	 /* it has reached SYN_SENT, and not failed since */
-	__u8 announced;	 /* the attempt has passed the filter, and was sent if wanted */
-	__u8 soft_error; /* ICMP error that came while the connect function held the socket */
-	__u8 old_errors; /* in the socket's queue when the attempt began: left by earlier ones */
+	__u8 sent;	 /* its socket reached SYN_SENT, and has not failed since */
+	__u8 announced;	 /* the filter accepted the attempt, and its event was sent if wanted */
+	__u8 soft_error; /* ICMP error that came while the connect function had locked the socket */
+	__u8 old_errors; /* length of the socket's error queue when the attempt began (low bits) */
 };
 
 /* Set by user space at the end of the run: new attempts are ignored. */
 __u32 ending;
 
 /*
- * Attempts are kept in a hash map, which is fast but can become full. If the kernel has socket
- * storage for tracing programs, attempts that find no room in the map are kept there, and so are
- * open connections, which stay for long: each socket has storage of its own. On other kernels the
- * hash map has all of them.
+ * The kernel has socket storage (BPF_MAP_TYPE_SK_STORAGE) for tracing programs: each socket then
+ * has memory for its connection.
+ *
+ * Attempts are in a hash map, which is faster but can become full. Socket storage holds the
+ * attempts that find no room there, and all open connections, because they can stay for long. On
+ * other kernels the hash map holds everything.
  */
 const volatile bool use_storage = false;
 
@@ -51,16 +53,17 @@ struct {
 } connections SEC(".maps");
 
 /*
- * Connections that the filter has rejected, by socket, for kernels without socket storage. When
- * they end they must not be taken for connections older than the run: those have no known
- * direction, so the filter takes the local end for their source.
+ * Connections that the filter has rejected, by the address of the socket, for kernels without
+ * socket storage. Without this table, the end of such a connection would look like that of one that
+ * is older than the run. The direction of those is unknown, so the filter takes the local end for
+ * the source, and may accept it.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
 	__type(key, __u64);
 	__type(value, __u8);
-} passed_over SEC(".maps");
+} rejected SEC(".maps");
 
 static __always_inline struct connection *find(const struct sock *sk)
 {
@@ -80,7 +83,7 @@ static __always_inline void forget(const struct sock *sk)
 		bpf_sk_storage_delete(&stored, (void *)sk);
 }
 
-/* Keeps a connection with its socket; false if that has no room for it. */
+/* Keeps a connection in the storage of its socket. False: the socket has no room for it. */
 static __always_inline bool store(const struct sock *sk, struct connection *c)
 {
 	struct connection *kept =
@@ -94,9 +97,10 @@ static __always_inline bool store(const struct sock *sk, struct connection *c)
 }
 
 /*
- * Keeps a connection until its fate or end; false if there is no room for it. Where
- * bpf_probe_read_kernel() is forbidden (lockdown), the hash map is not enough: the source port of
- * an attempt is read at the end of the run, and that needs the socket itself.
+ * Keeps a connection until its fate or end is known. False: there is no room for it. Where
+ * bpf_probe_read_kernel() is forbidden (lockdown), attempts are in socket storage too: their source
+ * port is read from the socket at the end of the run, and then only socket storage leads to the
+ * socket.
  */
 static __always_inline bool keep(const struct sock *sk, struct connection *c)
 {
@@ -108,18 +112,21 @@ static __always_inline bool keep(const struct sock *sk, struct connection *c)
 		return true;
 	if (use_storage && store(sk, c))
 		return true;
-	__sync_fetch_and_add(&totals.unkept, 1);
+	__sync_fetch_and_add(&totals.untracked, 1);
 	return false;
 }
 
-/* The socket begins a new attempt, so the end of the one before it was missed. */
-static __always_inline void give_up(const struct connection *c)
+/* Counts a connection as lost: its socket begins a new attempt, so its fate or end was missed. */
+static __always_inline void count_missed(const struct connection *c)
 {
-	if (c->phase != PHASE_PASSED_OVER)
+	if (c->phase != PHASE_IGNORED)
 		count_lost();
 }
 
-/* Filters and sends the attempt, at the latest when its fate is known. False: it is rejected. */
+/*
+ * Applies the filter to an attempt and sends its event, unless this was done before. False: the
+ * filter rejects it.
+ */
 static __always_inline bool announce(void *ctx, struct connection *c)
 {
 	__u64 now = c->event.ts_ns;

@@ -32,11 +32,11 @@ static __always_inline int on_tracepoint(void *ctx, const struct sock *sk, int o
 /*
  * Since Linux 6.2 a tracepoint program is skipped while it is already running on the same CPU. If
  * incoming packets interrupt it in a system call, their state changes would be missed. So there are
- * two programs: the second does the work when the first is skipped. Both hand over to a third,
- * which the verifier has to look at only once.
+ * two programs: the second does the work when the first is skipped. Both tail-call a third one, so
+ * that the verifier has to check the work only once.
  *
- * Here the second program runs when the first is marked as running, unless the first was ever seen
- * to interrupt itself, which means that this kernel does not skip it.
+ * The second program does the work when the first is marked as running, unless the first was ever
+ * seen to interrupt itself: such a kernel does not skip it.
  */
 struct running {
 	__u8 depth;   /* how many state changes are being handled, each interrupting the last */
@@ -50,7 +50,7 @@ static __always_inline struct running *my_running(void)
 	return &running[bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1)];
 }
 
-/* User space puts handle_state_change here. */
+/* User space puts handle_state_change() here. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
 	__uint(max_entries, 1);
@@ -81,7 +81,7 @@ int BPF_PROG(on_state_change, const struct sock *sk, int old_state, int new_stat
 	mine->depth++;
 	barrier();
 	bpf_tail_call(ctx, &handler, 0);
-	/* The tail call has failed. It can't while user space holds the map. */
+	/* The tail call has failed. This can't happen while user space holds the map. */
 	mine->depth--;
 	count_lost();
 	return 0;

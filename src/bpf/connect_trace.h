@@ -90,13 +90,13 @@ struct connect_event {
 _Static_assert(sizeof(struct connect_event) == 168, "no hidden padding");
 
 struct connect_counters {
-	__u64 matched;	      /* events that were asked for */
-	__u64 lost;	      /* of these, those that found no room in the buffer or a table */
-	__u64 suppressed;     /* of these, those that --max-rate held back */
-	__u64 unkept_pending; /* attempts that were reported but not kept, and have no fate yet */
-	__u64 unkept;	      /* attempts, calls and connections that found no room in a table */
-	__u64 nested;	/* state changes where one program was skipped and another did the work */
-	__u64 unhooked; /* attempts where the hook on the connect function was skipped */
+	__u64 matched;		 /* events that were asked for */
+	__u64 lost;		 /* of these, those that found no room in the buffer or a table */
+	__u64 suppressed;	 /* of these, those that --max-rate held back */
+	__u64 untracked_pending; /* of `untracked`, reported attempts without a fate yet */
+	__u64 untracked; /* attempts, calls and connections that found no room in the tables */
+	__u64 nested;	 /* state changes where one program was skipped and another did the work */
+	__u64 unhooked;	 /* attempts that the hook on the connect function has missed */
 };
 
 #endif /* TCPINSPECT_CONNECT_TRACE_H */

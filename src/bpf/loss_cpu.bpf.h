@@ -1,23 +1,23 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What loss-trace's programs keep for the CPU that they run on. */
+/* The state that loss-trace's programs keep for each CPU. */
 #ifndef TCPINSPECT_LOSS_CPU_BPF_H
 #define TCPINSPECT_LOSS_CPU_BPF_H
 
 #include "accept_listener.bpf.h"
 
 /*
- * A SYN that has come in on a CPU and that TCP has not handled yet. It does so in the same softirq,
- * but with GRO only after a burst of packets has passed TC (gro_normal_batch, 8).
+ * A SYN that came in on a CPU and that TCP has not handled yet. TCP handles it in the same softirq,
+ * but with GRO only after a batch of packets has passed the TC hook (gro_normal_batch, 8).
  */
 struct waiting_syn {
 	struct attempt_key key;
 	__u64 listener; /* 0: no SYN waits here */
 };
 
-/* A power of two: SYNs from ports that differ in their low byte do not take each other's place. */
+/* A power of two. Source ports that differ only in their low byte have different entries. */
 #define WAITING_SYNS 256
 
-/* The callers of the function that drops a segment, from this program outwards. */
+/* The most return addresses that are read from a stack, innermost first. */
 #define STACK_MAX 16
 
 struct cpu_state {
@@ -29,7 +29,7 @@ struct cpu_state {
 	__u64 reset_ns;
 	__u8 reset_addr[16];
 	__u64 reset_port;
-	/* The stack that was walked last, and how many were in that jiffy. */
+	/* The stack that was read last, when, and how many were read in that jiffy. */
 	__u64 callers[STACK_MAX];
 	__u64 stack_jiffy;
 	__u64 stack_count;

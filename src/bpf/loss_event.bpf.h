@@ -18,17 +18,17 @@
 const volatile __u32 wanted_kinds = 0;
 /* Only this network namespace, by inode number; 0: all. */
 const volatile __u32 netns = 0;
-/* Report also those frees that lose no data, such as the copies of packet sockets. */
+/* Also report packets that are freed without a loss, such as the copies for packet sockets. */
 const volatile bool with_noise = false;
 
 /* Report only these reasons: a bit for each number, of drops and of resets. */
 const volatile bool filter_reasons = false;
 const volatile __u64 drop_reasons[REASON_WORDS] = {};
 const volatile __u64 reset_reasons[REASON_WORDS] = {};
-/* Drops without a reason match as well if one of these functions has dropped the segment. */
+/* A drop without a reason also matches, if it was in one of these functions. */
 const volatile struct code_range drop_places[PLACES_MAX] = {};
 
-/* Its number in the running kernel; 0: it has no such reason. */
+/* The number of the reason NETFILTER_DROP in the running kernel; 0: it has no such reason. */
 const volatile __u32 reason_netfilter_drop = 0;
 /* The functions of netfilter that drop segments; for kernels that give no reasons. */
 const volatile struct code_range netfilter_places[PLACES_MAX] = {};
@@ -39,16 +39,16 @@ const volatile enum loss_by count_by = LOSS_BY_NOTHING;
 /* The most bytes of a dropped packet to copy, for a capture file; 0: send only events. */
 const volatile __u32 snaplen = 0;
 
-/* Where a packet is gathered. */
+/* Scratch space for an event and the bytes of its packet. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct loss_packet);
-} gathered SEC(".maps");
+} packet_scratch SEC(".maps");
 
-/* The most stacks that a CPU walks in a jiffy. Each takes about a microsecond. */
-#define STACKS_A_JIFFY 10
+/* The most stacks that a CPU reads in a jiffy. Each takes about a microsecond. */
+#define STACKS_PER_JIFFY 10
 
 struct loss_counters loss_counters[COUNTER_SLOTS] SEC(".bss.loss") __attribute__((aligned(64)));
 
@@ -61,8 +61,8 @@ const enum loss_kind *unused_loss_kind __attribute__((unused));
 const struct count_key *unused_count_key __attribute__((unused));
 const struct count_set *unused_count_set __attribute__((unused));
 
-/* Whether namespace and interface are asked for. Without interfaces, all are. */
-static __always_inline bool place_matches(const struct loss_event *e)
+/* Whether the namespace and the interface are asked for. If no interface is named, all are. */
+static __always_inline bool interface_matches(const struct loss_event *e)
 {
 	bool found = false;
 
@@ -167,9 +167,11 @@ static __always_inline void release(struct loss_counters *c)
 }
 
 /*
- * Claims the memory of a CPU that one program at a time may use. False: this program, as a softirq,
- * has interrupted one that uses it. Since Linux 7.0 a task can be preempted inside a tracepoint
- * program, and with PREEMPT_RT since 6.18 inside a packet program too, but not while it uses this.
+ * Claims the memory that only one program on a CPU may use at a time: the table of counts and the
+ * scratch space. False: this program runs in a softirq, and has interrupted one that uses it.
+ *
+ * Since Linux 7.0 a task can be preempted inside a tracepoint program, and with PREEMPT_RT since
+ * 6.18 inside a packet program too. So preemption is disabled until release().
  */
 static __always_inline bool claim(struct loss_counters *c)
 {
@@ -217,7 +219,7 @@ static __always_inline long send_packet(void *ctx, struct loss_counters *c,
 	__u32 at = 0, start, end, len;
 	long failed;
 
-	p = bpf_map_lookup_elem(&gathered, &at);
+	p = bpf_map_lookup_elem(&packet_scratch, &at);
 	if (!p || !claim(c))
 		return -1;
 	p->event = *e;
@@ -233,7 +235,7 @@ static __always_inline long send_packet(void *ctx, struct loss_counters *c,
 	if (bpf_probe_read_kernel(p->bytes, len, head + start))
 		p->len = 0;
 	len = p->len;
-	/* Linux before 5.12 forgets the bound of a value on the stack. */
+	/* On Linux before 5.12, the verifier does not track the bound of a value on the stack. */
 	barrier_var(len);
 	if (len > LOSS_BYTES)
 		len = LOSS_BYTES;
@@ -259,7 +261,7 @@ static __noinline int emit(void *ctx, struct loss_event *e, __u64 skb)
 	if (!e || stopped)
 		return 0;
 	kind = e->kind;
-	if (kind >= LOSS_KINDS || !(wanted_kinds & (1 << kind)) || !place_matches(e) ||
+	if (kind >= LOSS_KINDS || !(wanted_kinds & (1 << kind)) || !interface_matches(e) ||
 	    !ends_wanted(e) || !reason_matches(e))
 		return 0;
 	__sync_fetch_and_add(&c->kinds[kind], 1);
@@ -282,8 +284,8 @@ static __noinline int emit(void *ctx, struct loss_event *e, __u64 skb)
 }
 
 /*
- * Only the stack shows at which of its hooks netfilter has dropped a packet. In a flood it is not
- * read for every event.
+ * Reads the callers of netfilter's function that dropped a packet: only they show at which of its
+ * hooks that was. In a flood, the stack is not read for every event.
  */
 static __always_inline void set_callers(void *ctx, struct cpu_state *cpu, struct loss_event *e)
 {
@@ -299,7 +301,7 @@ static __always_inline void set_callers(void *ctx, struct cpu_state *cpu, struct
 		cpu->stack_jiffy = now;
 		cpu->stack_count = 0;
 	}
-	if (cpu->stack_count++ >= STACKS_A_JIFFY ||
+	if (cpu->stack_count++ >= STACKS_PER_JIFFY ||
 	    bpf_get_stack(ctx, cpu->callers, sizeof(cpu->callers), 0) <
 		    (long)sizeof(cpu->callers[0]))
 		return;
@@ -311,8 +313,8 @@ static __always_inline void set_callers(void *ctx, struct cpu_state *cpu, struct
 	}
 }
 
-/* The device of a packet outside of TCP, which can be read through its BTF pointer. */
-static __always_inline void set_own_device(struct loss_event *e, const struct net_device *dev)
+/* Sets the device from skb->dev, which can be read through its BTF pointer. */
+static __always_inline void set_skb_device(struct loss_event *e, const struct net_device *dev)
 {
 	const __u64 *name = (const void *)dev->name;
 
@@ -332,8 +334,10 @@ static __always_inline void set_device(struct loss_event *e, const struct net_de
 	bpf_core_read(e->iface, sizeof(e->iface), &dev->name);
 }
 
-/* State, namespace, user and inode of a socket, and the interface of its route. Those in TIME_WAIT
- * and NEW_SYN_RECV are not full sockets, and have only the first two. */
+/*
+ * Sets the state, namespace, user and inode of a socket, and the interface of its route. Sockets in
+ * TIME_WAIT and NEW_SYN_RECV are not full sockets, and have only a state and a namespace.
+ */
 static __always_inline void set_socket(struct loss_event *e, const struct sock *sk)
 {
 	struct socket *socket;
@@ -351,7 +355,7 @@ static __always_inline void set_socket(struct loss_event *e, const struct sock *
 		e->inode = BPF_CORE_READ((struct socket_alloc *)socket, vfs_inode.i_ino);
 }
 
-/* The addresses and ports of a segment that a socket sends or receives. */
+/* Sets the addresses and ports of a segment that a socket sends or receives. */
 static __always_inline void set_ends(struct loss_event *e, const struct sock *sk, bool outgoing)
 {
 	struct ends ends = {};

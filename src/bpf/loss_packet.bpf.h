@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What loss-trace sees at interfaces: SYNs, which a listener may drop without a trace; their
+ * What loss-trace watches at interfaces: SYNs, because a listener may drop them silently; their
  * answers; and the resets that no tracepoint reports before Linux 6.10.
  */
 #ifndef TCPINSPECT_LOSS_PACKET_BPF_H
@@ -11,17 +11,17 @@
 
 #define SOCK_RAW 3
 
-/* The tracepoint comes right before the reset is sent, on the same CPU. */
+/* The kernel calls the tracepoint right before it sends the reset, on the same CPU. */
 #define REPORTED_RESET_NS (10 * 1000 * 1000ULL)
 
 /* The network namespace of the interfaces, by inode number; 0: none are watched. */
 const volatile __u32 own_netns = 0;
-/* Look for SYNs that are dropped without a trace. */
+/* Look for SYNs that a listener drops silently: the kernel does not report them as drops. */
 const volatile bool watch_syns = false;
 /* Report resets that are sent without a socket. */
 const volatile bool watch_resets = false;
 
-/* Where a SYN from this port waits. */
+/* The entry for a SYN from this port. */
 static __always_inline struct waiting_syn *syn_from(struct cpu_state *cpu, __u16 port)
 {
 	__u32 at = port ^ port >> 8;
@@ -45,7 +45,7 @@ static __always_inline void end_wait(struct cpu_state *cpu, struct waiting_syn *
 		cpu->waiting--;
 }
 
-/* The kernel reports the drop of a SYN or of its answer: then it is not a silent one. */
+/* Removes a SYN if the kernel reports that it or its answer was dropped: that is no silent drop. */
 static __always_inline void forget_syn(struct cpu_state *cpu, const struct loss_event *e)
 {
 	bool is_answer = e->tcp_flags & TCP_ACK;
@@ -106,7 +106,7 @@ static __always_inline bool look_at_queues(struct attempt *a)
 	return true;
 }
 
-/* A SYN-ACK, or the same SYN on its way to another machine. */
+/* Removes a SYN that was answered with a SYN-ACK, or that is forwarded to another machine. */
 static __always_inline void on_answer(struct __sk_buff *skb, const struct segment *s)
 {
 	bool is_answer = s->flags & TCP_ACK;
@@ -139,8 +139,9 @@ static __always_inline bool was_reset_reported(const struct segment *s)
 }
 
 /*
- * Before Linux 6.10 tcp_send_reset comes only with a full socket. Without one, TCP sends the reset
- * through a raw socket of its own. What netfilter sends, and what is forwarded, is not TCP's.
+ * Reports a reset that TCP sends without a full socket: before Linux 6.10, the tracepoint
+ * tcp_send_reset does not. TCP sends such a reset through a raw socket of its own. Resets from
+ * netfilter, and those that are forwarded, do not come from that socket.
  */
 static __always_inline int on_reset(struct __sk_buff *skb, const struct segment *s)
 {

@@ -2,10 +2,10 @@
 /*
  * loss-trace: TCP segments that were dropped or retransmitted, and connections that were reset.
  *
- * Nearly all of it comes from tracepoints. They mostly run in softirq, where the current process
+ * Nearly all events come from tracepoints. These mostly run in softirq, where the current process
  * has nothing to do with the segment. So an event has the inode of the socket's file, and user
- * space looks up which process has that file open. What no tracepoint reports, programs at
- * interfaces find.
+ * space looks up which process has that file open. Programs at interfaces find what no tracepoint
+ * reports.
  */
 #include <asm-generic/errno.h>
 #include "vmlinux.h"
@@ -16,12 +16,12 @@
 #include "loss_packet.bpf.h"
 
 /*
- * After the FIN of its peer, a socket frees the acknowledgements that it accepts by the function
- * for drops; in TIME_WAIT it frees the FIN that way too. Nothing is lost by that. A SYN or data is
- * lost then, and answered with a reset.
+ * Whether TCP has processed a segment that it frees as if it dropped it. It does so with the ACKs
+ * that a socket gets after the FIN of its peer, and in TIME_WAIT also with the FIN. Nothing is lost
+ * by that. A SYN or data that comes then is really lost, and answered with a reset.
  */
-static __always_inline bool is_taken(const struct loss_event *e, __u32 reason,
-				     const struct sock *receiver)
+static __always_inline bool was_processed(const struct loss_event *e, __u32 reason,
+					  const struct sock *receiver)
 {
 	const __u32 states =
 		1 << TCP_TIME_WAIT | 1 << TCP_CLOSE_WAIT | 1 << TCP_CLOSING | 1 << TCP_LAST_ACK;
@@ -31,13 +31,13 @@ static __always_inline bool is_taken(const struct loss_event *e, __u32 reason,
 }
 
 /*
- * A listener loses nothing if it frees a SYN that it has answered already, or, with
- * TCP_DEFER_ACCEPT, an acknowledgement without data, because it waits for data. Kernels that have a
- * drop reason for a full queue (Linux 6.18) also give a reason for every other drop of a half-open
- * connection's segments.
+ * Whether a listener rightly ignores a segment, so that nothing is lost: a SYN that it has answered
+ * already, or, with TCP_DEFER_ACCEPT, an ACK without data, because it waits for data. Kernels that
+ * have a drop reason for a full queue (Linux 6.18) also give a reason for every real drop of a
+ * half-open connection's segments.
  */
-static __always_inline bool is_early(const struct loss_event *e, __u32 reason,
-				     const struct sock *receiver)
+static __always_inline bool is_ignored_by_listener(const struct loss_event *e, __u32 reason,
+						   const struct sock *receiver)
 {
 	return reason_listen_overflow && receiver && !is_specific(reason) && !e->len &&
 	       !(e->tcp_flags & (TCP_RST | TCP_FIN)) &&
@@ -45,10 +45,10 @@ static __always_inline bool is_early(const struct loss_event *e, __u32 reason,
 }
 
 /*
- * If a SYN cookie is right and the accept queue has no room for its connection, the kernel gives
- * the reason "no socket".
+ * Whether the accept queue was full. If a SYN cookie is valid, but the accept queue is full, the
+ * kernel gives the reason NO_SOCKET.
  */
-static __always_inline bool lacks_room(__u32 reason, const struct sock *receiver)
+static __always_inline bool is_accept_queue_full(__u32 reason, const struct sock *receiver)
 {
 	return reason && reason == reason_no_socket && receiver &&
 	       receiver->__sk_common.skc_state == TCP_LISTEN &&
@@ -69,16 +69,17 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 		return 0;
 	if (!with_noise && is_harmless_free(skb, reason, place))
 		return 0;
-	/* With SYNs to look after, all drops are of interest. */
+	/* If SYNs are watched, forget_syn() needs all drops. */
 	if (!watch_syns && !drop_reason_matches(reason, place))
 		return 0;
 	cpu = this_cpu();
 	if (!cpu || !set_segment(&e, skb))
 		return 0;
 	forget_syn(cpu, &e);
-	if (!with_noise && (is_taken(&e, reason, receiver) || is_early(&e, reason, receiver)))
+	if (!with_noise &&
+	    (was_processed(&e, reason, receiver) || is_ignored_by_listener(&e, reason, receiver)))
 		return 0;
-	/* The kernel frees a RST that ends a half-open connection by the function for drops. */
+	/* The kernel frees a RST that ends a half-open connection as if it dropped it. */
 	ends_half_open = (e.tcp_flags & TCP_RST) && receiver && !is_specific(reason) &&
 			 receiver->__sk_common.skc_state == TCP_LISTEN;
 	e.kind = ends_half_open ? LOSS_RESET : LOSS_DROP;
@@ -88,14 +89,15 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 		e.detail = LOSS_RECEIVED;
 	} else {
 		e.place = place;
-		e.reason = lacks_room(reason, receiver) ? REASON_ACCEPT_QUEUE_FULL : reason;
+		e.reason =
+			is_accept_queue_full(reason, receiver) ? REASON_ACCEPT_QUEUE_FULL : reason;
 	}
-	/* Without an input interface, this host has sent it. */
+	/* A segment without an input interface was sent by this host. */
 	if (!skb->skb_iif)
 		e.known |= LOSS_OUTGOING;
 	/*
-	 * Unknown to the verifier, which would otherwise follow the rest for each of their values.
-	 * `e` has them too.
+	 * Makes ends_half_open, and members of `e` that depend on it or are constant, unknown to
+	 * the verifier. Otherwise it would follow the rest for each of their values.
 	 */
 	ends_half_open = forget_why(ends_half_open);
 	e.kind += opaque_zero;
@@ -105,12 +107,12 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	sk = skb->sk ?: receiver;
 	if (sk && (!count_by || count_by == LOSS_BY_COMM))
 		set_socket(&e, sk);
-	/* Counts show no device. */
+	/* Counts do not show the device, so it is read only if it is filtered by. */
 	if (!count_by || netns || interfaces) {
 		const struct net_device *dev = skb->dev;
 
 		if (dev)
-			set_own_device(&e, dev);
+			set_skb_device(&e, dev);
 		else
 			set_device(&e, device_of(skb));
 	}
@@ -142,7 +144,7 @@ int BPF_PROG(loss_drop_reason, const struct sk_buff *skb, void *place, __u32 rea
 	return on_drop(ctx, skb, (__u64)place, reason, NULL);
 }
 
-/* Since Linux 6.11 it also has the socket that has refused the segment, if there is one. */
+/* Since Linux 6.11 it also has the socket that was to receive the packet, or NULL. */
 SEC("tp_btf/kfree_skb")
 int BPF_PROG(loss_drop_socket, const struct sk_buff *skb, void *place, __u32 reason,
 	     const struct sock *receiver)
@@ -187,8 +189,8 @@ int BPF_PROG(loss_retransmit, const struct sock *sk, const struct sk_buff *skb)
 }
 
 /*
- * Since Linux 6.18 the tracepoint also reports segments that could not be sent again. These errors
- * are from before the kernel counts a retransmission.
+ * Since Linux 6.18 the tracepoint also reports segments that could not be sent again. With these
+ * errors, the kernel does not count them as retransmissions.
  */
 SEC("tp_btf/tcp_retransmit_skb")
 int BPF_PROG(loss_retransmit_tried, const struct sock *sk, const struct sk_buff *skb, int error)
@@ -223,8 +225,8 @@ int BPF_PROG(loss_retransmit_synack, const struct sock *sk, const struct request
 }
 
 /*
- * A SYN that a listener takes is consumed, not dropped, even if there is no room for it in a queue,
- * or no route for the answer.
+ * After a listener has handled a SYN, the kernel frees it as consumed, not as dropped, even if a
+ * queue was full, or if there is no route for the answer.
  */
 SEC("tp_btf/consume_skb")
 int BPF_PROG(loss_consumed, const struct sk_buff *trusted)
@@ -234,7 +236,7 @@ int BPF_PROG(loss_consumed, const struct sk_buff *trusted)
 	struct cpu_state *cpu;
 	struct loss_event e = {};
 
-	/* While TCP handles a segment, it has no device, but a route. */
+	/* While TCP handles a segment, skb->dev is NULL. */
 	if (skb->dev)
 		return 0;
 	cpu = this_cpu();
@@ -255,7 +257,7 @@ int BPF_PROG(loss_consumed, const struct sk_buff *trusted)
 	} else if (cpu->attempt.flags & ATTEMPT_SYN_QUEUE_FULL) {
 		e.reason = REASON_SYN_QUEUE_FULL;
 	} else {
-		/* Its answer may also wait for the neighbour's link-layer address: user space finds
+		/* Or the SYN-ACK waits for the link-layer address of the next hop: user space finds
 		 * out. */
 		if (count_by)
 			return 0;
@@ -277,7 +279,10 @@ static __always_inline int on_sent_reset(void *ctx, const struct sock *sk,
 	e.detail = LOSS_SENT;
 	e.reason = reason;
 	if (skb && read_segment(skb, &s)) {
-		/* skb is the segment that the reset answers: it goes the other way. */
+		/*
+		 * `skb` is the segment that the reset answers: its source is the destination of the
+		 * reset.
+		 */
 		e.ip_version = s.ip_version;
 		__builtin_memcpy(e.saddr, s.daddr, sizeof(e.saddr));
 		__builtin_memcpy(e.daddr, s.saddr, sizeof(e.daddr));

@@ -35,9 +35,10 @@ enum loss_by {
 };
 
 /*
- * In a count_key: the kind of event is above these bits of `family`. Below it is the IP version of
- * the address in `addr`; or 0 for a port; or COUNT_WIDE if the first word of `addr` is a reason,
- * and the next two are a place or an inode, lower half first. With a reason, `port` has the detail.
+ * In the `family` of a count_key, the bits from this one on are the kind of event. The lower bits
+ * are the IP version of the address in `addr`; or 0 for a port; or COUNT_WIDE if the first word of
+ * `addr` is a reason, and the next two are a place or an inode, lower half first. With a reason,
+ * `port` has the detail.
  */
 #define LOSS_KIND_SHIFT 4
 
@@ -45,13 +46,13 @@ enum loss_known {
 	LOSS_KNOWN_SEGMENT = 1 << 0, /* tcp_flags, seq and len are set */
 	LOSS_KNOWN_STATE = 1 << 1,   /* state is set: there is a socket */
 	LOSS_OUTGOING = 1 << 2,	     /* the segment was sent by this host */
-	LOSS_UNSURE = 1 << 3,	     /* it is dropped only if there is no socket for it */
+	LOSS_UNSURE = 1 << 3,	     /* it was dropped only if no socket exists for it */
 };
 
-/* Words of a set of reasons, by number; the last has ours (see accept_trace.h). */
+/* Words of a bit set of reasons. The last word has our own reasons (see accept_trace.h). */
 #define REASON_WORDS 5
 
-/* The most functions that a reason for drops is inferred from. */
+/* The most functions by which a drop without a reason can match a filter on reasons. */
 #define PLACES_MAX 32
 
 /* Where the code of a kernel function is. */
@@ -60,12 +61,12 @@ struct code_range {
 	__u64 end;
 };
 
-/* Callers of the function that dropped a segment. */
+/* How many callers of the function that dropped a segment an event has. */
 #define LOSS_CALLERS 6
 
 struct loss_event {
 	__u64 ts_ns;
-	__u64 place;	/* kernel address that dropped the segment; 0 for other kinds */
+	__u64 place;	/* where in the kernel's code the segment was dropped; 0: no drop */
 	__u64 inode;	/* of the socket's file; 0: no file, or no socket is known */
 	__u8 saddr[16]; /* of the segment, in network order, IPv4 as v4-mapped */
 	__u8 daddr[16];
@@ -110,11 +111,11 @@ struct loss_counters {
 	__u64 kinds[LOSS_KINDS]; /* events that matched, by enum loss_kind */
 	__u64 lost;		 /* of these, those that found no room in the buffer */
 	__u64 suppressed;	 /* of these, those that --max-rate held back */
-	/* With --by: what is only in `kinds`, because its key has lost its place in the table, or
-	 * because the table was in use by the program that this one interrupted. */
+	/* With --by: events that are counted only in `kinds`, because their key was evicted from
+	 * the table, or because the table was in use by the program that this one interrupted. */
 	__u64 untracked;
 	__u64 in_use;
-	__u64 is_busy; /* a program on this CPU uses the table, or the place for a packet */
+	__u64 is_busy; /* a program on this CPU uses the table or the scratch space */
 };
 
 _Static_assert(sizeof(struct loss_counters) == 64, "a cache line");

@@ -8,7 +8,7 @@
 #include "replay.bpf.h"
 #include "port_monitor.h"
 
-/* The most bytes of a frame: those that tcpdump takes, with the headers of a tunnel in front. */
+/* The most bytes of a frame: tcpdump's maximum, and room for the headers of a tunnel before it. */
 #define FRAME_MAX (256 * 1024 + 128)
 
 /* The size of a perf sample has 16 bits, for its own header as well. */
@@ -17,13 +17,15 @@
 /* Payload bytes to copy into each event, 0 to PAYLOAD_CAPTURE_MAX. */
 const volatile __u32 payload_capture = 0;
 
-/* Bytes to send of each frame, for a capture file; 0: events with their fields instead. */
+/*
+ * Bytes to send of each frame, for a capture file; 0: send events with the fields of the headers.
+ */
 const volatile __u32 snaplen = 0;
 
 /* Position of this interface among those that are watched: they share one buffer. */
 const volatile __u32 interface = 0;
 
-/* Events a second that may pass; 0 for all. */
+/* Events per second that may be sent; 0: no limit. */
 const volatile __u64 max_rate = 0;
 
 /* An event too large for the stack, on its way to the perf buffer. */
@@ -85,10 +87,11 @@ static __always_inline void push_vlan(struct packet_event *e, __u16 tci)
 }
 
 /*
- * In what follows a header that is not linear is copied to where the options will be. On the stack
- * the copy would be one more thing by which the verifier distinguishes paths.
+ * Fills in the fields of the Ethernet header, and of the VLAN tags between it and the IP header.
  *
- * First the Ethernet header, and the tags between it and the IP header.
+ * Here and in the next two functions, a header that is not in the linear part of the sk_buff is
+ * copied to e->options, which gets its own bytes last. With a copy on the stack, the verifier would
+ * have to distinguish more paths.
  */
 static __always_inline bool fill_ethernet(struct packet_event *e, struct frame *f,
 					  const struct packet *p)
@@ -123,6 +126,7 @@ static __always_inline bool fill_ethernet(struct packet_event *e, struct frame *
 	return true;
 }
 
+/* Fills in the fields of the IP header. */
 static __always_inline bool fill_ip(struct packet_event *e, struct frame *f, const struct packet *p)
 {
 	fetch_pointers(f);
@@ -155,7 +159,7 @@ static __always_inline bool fill_ip(struct packet_event *e, struct frame *f, con
 	return true;
 }
 
-/* The payload is behind this header, and the options are in between. */
+/* Fills in the fields of the TCP header, its options, and the payload after it. */
 static __always_inline bool fill_tcp(struct packet_event *e, struct frame *f,
 				     const struct packet *p)
 {
@@ -196,7 +200,7 @@ static __always_inline bool fill_event(struct packet_event *e, struct frame *f,
 	return fill_ip(e, f, p) && fill_tcp(e, f, p);
 }
 
-/* All but the bytes of the frame. False: the Ethernet header can't be read. */
+/* Fills in all but the bytes of the frame. False: the Ethernet header can't be read. */
 static __always_inline bool fill_frame(struct frame_event *e, const struct frame *f,
 				       const struct packet *p, __u64 skip, __u64 now, bool egress)
 {
@@ -223,7 +227,7 @@ static __always_inline bool fill_frame(struct frame_event *e, const struct frame
 	       !bpf_skb_load_bytes_relative(skb, 0, e->ethernet, ETH_HEADER_LEN, BPF_HDR_START_MAC);
 }
 
-/* Sends at most `room` bytes of a frame. `room` is a constant, because the verifier needs one. */
+/* Sends at most `room` bytes of a frame. The verifier needs `room` to be a constant. */
 static __always_inline bool send_frame(struct frame *f, const struct packet *p, __u64 captured,
 				       const __u32 room, __u64 skip, __u64 now, bool egress)
 {
@@ -243,7 +247,7 @@ static __always_inline bool send_frame(struct frame *f, const struct packet *p, 
 	return true;
 }
 
-/* The perf buffer takes bytes of the packet from the kernel itself. */
+/* Sends a frame through the perf buffer. The kernel itself appends the bytes of the packet. */
 static __always_inline bool send_frame_to_perf(struct frame *f, const struct packet *p,
 					       __u64 captured, __u64 skip, __u64 now, bool egress)
 {
@@ -267,7 +271,10 @@ static __always_inline bool send_frame_to_perf(struct frame *f, const struct pac
 static __always_inline bool emit_frame(struct frame *f, const struct packet *p, __u64 now,
 				       bool egress)
 {
-	/* On interfaces without an Ethernet header a tunnel's may be in front: parse_raw_ip(). */
+	/*
+	 * On interfaces without Ethernet headers, those of a tunnel may come first: see
+	 * parse_raw_ip().
+	 */
 	__u64 skip = link_is_raw_ip ? p->l3 : 0;
 	__u64 captured = ((struct __sk_buff *)f->ctx)->len;
 
@@ -324,7 +331,7 @@ static __always_inline bool emit(struct frame *f, const struct packet *p, __u64 
 	return true;
 }
 
-static __always_inline void look(struct frame *f, struct packet *p, enum verdict v, bool egress)
+static __always_inline void on_frame(struct frame *f, struct packet *p, enum verdict v, bool egress)
 {
 	struct packet_counters *c = counters_of(f->slot);
 	__u64 now;
@@ -352,7 +359,7 @@ static __always_inline int monitor(struct __sk_buff *skb, bool egress)
 	v = parse_packet(&f, &p);
 	f.slot = begin_run();
 	if (has_slot(f.slot)) {
-		look(&f, &p, v, egress);
+		on_frame(&f, &p, v, egress);
 		end_run(f.slot);
 	} else {
 		count_overrun();

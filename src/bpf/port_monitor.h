@@ -10,8 +10,8 @@
 /* One packet that matched. Numbers in host order; addresses, MACs and options as on the wire. */
 struct packet_event {
 	__u64 ts_ns;	 /* CLOCK_MONOTONIC; in a replay the time from the file */
-	__u32 interface; /* index among the watched interfaces; in a replay the frame's in its test
-			    run */
+	__u32 interface; /* index among the watched interfaces; in a replay, of the frame in its
+			    test run */
 	__u32 seq;
 	__u32 ack;
 	__u32 payload_offset; /* bytes from the start of the frame */
@@ -48,8 +48,9 @@ _Static_assert(__builtin_offsetof(struct packet_event, payload) == 152, "no hidd
 _Static_assert(sizeof(struct packet_event) == 152, "no hidden padding");
 
 /*
- * One packet that matched, for a capture file: the bytes of its frame instead of their fields. The
- * kernel may hold parts of a frame elsewhere, from which user space puts it together again.
+ * One packet that matched, for a capture file: the bytes of its frame instead of the fields of its
+ * headers. The kernel may hold parts of a frame outside of these bytes, such as a VLAN tag: user
+ * space puts them together again.
  */
 struct frame_event {
 	__u64 ts_ns;	  /* as in struct packet_event */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Reads an sk_buff in tracing programs, and decides which frees of one are drops. */
+/* Reads an sk_buff in tracing programs, and tells whether the free of one is a drop. */
 #ifndef TCPINSPECT_SKB_BPF_H
 #define TCPINSPECT_SKB_BPF_H
 
@@ -15,7 +15,7 @@ const volatile __u32 reason_packet_sock_error = 0;
 const volatile __u32 reason_no_socket = 0;
 const volatile __u32 reason_listen_overflow = 0;
 
-/* The function that frees the copies of packet sockets; for kernels that give no reasons. */
+/* Where the code is that frees the copies for packet sockets; for kernels that give no reasons. */
 const volatile __u64 packet_rcv_start = 0;
 const volatile __u64 packet_rcv_end = 0;
 
@@ -33,8 +33,8 @@ static __always_inline bool is_test_run(const struct sk_buff *skb)
 }
 
 /*
- * Whether a free loses nothing: a queue of a closed socket, the copy of a packet socket, or the
- * packet of a test.
+ * Whether nothing is lost when this packet is freed: it was in the queue of a closed socket, is a
+ * copy for a packet socket, or the input of a test run.
  */
 static __always_inline bool is_harmless_free(const struct sk_buff *skb, __u32 reason, __u64 place)
 {
@@ -46,7 +46,7 @@ static __always_inline bool is_harmless_free(const struct sk_buff *skb, __u32 re
 	return place >= packet_rcv_start && place < packet_rcv_end;
 }
 
-/* Where the TCP header is after the extension headers of IPv6; NULL: there is none. */
+/* Finds the TCP header after the extension headers of IPv6. NULL: there is none. */
 static __noinline void *tcp_after(__u64 network, __u8 next)
 {
 	__u64 at = network + sizeof(struct ipv6_header);
@@ -73,7 +73,7 @@ static __noinline void *tcp_after(__u64 network, __u8 next)
 	return next == IPPROTO_TCP ? (void *)at : NULL;
 }
 
-/* Both headers as most packets have them: without options or extension headers of IP. */
+/* The IP and TCP headers as most packets have them: without IP options or extension headers. */
 union usual_headers {
 	struct {
 		struct ipv4_header ip;
@@ -86,14 +86,14 @@ union usual_headers {
 	__u64 words[8];
 };
 
-/* Of these words, so many have all of the headers of IPv4, or fit into a control block. */
+/* How many of the words have both headers with IPv4, and how many fit into a control block. */
 #define WORDS_OF_IPV4  5
 #define WORDS_OF_BLOCK 6
 
 /*
- * Copies the headers at an address of the kernel: by loads if possible, because a call takes longer
- * than all of them. The verifier allows loads of any size in an array of bytes, such as the control
- * block of an sk_buff.
+ * Copies the headers from an address in kernel memory. Loads are used where possible, because a
+ * helper call takes longer than all of them. The verifier allows loads of any size only within an
+ * array of bytes. So the headers are read as if they were the control block (cb) of an sk_buff.
  */
 static __always_inline bool copy_headers(union usual_headers *to, const unsigned char *from,
 					 bool is_ipv4)
@@ -185,7 +185,7 @@ static __always_inline bool read_segment(const struct sk_buff *skb, struct segme
 	return true;
 }
 
-/* While TCP handles a packet, in or out, skb->dev is NULL: the route has a device. */
+/* The device of a packet's route: while TCP handles a packet, in or out, skb->dev is NULL. */
 static __always_inline const struct net_device *route_device(const struct sk_buff *skb)
 {
 	const struct dst_entry *dst = (const void *)(skb->_skb_refdst & ~1UL);
@@ -196,7 +196,7 @@ static __always_inline const struct net_device *route_device(const struct sk_buf
 #define DEVICE_LISTS   256
 #define DEVICES_A_LIST 16
 
-/* The device of a namespace that has this index. */
+/* Finds the device with this index in a namespace. */
 static __noinline void *find_device(__u64 net_address, int ifindex)
 {
 	const struct net *net = (const void *)net_address;
@@ -218,8 +218,8 @@ static __noinline void *find_device(__u64 net_address, int ifindex)
 }
 
 /*
- * The device that a packet is at. The route of a packet to this host leads to lo, so the device
- * that received it is looked up.
+ * The device of a packet: the one that received it, or that will send it. The route of a packet to
+ * this host leads to lo, so the device that received it is looked up.
  */
 static __always_inline const struct net_device *device_of(const struct sk_buff *skb)
 {

@@ -336,10 +336,8 @@ impl<'obj> Tracer<'obj> {
             .context("failed to open the programs")?;
         configure(plan, args, buffer, &mut open.maps)?;
         let is_filtered = args.addresses.filter().configure(&mut open)?;
-        let remembers_passed_over = args.close && is_filtered && !plan.storage;
-        open.maps
-            .passed_over
-            .set_autocreate(remembers_passed_over)?;
+        let remembers_rejected = args.close && is_filtered && !plan.storage;
+        open.maps.rejected.set_autocreate(remembers_rejected)?;
         select_programs(plan, &mut open.progs);
         let skel = open.load().map_err(|error| not_loaded(plan, error))?;
         types.close();

@@ -132,10 +132,14 @@ fn summary(
     let bss = tracer.skel.maps.bss_data.as_deref();
     let counters = bss.map(skel::connect_counters);
     let counters = counters.context("the programs have no counters")?;
-    let untracked = untracked(tracer);
-    let unkept_pending = counters.unkept_pending.cast_signed().max(0).cast_unsigned();
-    let unseen = unseen(&counters, unhooked, &tracer.skel.progs) + unkept_pending;
-    if counters.unkept > 0 {
+    let untracked_times = untracked_times(tracer);
+    let untracked_pending = counters
+        .untracked_pending
+        .cast_signed()
+        .max(0)
+        .cast_unsigned();
+    let unseen = unseen(&counters, unhooked, &tracer.skel.progs) + untracked_pending;
+    if counters.untracked > 0 {
         let (place, advice) = match tracer.storage {
             true => (
                 "socket, because the socket's memory for options was full",
@@ -148,30 +152,32 @@ fn summary(
         };
         session.notices.notice(&format!(
             "{} times there was no room for a connection in the {place}: its fate was reported without a process, or counted as lost; {advice}",
-            counters.unkept
+            counters.untracked
         ));
     }
     let mut summary = session.summary(
         NAME,
         counters.matched + reported.count() + unseen,
-        counters.lost + unseen + untracked,
+        counters.lost + unseen + untracked_times,
         counters.suppressed,
     );
     summary.pending = tracer
         .pending
         .is_some()
-        .then_some(reported.fates + unkept_pending);
+        .then_some(reported.fates + untracked_pending);
     match reports {
         Reports::Lines => {}
         Reports::Totals(_, totals) => summary.emitted = totals.events(),
         // Histograms show all that was counted: nothing is queued.
-        Reports::Histograms(_) => summary.emitted = counters.matched - counters.lost - untracked,
+        Reports::Histograms(_) => {
+            summary.emitted = counters.matched - counters.lost - untracked_times
+        }
     }
     Ok(summary)
 }
 
 /// How many values have found no room in the table of histograms.
-fn untracked(tracer: &Tracer<'_>) -> u64 {
+fn untracked_times(tracer: &Tracer<'_>) -> u64 {
     let bss = tracer.skel.maps.bss_histogram_data.as_deref();
     bss.map_or(0, |bss| skel::histogram_untracked(&bss.histogram_untracked))
 }
@@ -223,7 +229,7 @@ impl Reports {
             }
             Self::Histograms(histograms) => {
                 histograms.report(session, &tracer.skel.maps.histograms)?;
-                histograms.note_untracked(session, untracked(tracer));
+                histograms.note_untracked(session, untracked_times(tracer));
             }
         }
         Ok(())

@@ -352,7 +352,7 @@ fn configure_maps(
     target: &LoadOptions<'_, '_>,
     maps: &mut OpenLossTraceMaps<'_>,
 ) -> Result<()> {
-    maps.gathered
+    maps.packet_scratch
         .set_autocreate(args.recording.write.is_some())?;
     maps.idle_slots.set_autocreate(false)?;
     let sets = &mut maps.count_sets;

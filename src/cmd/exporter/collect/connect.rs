@@ -56,8 +56,14 @@ impl<'obj> ConnectCollector<'obj> {
             return 0;
         };
         let counters = skel::connect_counters(bss);
-        let unkept_pending = counters.unkept_pending.cast_signed().max(0).cast_unsigned();
+        let untracked_pending = counters
+            .untracked_pending
+            .cast_signed()
+            .max(0)
+            .cast_unsigned();
         let progs = &self.tracer.skel.progs;
-        connect_trace::unseen(&counters, counters.unhooked, progs) + counters.lost + unkept_pending
+        connect_trace::unseen(&counters, counters.unhooked, progs)
+            + counters.lost
+            + untracked_pending
     }
 }
