@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::host::kernel_types::KernelTypes;
 use crate::host::privileges::{self, Lockdown, RefusedCall, explain_eperm};
 use crate::skel::COUNTER_SLOTS;
-use crate::sys::object::{self, Apart, LoadedApart};
+use crate::sys::object::{self, LoadedProgram, SeparateProgram};
 
 /// Part of the version string of kernels with PREEMPT_RT.
 const RT: &[u8] = b"PREEMPT_RT";
@@ -94,25 +94,26 @@ pub fn kprobe_failure(what: &str, error: libbpf_rs::Error) -> Failure {
     failure.hint(format!("{}: {}", explanation.reason, explanation.hint))
 }
 
-/// Loads an object. Meanwhile another thread loads those of its programs that `apart` names, which are
-/// returned in the same order: the kernel verifies each on the CPU of the thread that loads it.
+/// Loads an object. Meanwhile another thread loads those of its programs that `separate` names, and
+/// they are returned in the same order: the kernel verifies each program on the CPU of the thread that
+/// loads it.
 ///
 /// # Errors
 /// The kernel refuses a map or a program.
 pub fn on_two_threads<'obj, S: OpenSkel<'obj>>(
     mut open: S,
-    apart: impl FnOnce(&mut S) -> Vec<&mut OpenProgramMut<'obj>>,
-) -> libbpf_rs::Result<(S::Output, Vec<LoadedApart>)> {
+    separate: impl FnOnce(&mut S) -> Vec<&mut OpenProgramMut<'obj>>,
+) -> libbpf_rs::Result<(S::Output, Vec<LoadedProgram>)> {
     object::create_maps(open.open_object_mut())?;
     let btf = object::btf_fd(open.open_object());
-    let apart = apart(&mut open)
+    let separate = separate(&mut open)
         .into_iter()
-        .map(|program| Apart::take(program, btf))
+        .map(|program| SeparateProgram::take(program, btf))
         .collect::<Vec<_>>();
-    if apart.is_empty() {
+    if separate.is_empty() {
         return Ok((open.load()?, Vec::new()));
     }
-    let load = || Ok(apart.iter().map(Apart::load).collect());
+    let load = || Ok(separate.iter().map(SeparateProgram::load).collect());
     let (loaded, skel) = beside(load, || open.load());
     let loaded: libbpf_rs::Result<_> =
         loaded.map_err(|error| libbpf_rs::Error::from(std::io::Error::other(error.to_string())))?;

@@ -18,7 +18,7 @@ use crate::host::features::Snapshot;
 use crate::host::interfaces::Interface;
 use crate::notice::Note;
 use crate::sys::link::{Link, LinkState, synchronize};
-use crate::sys::object::LoadedApart;
+use crate::sys::object::LoadedProgram;
 use clsact::FilterState;
 use tc::{PreparedLinks, TcLink, TcProgram};
 use xdp::XdpMode;
@@ -35,8 +35,8 @@ pub struct Attached {
 pub struct Pair {
     /// Frames begin with the IP header.
     is_raw_ip: bool,
-    egress: LoadedApart,
-    ingress: LoadedApart,
+    egress: LoadedProgram,
+    ingress: LoadedProgram,
 }
 
 impl Pair {
@@ -55,7 +55,7 @@ impl Pair {
     ///
     /// # Errors
     /// There are not two.
-    pub fn new(is_raw_ip: bool, programs: Vec<LoadedApart>) -> Result<Self> {
+    pub fn new(is_raw_ip: bool, programs: Vec<LoadedProgram>) -> Result<Self> {
         let [egress, ingress] = programs
             .try_into()
             .map_err(|_| anyhow!("a program at interfaces is not loaded"))?;

@@ -14,7 +14,7 @@ use super::{Direction, HookState, load};
 use crate::failure::Failure;
 use crate::host::interfaces::Interface;
 use crate::sys::link::Link;
-use crate::sys::object::LoadedApart;
+use crate::sys::object::LoadedProgram;
 use crate::sys::probe;
 
 /// A program that can be attached to TC.
@@ -29,9 +29,9 @@ impl TcProgram for ProgramMut<'_> {
     }
 }
 
-impl TcProgram for LoadedApart {
+impl TcProgram for LoadedProgram {
     fn name(&self) -> Cow<'_, str> {
-        LoadedApart::name(self).into()
+        LoadedProgram::name(self).into()
     }
 }
 

@@ -65,9 +65,9 @@ impl CaptureError {
         }
     }
 
-    /// Whether the file was the wrong one to ask for: it can't be opened, is a
-    /// directory, is empty, is not a capture, or has a link type that is not
-    /// supported. Otherwise the right file is broken, or reading it failed.
+    /// Whether it is a usage error: the file can't be opened, is a directory, is
+    /// empty, is not a capture, or has a link type that is not supported.
+    /// Otherwise it is a capture, but broken, or reading it failed.
     pub fn is_usage(&self) -> bool {
         match self.fault {
             Fault::Open(_)

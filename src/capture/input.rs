@@ -97,7 +97,7 @@ impl Input {
         Ok(())
     }
 
-    /// Consumes `count` bytes, which [`Input::fill`] has shown, and returns
+    /// Consumes `count` bytes, which [`Input::fill`] has returned, and says
     /// where in [`Input::buffer`] they begin. They stay there until the next
     /// `fill` or `skip`.
     pub(super) fn consume(&mut self, count: usize) -> usize {

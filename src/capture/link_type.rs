@@ -24,7 +24,7 @@ pub enum LinkKind {
     Raw,
     /// Linux cooked capture, as from the `any` device: the EtherType.
     Cooked,
-    /// BSD loopback, which knows an address family: none of them.
+    /// BSD loopback, whose header has only an address family: none of them.
     Loopback,
 }
 
@@ -135,8 +135,8 @@ impl Framing {
     /// Turns the captured frame at `data` into an Ethernet frame, in place: a
     /// header of another length is written so that it ends where the old one
     /// ended, and `buffer` has room in front of `data` for a longer one. A
-    /// frame that is cut within its own header becomes an empty one, since
-    /// there is nothing true to say about it.
+    /// frame that is cut within its own header becomes an empty one, because
+    /// its EtherType is not known.
     pub(super) fn reframe(self, buffer: &mut [u8], data: Range<usize>) -> &[u8] {
         if self == Self::Ethernet {
             return buffer.get(data).unwrap_or_default();
@@ -179,8 +179,7 @@ fn be16(bytes: &[u8], at: usize) -> Option<u16> {
         .map(|field| u16::from_be_bytes(*field))
 }
 
-/// A name for those link types that are not supported and still likely to be
-/// met.
+/// The names of link types that are not supported, but are likely to occur.
 pub(super) fn name(link_type: u32) -> Option<&'static str> {
     Some(match link_type {
         3 => "AX.25",

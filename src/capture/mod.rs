@@ -7,8 +7,8 @@
 //!
 //! The formats are those of draft-ietf-opsawg-pcap and
 //! draft-ietf-opsawg-pcapng, the limits and the older variants those of
-//! libpcap. The crates that parse these formats were tried and found wanting
-//! for this use: pcap-parser 0.17 drops the `io::Error`, fails on an
+//! libpcap. The existing crates that parse these formats do not suffice
+//! here: pcap-parser 0.17 drops the `io::Error`, fails on an
 //! interrupted read and on a pipe that delivers the header in pieces, refuses
 //! blocks that only need skipping, and misreads power-of-two timestamps and
 //! big-endian time offsets.
@@ -42,7 +42,7 @@ use link_type::{ETHERNET_HEADER, Framing, LONGEST_HEADER};
 use pcap::Pcap;
 use pcapng::PcapNg;
 
-/// The longest frame that is taken, in bytes: libpcap's `MAXIMUM_SNAPLEN`,
+/// The longest frame that is accepted, in bytes: libpcap's `MAXIMUM_SNAPLEN`,
 /// which no capture of the supported link types exceeds.
 pub const MAX_FRAME: u32 = 262_144;
 
@@ -73,7 +73,7 @@ pub struct CaptureFile {
     len: Option<u64>,
 }
 
-/// The file that is read.
+/// The file that is read. [`Interrupt`] is called before each read.
 struct Watched {
     file: File,
     /// It is a pipe or a terminal.
@@ -93,8 +93,8 @@ impl Read for Watched {
 pub struct Frame<'a> {
     /// Position in the file, counted from 1 as Wireshark and `tcpdump -#` do.
     pub number: u64,
-    /// When it was captured, in nanoseconds of UNIX time, saturated if the file
-    /// says something absurd; `None` where the file does not say (pcapng's
+    /// When it was captured, in nanoseconds of UNIX time, saturated if the time in
+    /// the file does not fit; `None` if the file has no time for it (pcapng's
     /// Simple Packet Block).
     pub ts_ns: Option<i64>,
     /// The kind of link it was captured on, which decides which of its link-layer fields are real.

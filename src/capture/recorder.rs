@@ -1,7 +1,7 @@
 //! `-w`: writes frames to a file, a pipe or stdout, and counts them.
 //!
-//! A file is whole up to its last packet however the run ends. Only SIGKILL, or a pipe that nobody
-//! reads at the end, can leave one that is cut.
+//! However the run ends, the last packet of a file is complete. Only after SIGKILL, or in a pipe that
+//! nobody reads at the end, it can be cut.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, IoSlice, IsTerminal, Seek, Write};
@@ -15,20 +15,20 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc::PIPE_BUF;
 
 use super::numbers::LINKTYPE_ETHERNET;
-use super::rotation::{Limits, Rotation, Turn};
-use super::write::{Encoder, FileFormat, InPlace, Statistics, Written};
+use super::rotation::{Limits, Rotate, Rotation};
+use super::write::{Encoder, FileFormat, FrameToWrite, InPlace, Statistics};
 use crate::failure::Failure;
 use crate::output::clock::{Clock, UnixNanos};
 use crate::output::stdout::{Patience, Stdout, has_room};
 use crate::stop::{ExitReason, Stop};
 
-/// Bytes gathered before they are written, unless a flush comes sooner. Large frames are gathered
-/// too: a write of several costs less than one for each.
+/// How many bytes are buffered before they are written, if no flush comes earlier. Large frames also
+/// wait for each other: one write of several costs less than a write of each.
 const BUFFER: usize = 512 * 1024;
 
 /// The most bytes of one write. For large writes the page cache takes large blocks of memory that
-/// was not used before, which a virtual machine has to get from its host: with writes of a megabyte,
-/// a gigabyte can take two seconds instead of a third of one.
+/// were never used before, and a virtual machine has to get these from its host: with writes of a
+/// megabyte, a gigabyte can take two seconds instead of a third of one.
 const WRITE_MAX: usize = 256 * 1024;
 
 /// Where frames are to be written.
@@ -150,13 +150,13 @@ pub struct Recorder {
     is_regular: bool,
     started: UnixNanos,
     buffer: Vec<u8>,
-    /// Where each packet ends, as if those that are written without being copied were in the buffer.
+    /// Where each packet ends in the output, which is the buffer and the parts in place.
     ends: Vec<usize>,
     written: u64,
     accepted: u64,
     limit: Option<u64>,
     ended: Option<ExitReason>,
-    /// The file ends within a packet.
+    /// A packet was written only in part: nothing may follow it.
     is_cut: bool,
     error: Option<anyhow::Error>,
     patience: Patience,
@@ -240,9 +240,10 @@ impl Recorder {
         self.flush(stop);
     }
 
-    /// Whether the next packet, of this time, belongs in another file, which is not open yet.
+    /// Whether a packet with this time goes into a new file. Then [`Recorder::rotate`] has to come
+    /// first.
     #[inline]
-    pub fn must_turn(&mut self, at: UnixNanos, in_place: &InPlace<'_>) -> bool {
+    pub fn must_rotate(&mut self, at: UnixNanos, in_place: &InPlace<'_>) -> bool {
         let len = self.len + (self.buffer.len() + in_place.len()) as u64;
         let Some(rotation) = &mut self.rotation else {
             return false;
@@ -250,10 +251,10 @@ impl Recorder {
         if self.ended.is_some() {
             return false;
         }
-        match rotation.turn(at, len) {
-            Turn::Stay => false,
-            Turn::Next => true,
-            Turn::Stop => {
+        match rotation.decide(at, len) {
+            Rotate::No => false,
+            Rotate::Yes => true,
+            Rotate::Stop => {
                 self.ended = Some(ExitReason::Done);
                 false
             }
@@ -265,18 +266,19 @@ impl Recorder {
         self.due.filter(|_| self.ended.is_none())
     }
 
-    /// Ends the period of the file. Returns whether another file follows.
+    /// Ends the period of the file. Returns whether another file follows, with
+    /// [`Recorder::rotate`].
     pub fn end_period(&mut self, now: UnixNanos) -> bool {
         self.due = None;
-        let turn = self.rotation.as_mut().map(|it| it.end_period(now));
-        if turn == Some(Turn::Stop) {
+        let rotate = self.rotation.as_mut().map(|it| it.end_period(now));
+        if rotate == Some(Rotate::Stop) {
             self.ended.get_or_insert(ExitReason::Done);
         }
-        turn == Some(Turn::Next)
+        rotate == Some(Rotate::Yes)
     }
 
     /// Ends the file, and begins the next one.
-    pub fn turn(&mut self, stop: &Stop, now: UnixNanos, statistics: &[Statistics]) {
+    pub fn rotate(&mut self, stop: &Stop, now: UnixNanos, statistics: &[Statistics]) {
         self.finish(stop, now, statistics);
         let Some(rotation) = &self.rotation else {
             return;
@@ -302,13 +304,13 @@ impl Recorder {
         self.rotation.as_ref().map(Rotation::directory)
     }
 
-    /// Writes a frame, of which large parts may stay in place. False if it was not taken, because
-    /// the run has ended.
+    /// Writes a frame. Large parts of it may stay in place. False: it was not accepted, because the
+    /// run has ended.
     #[inline]
     pub fn packet<'f>(
         &mut self,
         stop: &Stop,
-        packet: &Written<'f, '_>,
+        packet: &FrameToWrite<'f, '_>,
         in_place: &mut InPlace<'f>,
     ) -> bool {
         if self.ended.is_some() {
@@ -363,7 +365,7 @@ impl Recorder {
         self.written
     }
 
-    /// Frames that were taken, but could not be written any more.
+    /// Frames that were accepted, but could not be written any more.
     pub fn stranded(&self) -> u64 {
         self.accepted.saturating_sub(self.written)
     }
@@ -373,7 +375,7 @@ impl Recorder {
         self.limit.map_or(u64::MAX, |limit| limit - self.accepted)
     }
 
-    /// Why no more frames are taken.
+    /// Why no more frames are accepted.
     pub fn ended(&self) -> Option<ExitReason> {
         self.ended
     }
@@ -393,12 +395,12 @@ impl Recorder {
         self.file.as_ref().map(AsFd::as_fd)
     }
 
-    /// Writes the gathered bytes. Gives up if the reader takes no more and the run has to stop.
+    /// Writes the buffered bytes. Gives up if the reader takes no more and the run has to stop.
     pub fn flush(&mut self, stop: &Stop) {
         self.flush_with(stop, &mut InPlace::default());
     }
 
-    /// The same, together with frames that have stayed in place.
+    /// The same, together with parts of frames that have stayed in place.
     pub fn flush_with(&mut self, stop: &Stop, in_place: &mut InPlace<'_>) {
         let buffer = std::mem::take(&mut self.buffer);
         let all = buffer.len() + in_place.len();
@@ -434,7 +436,7 @@ impl Recorder {
             let whole = self.ends.partition_point(|end| *end <= done);
             self.written += whole as u64;
             let end = whole.checked_sub(1).and_then(|last| self.ends.get(last));
-            self.cut(done - end.copied().unwrap_or(0));
+            self.remove_partial_packet(done - end.copied().unwrap_or(0));
         } else {
             self.written += self.ends.len() as u64;
         }
@@ -445,9 +447,9 @@ impl Recorder {
         self.ends.clear();
     }
 
-    /// Takes back the last bytes of the file, which are part of a packet. Where that can't be done,
-    /// nothing may follow them.
-    fn cut(&mut self, len: usize) {
+    /// Removes the last `len` bytes of the file, if it can be truncated: they are a part of a packet.
+    /// Nothing is written to the file after that.
+    fn remove_partial_packet(&mut self, len: usize) {
         if len == 0 {
             return;
         }
@@ -456,7 +458,7 @@ impl Recorder {
             && let Some(file) = &mut self.file
             && let Ok(position) = file.stream_position()
         {
-            // If this fails, the file is as whole as it can be.
+            // If this fails, the part of the packet stays.
             let _ = file.set_len(position.saturating_sub(len as u64));
         }
     }
@@ -490,7 +492,7 @@ impl Recorder {
     }
 }
 
-/// As many of the first pieces as one write may take; but one at least, which can be longer.
+/// The first pieces, up to the limit of one write. At least one, which can be longer.
 fn beginning<'a, 'p>(pieces: &'a [IoSlice<'p>]) -> &'a [IoSlice<'p>] {
     let empty = pieces.iter().take_while(|piece| piece.is_empty()).count();
     let pieces = &pieces[empty..];

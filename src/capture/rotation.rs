@@ -10,14 +10,15 @@ use jiff::tz::TimeZone;
 use crate::failure::Failure;
 use crate::output::clock::UnixNanos;
 
-/// When files are full.
+/// When a new file begins, and how many files there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// `-C`: a file with more bytes gets no further packet.
+    /// `-C`: a file that has more bytes than this gets no more packets.
     pub bytes: Option<u64>,
-    /// `-G`: how long packets go into one file.
+    /// `-G`: for how long packets go into one file.
     pub period: Option<Duration>,
-    /// `-W`: how many files there are; the period ends the run after as many.
+    /// `-W`: with `-C`, how many files are written in turn; with `-G` alone, after how many files
+    /// the run ends.
     pub files: Option<u32>,
 }
 
@@ -28,14 +29,14 @@ impl Limits {
     }
 }
 
-/// Where a packet that is due now goes.
+/// Whether a packet begins a new file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
-    /// The packet goes into the same file.
-    Stay,
-    /// It goes into the next file.
-    Next,
-    /// It and all later ones go nowhere.
+pub enum Rotate {
+    /// No: it goes into the current file.
+    No,
+    /// Yes: it goes into the next file.
+    Yes,
+    /// The run ends: this packet and all later ones are not written.
     Stop,
 }
 
@@ -44,7 +45,7 @@ pub struct Rotation {
     path: PathBuf,
     limits: Limits,
     zone: TimeZone,
-    /// The number after the name.
+    /// The number that is appended to the name.
     number: u32,
     /// When the period began.
     began: UnixNanos,
@@ -53,10 +54,11 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// Files named after this path. `now` is for a first look at their names.
+    /// Names files after this path. `now` is used to check that the name is valid.
     ///
     /// # Errors
-    /// The name has conversions of strftime(3) that are not known, or a directory has some.
+    /// With `-G`, the name is not UTF-8 or not a valid format of strftime(3), or the directory has
+    /// a `%`.
     pub fn new(
         path: &Path,
         limits: Limits,
@@ -118,9 +120,9 @@ impl Rotation {
         Ok(self.path.with_file_name(name))
     }
 
-    /// Decides about a packet of this time, where the file has `len` bytes.
+    /// Whether a packet with this time begins a new file, if the current one has `len` bytes.
     #[inline]
-    pub fn turn(&mut self, at: UnixNanos, len: u64) -> Turn {
+    pub fn decide(&mut self, at: UnixNanos, len: u64) -> Rotate {
         if self.limits.period.is_some_and(|period| {
             u128::try_from(at.saturating_sub(self.began)).is_ok_and(|age| age >= period.as_nanos())
         }) {
@@ -131,24 +133,24 @@ impl Rotation {
             if self.limits.files == Some(self.number) {
                 self.number = 0;
             }
-            return Turn::Next;
+            return Rotate::Yes;
         }
-        Turn::Stay
+        Rotate::No
     }
 
-    /// Ends the period that runs.
-    pub fn end_period(&mut self, at: UnixNanos) -> Turn {
+    /// Ends the current period.
+    pub fn end_period(&mut self, at: UnixNanos) -> Rotate {
         self.began = at;
         self.periods += 1;
         self.number = 0;
-        // With -C as well, -W says only how many digits a name has.
+        // With -C as well, -W limits the number of files in a period, and does not end the run.
         if self.limits.bytes.is_none() && self.limits.files == Some(self.periods) {
-            return Turn::Stop;
+            return Rotate::Stop;
         }
-        Turn::Next
+        Rotate::Yes
     }
 
-    /// How long packets go into one file.
+    /// For how long packets go into one file.
     pub fn period(&self) -> Option<Duration> {
         self.limits.period
     }
@@ -190,10 +192,10 @@ mod tests {
     fn files_are_numbered_by_size_as_tcpdump_does() {
         let mut all = rotation("dir/a.pcapng", Some(100), None, None);
         assert_eq!(name(&all), "dir/a.pcapng");
-        assert_eq!(all.turn(0, 100), Turn::Stay);
-        assert_eq!(all.turn(0, 101), Turn::Next);
+        assert_eq!(all.decide(0, 100), Rotate::No);
+        assert_eq!(all.decide(0, 101), Rotate::Yes);
         assert_eq!(name(&all), "dir/a.pcapng1");
-        assert_eq!(all.turn(0, 101), Turn::Next);
+        assert_eq!(all.decide(0, 101), Rotate::Yes);
         assert_eq!(name(&all), "dir/a.pcapng2");
     }
 
@@ -208,7 +210,7 @@ mod tests {
             let mut ring = rotation("a", Some(1), None, Some(files));
             for expected in expected {
                 assert_eq!(name(&ring), expected, "{files}");
-                assert_eq!(ring.turn(0, 2), Turn::Next);
+                assert_eq!(ring.decide(0, 2), Rotate::Yes);
             }
         }
     }
@@ -217,17 +219,17 @@ mod tests {
     fn a_period_names_files_by_time_and_a_number_of_them_ends_the_run() {
         let mut timed = rotation("/tmp/%H%M%S", None, Some(60), Some(2));
         assert_eq!(name(&timed), "/tmp/000000");
-        assert_eq!(timed.turn(60 * SECOND - 1, 1 << 40), Turn::Stay);
-        assert_eq!(timed.turn(-1, 0), Turn::Stay);
-        assert_eq!(timed.turn(61 * SECOND, 0), Turn::Next);
+        assert_eq!(timed.decide(60 * SECOND - 1, 1 << 40), Rotate::No);
+        assert_eq!(timed.decide(-1, 0), Rotate::No);
+        assert_eq!(timed.decide(61 * SECOND, 0), Rotate::Yes);
         assert_eq!(name(&timed), "/tmp/000101");
-        assert_eq!(timed.turn(121 * SECOND, 0), Turn::Stop);
+        assert_eq!(timed.decide(121 * SECOND, 0), Rotate::Stop);
 
         let mut both = rotation("%S", Some(1), Some(60), Some(2));
         assert_eq!(name(&both), "000");
-        assert_eq!(both.turn(0, 2), Turn::Next);
+        assert_eq!(both.decide(0, 2), Rotate::Yes);
         assert_eq!(name(&both), "001");
-        assert_eq!(both.turn(61 * SECOND, 2), Turn::Next);
+        assert_eq!(both.decide(61 * SECOND, 2), Rotate::Yes);
         assert_eq!(name(&both), "010");
     }
 

@@ -26,7 +26,7 @@ fn open_file(path: &Path) -> Result<Capture, CaptureError> {
 
 const BOTH_ORDERS: [Order; 2] = [Order::Little, Order::Big];
 
-/// Bytes of a file under construction, in one byte order.
+/// A file that a test builds, in one byte order.
 struct File {
     order: Order,
     bytes: Vec<u8>,
@@ -131,7 +131,7 @@ struct Owned {
     offset_shift: i32,
 }
 
-/// All frames, and the error that ended them. Checks what holds of any file.
+/// All frames, and the error that ended them. Checks what must be true of any file.
 fn drain(capture: Result<Capture, CaptureError>) -> (Vec<Owned>, Option<CaptureError>) {
     let mut capture = match capture {
         Ok(capture) => capture,
@@ -171,7 +171,7 @@ fn read(bytes: &[u8]) -> (Vec<Owned>, Option<CaptureError>) {
     drain(open(bytes))
 }
 
-/// The frames of a file that must be sound.
+/// The frames of a file that must be valid.
 fn frames(file: &File) -> Vec<Owned> {
     let (frames, error) = read(&file.bytes);
     assert!(error.is_none(), "{}", error.unwrap());
@@ -254,7 +254,7 @@ fn the_modified_pcap_format_has_longer_record_headers() {
 }
 
 #[test]
-fn old_pcap_versions_have_their_lengths_the_other_way_round() {
+fn old_pcap_versions_have_their_lengths_in_the_other_order() {
     for (minor, first, second) in [(2, 99, 14), (3, 99, 14), (3, 14, 99), (4, 14, 99)] {
         let mut file = File::pcap(Order::Big, 0xa1b2_c3d4, 1);
         file.bytes[7] = minor;
@@ -281,13 +281,13 @@ fn other_versions_are_refused() {
 }
 
 #[test]
-fn bits_beside_the_link_type_are_ignored() {
+fn other_bits_in_the_field_of_the_link_type_are_ignored() {
     let file = File::pcap(Order::Little, 0xa1b2_c3d4, 0x2400_0001);
     assert_eq!(frames(&file.record(0, 0, &ethernet(64))).len(), 1);
 }
 
 #[test]
-fn every_link_type_becomes_ethernet_and_offsets_lead_back() {
+fn every_link_type_becomes_ethernet_and_offsets_can_be_converted_back() {
     let packet = |version: u8| [&[version << 4 | 5][..], &ethernet(40)].concat();
     let v1 = |proto: u16| [&[9; 14][..], &proto.to_be_bytes(), &packet(4)].concat();
     let v2 = |proto: u16| [&proto.to_be_bytes(), &[9; 18][..], &packet(4)].concat();
@@ -500,7 +500,7 @@ fn an_unsupported_link_type_is_named() {
 }
 
 #[test]
-fn absurd_lengths_are_refused_with_their_place() {
+fn impossible_lengths_are_refused_with_their_position() {
     for order in BOTH_ORDERS {
         let file = small_pcap(order);
         let at = file.bytes.len();
@@ -567,7 +567,7 @@ fn absurd_lengths_are_refused_with_their_place() {
 }
 
 #[test]
-fn the_longest_frame_is_taken_and_no_longer_one() {
+fn frames_up_to_the_maximum_length_are_read_and_longer_ones_refused() {
     let frame = ethernet(MAX_FRAME as usize);
     let file = File::pcap(Order::Little, 0xa1b2_c3d4, 101).record(0, 0, &frame);
     let file = file.record(0, 0, &frame);
@@ -602,7 +602,7 @@ fn long_blocks_of_other_types_are_skipped_in_bounded_memory() {
 }
 
 #[test]
-fn options_of_an_interface_must_be_sound() {
+fn options_of_an_interface_must_be_valid() {
     let text = |options: &[u8]| {
         let body = File::new(Order::Big).u16(1).u16(0).u32(0).raw(options);
         let file = File::pcapng(Order::Big).block(1, &body.bytes);
@@ -626,7 +626,7 @@ fn options_of_an_interface_must_be_sound() {
 }
 
 #[test]
-fn a_section_can_not_describe_interfaces_without_end() {
+fn the_number_of_interfaces_in_a_section_is_limited() {
     let one = File::new(Order::Little).interface(1, 0, &[]).bytes;
     let mut file = File::pcapng(Order::Little);
     file.bytes.extend(one.repeat(65_537));
@@ -638,7 +638,7 @@ fn a_section_can_not_describe_interfaces_without_end() {
 }
 
 #[test]
-fn every_truncation_hands_out_the_whole_frames_and_names_the_cut_place() {
+fn a_truncated_file_gives_its_complete_frames_and_the_position_of_the_cut() {
     for order in BOTH_ORDERS {
         for file in [small_pcap(order), small_pcapng(order)] {
             let whole = frames(&file);
@@ -666,7 +666,7 @@ fn every_truncation_hands_out_the_whole_frames_and_names_the_cut_place() {
 }
 
 #[test]
-fn gzip_is_read_member_by_member_and_cut_anywhere() {
+fn a_gzip_file_may_have_several_members_and_be_cut_anywhere() {
     let file = small_pcapng(Order::Little);
     let whole = frames(&file);
     let (a, b) = file.bytes.split_at(100);
@@ -677,7 +677,7 @@ fn gzip_is_read_member_by_member_and_cut_anywhere() {
     for len in 2..packed.len() {
         let (got, error) = read(&packed[..len]);
         assert_eq!(got, whole[..got.len()]);
-        // Between the members the data is whole, if not what it should be.
+        // A cut between the members leaves valid gzip data, with a part of the capture.
         if len != gzip(a).len() {
             let text = error.unwrap().to_string();
             assert!(
@@ -687,7 +687,7 @@ fn gzip_is_read_member_by_member_and_cut_anywhere() {
         }
     }
 
-    let garbage = [&packed[..], b"garbage behind it"].concat();
+    let garbage = [&packed[..], b"garbage after it"].concat();
     let (got, error) = read(&garbage);
     assert_eq!(got, whole);
     assert!(
@@ -728,10 +728,10 @@ impl Read for Trickle {
 }
 
 #[test]
-fn it_does_not_matter_in_which_pieces_the_data_comes() {
+fn frames_do_not_depend_on_how_reads_divide_the_data() {
     for order in BOTH_ORDERS {
-        // With small pieces this block comes to lie at the very start of the
-        // buffer, with less of itself before the frame than the header needs.
+        // With small pieces, this block is at the very start of the buffer. It has
+        // fewer bytes before the frame than the Ethernet header needs.
         let raw = File::pcapng(order).interface(101, 0, &[]);
         for bytes in [
             small_pcap(order).bytes,
@@ -754,7 +754,7 @@ fn it_does_not_matter_in_which_pieces_the_data_comes() {
 }
 
 #[test]
-fn an_error_of_the_device_is_reported_after_the_frames_before_it() {
+fn a_read_error_is_reported_after_the_frames_before_it() {
     struct Failing;
     impl Read for Failing {
         fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
@@ -775,7 +775,7 @@ fn an_error_of_the_device_is_reported_after_the_frames_before_it() {
 }
 
 #[test]
-fn files_that_are_no_captures_are_usage_errors() {
+fn files_that_are_not_captures_are_usage_errors() {
     let dir = tempfile::tempdir().unwrap();
     let usage = |path: &Path| {
         let error = open_file(path).err().unwrap();
@@ -800,7 +800,7 @@ fn files_that_are_no_captures_are_usage_errors() {
 }
 
 #[test]
-fn the_name_of_a_file_can_not_write_to_the_terminal() {
+fn control_characters_in_a_file_name_are_escaped() {
     let error = open_file(Path::new("a\x1b[2J\nb\u{9b}é")).err().unwrap();
     assert!(
         error
@@ -875,7 +875,7 @@ impl Random {
 
 /// `CAPTURE_SEED=N` repeats a run that failed.
 #[test]
-fn damaged_files_end_in_frames_and_one_error_at_most() {
+fn damaged_files_give_frames_and_at_most_one_error() {
     let seed = match std::env::var("CAPTURE_SEED") {
         Ok(seed) => seed.parse().unwrap(),
         Err(_) => RandomState::new().hash_one(0),
@@ -900,7 +900,7 @@ fn damaged_files_end_in_frames_and_one_error_at_most() {
             }
         }
         let (got, error) = read(&bytes);
-        // A record takes 16 bytes at least, so there is nothing endless.
+        // A record takes at least 16 bytes, so the number of frames is limited.
         assert!(got.len() <= 64, "case {case}");
         if let Some(error) = error {
             let text = error.to_string();

@@ -38,9 +38,9 @@ pub struct FileInterface {
     pub link_type: u16,
 }
 
-/// A frame to write.
+/// A frame that is to be written.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Written<'f, 'a> {
+pub struct FrameToWrite<'f, 'a> {
     /// The index of its interface among those of [`Encoder::new`].
     pub interface: u32,
     /// When it was seen, in nanoseconds of UNIX time. Earlier times are written as 0.
@@ -61,7 +61,7 @@ pub struct Written<'f, 'a> {
 /// between its bytes: a copy costs more than one more piece of a write.
 #[derive(Debug, Default)]
 pub struct InPlace<'f> {
-    /// Each with the length that the buffer had before it.
+    /// Each part, with the length that the buffer had before it.
     parts: Vec<(usize, &'f [u8])>,
     len: usize,
 }
@@ -139,9 +139,9 @@ pub struct Encoder {
     interfaces: Vec<FileInterface>,
     /// Frames written of each interface.
     delivered: Vec<u64>,
-    /// The processes that the file describes: the last name of each id, and its number.
+    /// The processes that the file describes: for each id the last name, and its number.
     processes: HashMap<u32, (Vec<u8>, u32)>,
-    /// How many there are.
+    /// How many processes the file describes.
     described: u32,
 }
 
@@ -223,7 +223,7 @@ impl Encoder {
     fn section(&self, out: &mut Vec<u8>) {
         block(out, SECTION, |out| {
             out.extend(BYTE_ORDER_MAGIC.to_le_bytes());
-            // Version 1.0, and no length of the section.
+            // Version 1.0. The length of the section is not given.
             out.extend([1, 0, 0, 0]);
             out.extend(u64::MAX.to_le_bytes());
             if let Ok(system) = uname() {
@@ -262,7 +262,7 @@ impl Encoder {
 
     /// How many bytes of a frame are written.
     #[inline]
-    fn captured(&self, packet: &Written<'_, '_>) -> u32 {
+    fn captured(&self, packet: &FrameToWrite<'_, '_>) -> u32 {
         let available: usize = packet.parts.iter().map(|part| part.len()).sum();
         self.snaplen
             .min(u32::try_from(available).unwrap_or(u32::MAX))
@@ -273,7 +273,7 @@ impl Encoder {
     pub fn packet<'f>(
         &mut self,
         out: &mut Vec<u8>,
-        packet: &Written<'f, '_>,
+        packet: &FrameToWrite<'f, '_>,
         in_place: &mut InPlace<'f>,
     ) {
         let captured = self.captured(packet);
@@ -382,7 +382,7 @@ impl Encoder {
                 option(out, STATISTICS_END, &time(now));
                 for (code, value) in [
                     (STATISTICS_RECEIVED, statistics.received),
-                    // Wireshark shows this one, and dumpcap writes here what it has lost too.
+                    // Wireshark shows this one, and dumpcap also writes its losses here.
                     (STATISTICS_DROPPED, statistics.lost),
                     (STATISTICS_ACCEPTED, statistics.matched),
                     (STATISTICS_DROPPED_BY_OS, statistics.lost),

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use libbpf_rs::{OpenObject, ProgramMut};
 
 use crate::attach::{Direction, load};
-use crate::capture::write::{InPlace, Process, Statistics, Written};
+use crate::capture::write::{FrameToWrite, InPlace, Process, Statistics};
 use crate::capture::{Frame, LinkKind};
 use crate::cli::{BufferArgs, DirectionChoice, PortMonitorArgs};
 use crate::domain::packet::{CapturedFrame, Packet};
@@ -316,7 +316,7 @@ fn write_frame<'f>(
             comm: &holder.comm,
         })
     });
-    let written = Written {
+    let written = FrameToWrite {
         interface: frame.raw.interface,
         at,
         parts: frame.parts(),
@@ -399,7 +399,7 @@ impl<S> AroundFrames<S> for Copier {
             };
             // If there can be no such interface, the run has ended, and the frame counts as late.
             let interface = session.recorded_interface(frame.link_type);
-            let written = Written {
+            let written = FrameToWrite {
                 interface: interface.unwrap_or(0),
                 at: event.raw.ts_ns.cast_signed(),
                 parts: [bytes, &[], &[], &[]],

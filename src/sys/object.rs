@@ -1,4 +1,4 @@
-//! What libbpf can do with an object that is not loaded yet, and libbpf-rs can't.
+//! Functions of libbpf for an object that is not loaded yet, which libbpf-rs does not offer.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -9,8 +9,8 @@ use std::slice;
 use libbpf_rs::{AsRawLibbpf, OpenMapMut, OpenObject, OpenProgramMut};
 use libbpf_sys::{bpf_func_info, bpf_insn, bpf_line_info, bpf_prog_load_opts};
 
-/// Creates the maps of an object, so that another object can share them while the programs of this
-/// one are loaded. From now on no setting can be changed.
+/// Creates the maps of an object before its programs are loaded. So another object can share the maps,
+/// and another thread can load programs that use them. After that no setting can be changed.
 ///
 /// # Errors
 /// The kernel refuses a map. Then the object can't be loaded any more.
@@ -23,7 +23,7 @@ pub fn create_maps(object: &mut OpenObject) -> libbpf_rs::Result<()> {
     }
 }
 
-/// A file descriptor of its own for a map that is created.
+/// Duplicates the file descriptor of a map that was created.
 ///
 /// # Errors
 /// The map is not created, or no file descriptor is left.
@@ -33,33 +33,33 @@ pub fn map_fd(map: &OpenMapMut<'_>) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::ErrorKind::NotFound.into());
     }
-    // SAFETY: libbpf keeps it open as long as the object is there.
+    // SAFETY: libbpf keeps the descriptor open as long as the object exists.
     unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()
 }
 
-/// A program that was taken out of an object, so that another thread can load it.
-pub struct Apart {
+/// A program that was copied from an object, so that another thread can load it.
+pub struct SeparateProgram {
     name: CString,
     kind: libbpf_sys::bpf_prog_type,
     attach_type: libbpf_sys::bpf_attach_type,
     instructions: Vec<bpf_insn>,
     functions: Vec<bpf_func_info>,
     lines: Vec<bpf_line_info>,
-    /// The descriptor of the object's BTF; 0 if the kernel takes none.
+    /// The file descriptor of the object's BTF; 0 if the kernel does not support BTF.
     btf: u32,
 }
 
-/// Room for what the verifier says of a program that it refuses.
+/// The size of the buffer for the verifier's log.
 const LOG_SIZE: usize = 16 << 20;
 
-impl Apart {
-    /// Takes a program out of an object whose maps are created: it won't be loaded with the others.
-    /// `btf` is from [`btf_fd`]. The object has to outlive the load.
+impl SeparateProgram {
+    /// Copies a program from an object whose maps were created. It won't be loaded with the others.
+    /// `btf` is from [`btf_fd`]. The object has to exist until this program is loaded.
     pub fn take(program: &mut OpenProgramMut<'_>, btf: u32) -> Self {
         let raw = program.as_libbpf_object().as_ptr();
-        // SAFETY: the program belongs to an open object, and what is asked for stays as it is until
-        // that is loaded. It is copied.
-        let apart = unsafe {
+        // SAFETY: the program belongs to an open object. What these functions point to does not
+        // change before the object is loaded, and is copied here.
+        let separate = unsafe {
             Self {
                 name: CStr::from_ptr(libbpf_sys::bpf_program__name(raw)).to_owned(),
                 kind: libbpf_sys::bpf_program__type(raw),
@@ -80,15 +80,16 @@ impl Apart {
             }
         };
         program.set_autoload(false);
-        apart
+        separate
     }
 
-    /// Loads it. What the verifier says of a program that it refuses goes to libbpf's log.
+    /// Loads the program. If the kernel refuses it, the verifier's log goes where libbpf's messages
+    /// go.
     ///
     /// # Errors
     /// The kernel refuses it.
-    pub fn load(&self) -> libbpf_rs::Result<LoadedApart> {
-        // Not touched, and so no memory, until the kernel writes to it.
+    pub fn load(&self) -> libbpf_rs::Result<LoadedProgram> {
+        // Takes no memory before the kernel writes to it: zeroed pages are allocated on first use.
         let mut log = vec![0_u8; LOG_SIZE];
         let mut opts = bpf_prog_load_opts {
             sz: size_of::<bpf_prog_load_opts>() as libbpf_sys::size_t,
@@ -106,7 +107,7 @@ impl Apart {
             opts.line_info_cnt = count(&self.lines);
             opts.line_info_rec_size = size_of::<bpf_line_info>() as u32;
         }
-        // SAFETY: all that is pointed to outlives the call, and its size is passed along.
+        // SAFETY: all memory that is pointed to outlives the call, and its sizes are passed along.
         let fd = unsafe {
             libbpf_sys::bpf_prog_load(
                 self.kind,
@@ -126,7 +127,7 @@ impl Apart {
             }
             return Err(libbpf_rs::Error::from_raw_os_error(-fd));
         }
-        Ok(LoadedApart {
+        Ok(LoadedProgram {
             // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
             fd: unsafe { OwnedFd::from_raw_fd(fd) },
             name: self.name.to_string_lossy().into_owned(),
@@ -134,20 +135,20 @@ impl Apart {
     }
 }
 
-/// A program that was loaded apart from its object. It is unloaded when this is dropped.
-pub struct LoadedApart {
+/// A program that was loaded separately from its object. It is unloaded when this is dropped.
+pub struct LoadedProgram {
     fd: OwnedFd,
     name: String,
 }
 
-impl LoadedApart {
+impl LoadedProgram {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
     }
 }
 
-impl AsFd for LoadedApart {
+impl AsFd for LoadedProgram {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -167,7 +168,8 @@ unsafe fn copy<T: Copy>(from: *const T, count: u64) -> Vec<T> {
     }
 }
 
-/// The descriptor of the BTF of an object whose maps are created; 0 if the kernel takes none.
+/// The file descriptor of the BTF of an object whose maps were created; 0 if the kernel does not
+/// support BTF.
 pub fn btf_fd(object: &OpenObject) -> u32 {
     // SAFETY: the object is open.
     let fd = unsafe { libbpf_sys::bpf_object__btf_fd(object.as_libbpf_object().as_ptr()) };

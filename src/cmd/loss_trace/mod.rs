@@ -19,7 +19,7 @@ use crate::attach::tc::PreparedLinks;
 use crate::attach::{Attached, Pair, load};
 use crate::capture::LINKTYPE_RAW;
 use crate::capture::recorder::{Destination, Recorder};
-use crate::capture::write::{Encoder, FileInterface, Statistics, Written};
+use crate::capture::write::{Encoder, FileInterface, FrameToWrite, Statistics};
 use crate::cli::{LossByChoice, LossTraceArgs, OutputFormat, interface_hints};
 use crate::domain::loss::{Loss, LossKey, detail_name, ip_len, kind_name};
 use crate::domain::reasons::{NetfilterHook, ReasonFrom, hook_of_caller};
@@ -511,7 +511,7 @@ impl LossHandler<'_> {
             comment += &format!(" pid={} comm={comm}", holder.pid);
         }
         let len = ip_len(packet);
-        let written = Written {
+        let written = FrameToWrite {
             interface: 0,
             at: session.clock.unix(raw.ts_ns),
             // A frame may be longer than the packet in it.

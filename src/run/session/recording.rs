@@ -7,7 +7,7 @@ use nix::unistd::{AccessFlags, faccessat};
 
 use super::{Session, Wake};
 use crate::capture::recorder::Recorder;
-use crate::capture::write::{InPlace, Statistics, Written};
+use crate::capture::write::{FrameToWrite, InPlace, Statistics};
 use crate::host::privileges;
 use crate::host::sandbox::Recording;
 use crate::run::events::EventSource;
@@ -44,7 +44,7 @@ impl Session {
     #[inline]
     pub fn write_frame(
         &mut self,
-        frame: &Written<'_, '_>,
+        frame: &FrameToWrite<'_, '_>,
         statistics: impl FnOnce() -> Vec<Statistics>,
     ) {
         let mut in_place = InPlace::default();
@@ -56,14 +56,14 @@ impl Session {
     #[inline]
     pub fn write_frame_in_place<'f>(
         &mut self,
-        frame: &Written<'f, '_>,
+        frame: &FrameToWrite<'f, '_>,
         in_place: &mut InPlace<'f>,
         statistics: impl FnOnce() -> Vec<Statistics>,
     ) {
         let taken = self.recorder.as_mut().is_some_and(|recorder| {
-            if recorder.must_turn(frame.at, in_place) {
+            if recorder.must_rotate(frame.at, in_place) {
                 recorder.flush_with(&self.stop, in_place);
-                recorder.turn(&self.stop, frame.at, &statistics());
+                recorder.rotate(&self.stop, frame.at, &statistics());
             }
             recorder.packet(&self.stop, frame, in_place)
         });
@@ -132,7 +132,7 @@ impl Session {
             if let Some(recorder) = &mut self.recorder
                 && recorder.end_period(now)
             {
-                recorder.turn(&self.stop, now, &statistics());
+                recorder.rotate(&self.stop, now, &statistics());
             }
         }
     }
