@@ -86,7 +86,7 @@ struct found_listener {
 /*
  * Looks up the socket that a SYN will reach, and sets `listener` to its address if it listens.
  * False: there is no socket. Address translation or another BPF program can still send the SYN
- * elsewhere; look_at_request() then corrects it by the SYN-ACK.
+ * elsewhere; look_at_request() then corrects it when the SYN-ACK is sent.
  */
 static __always_inline bool find_listener(struct __sk_buff *skb, const struct segment *s,
 					  struct found_listener *found)

@@ -231,9 +231,12 @@ static __noinline enum accept_fate reported_fate(const struct attempt_key *key, 
 }
 
 /*
- * Stores the fate in a word of the same attempt or a free one, else in the oldest. Two CPUs may
- * choose the same word. Adding opaque_zero makes the ages unknown to the verifier, which would
- * otherwise follow each order of them.
+ * Stores the fate in the word of the same attempt, else in a free one, else in the oldest. Words
+ * are filled from the last to the first, so the word of the same attempt comes after all free ones.
+ * Two CPUs may choose the same word.
+ *
+ * Adding opaque_zero makes the ages unknown to the verifier, which would otherwise follow each
+ * order of them.
  */
 static __always_inline void remember_report(const struct attempt_key *key, const struct attempt *a,
 					    enum accept_fate fate, __u64 ns)

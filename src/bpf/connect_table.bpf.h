@@ -29,12 +29,12 @@ struct connection {
 __u32 ending;
 
 /*
- * The kernel has socket storage (BPF_MAP_TYPE_SK_STORAGE) for tracing programs: each socket then
- * has memory for its connection.
+ * The kernel has socket storage (BPF_MAP_TYPE_SK_STORAGE) for tracing programs: each socket has its
+ * own memory for it.
  *
  * Attempts are in a hash map, which is faster but can become full. Socket storage holds the
- * attempts that find no room there, and all open connections, because they can stay for long. On
- * other kernels the hash map holds everything.
+ * attempts that find no room there, and all open connections, because these can last long. On other
+ * kernels the hash map holds everything.
  */
 const volatile bool use_storage = false;
 
@@ -98,9 +98,9 @@ static __always_inline bool store(const struct sock *sk, struct connection *c)
 
 /*
  * Keeps a connection until its fate or end is known. False: there is no room for it. Where
- * bpf_probe_read_kernel() is forbidden (lockdown), attempts are in socket storage too: their source
- * port is read from the socket at the end of the run, and then only socket storage leads to the
- * socket.
+ * bpf_probe_read_kernel() is forbidden (lockdown), attempts are in socket storage too: at the end
+ * of the run their source port is read from the socket, and only the iterator over socket storage
+ * gives access to that.
  */
 static __always_inline bool keep(const struct sock *sk, struct connection *c)
 {

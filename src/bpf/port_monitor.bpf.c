@@ -11,7 +11,7 @@
 /* The most bytes of a frame: tcpdump's maximum, and room for the headers of a tunnel before it. */
 #define FRAME_MAX (256 * 1024 + 128)
 
-/* The size of a perf sample has 16 bits, for its own header as well. */
+/* The size of a perf sample is a field of 16 bits, and includes its header. */
 #define PERF_FRAME_MAX (63 * 1024)
 
 /* Payload bytes to copy into each event, 0 to PAYLOAD_CAPTURE_MAX. */

@@ -15,7 +15,9 @@ const volatile __u32 reason_packet_sock_error = 0;
 const volatile __u32 reason_no_socket = 0;
 const volatile __u32 reason_listen_overflow = 0;
 
-/* Where the code is that frees the copies for packet sockets; for kernels that give no reasons. */
+/*
+ * The code of the function that frees the copies for packet sockets; for kernels without reasons.
+ */
 const volatile __u64 packet_rcv_start = 0;
 const volatile __u64 packet_rcv_end = 0;
 

@@ -19,7 +19,7 @@ pub struct CaptureError {
 /// Where in the file the error is.
 #[derive(Debug)]
 pub(super) struct Position {
-    /// The kind of thing there: a header, a record, a block.
+    /// What is there: a header, a record or a block.
     what: &'static str,
     /// Where it begins, in bytes from the start of the (decompressed) file.
     at: u64,

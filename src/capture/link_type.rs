@@ -54,8 +54,8 @@ impl Framing {
         Some(match u16::try_from(link_type).ok()? {
             0 => Self::Null,
             LINKTYPE_ETHERNET => Self::Ethernet,
-            // LINKTYPE_RAW is what files should say; 12 and 14 are what DLT_RAW is on
-            // most systems and on OpenBSD, and some files have those.
+            // Files should have LINKTYPE_RAW. Some have the value of DLT_RAW instead,
+            // which is 12 on most systems and 14 on OpenBSD.
             12 | 14 | LINKTYPE_RAW => Self::RawIp,
             108 => Self::Loop,
             113 => Self::CookedV1,

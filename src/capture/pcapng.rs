@@ -20,8 +20,8 @@ const SIMPLE_PACKET_DATA: usize = 4;
 /// three times as much for its options. Other blocks are skipped, however long
 /// they are.
 const MAX_BLOCK: u32 = 1024 * 1024;
-/// How many interfaces a section can describe, so that a file of nothing else
-/// doesn't fill the memory.
+/// How many interfaces a section can describe, so that a file that has nothing
+/// else doesn't fill the memory.
 const MAX_INTERFACES: usize = 65_536;
 
 /// The state of the current section.
@@ -116,7 +116,7 @@ impl PcapNg {
         Ok(Step::Other)
     }
 
-    /// Reads a block whole and returns what is between its two lengths.
+    /// Reads a whole block, and returns the body between its two lengths.
     fn body<'a>(&self, input: &'a mut Input, length: u32) -> Result<&'a [u8], Fault> {
         if length > MAX_BLOCK {
             return Err(Fault::TooLong {

@@ -86,7 +86,7 @@ impl<'f> InPlace<'f> {
         self.len = 0;
     }
 
-    /// The whole output in order.
+    /// All pieces of the output in order: those of the buffer, and the parts between them.
     pub fn between<'s>(&'s self, buffer: &'s [u8]) -> Vec<IoSlice<'s>> {
         let mut pieces = Vec::with_capacity(2 * self.parts.len() + 1);
         let mut done = 0;
@@ -288,7 +288,7 @@ impl Encoder {
             FileFormat::PcapNg => packet.process.map(|process| self.process(process, out)),
             FileFormat::Pcap => None,
         };
-        // A frame is at least as long as what is there of it.
+        // A frame is at least as long as its captured part.
         let wire_len = packet.wire_len.max(captured);
         let at = u64::try_from(packet.at).unwrap_or(0);
         match self.format {
