@@ -13,12 +13,12 @@ WIDTH, ROW, TEXT, PLOT = 1000, 34, 640, 240
 TOLERANCE = 0.1
 
 
-def courses(runs):
+def series(runs):
     """The values of each ratio that the last run has, oldest first."""
     last = runs[-1]
-    alike = [run for run in runs if all(run[key] == last[key] for key in ("kernel", "arch", "cpus"))]
+    comparable = [run for run in runs if all(run[key] == last[key] for key in ("kernel", "arch", "cpus"))]
     for name, ratio in sorted(last["ratios"].items()):
-        values = [run["ratios"][name]["value"] for run in alike if name in run["ratios"]]
+        values = [run["ratios"][name]["value"] for run in comparable if name in run["ratios"]]
         yield name, values, ratio["at_most"]
 
 
@@ -40,7 +40,7 @@ def points(values, top):
 
 
 def draw(runs):
-    rows = list(courses(runs))
+    rows = list(series(runs))
     height = ROW * len(rows) + 10
     yield f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" font-family="sans-serif" font-size="13">'
     yield f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>'

@@ -93,7 +93,8 @@ fn random_frames_of_the_other_link_types_get_every_verdict_that_applies() {
         }
         eprintln!("random {link:?}: {}", line(&totals));
         for verdict in Verdict::ALL {
-            // These two are never anything else than IP, and IPv4 has nothing to be deep in.
+            // These two link types carry only IP. Frames of the IPv4 one have neither VLAN tags nor
+            // extension headers, of which there could be too many.
             let impossible = match verdict {
                 Verdict::NotIp => matches!(link, Link::Ipv4Only | Link::Ipv6Only),
                 Verdict::TooDeep => link == Link::Ipv4Only,

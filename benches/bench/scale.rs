@@ -76,7 +76,7 @@ fn sizes(effort: Effort) -> Result<()> {
         ]);
     }
     table(
-        "Tables of different sizes, from a capture file: CPU time in ns, with reading the file",
+        "Tables of different sizes, from a capture file: CPU time in ns, including the time to read the file",
         &[
             "sources or flows",
             "a SYN, syn-count --by saddr",
@@ -168,7 +168,7 @@ fn cpus(effort: Effort) -> Result<()> {
         .zip(costs)
         .map(|((name, _), costs)| vec![(*name).to_owned(), Stat::of(costs).to_string()]);
     table(
-        "flows, a packet of a known flow: ns, with about 30 of the harness",
+        "flows, a packet of a known flow: ns, including about 30 ns of the harness",
         &["", "ns"],
         &rows.collect::<Vec<_>>(),
     );

@@ -190,7 +190,8 @@ impl Tool {
         Ok(tool)
     }
 
-    /// Waits until it waits for events. False if it ends instead, or never does.
+    /// Returns when the tool is blocked in a call that waits for events. False if it ends instead, or
+    /// is not blocked within a minute.
     fn waits(&mut self) -> Result<bool> {
         let path = format!("/proc/{}/syscall", self.pid());
         let deadline = Instant::now() + Duration::from_secs(60);

@@ -318,7 +318,10 @@ static __always_inline void set_skb_device(struct loss_event *e, const struct ne
 {
 	const __u64 *name = (const void *)dev->name;
 
-	/* Else libbpf would set the size of the loads to that of the member. */
+	/*
+	 * Otherwise libbpf would take each of these loads for one of the whole member, and adjust
+	 * its size to that (CO-RE).
+	 */
 	barrier_var(name);
 	e->ifindex = dev->ifindex;
 	e->netns = dev->nd_net.net->ns.inum;

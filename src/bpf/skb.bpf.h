@@ -88,7 +88,7 @@ union usual_headers {
 	__u64 words[8];
 };
 
-/* How many of the words have both headers with IPv4, and how many fit into a control block. */
+/* How many words both headers take with IPv4, and how many words fit into a control block. */
 #define WORDS_OF_IPV4  5
 #define WORDS_OF_BLOCK 6
 
@@ -107,7 +107,10 @@ static __always_inline bool copy_headers(union usual_headers *to, const unsigned
 		return !bpf_probe_read_kernel(to, sizeof(*to), from);
 	around = (const void *)(from - bpf_core_field_offset(struct sk_buff, cb));
 	words = (const void *)AS_BTF_POINTER(around)->cb;
-	/* Else libbpf would set the size of the loads to that of the member. */
+	/*
+	 * Otherwise libbpf would take each of these loads for one of the whole member, and adjust
+	 * its size to that (CO-RE).
+	 */
 	barrier_var(words);
 #pragma unroll
 	for (int i = 0; i < WORDS_OF_IPV4; i++)

@@ -150,7 +150,7 @@ pub struct Recorder {
     is_regular: bool,
     started: UnixNanos,
     buffer: Vec<u8>,
-    /// Where each packet ends in the output, which is the buffer and the parts in place.
+    /// Where each packet ends, in bytes from the start of what the next flush writes.
     ends: Vec<usize>,
     written: u64,
     accepted: u64,

@@ -663,7 +663,7 @@ const PAGES: &[(&str, Page)] = &[
                         ),
                         (
                             "filter",
-                            "with --filter: where packets begin, or a test of the expression",
+                            "with --filter: the first test for an IP version, or one of the tests",
                         ),
                     ],
                 ),

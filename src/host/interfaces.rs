@@ -78,12 +78,12 @@ pub enum LinkLayer {
     /// A TC program must count from the network header
     /// (`bpf_skb_load_bytes_relative` with `BPF_HDR_START_NET`), not from the
     /// first byte of the packet. At ingress the packet begins at
-    /// `skb->mac_header`, and the kernel does not keep it apart from the network
-    /// header on each of these devices: with a GRE device that has no fixed remote
-    /// address the packet begins with the outer IP header (`__ipgre_rcv()`; at
-    /// egress too, by `ipgre_header()`), and before Linux 5.14 so it did at
-    /// ingress of most IP tunnels. `skb->len` counts these bytes as well.
-    /// A generic XDP program sees the same bytes, and can't find out what they are.
+    /// `skb->mac_header`, which on some of these devices is before the network
+    /// header. On a GRE device without a fixed remote address, the packet begins
+    /// with the outer IP header, both at ingress (`__ipgre_rcv()`) and at egress
+    /// (`ipgre_header()`). Before Linux 5.14 this was so at ingress of most IP
+    /// tunnels. `skb->len` includes these bytes. A generic XDP program sees them
+    /// too, and can't find out what they are.
     None,
     /// Something that can't be decoded here: the `ARPHRD_*` number.
     Unsupported(u16),

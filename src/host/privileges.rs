@@ -63,8 +63,8 @@ fn has(capability: Capability) -> bool {
     caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)
 }
 
-/// This capability, if something fails without it, so that it must be kept. `attempt` tries that
-/// without any capability in effect.
+/// The capability to keep: `capability` if `attempt` fails without any capability in effect, or none
+/// if it works.
 ///
 /// Before Linux 5.19 every bpf(2) command needs `CAP_BPF` unless
 /// `kernel.unprivileged_bpf_disabled` is 0.

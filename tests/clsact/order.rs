@@ -76,9 +76,9 @@ fn the_priority_that_the_kernel_chooses_would_not_come_first() {
 }
 
 #[test]
-fn priority_1_is_shared_without_meeting_the_other_filter() {
+fn a_filter_that_shares_priority_1_stays_when_the_other_one_is_replaced() {
     in_namespace(
-        "priority_1_is_shared_without_meeting_the_other_filter",
+        "a_filter_that_shares_priority_1_stays_when_the_other_one_is_replaced",
         || {
             run(&format!("tc qdisc add dev {V0} clsact"));
             let drops = Counter::new(SHOT);

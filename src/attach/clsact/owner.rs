@@ -23,7 +23,7 @@ pub(super) struct Owner {
     pub(super) pid: u32,
     /// When it was started, in clock ticks since boot: with the pid it is unique.
     started: u64,
-    /// Inode of the namespace that gave the pid, 0 if not known.
+    /// Inode of the pid namespace of `pid`, 0 if not known.
     pid_namespace: u64,
     /// Inode of the time namespace that `started` counts in, 0 before Linux 5.6.
     time_namespace: u64,

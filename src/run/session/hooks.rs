@@ -140,7 +140,7 @@ impl Session {
     /// The kernel can't be asked about interfaces.
     pub fn check_hooks(&mut self) -> Result<()> {
         self.look_due = Instant::now() + LOOK_INTERVAL;
-        self.look_after_moved();
+        self.check_moved_interfaces();
         if self.find_detached().is_none() {
             return Ok(());
         }
@@ -168,7 +168,9 @@ impl Session {
         })
     }
 
-    fn look_after_moved(&mut self) {
+    /// Stops following interfaces that were moved to another network namespace, once none of their hooks
+    /// is attached any more.
+    fn check_moved_interfaces(&mut self) {
         for event in std::mem::take(&mut self.moved) {
             if self.is_attached(event.index) {
                 self.moved.push(event);
