@@ -1,4 +1,5 @@
-//! Loads programs on two threads: the kernel verifies each on the CPU of the thread that loads it.
+//! Work on a second thread, so that two programs are loaded at the same time: the kernel verifies each
+//! on the CPU of the thread that loads it.
 
 use std::thread::{self, Builder, ScopedJoinHandle};
 

@@ -120,8 +120,8 @@ fn fetch(package: &str, cache: &Path) -> Result<(), String> {
         command.arg("-q").args(words);
         run(command)
     };
-    // A repository without sources makes the update fail as a whole although the others are there
-    // now. So its failure counts only if the package can't be had afterwards.
+    // If one repository has no source packages, the update fails as a whole, although the indexes of
+    // the others were fetched. So the failure matters only if the package can't be fetched either.
     let update = apt(&["update"]);
     apt(&["source", "--download-only", "--tar-only", package]).map_err(|err| match update {
         Ok(()) => err,
@@ -205,7 +205,7 @@ fn apt_path(name: &str) -> Result<PathBuf, String> {
     Ok(PathBuf::from(value.trim_matches('\'')))
 }
 
-/// Turns each line of a sources.list(5) file into its `deb-src` twin, once.
+/// Turns each `deb` line of a sources.list(5) file into a `deb-src` line, without duplicates.
 pub fn source_lines(text: &str) -> String {
     let mut lines: Vec<String> = Vec::new();
     for line in text.lines() {
@@ -221,8 +221,8 @@ pub fn source_lines(text: &str) -> String {
     lines.concat()
 }
 
-/// Turns each stanza of a deb822 sources file into one for source packages, once. All fields but
-/// the type stay, so that keys, options and `Enabled: no` hold as they do for the machine.
+/// Turns each stanza of a deb822 sources file into one for source packages, without duplicates. All
+/// fields but the type stay, so that keys, options and `Enabled: no` hold as they do for the machine.
 pub fn source_stanzas(text: &str) -> String {
     let mut stanzas: Vec<String> = Vec::new();
     let mut stanza = String::new();

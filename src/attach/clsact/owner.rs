@@ -66,8 +66,9 @@ impl Owner {
         if signal::kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH) {
             return Liveness::Gone;
         }
-        // A process has this number now. Times of another time namespace are
-        // shifted, and /proc may be that of another pid namespace.
+        // There is a process with this pid. Its start time shows whether it is the owner,
+        // but only in the owner's time namespace, and if /proc is that of our pid
+        // namespace.
         if self.time_namespace != here.time_namespace || !proc_is_of(here) {
             return Liveness::Unknown;
         }

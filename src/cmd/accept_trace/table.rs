@@ -40,7 +40,7 @@ pub struct AttemptTable {
     routes: Routes,
     /// The indexes of the interfaces that are watched.
     watched: Vec<u32>,
-    /// Whether there are other interfaces, once it was asked for in a sweep.
+    /// Whether an interface that is not watched is up; `None` until a sweep has to know.
     has_others: Option<bool>,
     every: Duration,
     due: Instant,
@@ -89,8 +89,8 @@ impl AttemptTable {
         let seen = read(skel)?.into_iter();
         let seen = seen.map(|(key, attempt)| whole(&key, &attempt).socket());
         let seen = seen.collect::<HashSet<_>>();
-        // A connection that is still waiting was not accepted in between. So if the programs saw
-        // it, it was in the table.
+        // Between the two lists the table was read. A connection that is in both lists had no fate
+        // then. So it was in the table if the programs had seen its SYN.
         let still = self.sockets.waiting()?.into_iter();
         let still = still
             .map(|it| (it.local, it.remote))
@@ -235,9 +235,9 @@ impl AttemptTable {
         }
     }
 
-    /// Whether a SYN without an answer has left by an interface that is not watched. Else only a
-    /// listener drops one without a trace; it may have another address or port, to which a firewall
-    /// redirects.
+    /// Whether a SYN that was neither answered nor dropped by a known function may have left by an
+    /// interface that is not watched. If it can't have left, a listener has silently dropped it, perhaps
+    /// one at another address or port, to which a firewall redirects.
     fn is_elsewhere(
         &mut self,
         key: &AttemptKey,

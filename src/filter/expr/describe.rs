@@ -8,7 +8,7 @@ use crate::skel::expr::{Arithmetic, ExprWord, LoadBase};
 /// One line of a description: a label and its text.
 pub type Described = (&'static str, String);
 
-/// Describes where packets of each IP version begin, and each test.
+/// Describes which test is the first for packets of each IP version, and each test.
 pub(super) fn describe(program: &CompiledExpression) -> Vec<Described> {
     let begin = |target| match target {
         Target::Accept => "every packet matches".to_owned(),
