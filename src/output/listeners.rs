@@ -1,11 +1,11 @@
 //! The output of listeners: columns of the text format and keys of JSON.
 
-use super::Render;
 use super::clock::{Clock, Precision, UnixNanos};
 use super::columns::{Column, Layout, Row, Tone};
 use super::json::Object;
 use super::line::Line;
 use super::scalar::{push_addr, push_float, push_int, push_opt_int};
+use super::{Render, alert_state};
 use crate::domain::listener::{Listener, Member};
 use crate::failure::Failure;
 use crate::key;
@@ -139,10 +139,26 @@ impl ListenerWriter {
     }
 }
 
+/// The subject of a line of the text format.
+#[derive(Clone, Copy)]
+enum About {
+    Listener,
+    Alert { is_raised: bool },
+}
+
+impl About {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Listener => "listen",
+            Self::Alert { is_raised } => alert_state(is_raised),
+        }
+    }
+}
+
 /// A line of the text format.
 struct ListenerRow<'a> {
     record: &'a ListenerRecord<'a>,
-    event: &'static str,
+    about: About,
 }
 
 impl Row for ListenerRow<'_> {
@@ -153,7 +169,7 @@ impl Row for ListenerRow<'_> {
         let holder = listener.holder();
         match column {
             ListenerColumn::Time => clock.push_time(out, at, Precision::Seconds),
-            ListenerColumn::Event => out.extend_from_slice(self.event.as_bytes()),
+            ListenerColumn::Event => out.extend_from_slice(self.about.name().as_bytes()),
             ListenerColumn::Addr => {
                 // As ss(8) shows a socket that accepts both address families.
                 if listener.is_dual() {
@@ -190,10 +206,10 @@ impl Row for ListenerRow<'_> {
 
     fn tone(&self, column: ListenerColumn) -> Tone {
         let listener = self.record.listener;
-        match column {
-            ListenerColumn::Event if self.event == "raised" => Tone::Bad,
-            ListenerColumn::Event if self.event == "cleared" => Tone::Good,
-            ListenerColumn::Queue if listener.queue_len() > listener.queue_max() => Tone::Bad,
+        match (column, self.about) {
+            (ListenerColumn::Event, About::Alert { is_raised: true }) => Tone::Bad,
+            (ListenerColumn::Event, About::Alert { is_raised: false }) => Tone::Good,
+            (ListenerColumn::Queue, _) if listener.queue_len() > listener.queue_max() => Tone::Bad,
             _ => Tone::Plain,
         }
     }
@@ -202,10 +218,10 @@ impl Row for ListenerRow<'_> {
 impl Render for (&ListenerWriter, &ListenerRecord<'_>) {
     fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         let (writer, record) = *self;
-        let event = "listen";
+        let about = About::Listener;
         writer
             .layout
-            .row(&ListenerRow { record, event }, out, clock, at);
+            .row(&ListenerRow { record, about }, out, clock, at);
     }
 
     fn json(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
@@ -226,7 +242,9 @@ impl Render for (&ListenerWriter, &ListenerAlert<'_>) {
         let (writer, alert) = self;
         let row = ListenerRow {
             record: alert.record,
-            event: if alert.raised { "raised" } else { "cleared" },
+            about: About::Alert {
+                is_raised: alert.raised,
+            },
         };
         writer.layout.row(&row, out, clock, at);
     }
@@ -234,10 +252,7 @@ impl Render for (&ListenerWriter, &ListenerAlert<'_>) {
     fn json(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         let (writer, alert) = self;
         let mut line = Object::new(out, |out| clock.push_rfc3339(out, at), "listener_alert");
-        line.name(
-            key!("state"),
-            if alert.raised { "raised" } else { "cleared" },
-        );
+        line.name(key!("state"), alert_state(alert.raised));
         line.float(key!("threshold"), writer.threshold);
         writer.json(&mut line, alert.record);
         line.end();

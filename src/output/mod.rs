@@ -37,6 +37,14 @@ pub trait Render {
     fn json(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos);
 }
 
+/// The state of an alert, in JSON and in the columns of listeners.
+fn alert_state(is_raised: bool) -> &'static str {
+    match is_raised {
+        true => "raised",
+        false => "cleared",
+    }
+}
+
 /// Converts a time to microseconds, the unit of most columns and keys.
 fn micros(nanos: Option<u64>) -> Option<u64> {
     nanos.map(|nanos| nanos / 1000)

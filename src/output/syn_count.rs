@@ -1,11 +1,11 @@
 //! The output of syn-count: columns of the text format and keys of JSON.
 
-use super::Render;
 use super::clock::{Clock, Precision, UnixNanos};
 use super::columns::{Column, Layout, Row, Tone};
 use super::json::Object;
 use super::line::Line;
 use super::scalar::{push_float, push_opt_int, push_opt_key};
+use super::{Render, alert_state};
 use crate::domain::tally::{Count, CountBy, TallyKey};
 use crate::failure::Failure;
 use crate::key;
@@ -214,7 +214,7 @@ impl Render for (&CountWriter, &SynCounts<'_>) {
     fn json(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         let (_, interval) = self;
         let mut line = Object::new(out, |out| clock.push_rfc3339(out, at), "syn_count");
-        push_iface(&mut line, interval.iface);
+        line.opt_string(key!("iface"), interval.iface);
         line.name(key!("mode"), interval.mode);
         line.float(key!("interval_s"), interval.seconds);
         line.int(key!("syn_total"), interval.count.total);
@@ -264,11 +264,8 @@ impl Render for (&CountWriter, &CountAlert<'_>) {
     fn json(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         let (_, alert) = self;
         let mut line = Object::new(out, |out| clock.push_rfc3339(out, at), "alert");
-        push_iface(&mut line, alert.iface);
-        line.name(
-            key!("state"),
-            if alert.raised { "raised" } else { "cleared" },
-        );
+        line.opt_string(key!("iface"), alert.iface);
+        line.name(key!("state"), alert_state(alert.raised));
         match alert.key {
             Some(key) => line.tally_key(key!("key"), key),
             None => line.null(key!("key")),
@@ -278,8 +275,4 @@ impl Render for (&CountWriter, &CountAlert<'_>) {
         line.int(key!("sources"), alert.sources);
         line.end();
     }
-}
-
-fn push_iface(line: &mut Object<'_, '_>, iface: Option<&str>) {
-    line.opt_string(key!("iface"), iface);
 }
