@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use caps::Capability;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{ErrorKind, MapType, OpenObject};
 use nix::errno::Errno;
@@ -286,7 +287,7 @@ fn look_at_kernel(report: &mut Report) -> Result<()> {
     report.feature("btf", Some(types.is_ok()), why);
     let (has_ring, why) = match MapType::RingBuf.is_supported() {
         Ok(true) => (Some(true), None),
-        Ok(false) if privileges::missing().contains(&"CAP_BPF") => {
+        Ok(false) if privileges::missing().contains(&Capability::CAP_BPF) => {
             (None, Some("can't be tried without CAP_BPF".to_owned()))
         }
         Ok(false) => (Some(false), Some("the perf event array is used".to_owned())),
@@ -581,7 +582,7 @@ fn connect_trace_answer(
 
 /// The capabilities that are missing, as the cause of a failure.
 fn missing() -> String {
-    format!("missing {}", privileges::missing().join(", "))
+    format!("missing {}", privileges::names(&privileges::missing()))
 }
 
 /// The cause of a failure, without the steps that led to it.

@@ -36,27 +36,30 @@ const NO_MEMLOCK_SINCE: (u32, u32) = (5, 11);
 /// Which of `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON` this thread lacks. `CAP_SYS_ADMIN`
 /// includes the first and the last.
 #[must_use]
-pub fn missing() -> Vec<&'static str> {
+pub fn missing() -> Vec<Capability> {
     let sys_admin = has(Capability::CAP_SYS_ADMIN);
     NEEDED
         .into_iter()
-        .filter(|&(capability, _)| {
+        .map(|(capability, _)| capability)
+        .filter(|&capability| {
             let substituted = sys_admin && capability != Capability::CAP_NET_ADMIN;
             !substituted && !has(capability)
         })
-        .map(|(_, name)| name)
         .collect()
 }
 
-/// The capabilities that this tool needs, and whether this thread has them, directly or by
+/// The names of capabilities, separated by commas.
+pub fn names(capabilities: &[Capability]) -> String {
+    let names = capabilities.iter().map(Capability::to_string);
+    names.collect::<Vec<_>>().join(", ")
+}
+
+/// The capabilities that this tool needs, by name, and whether this thread has them, directly or by
 /// `CAP_SYS_ADMIN`.
 #[must_use]
-pub fn needed() -> Vec<(&'static str, bool)> {
+pub fn needed() -> [(&'static str, bool); NEEDED.len()] {
     let missing = missing();
-    NEEDED
-        .into_iter()
-        .map(|(_, name)| (name, !missing.contains(&name)))
-        .collect()
+    NEEDED.map(|(capability, name)| (name, !missing.contains(&capability)))
 }
 
 fn has(capability: Capability) -> bool {
@@ -240,7 +243,7 @@ impl fmt::Display for Lockdown {
 /// The state that explains a refusal.
 #[derive(Clone, Debug, Default)]
 struct Facts {
-    missing: Vec<&'static str>,
+    missing: Vec<Capability>,
     sys_admin: bool,
     in_user_namespace: bool,
     kernel: Option<(u32, u32)>,
@@ -284,7 +287,7 @@ impl Facts {
             ));
         }
         if let Some(level @ 1..) = self.unprivileged_bpf_disabled
-            && self.missing.contains(&"CAP_BPF")
+            && self.missing.contains(&Capability::CAP_BPF)
         {
             limits.push((
                 "unprivileged_bpf_disabled",
@@ -378,9 +381,9 @@ impl Facts {
     }
 
     fn explain_missing(&self) -> Explanation {
-        let names = self.missing.join(", ");
+        let names = names(&self.missing);
         let reason = match self.unprivileged_bpf_disabled {
-            Some(1..) if self.missing.contains(&"CAP_BPF") => {
+            Some(1..) if self.missing.contains(&Capability::CAP_BPF) => {
                 format!("missing {names} (kernel.unprivileged_bpf_disabled is set)")
             }
             _ => format!("missing {names}"),
@@ -435,7 +438,7 @@ mod tests {
     #[test]
     fn a_missing_capability_is_named_before_anything_else() {
         let facts = Facts {
-            missing: vec!["CAP_BPF", "CAP_PERFMON"],
+            missing: vec![Capability::CAP_BPF, Capability::CAP_PERFMON],
             in_user_namespace: true,
             unprivileged_bpf_disabled: Some(2),
             ..Facts::default()
@@ -505,7 +508,7 @@ mod tests {
         };
         assert_eq!(facts.limits(), []);
         let limited = Facts {
-            missing: vec!["CAP_BPF"],
+            missing: vec![Capability::CAP_BPF],
             sys_admin: false,
             in_user_namespace: true,
             kernel: Some((5, 10)),
