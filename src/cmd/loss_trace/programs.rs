@@ -25,7 +25,7 @@ use crate::skel::loss_trace::types::rodata as Settings;
 use crate::skel::loss_trace::{
     LossTraceProgs, LossTraceSkel, LossTraceSkelBuilder, OpenLossTraceMaps, OpenLossTraceProgs,
 };
-use crate::skel::{DropSettings, LossBy, LossKind};
+use crate::skel::{AcceptReason, DropSettings, LossBy, LossKind};
 use crate::sys::key_tables::Size;
 
 /// Which reasons the running kernel gives.
@@ -251,7 +251,7 @@ impl Kernel {
     ) -> Result<()> {
         self.drops
             .configure(DropSettings::from(&mut *rodata), symbols);
-        let netfilter = self.drops.reasons.number("netfilter_drop");
+        let netfilter = self.drops.reasons.number(DropReason::NetfilterDrop.name());
         rodata.reason_netfilter_drop = netfilter.unwrap_or(0);
         if !self.drops.has_reason {
             let is_netfilter =
@@ -398,13 +398,17 @@ pub struct LoadOptions<'a, 'obj> {
 
 /// Whether drops are asked for that only programs at interfaces can find.
 fn watches_syns(args: &LossTraceArgs) -> bool {
-    let is_silent = |name: &String| SILENT.contains(&name.as_str());
+    let is_silent = |name: &String| Reasons::ours(name).is_some_and(|it| SILENT.contains(&it));
     args.kinds().contains(&LossKind::LOSS_DROP)
         && (args.reason.is_empty() || args.reason.iter().any(is_silent))
 }
 
 /// The reasons for drops that the kernel does not report.
-const SILENT: [&str; 3] = ["accept_queue_full", "syn_queue_full", "no_route_back"];
+const SILENT: [AcceptReason; 3] = [
+    AcceptReason::REASON_ACCEPT_QUEUE_FULL,
+    AcceptReason::REASON_SYN_QUEUE_FULL,
+    AcceptReason::REASON_NO_ROUTE_BACK,
+];
 
 /// Attaches the programs at interfaces.
 ///
