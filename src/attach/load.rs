@@ -9,6 +9,7 @@ use nix::sys::utsname::uname;
 
 use crate::attach::beside::beside;
 use crate::failure::Failure;
+use crate::host::kernel;
 use crate::host::kernel_types::KernelTypes;
 use crate::host::privileges::{self, Lockdown, RefusedCall, explain_eperm};
 use crate::skel::COUNTER_SLOTS;
@@ -189,7 +190,7 @@ pub fn fill_slots(idle_slots: &impl MapCore) -> Result<()> {
 /// Whether a packet program can be preempted by one that runs for another task: with PREEMPT_RT since
 /// Linux 6.18.
 fn is_preemptible() -> bool {
-    privileges::kernel_version() >= Some((6, 18))
+    kernel::version() >= Some((6, 18))
         && uname().is_ok_and(|name| {
             let version = name.version().as_encoded_bytes();
             version.windows(RT.len()).any(|at| at == RT)

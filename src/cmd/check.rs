@@ -21,13 +21,14 @@ use super::flows::{self, Flows};
 use super::listeners;
 use super::loss_trace;
 use super::port_monitor::PortMonitor;
-use super::syn_count::{self, SynCount};
+use super::syn_count::SynCount;
 use crate::attach::{Attached, load, xdp};
 use crate::cli::{BackendChoice, BufferChoice, CheckArgs, CollectorChoice, RunArgs, arguments};
 use crate::failure::{Exit, Failure};
 use crate::filter::expr::Expression;
 use crate::host::features::offers_native_xdp;
 use crate::host::interfaces::{Interface, LinkLayer, resolve};
+use crate::host::kernel;
 use crate::host::kernel_types::KernelTypes;
 use crate::host::privileges;
 use crate::notice::Notices;
@@ -323,7 +324,7 @@ fn look_at_cpus() -> Result<String> {
     let memory = memory.map(|(name, bytes)| format!("{name} {} KiB", kib(bytes)));
     Ok(format!(
         "{possible} possible, {online} online{}; memory for each possible one: {}",
-        numa_nodes().map_or(String::new(), |nodes| format!(", NUMA nodes: {nodes}")),
+        kernel::numa_nodes().map_or(String::new(), |nodes| format!(", NUMA nodes: {nodes}")),
         memory.join(", "),
     ))
 }
@@ -338,21 +339,6 @@ fn per_cpu_memory<'obj>(
     let per_cpu = maps.filter(|map| map.map_type().is_percpu());
     let bytes = per_cpu.map(|map| map.value_size() as usize * map.max_entries() as usize);
     Ok(bytes.sum())
-}
-
-/// How many NUMA nodes there are; `None` if the kernel does not say.
-fn numa_nodes() -> Option<usize> {
-    let nodes = std::fs::read_dir("/sys/devices/system/node").ok()?;
-    let is_node = |name: &str| {
-        let number = name.strip_prefix("node");
-        number.is_some_and(|number| number.parse::<u32>().is_ok())
-    };
-    let names = nodes.flatten().map(|entry| entry.file_name());
-    Some(
-        names
-            .filter(|name| name.to_str().is_some_and(is_node))
-            .count(),
-    )
 }
 
 /// The interface that packet commands watch if none is named.
@@ -435,7 +421,7 @@ fn try_apart(notices: Notices) -> Result<Trials, Failure> {
         };
         let args = arguments(&["--mode", "generic"])?;
         let xdp = packet::rehearse(&SynCount::new(&args)?, lo.as_ref(), notices);
-        let frags = xdp.is_ok().then(syn_count::knows_xdp_frags);
+        let frags = xdp.is_ok().then(kernel::knows_xdp_frags);
         let args = arguments(&[])?;
         let tc = packet::rehearse(&PortMonitor::new(&args)?, lo.as_ref(), notices);
         let args = arguments(&[])?;

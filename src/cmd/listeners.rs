@@ -5,14 +5,14 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use nix::net::if_::{Interface, if_nameindex};
+use anyhow::Result;
 
 use crate::cli::{ListenersArgs, OutputFormat};
 use crate::domain::listener::{Listener, ListenerHistory, ListeningSocket};
 use crate::failure::{Exit, Failure};
 use crate::filter;
 use crate::host::containers::Containers;
+use crate::host::interfaces;
 use crate::host::netns;
 use crate::host::privileges;
 use crate::host::sandbox::Files;
@@ -54,7 +54,7 @@ pub fn run(args: &ListenersArgs) -> Result<Exit, Failure> {
         holders,
         history: ListenerHistory::default(),
         containers: Containers::new(),
-        interfaces: interface_names()?,
+        interfaces: interfaces::names()?,
         taken_at: Instant::now(),
     };
     privileges::drop_all_but(holders::needs(listeners.holders.as_mut())?.as_slice())?;
@@ -246,13 +246,4 @@ impl Listeners<'_> {
         };
         is_family && filter::includes_port(&args.port, socket.local.port)
     }
-}
-
-pub(super) fn interface_names() -> Result<HashMap<u32, String>> {
-    let interfaces = if_nameindex().context("failed to list interfaces")?;
-    let name = |interface: &Interface| interface.name().to_string_lossy().into_owned();
-    Ok(interfaces
-        .iter()
-        .map(|interface| (interface.index(), name(interface)))
-        .collect())
 }

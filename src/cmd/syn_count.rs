@@ -14,6 +14,7 @@ use crate::domain::tally::{Alerts, Count, CountBy, Tally, TallyKey};
 use crate::failure::Failure;
 use crate::filter::{Filter, FlagsRule};
 use crate::host::interfaces::Interface;
+use crate::host::kernel;
 use crate::output::clock::UnixNanos;
 use crate::output::columns::widest;
 use crate::output::summary::Summary;
@@ -65,7 +66,7 @@ impl<'a> SynCount<'a> {
         match self.args.mode {
             CountMode::Tc => ProgramHook::Tc,
             CountMode::Auto if self.args.packets.read.is_some() => ProgramHook::Tc,
-            _ if knows_xdp_frags() => ProgramHook::XdpFrags,
+            _ if kernel::knows_xdp_frags() => ProgramHook::XdpFrags,
             _ => ProgramHook::Xdp,
         }
     }
@@ -302,15 +303,6 @@ impl SynCount<'_> {
             }
         }
     }
-}
-
-/// Whether the kernel supports XDP programs for several buffers. It finds out by trying: before
-/// 5.18 the kernel refuses the flag, and does not have this helper.
-pub fn knows_xdp_frags() -> bool {
-    !matches!(
-        libbpf_rs::ProgramType::Xdp.is_helper_supported(libbpf_sys::BPF_FUNC_xdp_load_bytes),
-        Ok(false)
-    )
 }
 
 /// Counts of one interface, or of a file.

@@ -1,6 +1,7 @@
 //! Network interfaces: finds those that the command line names, and what their frames
 //! begin with.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use anyhow::Context;
@@ -10,6 +11,7 @@ use nix::libc::{
     ARPHRD_TUNNEL, ARPHRD_TUNNEL6, IFNAMSIZ, RT_TABLE_MAIN, RTA_OIF, RTM_GETLINK, RTM_GETROUTE,
     RTN_UNICAST,
 };
+use nix::net::if_::if_nameindex;
 use nix::sys::socket::{SockFlag, SockProtocol};
 
 use super::netlink::{
@@ -171,6 +173,18 @@ pub fn resolve(names: &[String]) -> Result<Vec<Interface>, ResolveError> {
         }
     }
     Ok(found)
+}
+
+/// The names of all interfaces of this network namespace, by index.
+///
+/// # Errors
+/// The kernel can't be asked.
+pub fn names() -> anyhow::Result<HashMap<u32, String>> {
+    let interfaces = if_nameindex().context("failed to list interfaces")?;
+    let interfaces = interfaces.iter();
+    Ok(interfaces
+        .map(|it| (it.index(), it.name().to_string_lossy().into_owned()))
+        .collect())
 }
 
 fn default_interface(

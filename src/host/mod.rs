@@ -7,6 +7,7 @@
 pub mod containers;
 pub mod features;
 pub mod interfaces;
+pub mod kernel;
 pub mod kernel_symbols;
 pub mod kernel_types;
 pub mod link_watch;

@@ -10,8 +10,9 @@ use anyhow::{Context, Result, bail};
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::prctl;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
-use nix::sys::utsname::uname;
 use nix::unistd::{getresgid, getresuid, gettid};
+
+use super::kernel;
 
 /// All capabilities that this tool can need. `CAP_BPF` and `CAP_PERFMON` were split from
 /// `CAP_SYS_ADMIN` in Linux 5.8, which still includes both.
@@ -263,7 +264,7 @@ impl Facts {
             missing: missing(),
             sys_admin: has(Capability::CAP_SYS_ADMIN),
             in_user_namespace: user_namespace.is_ok_and(|inode| inode != INITIAL_USER_NAMESPACE),
-            kernel: kernel_version(),
+            kernel: kernel::version(),
             memlock: getrlimit(Resource::RLIMIT_MEMLOCK)
                 .ok()
                 .map(|(soft, _)| soft)
@@ -415,18 +416,6 @@ fn number(path: &str) -> Option<i32> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// Major and minor version of the running kernel.
-pub fn kernel_version() -> Option<(u32, u32)> {
-    uname()
-        .ok()
-        .and_then(|name| parse_version(name.release().to_str()?))
-}
-
-fn parse_version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -536,13 +525,5 @@ mod tests {
         let mode = Lockdown::parse("none [integrity] confidentiality\n");
         assert_eq!(mode, Some(Lockdown::Integrity));
         assert_eq!(Lockdown::parse(""), None);
-    }
-
-    #[test]
-    fn kernel_releases_of_distributions_are_understood() {
-        assert_eq!(parse_version("6.1.0-13-cloud-amd64"), Some((6, 1)));
-        assert_eq!(parse_version("5.10"), Some((5, 10)));
-        assert_eq!(parse_version("7.0-rc1"), Some((7, 0)));
-        assert_eq!(parse_version("strange"), None);
     }
 }

@@ -12,6 +12,7 @@ use crate::attach::load;
 use crate::cli::{BackendChoice, ConnectBy, ConnectTraceArgs};
 use crate::domain::histogram::By;
 use crate::failure::Failure;
+use crate::host::kernel;
 use crate::host::kernel_symbols;
 use crate::host::kernel_types::{Excerpt, KernelTypes};
 use crate::host::netns;
@@ -172,7 +173,7 @@ impl Support {
                 "bpf_iter_bpf_map_elem",
             ])?
             .map(|function| function.is_some());
-        let version = privileges::kernel_version().unwrap_or_default();
+        let version = kernel::version().unwrap_or_default();
         let state_event = find_state_event(version, &types);
         if let Err(error) = &state_event {
             notices.detail(&format!(

@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::cli::ExporterArgs;
-use crate::cmd::listeners;
 use crate::domain::listener::ListenerHistory;
 use crate::failure::Failure;
+use crate::host::interfaces;
 use crate::host::sock_diag::SockDiag;
 use crate::output::exporter::Exposition;
 use crate::output::exporter::metrics::{self, ListenerTotals};
@@ -28,7 +28,7 @@ impl ListenerCollector {
             diag,
             history: ListenerHistory::default(),
             totals: ListenerTotals::new(args.max_listeners as usize),
-            interfaces: listeners::interface_names()?,
+            interfaces: interfaces::names()?,
         })
     }
 
