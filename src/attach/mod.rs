@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::ProgramMut;
 
-pub use crate::domain::Direction;
+use crate::domain::Direction;
 use crate::failure::Failure;
 use crate::host::features::Snapshot;
 use crate::host::interfaces::Interface;

@@ -6,10 +6,11 @@ use std::os::fd::AsFd;
 use anyhow::{Context, Result};
 use libbpf_rs::{OpenObject, ProgramMut};
 
-use crate::attach::{Direction, load};
+use crate::attach::load;
 use crate::capture::write::{FrameToWrite, InPlace, Process, Statistics};
 use crate::capture::{Frame, LinkKind};
 use crate::cli::{BufferArgs, DirectionChoice, PortMonitorArgs};
+use crate::domain::Direction;
 use crate::domain::packet::{CapturedFrame, Packet};
 use crate::failure::Failure;
 use crate::filter::{Filter, FlagsRule};

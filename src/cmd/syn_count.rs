@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use libbpf_rs::ProgramMut;
 
+use crate::attach::Attached;
 use crate::attach::xdp::XdpMode;
-use crate::attach::{Attached, Direction};
 use crate::cli::{CountMode, SynCountArgs};
+use crate::domain::Direction;
 use crate::domain::distinct;
 use crate::domain::tally::{Alerts, Count, CountBy, Tally, TallyKey};
 use crate::failure::Failure;

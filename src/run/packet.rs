@@ -14,12 +14,13 @@ use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::attach::tc::PreparedLinks;
-use crate::attach::{Attached, Direction, load};
+use crate::attach::{Attached, load};
 use crate::capture::recorder::{Destination, Recorder};
 use crate::capture::write::{Encoder, FileInterface, Statistics};
 use crate::capture::{Capture, CaptureFile};
 use crate::capture::{LINKTYPE_ETHERNET, LINKTYPE_RAW};
 use crate::cli::{BufferArgs, BufferChoice, PacketArgs, RecordingArgs, RunArgs, interface_hints};
+use crate::domain::Direction;
 use crate::failure::{Exit, Failure};
 use crate::filter::Filter;
 use crate::host::interfaces::{Interface, LinkLayer};

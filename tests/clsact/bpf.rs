@@ -14,8 +14,8 @@ use libbpf_sys::{
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
 };
-use tcpinspect::attach::Direction;
 use tcpinspect::attach::clsact::Clsact;
+use tcpinspect::domain::Direction;
 
 use super::net::index;
 use crate::common::bpf::{instruction, load, owned};

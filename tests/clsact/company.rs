@@ -1,7 +1,7 @@
 //! Qdiscs and filters of other programs stay as they are.
 
-use tcpinspect::attach::Direction;
 use tcpinspect::attach::clsact::{Clsact, remove_stale};
+use tcpinspect::domain::Direction;
 
 use super::bpf::{Counter, OK, UNSPEC};
 use super::net::{V0, in_namespace, index, our_filters, state, state_of_others};

@@ -4,8 +4,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::{env, io};
 
-use tcpinspect::attach::Direction;
 use tcpinspect::attach::clsact::Clsact;
+use tcpinspect::domain::Direction;
 
 use super::bpf::{Counter, UNSPEC};
 use super::net::V0;

@@ -6,8 +6,8 @@ use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::thread;
 
-use tcpinspect::attach::Direction;
 use tcpinspect::attach::clsact::remove_stale;
+use tcpinspect::domain::Direction;
 
 use super::bpf::{Counter, UNSPEC};
 use super::instance::Instance;

@@ -1,6 +1,6 @@
 //! Our filter comes first and passes every packet on.
 
-use tcpinspect::attach::Direction;
+use tcpinspect::domain::Direction;
 
 use super::bpf::{Counter, OK, SHOT, UNSPEC};
 use super::net::{Receiver, V0, V1, in_namespace, index, send, state};

@@ -22,8 +22,9 @@ use sockets::{Sockets, TableMaps};
 use table::FlowTable;
 
 use crate::attach::beside::beside;
-use crate::attach::{Direction, load};
+use crate::attach::load;
 use crate::cli::FlowsArgs;
+use crate::domain::Direction;
 use crate::domain::traffic::FlowBy;
 use crate::failure::{Exit, Failure};
 use crate::filter::process::ProcessRules;
