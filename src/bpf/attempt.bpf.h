@@ -7,14 +7,6 @@
 #include "segment.bpf.h"
 #include "accept_trace.h"
 
-static __always_inline void map_address(__be32 *to, const __be32 *addr, __u8 ip_version)
-{
-	if (ip_version == 4)
-		set_mapped(to, addr[0]);
-	else
-		__builtin_memcpy(to, addr, 16);
-}
-
 static __always_inline void set_key(struct attempt_key *key, const __be32 *addr, __u16 port,
 				    __u32 isn)
 {

@@ -130,7 +130,6 @@ static __always_inline void count_missed(const struct connection *c)
 static __always_inline bool announce(void *ctx, struct connection *c)
 {
 	__u64 now = c->event.ts_ns;
-	bool failed;
 
 	if (c->announced)
 		return true;
@@ -138,9 +137,9 @@ static __always_inline bool announce(void *ctx, struct connection *c)
 		return false;
 	c->announced = true;
 	c->event.ts_ns = c->started_ns;
-	failed = emit(ctx, &c->event, CONNECT_ATTEMPT);
+	emit(ctx, &c->event, CONNECT_ATTEMPT);
 	c->event.ts_ns = now;
-	return !failed;
+	return true;
 }
 
 static __always_inline void set_elapsed(struct connection *c)

@@ -56,7 +56,7 @@ struct name_place {
  * bytes of its initiator. If the SYN was not seen, these are the first bytes that were seen.
  */
 static __always_inline void place_name(struct name_place *name, struct flow_record *r,
-				       const struct segment *s)
+				       const struct flow_segment *s)
 {
 	const struct flow_end *e = &r->ends[s->from & 1];
 	__u32 first = e->first_seq, seq = s->seq;

@@ -128,7 +128,7 @@ static __always_inline __u32 forget_option(__u32 offset)
 __attribute__((noinline)) int find_wscale(__u32 run)
 {
 	struct tracked *t = tracked_by(run);
-	struct segment *s;
+	struct flow_segment *s;
 	__u32 at = 0;
 
 	if (!t)
@@ -191,7 +191,7 @@ static __always_inline __u32 service_rank(__u32 port)
 	return is_low << 1 | (is_lasting & (is_low ^ 1));
 }
 
-static __always_inline void read_segment(struct segment *s, struct __sk_buff *skb,
+static __always_inline void read_segment(struct flow_segment *s, struct __sk_buff *skb,
 					 const struct frame *f, const struct packet *p,
 					 const struct tcp_header *tcp, struct tracked *tmp)
 {

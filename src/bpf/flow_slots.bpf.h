@@ -27,7 +27,7 @@ struct recent_flow {
 /* The packet that is being added to the table. */
 struct tracked {
 	struct flow_key key;
-	struct segment segment;
+	struct flow_segment segment;
 	__u32 number;	/* of its flow's slot */
 	bool has_flow;	/* its flow is in the table */
 	bool is_wanted; /* it may begin a flow */
@@ -90,7 +90,7 @@ _Static_assert(RECENT_FLOWS == 1 << (64 - 54), "recent_place() has the bits of a
  * Whether the packet is one of many in the middle of a connection. That is read without the lock,
  * for it only decides how exact the packet's time is.
  */
-static __always_inline bool is_ongoing(const struct flow_record *r, const struct segment *s)
+static __always_inline bool is_ongoing(const struct flow_record *r, const struct flow_segment *s)
 {
 	return !(s->flags & (TCP_SYN | TCP_FIN | TCP_RST)) &&
 	       (r->known & (FLOW_ACK | FLOW_PARTIAL)) && !(r->known & FLOW_FINISHED) &&
@@ -151,7 +151,7 @@ __attribute__((noinline)) int replace_flow(__u32 run)
 	struct tracked *t = tracked_by(run);
 	struct flow_slot *slot, *other;
 	bool done = false;
-	struct segment *s;
+	struct flow_segment *s;
 	__u32 number;
 
 	if (!t)
@@ -195,7 +195,7 @@ __attribute__((noinline)) int replace_flow(__u32 run)
 /* The fast path of track(), for nearly all packets. False: leave the packet to track(). */
 static __always_inline bool track_usual(struct tracked *t)
 {
-	const struct segment *s = &t->segment;
+	const struct flow_segment *s = &t->segment;
 	struct flow_slot *slot;
 	bool is_counted = false;
 
@@ -228,7 +228,7 @@ __attribute__((noinline)) int track(__u32 run)
 	struct tracked *t = tracked_by(run);
 	struct recent_flow *recent;
 	struct flow_slot *slot;
-	struct segment *s;
+	struct flow_segment *s;
 	bool is_answer;
 	__u32 number;
 

@@ -20,7 +20,7 @@ const volatile __u64 attempt_ns = 0;
 const volatile __u64 linger_ns = 0;
 
 /* The fields of a packet that its flow needs. It may be several segments (GSO, GRO). */
-struct segment {
+struct flow_segment {
 	__u64 now;
 	__u32 seq;
 	__u32 ack;
@@ -42,18 +42,18 @@ static __always_inline bool seq_after(__u32 a, __u32 b)
 	return (__s32)(a - b) > 0;
 }
 
-static __always_inline bool is_syn(const struct segment *s)
+static __always_inline bool is_syn(const struct flow_segment *s)
 {
 	return (s->flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK)) == TCP_SYN;
 }
 
-static __always_inline bool is_syn_ack(const struct segment *s)
+static __always_inline bool is_syn_ack(const struct flow_segment *s)
 {
 	return (s->flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK)) == (TCP_SYN | TCP_ACK);
 }
 
 /* The sequence number after the segment. The payload of a RST does not count. */
-static __always_inline __u32 seq_end(const struct segment *s)
+static __always_inline __u32 seq_end(const struct flow_segment *s)
 {
 	__u32 is_rst = s->flags >> 2 & 1, is_syn = s->flags >> 1 & 1, is_fin = s->flags & 1;
 
@@ -93,7 +93,8 @@ static __always_inline bool is_half_open(const struct flow_record *r)
 }
 
 /* Whether the packet answers other_syn: then that SYN has begun a new connection. */
-static __always_inline bool answers_other_syn(const struct flow_record *r, const struct segment *s)
+static __always_inline bool answers_other_syn(const struct flow_record *r,
+					      const struct flow_segment *s)
 {
 	const struct other_syn *syn = &r->other_syn;
 	__u8 answer = s->flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK);
@@ -103,7 +104,8 @@ static __always_inline bool answers_other_syn(const struct flow_record *r, const
 }
 
 /* Whether the packet begins a new connection between the ends of a flow that is known. */
-static __always_inline bool is_new_connection(const struct flow_record *r, const struct segment *s)
+static __always_inline bool is_new_connection(const struct flow_record *r,
+					      const struct flow_segment *s)
 {
 	const struct flow_end *e = &r->ends[s->from & 1];
 	const struct flow_end *peer = &r->ends[(s->from & 1) ^ 1];
@@ -156,7 +158,7 @@ static __always_inline bool is_noteworthy(__u32 before, __u32 now)
 
 /* Zeek's history letters for TCP flags, in the order and under the conditions of its manual. */
 static __always_inline void note_flags(struct flow_record *r, struct flow_end *e, bool is_orig,
-				       const struct segment *s)
+				       const struct flow_segment *s)
 {
 	switch (s->flags & (TCP_SYN | TCP_FIN | TCP_RST)) {
 	case TCP_SYN:
@@ -197,7 +199,7 @@ static __always_inline __u32 window_of(const struct flow_end *e)
 
 /* Whether the SYN can't be the one that began this connection. */
 static __always_inline bool contradicts_syn(const struct flow_end *e, const struct flow_end *peer,
-					    const struct segment *s)
+					    const struct flow_segment *s)
 {
 	if (e->known & END_SYN)
 		return s->seq != e->first_seq;
@@ -212,7 +214,7 @@ static __always_inline bool contradicts_syn(const struct flow_end *e, const stru
  * what it has acknowledged and what the end has sent.
  */
 static __always_inline bool contradicts_rst(const struct flow_end *e, const struct flow_end *peer,
-					    const struct segment *s)
+					    const struct flow_segment *s)
 {
 	__u32 limit;
 
@@ -231,7 +233,8 @@ static __always_inline bool contradicts_rst(const struct flow_end *e, const stru
 
 /* Whether data or a FIN is outside of the window. */
 static __always_inline bool contradicts_window(const struct flow_end *e,
-					       const struct flow_end *peer, const struct segment *s)
+					       const struct flow_end *peer,
+					       const struct flow_segment *s)
 {
 	__u32 end = seq_end(s);
 
@@ -256,7 +259,7 @@ static __always_inline bool contradicts_window(const struct flow_end *e,
 
 /* Whether the ACK is for data that was never sent, or is too old (RFC 5961, 5.2). */
 static __always_inline bool contradicts_ack(const struct flow_end *e, const struct flow_end *peer,
-					    const struct segment *s)
+					    const struct flow_segment *s)
 {
 	if (!(s->flags & TCP_ACK))
 		return false;
@@ -274,7 +277,7 @@ static __always_inline bool contradicts_ack(const struct flow_end *e, const stru
  * counted, and changes nothing else.
  */
 static __always_inline bool contradicts(const struct flow_end *e, const struct flow_end *peer,
-					const struct segment *s)
+					const struct flow_segment *s)
 {
 	if (s->flags & TCP_RST)
 		return contradicts_rst(e, peer, s);
@@ -284,14 +287,14 @@ static __always_inline bool contradicts(const struct flow_end *e, const struct f
 }
 
 /* Whether no TCP would send these flags. */
-static __always_inline bool has_odd_flags(const struct segment *s)
+static __always_inline bool has_odd_flags(const struct flow_segment *s)
 {
 	__u8 control = s->flags & (TCP_SYN | TCP_FIN | TCP_RST);
 
 	return (control & (control - 1)) || !(s->flags & (TCP_SYN | TCP_RST | TCP_ACK));
 }
 
-static __always_inline void take_sequence(struct flow_end *e, const struct segment *s)
+static __always_inline void take_sequence(struct flow_end *e, const struct flow_segment *s)
 {
 	__u32 end = seq_end(s);
 
@@ -321,7 +324,7 @@ static __always_inline void take_sequence(struct flow_end *e, const struct segme
 }
 
 static __always_inline void take_ack(struct flow_end *e, struct flow_end *peer,
-				     const struct segment *s)
+				     const struct flow_segment *s)
 {
 	__u32 edge = s->window;
 
@@ -349,7 +352,7 @@ static __always_inline void take_ack(struct flow_end *e, struct flow_end *peer,
 
 /* Zeek's endpoint states, as in its TCPSessionAdapter::UpdateStateMachine(). */
 static __always_inline void take_state(struct flow_end *e, struct flow_end *peer, bool is_orig,
-				       const struct segment *s)
+				       const struct flow_segment *s)
 {
 	__u8 state = e->state;
 
@@ -386,7 +389,7 @@ static __always_inline void take_state(struct flow_end *e, struct flow_end *peer
 
 static __always_inline void take_handshake(struct flow_record *r, struct flow_end *e,
 					   const struct flow_end *peer, bool is_orig,
-					   const struct segment *s)
+					   const struct flow_segment *s)
 {
 	if (is_orig && is_syn(s) && (e->known & END_SYN))
 		r->syn_retransmits++;
@@ -402,7 +405,7 @@ static __always_inline void take_handshake(struct flow_record *r, struct flow_en
 	}
 }
 
-static __always_inline void start_flow(struct flow_record *r, const struct segment *s)
+static __always_inline void start_flow(struct flow_record *r, const struct flow_segment *s)
 {
 	r->start_ns = s->now;
 	r->last_ns = s->now;
@@ -415,7 +418,7 @@ static __always_inline void start_flow(struct flow_record *r, const struct segme
 }
 
 /* How many segments of the packet are retransmissions, whole or in part. */
-static __always_inline __u32 sent_again(const struct flow_end *e, const struct segment *s)
+static __always_inline __u32 sent_again(const struct flow_end *e, const struct flow_segment *s)
 {
 	__u32 again = e->next_seq - s->seq;
 
@@ -430,7 +433,7 @@ static __always_inline __u32 sent_again(const struct flow_end *e, const struct s
 /* Notes the letters of the packet, and counts zero windows and retransmissions. */
 static __always_inline void take_letters(struct flow_record *r, struct flow_end *e,
 					 const struct flow_end *peer, bool is_orig,
-					 const struct segment *s)
+					 const struct flow_segment *s)
 {
 	/* Adding opaque_zero hides the value from the verifier, as in forget_why(). */
 	__u32 again = sent_again(e, s) + opaque_zero;
@@ -450,7 +453,7 @@ static __always_inline void take_letters(struct flow_record *r, struct flow_end 
 }
 
 /* Keeps a SYN that does not fit this connection until it is answered. */
-static __always_inline void keep_other_syn(struct flow_record *r, const struct segment *s)
+static __always_inline void keep_other_syn(struct flow_record *r, const struct flow_segment *s)
 {
 	struct other_syn *syn = &r->other_syn;
 
@@ -497,7 +500,7 @@ static __always_inline void begin_by_other_syn(struct flow_record *r, struct flo
  * window, the packets between are missing in the file. The flow is then followed from there.
  */
 static __always_inline void follow_gap(struct flow_record *r, struct flow_end *e,
-				       struct flow_end *peer, const struct segment *s)
+				       struct flow_end *peer, const struct flow_segment *s)
 {
 	__u8 peer_from = (s->from & 1) ^ 1;
 	__u32 end = seq_end(s);
@@ -528,7 +531,7 @@ static __always_inline void follow_gap(struct flow_record *r, struct flow_end *e
 }
 
 /* Adds a packet to the record of its flow. */
-static __always_inline void count_segment(struct flow_record *r, const struct segment *s)
+static __always_inline void count_segment(struct flow_record *r, const struct flow_segment *s)
 {
 	__u64 from = s->from & 1;
 	struct flow_end *e, *peer;
@@ -583,7 +586,7 @@ static __always_inline void count_segment(struct flow_record *r, const struct se
  * then count_usual() has the same effect as count_segment(). Most packets are like this.
  */
 static __always_inline bool is_usual(const struct flow_record *r, const struct flow_end *e,
-				     const struct flow_end *peer, const struct segment *s)
+				     const struct flow_end *peer, const struct flow_segment *s)
 {
 	if ((s->flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK)) != TCP_ACK || !s->window)
 		return false;
@@ -604,7 +607,7 @@ static __always_inline bool is_usual(const struct flow_record *r, const struct f
 }
 
 static __always_inline void count_usual(struct flow_record *r, struct flow_end *e,
-					struct flow_end *peer, const struct segment *s)
+					struct flow_end *peer, const struct flow_segment *s)
 {
 	e->packets += s->packets;
 	e->bytes += s->len;

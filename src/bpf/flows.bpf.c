@@ -98,7 +98,7 @@ static __always_inline void take_address(__be32 *to, const struct flow_key *key,
 static __always_inline bool is_wanted(struct frame *f, const struct packet *p,
 				      const struct tracked *t)
 {
-	const struct segment *s = &t->segment;
+	const struct flow_segment *s = &t->segment;
 	__u32 initiator = (s->from ^ s->from_responder) & 1;
 	struct tcp_header scratch, *tcp;
 	struct addresses a = {};

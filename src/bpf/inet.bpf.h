@@ -21,6 +21,15 @@ static __always_inline void set_mapped(__be32 *to, __be32 addr)
 	to[3] = addr;
 }
 
+/* Sets an address from a packet, where IPv4 is in the first word. */
+static __always_inline void map_address(__be32 *to, const __be32 *addr, __u8 ip_version)
+{
+	if (ip_version == 4)
+		set_mapped(to, addr[0]);
+	else
+		__builtin_memcpy(to, addr, 16);
+}
+
 /* An address as two words, in network order. */
 struct address_words {
 	__u64 first;
