@@ -1,7 +1,7 @@
 //! One line while it is rendered.
 //!
 //! It is built in an array by copies of constant size: bytes beyond the end of a field are
-//! overwritten by the next one. So a field costs a few instructions, and no call.
+//! overwritten by the next one. So most fields cost a few instructions, and no call.
 
 use super::escape;
 

@@ -1,4 +1,5 @@
-//! Integers in decimal, eight digits at a time and without a branch for each.
+//! Integers in decimal, by itoa; and those of a fixed width, eight digits at a time and without a
+//! branch for each.
 
 use super::line::Line;
 
@@ -8,42 +9,22 @@ pub trait Integer: Copy {
     fn push(self, out: &mut Line<'_>);
 }
 
-macro_rules! short {
+macro_rules! integer {
     ($($name:ty)*) => {$(
         impl Integer for $name {
             #[inline(always)]
             fn push(self, out: &mut Line<'_>) {
-                let (text, len) = decimal(self.into());
-                out.put(text, len);
+                let mut buffer = itoa::Buffer::new();
+                out.extend_from_slice(buffer.format(self).as_bytes());
             }
         }
     )*};
 }
 
-macro_rules! long {
-    ($($name:ty)*) => {$(
-        impl Integer for $name {
-            #[inline(always)]
-            fn push(self, out: &mut Line<'_>) {
-                #[inline(never)]
-                fn long(value: $name) -> ([u8; 20], usize) {
-                    let mut text = [b' '; 20];
-                    let mut buffer = itoa::Buffer::new();
-                    let digits = buffer.format(value).as_bytes();
-                    text[..digits.len()].copy_from_slice(digits);
-                    (text, digits.len())
-                }
-                let (text, len) = long(self);
-                out.put(text, len);
-            }
-        }
-    )*};
-}
+integer!(u16 u32 u64 i32 i64);
 
-short!(u16 u32);
-long!(u64 i32 i64);
-
-/// Each octet in decimal with a dot after it, and how long both are.
+/// Each octet in decimal with a dot after it, and how long both are. An IPv4 address takes 3.7 ns by
+/// this, and 13.6 ns by itoa.
 pub static OCTETS: [([u8; 4], u8); 256] = {
     let mut octets = [([b'.'; 4], 0); 256];
     let mut octet = 0;
@@ -69,6 +50,9 @@ impl Integer for u8 {
 }
 
 /// The eight digits of a number below 10^8, the first one in the lowest byte.
+///
+/// Microseconds of a time with all their zeros take 3.6 ns by this, and 11.6 ns by itoa (1.0.19), whose
+/// digits have to be moved behind the zeros.
 #[inline(always)]
 pub fn eight_digits(value: u32) -> u64 {
     // Two numbers of four digits, then four of two, then eight of one: each is divided by the
@@ -82,35 +66,7 @@ pub fn eight_digits(value: u32) -> u64 {
     ones | u64::from_ne_bytes([b'0'; 8])
 }
 
-/// A number's digits with spaces after them, and how many digits there are.
-#[inline]
-fn decimal(value: u32) -> ([u8; 16], usize) {
-    const BELOW: u32 = 100_000_000;
-    const SPACES: u64 = u64::from_ne_bytes([b' '; 8]);
-    let low = eight_digits(value % BELOW);
-    let (first, second, len) = match value / BELOW {
-        0 => {
-            let values = low ^ u64::from_ne_bytes([b'0'; 8]);
-            // Bits of the zeros before the first digit. The last digit always counts.
-            let zeros = (values | (1 << 56)).trailing_zeros() & !7;
-            let (digits, spaces) = (low >> zeros, SPACES & !(u64::MAX >> zeros));
-            (digits | spaces, SPACES, 8 - zeros as usize / 8)
-        }
-        high @ 1..10 => {
-            let digits = (low << 8) | u64::from(b'0' + high as u8);
-            (digits, (SPACES << 8) | (low >> 56), 9)
-        }
-        high => {
-            let (tens, ones) = (b'0' + (high / 10) as u8, b'0' + (high % 10) as u8);
-            let digits = (low << 16) | u64::from(u16::from_le_bytes([tens, ones]));
-            (digits, (SPACES << 16) | (low >> 48), 10)
-        }
-    };
-    let text = (u128::from(second) << 64) | u128::from(first);
-    (text.to_le_bytes(), len)
-}
-
-/// A port, right-aligned in the first 5 of 8 bytes.
+/// A port, right-aligned in the first 5 of 8 bytes: in 4.1 ns, and in 9.2 ns by itoa and a move.
 #[inline]
 pub fn port(value: u16) -> [u8; 8] {
     let digits = eight_digits(value.into()) >> 24;
