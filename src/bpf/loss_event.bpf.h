@@ -252,17 +252,18 @@ static __always_inline long send_loss(void *ctx, struct loss_event *e)
 	return send_event(ctx, e, __builtin_offsetof(struct loss_event, callers));
 }
 
-/* `skb` is the address of the packet that was dropped, or 0. */
-static __noinline int emit(void *ctx, struct loss_event *e, __u64 skb)
+static __always_inline bool kind_wanted(const struct loss_event *e)
+{
+	return e->kind < LOSS_KINDS && (wanted_kinds & (1 << e->kind));
+}
+
+/* Counts or sends an event. `skb` is the address of the packet that was dropped, or 0. */
+static __always_inline int emit_matching(void *ctx, struct loss_event *e, __u64 skb)
 {
 	struct loss_counters *c = &loss_counters[bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1)];
-	__u32 kind;
+	__u32 kind = e->kind;
 
-	if (!e || stopped)
-		return 0;
-	kind = e->kind;
-	if (kind >= LOSS_KINDS || !(wanted_kinds & (1 << kind)) || !interface_matches(e) ||
-	    !ends_wanted(e) || !reason_matches(e))
+	if (kind >= LOSS_KINDS || stopped)
 		return 0;
 	__sync_fetch_and_add(&c->kinds[kind], 1);
 	if (exporting) {
@@ -281,6 +282,14 @@ static __noinline int emit(void *ctx, struct loss_event *e, __u64 skb)
 	if (snaplen ? send_packet(ctx, c, e, skb) : send_loss(ctx, e))
 		__sync_fetch_and_add(&c->lost, 1);
 	return 0;
+}
+
+/* The same for an event that may not match. Drops, of which there can be a flood, need no call. */
+static __noinline int emit(void *ctx, struct loss_event *e, __u64 skb)
+{
+	if (!e || !kind_wanted(e) || !interface_matches(e) || !ends_wanted(e) || !reason_matches(e))
+		return 0;
+	return emit_matching(ctx, e, skb);
 }
 
 /*

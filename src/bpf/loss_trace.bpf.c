@@ -83,7 +83,7 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	ends_half_open = (e.tcp_flags & TCP_RST) && receiver && !is_specific(reason) &&
 			 receiver->__sk_common.skc_state == TCP_LISTEN;
 	e.kind = ends_half_open ? LOSS_RESET : LOSS_DROP;
-	if (!(wanted_kinds & (1 << e.kind)) || !ends_wanted(&e))
+	if (!kind_wanted(&e) || !ends_wanted(&e))
 		return 0;
 	if (ends_half_open) {
 		e.detail = LOSS_RECEIVED;
@@ -116,13 +116,15 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 		else
 			set_device(&e, device_of(skb));
 	}
+	if (!interface_matches(&e) || !reason_matches(&e))
+		return 0;
 	if (ends_half_open) {
 		e.state = TCP_SYN_RECV;
 		e.known |= LOSS_KNOWN_STATE;
 	} else if (!count_by && !exporting) {
 		set_callers(ctx, cpu, &e);
 	}
-	return emit(ctx, &e, (__u64)skb);
+	return emit_matching(ctx, &e, (__u64)skb);
 }
 
 SEC("tc")
