@@ -19,15 +19,6 @@ static __always_inline bool last_rst_answers(const struct segment *s)
 	       addr[1] == s->saddr[1] && addr[2] == s->saddr[2] && addr[3] == s->saddr[3];
 }
 
-/* The same, but each RST counts only once. */
-static __always_inline bool is_answered_by_rst(const struct segment *s)
-{
-	bool same = last_rst_answers(s);
-
-	last_sent_rst()->valid = false;
-	return same;
-}
-
 /*
  * Follows an attempt again if it was reported as dropped, and now a retransmitted SYN of it is
  * refused. False: this is not the case, or the table is full.
@@ -86,7 +77,7 @@ static __always_inline void on_syn_dropped(void *ctx, const struct segment *s,
 					   const struct attempt_key *key, struct attempt *a,
 					   __u32 reason, __u32 inferred, __u64 place)
 {
-	bool refused = is_answered_by_rst(s);
+	bool refused = last_rst_answers(s);
 
 	/*
 	 * Once a SYN-ACK was sent, the drop of another SYN does not end the attempt, but a RST
@@ -142,7 +133,7 @@ static __always_inline void on_ack_dropped(void *ctx, const struct segment *s,
 					   __u32 reason, __u64 place)
 {
 	bool overflow = reason && reason == reason_listen_overflow;
-	bool refused = is_answered_by_rst(s);
+	bool refused = last_rst_answers(s);
 	bool no_socket = reason && reason == reason_no_socket;
 	/*
 	 * The kernel also gives this reason if a SYN cookie is valid, but the accept queue is full.
@@ -243,21 +234,24 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	else
 		find_key(&key, s.saddr, s.sport, s.seq - 1, s.daddr, s.dport);
 	known = bpf_map_lookup_elem(&attempts, &key);
-	if (!known && is_syn && !outgoing && resume_refused(skb, &key, &s))
-		known = bpf_map_lookup_elem(&attempts, &key);
-	if (!known || (is_syn && !outgoing && is_of_reported_attempt(known, &key, &s)))
-		return 0;
 	if (outgoing) {
-		on_answer_dropped(ctx, &key, known, is_rst, reason, place);
-	} else if (is_syn) {
+		if (known)
+			on_answer_dropped(ctx, &key, known, is_rst, reason, place);
+		return 0;
+	}
+	if (!known && is_syn && resume_refused(skb, &key, &s))
+		known = bpf_map_lookup_elem(&attempts, &key);
+	if (known && is_syn && !is_of_reported_attempt(known, &key, &s)) {
 		inferred = reason && !is_specific(reason) ? unspecified_reason(skb, receiver) : 0;
 		on_syn_dropped(ctx, &s, &key, known, reason, inferred, place);
-	} else if (known->phase == ATTEMPT_ANSWERED) {
+	} else if (known && !is_syn && known->phase == ATTEMPT_ANSWERED) {
 		if (is_rst)
 			on_rst_dropped(ctx, &key, known, reason);
 		else
 			on_ack_dropped(ctx, &s, &key, known, reason, place);
 	}
+	/* It has answered this segment. */
+	last_sent_rst()->valid = false;
 	return 0;
 }
 

@@ -60,16 +60,14 @@ static __always_inline bool has_listener(const struct attempt *a)
 static __always_inline bool began_with(struct bpf_sock *skc, __u32 isn)
 {
 	struct tcp_sock *tp;
-	__u32 first;
 
 	if (skc->state == TCP_SYN_SENT)
 		return false;
 	tp = bpf_skc_to_tcp_sock(skc);
 	if (!tp)
 		return false;
-	first = READ_MEMBER(tp, rcv_nxt) - (__u32)READ_MEMBER(tp, bytes_received) - 1;
-	/* After a FIN, rcv_nxt is one more. */
-	return first == isn || first - 1 == isn;
+	/* A FIN counts in both. */
+	return READ_MEMBER(tp, rcv_nxt) - (__u32)READ_MEMBER(tp, bytes_received) - 1 == isn;
 }
 
 /* The result of the lookup for the last SYN on a CPU. */
@@ -79,23 +77,21 @@ struct found_listener {
 	__u64 at; /* in jiffies; 0: the result holds for no other SYN */
 	__u32 ifindex;
 	__u16 dport;
-	__u8 is_old; /* 1: the SYN is an old duplicate (RFC 9293) of an open connection */
-	__u8 pad;
+	__u16 pad;
 };
 
 /*
- * Looks up the socket that a SYN will reach, and sets `listener` to its address if it listens.
- * False: there is no socket. Address translation or another BPF program can still send the SYN
- * elsewhere; look_at_request() then corrects it when the SYN-ACK is sent.
+ * Looks up the socket that a SYN will reach. Sets `listener` to its address if it listens, and
+ * `is_old` if the SYN is an old duplicate (RFC 9293) of an open connection's. False: there is no
+ * socket. Address translation or another BPF program can still send the SYN elsewhere;
+ * look_at_request() then corrects it when the SYN-ACK is sent.
  */
 static __always_inline bool find_listener(struct __sk_buff *skb, const struct segment *s,
-					  struct found_listener *found)
+					  __u64 *listener, bool *is_old)
 {
 	struct bpf_sock_tuple ends = {};
 	struct bpf_sock *skc;
 
-	found->listener = 0;
-	found->is_old = false;
 	if (s->ip_version == 4) {
 		ends.ipv4.saddr = s->saddr[3];
 		ends.ipv4.daddr = s->daddr[3];
@@ -112,9 +108,9 @@ static __always_inline bool find_listener(struct __sk_buff *skb, const struct se
 	if (!skc)
 		return false;
 	if (skc->state == TCP_LISTEN)
-		found->listener = (__u64)bpf_skc_to_tcp_sock(skc);
+		*listener = (__u64)bpf_skc_to_tcp_sock(skc);
 	else
-		found->is_old = began_with(skc, s->seq);
+		*is_old = began_with(skc, s->seq);
 	bpf_sk_release(skc);
 	return true;
 }
@@ -123,15 +119,17 @@ static __always_inline bool find_listener(struct __sk_buff *skb, const struct se
  * The address of the listener that a SYN will reach; 0: none. A lookup takes hundreds of
  * nanoseconds, so for the rest of a jiffy its result is used for all SYNs to the same destination.
  * There are three exceptions: the listener has SO_REUSEPORT, the lookup found a connection with the
- * SYN's addresses, or the listener was closed since.
+ * SYN's addresses, or the listener was closed since. `is_old` is as in find_listener(), and false
+ * without a lookup.
  */
 static __always_inline __u64 listener_of(struct __sk_buff *skb, const struct segment *s,
-					 struct found_listener *last)
+					 struct found_listener *last, bool *is_old)
 {
 	__u64 now = bpf_jiffies64();
 	const struct sock *sk = (const struct sock *)last->listener;
 	bool found;
 
+	*is_old = false;
 	if (last->at == now && last->ifindex == skb->ifindex && last->dport == s->dport &&
 	    last->daddr[0] == s->daddr[0] && last->daddr[1] == s->daddr[1] &&
 	    last->daddr[2] == s->daddr[2] && last->daddr[3] == s->daddr[3] &&
@@ -140,7 +138,8 @@ static __always_inline __u64 listener_of(struct __sk_buff *skb, const struct seg
 	last->ifindex = skb->ifindex;
 	last->dport = s->dport;
 	__builtin_memcpy(last->daddr, s->daddr, sizeof(last->daddr));
-	found = find_listener(skb, s, last);
+	last->listener = 0;
+	found = find_listener(skb, s, &last->listener, is_old);
 	sk = (const struct sock *)last->listener;
 	last->at = now;
 	if (found && (!sk || BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuseport)))

@@ -13,17 +13,21 @@
  */
 #define SAME_PACKET_NS (20 * 1000 * 1000ULL)
 
-static __always_inline void set_listener(struct __sk_buff *skb, const struct segment *s,
+/* False: the SYN is an old duplicate of an open connection's. */
+static __always_inline bool set_listener(struct __sk_buff *skb, const struct segment *s,
 					 struct attempt *a)
 {
-	a->listener = listener_of(skb, s, &this_cpu()->found);
+	bool is_old;
+
+	a->listener = listener_of(skb, s, &this_cpu()->found, &is_old);
 	if (a->listener)
 		read_listener((const struct sock *)a->listener, a);
+	return !is_old;
 }
 
 /*
  * Starts to follow an attempt at its SYN. Returns 0, or the error of begin_attempt(). An old
- * duplicate of an open connection's SYN begins no attempt: -EEXIST.
+ * duplicate of an open connection's SYN begins no attempt: -EALREADY.
  */
 static __noinline int begin(struct __sk_buff *skb, const struct attempt_key *key,
 			    const struct segment *s, __u64 now)
@@ -39,10 +43,7 @@ static __noinline int begin(struct __sk_buff *skb, const struct attempt_key *key
 	a.ip_version = s->ip_version;
 	a.dport = s->dport;
 	__builtin_memcpy(a.daddr, s->daddr, sizeof(a.daddr));
-	set_listener(skb, s, &a);
-	if (this_cpu()->found.is_old)
-		return -EEXIST;
-	return begin_attempt(key, &a);
+	return set_listener(skb, s, &a) ? begin_attempt(key, &a) : -EALREADY;
 }
 
 /*
@@ -112,13 +113,13 @@ static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *
 	earlier = reported_fate(&key, s->daddr, s->dport);
 	/* A SYN nearly always begins a new attempt, so the table is not searched first. */
 	error = earlier ? -EEXIST : begin(skb, &key, s, now);
-	if (error == -EEXIST) {
+	if (error == -EEXIST || error == -EALREADY) {
 		known = bpf_map_lookup_elem(&attempts, &key);
 		if (known && (key.destination || has_destination(known, s))) {
 			on_repeated_syn(skb, s, known, now);
 			return;
 		}
-		if (!known || earlier)
+		if (!known || earlier || error == -EALREADY)
 			return;
 		set_destination(&key, s->daddr, s->dport);
 		may_retry = true;
@@ -182,12 +183,10 @@ static __always_inline void on_syn_ack(struct __sk_buff *skb, const struct segme
 		if (!known)
 			return;
 	}
-	/* Each SYN-ACK may have another SYN cookie, and the earlier ones stay valid. */
-	if (known->phase != ATTEMPT_NEW && known->expected_ack != (__u16)(s->seq + 1))
-		known->expected_ack = 0;
+	/* It differs from that of the last SYN-ACK if it is another SYN cookie. */
+	known->expected_ack = s->seq + 1;
 	if (known->phase == ATTEMPT_NEW) {
 		known->phase = ATTEMPT_ANSWERED;
-		known->expected_ack = s->seq + 1;
 		known->syn_ack_ns = now;
 		known->last_syn_ack_ns = now;
 		look_at_request(skb, known);

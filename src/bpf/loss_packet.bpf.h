@@ -78,10 +78,11 @@ static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *
 	struct cpu_state *cpu = this_cpu();
 	struct waiting_syn *syn;
 	__u64 listener;
+	bool is_old;
 
 	if (!cpu)
 		return;
-	listener = listener_of(skb, s, &cpu->found);
+	listener = listener_of(skb, s, &cpu->found, &is_old);
 	if (!listener)
 		return;
 	syn = syn_from(cpu, s->sport);

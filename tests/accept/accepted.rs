@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use nix::sys::socket::{SockFlag, SockaddrStorage, bind};
 
-use super::{Growth, Trace, assert_fate, listener, local, segment, send, server};
+use super::{
+    Growth, NOBODY, Trace, acknowledge, assert_fate, half_open, listener, local, segment, send,
+    server, with_neighbour,
+};
 use crate::common::frames::RawSocket;
 use crate::common::{CLIENT4, Namespace, Pair, need};
 use crate::connect::sockets::{connect_to, tcp};
@@ -103,6 +106,28 @@ fn a_late_copy_of_a_syn_begins_no_attempt() {
     send(&pair, &segment(&pair, CLIENT4, 2, ports, isn, 0));
     challenged.reaches(1);
     trace.stop().only(8042);
+}
+
+#[test]
+fn a_late_copy_of_a_syn_does_not_disturb_another_attempt_with_its_numbers() {
+    let pair = need!(Pair::new());
+    with_neighbour(&pair);
+    let trace = Trace::start(&pair.server, &["vs"]);
+    let listeners = [8045, 8046].map(|port| {
+        pair.server
+            .enter(|| TcpListener::bind(server(port)).unwrap())
+    });
+    let seq = half_open(&pair, 8045);
+    acknowledge(&pair, 8045, seq.wrapping_add(1));
+    let _accepted = listeners[0].accept().unwrap();
+    half_open(&pair, 8046);
+    let challenged = Growth::of(&pair.server, "TcpExtTCPSYNChallenge");
+    std::thread::sleep(Duration::from_millis(20));
+    send(&pair, &segment(&pair, NOBODY, 2, (4000, 8045), 77, 0));
+    challenged.reaches(1);
+    let fates = trace.stop();
+    assert_fate(fates.only(8045), "accepted", None, None);
+    assert_fate(fates.only(8046), "pending", None, None);
 }
 
 #[test]

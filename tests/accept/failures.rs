@@ -63,6 +63,29 @@ fn a_wrong_acknowledgement_does_not_end_a_half_open_attempt() {
 }
 
 #[test]
+fn the_last_syn_ack_decides_which_acknowledgement_is_wrong() {
+    let pair = need!(Pair::new());
+    with_neighbour(&pair);
+    let listen = || {
+        pair.server
+            .enter(|| TcpListener::bind(server(8043)).unwrap())
+    };
+    let first = listen();
+    let resets = Growth::of(&pair.server, "TcpOutRsts");
+    let trace = Trace::start(&pair.server, &["vs"]);
+    let old = half_open(&pair, 8043);
+    drop(first);
+    let second = listen();
+    let new = half_open(&pair, 8043);
+    acknowledge(&pair, 8043, old.wrapping_add(1));
+    resets.reaches(1);
+    acknowledge(&pair, 8043, new.wrapping_add(1));
+    second.accept().unwrap();
+    assert_fate(&trace.fate(8043), "accepted", None, None);
+    trace.stop().only(8043);
+}
+
+#[test]
 fn a_half_open_attempt_ends_when_its_listener_is_closed() {
     let pair = need!(Pair::new());
     with_neighbour(&pair);

@@ -3,8 +3,8 @@
 use std::net::{TcpListener, TcpStream};
 
 use super::{
-    Growth, NOBODY, Trace, assert_fate, begin, late_ack, listener, local, nft, segment, server,
-    with_neighbour,
+    Growth, NOBODY, Trace, acknowledge, assert_fate, begin, half_open, late_ack, listener, local,
+    nft, segment, send, server, with_neighbour,
 };
 use crate::common::frames::RawSocket;
 use crate::common::{Namespace, Pair, Tool, need};
@@ -180,6 +180,29 @@ fn a_full_queue_at_the_final_ack_is_named() {
     assert_eq!(line["sport"], 4000, "{line}");
     overflows.reaches(1);
     trace.stop();
+}
+
+#[test]
+fn a_reset_for_another_segment_does_not_refuse_an_attempt_at_a_full_queue() {
+    let pair = need!(Pair::new());
+    with_neighbour(&pair);
+    let _listener = pair.server.enter(|| listener(server(8047), 0));
+    let resets = Growth::of(&pair.server, "TcpOutRsts");
+    let overflows = Growth::of(&pair.server, "TcpExtListenOverflows");
+    let trace = Trace::start(&pair.server, &["--src", &NOBODY.to_string(), "vs"]);
+    let seq = half_open(&pair, 8047);
+    let established = Growth::of(&pair.server, "TcpPassiveOpens");
+    pair.client
+        .enter(|| TcpStream::connect(server(8047)).unwrap());
+    established.reaches(1);
+    // Its sequence number is that of no attempt.
+    let stray = segment(&pair, NOBODY, 0x10, (4000, 8047), 79, seq.wrapping_add(2));
+    send(&pair, &stray);
+    resets.reaches(1);
+    acknowledge(&pair, 8047, seq.wrapping_add(1));
+    overflows.reaches(1);
+    let fates = trace.stop();
+    assert_fate(fates.only(8047), "pending", Some("accept_queue_full"), None);
 }
 
 #[test]
