@@ -10,13 +10,21 @@ const BARS: usize = 360;
 const VALUES: usize = 90;
 const TOP: usize = 34;
 
+/// A bar, with its label.
+pub struct Bar {
+    pub label: String,
+    pub stat: Stat,
+    /// tcpinspect's own bars have a colour.
+    pub is_ours: bool,
+}
+
 /// One horizontal bar for each median, with its quartiles as a line. It has a background of its
 /// own, because pages may be dark.
-pub fn svg(title: &str, bars: &[(String, Stat)]) -> String {
+pub fn svg(title: &str, bars: &[Bar]) -> String {
     let (width, height) = (LABELS + BARS + VALUES, TOP + ROW * bars.len() + 10);
     let largest = bars
         .iter()
-        .map(|(_, stat)| stat.high)
+        .map(|bar| bar.stat.high)
         .fold(f64::MIN_POSITIVE, f64::max);
     // A difference can be negative; the length of a bar can't.
     let scale = |value: f64| LABELS as f64 + value.max(0.0) / largest * BARS as f64;
@@ -27,7 +35,8 @@ pub fn svg(title: &str, bars: &[(String, Stat)]) -> String {
          <text x=\"10\" y=\"21\" font-weight=\"bold\">{}</text>\n",
         escape(title)
     );
-    for (at, (label, stat)) in bars.iter().enumerate() {
+    for (at, bar) in bars.iter().enumerate() {
+        let Bar { label, stat, .. } = bar;
         let top = TOP + at * ROW;
         let (text_y, middle) = (top + 16, top + ROW / 2);
         let end = scale(stat.median);
@@ -43,26 +52,12 @@ pub fn svg(title: &str, bars: &[(String, Stat)]) -> String {
             top + 3,
             end - LABELS as f64,
             ROW - 6,
-            if is_ours(label) { "#2a7ab0" } else { "#b8bec4" },
+            if bar.is_ours { "#2a7ab0" } else { "#b8bec4" },
             end.max(high) + 6.0,
             number(stat.median),
         );
     }
     out + "</svg>\n"
-}
-
-/// tcpinspect's own bars have a colour.
-fn is_ours(label: &str) -> bool {
-    [
-        "syn-count",
-        "port-monitor",
-        "connect-trace",
-        "flows",
-        "ring,",
-        "perf,",
-    ]
-    .iter()
-    .any(|command| label.contains(command))
 }
 
 fn number(value: f64) -> String {

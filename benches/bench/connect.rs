@@ -219,9 +219,7 @@ fn show(what: &str, file: &str, none: Stat, results: &[Measured]) {
         &["attached", "caller, less none", "over none", "tool itself"],
         &rows,
     );
-    let chart = results
-        .iter()
-        .map(|it| (it.contender.name.to_owned(), it.difference()));
+    let chart = results.iter().map(|it| it.contender.bar(it.difference()));
     bars(
         file,
         &format!("CPU time added to a {what}, µs"),

@@ -14,6 +14,7 @@ use libbpf_rs::Program;
 use serde_json::Value;
 
 use crate::Effort;
+use crate::chart::Bar;
 use crate::plain::test_run;
 use crate::report::{bars, bound, table, target};
 use crate::stat::Stat;
@@ -64,7 +65,11 @@ fn saturation(effort: Effort) -> Result<bool> {
                     stat(Outcome::line_ns).to_string(),
                     stat(|outcome| outcome.producer_ns).to_string(),
                 ]);
-                chart.push((format!("{buffer}, {format}, {to}"), delivered));
+                chart.push(Bar {
+                    label: format!("{buffer}, {format}, {to}"),
+                    stat: delivered,
+                    is_ours: true,
+                });
                 if buffer == "ring" {
                     lines_of_ring.push(delivered.median);
                     within &= bound(

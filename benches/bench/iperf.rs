@@ -93,7 +93,7 @@ pub fn run(effort: Effort) -> Result<bool> {
             Stat::of(rates).to_string(),
             kept.to_string(),
         ]);
-        chart.push((contender.name.to_owned(), kept));
+        chart.push(contender.bar(kept));
         medians.push((contender.name, kept.median));
     }
     table(

@@ -81,9 +81,7 @@ pub fn run(effort: Effort) -> Result<bool> {
         &HEAD,
         &rows,
     );
-    let shown = results
-        .iter()
-        .map(|(name, all)| ((*name).to_owned(), Stat::of(all.kept.clone())));
+    let shown = results.iter().map(|(name, all)| all.bar(name));
     bars(
         "loss",
         "SYN flood that nftables drops: rate kept (nothing attached = 1)",
@@ -122,7 +120,7 @@ fn measure(
     }
     let mut results: Vec<_> = wanted
         .filter(|contender| contender.absent().is_none())
-        .map(|contender| (contender, Outcome::default()))
+        .map(|contender| (contender, Outcome::of(contender)))
         .collect();
     for round in 0..effort.rounds {
         let mut before = flood()?;

@@ -17,6 +17,7 @@ use tcpinspect::skel::port_monitor::PortMonitorSkelBuilder;
 use tcpinspect::skel::syn_count::SynCountSkelBuilder;
 
 use crate::Effort;
+use crate::chart::Bar;
 use crate::common::bpf::leave_out;
 use crate::plain::{self, find, test_run};
 use crate::report::{bars, bound, table, target};
@@ -251,16 +252,21 @@ fn two_cores(effort: Effort, programs: [&ProgramMut<'_>; 3], one: &Costs) -> Res
         0.4,
         true,
     );
-    let chart = rows.map(|(name, one, two)| {
-        [
-            (format!("{name}, 1 core"), one),
-            (format!("{name}, 2 cores"), two),
-        ]
-    });
+    let chart = rows
+        .into_iter()
+        .zip([false, true])
+        .flat_map(|(row, is_ours)| {
+            let (name, one, two) = row;
+            [("1 core", one), ("2 cores", two)].map(|(cores, stat)| Bar {
+                label: format!("{name}, {cores}"),
+                stat,
+                is_ours,
+            })
+        });
     bars(
         "program",
         "XDP, IPv4 SYN: ns per packet over an empty program",
-        &chart.concat(),
+        &chart.collect::<Vec<_>>(),
     );
     Ok(bound(
         "SYN on two cores, syn-count over an empty program, ns / ns",

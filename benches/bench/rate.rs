@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::Effort;
+use crate::chart::Bar;
 use crate::plain;
 use crate::report::{bars, bound, table, target};
 use crate::stat::Stat;
@@ -65,8 +66,9 @@ const CONTENDERS: [Contender; 14] = [
 const PLAIN: &str = "plain TC program, event for each SYN";
 
 /// What became of a flood.
-#[derive(Default)]
 pub struct Outcome {
+    /// One of our commands was attached.
+    is_ours: bool,
     /// The rate, where nothing attached is 1.
     pub kept: Vec<f64>,
     /// The share of the sent packets that the tool has seen.
@@ -76,6 +78,25 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Nothing is measured yet.
+    pub fn of(contender: &Contender) -> Self {
+        Self {
+            is_ours: contender.is_ours(),
+            kept: Vec::new(),
+            seen: Vec::new(),
+            cpu: Vec::new(),
+        }
+    }
+
+    /// Its bar in a chart of the rates.
+    pub fn bar(&self, name: &str) -> Bar {
+        Bar {
+            label: name.to_owned(),
+            stat: Stat::of(self.kept.clone()),
+            is_ours: self.is_ours,
+        }
+    }
+
     /// Its row in a table with [`HEAD`].
     pub fn row(&self, name: &str) -> Vec<String> {
         let seen = self.seen.clone();
@@ -122,9 +143,7 @@ pub fn run(effort: Effort) -> Result<bool> {
         &HEAD,
         &rows,
     );
-    let shown = full
-        .iter()
-        .map(|(name, all)| ((*name).to_owned(), Stat::of(all.kept.clone())));
+    let shown = full.iter().map(|(name, all)| all.bar(name));
     bars(
         "rate",
         "SYN flood over veth: rate kept (nothing attached = 1)",
@@ -231,7 +250,7 @@ fn measure(
         if contender.absent().is_some() || effort.short && !is_own {
             continue;
         }
-        results.push((contender, Outcome::default()));
+        results.push((contender, Outcome::of(contender)));
     }
     for _ in 0..effort.rounds {
         let mut alone = world.flood(sender, count, rate)?;

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::Effort;
 use crate::capture_file::{self, FLAGS, SPORT};
+use crate::chart::Bar;
 use crate::common::frames::{ACK, SYN};
 use crate::report::{bars, bound, table, target};
 use crate::stat::Stat;
@@ -77,10 +78,15 @@ pub fn run(effort: Effort) -> Result<bool> {
         &["command", "M frames/s"],
         &rows.collect::<Vec<_>>(),
     );
+    let shown = results.iter().map(|(name, rate)| Bar {
+        label: name.clone(),
+        stat: *rate,
+        is_ours: name != TCPDUMP,
+    });
     bars(
         "replay",
         "Frames of a capture file, millions a second",
-        &results,
+        &shown.collect::<Vec<_>>(),
     );
     let of = |wanted: &str| {
         let found = results.iter().find(|(name, _)| name == wanted);

@@ -7,8 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
-use crate::chart;
-use crate::stat::Stat;
+use crate::chart::{self, Bar};
 
 /// What the parts have reported, for the document.
 static REPORT: Mutex<Report> = Mutex::new(Report {
@@ -144,7 +143,7 @@ pub fn table(title: &str, head: &[&str], rows: &[Vec<String>]) {
 }
 
 /// Draws bars; `file` is the name without its ending.
-pub fn bars(file: &str, title: &str, bars: &[(String, Stat)]) {
+pub fn bars(file: &str, title: &str, bars: &[Bar]) {
     if bars.is_empty() {
         return;
     }

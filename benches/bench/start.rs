@@ -150,9 +150,7 @@ fn show(results: &[Started], absent: &[Measured]) {
         &["command", "ms", "resident, MiB"],
         &rows.chain(none).collect::<Vec<_>>(),
     );
-    let chart = results
-        .iter()
-        .map(|it| (it.contender.name.to_owned(), it.times));
+    let chart = results.iter().map(|it| it.contender.bar(it.times));
     bars(
         "start",
         "From exec to attached, ms",

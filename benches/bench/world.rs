@@ -10,8 +10,10 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
+use crate::chart::Bar;
 use crate::common::Namespace;
 use crate::plain::{ATTACHED, LIVE_FRAMES, test_run};
+use crate::stat::Stat;
 
 /// The namespaces, gone when this is dropped.
 pub struct World {
@@ -317,6 +319,15 @@ impl Contender {
     /// Another tool.
     pub const fn peer(name: &'static str, line: &'static str, ready: Ready) -> Self {
         Self { name, line, ready }
+    }
+
+    /// Its bar in a chart.
+    pub fn bar(&self, stat: Stat) -> Bar {
+        Bar {
+            label: self.name.to_owned(),
+            stat,
+            is_ours: self.is_ours(),
+        }
     }
 
     /// Whether it is one of our commands.

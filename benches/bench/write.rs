@@ -165,7 +165,7 @@ fn rounds(
     );
     let chart = all
         .iter()
-        .map(|(one, all)| (one.name.to_owned(), Stat::of(all.kept.clone())));
+        .map(|(one, all)| one.bar(Stat::of(all.kept.clone())));
     bars(
         &format!("write-{file}"),
         &format!("{title}: {unit}"),
