@@ -5,26 +5,12 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use crate::common::net::{CLIENT4, Reaped, SERVER4};
+use crate::common::net::{CLIENT4, Reaped, SERVER4, listener, shared_listener};
 use crate::common::{Namespace, Pair, Tool, command, need};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
-    sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, socket,
 };
 use serde_json::Value;
-
-/// A listening socket with this backlog, which can't be chosen with the standard library.
-pub fn listener(addr: SocketAddr, backlog: i32) -> OwnedFd {
-    let family = match addr {
-        SocketAddr::V4(_) => AddressFamily::Inet,
-        SocketAddr::V6(_) => AddressFamily::Inet6,
-    };
-    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
-    setsockopt(&socket, sockopt::ReusePort, &true).unwrap();
-    bind(socket.as_raw_fd(), &SockaddrStorage::from(addr)).unwrap();
-    listen(&socket, Backlog::new(backlog).unwrap()).unwrap();
-    socket
-}
 
 fn once(namespace: &Namespace, args: &[&str]) -> Vec<Value> {
     let mut command = command(["listeners", "--once", "--json"]);
@@ -104,7 +90,7 @@ fn a_full_queue_its_process_and_its_drops_are_as_ss_and_nstat_say() {
 fn a_group_of_sockets_is_one_row_and_its_members_are_reported() {
     let namespace = need!(Namespace::new());
     let addr = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 8080));
-    let sockets = namespace.enter(|| [7, 8, 9].map(|backlog| listener(addr, backlog)));
+    let sockets = namespace.enter(|| [7, 8, 9].map(|backlog| shared_listener(addr, backlog)));
     let rows = once(&namespace, &[]);
     let [row] = rows.as_slice() else {
         panic!("one row: {rows:#?}")

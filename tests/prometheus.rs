@@ -84,7 +84,7 @@ fn hurried(text: &str) -> String {
 fn overflow(namespace: &Namespace, stop: &AtomicBool) {
     let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
     namespace.join();
-    let _listener = crate::listeners::listener(addr, 1);
+    let _listener = crate::common::net::listener(addr, 1);
     while !stop.load(Ordering::Relaxed) {
         let _ = TcpStream::connect_timeout(&addr, Duration::from_millis(20));
     }

@@ -13,13 +13,7 @@ mod servers;
 mod traffic;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
 
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, bind,
-    listen, socket,
-};
 use serde_json::Value;
 
 pub use traffic::{
@@ -27,6 +21,7 @@ pub use traffic::{
     with_neighbour,
 };
 
+use crate::common::net::listener;
 use crate::common::{Namespace, Output, Tool, wait_for};
 
 /// A running accept-trace.
@@ -132,27 +127,6 @@ fn assert_fate(line: &Value, fate: &str, reason: Option<&str>, from: Option<&str
     if let Some(from) = from {
         assert_eq!(line["reason_from"], from, "{line}");
     }
-}
-
-/// A socket that listens with this backlog, made in the namespace of the calling thread.
-pub fn listener(addr: SocketAddr, backlog: i32) -> OwnedFd {
-    let family = match addr {
-        SocketAddr::V4(_) => AddressFamily::Inet,
-        SocketAddr::V6(_) => AddressFamily::Inet6,
-    };
-    let fd = socket(
-        family,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::Tcp,
-    )
-    .unwrap();
-    match addr {
-        SocketAddr::V4(addr) => bind(fd.as_raw_fd(), &SockaddrIn::from(addr)).unwrap(),
-        SocketAddr::V6(addr) => bind(fd.as_raw_fd(), &SockaddrIn6::from(addr)).unwrap(),
-    }
-    listen(&fd, Backlog::new(backlog).unwrap()).unwrap();
-    fd
 }
 
 /// A counter of the namespace, as nstat names it.

@@ -2,12 +2,16 @@
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Child;
 use std::sync::Arc;
 use std::thread;
 
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
+    sockopt,
+};
 
 use super::{run, try_run};
 
@@ -19,6 +23,29 @@ pub const SERVER4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 pub const CLIENT6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
 /// The server's end of a [`Pair`].
 pub const SERVER6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2);
+
+/// A socket of the calling thread's namespace that listens with this backlog, which can't be chosen
+/// with the standard library.
+pub fn listener(addr: SocketAddr, backlog: i32) -> OwnedFd {
+    listening(addr, backlog, false)
+}
+
+/// The same, where several sockets can listen on one address (SO_REUSEPORT).
+pub fn shared_listener(addr: SocketAddr, backlog: i32) -> OwnedFd {
+    listening(addr, backlog, true)
+}
+
+fn listening(addr: SocketAddr, backlog: i32, is_shared: bool) -> OwnedFd {
+    let family = match addr {
+        SocketAddr::V4(_) => AddressFamily::Inet,
+        SocketAddr::V6(_) => AddressFamily::Inet6,
+    };
+    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    setsockopt(&socket, sockopt::ReusePort, &is_shared).unwrap();
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(addr)).unwrap();
+    listen(&socket, Backlog::new(backlog).unwrap()).unwrap();
+    socket
+}
 
 /// A network namespace without a name: when the last descriptor and process that refers to it is
 /// gone, the kernel removes it with all that it contains, however the test ends.

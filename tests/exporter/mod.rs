@@ -211,7 +211,7 @@ fn every_figure_is_exact() {
 fn drops_at_a_full_queue_are_attempts_and_drops_of_the_listener() {
     let pair = need!(Pair::new());
     let addr = SocketAddr::from((SERVER4, 80));
-    let _listener = pair.server.enter(|| crate::listeners::listener(addr, 1));
+    let _listener = pair.server.enter(|| crate::common::net::listener(addr, 1));
     let exporter = Exporter::start(&pair.server, &["vs", "--collect", "listeners,accept"]);
     let queue = "tcpinspect_accept_queue_length{addr=\"10.77.0.2\",port=\"80\"}";
     let connect = || TcpStream::connect(addr).unwrap();

@@ -6,12 +6,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::crafted;
 use super::parity::{
-    COUNT_TC, COUNT_XDP, CaptureFile, MONITOR, event, for_each, hex, payload, seed, times,
+    COUNT_TC, COUNT_XDP, CaptureFile, FLAGS, MONITOR, event, for_each, hex, payload, seed, times,
 };
 use crate::oracle::frames::{Ipv4, Ipv6, Random, Segment, on_link, tcp_between, vlan};
 use crate::oracle::{Link, Tcp, is_syn, judge};
-
-const FLAGS: [&str; 8] = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
 
 /// Addresses that prefixes of every length distinguish.
 const ADDRESSES: [&str; 16] = [

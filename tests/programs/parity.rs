@@ -31,6 +31,9 @@ pub const MONITOR: &[&str] = &["port-monitor", "--json"];
 pub const MONITOR_PERF: &[&str] = &["port-monitor", "--json", "--buffer", "perf"];
 pub const PROGRAMS: [&[&str]; 4] = [COUNT, COUNT_XDP, COUNT_TC, MONITOR];
 
+/// The names of the TCP flags, from the lowest bit on.
+pub const FLAGS: [&str; 8] = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
+
 /// The longest frame that the tool takes from a file.
 pub const LONGEST_FRAME: usize = 262_144;
 
@@ -135,7 +138,6 @@ pub fn verdicts(found: impl IntoIterator<Item = Verdict>) -> Value {
 /// nanoseconds hold (in a capture from the year 4139, say) is shown as the end of that range.
 pub fn event(tcp: &Tcp, ts_ns: i128) -> Value {
     let ts_ns = ts_ns.clamp(i64::MIN.into(), i64::MAX.into());
-    const FLAGS: [&str; 8] = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
     let flags = (0..8).filter(|bit| tcp.flags & 1 << bit != 0);
     let flags: Vec<&str> = flags.map(|bit| FLAGS[bit]).collect();
     let mac = |mac: Option<[u8; 6]>| mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
