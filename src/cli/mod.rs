@@ -23,14 +23,14 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 
 pub use self::accept_trace::{AcceptBy, AcceptHistogram, AcceptTraceArgs};
 pub use self::check::CheckArgs;
-pub use self::connect_trace::{BackendChoice, ConnectBy, ConnectHistogram, ConnectTraceArgs};
+pub use self::connect_trace::{BackendChoice, ConnectBy, ConnectTraceArgs};
 pub use self::exporter::{CollectorChoice, ExporterArgs};
 pub use self::flows::{FlowHistogram, FlowsArgs};
 pub use self::listeners::ListenersArgs;
 pub use self::loss_trace::{LossByChoice, LossKindChoice, LossTraceArgs};
 use self::manual::Page;
-pub use self::output::{BufferArgs, BufferChoice, OutputArgs, OutputFormat, RunArgs};
-pub use self::packets::{AddressArgs, DirectionChoice, NetnsArgs, PacketArgs, RecordingArgs};
+pub use self::output::{BufferArgs, BufferChoice, OutputFormat, RunArgs};
+pub use self::packets::{DirectionChoice, PacketArgs, RecordingArgs};
 pub use self::port_monitor::PortMonitorArgs;
 pub use self::syn_count::{CountMode, SynCountArgs};
 use crate::failure::Failure;

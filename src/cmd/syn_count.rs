@@ -20,6 +20,7 @@ use crate::output::clock::UnixNanos;
 use crate::output::columns::widest;
 use crate::output::summary::Summary;
 use crate::output::syn_count::{CountAlert, CountColumn, CountWriter, KeyFigures, SynCounts};
+use crate::run::counts::TABLES_ARE_FULL;
 use crate::run::packet::{Live, LoadTarget, Options, PacketCommand, Replay};
 use crate::run::replay::AroundFrames;
 use crate::run::session::{Session, Wake, next_due};
@@ -389,9 +390,7 @@ impl Counter<'_> {
         self.report_alerts(session, writer, ended.at, delta, ended.cut_short);
         if untracked > 0 && !self.is_full {
             self.is_full = true;
-            session.notices.notice(
-                "more keys than the tables hold: the least busy ones are counted in the total only, as untracked",
-            );
+            session.notices.notice(TABLES_ARE_FULL);
         }
     }
 

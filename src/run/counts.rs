@@ -9,6 +9,9 @@ use crate::skel::CountKey;
 use crate::sys::key_tables::KeyTables;
 use crate::sys::link;
 
+/// The notice that keys found no room.
+pub(crate) const TABLES_ARE_FULL: &str = "more keys than the tables hold: the least busy ones are counted in the total only, as untracked";
+
 /// The counts by key of a run.
 pub(crate) struct KeyCounts<'a> {
     /// Writes them.
@@ -115,9 +118,7 @@ impl<'a> KeyCounts<'a> {
         session.flush();
         if untracked > 0 && !self.is_full {
             self.is_full = true;
-            session.notices.notice(
-                "more keys than the tables hold: the least busy ones are counted in the total only, as untracked",
-            );
+            session.notices.notice(TABLES_ARE_FULL);
         }
     }
 }

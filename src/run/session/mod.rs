@@ -15,7 +15,7 @@ use jiff::tz::TimeZone;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use self::hooks::FollowedHook;
-pub use self::wait::{InputWait, Wake, next_due};
+pub use self::wait::{Wake, next_due};
 use crate::attach::load;
 use crate::capture::recorder::Recorder;
 use crate::cli::{OutputFormat, RunArgs};
