@@ -385,7 +385,7 @@ fn run_tests(options: &Options) -> Result<bool> {
                 }
             }
             // The other kernels are still worth running.
-            Err(error) => runs.push(failed_run(series, series.name, "-", &error)),
+            Err(error) => runs.push(failed_run(series, series.name, None, &error)),
         }
     }
     // Guests with few tests come last, so that all processors stay busy until the end.
@@ -632,7 +632,7 @@ fn run_guest(
     let arguments = format!("{} {}", mode.test_arguments(filters), part.arguments());
     let (mut finished, mut results) = match attempt(&what, arguments) {
         Ok(both) => both,
-        Err(error) => return failed_run(series, name, mode.name(), &error),
+        Err(error) => return failed_run(series, name, Some(mode), &error),
     };
     let failed = results.failed();
     if results.problems.is_empty() && (1..=SECOND_ATTEMPTS).contains(&failed.len()) {
@@ -649,7 +649,7 @@ fn run_guest(
     let run = Run {
         series: series.name.to_owned(),
         kernel: name.clone(),
-        mode: mode.name(),
+        mode: Some(mode),
         // Tests that are chosen by name may run in one guest only.
         needs_backends: mode == Mode::Default && part.has_backends() && filters.is_empty(),
         needs_tests: filters.is_empty(),
@@ -665,7 +665,7 @@ fn run_guest(
 }
 
 /// A guest that could not even be started.
-fn failed_run(series: &Series, name: &str, mode: &'static str, error: &anyhow::Error) -> Run {
+fn failed_run(series: &Series, name: &str, mode: Option<Mode>, error: &anyhow::Error) -> Run {
     let problems = vec![format!("{error:#}")];
     Run {
         series: series.name.to_owned(),

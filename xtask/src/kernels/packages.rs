@@ -50,7 +50,8 @@ impl Archives {
             }
         }
         bail!(
-            "no {flavour:?} kernel {} is available: {}",
+            "no {} kernel {} is available: {}",
+            flavour.name(),
             series.name,
             reasons.join("; ")
         )
@@ -63,8 +64,7 @@ impl Archives {
         flavour: Flavour,
         newest: &Stanza,
     ) -> Result<Package> {
-        let flavour = format!("{flavour:?}").to_lowercase();
-        let home = self.cache.join(series).join(flavour);
+        let home = self.cache.join(series).join(flavour.name());
         let root = home.join("root");
         let package = Package {
             version: newest.version.clone(),

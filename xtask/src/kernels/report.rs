@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
+use super::guest::Mode;
 use super::output::{BACKENDS, Outcome, Results, Test};
 
 /// A reason for which a test may be skipped.
@@ -19,7 +20,8 @@ pub struct Run {
     pub series: String,
     /// The kernel's full version.
     pub kernel: String,
-    pub mode: &'static str,
+    /// `None` if its kernel could not even be fetched.
+    pub mode: Option<Mode>,
     /// Whether each backend must have a test that passed.
     pub needs_backends: bool,
     /// Whether a run without a single test is a failure.
@@ -29,6 +31,10 @@ pub struct Run {
 }
 
 impl Run {
+    fn mode_name(&self) -> &'static str {
+        self.mode.map_or("-", Mode::name)
+    }
+
     fn has_passed_on(&self, backend: &str) -> bool {
         self.results.tests.iter().any(|test| {
             test.outcome == Outcome::Passed && test.backends.iter().any(|have| have == backend)
@@ -132,7 +138,10 @@ pub fn render(runs: &[Run], allowed: &[AllowedSkip]) -> String {
             if let Outcome::Skipped(why) = &test.outcome {
                 let by = format!(
                     "{} {} {}::{}",
-                    run.series, run.mode, test.program, test.name
+                    run.series,
+                    run.mode_name(),
+                    test.program,
+                    test.name
                 );
                 skips.entry(why).or_default().insert(by);
             }
@@ -153,13 +162,13 @@ pub fn render(runs: &[Run], allowed: &[AllowedSkip]) -> String {
     }
     for run in runs {
         for name in &run.results.unsteady {
-            let _ = writeln!(text, "  {} {}: {name}", run.series, run.mode);
+            let _ = writeln!(text, "  {} {}: {name}", run.series, run.mode_name());
         }
     }
 
     let faults = runs.iter().flat_map(|run| {
         let faults = run.faults(allowed).into_iter();
-        faults.map(move |fault| format!("  {} {}: {fault}\n", run.series, run.mode))
+        faults.map(move |fault| format!("  {} {}: {fault}\n", run.series, run.mode_name()))
     });
     let faults: String = faults.collect();
     if !faults.is_empty() {
@@ -196,7 +205,7 @@ fn rows_of(run: &Run) -> Vec<Vec<String>> {
         };
         rows.push(vec![
             run.kernel.clone(),
-            run.mode.to_owned(),
+            run.mode_name().to_owned(),
             backend.unwrap_or("-").to_owned(),
             count(|outcome| *outcome == Outcome::Passed),
             count(|outcome| *outcome == Outcome::Failed),

@@ -25,3 +25,14 @@ pub enum Flavour {
     Generic,
     Rt,
 }
+
+impl Flavour {
+    /// The name of its directory.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cloud => "cloud",
+            Self::Generic => "generic",
+            Self::Rt => "rt",
+        }
+    }
+}

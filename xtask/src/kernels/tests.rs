@@ -31,7 +31,7 @@ fn run(text: &str) -> Run {
     Run {
         series: "6.1".to_owned(),
         kernel: "6.1.0-1-amd64 (6.1.5-1)".to_owned(),
-        mode: "default",
+        mode: Some(Mode::Default),
         needs_backends: false,
         needs_tests: true,
         seconds: 9,
@@ -177,14 +177,14 @@ fn the_parts_of_a_kernel_are_one_run_with_the_faults_of_each() {
         ..run(text)
     };
     let other_mode = Run {
-        mode: "paranoid3",
+        mode: Some(Mode::Paranoid),
         ..run(GOOD)
     };
     let runs = merge(vec![run(GOOD), part, other_mode]);
     let [whole, other] = &runs[..] else {
         panic!("{} runs", runs.len());
     };
-    assert_eq!(other.mode, "paranoid3");
+    assert_eq!(other.mode, Some(Mode::Paranoid));
     assert_eq!((other.results.tests.len(), other.seconds), (4, 9));
     assert_eq!((whole.results.tests.len(), whole.seconds), (5, 18));
     let faults = whole.faults(&[]).join("\n");
