@@ -3,8 +3,11 @@
 
 use std::fmt::Write;
 
-use crate::domain::flow::{self, ConnState};
+use crate::domain::flow::{self, ConnState, Outcome, TcpState};
+use crate::domain::incoming::Fate;
 use crate::domain::packet::FLAG_LETTERS;
+use crate::domain::reasons::name_of_ours;
+use crate::skel::{AcceptFate, AcceptReason};
 
 /// A command line, and what it is for.
 type Example = (&'static str, &'static str);
@@ -336,21 +339,27 @@ const PAGES: &[(&str, Page)] = &[
                 (
                     "States (STATE), as RFC 9293 names them",
                     &[
-                        ("SYN-SENT", "a SYN has no answer yet"),
-                        ("SYN-RECEIVED", "the SYN was answered by SYN-ACK"),
-                        ("ESTABLISHED", "both ends may send"),
-                        ("FIN-WAIT-1", "one end has sent FIN"),
+                        (TcpState::SynSent.name(), "a SYN has no answer yet"),
                         (
-                            "FIN-WAIT-2",
+                            TcpState::SynReceived.name(),
+                            "the SYN was answered by SYN-ACK",
+                        ),
+                        (TcpState::Established.name(), "both ends may send"),
+                        (TcpState::FinWait1.name(), "one end has sent FIN"),
+                        (
+                            TcpState::FinWait2.name(),
                             "that FIN was acknowledged; the other end may still send",
                         ),
                         (
-                            "CLOSING",
+                            TcpState::Closing.name(),
                             "both ends have sent FIN, neither is acknowledged",
                         ),
-                        ("LAST-ACK", "both ends have sent FIN, one is acknowledged"),
-                        ("TIME-WAIT", "both FINs were acknowledged"),
-                        ("CLOSED", "an end has sent RST"),
+                        (
+                            TcpState::LastAck.name(),
+                            "both ends have sent FIN, one is acknowledged",
+                        ),
+                        (TcpState::TimeWait.name(), "both FINs were acknowledged"),
+                        (TcpState::Closed.name(), "an end has sent RST"),
                     ],
                 ),
                 (
@@ -374,26 +383,26 @@ const PAGES: &[(&str, Page)] = &[
                     "Why a line was written (END)",
                     &[
                         (
-                            "closed",
+                            Outcome::Closed.name(),
                             "both sides have closed, or one has reset the connection",
                         ),
                         (
-                            "unanswered",
+                            Outcome::Unanswered.name(),
                             "no answer for --attempt-timeout; if more packets follow, there is another line, whose CONN ends with +",
                         ),
                         (
-                            "idle",
+                            Outcome::Idle.name(),
                             "no packet for --idle-timeout, or for a minute after an unanswered SYN or after both FINs",
                         ),
                         (
-                            "replaced",
+                            Outcome::Replaced.name(),
                             "a new connection with the same addresses and ports began",
                         ),
                         (
-                            "evicted",
+                            Outcome::Evicted.name(),
                             "removed early to make room in the table; see --max-flows",
                         ),
-                        ("open", "the run ended first"),
+                        (Outcome::Open.name(), "the run ended first"),
                     ],
                 ),
             ],
@@ -429,56 +438,80 @@ const PAGES: &[(&str, Page)] = &[
                     "Fates",
                     &[
                         (
-                            "accepted",
+                            Fate(AcceptFate::FATE_ACCEPTED).name(),
                             "by PID, WAIT_US microseconds after the handshake",
                         ),
                         (
-                            "refused",
+                            Fate(AcceptFate::FATE_REFUSED).name(),
                             "answered with a RST: nobody listens, or a firewall rejects it",
                         ),
                         (
-                            "dropped",
+                            Fate(AcceptFate::FATE_DROPPED).name(),
                             "a packet of the handshake was dropped on this machine",
                         ),
-                        ("unanswered", "the client never acknowledged the answer"),
-                        ("reset", "by the client, before it was accepted"),
                         (
-                            "aborted",
+                            Fate(AcceptFate::FATE_UNANSWERED).name(),
+                            "the client never acknowledged the answer",
+                        ),
+                        (
+                            Fate(AcceptFate::FATE_RESET).name(),
+                            "by the client, before it was accepted",
+                        ),
+                        (
+                            Fate(AcceptFate::FATE_ABORTED).name(),
                             "the listening socket was closed before the connection was accepted",
                         ),
-                        ("forwarded", "to another machine or network namespace"),
-                        ("pending", "the run ended before the outcome was known"),
+                        (
+                            Fate(AcceptFate::FATE_FORWARDED).name(),
+                            "to another machine or network namespace",
+                        ),
+                        (
+                            Fate(AcceptFate::FATE_PENDING).name(),
+                            "the run ended before the outcome was known",
+                        ),
                     ],
                 ),
                 (
                     "Reasons that are not the kernel's (REASON)",
                     &[
-                        ("no_listener", "nothing listens on that port"),
                         (
-                            "accept_queue_full",
+                            name_of_ours(AcceptReason::REASON_NO_LISTENER),
+                            "nothing listens on that port",
+                        ),
+                        (
+                            name_of_ours(AcceptReason::REASON_ACCEPT_QUEUE_FULL),
                             "the process accepts too slowly; after the colon, the least time that the queue has been full",
                         ),
                         (
-                            "syn_queue_full",
+                            name_of_ours(AcceptReason::REASON_SYN_QUEUE_FULL),
                             "too many half-open connections, and SYN cookies are off",
                         ),
                         (
-                            "no_route_back",
+                            name_of_ours(AcceptReason::REASON_NO_ROUTE_BACK),
                             "there is no route to the source of the SYN",
                         ),
-                        ("no_final_ack", "the answer was sent and never acknowledged"),
-                        ("peer_reset", "the client sent a RST"),
-                        ("listener_closed", "the listening socket was closed"),
                         (
-                            "table_full",
+                            name_of_ours(AcceptReason::REASON_NO_FINAL_ACK),
+                            "the answer was sent and never acknowledged",
+                        ),
+                        (
+                            name_of_ours(AcceptReason::REASON_PEER_RESET),
+                            "the client sent a RST",
+                        ),
+                        (
+                            name_of_ours(AcceptReason::REASON_LISTENER_CLOSED),
+                            "the listening socket was closed",
+                        ),
+                        (
+                            name_of_ours(AcceptReason::REASON_TABLE_FULL),
                             "it was removed to make room in the table of attempts; its fate is pending",
                         ),
                         (
-                            "time_wait",
+                            name_of_ours(AcceptReason::REASON_TIME_WAIT),
                             "the SYN met an earlier connection of the client from the same port, which is in TIME_WAIT",
                         ),
                         (
-                            "not_unicast",
+                            name_of_ours(AcceptReason::REASON_NOT_UNICAST),
                             "the SYN was sent by broadcast or multicast, which TCP does not take",
                         ),
                     ],

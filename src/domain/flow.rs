@@ -33,7 +33,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// The name in text and JSON.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Live => "live",
             Self::Unanswered => "unanswered",
@@ -93,7 +93,7 @@ pub enum TcpState {
 
 impl TcpState {
     /// The name in RFC 9293.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::SynSent => "SYN-SENT",
             Self::SynReceived => "SYN-RECEIVED",

@@ -28,8 +28,11 @@ pub struct Fate(pub AcceptFate);
 
 impl Fate {
     /// Its name.
-    pub fn name(self) -> &'static str {
-        FATES.get(self.0.0 as usize).copied().unwrap_or("none")
+    pub const fn name(self) -> &'static str {
+        match FATES.len() > self.0.0 as usize {
+            true => FATES[self.0.0 as usize],
+            false => "none",
+        }
     }
 
     /// Whether an attempt with this fate has failed on this host.

@@ -19,6 +19,11 @@ const OURS: [&str; 10] = [
 const _: () =
     assert!(OURS.len() as u32 == AcceptReason::REASON_END.0 - AcceptReason::REASON_OURS.0);
 
+/// The name of a reason that is not the kernel's.
+pub const fn name_of_ours(reason: AcceptReason) -> &'static str {
+    OURS[(reason.0 - AcceptReason::REASON_OURS.0) as usize]
+}
+
 /// Why a kernel function drops segments. It is inferred from the function where the kernel gives no
 /// reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
