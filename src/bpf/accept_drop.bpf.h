@@ -250,7 +250,7 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 		else
 			on_ack_dropped(ctx, &s, &key, known, reason, place);
 	}
-	/* It has answered this segment. */
+	/* A RST answers only the segment that is freed right after it was sent. */
 	last_sent_rst()->valid = false;
 	return 0;
 }

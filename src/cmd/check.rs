@@ -231,7 +231,7 @@ fn report_commands(
     backends: &[(Backend, Option<String>)],
     notices: Notices,
 ) -> Result<()> {
-    let buffer = BufferKind::choose(BufferChoice::Auto)?.name();
+    let buffer = BufferKind::choose(BufferChoice::Auto).name();
     report.command(
         "syn-count",
         match (interface, trials.xdp) {

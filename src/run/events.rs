@@ -23,11 +23,8 @@ pub enum BufferKind {
 
 impl BufferKind {
     /// The kind to use. With `auto`, it tries whether the kernel has ring buffers.
-    ///
-    /// # Errors
-    /// None at present.
-    pub fn choose(choice: BufferChoice) -> Result<Self> {
-        Ok(match choice {
+    pub fn choose(choice: BufferChoice) -> Self {
+        match choice {
             BufferChoice::Ring => Self::Ring,
             BufferChoice::Perf => Self::Perf,
             BufferChoice::Auto => {
@@ -37,7 +34,7 @@ impl BufferKind {
                     Ok(false) => Self::Perf,
                 }
             }
-        })
+        }
     }
 
     /// The name in messages.

@@ -256,7 +256,7 @@ pub fn run<C: PacketCommand>(command: &C) -> Result<Exit, Failure> {
     )?;
     record(&mut session, options, destination, &interfaces)?;
     let slots = load::packet_slots()?;
-    let buffer = choose_buffer(options)?;
+    let buffer = choose_buffer(options);
     let mut storage = storage_for(&interfaces);
     let prepared = prepare_links(command, &interfaces);
     let mut skels = load_all(command, &interfaces, &mut storage)?;
@@ -343,7 +343,7 @@ pub fn load_all<'obj, C: PacketCommand>(
     storage: &'obj mut [MaybeUninit<OpenObject>],
 ) -> Result<Vec<C::Skel<'obj>>, Failure> {
     let options = command.options();
-    let buffer = choose_buffer(options)?;
+    let buffer = choose_buffer(options);
     let slots = load::packet_slots()?;
     let mut skels = Vec::<C::Skel<'obj>>::new();
     for (interface, storage) in interfaces.iter().zip(storage) {
@@ -386,7 +386,7 @@ pub fn attach_all<C: PacketCommand>(
     Ok(attached)
 }
 
-fn choose_buffer(options: Options<'_>) -> Result<BufferKind> {
+fn choose_buffer(options: Options<'_>) -> BufferKind {
     let choice = options
         .buffer
         .map_or(BufferChoice::Ring, |args| args.buffer);
@@ -423,7 +423,7 @@ pub fn rehearse<C: PacketCommand>(
         replay: false,
         replay_batch: false,
         interfaces: &[],
-        buffer: choose_buffer(options)?,
+        buffer: choose_buffer(options),
         slots: load::packet_slots()?,
         options,
     };
@@ -769,7 +769,7 @@ fn run_on_file<C: PacketCommand>(
     let mut session = Session::new(options.run)?;
     record(&mut session, options, destination, &[])?;
     let slots = load::packet_slots()?;
-    let buffer = choose_buffer(options)?;
+    let buffer = choose_buffer(options);
     let target = LoadTarget {
         position: 0,
         is_raw_ip: false,

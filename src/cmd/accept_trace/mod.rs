@@ -57,7 +57,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     let mut shown = Reports::new(args)?;
     let interfaces = session.interfaces(args.interfaces(), interface_hints::interface_hint)?;
     load::possible_cpus()?;
-    let buffer = BufferKind::choose(args.buffer.buffer)?;
+    let buffer = BufferKind::choose(args.buffer.buffer);
     let mut storage = [const { MaybeUninit::uninit() }; 2];
     let mut owners_storage = MaybeUninit::uninit();
     let notices = session.notices;

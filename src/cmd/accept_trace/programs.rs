@@ -383,7 +383,7 @@ pub fn rehearse(
     interface: Option<&Interface>,
     notices: Notices,
 ) -> Result<Rehearsed, Failure> {
-    let buffer = BufferKind::choose(args.buffer.buffer)?;
+    let buffer = BufferKind::choose(args.buffer.buffer);
     let mut storage = [const { MaybeUninit::uninit() }; 2];
     let interfaces = interface.into_iter().cloned().collect::<Vec<_>>();
     let has_none = interfaces.is_empty();

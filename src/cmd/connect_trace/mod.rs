@@ -46,7 +46,7 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
     let mut session = Session::new(&args.run)?;
     args.netns.enter()?;
     load::possible_cpus()?;
-    let buffer = BufferKind::choose(args.buffer.buffer)?;
+    let buffer = BufferKind::choose(args.buffer.buffer);
 
     // One for each load: the skeleton that is kept borrows its own.
     let mut storage = [const { MaybeUninit::uninit() }; ATTEMPTS];
@@ -292,7 +292,7 @@ impl ConnectHandler {
 /// # Errors
 /// A run would fail in the same way.
 pub fn rehearse(args: &ConnectTraceArgs, notices: Notices) -> Result<Backend, Failure> {
-    let buffer = BufferKind::choose(args.buffer.buffer)?;
+    let buffer = BufferKind::choose(args.buffer.buffer);
     let mut storage = [const { MaybeUninit::uninit() }; ATTEMPTS];
     Ok(choose(args, buffer, &mut storage, notices)?.backend)
 }

@@ -59,7 +59,7 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
     let tables = Size::of(load::possible_cpus()?);
     let lines = Lines::new(args)?;
     record(&mut session, args)?;
-    let buffer = BufferKind::choose(args.buffer.buffer)?;
+    let buffer = BufferKind::choose(args.buffer.buffer);
     let kernel = Kernel::look()?;
     kernel.check_reasons(&args.reason)?;
     kernel.say_what_is_missing(session.notices);

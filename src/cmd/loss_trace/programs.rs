@@ -471,7 +471,7 @@ pub fn rehearse(
     args: &LossTraceArgs,
     interface: Option<&Interface>,
 ) -> Result<(String, Option<String>), Failure> {
-    let buffer = BufferKind::choose(args.buffer.buffer)?;
+    let buffer = BufferKind::choose(args.buffer.buffer);
     let kernel = Kernel::look()?;
     let mut storage = MaybeUninit::uninit();
     let target = LoadOptions {

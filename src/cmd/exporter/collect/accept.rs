@@ -41,7 +41,7 @@ impl<'obj> AcceptCollector<'obj> {
     ) -> Result<Self, Failure> {
         let mut args = arguments::<AcceptTraceArgs>(&[])?;
         args.exporting = true;
-        let buffer = BufferKind::choose(args.buffer.buffer)?;
+        let buffer = BufferKind::choose(args.buffer.buffer);
         let prepared = PreparedLinks::both_directions(interfaces);
         let programs = Programs::load(&args, buffer, interfaces, storage, session.notices)?;
         let first = programs.skels.first().context("there is no interface")?;

@@ -30,7 +30,7 @@ impl<'obj> ConnectCollector<'obj> {
         args.exporting = true;
         args.accept = has_flows;
         args.close = has_flows;
-        let buffer = BufferKind::choose(args.buffer.buffer)?;
+        let buffer = BufferKind::choose(args.buffer.buffer);
         let tracer = connect_trace::choose(&args, buffer, storage, notices)?;
         export::prepare(&tracer.skel.maps.export_counts)?;
         Ok(Self {

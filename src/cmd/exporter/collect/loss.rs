@@ -30,7 +30,7 @@ impl<'obj> LossCollector<'obj> {
     pub fn load(storage: &'obj mut MaybeUninit<OpenObject>) -> Result<Self, Failure> {
         let mut args = arguments::<LossTraceArgs>(&[])?;
         args.exporting = true;
-        let buffer = BufferKind::choose(args.buffer.buffer)?;
+        let buffer = BufferKind::choose(args.buffer.buffer);
         let kernel = Kernel::look()?;
         // Only kernels without reasons need it here.
         let mut symbols = KernelSymbols::open().unwrap_or_else(|_| KernelSymbols::none());
