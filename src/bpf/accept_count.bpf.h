@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Counts fates by key in the kernel, or the times of accepted attempts in histograms. */
+/* In the kernel, counts fates by key, or adds the times of accepted attempts to histograms. */
 #ifndef TCPINSPECT_ACCEPT_COUNT_BPF_H
 #define TCPINSPECT_ACCEPT_COUNT_BPF_H
 
@@ -10,7 +10,9 @@
 const volatile enum accept_output accept_output = 0;
 const volatile enum accept_by accept_by = 0;
 
-/* Reasons are part of the key, because they are shown, or because user space filters by them. */
+/*
+ * Whether the reason is part of the key: because it is shown, or because user space filters by it.
+ */
 const volatile bool count_reasons = false;
 
 /* Which of the two tables the fates of this interval are counted in. User space empties the other.

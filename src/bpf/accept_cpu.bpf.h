@@ -6,9 +6,9 @@
 #include "accept_listener.bpf.h"
 
 /*
- * The destination of the last RST that this CPU sent. Right after sending it, in the same softirq,
- * the kernel frees the segment that it answers, whose source is this destination. The sequence
- * numbers of a RST do not always identify the attempt.
+ * The destination of the last RST that this CPU sent. Right after that, in the same softirq, the
+ * kernel frees the segment that the RST answers. So if that segment's source is this destination,
+ * the RST answers it. The sequence numbers of a RST do not always identify the attempt.
  */
 struct sent_rst {
 	__u8 addr[16];
@@ -42,7 +42,7 @@ static __always_inline struct sent_rst *last_sent_rst(void)
 
 /*
  * Records when a SYN came. The time is written before the jiffy: a program that interrupts this one
- * must not take a time of an earlier jiffy for that of the current one.
+ * must not mistake the time of an earlier jiffy for that of the current one.
  */
 static __always_inline void note_syn(__u64 now)
 {
@@ -56,7 +56,10 @@ static __always_inline void note_syn(__u64 now)
 	cpu->jiffy = jiffy;
 }
 
-/* Whether a SYN of this time came in the current jiffy. False if this CPU has seen none in it. */
+/*
+ * Whether a SYN that came at this time came in the current jiffy. False if this CPU has seen no SYN
+ * in this jiffy.
+ */
 static __always_inline bool came_just_now(__u64 syn_ns)
 {
 	const struct cpu_state *cpu = this_cpu();

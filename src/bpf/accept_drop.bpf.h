@@ -34,7 +34,7 @@ static __always_inline bool resume_refused(const struct sk_buff *skb, const stru
 /*
  * Whether a SYN does not belong to the attempt that was found in the table, but to one whose fate
  * was reported. Both have the same initiator and ISN. A different destination alone does not prove
- * it: it may have been translated.
+ * it: the address may have been translated.
  */
 static __always_inline bool is_of_reported_attempt(const struct attempt *found,
 						   const struct attempt_key *key,
@@ -119,7 +119,7 @@ static __always_inline bool accept_queue_is_full(const struct attempt *a)
 
 /*
  * Whether a segment acknowledges the SYN-ACK. TCP answers another number with a RST and keeps the
- * half-open connection (RFC 9293, 3.10.7.4). With Fast Open the number can also be that of data.
+ * half-open connection (RFC 9293, 3.10.7.4). With Fast Open, the segment may acknowledge data too.
  */
 static __always_inline bool acknowledges(const struct segment *s, const struct attempt *a)
 {

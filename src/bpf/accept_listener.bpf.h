@@ -66,7 +66,7 @@ static __always_inline bool began_with(struct bpf_sock *skc, __u32 isn)
 	tp = bpf_skc_to_tcp_sock(skc);
 	if (!tp)
 		return false;
-	/* A FIN counts in both. */
+	/* A FIN adds 1 to both numbers. */
 	return READ_MEMBER(tp, rcv_nxt) - (__u32)READ_MEMBER(tp, bytes_received) - 1 == isn;
 }
 
@@ -82,8 +82,8 @@ struct found_listener {
 
 /*
  * Looks up the socket that a SYN will reach. Sets `listener` to its address if it listens, and
- * `is_old` if the SYN is an old duplicate (RFC 9293) of an open connection's. False: there is no
- * socket. Address translation or another BPF program can still send the SYN elsewhere;
+ * `is_old` if the SYN is an old duplicate (RFC 9293) of the SYN of an open connection. False: there
+ * is no socket. Address translation or another BPF program can still send the SYN elsewhere;
  * look_at_request() then corrects it when the SYN-ACK is sent.
  */
 static __always_inline bool find_listener(struct __sk_buff *skb, const struct segment *s,
@@ -119,8 +119,8 @@ static __always_inline bool find_listener(struct __sk_buff *skb, const struct se
  * The address of the listener that a SYN will reach; 0: none. A lookup takes hundreds of
  * nanoseconds, so for the rest of a jiffy its result is used for all SYNs to the same destination.
  * There are three exceptions: the listener has SO_REUSEPORT, the lookup found a connection with the
- * SYN's addresses, or the listener was closed since. `is_old` is as in find_listener(), and false
- * without a lookup.
+ * SYN's addresses, or the listener has been closed since. `is_old` is as in find_listener(), and
+ * false without a lookup.
  */
 static __always_inline __u64 listener_of(struct __sk_buff *skb, const struct segment *s,
 					 struct found_listener *last, bool *is_old)
@@ -194,7 +194,8 @@ static __always_inline void look_at_request(struct __sk_buff *skb, struct attemp
 	}
 	if (skc->state == TCP_SYN_RECV) {
 		/*
-		 * Otherwise it is a simultaneous open (RFC 9293), or a socket connects to itself.
+		 * Without fastopen_rsk, it is a simultaneous open (RFC 9293), or a socket connects
+		 * to itself.
 		 */
 		tp = bpf_skc_to_tcp_sock(skc);
 		if (tp && BPF_CORE_READ(tp, fastopen_rsk))

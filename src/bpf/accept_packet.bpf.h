@@ -7,13 +7,13 @@
 #include "accept_listener.bpf.h"
 
 /*
- * A packet that is seen again so soon was not retransmitted. It has passed a second interface, such
- * as a bridge after one of its ports. A SYN or SYN-ACK is retransmitted after about a second (RFC
- * 6298).
+ * A packet that is seen again so soon was not retransmitted. It has passed through a second
+ * interface, such as a bridge after one of its ports. A SYN or SYN-ACK is retransmitted after about
+ * a second (RFC 6298).
  */
 #define SAME_PACKET_NS (20 * 1000 * 1000ULL)
 
-/* False: the SYN is an old duplicate of an open connection's. */
+/* False: the SYN is an old duplicate of the SYN of an open connection. */
 static __always_inline bool set_listener(struct __sk_buff *skb, const struct segment *s,
 					 struct attempt *a)
 {
@@ -26,8 +26,8 @@ static __always_inline bool set_listener(struct __sk_buff *skb, const struct seg
 }
 
 /*
- * Starts to follow an attempt at its SYN. Returns 0, or the error of begin_attempt(). An old
- * duplicate of an open connection's SYN begins no attempt: -EALREADY.
+ * Starts to follow an attempt at its SYN. Returns 0, the error of begin_attempt(), or -EALREADY: an
+ * old duplicate of the SYN of an open connection begins no attempt.
  */
 static __noinline int begin(struct __sk_buff *skb, const struct attempt_key *key,
 			    const struct segment *s, __u64 now)
@@ -183,7 +183,7 @@ static __always_inline void on_syn_ack(struct __sk_buff *skb, const struct segme
 		if (!known)
 			return;
 	}
-	/* It differs from that of the last SYN-ACK if it is another SYN cookie. */
+	/* A new SYN cookie has a new sequence number. */
 	known->expected_ack = s->seq + 1;
 	if (known->phase == ATTEMPT_NEW) {
 		known->phase = ATTEMPT_ANSWERED;

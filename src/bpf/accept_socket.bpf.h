@@ -29,8 +29,8 @@ static __always_inline void set_socket_key(struct attempt_key *key, const struct
 }
 
 /*
- * Follows an attempt again whose fate was reported before, for example because it was evicted from
- * the table. NULL: its fate was not reported, or the table is full.
+ * Follows an attempt again after its fate was reported, for example because it was evicted from the
+ * table. NULL: its fate was not reported, or the table is full.
  */
 static __always_inline struct attempt *resume(const struct attempt_key *key,
 					      const struct ends *ends, const struct tcp_sock *tp)
@@ -80,18 +80,19 @@ static __always_inline void on_established(void *ctx, const struct sock *sk,
 		known->flags |= ATTEMPT_MPTCP;
 	known->place = 0;
 	/*
-	 * In a simultaneous open (RFC 9293), or if a socket connects to itself, a process has it
-	 * already.
+	 * In a simultaneous open (RFC 9293), or if a socket connects to itself, a process has the
+	 * socket already.
 	 */
 	if (sk->sk_socket)
 		report(ctx, &key, known, FATE_ACCEPTED);
 }
 
 /*
- * A socket is closed before accept(2). If it was not established and is not of Fast Open, it may be
- * a second one: when two CPUs handle a final ACK and the packet after it at the same time, each
- * creates a socket, and one of them is closed. The attempt continues with the other. If there was
- * no other socket, the next sweep by user space finds that the attempt has ended.
+ * A socket is closed before accept(2). If it was not established and does not use Fast Open, it may
+ * be the second socket of an attempt: when two CPUs handle a final ACK and the packet after it at
+ * the same time, each creates a socket, and one of them is closed. The attempt continues with the
+ * other. If there was no other socket, the next sweep by user space finds that the attempt has
+ * ended.
  */
 static __always_inline void on_closed(void *ctx, const struct sock *sk, const struct tcp_sock *tp,
 				      int old_state)
@@ -115,7 +116,7 @@ static __always_inline void on_closed(void *ctx, const struct sock *sk, const st
 }
 
 /*
- * A socket is closed that a process has or had, so it was accepted. If its attempt is still in the
+ * A socket that a process has or had is closed, so it was accepted. If its attempt is still in the
  * table, the kernel has skipped the program that sees accepts, as it does when a program would
  * interrupt itself on a CPU. The ISN follows from rcv_nxt, which counts from it, and
  * bytes_received, which counts from the number after it.

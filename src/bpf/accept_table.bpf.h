@@ -53,8 +53,7 @@ struct {
 #define REPORTED_TIME 48 /* the lowest bit of the time, in units of 2^30 ns */
 
 /*
- * For how many of these units a report counts. By default a Linux client gives up earlier than
- * that.
+ * How long a report counts, in these units. By default a Linux client gives up earlier than that.
  */
 #define REPORTED_FOR 128
 
@@ -172,8 +171,8 @@ static __noinline int find_destination(struct attempt_key *key, const __be32 *ad
 		key->isn = isn;
 	}
 	/*
-	 * A 0 that the verifier does not know: otherwise it would follow the rest with each kind of
-	 * key.
+	 * A 0 that the verifier does not know: otherwise it would check the rest of the program
+	 * with each kind of key.
 	 */
 	key->destination = opaque_zero;
 	return 0;
@@ -235,8 +234,8 @@ static __noinline enum accept_fate reported_fate(const struct attempt_key *key, 
  * are filled from the last to the first, so the word of the same attempt comes after all free ones.
  * Two CPUs may choose the same word.
  *
- * Adding opaque_zero makes the ages unknown to the verifier, which would otherwise follow each
- * order of them.
+ * Adding opaque_zero makes the ages unknown to the verifier, which would otherwise check each order
+ * of them.
  */
 static __always_inline void remember_report(const struct attempt_key *key, const struct attempt *a,
 					    enum accept_fate fate, __u64 ns)
@@ -473,7 +472,7 @@ static __always_inline int report_by_perf(void *ctx, const struct attempt_key *k
 }
 
 /*
- * Reports a fate through the ring buffer, and builds the event there. Few values are alive at a
+ * Reports a fate through the ring buffer, and builds the event there. Few values are live at a
  * time, so that the pointer to the reserved memory stays in a register: Linux before 5.12 does not
  * track such a pointer on the stack.
  */
@@ -552,7 +551,10 @@ static __always_inline int export_fate(const struct attempt_key *key, const stru
  */
 static __always_inline __u64 fate_time(const struct attempt *a, enum accept_fate fate)
 {
-	/* Tested as bits, so that the verifier does not follow the rest for each fate. */
+	/*
+	 * Tested as bits, so that the verifier does not check the rest of the program for each
+	 * fate.
+	 */
 	const __u32 at_once = 1 << FATE_REFUSED | 1 << FATE_DROPPED;
 
 	if ((1 << fate & at_once) && a->phase == ATTEMPT_NEW && came_just_now(a->last_syn_ns))
@@ -584,8 +586,8 @@ static __noinline int report(void *ctx, const struct attempt_key *key, const str
 	if (!key || !a)
 		return 0;
 	/*
-	 * Makes the fate unknown to the verifier, which would otherwise follow the rest for each
-	 * fate.
+	 * Makes the fate unknown to the verifier, which would otherwise check the rest of the
+	 * program for each fate.
 	 */
 	return report_fate(ctx, key, a, (fate + opaque_zero) & REPORTED_FATE, false);
 }
@@ -605,7 +607,7 @@ static __noinline int report_accepted(void *ctx, const struct attempt_key *key,
 
 /*
  * Chooses the attempt to evict when the table is full: the oldest that is not established. The
- * caller reports it as pending. In a flood of SYNs with forged sources, all are of this kind.
+ * caller reports it as pending. In a flood of SYNs with forged sources, no attempt is established.
  */
 static __noinline int choose_evicted(struct attempt_key *key)
 {

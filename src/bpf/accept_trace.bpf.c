@@ -80,7 +80,7 @@ int BPF_PROG(accept_call, struct pt_regs *regs, long ret)
 	return on_accept_call(ctx, ret);
 }
 
-/* Adds the attempt in accept_seed to the table, if the filter wants it. */
+/* Adds the attempt in accept_seed to the table, if the filter accepts it. */
 static __always_inline void add_seed(struct __sk_buff *skb, struct attempt_key *key)
 {
 	const struct attempt *known;
@@ -111,8 +111,9 @@ static __always_inline void add_seed(struct __sk_buff *skb, struct attempt_key *
 }
 
 /*
- * User space runs this (BPF_PROG_TEST_RUN) to report the fate in accept_verdict of the attempt with
- * the key there. If the fate is FATE_NONE, it adds the attempt in accept_seed to the table instead.
+ * User space runs this (BPF_PROG_TEST_RUN) to report a fate: accept_verdict has the fate, and the
+ * key of the attempt. If the fate is FATE_NONE, it adds the attempt in accept_seed to the table
+ * instead.
  */
 SEC("tc")
 int accept_close(struct __sk_buff *skb)

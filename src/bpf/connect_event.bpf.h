@@ -72,7 +72,7 @@ static __always_inline void count_time(const struct connect_event *e)
 	struct histogram_key key = {};
 	bool ended = false;
 
-	/* It may be unknown when an attempt that is older than the run began. */
+	/* For an attempt that is older than the run, the start may be unknown. */
 	if (!(e->known & KNOWN_START))
 		return;
 	__sync_fetch_and_add(&totals.matched, 1);
@@ -124,7 +124,7 @@ static __always_inline void set_ends(struct connect_event *e, const struct ends 
 		e->dport = ends->local_port;
 		__builtin_memcpy(e->saddr, ends->remote, sizeof(e->saddr));
 		__builtin_memcpy(e->daddr, ends->local, sizeof(e->daddr));
-		/* Else the compiler would make a branch of each assignment. */
+		/* Otherwise the compiler would turn each assignment into a branch. */
 		barrier();
 	} else {
 		e->sport = ends->local_port;

@@ -13,8 +13,8 @@
 #define NSEC_PER_MSEC 1000000ULL
 
 /*
- * A time that is longer ago can't be right, because the kernel gives up after minutes: then it
- * counts as unknown.
+ * The longest wait that can be right, because the kernel gives up after minutes. If it seems to be
+ * longer, the start counts as unknown.
  */
 #define WAIT_MAX_MSEC (60 * 60 * 1000)
 

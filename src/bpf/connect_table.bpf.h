@@ -29,8 +29,8 @@ struct connection {
 __u32 ending;
 
 /*
- * The kernel has socket storage (BPF_MAP_TYPE_SK_STORAGE) for tracing programs: each socket has its
- * own memory for it.
+ * Whether the kernel has socket storage (BPF_MAP_TYPE_SK_STORAGE) for tracing programs: each socket
+ * has its own memory for it.
  *
  * Attempts are in a hash map, which is faster but can become full. Socket storage holds the
  * attempts that find no room there, and all open connections, because these can last long. On other

@@ -21,7 +21,7 @@ enum connect_known {
 	KNOWN_PROCESS = 1 << 0, /* pid, uid, comm, cgroup_id, and tid unless it is 0 */
 	KNOWN_RET = 1 << 1,
 	KNOWN_ERROR = 1 << 2,
-	KNOWN_START = 1 << 3,	 /* latency_ns or duration_ns */
+	KNOWN_START = 1 << 3,	 /* elapsed_ns */
 	KNOWN_GIVEN_UP = 1 << 4, /* failed without an error, because the process gave up */
 };
 

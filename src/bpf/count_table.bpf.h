@@ -14,7 +14,7 @@ const volatile __u64 hash_seed = 0;
 /* Number of sets in a table: a power of two. */
 const volatile __u32 sets_per_table = 1;
 
-/* Number of slots: one for each CPU, or for each of the runs at the same time (run.bpf.h). */
+/* Number of slots: one for each CPU, or for each concurrent run of a program (run.bpf.h). */
 const volatile __u32 count_slots = 1;
 
 /*
@@ -66,8 +66,9 @@ static __always_inline __u32 table_of(__u32 slot)
 
 /*
  * Counts a key once. If all ways of its set are taken, it replaces the key with the smallest rank,
- * and inherits this rank; the counts of the replaced key are added to `untracked`. A key with more
- * than one in COUNT_WAYS of the counts of its set is in the table at the end of the interval.
+ * and inherits this rank; the counts of the replaced key are added to `untracked`. A key that gets
+ * more than 1/COUNT_WAYS of the counts of its set is sure to be in the table at the end of the
+ * interval.
  */
 static __always_inline void count_key(__u64 *untracked, __u32 slot, const struct count_key *key,
 				      __u64 hash)

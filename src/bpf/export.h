@@ -5,7 +5,8 @@
 
 /* Events that are counted together. */
 struct export_key {
-	__u64 place;  /* kernel address that dropped a segment, where the reason is unknown; else 0
+	__u64 place;  /* where in the kernel's code a segment was dropped, if the reason is unknown;
+		       * else 0
 		       */
 	__u32 reason; /* or an errno; 0: none */
 	__u8 kind;    /* of the program's events, or enum export_kind */
@@ -15,7 +16,7 @@ struct export_key {
 
 _Static_assert(sizeof(struct export_key) == 16, "no hidden padding");
 
-/* Counts of other things than events. */
+/* Counts of things other than events. */
 enum export_kind {
 	EXPORT_TX_BYTES = 0xf0, /* of closed connections */
 	EXPORT_RX_BYTES,
@@ -25,8 +26,8 @@ enum export_kind {
 enum export_time_of {
 	EXPORT_HANDSHAKE,   /* from the SYN to the final ACK */
 	EXPORT_ACCEPT_WAIT, /* from the final ACK to accept(2) */
-	EXPORT_CONNECT,	    /* from connect(2) to the connection */
-	EXPORT_DURATION,    /* from the connection to its end */
+	EXPORT_CONNECT,	    /* from connect(2) to establishment */
+	EXPORT_DURATION,    /* from establishment to the end */
 	EXPORT_RTT,	    /* smoothed round-trip time at the end of a connection */
 	EXPORT_TIMES,
 };

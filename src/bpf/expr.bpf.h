@@ -23,8 +23,8 @@ const enum expr_operation *unused_expr_operation __attribute__((unused));
 __u64 expr_port_sets[EXPR_PORT_SETS][1024] SEC(".bss.expr");
 
 /*
- * Sets of IPv4 addresses: hash tables without collisions. The highest bits of an address times the
- * multiplier of the set are the number of the slot that has it, if the set has it.
+ * Sets of IPv4 addresses: hash tables without collisions. Multiply an address by the multiplier of
+ * the set: the highest bits are the number of the only slot that may have it.
  */
 __u32 expr_address_sets[EXPR_ADDRESS_SETS][1 << EXPR_SLOT_BITS] SEC(".bss.expr");
 
@@ -170,7 +170,8 @@ static __always_inline bool load_bytes(const struct expr_input *in,
 
 	/*
 	 * As in libpcap, a negative offset wraps around in 32 bits and so points back: from the TCP
-	 * header into that of IP, and from there or from the start of the frame if it is constant.
+	 * header into the IP header, and, if it is constant, from the IP header to what is before
+	 * it.
 	 */
 	if (base == EXPR_FROM_TCP) {
 		from += in->l4 - in->l3 + added;

@@ -7,7 +7,7 @@
 
 const volatile struct filter_config filter = {};
 
-/* One bit per port. Constants would add 16 KiB of zeros to the binary for each command. */
+/* One bit per port. Constants would add 32 KiB of zeros to the binary for each command. */
 __u64 sport_bits[1024] SEC(".bss.ports");
 __u64 dport_bits[1024] SEC(".bss.ports");
 __u64 any_port_bits[1024] SEC(".bss.ports");

@@ -73,7 +73,7 @@ static __always_inline bool read_words(struct frame *f, const struct packet *p,
 	return true;
 }
 
-/* Joins four numbers to one word, in their order in memory. */
+/* Joins four numbers into one word, in their order in memory. */
 static __always_inline __u64 join_four(__u16 a, __u16 b, __u16 c, __u16 d)
 {
 	union {
@@ -186,9 +186,9 @@ static __always_inline __u64 packet_end(const struct frame *f, const struct pack
 static __always_inline __u32 service_rank(__u32 port)
 {
 	__u32 is_low = (port - WELL_KNOWN_PORTS) >> 31;
-	__u32 is_lasting = (port - ephemeral_first | ephemeral_last - port) >> 31;
+	__u32 is_not_ephemeral = (port - ephemeral_first | ephemeral_last - port) >> 31;
 
-	return is_low << 1 | (is_lasting & (is_low ^ 1));
+	return is_low << 1 | (is_not_ephemeral & (is_low ^ 1));
 }
 
 static __always_inline void read_segment(struct flow_segment *s, struct __sk_buff *skb,

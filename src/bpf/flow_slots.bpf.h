@@ -39,7 +39,7 @@ struct tracked {
 	struct name_place name;
 	__u64 hash;	 /* of the key */
 	__u64 jiffies;	 /* when the clock was read last */
-	__u64 clock_ns;	 /* what it said */
+	__u64 clock_ns;	 /* the time that was read */
 	bool is_ongoing; /* see is_ongoing() */
 	struct recent_flow recent[RECENT_FLOWS];
 	struct flow_record record; /* while it moves from one slot to another */
@@ -67,7 +67,7 @@ enum track_result {
 	TRACK_NO_ROOM,
 };
 
-/* Its upper bits are the place among the recent flows. */
+/* Its upper bits are the index into the recent flows. */
 static __always_inline __u64 hash_of(const struct flow_key *key)
 {
 	const __u64 *x = (const __u64 *)key;
@@ -84,11 +84,11 @@ static __always_inline struct recent_flow *recent_place(struct tracked *t)
 	return &t->recent[t->hash >> 54];
 }
 
-_Static_assert(RECENT_FLOWS == 1 << (64 - 54), "recent_place() has the bits of a place");
+_Static_assert(RECENT_FLOWS == 1 << (64 - 54), "recent_place() takes as many bits as an index has");
 
 /*
- * Whether the packet is one of many in the middle of a connection. That is read without the lock,
- * for it only decides how exact the packet's time is.
+ * Whether the packet is one of many in the middle of a connection. The record is read without the
+ * lock, because this only decides how exact the packet's time is.
  */
 static __always_inline bool is_ongoing(const struct flow_record *r, const struct flow_segment *s)
 {
@@ -99,7 +99,7 @@ static __always_inline bool is_ongoing(const struct flow_record *r, const struct
 
 /*
  * The time of the packet. Reading the clock takes longer than most other things here, so in the
- * middle of a connection it is read once in a tick of the kernel's timer.
+ * middle of a connection it is read only once per jiffy.
  */
 static __always_inline __u64 segment_time(struct tracked *t)
 {
@@ -129,7 +129,7 @@ static __always_inline void find_flow(struct tracked *t)
 	if (recent->hash == (__u32)t->hash) {
 		t->number = recent->number;
 		slot = bpf_map_lookup_elem(&slots, &t->number);
-		/* In SLOT_NEW it may never come into flow_slots. */
+		/* A slot in SLOT_NEW may never get into flow_slots. */
 		if (slot && slot->state == SLOT_LIVE && same_key(&slot->record.key, &t->key)) {
 			t->is_ongoing = is_ongoing(&slot->record, &t->segment);
 			return;
@@ -142,9 +142,9 @@ static __always_inline void find_flow(struct tracked *t)
 }
 
 /*
- * Moves the record of a flow whose ends have a new connection to another slot, and begins a new
- * record in its slot. Returns true if there is no room. Like track(), it is a global function so
- * that the verifier checks it once, and not for each path that leads to it.
+ * The ends of a flow have begun a new connection: moves the flow's record to another slot, and
+ * begins a new record in the old slot. Returns true if there is no room. Like track(), it is a
+ * global function so that the verifier checks it once, and not for each path that leads to it.
  */
 __attribute__((noinline)) int replace_flow(__u32 run)
 {

@@ -42,7 +42,7 @@ static __always_inline __u8 set_socket_key(struct flow_key *key, const struct en
 	return lower ? 0 : 1;
 }
 
-/* Reads the kernel's figures, as tcp_get_info() does for ss(8). */
+/* Reads the kernel's figures, most of them as tcp_get_info() does for ss(8). */
 static __always_inline void read_numbers(struct flow_numbers *n, const struct tcp_sock *tp,
 					 __u8 end)
 {
@@ -178,7 +178,7 @@ static __always_inline bool is_older(const struct flow_record *r, const struct o
 	return missed_answer(r, o) || (r->known & (FLOW_PARTIAL | FLOW_SEEDED));
 }
 
-/* Notes that a flow is older than the programs, and how many bytes it had sent before them. */
+/* Notes that a flow is older than the programs, and how many bytes each end had sent before. */
 static __always_inline void note_older(struct flow_record *r, const struct older *o)
 {
 	struct flow_end *remote = &r->ends[(o->end & 1) ^ 1];

@@ -37,7 +37,7 @@ struct {
 } callers SEC(".maps");
 
 /* Data from a socket for its flow. */
-struct news {
+struct update {
 	struct flow_key key;
 	struct flow_owner owner;
 	struct flow_numbers numbers;
@@ -53,10 +53,10 @@ static __always_inline struct flow_slot *slot_of(const struct flow_key *key)
 
 /*
  * Sets the owner of a flow that was found by an open file. The first process that is found stays
- * the owner, which is the one with the lowest id, even if others inherit the socket. If both ends
- * are sockets of this host, the owner is that of the initiator.
+ * the owner, even if others have inherited the socket: it is the one with the lowest id. If both
+ * ends are sockets of this host, the owner is that of the initiator.
  */
-static __always_inline void own(struct flow_record *r, const struct flow_owner *found)
+static __always_inline void set_owner_by_file(struct flow_record *r, const struct flow_owner *found)
 {
 	struct flow_owner *owner = &r->owner;
 
@@ -65,8 +65,8 @@ static __always_inline void own(struct flow_record *r, const struct flow_owner *
 	*owner = *found;
 }
 
-/* The same for a process that has called connect(2), accept(2) or close(2). */
-static __always_inline void own_by_call(struct flow_record *r, const struct flow_owner *found)
+/* The same for a process that has called connect(2), close(2) or shutdown(2). */
+static __always_inline void set_owner_by_call(struct flow_record *r, const struct flow_owner *found)
 {
 	struct flow_owner *owner = &r->owner;
 
@@ -103,50 +103,50 @@ int BPF_PROG(flow_state, const struct sock *sk, int old_state, int new_state)
 	struct ends ends;
 	const struct tcp_sock *tp;
 	const struct flow_owner *caller = NULL;
-	struct news news = {};
+	struct update update = {};
 	__u8 end;
 
 	if (sk->sk_protocol != IPPROTO_TCP || sk->__sk_common.skc_net.net->ns.inum != netns)
 		return 0;
 	if (new_state == TCP_SYN_SENT) {
 		/* Its port is not chosen yet. */
-		if (set_caller(&news.owner, sk, OWNER_BY_CALL))
-			bpf_map_update_elem(&callers, &address, &news.owner, BPF_ANY);
+		if (set_caller(&update.owner, sk, OWNER_BY_CALL))
+			bpf_map_update_elem(&callers, &address, &update.owner, BPF_ANY);
 		return 0;
 	}
 	if (old_state == TCP_SYN_SENT) {
 		caller = bpf_map_lookup_elem(&callers, &address);
 		if (caller)
-			news.owner = *caller;
+			update.owner = *caller;
 		bpf_map_delete_elem(&callers, &address);
 	} else if (new_state == TCP_FIN_WAIT1 || new_state == TCP_LAST_ACK) {
-		/* A process does this, by close(2) or shutdown(2), and no packet can. */
-		set_caller(&news.owner, sk, OWNER_BY_CLOSE);
+		/* Only a process can cause this, by close(2) or shutdown(2), and no packet. */
+		set_caller(&update.owner, sk, OWNER_BY_CLOSE);
 	}
 	if (new_state == TCP_CLOSE ? old_state == TCP_LISTEN || old_state == TCP_CLOSE
-				   : !news.owner.from)
+				   : !update.owner.from)
 		return 0;
 	tp = bpf_skc_to_tcp_sock((void *)sk);
 	if (!tp || !read_flow_ends(&ends, sk))
 		return 0;
 	ends.local_port = bpf_ntohs(read_inet_sport(tp));
-	end = set_socket_key(&news.key, &ends);
-	news.owner.end = end;
+	end = set_socket_key(&update.key, &ends);
+	update.owner.end = end;
 	if (new_state == TCP_CLOSE)
-		read_numbers(&news.numbers, tp, end);
+		read_numbers(&update.numbers, tp, end);
 	for (__u32 i = 0; i < INTERFACES_MAX && i < interfaces; i++) {
 		struct flow_slot *slot;
 
-		news.key.interface = i;
-		slot = slot_of(&news.key);
+		update.key.interface = i;
+		slot = slot_of(&update.key);
 		if (!slot)
 			continue;
 		bpf_spin_lock(&slot->lock);
-		if (holds_flow(slot, &news.key)) {
-			if (news.owner.from)
-				own_by_call(&slot->record, &news.owner);
-			if (news.numbers.is_known)
-				take_numbers(&slot->record, &news.numbers);
+		if (holds_flow(slot, &update.key)) {
+			if (update.owner.from)
+				set_owner_by_call(&slot->record, &update.owner);
+			if (update.numbers.is_known)
+				take_numbers(&slot->record, &update.numbers);
 		}
 		bpf_spin_unlock(&slot->lock);
 	}
@@ -305,7 +305,7 @@ int flow_owner(struct bpf_iter__task_file *ctx)
 			continue;
 		bpf_spin_lock(&slot->lock);
 		if (holds_flow(slot, &key))
-			own(&slot->record, &found);
+			set_owner_by_file(&slot->record, &found);
 		bpf_spin_unlock(&slot->lock);
 	}
 	return 0;

@@ -76,7 +76,9 @@ static __always_inline bool is_due(const struct flow_record *r, __u64 now)
 	__u8 a = r->ends[0].state, b = r->ends[1].state;
 	__u64 limit = idle_ns;
 
-	/* Clocks of two CPUs differ, and those of a capture file jump: hence signed. */
+	/*
+	 * Signed, because the clocks of two CPUs differ, and times in a capture file can go back.
+	 */
 	if (r->known & FLOW_FINISHED)
 		return (__s64)(now - r->finished_ns) > (__s64)linger_ns;
 	if (a == END_SYN_SENT || b == END_SYN_SENT || (a == END_CLOSED && b == END_CLOSED))
@@ -148,7 +150,10 @@ static __always_inline void note_once(struct flow_record *r, struct flow_end *e,
 	note(r, is_orig, letter);
 }
 
-/* Zeek notes frequent events the 1st, 10th, 100th … time: whether the count has passed one. */
+/*
+ * Zeek notes frequent events the 1st, 10th, 100th … time: whether the count has reached one of
+ * these numbers.
+ */
 static __always_inline bool is_noteworthy(__u32 before, __u32 now)
 {
 	return (before < 1 && now >= 1) || (before < 10 && now >= 10) ||
@@ -241,7 +246,10 @@ static __always_inline bool contradicts_window(const struct flow_end *e,
 	/* A retransmission is at most one window old. */
 	if ((e->known & END_SEEN) && seq_after(e->next_seq - window_of(peer) - 1, end))
 		return true;
-	/* Nor older than the SYN, as long as sequence numbers can't have wrapped around. */
+	/*
+	 * It is not from before the SYN either, as long as sequence numbers can't have wrapped
+	 * around.
+	 */
 	if ((e->known & END_SYN) && e->bytes < WINDOW_MAX && seq_after(e->first_seq, s->seq))
 		return true;
 	/* One byte beyond it can be a zero-window probe. */
@@ -369,7 +377,10 @@ static __always_inline void take_state(struct flow_end *e, struct flow_end *peer
 			/* The peer is established: only this end's SYN was missed. */
 			state = END_ESTABLISHED;
 		} else if (is_orig || s->len || peer->state != END_SYN_SENT) {
-			/* But not for a bare ACK in answer to a SYN: a challenge (RFC 5961). */
+			/*
+			 * A bare ACK in answer to a SYN is a challenge ACK (RFC 5961), and does not
+			 * change the state.
+			 */
 			state = END_PARTIAL;
 		}
 	}

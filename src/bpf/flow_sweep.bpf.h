@@ -19,8 +19,9 @@ struct {
 } reported SEC(".maps");
 
 /*
- * Returns a number below a power of two unchanged, but the verifier forgets its value: else it
- * would follow each value. The mask comes last, so that old verifiers see the bound.
+ * Returns a number below a power of two unchanged, but the verifier forgets its value: otherwise it
+ * would check the rest of the program for each value. The mask comes last, so that old verifiers
+ * see the bound.
  */
 static __always_inline __u32 forget_number(__u32 number, __u32 limit)
 {
@@ -188,11 +189,13 @@ static __always_inline void report(struct __sk_buff *skb, struct flow_slot *slot
 		return;
 	}
 	if (reason == FLOW_UNANSWERED)
-		/* The rest of this flow will be reported once more. */
+		/* The rest of this flow will be reported in another record. */
 		sweep.unanswered++;
 	if (send_event(skb, r, sizeof(*r)) && reason != FLOW_IS_LIVE) {
-		/* User space never runs the sweep for more than fits. But a CPU that came online
-		 * after the perf buffer was opened has no buffer. */
+		/*
+		 * User space never runs the sweep for more records than fit. But a CPU that came
+		 * online after the perf buffer was opened has no buffer.
+		 */
 		sweep.lost++;
 		sweep.lost_packets += r->ends[0].packets + r->ends[1].packets;
 	}

@@ -8,7 +8,7 @@
 enum slot_state {
 	SLOT_FREE,
 	SLOT_OVER, /* removed from flow_slots, and not reported yet: only the sweep reads it */
-	SLOT_NEW,  /* being added to flow_slots: packets count, and nothing else touches it */
+	SLOT_NEW,  /* being added to flow_slots: packets are counted, and nothing else uses it */
 	SLOT_LIVE, /* flow_slots has its number */
 };
 

@@ -117,7 +117,7 @@ enum owner_from {
 	OWNER_UNKNOWN,
 	OWNER_BY_FILE,	/* it has the socket open */
 	OWNER_BY_CLOSE, /* it has closed the socket; others may have had it open too */
-	OWNER_BY_CALL,	/* it has connected the socket, or accepted it */
+	OWNER_BY_CALL,	/* it has connected the socket */
 };
 
 /* The process that has a flow's socket. */
@@ -131,8 +131,10 @@ struct flow_owner {
 	__u8 pad[6];
 };
 
-/* The kernel's figures for a connection, from its socket. All but the first three members are as in
- * struct tcp_info, which ss(8) shows. */
+/*
+ * The kernel's figures for a connection, from its socket. Most members are as in struct tcp_info,
+ * which ss(8) shows.
+ */
 struct flow_numbers {
 	__u8 end;      /* whose socket it is: 0 or 1 */
 	__u8 is_known; /* the rest is set */
@@ -167,7 +169,7 @@ struct flow_record {
 	__u64 start_ns;
 	__u64 syn_ack_ns;		/* when the SYN-ACK came */
 	__u64 ack_ns;			/* when the initiator's ACK of the SYN-ACK came */
-	__u64 finished_ns;		/* when it was finished; later packets are stragglers */
+	__u64 finished_ns;		/* when it was finished; late packets may still come */
 	__u8 history[FLOW_HISTORY_MAX]; /* Zeek's letters, no NUL at the end */
 	__u32 syn_retransmits;		/* of the initiator */
 	/* Replay only: data that an end has sent beyond the window, perhaps after a gap. */
@@ -207,7 +209,7 @@ enum sweep_limit {
 enum flow_worth {
 	WORTH_ESTABLISHED, /* both ends have sent packets */
 	WORTH_HALF_OPEN,   /* no handshake, or only one end was seen: it may be forged */
-	WORTH_FINISHED,	   /* only stragglers can follow */
+	WORTH_FINISHED,	   /* only late packets can follow */
 	WORTH_KINDS,
 };
 

@@ -68,7 +68,10 @@ static __always_inline bool interface_matches(const struct loss_event *e)
 
 	if (netns && e->netns != netns)
 		return false;
-	/* The interface of a half-open connection is not known: rather report it than miss it. */
+	/*
+	 * The interface of a half-open connection is not known: better to report it than to miss
+	 * it.
+	 */
 	if (!interfaces || !e->ifindex)
 		return true;
 	for (int i = 0; i < INTERFACES_MAX; i++)
@@ -328,8 +331,8 @@ static __always_inline void set_skb_device(struct loss_event *e, const struct ne
 	const __u64 *name = (const void *)dev->name;
 
 	/*
-	 * Otherwise libbpf would take each of these loads for one of the whole member, and adjust
-	 * its size to that (CO-RE).
+	 * Otherwise libbpf (CO-RE) would treat each of these loads as a load of the whole member,
+	 * and change its size to that of the member.
 	 */
 	barrier_var(name);
 	e->ifindex = dev->ifindex;

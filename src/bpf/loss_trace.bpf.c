@@ -97,13 +97,13 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 		e.known |= LOSS_OUTGOING;
 	/*
 	 * Makes ends_half_open, and members of `e` that depend on it or are constant, unknown to
-	 * the verifier. Otherwise it would follow the rest for each of their values.
+	 * the verifier. Otherwise it would check the rest of the program for each of their values.
 	 */
 	ends_half_open = forget_why(ends_half_open);
 	e.kind += opaque_zero;
 	e.reason += opaque_zero;
 	e.uid = opaque_zero;
-	/* Of an incoming segment, skb->sk is set only while it is queued on that socket. */
+	/* In an incoming segment, skb->sk is set only while it is queued on that socket. */
 	sk = skb->sk ?: receiver;
 	if (sk && (!count_by || count_by == LOSS_BY_COMM))
 		set_socket(&e, sk);

@@ -102,8 +102,10 @@ struct frame {
 	bool ingress;  /* at TC: an incoming frame */
 	bool headless; /* it starts after its Ethernet header: see lacks_ethernet() */
 	bool is_plain; /* link_is_raw_ip and replay are ignored */
-	/* Of this run of the program: see run.bpf.h. It has 64 bits so that the members before it
-	 * are not copied together with it, which hides their values from the verifier. */
+	/*
+	 * Of this run of the program: see run.bpf.h. It has 64 bits so that the members before it
+	 * are not copied together with it: such a copy would hide their values from the verifier.
+	 */
 	__u64 slot;
 };
 
@@ -240,7 +242,10 @@ static __always_inline struct frame tc_frame(struct __sk_buff *skb, bool ingress
 	return f;
 }
 
-/* The part of copy_out() that only a replay needs: once in a program, not once for each copy. */
+/*
+ * The part of copy_out() that only a replay needs: a subprogram, so that a program has it only
+ * once.
+ */
 static __noinline int copy_replayed(__u64 off, __u8 *to, __u32 len)
 {
 	off += replay_at;
@@ -340,7 +345,10 @@ static __always_inline __u64 forget_range(__u64 offset)
 	return (offset + opaque_zero) & 0x7fff;
 }
 
-/* The same for a bool, so that the verifier does not follow each path that leads to its value. */
+/*
+ * The same for a bool, so that the verifier does not check the rest of the program for each path
+ * that leads to its value.
+ */
 static __always_inline bool forget_why(bool answer)
 {
 	return (answer + opaque_zero) & 1;
@@ -425,7 +433,7 @@ static __always_inline __u64 tunnel_headers(const struct __sk_buff *skb)
 	return skb->len > skb->wire_len ? skb->len - skb->wire_len : 0;
 }
 
-/* Parses a frame that starts with the IP header, whose version field says which. */
+/* Parses a frame that starts with the IP header. Its version field tells IPv4 from IPv6. */
 static __always_inline enum verdict parse_raw_ip(struct frame *f, struct packet *p)
 {
 	__u8 scratch, *first;
@@ -465,7 +473,8 @@ static __always_inline enum verdict parse_ipv4(struct frame *f, struct packet *p
 
 /*
  * Whether a next header is an extension header that the parser skips. It is a bit set, because
- * after comparisons the verifier would know the value, and follow each value separately.
+ * after comparisons the verifier would know the value, and check the rest for each value
+ * separately.
  */
 static __always_inline bool is_ext_header(__u8 next)
 {
@@ -587,9 +596,10 @@ static __always_inline bool lacks_ethernet(struct __sk_buff *skb)
 }
 
 /*
- * The same as subprograms, so that rare frames do not slow down the others; one per hook, because
- * each hook has other helpers. The packet pointers are loaded again: what the verifier knows of the
- * old ones differs between the paths that lead here, and it would follow each path separately.
+ * parse_headers() as subprograms, so that rare frames do not slow down the others; one per hook,
+ * because hooks differ in their helpers. The packet pointers are loaded again: what the verifier
+ * knows of the old ones differs between the paths that lead here, and it would check each path
+ * separately.
  */
 static __noinline int parse_headers_xdp(struct frame *f, struct packet *p)
 {
@@ -617,7 +627,7 @@ static __noinline int parse_headers_tc(struct frame *f, struct packet *p)
 	enum verdict v;
 
 	if (!link_is_raw_ip && !replay && f->ingress)
-		/* Unknown to the verifier, which would otherwise follow the rest twice. */
+		/* Unknown to the verifier, which would otherwise check the rest twice. */
 		frame.headless = forget_range(lacks_ethernet(f->ctx)) & 1;
 	v = parse_headers(&frame, p);
 	f->end = frame.end;
@@ -644,7 +654,7 @@ static __always_inline bool pass_tags(const struct frame *f, struct packet *p, _
 		p->l3 += sizeof(*tag);
 		*ethertype = tag->ethertype;
 	}
-	/* Always less than 32. The verifier need not follow each number of tags. */
+	/* Always less than 32. The verifier need not check the rest for each number of tags. */
 	p->l3 = (p->l3 + opaque_zero) & 31;
 	return !is_vlan(bpf_ntohs(*ethertype));
 }
@@ -671,8 +681,8 @@ static __always_inline bool pass_ext_headers(const struct frame *f, struct packe
 
 /*
  * The fast path for nearly all traffic: linear frames without fragments or many extension headers,
- * with or without tags. It has the same result as parse_headers(), or none in
- * case of doubt. It uses no call and no loop, so that no register is spilled.
+ * with or without tags. It has the same result as parse_headers(), or none in case of doubt. It
+ * uses no call and no loop, so that no register is spilled.
  */
 static __always_inline bool parse_common(struct frame *f, struct packet *p, enum verdict *v)
 {
@@ -683,10 +693,10 @@ static __always_inline bool parse_common(struct frame *f, struct packet *p, enum
 
 	if (is_raw_ip(f) || (void *)(eth + 1) > f->data_end)
 		return false;
-	/* Its bytes are not those of the packet. */
+	/* The bytes of a frame in a batch are not those of the packet. */
 	if (is_batch(f))
 		return false;
-	/* User space has padded a short frame for the test run: that is not part of it. */
+	/* User space has padded a short frame for the test run: the padding is not part of it. */
 	if (is_replayed(f) && f->data + replay_len < f->data_end)
 		return false;
 	if (f->hook == HOOK_TC && f->ingress && nothing_pushed(f->ctx))

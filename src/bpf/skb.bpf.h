@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Reads an sk_buff in tracing programs, and tells whether the free of one is a drop. */
+/* Reads an sk_buff in tracing programs, and tells whether one that is freed was dropped. */
 #ifndef TCPINSPECT_SKB_BPF_H
 #define TCPINSPECT_SKB_BPF_H
 
@@ -108,8 +108,8 @@ static __always_inline bool copy_headers(union usual_headers *to, const unsigned
 	around = (const void *)(from - bpf_core_field_offset(struct sk_buff, cb));
 	words = (const void *)AS_BTF_POINTER(around)->cb;
 	/*
-	 * Otherwise libbpf would take each of these loads for one of the whole member, and adjust
-	 * its size to that (CO-RE).
+	 * Otherwise libbpf (CO-RE) would treat each of these loads as a load of the whole member,
+	 * and change its size to that of the member.
 	 */
 	barrier_var(words);
 #pragma unroll
@@ -198,8 +198,8 @@ static __always_inline const struct net_device *route_device(const struct sk_buf
 	return dst ? READ_MEMBER(dst, dev) : NULL;
 }
 
-#define DEVICE_LISTS   256
-#define DEVICES_A_LIST 16
+#define DEVICE_LISTS	 256
+#define DEVICES_PER_LIST 16
 
 /* Finds the device with this index in a namespace. */
 static __noinline void *find_device(__u64 net_address, int ifindex)
@@ -209,7 +209,7 @@ static __noinline void *find_device(__u64 net_address, int ifindex)
 	const struct hlist_node *node;
 
 	node = BPF_CORE_READ(&lists[ifindex & (DEVICE_LISTS - 1)], first);
-	for (int i = 0; i < DEVICES_A_LIST; i++) {
+	for (int i = 0; i < DEVICES_PER_LIST; i++) {
 		const struct net_device *dev;
 
 		if (!node)

@@ -420,8 +420,8 @@ struct dst_entry {
 
 struct sk_buff {
 	struct net_device *dev;
-	struct sock *sk; /* of who sends it */
-	int skb_iif;	 /* where it came in; 0: this host has made it */
+	struct sock *sk; /* of the sender */
+	int skb_iif;	 /* where it came in; 0: this host sent it */
 	char cb[48];
 	unsigned long _skb_refdst; /* struct dst_entry *, with a flag in the lowest bit */
 	__u8 pkt_type : 3;	   /* enum pkt_type */
