@@ -37,7 +37,7 @@ pub fn set_log(verbose: bool) {
 pub fn kernel_types(command: &str) -> Result<KernelTypes, Failure> {
     KernelTypes::load().map_err(|error| {
         Failure::from(error).hint(format!(
-            "{command} needs /sys and a kernel with CONFIG_DEBUG_INFO_BTF; packet commands work without"
+            "{command} needs /sys and a kernel with CONFIG_DEBUG_INFO_BTF; syn-count, port-monitor and flows do not"
         ))
     })
 }
@@ -64,7 +64,7 @@ pub fn failure_to_read(what: &str, error: libbpf_rs::Error, where_it_is: &str) -
     let failure = failure(what, error);
     match Lockdown::now() {
         Some(mode @ Lockdown::Confidentiality) if is_invalid => failure.hint(format!(
-            "lockdown is {mode}, {where_it_is}; packet commands do not need that"
+            "lockdown is {mode}, {where_it_is}; syn-count, port-monitor and flows do not need that"
         )),
         _ => failure,
     }

@@ -66,7 +66,7 @@ pub const EXIT_STATUS: &[Term] = &[
     (
         "1",
         "could not attach, the interface went away, a program was detached, or output could not be \
-         written; check: a command can not run",
+         written; check: a command can't run",
     ),
     ("2", "the command line is wrong"),
     (
@@ -480,7 +480,7 @@ const PAGES: &[(&str, Page)] = &[
                         ),
                         (
                             name_of_ours(AcceptReason::REASON_ACCEPT_QUEUE_FULL),
-                            "the process accepts too slowly; after the colon, the least time that the queue has been full",
+                            "the process accepts too slowly; after the colon, the minimum time for which the queue had been full",
                         ),
                         (
                             name_of_ours(AcceptReason::REASON_SYN_QUEUE_FULL),
@@ -512,7 +512,7 @@ const PAGES: &[(&str, Page)] = &[
                         ),
                         (
                             name_of_ours(AcceptReason::REASON_NOT_UNICAST),
-                            "the SYN was sent by broadcast or multicast, which TCP does not take",
+                            "the SYN came in a broadcast or multicast frame, which TCP drops",
                         ),
                     ],
                 ),
@@ -670,11 +670,11 @@ const PAGES: &[(&str, Page)] = &[
                 ),
                 (
                     "tcpinspect check --json | jq -r 'select(.kind == \"command\" and .ok == false).detail'",
-                    "Why a command can not run",
+                    "Why a command can't run",
                 ),
                 (
                     "tcpinspect check -q >/dev/null && tcpinspect flows",
-                    "Run only where all commands can: the exit status is 1 if one can not",
+                    "Run only where all commands can: the exit status is 1 if one can't",
                 ),
             ],
             sections: &[
@@ -704,7 +704,7 @@ const PAGES: &[(&str, Page)] = &[
                     "The answer (OK)",
                     &[
                         ("yes", "it is there, or can run"),
-                        ("no", "it is not, or can not; DETAIL says why"),
+                        ("no", "it is not there, or can't run; DETAIL says why"),
                         ("?", "could not be tried, mostly for lack of privileges"),
                     ],
                 ),

@@ -175,7 +175,7 @@ impl ConnState {
             Self::S3 => "closed by the responder only",
             Self::Rsto => "reset by the initiator",
             Self::Rstr => "reset by the responder",
-            Self::Rstos0 => "SYN, then RST, both from the initiator: a port scan",
+            Self::Rstos0 => "SYN, then RST, both from the initiator: typical of a port scan",
             Self::Rstrh => "SYN-ACK, then RST, both from the responder; the SYN was not seen",
             Self::Sh => "SYN, then FIN, both from the initiator",
             Self::Shr => "SYN-ACK, then FIN, both from the responder; the SYN was not seen",

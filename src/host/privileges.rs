@@ -355,7 +355,7 @@ impl Facts {
         if self.lockdown == Some(Lockdown::Confidentiality) {
             return explanation(
                 "kernel lockdown is in confidentiality mode, in which BPF and perf may not read kernel memory",
-                "boot without lockdown=confidentiality to trace; packet commands need no kernel memory",
+                "boot without lockdown=confidentiality; syn-count, port-monitor and flows work with it",
             );
         }
         if let Some(limit) = self.memlock

@@ -31,7 +31,7 @@ impl Silent {
             false => open()
                 .inspect_err(|error| {
                     notices.notice(&format!(
-                        "drops without a route back can't be shown: {error:#}"
+                        "drops for lack of a route back can't be shown: {error:#}"
                     ));
                 })
                 .ok(),

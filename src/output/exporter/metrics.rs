@@ -129,7 +129,7 @@ const RTT: Family = seconds(
 const SOCKETS: Family = gauge("tcpinspect_sockets", "TCP sockets, by state.");
 const UP: Family = gauge(
     "tcpinspect_collector_up",
-    "1: the collector works. 0: it can not run here, or its counts can not be read.",
+    "1: the collector works. 0: it can't run here, or its counts can't be read.",
 );
 const LOST: Family = counter(
     "tcpinspect_events_lost",
@@ -146,7 +146,7 @@ const CPU: Family = Family {
     name: "process_cpu_seconds",
     kind: MetricKind::Counter,
     unit: "seconds",
-    help: "CPU time of this process. Programs in the kernel run on the time of others.",
+    help: "CPU time of this process. That of its programs in the kernel is charged to other processes.",
 };
 const MEMORY: Family = Family {
     name: "process_resident_memory_bytes",

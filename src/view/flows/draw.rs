@@ -76,7 +76,7 @@ impl FlowsView {
             };
         }
         if self.left_out > 0 {
-            second += &format!(", {} ended left out", self.left_out);
+            second += &format!(", {} ended not shown", self.left_out);
         }
         if self.untracked > 0 {
             second += &format!(", {} packets untracked", self.untracked);

@@ -269,7 +269,7 @@ fn the_number_of_flows_that_have_ended_never_falls() {
     );
     let text = &screen(&mut view, 120, 20)[1];
     assert!(text.contains("1 open, 8 ended"), "{text}");
-    assert!(text.contains("7 ended left out"), "{text}");
+    assert!(text.contains("7 ended not shown"), "{text}");
     view.update(named(vec![flow(1, 5)]), &interval(6_000_000_000, 0));
     assert!(screen(&mut view, 120, 20)[1].contains("1 open, 8 ended"));
 }
