@@ -61,7 +61,7 @@ struct Followed {
 pub struct LinkWatch {
     socket: Socket,
     /// For requests, if notifications were dropped: by then the sandbox forbids new sockets.
-    questions: Socket,
+    requests: Socket,
     followed: Vec<Followed>,
 }
 
@@ -80,7 +80,7 @@ impl LinkWatch {
         .context("failed to listen to interface changes")?;
         Ok(Self {
             socket,
-            questions: route_socket()?,
+            requests: route_socket()?,
             followed: Vec::new(),
         })
     }
@@ -149,13 +149,13 @@ impl LinkWatch {
     ///
     /// The request fails.
     pub fn exists(&mut self, index: u32) -> Result<bool> {
-        Ok(link_by_index(&mut self.questions, index)?.is_some())
+        Ok(link_by_index(&mut self.requests, index)?.is_some())
     }
 
     fn ask(&mut self, events: &mut Vec<LinkEvent>) -> Result<()> {
         let indices: Vec<_> = self.followed.iter().map(|known| known.index).collect();
         for index in indices {
-            match link_by_index(&mut self.questions, index)? {
+            match link_by_index(&mut self.requests, index)? {
                 Some(link) => changed(&mut self.followed, &link, events),
                 None => lost(&mut self.followed, index, &LinkChange::Gone, events),
             }

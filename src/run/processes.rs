@@ -21,7 +21,7 @@ const KEPT: u64 = 1_000_000_000;
 
 /// In each period of this many ns, at most [`BUDGET`] is spent on asking: in a flood every packet
 /// has new ports.
-const STRETCH: u64 = 100_000_000;
+const PERIOD: u64 = 100_000_000;
 const BUDGET: Duration = Duration::from_millis(10);
 
 /// The most connections that are remembered.
@@ -46,7 +46,7 @@ pub struct Processes<'obj> {
     known: HashMap<Ends, (Holder, UnixNanos)>,
     /// The answer for a listener, which is valid for one packet only.
     listener: Option<Holder>,
-    stretch: UnixNanos,
+    period_start: UnixNanos,
     spent: Duration,
     failure: FirstNotice,
 }
@@ -63,7 +63,7 @@ impl<'obj> Processes<'obj> {
             routes: Routes::open()?,
             known: HashMap::new(),
             listener: None,
-            stretch: 0,
+            period_start: 0,
             spent: Duration::ZERO,
             failure: FirstNotice::new(notices),
         })
@@ -79,8 +79,8 @@ impl<'obj> Processes<'obj> {
         let is_fresh = |(_, since): &(Holder, UnixNanos)| at.abs_diff(*since) < KEPT;
         if !self.known.get(&ends).is_some_and(is_fresh) {
             self.known.remove(&ends);
-            if at.abs_diff(self.stretch) >= STRETCH {
-                self.stretch = at;
+            if at.abs_diff(self.period_start) >= PERIOD {
+                self.period_start = at;
                 self.spent = Duration::ZERO;
             }
             if self.spent >= BUDGET {

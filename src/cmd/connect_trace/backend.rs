@@ -42,7 +42,7 @@ const STATE_EVENT: &str = "sock/inet_sock_set_state";
 
 /// The most loads: each backend can be tried again without socket storage, without the perf event
 /// of the tracepoint, and, except kprobe, without bpf_probe_read_kernel().
-pub(in crate::cmd) const ATTEMPTS: usize = 13;
+pub(in crate::cmd) const LOADS_MAX: usize = 13;
 
 /// The ways to hook connection attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -554,7 +554,7 @@ fn attach_programs(
         let handlers = &skel.maps.handler;
         handlers
             .update(&slot, &handler.to_ne_bytes(), MapFlags::ANY)
-            .context("failed to connect the programs at the tracepoint")?;
+            .context("failed to set up the tail call at the tracepoint")?;
         keep(hook, progs.on_state_change.attach())?;
         keep(hook, progs.on_nested_state_change.attach())?;
     }

@@ -11,8 +11,8 @@ use caps::Capability;
 use libbpf_rs::MapMut;
 
 use self::backend::histogram_by;
-pub(super) use self::backend::{ATTEMPTS, Tracer, choose, unseen};
 pub use self::backend::{Backend, candidates};
+pub(super) use self::backend::{LOADS_MAX, Tracer, choose, unseen};
 use self::pending::PendingEvents;
 use crate::attach::load;
 use crate::cli::{ConnectTraceArgs, OutputFormat};
@@ -49,7 +49,7 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
     let buffer = BufferKind::choose(args.buffer.buffer);
 
     // One for each load: the skeleton that is kept borrows its own.
-    let mut storage = [const { MaybeUninit::uninit() }; ATTEMPTS];
+    let mut storage = [const { MaybeUninit::uninit() }; LOADS_MAX];
     let mut tracer = choose(args, buffer, &mut storage, session.notices)?;
     handler.writer.backend = tracer.backend.name();
     let maps = &tracer.skel.maps;
@@ -293,6 +293,6 @@ impl ConnectHandler {
 /// A run would fail in the same way.
 pub fn rehearse(args: &ConnectTraceArgs, notices: Notices) -> Result<Backend, Failure> {
     let buffer = BufferKind::choose(args.buffer.buffer);
-    let mut storage = [const { MaybeUninit::uninit() }; ATTEMPTS];
+    let mut storage = [const { MaybeUninit::uninit() }; LOADS_MAX];
     Ok(choose(args, buffer, &mut storage, notices)?.backend)
 }

@@ -90,7 +90,7 @@ impl Session {
         Ok(())
     }
 
-    pub(super) fn read_link_news(&mut self) -> Result<()> {
+    pub(super) fn read_link_events(&mut self) -> Result<()> {
         let Some(watch) = &mut self.watch else {
             return Ok(());
         };
@@ -99,29 +99,29 @@ impl Session {
             match &event.change {
                 LinkChange::Gone => self.lose(&event),
                 LinkChange::MovedAway if self.is_attached(event.index) => {
-                    self.say_of_link(&format!(
+                    self.report_link_change(&format!(
                         "interface {name} was moved to another network namespace and is followed there"
                     ));
                     self.moved.push(event);
                 }
                 LinkChange::MovedAway => {
-                    self.say_of_link(&format!(
+                    self.report_link_change(&format!(
                         "interface {name} was moved to another network namespace, and the filter was lost"
                     ));
                     self.lose(&event);
                 }
                 LinkChange::Renamed { to } => {
-                    self.say_of_link(&format!("interface {name} was renamed to {to}"))
+                    self.report_link_change(&format!("interface {name} was renamed to {to}"))
                 }
-                LinkChange::Up => self.say_of_link(&format!("interface {name} is up")),
-                LinkChange::Down => self.say_of_link(&format!("interface {name} is down")),
+                LinkChange::Up => self.report_link_change(&format!("interface {name} is up")),
+                LinkChange::Down => self.report_link_change(&format!("interface {name} is down")),
             }
         }
         Ok(())
     }
 
     /// Reports a change of an interface: as a notice if the run needs interfaces, else as a detail.
-    fn say_of_link(&self, text: &str) {
+    fn report_link_change(&self, text: &str) {
         match self.present.is_empty() {
             true => self.notices.detail(text),
             false => self.notices.notice(text),
@@ -145,7 +145,7 @@ impl Session {
             return Ok(());
         }
         // A hook is also detached when its interface is deleted. Netlink reports that, maybe later.
-        self.read_link_news()?;
+        self.read_link_events()?;
         let Some(at) = self.find_detached() else {
             return Ok(());
         };
@@ -181,7 +181,7 @@ impl Session {
     }
 
     fn lose(&mut self, event: &LinkEvent) {
-        self.say_of_link(&format!("interface {} is gone", event.name));
+        self.report_link_change(&format!("interface {} is gone", event.name));
         self.hooks.retain(|hook| hook.ifindex != event.index);
         let were = self.present.len();
         self.present.retain(|present| present.index != event.index);

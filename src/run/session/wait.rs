@@ -96,7 +96,7 @@ pub enum Wake {
 struct Ready {
     events: bool,
     output_closed: bool,
-    link_news: bool,
+    link_events: bool,
 }
 
 impl Session {
@@ -140,8 +140,8 @@ impl Session {
             if ready.output_closed {
                 self.close_output();
             }
-            if ready.link_news {
-                self.read_link_news()?;
+            if ready.link_events {
+                self.read_link_events()?;
             }
             if ready.events {
                 return Ok(Wake::Events);
@@ -179,12 +179,13 @@ impl Session {
         Ok(Ready {
             events: (events_at..fds.len()).any(fired),
             output_closed: fired(1),
-            link_news: watch_at.is_some_and(fired),
+            link_events: watch_at.is_some_and(fired),
         })
     }
 
-    /// Handles the pending events, of which `some` handles at most [`BATCH`], and writes out their
-    /// lines. Ends early at a time or when the run is over. Returns how many came from a ring buffer.
+    /// Handles the pending events by calls of `some`, each of which takes at most [`BATCH`], and
+    /// writes out their lines. Ends early at the time `until`, or when the run is over. Returns how
+    /// many events came from a ring buffer.
     fn drain(
         &mut self,
         source: &mut EventSource,

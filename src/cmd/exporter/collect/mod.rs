@@ -63,7 +63,7 @@ pub struct Storage {
     syn: Vec<MaybeUninit<OpenObject>>,
     accept: [MaybeUninit<OpenObject>; 2],
     loss: MaybeUninit<OpenObject>,
-    connect: [MaybeUninit<OpenObject>; connect_trace::ATTEMPTS],
+    connect: [MaybeUninit<OpenObject>; connect_trace::LOADS_MAX],
 }
 
 impl Storage {
@@ -73,7 +73,7 @@ impl Storage {
             syn: packet::storage_for(interfaces),
             accept: [const { MaybeUninit::uninit() }; 2],
             loss: MaybeUninit::uninit(),
-            connect: [const { MaybeUninit::uninit() }; connect_trace::ATTEMPTS],
+            connect: [const { MaybeUninit::uninit() }; connect_trace::LOADS_MAX],
         }
     }
 }
