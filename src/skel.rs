@@ -321,19 +321,19 @@ pub mod expr {
         expr_operation as Arithmetic, expr_wants as ExprWants, expr_word as ExprWord, expression,
     };
 
-    /// Nodes at most.
+    /// The most nodes of an expression.
     pub const EXPR_NODES: usize = len(|it: &expression| &it.nodes);
-    /// Sets of ports at most.
+    /// The most sets of ports.
     pub const EXPR_PORT_SETS: usize = len(|it: &PortSets| &it.expr_port_sets);
-    /// Sets of addresses at most.
+    /// The most sets of addresses.
     pub const EXPR_ADDRESS_SETS: usize = len(|it: &PortSets| &it.expr_address_sets);
     /// Slots of a set of addresses, a power of two.
     pub const EXPR_SLOTS: usize = len(|it: &PortSets| &it.expr_address_sets[0]);
-    /// No word.
+    /// Stands for no word where a node could name one.
     pub const EXPR_NONE: u8 = 0xff;
-    /// The end where a packet does not match.
+    /// In place of the next node: the packet does not match.
     pub const EXPR_REJECT: u16 = 0xfffe;
-    /// The end where it does.
+    /// In place of the next node: the packet matches.
     pub const EXPR_ACCEPT: u16 = 0xffff;
 
     /// Where an expression is written to.
@@ -412,7 +412,7 @@ pub trait OpenFilteredSkel<'obj>: OpenSkel<'obj> {
 pub struct FilterSettings<'a> {
     /// Settings in `.rodata`.
     pub config: &'a mut FilterConfig,
-    /// One bit a port.
+    /// One bit for each port.
     pub ports: &'a mut PortBits,
 }
 
@@ -431,9 +431,9 @@ pub struct LinkSettings<'a, 'obj> {
     pub is_raw_ip: &'a mut bool,
     /// Frames come from a file.
     pub replay: &'a mut bool,
-    /// A test run takes many of them.
+    /// A test run takes many frames.
     pub replay_batch: &'a mut bool,
-    /// Runs can be preempted by others on their CPU.
+    /// Runs of programs can be preempted by other runs on the same CPU.
     pub preemptible: &'a mut bool,
     /// The slots that are not taken.
     pub idle_slots: &'a mut OpenMapMut<'obj>,
@@ -489,8 +489,8 @@ pub trait PacketSkel<'obj>: Skel<'obj> {
     }
 }
 
-/// Puts a frame among those of the next test run: as frame `number`, with its bytes at `at`. Where
-/// it goes beyond [`REPLAY_BYTES`], the programs can't reach the rest.
+/// Puts a frame among those of the next test run: as frame `number`, with its bytes at `at`. Bytes
+/// beyond [`REPLAY_BYTES`] are left out, and the programs can't read them.
 ///
 /// # Errors
 /// The frame is too long, or its number too high.

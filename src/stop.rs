@@ -111,7 +111,7 @@ impl Stop {
             .map(|duration| duration.saturating_sub(self.started.get().elapsed()))
     }
 
-    /// Why it is time to stop; `None`: it is not.
+    /// Why the run has to stop now; `None` if it may go on.
     pub fn reason(&self) -> Option<ExitReason> {
         let mut fds = [PollFd::new(self.signalled.as_fd(), PollFlags::POLLIN)];
         if poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {

@@ -28,7 +28,7 @@ const BUFFER: usize = 512 * 1024;
 
 /// The most bytes of one write. For large writes the page cache takes large blocks of memory that
 /// were never used before, and a virtual machine has to get these from its host: with writes of a
-/// megabyte, a gigabyte can take two seconds instead of a third of one.
+/// megabyte, a gigabyte can take two seconds instead of a third of a second.
 const WRITE_MAX: usize = 256 * 1024;
 
 /// Where frames are to be written.
@@ -48,7 +48,7 @@ impl Destination {
     /// signals still end the process now.
     ///
     /// # Errors
-    /// It is a terminal or a directory, or is in no directory.
+    /// It is a terminal or a directory, or its directory does not exist.
     pub fn new(path: &Path) -> Result<Self, Failure> {
         let mut destination = Self {
             path: path.to_owned(),

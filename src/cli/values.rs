@@ -92,10 +92,11 @@ pub fn rate(text: &str) -> Result<f64, Refusal> {
     per_second(text, "SYNs")
 }
 
-/// A reason as it is shown, also from the kernel's own name for it.
+/// A reason as it is shown. The kernel's own name for it, such as `SKB_DROP_REASON_NO_SOCKET`, is
+/// accepted too.
 ///
 /// # Errors
-/// None: whether the kernel knows it is found out later.
+/// None. Whether the kernel knows the reason is checked later.
 pub fn reason(text: &str) -> Result<String, Infallible> {
     let name = text.trim().to_ascii_lowercase();
     let prefixes = ["skb_drop_reason_", "sk_rst_reason_"];

@@ -306,7 +306,8 @@ fn look_at_kernel(report: &mut Report) -> Result<()> {
 /// which may be many more than are present.
 fn look_at_cpus() -> Result<String> {
     let possible = load::possible_cpus()?;
-    let online = sysconf(SysconfVar::_NPROCESSORS_ONLN)?.context("no number of CPUs online")?;
+    let online =
+        sysconf(SysconfVar::_NPROCESSORS_ONLN)?.context("the number of CPUs online is unknown")?;
     let kib = |bytes: usize| bytes.div_ceil(1024);
     let [mut first, mut second, mut third] = [const { MaybeUninit::uninit() }; 3];
     let monitor = per_cpu_memory(PortMonitorSkelBuilder::default(), &mut first)?;
@@ -506,7 +507,7 @@ fn flows_answer(
     Ok((format!("{}, {buffer}", places.join(", ")), why))
 }
 
-/// The answer for accept-trace, with what this kernel does not show it.
+/// The answer for accept-trace, with what it can't show on this kernel.
 fn accept_trace_answer(
     interface: &Result<Interface, String>,
     accept: Result<Rehearsed, String>,

@@ -21,7 +21,7 @@ use crate::run::packet;
 /// Runs a command.
 ///
 /// # Errors
-/// As the command says.
+/// Those of the command.
 pub fn run(command: Command) -> Result<Exit, Failure> {
     match command {
         Command::SynCount(args) => packet::run(&SynCount::new(&args)?),

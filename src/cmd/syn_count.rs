@@ -428,8 +428,8 @@ impl Counter<'_> {
     }
 }
 
-/// The intervals of a capture file, which follow the times in it. Times are UNIX times in ns,
-/// lengths ns.
+/// The intervals of a capture file, which follow the times in it. Times are UNIX times in ns, and
+/// lengths are in ns.
 struct Schedule<'a> {
     writer: &'a CountWriter,
     counter: Counter<'a>,

@@ -56,8 +56,8 @@ pub struct Holder {
 pub struct Member {
     /// Its state in the last snapshot.
     pub socket: ListeningSocket,
-    /// The processes that hold it, the lowest number first: a server's workers have that of their
-    /// parent.
+    /// The processes that hold it, the lowest pid first: usually that of the server, whose workers
+    /// inherit the socket.
     pub holders: Vec<Holder>,
     /// Attempts dropped since the last update.
     pub drops_delta: u64,

@@ -203,7 +203,7 @@ const KEYS_KEPT: usize = 32_768;
 /// Traffic by key in an interval.
 #[derive(Debug)]
 pub struct TrafficByKey {
-    /// Which key.
+    /// The kind of key.
     pub by: FlowBy,
     /// How many of the busiest are shown.
     top: usize,

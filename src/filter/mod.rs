@@ -419,7 +419,7 @@ impl Filter {
         Ok(())
     }
 
-    /// Whether a packet that must be a SYN can pass the flags.
+    /// Checks that a SYN can pass the flags.
     ///
     /// # Errors
     /// The flags exclude all SYNs.

@@ -79,7 +79,8 @@ pub(super) fn cgroup_root() -> Option<PathBuf> {
     unified_root(&mounts).map(PathBuf::from)
 }
 
-/// Whether the tree of cgroups can be seen. Without it only a process that still runs has a container.
+/// Whether the tree of cgroups can be seen. Without it, a container is found only for a process
+/// that still runs.
 pub fn sees_cgroups() -> bool {
     cgroup_root().is_some()
 }

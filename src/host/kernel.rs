@@ -14,8 +14,8 @@ fn parse_version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// Whether the kernel supports XDP programs for several buffers. It finds out by trying: before
-/// 5.18 the kernel refuses the flag, and does not have this helper.
+/// Whether the kernel supports XDP programs for frames in several buffers. It finds out by trying:
+/// before 5.18 the kernel refuses the flag, and does not have this helper.
 pub fn knows_xdp_frags() -> bool {
     !matches!(
         libbpf_rs::ProgramType::Xdp.is_helper_supported(libbpf_sys::BPF_FUNC_xdp_load_bytes),

@@ -105,7 +105,7 @@ impl KernelTypes {
         })
     }
 
-    /// The number of the function with that name.
+    /// The BTF id of the function with that name.
     ///
     /// # Errors
     /// A type before it is of an unknown kind.
@@ -113,7 +113,7 @@ impl KernelTypes {
         Ok(self.find(KIND_FUNC, name)?.map(|known| known.id))
     }
 
-    /// The numbers of the functions with these names, found in one walk.
+    /// The BTF ids of the functions with these names, found in one walk.
     ///
     /// # Errors
     /// As [`KernelTypes::function`].
@@ -130,7 +130,7 @@ impl KernelTypes {
         Ok(found)
     }
 
-    /// The number of the variable with that name.
+    /// The BTF id of the variable with that name.
     ///
     /// # Errors
     /// As [`KernelTypes::function`].
@@ -156,7 +156,8 @@ impl KernelTypes {
     /// # Errors
     /// As [`KernelTypes::function`].
     pub fn tracepoint_arguments(&self, name: &str) -> Result<Option<usize>> {
-        // `typedef void (*btf_trace_NAME)(void *, …)` (trace/bpf_probe.h); the first is for itself.
+        // `typedef void (*btf_trace_NAME)(void *, …)` (trace/bpf_probe.h); the first
+        // argument is the tracepoint's own.
         let Some(known) = self.find(KIND_TYPEDEF, &format!("btf_trace_{name}"))? else {
             return Ok(None);
         };

@@ -44,7 +44,7 @@ pub struct Found {
     pub listens: bool,
     /// The inode of its file; 0: no process has it open.
     pub inode: u32,
-    /// It waits in the queue of a listener. One that a process has closed has another state.
+    /// It waits in the queue of a listener. A socket that a process has closed is in another state.
     pub is_queued: bool,
     /// It also takes connections to addresses that are not this machine's (`IP_TRANSPARENT`).
     pub is_transparent: bool,
@@ -111,8 +111,9 @@ impl SockDiag {
         Ok(waiting.into_iter().flatten().collect())
     }
 
-    /// The socket that a segment from `remote` to `local` reaches, which may be a listener. A socket
-    /// that is bound to an interface is found only if the segment comes in there; 0: at any other.
+    /// The socket that a segment from `remote` to `local` reaches, which may be a listener. The
+    /// segment comes in at interface `ifindex`. With 0, no socket is found that is bound to an
+    /// interface.
     ///
     /// # Errors
     /// The request fails.

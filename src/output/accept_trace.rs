@@ -73,11 +73,11 @@ pub(crate) struct ShownAttempt<'a> {
     pub reason: (Option<&'a str>, ReasonFrom),
     /// The kernel function that dropped its packet.
     pub place: Option<&'a str>,
-    /// The process of the listener, if no process has accepted it.
+    /// The process that listens, if no process has accepted the attempt.
     pub owner: Option<&'a Holder>,
     /// How long the listener's accept queue had been full.
     pub queue_full_ns: Option<u64>,
-    /// The container of the process that accepted it, else of the listener's.
+    /// The container of the process that accepted it, or else of the process that listens.
     pub container: Option<&'a str>,
 }
 
@@ -86,7 +86,7 @@ impl ShownAttempt<'_> {
         self.attempt.has(flag)
     }
 
-    /// Id and name of the process that accepted it, else of the listener's.
+    /// Id and name of the process that accepted it, or else of the process that listens.
     fn process(&self) -> Option<(u32, &[u8])> {
         match self.has(AcceptFlag::ATTEMPT_HAS_PROCESS) {
             true => Some((self.attempt.raw.pid, self.attempt.comm())),

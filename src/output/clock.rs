@@ -119,7 +119,7 @@ impl Clock {
     /// The system clock can't be read.
     pub fn sync(&mut self) -> Result<()> {
         /// A smaller difference comes from reading the two clocks one after the other, not from a
-        /// step of the system clock. Then the offset stays, so that all lines show a time alike.
+        /// step of the system clock. Then the offset stays, so that a time is the same in all lines.
         const NOISE: i64 = 1000;
         let nanos = |id| -> Result<i64> {
             let time = clock_gettime(id).context("failed to read the clock")?;

@@ -128,7 +128,7 @@ pub(crate) trait Row {
 #[derive(Clone, Debug)]
 pub(crate) struct Layout<C> {
     shown: Vec<PlacedColumn<C>>,
-    /// How many of the first ones are those of the table, in its order.
+    /// How many of the first columns are also the first ones of the table, in its order.
     as_in_table: usize,
     /// The precision of times; `None` without a column of times.
     times: Option<Precision>,

@@ -68,8 +68,8 @@ pub struct ConnectWriter {
 }
 
 impl ConnectWriter {
-    /// Takes the columns of `--columns`, or the default ones if there are none. The columns of
-    /// closed connections are among those only `with_close`.
+    /// Takes the columns of `--columns`, or the default ones if there are none. If `with_close`,
+    /// the default ones include those of closed connections.
     ///
     /// # Errors
     /// A column is unknown.

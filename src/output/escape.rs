@@ -99,8 +99,8 @@ fn push_hex_escapes(out: &mut Vec<u8>, bytes: &[u8]) {
 
 /// Line separators, and characters that reorder text on a terminal or that it does not show.
 ///
-/// The ranges are those of Default_Ignorable_Code_Point (DerivedCoreProperties.txt of Unicode 17),
-/// which has those of Bidi_Control, and after them the two separators and the three characters of
+/// First come the ranges of Default_Ignorable_Code_Point (DerivedCoreProperties.txt of Unicode 17),
+/// which include those of Bidi_Control, then the two separators and the three characters of
 /// interlinear annotations. unicode-width, which is among the dependencies, does not distinguish
 /// them from combining marks.
 fn is_invisible(c: char) -> bool {

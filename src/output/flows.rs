@@ -20,7 +20,7 @@ pub struct FlowInterval<'a> {
     pub iface: Option<&'a str>,
     /// The actual length of the interval in seconds.
     pub seconds: f64,
-    /// Which key.
+    /// The kind of key.
     pub by: FlowBy,
     /// All flows.
     pub all: Load,
@@ -137,7 +137,7 @@ impl ColumnSet for TrafficColumn {
 
 const MILLI: f64 = 1e6;
 
-/// Marks the second line of a connection, after one as `unanswered`.
+/// Marks the second line of a connection, whose first line had `unanswered` as its end.
 const CONTINUED: u8 = b'+';
 
 /// Writes flows as text or JSON.
@@ -149,9 +149,9 @@ pub struct FlowWriter {
 }
 
 impl FlowWriter {
-    /// Takes the columns of `--columns`, or the default ones if there are none. With `by_key` they
-    /// are those of the traffic of keys, else those of flows; `with_names` has the names of servers
-    /// in place of those of processes.
+    /// Takes the columns of `--columns`, or the default ones if there are none. If `by_key`,
+    /// `--columns` is about the traffic of keys, else about flows. If `with_names`, the default
+    /// columns of flows show the names of servers in place of those of processes.
     ///
     /// # Errors
     /// A column is unknown.

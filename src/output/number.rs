@@ -23,8 +23,8 @@ macro_rules! integer {
 
 integer!(u16 u32 u64 i32 i64);
 
-/// Each octet in decimal with a dot after it, and how long both are. An IPv4 address takes 3.7 ns by
-/// this, and 13.6 ns by itoa.
+/// Each octet in decimal with a dot after it, and the length of both. An IPv4 address takes 3.7 ns
+/// with this table, and 13.6 ns with itoa.
 pub static OCTETS: [([u8; 4], u8); 256] = {
     let mut octets = [([b'.'; 4], 0); 256];
     let mut octet = 0;
@@ -51,12 +51,12 @@ impl Integer for u8 {
 
 /// The eight digits of a number below 10^8, the first one in the lowest byte.
 ///
-/// Microseconds of a time with all their zeros take 3.6 ns by this, and 11.6 ns by itoa (1.0.19), whose
-/// digits have to be moved behind the zeros.
+/// The microseconds of a time, with leading zeros, take 3.6 ns with this function, and 11.6 ns with
+/// itoa (1.0.19), whose digits have to be moved behind the zeros.
 #[inline(always)]
 pub fn eight_digits(value: u32) -> u64 {
     // Two numbers of four digits, then four of two, then eight of one: each is divided by the
-    // factor in its lane, as a multiplication and a shift, exactly for all there may be.
+    // factor in its lane, by a multiplication and a shift that are exact for all possible numbers.
     let value = u64::from(value);
     let fours = (value / 10_000) | ((value % 10_000) << 32);
     let hundreds = ((fours * 10_486) >> 20) & 0x7f_0000_007f;
@@ -66,7 +66,7 @@ pub fn eight_digits(value: u32) -> u64 {
     ones | u64::from_ne_bytes([b'0'; 8])
 }
 
-/// A port, right-aligned in the first 5 of 8 bytes: in 4.1 ns, and in 9.2 ns by itoa and a move.
+/// A port, right-aligned in the first 5 of 8 bytes. This takes 4.1 ns; itoa and a move take 9.2 ns.
 #[inline]
 pub fn port(value: u16) -> [u8; 8] {
     let digits = eight_digits(value.into()) >> 24;

@@ -31,7 +31,7 @@ pub struct Sink {
     stage: Option<Stage>,
     /// Determined at the start: after a hang-up, a terminal no longer reports that it is one.
     is_terminal: bool,
-    /// A write may wait for the reader, because `file` is the shell's description of stdout.
+    /// A write may wait for the reader, because `file` is the open file description of the shell.
     may_block: bool,
     room: Room,
     buffer: Vec<u8>,
@@ -213,7 +213,7 @@ impl Sink {
         done
     }
 
-    /// Another descriptor of the same description.
+    /// Another descriptor of the same open file description.
     ///
     /// # Errors
     /// No file descriptor is left.

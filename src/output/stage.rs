@@ -8,8 +8,8 @@ use nix::libc::PIPE_BUF;
 use nix::unistd::{pipe2, write};
 
 /// How many bytes to write at once: whole lines that the kernel takes in one piece, so that a line
-/// is never cut, even if others write too or the reader stops. A file that has room has room for
-/// that much.
+/// is never cut, even if others write too or the reader stops. A pipe that poll(2) reports as
+/// writable has room for that much.
 pub(super) fn whole_lines(bytes: &[u8]) -> usize {
     if bytes.len() <= PIPE_BUF {
         return bytes.len();

@@ -57,7 +57,7 @@ impl Patience {
 
 /// stdout, and how it can be written.
 pub struct Stdout {
-    /// A description that does not block, where there can be one.
+    /// An open file description that does not block, where there can be one.
     pub file: File,
     /// A write may wait for the reader.
     pub may_block: bool,
@@ -80,8 +80,8 @@ impl Stdout {
             .metadata()
             .context("failed to look at stdout")?
             .file_type();
-        // A description of our own can be made non-blocking without doing so to the shell's. What
-        // can't be opened again (a socket, a pipe or terminal of another user) stays as it is.
+        // An open file description of our own can be made non-blocking without changing the shell's.
+        // What can't be opened again (a socket, a pipe or terminal of another user) stays as it is.
         let own = (kind.is_fifo() || kind.is_char_device())
             .then(|| {
                 OpenOptions::new()

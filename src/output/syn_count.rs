@@ -113,8 +113,8 @@ pub struct CountWriter {
 }
 
 impl CountWriter {
-    /// Takes the columns of `--columns`, or the default ones if there are none. Those of keys and
-    /// alerts are among these only `with_keys`.
+    /// Takes the columns of `--columns`, or the default ones if there are none. If `with_keys`, the
+    /// default ones include those of keys and alerts.
     ///
     /// # Errors
     /// A column is unknown.

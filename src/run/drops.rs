@@ -33,8 +33,9 @@ impl DropTracepoint {
         })
     }
 
-    /// Tells programs the numbers of the reasons that they know by name. Without reasons, they know
-    /// by the function that frees a segment whether it is one for packet sockets.
+    /// Sets the numbers that this kernel has for the reasons that programs compare with. If the
+    /// kernel gives no reasons, programs recognize a copy for packet sockets by the function that
+    /// frees it.
     pub fn configure(&self, settings: DropSettings<'_>, symbols: &mut KernelSymbols) {
         *settings.consumed = self.reasons.consumed();
         for (setting, name) in [

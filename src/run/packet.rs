@@ -156,7 +156,7 @@ pub struct LoadTarget<'a> {
     pub is_raw_ip: bool,
     /// Frames come from a capture file.
     pub replay: bool,
-    /// A test run takes many of them.
+    /// A test run takes many frames.
     pub replay_batch: bool,
     /// All watched interfaces.
     pub interfaces: &'a [Interface],

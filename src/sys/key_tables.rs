@@ -20,14 +20,15 @@ const WAYS: usize = CountSet::WAYS;
 /// The size of the tables.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
-    /// Number of slots: of CPUs, or of runs of programs.
+    /// Number of slots: one for each CPU or, where programs can be preempted, for each run that can
+    /// be unfinished.
     pub slots: usize,
-    /// Sets per CPU in one table: a power of two.
+    /// Sets per slot in one table: a power of two.
     pub sets: usize,
 }
 
 impl Size {
-    /// The size for this many CPUs.
+    /// The size for this many slots.
     pub fn of(slots: usize) -> Self {
         let keys = (KEYS / slots.max(1)).max(KEYS_PER_CPU);
         Self {
@@ -36,7 +37,7 @@ impl Size {
         }
     }
 
-    /// Sets in both tables of all CPUs.
+    /// Sets in both tables of all slots.
     pub fn all_sets(self) -> usize {
         2 * self.slots * self.sets
     }
@@ -46,7 +47,7 @@ impl Size {
         self.all_sets() * size_of::<CountSet>() + self.all_sketches() * size_of::<SourceSketch>()
     }
 
-    /// Sketches in both tables of all CPUs.
+    /// Sketches in both tables of all slots.
     pub fn all_sketches(self) -> usize {
         2 * self.slots
     }

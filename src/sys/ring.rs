@@ -1,10 +1,10 @@
 //! Reads a BPF ring buffer that is mapped once.
 //!
 //! libbpf maps the data twice in a row, so that a record that wraps around is contiguous. That
-//! doubles the resident memory of the buffer, which is most of that of this process. One mapping is
-//! enough: the few records that wrap around are copied. The layout is that of the kernel
-//! (Documentation/bpf/ringbuf.rst, kernel/bpf/ringbuf.c): a page with the consumer's position, a
-//! page with the producer's, then the data.
+//! doubles the resident memory of the buffer, which is the largest part of this process's memory.
+//! One mapping is enough: the few records that wrap around are copied. The layout is that of the
+//! kernel (Documentation/bpf/ringbuf.rst, kernel/bpf/ringbuf.c): a page with the consumer's
+//! position, a page with the producer's, then the data.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-//! Boxes above a table.
+//! Boxes in front of a table.
 
 use ratatui::Frame;
 use ratatui::layout::Rect;

@@ -78,8 +78,8 @@ impl<'obj> Owners<'obj> {
         }
     }
 
-    /// The process of the listener of an attempt; of several processes the first one. That of an
-    /// attempt that is forwarded is not here.
+    /// The process that listens where an attempt was sent; of several, the one with the lowest pid.
+    /// `None` if the attempt is forwarded: its listener is elsewhere.
     pub fn find(&mut self, attempt: &Attempt) -> Option<&Holder> {
         let (local, (saddr, _)) = attempt.socket();
         if self.listed.is_none_or(|at| at.elapsed() >= AGAIN) {

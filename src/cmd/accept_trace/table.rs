@@ -19,7 +19,7 @@ use crate::skel::{
 };
 use crate::sys::map;
 
-/// How often the table is read to report each fate soon.
+/// How often the table is read, so that each fate is reported soon.
 pub(in crate::cmd) const SWEEP_EVERY: Duration = Duration::from_millis(250);
 
 /// The longest time for a sweep. Each attempt that is overdue takes some microseconds.

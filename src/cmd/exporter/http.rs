@@ -41,8 +41,8 @@ const ANSWER_TIME: Duration = Duration::from_secs(10);
 /// How long a connection may be idle between two requests.
 const IDLE_TIME: Duration = Duration::from_secs(150);
 
-/// With the most clients, one that has sent no request or read no answer for this long is
-/// disconnected when another one comes.
+/// While there are [`CLIENTS_MAX`] clients, one that has sent no request or read no answer for this
+/// long is disconnected when another one comes.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The pause after a failed accept(2), for lack of descriptors or memory.
@@ -385,7 +385,8 @@ impl Client {
         self.request.shrink_to_fit();
         self.begin(match self.doing {
             Doing::ReadingLast => {
-                // Some clients read until the end. If it fails, the client is gone.
+                // Some clients read until the connection ends. If shutdown(2) fails, the client is
+                // gone.
                 self.stream
                     .shutdown(Shutdown::Write)
                     .map_err(|_| Errno::ECONNRESET)?;

@@ -60,15 +60,15 @@ pub struct Reporter<'a> {
     pub unanswered: u64,
     /// Finds the containers of processes, if they are shown or asked for.
     containers: Option<Containers>,
-    /// Flows that `--container` rejects, and the packets that they counted.
+    /// Flows that `--container` rejects, and their packets.
     foreign: u64,
     foreign_packets: u64,
-    /// The same, of the filter on processes in the kernel.
+    /// The same for the filter on processes, which the kernel applies.
     unwanted: u64,
     unwanted_packets: u64,
     /// Of these, the flows that were reported as unanswered and have had no packet since.
     silent: u64,
-    /// Records that found no room in the event buffer, and the packets that they counted.
+    /// Records that found no room in the event buffer, and the packets in them.
     lost: u64,
     lost_packets: u64,
     /// With --names: packets with a name to read that found no room in their buffer.

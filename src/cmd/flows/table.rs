@@ -212,7 +212,7 @@ fn least_worth(ranks: &[u32; FLOW_RANKS], surplus: u64) -> u32 {
     FLOW_RANK_OLD
 }
 
-/// Reports why sockets can not be read.
+/// Reports why sockets can't be read.
 pub fn without_sockets(notices: Notices, error: &anyhow::Error) {
     notices.notice(&format!(
         "processes and the kernel's TCP metrics can't be shown, which needs CAP_PERFMON and Linux 5.11 or later: {error:#}"

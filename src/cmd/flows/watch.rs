@@ -25,7 +25,7 @@ const SWEEP_REST: u32 = 50;
 /// How often to sweep while the table is nearly full.
 const SWEEP_FULL: Duration = Duration::from_millis(10);
 
-/// The same while the table is nearly full. In a flood, sweeps then take up to a fifth of a processor:
+/// The same while the table is nearly full. In a flood, sweeps then take up to a fifth of a CPU:
 /// with fewer of them, more new connections would find no room, and would not be shown.
 const SWEEP_FULL_REST: u32 = 4;
 
@@ -169,8 +169,9 @@ fn next_sweep(evicted: bool, worked: Duration) -> Result<Instant> {
     Ok(Instant::now() + every.max(worked_since(worked)? * rest))
 }
 
-/// How long this thread has worked since it had this CPU time. Only CPU time counts: after waiting
-/// for other processes or for the reader of the output, a long rest would let the table fill up.
-fn worked_since(worked: Duration) -> Result<Duration> {
-    Ok(cpu_time()?.saturating_sub(worked))
+/// The CPU time that this thread has used since its CPU time was `before`. Waiting does not count:
+/// after waiting for other processes or for the reader of the output, a long rest would let the
+/// table fill up.
+fn worked_since(before: Duration) -> Result<Duration> {
+    Ok(cpu_time()?.saturating_sub(before))
 }

@@ -151,7 +151,7 @@ fn watch_interfaces(
 ) -> Result<Attached> {
     let mut attached = programs::watch(pairs, watched, prepared).unwrap_or_else(|failure| {
         session.notices.notice(&format!(
-            "drops that no tracepoint reports, such as those by full queues, can't be shown: {:#}",
+            "drops that no tracepoint reports, such as those because of full queues, can't be shown: {:#}",
             failure.error
         ));
         Attached::default()
@@ -199,7 +199,8 @@ fn record(session: &mut Session, args: &LossTraceArgs) -> Result<(), Failure> {
         return Ok(());
     };
     let destination = Destination::new(path)?;
-    // Packets are dropped at any interface and above them all, and have no link layer any more.
+    // A packet may be dropped at any interface or above all of them, where it has no link-layer
+    // header any more.
     let described = FileInterface {
         name: String::new(),
         link_type: LINKTYPE_RAW,
@@ -222,7 +223,7 @@ fn record(session: &mut Session, args: &LossTraceArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The description of the packets in the capture file.
+/// The counts that a capture file ends with.
 fn statistics(skels: &[LossTraceSkel<'_>]) -> Vec<Statistics> {
     let counters = counters(skels);
     let matched = counters.kinds.iter().sum();
@@ -345,8 +346,8 @@ fn detach(
     checked
 }
 
-/// How many runs of programs the kernel has skipped that might have reported a segment. Those at
-/// consume_skb are left out: it sees all packets, so they hardly ever matter.
+/// How often the kernel has skipped a program that might have reported a segment. The program at
+/// consume_skb is left out: it runs for all packets, and a run that is skipped hardly ever matters.
 fn skipped(skel: &LossTraceSkel<'_>) -> u64 {
     programs::loaded(&skel.progs)
         .filter(|(hook, _)| *hook != "consume_skb")
@@ -419,7 +420,7 @@ impl LossHandler<'_> {
         Ok(self.summary(session, skels))
     }
 
-    /// The same for frames to a capture file.
+    /// Writes a frame for each event to a capture file, until the run is over and all is detached.
     fn frames(
         &mut self,
         session: &mut Session,
@@ -573,7 +574,7 @@ impl LossHandler<'_> {
         })
     }
 
-    /// The kind of event that a key is of, and what it is called.
+    /// The kind of event of a key, and how the key is shown.
     fn label(&mut self, by: LossByChoice, raw: &CountKey) -> (&'static str, Label) {
         let key = LossKey(raw);
         let name = |name: Option<&[u8]>| name.map_or(Label::Unknown, |it| Label::Name(it.to_vec()));

@@ -57,7 +57,7 @@ impl Kernel {
         })
     }
 
-    /// Reports what can not be learned from this kernel.
+    /// Reports what can't be learned from this kernel.
     pub fn say_what_is_missing(&self, notices: Notices) {
         if !self.drops.has_reason {
             notices
@@ -495,7 +495,10 @@ pub fn rehearse(
             }
             Err(failure) => (
                 format!("{hooks}, {buffer}"),
-                Some(format!("no drops by full queues: {:#}", failure.error)),
+                Some(format!(
+                    "no drops because of full queues: {:#}",
+                    failure.error
+                )),
             ),
         },
     )

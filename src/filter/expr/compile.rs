@@ -184,9 +184,9 @@ pub struct Node {
 pub struct CompiledExpression {
     /// The nodes; each leads only to later ones.
     pub nodes: Vec<Node>,
-    /// Where IPv4 packets begin.
+    /// The first step for IPv4 packets.
     pub start_v4: Target,
-    /// Where IPv6 packets begin.
+    /// The first step for IPv6 packets.
     pub start_v6: Target,
     /// The sets of ports that nodes refer to.
     pub port_sets: Vec<PortSet>,

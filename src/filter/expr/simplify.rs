@@ -160,7 +160,7 @@ fn flags(relation: &Relation) -> Option<FlagsRule> {
         Comparison::NotEqual if number == 0 && mask.is_power_of_two() => mask,
         _ => return None,
     };
-    // Bits that must be set and are not looked at: no packet has them.
+    // If a bit must be set that the mask leaves out, no packet matches.
     (value & !mask == 0).then_some(FlagsRule { mask, value })
 }
 

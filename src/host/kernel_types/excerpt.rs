@@ -1,7 +1,7 @@
 //! BTF with the few kernel types that a program reads (CO-RE), without all others.
 //!
 //! For each type that a program reads, libbpf compares the names of all types of the kernel: 10 to
-//! 15 ms for an object (Linux 6.18, libbpf 1.7). It takes BTF from a file in their place.
+//! 15 ms for an object (Linux 6.18, libbpf 1.7). It can read the types from a file with BTF instead.
 
 use std::collections::HashSet;
 use std::fs::File;

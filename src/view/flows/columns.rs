@@ -184,9 +184,9 @@ pub fn width(column: &Spec, is_sorted_by: bool) -> u16 {
     }
 }
 
-/// The indexes in [`COLUMNS`] of those that fit a screen, and their widths, of the columns
-/// `available`. The one that the table is sorted by is always among them. `longest` is the length of
-/// the longest address and port.
+/// Those of the columns `available` that fit a screen: their indexes in [`COLUMNS`], and their
+/// widths. The one that the table is sorted by is always among them. `longest` is the length of the
+/// longest address and port.
 pub fn fitting(
     available: impl Iterator<Item = usize>,
     sort: usize,

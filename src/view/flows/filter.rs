@@ -170,7 +170,8 @@ impl TypedFilter {
             }
         }
         let expression = expression.join(" ");
-        // Only expressions about addresses and ports can be judged; any pair of ends shows that.
+        // Only an expression about nothing but addresses and ports can be judged. A trial with any
+        // pair of ends shows whether this one can.
         let ends = [(Ipv4Addr::UNSPECIFIED.into(), 0); 2];
         match Expression::new(&expression) {
             Ok(read) if read.judge(ends).is_some() => self.expression = Some(read),
