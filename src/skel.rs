@@ -72,8 +72,8 @@ pub type RawAttempt = accept_trace::types::attempt;
 pub type AttemptKey = accept_trace::types::attempt_key;
 /// `struct accept_counters`, summed over all CPUs.
 pub type AcceptCounters = accept_trace::types::accept_counters;
-/// `struct accept_verdict`.
-pub type AcceptVerdict = accept_trace::types::accept_verdict;
+/// `struct found_fate`.
+pub type FoundFate = accept_trace::types::found_fate;
 /// `struct accept_count_key`.
 pub type AcceptCountKey = accept_trace::types::accept_count_key;
 /// `struct histogram`.
@@ -685,12 +685,12 @@ macro_rules! drop_settings {
 drop_settings!(accept_trace, loss_trace);
 
 /// Tells accept-trace's program the fate of an attempt, which it then reports.
-pub fn set_accept_verdict(bss: &mut accept_trace::types::bss_verdict, verdict: &AcceptVerdict) {
-    store(&mut bss.accept_verdict, *verdict)
+pub fn set_found_fate(bss: &mut accept_trace::types::bss_close, fate: &FoundFate) {
+    store(&mut bss.found_fate, *fate)
 }
 
 /// Gives accept-trace's program an attempt that had arrived before the run.
-pub fn set_accept_seed(bss: &mut accept_trace::types::bss_verdict, attempt: &RawAttempt) {
+pub fn set_accept_seed(bss: &mut accept_trace::types::bss_close, attempt: &RawAttempt) {
     store(&mut bss.accept_seed, *attempt)
 }
 

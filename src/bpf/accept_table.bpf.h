@@ -99,10 +99,10 @@ __u32 keys_without_isn SEC(".bss.recent");
  */
 bool rst_was_delayed SEC(".bss.recent");
 
-struct accept_verdict accept_verdict SEC(".bss.verdict");
+struct found_fate found_fate SEC(".bss.close");
 
 /* An attempt that arrived before the run, for accept_close() to add to the table. */
-struct attempt accept_seed SEC(".bss.verdict");
+struct attempt accept_seed SEC(".bss.close");
 
 /* BTF has the type only if something refers to it. */
 const struct accept_event *unused_accept_event __attribute__((unused));

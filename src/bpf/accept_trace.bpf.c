@@ -111,15 +111,15 @@ static __always_inline void add_seed(struct __sk_buff *skb, struct attempt_key *
 }
 
 /*
- * User space runs this (BPF_PROG_TEST_RUN) to report a fate: accept_verdict has the fate, and the
+ * User space runs this (BPF_PROG_TEST_RUN) to report a fate: found_fate has the fate, and the
  * key of the attempt. If the fate is FATE_NONE, it adds the attempt in accept_seed to the table
  * instead.
  */
 SEC("tc")
 int accept_close(struct __sk_buff *skb)
 {
-	struct attempt_key key = accept_verdict.key;
-	enum accept_fate fate = accept_verdict.fate;
+	struct attempt_key key = found_fate.key;
+	enum accept_fate fate = found_fate.fate;
 	struct attempt *known;
 
 	if (fate == FATE_NONE) {
@@ -127,12 +127,12 @@ int accept_close(struct __sk_buff *skb)
 		return TCX_NEXT;
 	}
 	known = bpf_map_lookup_elem(&attempts, &key);
-	if (!known || known->phase != accept_verdict.phase ||
-	    known->last_syn_ns != accept_verdict.last_syn_ns ||
-	    known->last_syn_ack_ns != accept_verdict.last_syn_ack_ns)
+	if (!known || known->phase != found_fate.phase ||
+	    known->last_syn_ns != found_fate.last_syn_ns ||
+	    known->last_syn_ack_ns != found_fate.last_syn_ack_ns)
 		return TCX_NEXT;
-	if (accept_verdict.reason)
-		set_reason(known, accept_verdict.reason, false);
+	if (found_fate.reason)
+		set_reason(known, found_fate.reason, false);
 	if (fate == FATE_UNANSWERED && known->listener && !has_listener(known)) {
 		set_reason(known, REASON_LISTENER_CLOSED, false);
 		fate = FATE_ABORTED;

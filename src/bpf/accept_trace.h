@@ -125,7 +125,7 @@ struct accept_event {
 _Static_assert(sizeof(struct accept_event) == 200, "no hidden padding");
 
 /* The fate that user space has found for an attempt in the table. */
-struct accept_verdict {
+struct found_fate {
 	struct attempt_key key;
 	__u64 last_syn_ns; /* as user space read it: if it has changed, the attempt stays */
 	__u64 last_syn_ack_ns;

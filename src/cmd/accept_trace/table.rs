@@ -14,8 +14,8 @@ use crate::run::call::call;
 use crate::run::monotonic::monotonic_ns;
 use crate::skel::accept_trace::AcceptTraceSkel;
 use crate::skel::{
-    self, AcceptEvent, AcceptFate, AcceptFlag, AcceptPhase, AcceptReason, AcceptVerdict,
-    AttemptKey, RawAttempt,
+    self, AcceptEvent, AcceptFate, AcceptFlag, AcceptPhase, AcceptReason, AttemptKey, FoundFate,
+    RawAttempt,
 };
 use crate::sys::map;
 
@@ -362,18 +362,18 @@ fn seed(skel: &mut AcceptTraceSkel<'_>, connection: &Waiting, ifindex: u32) -> R
         ip_version: if daddr.is_ipv4() { 4 } else { 6 },
         ..RawAttempt::default()
     };
-    let verdict = AcceptVerdict {
+    let found = FoundFate {
         key: AttemptKey {
             addr: octets(saddr),
             port,
             ..AttemptKey::default()
         },
         fate: AcceptFate::FATE_NONE,
-        ..AcceptVerdict::default()
+        ..FoundFate::default()
     };
-    let bss = skel.maps.bss_verdict_data.as_deref_mut();
+    let bss = skel.maps.bss_close_data.as_deref_mut();
     let bss = bss.context("the programs have no place for an attempt")?;
-    skel::set_accept_verdict(bss, &verdict);
+    skel::set_found_fate(bss, &found);
     skel::set_accept_seed(bss, &attempt);
     run(skel)
 }
@@ -385,17 +385,17 @@ fn report(
     fate: AcceptFate,
     reason: AcceptReason,
 ) -> Result<()> {
-    let bss = skel.maps.bss_verdict_data.as_deref_mut();
-    let bss = bss.context("the programs have no place for a verdict")?;
-    let verdict = AcceptVerdict {
+    let bss = skel.maps.bss_close_data.as_deref_mut();
+    let bss = bss.context("the programs have no place for a fate")?;
+    let found = FoundFate {
         key: *key,
         last_syn_ns: attempt.last_syn_ns,
         last_syn_ack_ns: attempt.last_syn_ack_ns,
         fate,
         reason: reason.0,
         phase: attempt.phase.into(),
-        ..AcceptVerdict::default()
+        ..FoundFate::default()
     };
-    skel::set_accept_verdict(bss, &verdict);
+    skel::set_found_fate(bss, &found);
     run(skel)
 }
