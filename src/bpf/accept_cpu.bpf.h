@@ -18,7 +18,7 @@ struct sent_rst {
 };
 
 /* The state of a CPU. No cache line is shared between CPUs. */
-struct cpu_state {
+struct accept_cpu {
 	struct sent_rst sent;
 	struct found_listener found;
 	__u64 jiffy;	/* in which the last SYN came */
@@ -26,13 +26,13 @@ struct cpu_state {
 	__u8 pad[48];
 };
 
-_Static_assert(sizeof(struct cpu_state) == 128, "two cache lines");
+_Static_assert(sizeof(struct accept_cpu) == 128, "two cache lines");
 
-struct cpu_state cpu_states[COUNTER_SLOTS] SEC(".bss.accept") __attribute__((aligned(128)));
+struct accept_cpu accept_cpus[COUNTER_SLOTS] SEC(".bss.accept") __attribute__((aligned(128)));
 
-static __always_inline struct cpu_state *this_cpu(void)
+static __always_inline struct accept_cpu *this_cpu(void)
 {
-	return &cpu_states[bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1)];
+	return &accept_cpus[bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1)];
 }
 
 static __always_inline struct sent_rst *last_sent_rst(void)
@@ -46,7 +46,7 @@ static __always_inline struct sent_rst *last_sent_rst(void)
  */
 static __always_inline void note_syn(__u64 now)
 {
-	struct cpu_state *cpu = this_cpu();
+	struct accept_cpu *cpu = this_cpu();
 	__u64 jiffy = bpf_jiffies64();
 
 	if (cpu->jiffy == jiffy)
@@ -62,7 +62,7 @@ static __always_inline void note_syn(__u64 now)
  */
 static __always_inline bool came_just_now(__u64 syn_ns)
 {
-	const struct cpu_state *cpu = this_cpu();
+	const struct accept_cpu *cpu = this_cpu();
 
 	return cpu->jiffy == bpf_jiffies64() && syn_ns >= cpu->jiffy_ns;
 }

@@ -20,7 +20,7 @@ struct waiting_syn {
 /* The most return addresses that are read from a stack, innermost first. */
 #define STACK_MAX 16
 
-struct cpu_state {
+struct loss_cpu {
 	struct waiting_syn syns[WAITING_SYNS];
 	__u64 waiting; /* how many of them wait */
 	struct found_listener found;
@@ -39,14 +39,14 @@ struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct cpu_state);
-} cpu_states SEC(".maps");
+	__type(value, struct loss_cpu);
+} loss_cpus SEC(".maps");
 
-static __always_inline struct cpu_state *this_cpu(void)
+static __always_inline struct loss_cpu *this_cpu(void)
 {
 	__u32 at = 0;
 
-	return bpf_map_lookup_elem(&cpu_states, &at);
+	return bpf_map_lookup_elem(&loss_cpus, &at);
 }
 
 #endif /* TCPINSPECT_LOSS_CPU_BPF_H */

@@ -299,7 +299,7 @@ static __noinline int emit(void *ctx, struct loss_event *e, __u64 skb)
  * Reads the callers of netfilter's function that dropped a packet: only they show at which of its
  * hooks that was. In a flood, the stack is not read for every event.
  */
-static __always_inline void set_callers(void *ctx, struct cpu_state *cpu, struct loss_event *e)
+static __always_inline void set_callers(void *ctx, struct loss_cpu *cpu, struct loss_event *e)
 {
 	__u64 now = bpf_jiffies64();
 

@@ -22,7 +22,7 @@ const volatile bool watch_syns = false;
 const volatile bool watch_resets = false;
 
 /* The entry for a SYN from this port. */
-static __always_inline struct waiting_syn *syn_from(struct cpu_state *cpu, __u16 port)
+static __always_inline struct waiting_syn *syn_from(struct loss_cpu *cpu, __u16 port)
 {
 	__u32 at = port ^ port >> 8;
 
@@ -38,7 +38,7 @@ static __always_inline bool waits(const struct waiting_syn *syn, const __u8 *add
 	       a[2] == b[2] && a[3] == b[3];
 }
 
-static __always_inline void end_wait(struct cpu_state *cpu, struct waiting_syn *syn)
+static __always_inline void end_wait(struct loss_cpu *cpu, struct waiting_syn *syn)
 {
 	syn->listener = 0;
 	if (cpu->waiting)
@@ -46,7 +46,7 @@ static __always_inline void end_wait(struct cpu_state *cpu, struct waiting_syn *
 }
 
 /* Removes a SYN if the kernel reports that it or its answer was dropped: that is no silent drop. */
-static __always_inline void forget_syn(struct cpu_state *cpu, const struct loss_event *e)
+static __always_inline void forget_syn(struct loss_cpu *cpu, const struct loss_event *e)
 {
 	bool is_answer = e->tcp_flags & TCP_ACK;
 	struct waiting_syn *syn;
@@ -61,7 +61,7 @@ static __always_inline void forget_syn(struct cpu_state *cpu, const struct loss_
 
 static __always_inline void note_reported_reset(const struct loss_event *e)
 {
-	struct cpu_state *cpu;
+	struct loss_cpu *cpu;
 
 	if (!watch_resets)
 		return;
@@ -75,7 +75,7 @@ static __always_inline void note_reported_reset(const struct loss_event *e)
 
 static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *s)
 {
-	struct cpu_state *cpu = this_cpu();
+	struct loss_cpu *cpu = this_cpu();
 	struct waiting_syn *syn;
 	__u64 listener;
 	bool is_old;
@@ -113,7 +113,7 @@ static __always_inline void on_answer(struct __sk_buff *skb, const struct segmen
 	bool is_answer = s->flags & TCP_ACK;
 	const __be32 *addr = is_answer ? s->daddr : s->saddr;
 	__u16 port = is_answer ? s->dport : s->sport;
-	struct cpu_state *cpu = this_cpu();
+	struct loss_cpu *cpu = this_cpu();
 	struct waiting_syn *syn;
 
 	if (!cpu || !cpu->waiting)
@@ -126,7 +126,7 @@ static __always_inline void on_answer(struct __sk_buff *skb, const struct segmen
 
 static __always_inline bool was_reset_reported(const struct segment *s)
 {
-	struct cpu_state *cpu = this_cpu();
+	struct loss_cpu *cpu = this_cpu();
 	const __be32 *addr;
 
 	if (!cpu || bpf_ktime_get_ns() - cpu->reset_ns > REPORTED_RESET_NS)

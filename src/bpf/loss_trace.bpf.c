@@ -60,7 +60,7 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 {
 	const struct sk_buff *skb = UNTRUSTED(trusted);
 	struct loss_event e = {};
-	struct cpu_state *cpu;
+	struct loss_cpu *cpu;
 	const struct sock *sk;
 	__u16 protocol = skb->protocol;
 	bool ends_half_open;
@@ -235,7 +235,7 @@ int BPF_PROG(loss_consumed, const struct sk_buff *trusted)
 {
 	const struct sk_buff *skb = UNTRUSTED(trusted);
 	struct waiting_syn *syn;
-	struct cpu_state *cpu;
+	struct loss_cpu *cpu;
 	struct loss_event e = {};
 
 	/* While TCP handles a segment, skb->dev is NULL. */

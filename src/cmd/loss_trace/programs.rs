@@ -366,7 +366,7 @@ fn configure_maps(
     }
     if let Some(first) = target.first {
         let known = &first.maps;
-        maps.cpu_states.reuse_fd(known.cpu_states.as_fd())?;
+        maps.loss_cpus.reuse_fd(known.loss_cpus.as_fd())?;
         match (args.by, buffer) {
             (Some(_), _) => maps.count_sets.reuse_fd(known.count_sets.as_fd())?,
             (None, BufferKind::Ring) => maps.ring.reuse_fd(known.ring.as_fd())?,
