@@ -13,10 +13,9 @@ const volatile __u32 reason_tcp_reset = 0;
 static __always_inline bool last_rst_answers(const struct segment *s)
 {
 	const struct sent_rst *sent = last_sent_rst();
-	const __be32 *addr = (const __be32 *)sent->addr;
 
-	return sent->valid && sent->port == s->sport && addr[0] == s->saddr[0] &&
-	       addr[1] == s->saddr[1] && addr[2] == s->saddr[2] && addr[3] == s->saddr[3];
+	return sent->valid && sent->port == s->sport &&
+	       same_address((const __be32 *)sent->addr, s->saddr);
 }
 
 /*

@@ -93,8 +93,8 @@ static __always_inline bool find_listener(struct __sk_buff *skb, const struct se
 	struct bpf_sock *skc;
 
 	if (s->ip_version == 4) {
-		ends.ipv4.saddr = s->saddr[3];
-		ends.ipv4.daddr = s->daddr[3];
+		ends.ipv4.saddr = unmapped_ipv4(s->saddr);
+		ends.ipv4.daddr = unmapped_ipv4(s->daddr);
 		ends.ipv4.sport = bpf_htons(s->sport);
 		ends.ipv4.dport = bpf_htons(s->dport);
 		skc = bpf_skc_lookup_tcp(skb, &ends, sizeof(ends.ipv4), BPF_F_CURRENT_NETNS, 0);
@@ -131,8 +131,7 @@ static __always_inline __u64 listener_of(struct __sk_buff *skb, const struct seg
 
 	*is_old = false;
 	if (last->at == now && last->ifindex == skb->ifindex && last->dport == s->dport &&
-	    last->daddr[0] == s->daddr[0] && last->daddr[1] == s->daddr[1] &&
-	    last->daddr[2] == s->daddr[2] && last->daddr[3] == s->daddr[3] &&
+	    same_address(last->daddr, s->daddr) &&
 	    (!sk || READ_MEMBER(sk, __sk_common.skc_state) == TCP_LISTEN))
 		return last->listener;
 	last->ifindex = skb->ifindex;
@@ -147,21 +146,15 @@ static __always_inline __u64 listener_of(struct __sk_buff *skb, const struct seg
 	return last->listener;
 }
 
-static __always_inline void set_local(struct attempt *a, const struct sock_common *common)
+/* Sets the local end of an attempt from its request socket, which begins like a struct sock. */
+static __always_inline void set_local(struct attempt *a, const struct sock *request)
 {
-	__be32 addr[4];
+	struct ends ends;
 
-	if (common->skc_family == AF_INET6) {
-		addr[0] = common->skc_v6_rcv_saddr.in6_u.u6_addr32[0];
-		addr[1] = common->skc_v6_rcv_saddr.in6_u.u6_addr32[1];
-		addr[2] = common->skc_v6_rcv_saddr.in6_u.u6_addr32[2];
-		addr[3] = common->skc_v6_rcv_saddr.in6_u.u6_addr32[3];
-	} else {
-		set_mapped(addr, common->skc_rcv_saddr);
-	}
-	__builtin_memcpy(a->laddr, addr, sizeof(a->laddr));
-	a->lport = common->skc_num;
-	a->bound_ifindex = common->skc_bound_dev_if;
+	read_ends(&ends, request);
+	__builtin_memcpy(a->laddr, ends.local, sizeof(a->laddr));
+	a->lport = ends.local_port;
+	a->bound_ifindex = request->__sk_common.skc_bound_dev_if;
 }
 
 /*
@@ -205,7 +198,7 @@ static __always_inline void look_at_request(struct __sk_buff *skb, struct attemp
 	request = bpf_skc_to_tcp_request_sock(skc);
 	if (!request)
 		return;
-	set_local(a, &request->req.req.__req_common);
+	set_local(a, (const struct sock *)request);
 	listener = request->req.req.__req_common.skc_listener;
 	if (!listener || (__u64)listener == a->listener)
 		return;

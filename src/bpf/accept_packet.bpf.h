@@ -78,10 +78,7 @@ static __noinline int begin_again(const struct attempt_key *key, const struct se
 
 static __always_inline bool has_destination(const struct attempt *a, const struct segment *s)
 {
-	const __be32 *addr = (const __be32 *)a->daddr;
-
-	return a->dport == s->dport && addr[0] == s->daddr[0] && addr[1] == s->daddr[1] &&
-	       addr[2] == s->daddr[2] && addr[3] == s->daddr[3];
+	return a->dport == s->dport && same_address((const __be32 *)a->daddr, s->daddr);
 }
 
 /* A SYN of an attempt that is in the table. */

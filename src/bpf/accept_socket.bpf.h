@@ -206,7 +206,7 @@ static __always_inline int on_accept_call(void *ctx, long fd)
 	struct fdtable *table;
 	struct socket *socket;
 	struct attempt_key key;
-	__be32 local[4], remote[4];
+	struct ends ends;
 
 	opened = READ_MEMBER(task, files);
 	table = READ_MEMBER(opened, fdt);
@@ -228,20 +228,8 @@ static __always_inline int on_accept_call(void *ctx, long fd)
 	if (READ_MEMBER(net, ns.inum) != netns)
 		return 0;
 	tp = (const struct tcp_sock *)sk;
-	switch (READ_MEMBER(sk, __sk_common.skc_family)) {
-	case AF_INET6:
-		BPF_CORE_READ_INTO(&local, sk, __sk_common.skc_v6_rcv_saddr);
-		BPF_CORE_READ_INTO(&remote, sk, __sk_common.skc_v6_daddr);
-		break;
-	case AF_INET:
-		set_mapped(local, READ_MEMBER(sk, __sk_common.skc_rcv_saddr));
-		set_mapped(remote, READ_MEMBER(sk, __sk_common.skc_daddr));
-		break;
-	default:
-		return 0;
-	}
-	find_key(&key, remote, bpf_ntohs(READ_MEMBER(sk, __sk_common.skc_dport)),
-		 READ_MEMBER(tp, copied_seq) - 1, local,
+	probe_ends(&ends, sk);
+	find_key(&key, ends.remote, ends.remote_port, READ_MEMBER(tp, copied_seq) - 1, ends.local,
 		 bpf_ntohs(READ_MEMBER(tp, inet_conn.icsk_inet.inet_sport)));
 	return on_accepted(ctx, &key);
 }

@@ -84,19 +84,12 @@ int BPF_PROG(accept_call, struct pt_regs *regs, long ret)
 static __always_inline void add_seed(struct __sk_buff *skb, struct attempt_key *key)
 {
 	const struct attempt *known;
-	struct addresses ends = {};
 
 	/* Without a packet, an expression can't be applied. */
-	if ((filter.parts & FILTER_EXPRESSION) || !version_matches(accept_seed.ip_version))
+	if (filter.parts & FILTER_EXPRESSION)
 		return;
-	if (accept_seed.ip_version == 4) {
-		__builtin_memcpy(ends.saddr, key->addr + 12, 4);
-		__builtin_memcpy(ends.daddr, accept_seed.daddr + 12, 4);
-	} else {
-		__builtin_memcpy(ends.saddr, key->addr, sizeof(key->addr));
-		__builtin_memcpy(ends.daddr, accept_seed.daddr, sizeof(accept_seed.daddr));
-	}
-	if (!ends_match(accept_seed.ip_version, &ends, key->port, accept_seed.dport))
+	if (!mapped_ends_match(accept_seed.ip_version, (const __be32 *)key->addr, key->port,
+			       (const __be32 *)accept_seed.daddr, accept_seed.dport))
 		return;
 	set_destination(key, accept_seed.daddr, accept_seed.dport);
 	if (begin_attempt(key, &accept_seed)) {

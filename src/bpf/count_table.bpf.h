@@ -7,6 +7,7 @@
 #define TCPINSPECT_COUNT_TABLE_BPF_H
 
 #include "count_table.h"
+#include "inet.bpf.h"
 
 /* A random seed per run, so that no sender can choose addresses that collide in one set. */
 const volatile __u64 hash_seed = 0;
@@ -54,8 +55,7 @@ static __always_inline __u64 hash_key(const struct count_key *key)
 
 static __always_inline bool same_key(const struct count_key *a, const struct count_key *b)
 {
-	return a->family == b->family && a->port == b->port && a->addr[0] == b->addr[0] &&
-	       a->addr[1] == b->addr[1] && a->addr[2] == b->addr[2] && a->addr[3] == b->addr[3];
+	return a->family == b->family && a->port == b->port && same_address(a->addr, b->addr);
 }
 
 /* The index of the table of a slot that is written to. */

@@ -4,6 +4,7 @@
 #define TCPINSPECT_FILTER_BPF_H
 
 #include "packet.h"
+#include "inet.bpf.h"
 
 const volatile struct filter_config filter = {};
 
@@ -139,12 +140,7 @@ static __always_inline bool mapped_ends_match(__u8 version, const __be32 *saddr,
 		return false;
 	if (!filter_wants_addresses())
 		return true;
-	/* The IPv4 address of a v4-mapped one is its last word. */
-	if (version == 4) {
-		saddr += 3;
-		daddr += 3;
-	}
-	return addresses_match(version, saddr, daddr);
+	return addresses_match(version, unmapped(saddr, version), unmapped(daddr, version));
 }
 
 #endif /* TCPINSPECT_FILTER_BPF_H */

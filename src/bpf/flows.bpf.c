@@ -50,7 +50,7 @@ static __always_inline bool is_listening(struct __sk_buff *skb, const struct flo
 
 	/* The source is all zeros, so that only a listener is found, and no connection. */
 	if (key->ip_version == 4) {
-		tuple.ipv4.daddr = addr[3];
+		tuple.ipv4.daddr = unmapped_ipv4(addr);
 		tuple.ipv4.dport = port;
 		sk = bpf_sk_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
 	} else {
@@ -83,17 +83,6 @@ __attribute__((noinline)) int find_responder(struct __sk_buff *skb, __u32 run)
 	return 0;
 }
 
-/* An address of a key, IPv4 in the first word. */
-static __always_inline void take_address(__be32 *to, const struct flow_key *key, __u32 end)
-{
-	const __be32 *addr = (const __be32 *)key->addr[end & 1];
-
-	if (key->ip_version == 4)
-		to[0] = addr[3];
-	else
-		__builtin_memcpy(to, addr, 16);
-}
-
 /* Whether a flow that begins with this packet matches: the filter's source is the initiator. */
 static __always_inline bool is_wanted(struct frame *f, const struct packet *p,
 				      const struct tracked *t)
@@ -101,15 +90,14 @@ static __always_inline bool is_wanted(struct frame *f, const struct packet *p,
 	const struct flow_segment *s = &t->segment;
 	__u32 initiator = (s->from ^ s->from_responder) & 1;
 	struct tcp_header scratch, *tcp;
-	struct addresses a = {};
 
 	if (!filter.parts)
 		return true;
 	if (!kind_matches(p))
 		return false;
-	take_address(a.saddr, &t->key, initiator);
-	take_address(a.daddr, &t->key, initiator ^ 1);
-	if (!ends_match(p->ip_version, &a, t->key.port[initiator], t->key.port[initiator ^ 1]))
+	if (!mapped_ends_match(p->ip_version, (const __be32 *)t->key.addr[initiator],
+			       t->key.port[initiator], (const __be32 *)t->key.addr[initiator ^ 1],
+			       t->key.port[initiator ^ 1]))
 		return false;
 	if ((filter.parts & FILTER_EXPRESSION) && !expression_matches(f, p, s->from_responder))
 		return false;

@@ -13,6 +13,11 @@ static __always_inline bool is_mapped(const __be32 *addr)
 	return !addr[0] && !addr[1] && addr[2] == bpf_htonl(0xffff);
 }
 
+static __always_inline bool same_address(const __be32 *a, const __be32 *b)
+{
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
+}
+
 static __always_inline void set_mapped(__be32 *to, __be32 addr)
 {
 	to[0] = 0;
@@ -28,6 +33,18 @@ static __always_inline void map_address(__be32 *to, const __be32 *addr, __u8 ip_
 		set_mapped(to, addr[0]);
 	else
 		__builtin_memcpy(to, addr, 16);
+}
+
+/* The IPv4 address of a v4-mapped one. */
+static __always_inline __be32 unmapped_ipv4(const __be32 *addr)
+{
+	return addr[3];
+}
+
+/* The address as it is in a packet. Of an IPv4 address only the first word may be read. */
+static __always_inline const __be32 *unmapped(const __be32 *addr, __u8 ip_version)
+{
+	return ip_version == 4 ? addr + 3 : addr;
 }
 
 /* An address as two words, in network order. */

@@ -132,7 +132,7 @@ static __always_inline void set_count_key(struct count_key *key, const struct lo
 	case LOSS_BY_SADDR:
 		key->family |= e->ip_version;
 		if (e->ip_version == 4)
-			key->addr[0] = saddr[3];
+			key->addr[0] = unmapped_ipv4(saddr);
 		else
 			__builtin_memcpy(key->addr, saddr, sizeof(key->addr));
 		break;

@@ -127,13 +127,10 @@ static __always_inline void on_answer(struct __sk_buff *skb, const struct segmen
 static __always_inline bool was_reset_reported(const struct segment *s)
 {
 	struct loss_cpu *cpu = this_cpu();
-	const __be32 *addr;
 
 	if (!cpu || bpf_ktime_get_ns() - cpu->reset_ns > REPORTED_RESET_NS)
 		return false;
-	addr = (const __be32 *)cpu->reset_addr;
-	if (cpu->reset_port != s->dport || addr[0] != s->daddr[0] || addr[1] != s->daddr[1] ||
-	    addr[2] != s->daddr[2] || addr[3] != s->daddr[3])
+	if (cpu->reset_port != s->dport || !same_address((const __be32 *)cpu->reset_addr, s->daddr))
 		return false;
 	cpu->reset_ns = 0;
 	return true;
