@@ -70,18 +70,13 @@ static __always_inline void export_connection(const struct connect_event *e, enu
 static __always_inline void count_time(const struct connect_event *e)
 {
 	struct histogram_key key = {};
-	bool ended = false;
 
 	/* For an attempt that is older than the run, the start may be unknown. */
 	if (!(e->known & KNOWN_START))
 		return;
 	__sync_fetch_and_add(&totals.matched, 1);
 	if (histogram_by == CONNECT_BY_PROCESS) {
-		/* The bytes after the NUL are undefined, so they are left out. */
-		for (int i = 0; i < COMM_LEN; i++) {
-			ended |= !e->process[i];
-			key.bytes[i] = ended ? 0 : e->process[i];
-		}
+		copy_comm(key.bytes, e->process);
 	} else if (histogram_by == CONNECT_BY_DADDR) {
 		__builtin_memcpy(key.bytes, e->daddr, sizeof(key.bytes));
 	} else if (histogram_by == CONNECT_BY_DPORT) {

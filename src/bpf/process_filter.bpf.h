@@ -33,18 +33,24 @@ static __always_inline bool is_wanted_id(__u32 pid, __u32 uid)
 	return !(process_filter & FILTER_UID) || bpf_map_lookup_elem(&uids, &uid);
 }
 
+/* Copies a process name. The bytes after its NUL are undefined: in the copy they are zeros. */
+static __always_inline void copy_comm(__u8 *to, const __u8 *comm)
+{
+	bool ended = false;
+
+	for (int i = 0; i < COMM_LEN; i++) {
+		ended |= !comm[i];
+		to[i] = ended ? 0 : comm[i];
+	}
+}
+
 static __always_inline bool is_wanted_comm(const __u8 *comm)
 {
 	struct comm_key key = {};
-	bool ended = false;
 
 	if (!(process_filter & FILTER_COMM))
 		return true;
-	/* The bytes after the NUL are undefined: clear them. */
-	for (int i = 0; i < COMM_LEN; i++) {
-		ended |= !comm[i];
-		key.comm[i] = ended ? 0 : comm[i];
-	}
+	copy_comm(key.comm, comm);
 	return bpf_map_lookup_elem(&comms, &key);
 }
 
