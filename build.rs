@@ -32,7 +32,7 @@ fn main() -> Result<()> {
     println!("cargo:rerun-if-changed={}", sources.display());
 
     let here = env::var("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR is not set")?;
-    // Line information does not say where this was built, so that it can be reproduced.
+    // Line information does not say where this was built, so that builds are reproducible.
     let prefix_map = format!("-ffile-prefix-map={here}=.");
 
     let mut modules = String::new();
@@ -109,7 +109,7 @@ fn types(object: &Path) -> Result<Vec<String>> {
     Ok(names.collect::<BTreeSet<_>>().into_iter().collect())
 }
 
-/// The stems of the programs: one per command, and one more for flows and for listeners.
+/// The stems of the programs: one per command, and one more each for flows and for listeners.
 fn programs(sources: &Path) -> Result<BTreeSet<String>> {
     let mut programs = BTreeSet::new();
     for entry in fs::read_dir(sources).context("failed to read src/bpf")? {

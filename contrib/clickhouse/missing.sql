@@ -1,5 +1,5 @@
--- Lines that a run has written and that never came, from its summary: the last line of each run. Rows that
--- tcpinspect itself could not write are in `lost`.
+-- How many lines were written but did not arrive. The last line of each run, its summary, says how many
+-- lines it has written, and how many events it has lost before that (`lost_before`).
 SELECT
     sumIf(emitted, event = 'summary') AS written,
     countIf(event != 'summary') AS came,

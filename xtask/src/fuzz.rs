@@ -71,7 +71,7 @@ fn build() -> Result<PathBuf> {
         .arg(&directory)
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env("RUSTFLAGS", FLAGS)
-        // They run longer than they take to build.
+        // They run for so long that optimizing them saves time.
         .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
         .status()
         .context("failed to start cargo")?;
@@ -102,7 +102,7 @@ impl Running {
             .arg(fuzz.join("seeds").join(target))
             .arg(format!("-artifact_prefix={}/", artifacts.display()))
             .arg(format!("-max_total_time={seconds}"))
-            // Events shorter than their kind are not decoded at all.
+            // Try long inputs from the start: an event that is too short is not decoded at all.
             .args(["-len_control=0", "-timeout=10", "-print_final_stats=1"])
             .stdin(Stdio::null())
             .stdout(to.try_clone()?)

@@ -21,8 +21,7 @@ use clap::Parser;
 enum Task {
     /// Run the privileged tests in QEMU guests, one for each kernel and mode
     Kernels(kernels::Options),
-    /// Print the environment in which cargo builds static programs for arm64, after what it needs
-    /// has been downloaded
+    /// Download what a build of static programs for arm64 needs, and print the environment for cargo
     CrossEnv,
     /// Run the fuzz targets for a while, each from the inputs in fuzz/seeds
     Fuzz(fuzz::Options),

@@ -33,7 +33,7 @@ impl Archives {
     /// Asks apt which Debian archive the machine uses.
     ///
     /// `TCPINSPECT_DEBIAN_MIRROR` names one for machines that run another
-    /// distribution. `None` stands for a machine whose sources name no Debian archive.
+    /// distribution. Returns `None` if the machine's sources name no Debian archive.
     ///
     /// # Errors
     /// When apt fails.

@@ -26,9 +26,8 @@ ln -s /proc/self/fd /dev/fd
 . /configuration
 exec </dev/null >"$CONSOLE" 2>&1
 
-# Tests write to a pipe, as they do under a continuous integration service: to
-# a terminal some programs would write colours. The pipe is opened for reading
-# too, or opening it would wait.
+# Tests write to a pipe, as they do under a continuous integration service: to a terminal some programs
+# would write colours. The pipe is opened for reading too, because otherwise opening it would block.
 stty -F "$RESULTS" raw
 mkfifo /run/results
 cat /run/results >"$RESULTS" &

@@ -409,7 +409,7 @@ fn chosen_kernels(arch: Arch) -> Result<Vec<&'static Series>> {
         found.with_context(|| {
             let names: Vec<&str> = KERNELS.iter().map(|series| series.name).collect();
             let names = names.join(", ");
-            format!("TCPINSPECT_KERNELS: {name:?} is none of {names}, and not all alone")
+            format!("TCPINSPECT_KERNELS: {name:?} is none of {names}; all can only be given alone")
         })
     };
     wanted.split(',').map(str::trim).map(known).collect()
@@ -556,8 +556,8 @@ struct Guest {
     part: Part,
 }
 
-/// Runs as many guests at once as there are processors: a test waits more than it works, and what
-/// is emulated does so on one processor most of the time.
+/// Runs as many guests at once as there are processors: a test waits more than it works, and QEMU uses
+/// one processor for a guest most of the time.
 fn run_guests(
     guests: &[Guest],
     machine: &Machine,

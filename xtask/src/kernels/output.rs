@@ -41,7 +41,7 @@ pub struct Results {
     /// Problems other than failed tests.
     pub problems: Vec<String>,
     /// The names of tests that passed at the second attempt only.
-    pub unsteady: Vec<String>,
+    pub flaky: Vec<String>,
 }
 
 impl Results {
@@ -60,7 +60,7 @@ impl Results {
                 continue;
             };
             if again.outcome != Outcome::Failed {
-                self.unsteady.push(again.name.clone());
+                self.flaky.push(again.name.clone());
             }
             *test = again;
         }

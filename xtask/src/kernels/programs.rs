@@ -31,8 +31,8 @@ impl Programs {
         let mut command = cargo("test");
         command
             .args(["--test", target])
-            // The image is held in the guest's memory twice while it boots,
-            // and emulated code is slow: small and quick matter here.
+            // While a guest boots, its memory holds the image twice, and emulated code is slow. So the
+            // programs should be small and fast.
             .env("CARGO_PROFILE_DEV_DEBUG", "false")
             .env("CARGO_PROFILE_DEV_STRIP", "debuginfo")
             .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")

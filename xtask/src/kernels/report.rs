@@ -91,7 +91,7 @@ pub fn merge(parts: Vec<Run>) -> Vec<Run> {
                 run.seconds += part.seconds;
                 run.results.tests.extend(part.results.tests);
                 run.results.problems.extend(part.results.problems);
-                run.results.unsteady.extend(part.results.unsteady);
+                run.results.flaky.extend(part.results.flaky);
             }
             None => runs.push(part),
         }
@@ -157,11 +157,11 @@ pub fn render(runs: &[Run], allowed: &[AllowedSkip]) -> String {
         }
     }
 
-    if runs.iter().any(|run| !run.results.unsteady.is_empty()) {
+    if runs.iter().any(|run| !run.results.flaky.is_empty()) {
         text.push_str("\npassed at the second attempt:\n");
     }
     for run in runs {
-        for name in &run.results.unsteady {
+        for name in &run.results.flaky {
             let _ = writeln!(text, "  {} {}: {name}", run.series, run.mode_name());
         }
     }

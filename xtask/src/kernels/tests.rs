@@ -48,7 +48,7 @@ fn outcomes(results: &Results) -> Vec<(&str, Outcome)> {
 }
 
 #[test]
-fn reads_results_between_other_output() {
+fn results_are_read_between_other_output() {
     let results = parse(GOOD);
     assert_eq!(results.release.as_deref(), Some("6.1.0-1-amd64"));
     assert_eq!(results.problems, [""; 0]);
@@ -149,7 +149,7 @@ fn a_run_without_tests_is_a_fault() {
 }
 
 #[test]
-fn draws_a_row_for_each_backend_and_the_reasons_below() {
+fn the_table_has_a_row_for_each_backend_and_the_reasons_for_skips_below() {
     let expected = "\
 kernel                   mode     backend  passed  failed  skipped  seconds
 6.1.0-1-amd64 (6.1.5-1)  default  fentry        1       0        0
@@ -193,7 +193,7 @@ fn the_parts_of_a_kernel_are_one_run_with_the_faults_of_each() {
 }
 
 #[test]
-fn in_turns_each_part_runs_on_one_kernel_at_a_time_and_on_each_in_three_runs() {
+fn with_turns_each_part_runs_on_one_kernel_and_after_three_runs_on_all() {
     let everything = parts(&KERNELS[0], Mode::Default, &[], Turn::Everything);
     assert_eq!(everything.len(), PARTS.len() + 1);
     let (core, others) = everything.split_at(CORE_PARTS);
@@ -217,7 +217,7 @@ fn in_turns_each_part_runs_on_one_kernel_at_a_time_and_on_each_in_three_runs() {
 }
 
 #[test]
-fn a_test_that_passes_at_the_second_attempt_is_reported_but_no_fault() {
+fn a_test_that_passes_at_the_second_attempt_is_reported_but_is_no_fault() {
     let first = "@@ start a\ntest one ... FAILED\ntest two ... FAILED\ntest three ... ok\n\n\
                  test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out\n\
                  @@ exit a 101\n@@ end\n";
