@@ -78,13 +78,13 @@ impl Connection {
 
     /// Nanoseconds from the attempt to its outcome, or to the end of the run.
     pub fn latency_ns(&self) -> Option<u64> {
-        let has_fate = matches!(
+        let is_outcome = matches!(
             self.raw.kind,
             ConnectKind::CONNECT_ESTABLISHED
                 | ConnectKind::CONNECT_FAILED
                 | ConnectKind::CONNECT_PENDING
         );
-        (has_fate && self.known(ConnectKnown::KNOWN_START)).then_some(self.raw.elapsed_ns)
+        (is_outcome && self.known(ConnectKnown::KNOWN_START)).then_some(self.raw.elapsed_ns)
     }
 
     /// Nanoseconds from establishment to end.

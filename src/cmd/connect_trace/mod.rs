@@ -151,7 +151,7 @@ fn summary(
             ),
         };
         session.notices.notice(&format!(
-            "{} times there was no room for a connection in the {place}: its fate was reported without a process, or counted as lost; {advice}",
+            "{} times there was no room for a connection in the {place}: its outcome was reported without a process, or counted as lost; {advice}",
             counters.untracked
         ));
     }
@@ -164,7 +164,7 @@ fn summary(
     summary.pending = tracer
         .pending
         .is_some()
-        .then_some(reported.fates + untracked_pending);
+        .then_some(reported.attempts + untracked_pending);
     match reports {
         Reports::Lines => {}
         Reports::Totals(_, totals) => summary.emitted = totals.events(),

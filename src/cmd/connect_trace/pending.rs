@@ -25,7 +25,8 @@ pub(super) struct Pending {
 #[derive(Default)]
 pub(super) struct PendingEvents {
     pub(super) events: Vec<u8>,
-    pub(super) fates: u64,
+    /// How many attempts these are, including those whose events are left out.
+    pub(super) attempts: u64,
 }
 
 impl PendingEvents {
@@ -89,9 +90,10 @@ impl Pending {
                 filled += len;
                 let whole = filled - filled % EVENT_LEN;
                 for event in bytes[..whole].chunks_exact(EVENT_LEN) {
-                    let is_fate = Connection::decode(event).is_some_and(|event| event.is_pending());
-                    reported.fates += u64::from(is_fate);
-                    if !(is_fate && only_failures) {
+                    let decoded = Connection::decode(event);
+                    let is_pending = decoded.is_some_and(|event| event.is_pending());
+                    reported.attempts += u64::from(is_pending);
+                    if !(is_pending && only_failures) {
                         reported.events.extend_from_slice(event);
                     }
                 }
