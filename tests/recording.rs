@@ -452,6 +452,34 @@ fn frames_of_a_file_are_copied_with_their_link_type_and_time() {
 }
 
 #[test]
+fn the_file_that_is_read_is_not_overwritten_under_any_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let [read, link, other] = ["a.pcap", "link.pcapng", "b"].map(|name| dir.path().join(name));
+    let syn = syn_frame(&[], CLIENT4.into(), SERVER4.into(), 80);
+    let (order, unit) = (pcap_write::Order::Little, pcap_write::Unit::Nanoseconds);
+    let mut file = pcap_write::Pcap::new(Vec::new(), order, unit, 1).unwrap();
+    let frame = pcap_write::Frame {
+        ts_ns: 0,
+        bytes: &syn,
+        original_len: syn.len() as u32,
+    };
+    file.frame(frame).unwrap();
+    let bytes = file.finish();
+    fs::write(&read, &bytes).unwrap();
+    std::os::unix::fs::symlink("a.pcap", &link).unwrap();
+    let from = read.to_str().unwrap();
+    for to in [&read, &link] {
+        let mut command = command(["port-monitor", "-r", from, "-w", to.to_str().unwrap()]);
+        let output = Tool::spawn(&mut command).finish();
+        assert_eq!(output.code(), 2, "{output:#?}");
+        assert!(output.stderr.concat().contains("-r reads"), "{output:#?}");
+        assert_eq!(fs::read(&read).unwrap(), bytes, "{}", to.display());
+    }
+    let mut command = command(["port-monitor", "-r", from, "-w", other.to_str().unwrap()]);
+    assert_eq!(account(&Tool::spawn(&mut command).finish()), [1, 1, 0, 0]);
+}
+
+#[test]
 fn wireshark_lists_the_interfaces_and_captures_from_one() {
     need!(match is_guest() {
         true => Err("a guest has no Wireshark".to_owned()),

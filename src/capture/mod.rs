@@ -25,10 +25,11 @@ pub mod rotation;
 mod tests;
 pub mod write;
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -180,6 +181,16 @@ impl CaptureFile {
     /// Whether reading may have to wait for a writer.
     pub fn may_wait(&self) -> bool {
         self.len.is_none()
+    }
+
+    /// Whether this is the regular file with these metadata, under whatever name.
+    pub fn is(&self, other: &Metadata) -> bool {
+        let id = |found: &Metadata| (found.dev(), found.ino());
+        self.len.is_some()
+            && self
+                .file
+                .metadata()
+                .is_ok_and(|this| id(&this) == id(other))
     }
 
     /// Begins to read, no further than the header of the file.

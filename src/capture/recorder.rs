@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc::PIPE_BUF;
 
+use super::CaptureFile;
 use super::numbers::LINKTYPE_ETHERNET;
 use super::rotation::{Limits, Rotate, Rotation};
 use super::write::{Encoder, FileFormat, FrameToWrite, InPlace, Statistics};
@@ -109,6 +110,21 @@ impl Destination {
         match is_pcap {
             true => FileFormat::Pcap,
             false => FileFormat::PcapNg,
+        }
+    }
+
+    /// Refuses to write to the capture file that is read.
+    fn check_input(&self, input: &CaptureFile) -> Result<(), Failure> {
+        let found = match &self.file {
+            Some(file) => file.metadata(),
+            None => fs::metadata(&self.path),
+        };
+        match found.is_ok_and(|found| input.is(&found)) {
+            true => Err(Failure::usage(format!(
+                "{}: it is the file that -r reads",
+                self.failed()
+            ))),
+            false => Ok(()),
         }
     }
 
@@ -211,6 +227,14 @@ impl Recorder {
             error: None,
             patience: Patience::default(),
         })
+    }
+
+    /// Checks that the first file is another one than the capture file that is read.
+    ///
+    /// # Errors
+    /// It is the same.
+    pub fn check_input(&self, input: &CaptureFile) -> Result<(), Failure> {
+        self.destination.check_input(input)
     }
 
     /// Opens the file, and writes what it begins with.

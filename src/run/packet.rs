@@ -254,7 +254,7 @@ pub fn run<C: PacketCommand>(command: &C) -> Result<Exit, Failure> {
         options.packets.interfaces(),
         interface_hints::interface_hint,
     )?;
-    record(&mut session, options, destination, &interfaces)?;
+    record(&mut session, options, destination, &interfaces, None)?;
     let slots = load::packet_slots()?;
     let buffer = choose_buffer(options);
     let mut storage = storage_for(&interfaces);
@@ -291,6 +291,7 @@ fn record(
     options: Options<'_>,
     destination: Option<Destination>,
     interfaces: &[Interface],
+    input: Option<&CaptureFile>,
 ) -> Result<(), Failure> {
     let (Some(destination), Some(args)) = (destination, options.recording) else {
         return Ok(());
@@ -308,13 +309,17 @@ fn record(
         options.packets.expression(),
         described.collect(),
     );
-    session.record_to(Recorder::new(
+    let recorder = Recorder::new(
         destination,
         args.limits(),
         &session.clock,
         encoder,
         options.run.stop.count,
-    )?);
+    )?;
+    if let Some(input) = input {
+        recorder.check_input(input)?;
+    }
+    session.record_to(recorder);
     Ok(())
 }
 
@@ -767,7 +772,7 @@ fn run_on_file<C: PacketCommand>(
     let file = replay::open(file)?;
     let destination = destination(options)?;
     let mut session = Session::new(options.run)?;
-    record(&mut session, options, destination, &[])?;
+    record(&mut session, options, destination, &[], Some(&file))?;
     let slots = load::packet_slots()?;
     let buffer = choose_buffer(options);
     let target = LoadTarget {
