@@ -21,7 +21,15 @@ const CONDITIONS_MAX: usize = 2000;
 const IPPROTO_TCP: u32 = 6;
 /// Headers that may stand between an IPv6 header and TCP: hop-by-hop, routing, fragment,
 /// authentication and destination options.
-const IPV6_EXTENSIONS: [u32; 5] = [0, 43, 44, 51, 60];
+const IPV6_EXTENSIONS: [(&str, u32); 5] = [
+    ("hopopt", 0),
+    ("ipv6-route", 43),
+    ("ipv6-frag", 44),
+    (AUTHENTICATION, 51),
+    ("ipv6-opts", 60),
+];
+/// The name of the authentication header, which is also a word of the language.
+const AUTHENTICATION: &str = "ah";
 
 const IPV4: u32 = packet::ETHERTYPE_IPV4 as u32;
 const IPV6: u32 = packet::ETHERTYPE_IPV6 as u32;
@@ -441,6 +449,14 @@ impl Parser {
                 self.since(first),
                 format!("'{word}' needs something after it, such as host and an address"),
             )),
+            Protocol::Other if word == AUTHENTICATION => {
+                let qualifiers = Qualifiers {
+                    protocol: None,
+                    side: None,
+                    kind: Kind::Proto,
+                };
+                self.named_proto(qualifiers, word, first)
+            }
             Protocol::Other => self.never(
                 self.since(first),
                 format!("'{word}' never matches: only TCP is looked at"),
@@ -773,6 +789,9 @@ impl Parser {
         if name == "tcp" {
             return self.proto(q, IPPROTO_TCP, first);
         }
+        if let Some((_, number)) = IPV6_EXTENSIONS.iter().find(|(known, _)| *known == name) {
+            return self.proto(q, *number, first);
+        }
         self.never(
             self.since(first),
             format!("'proto {name}' never matches: only TCP is looked at"),
@@ -813,9 +832,15 @@ impl Parser {
             (None, IPPROTO_TCP) => Ok(Condition::Always(true)),
             (Some(Protocol::Ip), IPPROTO_TCP) => Ok(Condition::IpVersion(4)),
             (Some(Protocol::Ip6), IPPROTO_TCP) => Ok(Condition::IpVersion(6)),
-            (None | Some(Protocol::Ip6), number) if IPV6_EXTENSIONS.contains(&number) => {
-                Ok(extension())
-            }
+            (None | Some(Protocol::Ip6), number) if is_extension(number) => match q.kind {
+                // The header may come after others, and comparisons can't follow them.
+                Kind::ProtoChain => Err(Wrong::new(
+                    self.since(first),
+                    "'protochain' is supported for TCP only",
+                )
+                .hint("ip6 proto N finds the header if it is the first")),
+                _ => Ok(extension()),
+            },
             (Some(Protocol::Link), IPV4) => Ok(Condition::IpVersion(4)),
             (Some(Protocol::Link), IPV6) => Ok(Condition::IpVersion(6)),
             (Some(Protocol::Link), number) if ETHERTYPES_OF_TAGS.contains(&number) => {
@@ -1046,6 +1071,10 @@ impl Parser {
                 self.next += 2;
                 self.bytes(protocol)
             }
+            Some(Token::Word(word)) if word.starts_with("icmp") => {
+                let why = format!("'{word}' is not supported: only TCP is looked at");
+                Err(self.unexpected(&why))
+            }
             _ => Err(self.unexpected("a number, len or bytes such as tcp[13] are missing here")),
         }
     }
@@ -1100,6 +1129,10 @@ fn protocol(word: &str) -> Option<Protocol> {
         word if OTHER_PROTOCOLS.contains(&word) => Protocol::Other,
         _ => return None,
     })
+}
+
+fn is_extension(number: u32) -> bool {
+    IPV6_EXTENSIONS.iter().any(|(_, known)| *known == number)
 }
 
 fn service(name: &str, at: Range<usize>) -> Outcome<u16> {

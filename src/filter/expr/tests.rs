@@ -79,6 +79,9 @@ fn addresses_and_ports_are_those_of_tcpdump() {
     );
     same("broadcast", "ether dst ff:ff:ff:ff:ff:ff");
     same("ip and host 10.0.0.1", "ip host 10.0.0.1");
+    same("ip6 proto \\ipv6-frag", "ip6[6] = 44");
+    same("proto \\ah", "ip6 proto 51");
+    same("ah or port 80", "ip6[6] = 51 or port 80");
 }
 
 #[test]
@@ -230,6 +233,10 @@ fn an_error_says_which_part_of_the_text_is_wrong() {
         ("vlan 5000", "vlan 5000", "4095"),
         ("vlan and vlan and vlan", "vlan", "third"),
         ("mpls 5", "mpls", "not supported"),
+        ("ip6 protochain 51", "51", "TCP only"),
+        ("protochain \\ipv6-frag", "\\ipv6-frag", "TCP only"),
+        ("ip proto \\ah", "\\ah", "only TCP"),
+        ("icmp[icmptype] = 8", "icmptype", "not supported"),
         ("gateway router", "gateway", "not supported"),
         ("ip broadcast", "ip broadcast", "mask"),
         ("ip proto tcp", "tcp", "keyword"),
