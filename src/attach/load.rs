@@ -57,8 +57,8 @@ pub fn failure(what: &str, error: libbpf_rs::Error) -> Failure {
     }
 }
 
-/// The same for programs that read memory of the kernel, which lockdown may forbid. `where_it_is`
-/// names the data that they read there.
+/// The failure to load programs that read memory of the kernel, which lockdown may forbid.
+/// `where_it_is` names the data that they read there.
 pub fn failure_to_read(what: &str, error: libbpf_rs::Error, where_it_is: &str) -> Failure {
     let is_invalid = error.kind() == libbpf_rs::ErrorKind::InvalidInput;
     let failure = failure(what, error);

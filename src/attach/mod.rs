@@ -113,7 +113,7 @@ pub enum HookState {
 }
 
 impl HookState {
-    /// False once it is detached, by whomever, or its interface is gone. True if the kernel can't
+    /// False once any process has detached it, or its interface is gone. True if the kernel can't
     /// be asked.
     pub fn is_attached(&mut self) -> bool {
         match self {

@@ -424,7 +424,7 @@ impl Recorder {
         self.flush_with(stop, &mut InPlace::default());
     }
 
-    /// The same, together with parts of frames that have stayed in place.
+    /// Writes the buffered bytes together with the parts of frames that have stayed in place.
     pub fn flush_with(&mut self, stop: &Stop, in_place: &mut InPlace<'_>) {
         let buffer = std::mem::take(&mut self.buffer);
         let all = buffer.len() + in_place.len();

@@ -59,7 +59,7 @@ pub fn interface_hint(names: &[String]) -> Option<String> {
     })
 }
 
-/// The same for a command that takes no filter expression.
+/// A hint for names that are not interfaces, of a command that takes no filter expression.
 pub fn plain_interface_hint(names: &[String]) -> Option<String> {
     words_as_options(names).or_else(|| interface_hint(names))
 }

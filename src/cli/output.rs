@@ -153,7 +153,8 @@ impl BufferArgs {
         self.buffer_size.unwrap_or(4 << 20)
     }
 
-    /// The same for whole frames of live traffic: room for what comes while a file system is busy.
+    /// These options for whole frames of live traffic: by default with room for the frames that come
+    /// while a file system is busy.
     #[must_use]
     pub fn for_frames(&self) -> Self {
         Self {

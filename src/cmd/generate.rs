@@ -162,7 +162,7 @@ fn built() -> clap::Command {
     program
 }
 
-/// Those that have a manual page.
+/// The subcommands that have a manual page.
 fn subcommands(program: &clap::Command) -> impl Iterator<Item = &clap::Command> {
     program
         .get_subcommands()

@@ -100,7 +100,7 @@ pub struct CapturedFrame<'a> {
     tag: &'a [u8],
     /// The captured bytes of the packet.
     packet: &'a [u8],
-    /// The same without the first `skip` bytes, which are not part of the frame.
+    /// The captured bytes without the first `skip`, which are not part of the frame.
     bytes: &'a [u8],
 }
 

@@ -106,7 +106,7 @@ impl KernelSymbols {
         Some((self.starts[at].0, self.starts.get(at + 1)?.0))
     }
 
-    /// The same for all functions whose name passes.
+    /// For each function whose name passes, its start and that of the next one.
     pub fn ranges(&mut self, mut is_wanted: impl FnMut(&str) -> bool) -> Vec<(u64, u64)> {
         self.read();
         let functions = self.starts.windows(2);

@@ -28,7 +28,7 @@ impl Routes {
         Ok(Self(Socket::open(protocol, 0, SockFlag::empty())?))
     }
 
-    /// Whether there is a route.
+    /// Whether there is a route to an address.
     ///
     /// # Errors
     /// The kernel can't be asked.

@@ -29,7 +29,7 @@ pub enum TimeStyle {
     Delta,
 }
 
-/// Writes times as text. The text of a second is kept, because the next event is mostly in the same
+/// Writes times as text. The text of a second is kept, because the next event is usually in the same
 /// second.
 pub struct Clock {
     zone: TimeZone,

@@ -61,7 +61,7 @@ fn push_talker(object: &mut Object<'_, '_>, talker: Talker) {
     object.int(key!("dport"), talker.dport);
 }
 
-/// The same as text: lines that follow the summary.
+/// The report as text: lines that follow the summary.
 pub fn text(report: &FlowReport) -> String {
     let mut text = String::new();
     let _ = write!(

@@ -209,7 +209,7 @@ pub struct ShownFlow<'a> {
     pub start: UnixNanos,
     /// The container of its process, if it was looked for.
     pub container: Option<&'a str>,
-    /// The pod of its process, likewise.
+    /// The pod of its process, if it was looked for.
     pub pod: Option<Pod<'a>>,
     /// The flow.
     pub flow: &'a Flow,

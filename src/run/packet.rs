@@ -499,7 +499,7 @@ impl<'obj, S: PacketSkel<'obj>> Live<'_, S> {
         self.begin_with(keep, Files::Opened, header)
     }
 
-    /// The same for a command that may have to open files later.
+    /// Does what [`Live::begin`] does, for a command that may have to open files later.
     ///
     /// # Errors
     /// As [`Live::begin`].

@@ -143,8 +143,9 @@ impl Ring {
         })
     }
 
-    /// The same in batches, each of at least one record and about `batch` bytes at most. All
-    /// records of a batch stay where they are until the batch is done.
+    /// Passes the records that are ready to `on_batch`, at most `max`, in batches of at least one
+    /// record and about `batch` bytes at most. All records of a batch stay where they are until the
+    /// batch is done. Returns how many records there were.
     pub fn consume_batches(
         &mut self,
         batch: usize,

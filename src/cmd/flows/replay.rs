@@ -53,13 +53,13 @@ struct Schedule<'a> {
     interval_started: Option<UnixNanos>,
     /// The time of the last sweep.
     swept: Option<UnixNanos>,
-    /// How many slots it has looked at.
+    /// How many slots the last sweep has looked at.
     swept_slots: u64,
     /// When to sweep even though few frames have come, as from a slow pipe.
     sweep_by: Instant,
     latest: UnixNanos,
     frames: u64,
-    /// How many of them came before the last sweep.
+    /// How many frames came before the last sweep.
     frames_swept: u64,
     /// The number of frames between two checks of how full the table is: that many can't fill the
     /// rest.
@@ -69,9 +69,8 @@ struct Schedule<'a> {
 /// The largest number of frames between two checks of how full the table is.
 const CHECK_ROOM_EVERY: u64 = 1024;
 
-/// A sweep of a large table waits for as many frames as it looks at slots, divided by this: then
-/// the sweep costs no more than the frames do. The time of a sweep does not change what is
-/// reported.
+/// If a sweep has looked at N slots, the next one waits for N frames divided by this number: then
+/// sweeps cost no more than the frames do. When a sweep comes does not change what is reported.
 const SLOTS_PER_FRAME: u64 = 8;
 
 /// How long sweeps wait for frames at most.

@@ -63,7 +63,7 @@ pub struct Reporter<'a> {
     /// Flows that `--container` rejects, and their packets.
     foreign: u64,
     foreign_packets: u64,
-    /// The same for the filter on processes, which the kernel applies.
+    /// Flows that the filter on processes rejects in the kernel, and their packets.
     unwanted: u64,
     unwanted_packets: u64,
     /// Of these, the flows that were reported as unanswered and have had no packet since.

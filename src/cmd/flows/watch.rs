@@ -25,8 +25,9 @@ const SWEEP_REST: u32 = 50;
 /// How often to sweep while the table is nearly full.
 const SWEEP_FULL: Duration = Duration::from_millis(10);
 
-/// The same while the table is nearly full. In a flood, sweeps then take up to a fifth of a CPU:
-/// with fewer of them, more new connections would find no room, and would not be shown.
+/// After a sweep of a table that is nearly full, wait this many times as long as it took. In a flood,
+/// sweeps then take up to a fifth of a CPU: with fewer of them, more new connections would find no
+/// room, and would not be shown.
 const SWEEP_FULL_REST: u32 = 4;
 
 /// Sweeps the table and writes the lines until the run is over.

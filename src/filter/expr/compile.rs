@@ -190,7 +190,7 @@ pub struct CompiledExpression {
     pub start_v6: Target,
     /// The sets of ports that nodes refer to.
     pub port_sets: Vec<PortSet>,
-    /// The same for addresses.
+    /// The sets of addresses that nodes refer to.
     pub address_sets: Vec<AddressSet>,
 }
 

@@ -75,7 +75,7 @@ impl Filter {
         }
     }
 
-    /// Takes over ports of one side, of which a packet has to have one.
+    /// Takes over a condition that a packet has one of several ports on one side.
     fn take_wanted(&mut self, parts: &[Condition]) -> bool {
         let mut wanted = Vec::new();
         let mut of_all = None;
@@ -96,7 +96,8 @@ impl Filter {
         let Some(rules) = of_all.and_then(|side| self.ports_of(side)) else {
             return false;
         };
-        // There is one set of wanted ports for each side, and a packet has to have one of both lists.
+        // There is one set of wanted ports for each side. If it has ports already, a packet would
+        // have to match both lists.
         if rules.iter().any(|rule| !rule.exclude) {
             return false;
         }

@@ -52,7 +52,8 @@ impl Session {
         self.write_out(&mut in_place);
     }
 
-    /// The same, but a large frame may stay where it is until [`Session::write_out`].
+    /// Writes a frame as [`Session::write_frame`] does, but a large one may stay where it is until
+    /// [`Session::write_out`].
     #[inline]
     pub fn write_frame_in_place<'f>(
         &mut self,

@@ -255,7 +255,8 @@ impl Session {
         })
     }
 
-    /// The same with a function that takes events from the source, at most [`BATCH`] of them.
+    /// Does what [`Session::take_events`] does, with a function that takes events from the source,
+    /// at most [`BATCH`] of them.
     pub(super) fn take(
         &mut self,
         source: &mut EventSource,

@@ -23,7 +23,7 @@ pub struct Detail {
     entry: FlowEntry,
     /// Bytes a second since the box was opened, newest last.
     rates: VecDeque<u64>,
-    /// Round trips in microseconds, likewise.
+    /// Round trips in microseconds since the box was opened, newest last.
     round_trips: VecDeque<u64>,
 }
 
