@@ -9,8 +9,8 @@ use anyhow::Result;
 use crate::pcap_write::{Frame, Order, Pcap, Unit};
 use crate::world::syn;
 
-/// Where the flags are in a frame of [`syn`], its source port, and the last three bytes of its source
-/// address.
+/// Offsets in a frame of [`syn`]: of the flags, of the source port, and of the last three bytes of the
+/// source address.
 pub const FLAGS: usize = 47;
 pub const SPORT: usize = 34;
 pub const SADDR: usize = 27;

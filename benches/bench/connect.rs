@@ -121,8 +121,8 @@ pub fn run(effort: Effort) -> Result<bool> {
     Ok(within)
 }
 
-/// Measures connects without and with each contender in turn. The first result is the CPU time of one
-/// without any, in µs.
+/// Measures connects without and with each contender in turn. The first result is the CPU time of a connect
+/// without any of them, in µs.
 fn measure(
     effort: Effort,
     addr: SocketAddr,
@@ -227,7 +227,7 @@ fn show(what: &str, file: &str, none: Stat, results: &[Measured]) {
     );
 }
 
-/// Compares what each of ours costs with nothing attached.
+/// Compares a connect with each of ours attached to one with nothing attached.
 fn judge_each(what: &str, results: &[Measured]) -> bool {
     let mut within = true;
     for it in results.iter().filter(|it| it.contender.is_ours()) {

@@ -53,7 +53,7 @@ pub fn show(file: &Path) -> Result<bool> {
             .all(|key| run[key] == last[key])
     };
     let runs: Vec<&Value> = runs.iter().filter(same).collect();
-    // A short run has not all of them.
+    // A short run does not have all of them.
     let mut names: Vec<&String> = Vec::new();
     for run in &runs {
         let ratios = run["ratios"].as_object().into_iter().flat_map(Map::keys);

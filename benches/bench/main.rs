@@ -122,7 +122,7 @@ fn main() -> Result<()> {
             };
             let mut kept = measure()?;
             if short && !kept {
-                // Other load on this machine may have been the cause. A regression shows again.
+                // Other load on this machine may have been the cause. A real regression shows again.
                 println!("\nOnce more, because a bound was broken:");
                 kept = measure()?;
             }

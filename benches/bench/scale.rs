@@ -24,7 +24,7 @@ use crate::world::{pin, syn, tcpinspect};
 /// How many keys or flows there are.
 const SIZES: [u32; 4] = [1000, 10_000, 100_000, 1_000_000];
 
-/// Frames of which the cost is measured.
+/// How many frames the cost is measured with.
 const FRAMES: u32 = 1_000_000;
 
 pub fn run(effort: Effort) -> Result<bool> {

@@ -38,7 +38,7 @@ impl World {
             (&receiver, "ip link set r0 address 02:00:00:00:00:02 up"),
             (&sender, "ip addr add 198.18.0.1/24 dev s0"),
             (&receiver, "ip addr add 198.18.0.2/24 dev r0"),
-            // Redirected frames are taken only by an end that has NAPI.
+            // Redirected frames are received only by an end that has NAPI.
             (&receiver, "ethtool -K r0 gro on"),
         ] {
             namespace.try_run(command).map_err(anyhow::Error::msg)?;

@@ -298,7 +298,7 @@ impl World {
         reader.read_to_string(&mut text)?;
         let mut lines: Vec<_> = text.lines().collect();
         let account = match lines.last() {
-            // It is short, and may have found room.
+            // The summary is short, and may have found room.
             Some(last) if last.contains("\"summary\"") => {
                 let account = json_account(last);
                 lines.pop();
