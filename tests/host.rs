@@ -188,10 +188,10 @@ fn an_overrun_of_the_socket_loses_no_final_state() {
         run("ip link add vc type veth peer name vd");
         let mut watch = LinkWatch::new().unwrap();
         watch.follow(&[interface("va"), interface("vc")]);
-        // About 1 KiB an announcement, against 208 KiB of socket buffer. Those that
-        // still fit are of the state before, and must not be taken for the last one.
+        // About 1 KiB an announcement, against 208 KiB of socket buffer. Those that still fit show an
+        // earlier state, which must not be taken for the final one.
         let flood = (0..600).map(|n| format!("link set vc mtu {}\n", 1300 + n % 2));
-        // Seen if nothing is dropped.
+        // These changes are seen only if nothing is dropped.
         let fleeting = ["link set vc up\n", "link set vc down\n"];
         let last = ["link del va\n", "link set vc name ve\n"];
         let commands: String = flood
@@ -217,7 +217,7 @@ fn the_watch_over_interfaces_works_without_any_capability() {
     namespace.enter(|| {
         run("ip link add va type veth peer name vb");
         let mut watch = watch("va");
-        // Made now, while there still is the privilege to delete the interface.
+        // This thread is made now, while it still gets the privilege to delete the interface.
         let (go, wait) = mpsc::channel::<()>();
         let deleter = thread::spawn(move || {
             wait.recv().unwrap();
@@ -260,7 +260,7 @@ fn a_capability_that_is_still_needed_can_be_kept() {
 }
 
 #[test]
-fn capabilities_are_back_after_a_trial_without() {
+fn capabilities_are_back_after_something_was_tried_without_them() {
     need!(match privileges::missing().as_slice() {
         [] => Ok(()),
         missing => Err(format!("missing {missing:?}")),

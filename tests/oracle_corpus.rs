@@ -65,7 +65,7 @@ fn every_frame_of_the_corpus_gets_a_verdict() {
         for (link, totals) in &by_link {
             eprintln!("{package}: {link:?}: {}", line(totals));
         }
-        eprintln!("{package}: files by link type that is not ours: {unsupported:?}");
+        eprintln!("{package}: files by unsupported link type: {unsupported:?}");
     }
 }
 

@@ -216,8 +216,8 @@ fn a_replay_and_a_view_are_in_the_sandbox_too() {
 const F_SETSIG: i32 = 10;
 const F_SETOWN_EX: i32 = 15;
 
-/// Enters the sandbox, and tries what must fail there and what must still work. Returns the names of
-/// those that did not behave so.
+/// Enters the sandbox, and tries what must fail there and what must still work. Returns the names of those
+/// that behaved otherwise.
 fn try_confined(files: Files, recording: Recording<'_>) -> Vec<&'static str> {
     let mut open = File::open("/proc/self/status").unwrap();
     let mut own = tempfile::tempfile().unwrap();

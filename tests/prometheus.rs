@@ -80,7 +80,7 @@ fn hurried(text: &str) -> String {
         .replace("for: 1m", "for: 1s")
 }
 
-/// A server whose accept queue is full, whose clients try again and again.
+/// A server whose accept queue is full, and clients that try again and again.
 fn overflow(namespace: &Namespace, stop: &AtomicBool) {
     let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
     namespace.join();

@@ -139,7 +139,7 @@ fn a_frame_is_written_as_it_was_on_the_wire() {
     let tags: [&[(u16, u16)]; 3] = [&[], &[(0x8100, 7)], &[(0x88a8, 3), (0x8100, 0xe007)]];
     let sent = tags.map(|tags| syn_frame(tags, CLIENT4.into(), SERVER4.into(), 81));
     let raw = pair.client.enter(|| RawSocket::open("vc"));
-    // With generic XDP before it, TC may not have the Ethernet header.
+    // With generic XDP before it, TC may lack the Ethernet header.
     for beside in [None, Some("generic")] {
         let counter =
             beside.map(|mode| Tool::start_in(&pair.server, &["syn-count", "vs", "--mode", mode]));
@@ -247,7 +247,7 @@ fn files_are_rotated_by_size_and_each_is_whole() {
 }
 
 #[test]
-fn files_are_rotated_by_time_also_where_nothing_happens() {
+fn files_are_rotated_by_time_even_without_packets() {
     let namespace = need!(Namespace::new());
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("at-%s");

@@ -42,7 +42,7 @@ fn events() -> Vec<(String, Value)> {
 
 /// Checks a value against the part of JSON Schema that is used here.
 fn check(schema: &Value, value: &Value, place: &str) -> Result<(), String> {
-    let wrong = |keyword: &str| Err(format!("{place}: {value} is against {keyword} of {schema}"));
+    let wrong = |keyword: &str| Err(format!("{place}: {value} violates {keyword} of {schema}"));
     for (keyword, rule) in schema.as_object().unwrap() {
         let number = || (value.as_f64(), rule.as_f64().unwrap());
         match keyword.as_str() {
@@ -124,7 +124,7 @@ fn check_lines(lines: &[Value], expected: &[&str]) {
             .map(|(_, schema)| check(schema, line, name))
             .collect::<Vec<_>>();
         let is_right = errors.iter().any(Result::is_ok);
-        assert!(is_right, "{line} is not as in the schema: {errors:?}");
+        assert!(is_right, "{line} does not match the schema: {errors:?}");
         let ts = line["ts"].as_str().unwrap();
         let form = "0000-00-00T00:00:00.000000000Z";
         let fits =

@@ -324,7 +324,7 @@ impl Grammar {
         }
     }
 
-    /// An expression of its own.
+    /// The expression of a seed.
     fn text(seed: u64) -> String {
         let random = Random::new(seed);
         let (version, headers): (_, &[_]) = match seed % 4 {
@@ -445,7 +445,7 @@ fn expressions_choose_the_packets_that_tcpdump_chooses_in_each_command() {
             .collect();
         let mut options = PLAIN;
         if found != wanted {
-            // A negative offset is found by the optimizer alone.
+            // Only the optimizer finds out that an offset is negative.
             options = OPTIMIZED;
             wanted = of_tcpdump(&file, options, text).unwrap_or_default();
         }

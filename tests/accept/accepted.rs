@@ -81,7 +81,7 @@ fn a_socket_that_connects_to_itself_is_accepted_at_once() {
 }
 
 #[test]
-fn a_late_copy_of_a_syn_begins_no_attempt() {
+fn an_old_duplicate_of_a_syn_begins_no_attempt() {
     let pair = need!(Pair::new());
     let seen = pair.client.enter(|| RawSocket::open_to_receive("vc"));
     let challenged = Growth::of(&pair.server, "TcpExtTCPSYNChallenge");
@@ -109,7 +109,7 @@ fn a_late_copy_of_a_syn_begins_no_attempt() {
 }
 
 #[test]
-fn a_late_copy_of_a_syn_does_not_disturb_another_attempt_with_its_numbers() {
+fn an_old_duplicate_of_a_syn_does_not_disturb_another_attempt_with_its_numbers() {
     let pair = need!(Pair::new());
     with_neighbour(&pair);
     let trace = Trace::start(&pair.server, &["vs"]);

@@ -112,7 +112,7 @@ fn a_half_open_attempt_ends_when_its_listener_is_closed() {
 }
 
 #[test]
-fn an_answer_without_a_neighbour_is_a_drop() {
+fn a_syn_ack_to_a_neighbour_that_does_not_answer_is_a_drop() {
     let pair = need!(Pair::new());
     let _listener = pair.server.enter(|| listener(server(8008), 16));
     let trace = Trace::start(&pair.server, &["vs"]);

@@ -85,7 +85,7 @@ fn a_full_accept_queue_is_named_with_its_figures() {
             assert_eq!(line["queue_max"], 1, "{line}");
             // The process that does not accept, and for how long.
             assert_eq!(line["pid"], std::process::id(), "{line}");
-            // Timers count jiffies, so the second after which a SYN is sent again lacks a part of one.
+            // Timers count jiffies, so a SYN can be retransmitted up to a jiffy before the second is over.
             assert!(line["queue_full_ms"].as_u64() >= Some(990), "{line}");
         }
     }

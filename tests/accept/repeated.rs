@@ -69,7 +69,7 @@ fn a_valid_syn_cookie_that_finds_no_room_is_not_reported_as_no_listener() {
     send(&pair, &segment(&pair, NOBODY, 2, (4000, 8602), 77, 0));
     trace.fate(8602);
     pair.server.run("nft flush ruleset");
-    // The listener is not known from this SYN, which is one of an attempt that was reported.
+    // At this SYN the listener is not looked up, because the fate of the attempt was reported before.
     late_ack(&pair, 8602);
     overflows.reaches(1);
     let fates = trace.stop();

@@ -57,7 +57,7 @@ fn the_next_start_removes_exactly_what_a_killed_one_left() {
     );
 }
 
-/// Filters with names of the form of version 0.1, and of one that is not known yet.
+/// Filters with names in the format of version 0.1, and in a format that is not known yet.
 #[test]
 fn another_version_is_respected_while_it_runs_and_cleaned_up_after_its_end() {
     in_namespace(
@@ -231,7 +231,7 @@ fn instances_of_another_pid_namespace_are_left_alone() {
             return;
         }
         let before = state(V0);
-        // Its pid there is 1, which runs here.
+        // Its pid in that namespace is 1, and a process with this pid runs in ours too.
         Instance::start_by(&prefix, "ingress").kill();
         let counter = Counter::new(UNSPEC);
         let clsact = counter.attach(V0, Direction::Ingress);

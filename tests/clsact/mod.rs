@@ -1,7 +1,6 @@
 //! Attaching with clsact in network namespaces, beside other filters, qdiscs
 //! and instances.
 
-// Tests say what they skip, and fail by panicking.
 mod bpf;
 mod company;
 mod instance;

@@ -223,7 +223,7 @@ pub fn leave_out(object: &mut OpenObject, others: &[&str]) {
 /// Takes the descriptor that the kernel has just made, or its error.
 ///
 /// # Errors
-/// The number is a negative one.
+/// The number is negative.
 pub fn owned(fd: i32) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::from_raw_os_error(-fd));
@@ -460,7 +460,7 @@ pub fn tcx_programs(interface: &str) -> Vec<u32> {
     query(ifindex, &directions)
 }
 
-/// The programs that look at the packets that come in to a cgroup.
+/// The programs at the ingress of a cgroup.
 pub fn cgroup_programs(cgroup: BorrowedFd<'_>) -> Vec<u32> {
     query(cgroup.as_raw_fd(), &[libbpf_sys::BPF_CGROUP_INET_INGRESS])
 }

@@ -41,7 +41,7 @@ pub fn ethernet(tags: &[(u16, u16)], ethertype: u16, payload: &[u8]) -> Vec<u8> 
     frame
 }
 
-/// An IP packet of either family; the EtherType comes with it.
+/// An IP packet of either family, with its EtherType.
 pub fn ip(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) -> (u16, Vec<u8>) {
     match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {

@@ -284,7 +284,7 @@ impl Tool {
             .unwrap_or_else(|| panic!("no line {what}: {:#?}", self.stderr.all()))
     }
 
-    /// Waits until syn-count (`--json`) has said that this many SYNs came, and says if more came.
+    /// Waits until syn-count (`--json`) has said that at least this many SYNs came.
     pub fn syn_total(&self, expected: u64) {
         self.json(&format!("with syn_total {expected}"), |line| {
             line["syn_total"].as_u64() >= Some(expected)
@@ -414,8 +414,7 @@ impl Output {
         lines
     }
 
-    /// The summary, which must be the last line of JSON, and the only one, and whose sums must be
-    /// right.
+    /// The summary. It must be the only one and the last line of JSON, and its sums must be right.
     pub fn summary(&self) -> Value {
         let mut summaries = self.events("summary");
         assert_eq!(summaries.len(), 1, "{self:#?}");

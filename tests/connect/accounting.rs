@@ -139,8 +139,8 @@ fn a_storm_with_accepts_and_ends_is_reported_or_counted() {
                 ("closed", 500 + count),
             ]
         };
-        // The server may be slow to accept. A line that is lost never comes, and a RST that
-        // overtakes the ACK before it ends a connection that the server never has.
+        // The server may be slow to accept. A line that is lost never comes. And if a RST overtakes the ACK
+        // before it, the connection ends before the server has it.
         let mut last = (0, Instant::now());
         wait_for("all accepts and ends, or the last of them", || {
             let lines = trace.tool.lines().len();

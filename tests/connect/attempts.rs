@@ -215,7 +215,7 @@ fn a_socket_that_failed_and_tries_again_is_a_new_attempt() {
 #[test]
 fn a_socket_that_connects_to_itself_is_one_attempt_and_established() {
     for backend in backends!() {
-        // A new one for each, in which nothing waits for the ports to be free again.
+        // A new namespace for each backend, because the ports of the previous one may not be free yet.
         let namespace = need!(Namespace::new());
         let trace = Trace::start(&namespace, backend, &["--accept"]);
         namespace.enter(|| {
@@ -278,7 +278,7 @@ fn receive(listener: &TcpListener) {
 fn a_multipath_connection_is_one_attempt() {
     need!(multipath().map_err(|errno| format!("the kernel has no MPTCP ({errno})")));
     for backend in backends!() {
-        // A new one for each, in which nothing waits for the ports to be free again.
+        // A new namespace for each backend, because the ports of the previous one may not be free yet.
         let namespace = need!(Namespace::new());
         let trace = Trace::start(&namespace, backend, &["--accept"]);
         let sport = namespace.enter(|| {

@@ -83,7 +83,6 @@ fn filters_select_what_they_name() {
                     events.all
                 );
             }
-            // What was not asked for is not matched either; others may have matched.
             events.assert_whole();
         }
     }

@@ -361,8 +361,8 @@ fn everything_that_bccs_tools_see_is_seen_with_the_same_values() {
             .map(|peer| peer.stop(std::process::id()))
             .collect();
         if *backend == "tracepoint" {
-            // It names no source port at the attempt and no process at the accept, and sees no
-            // failure before SYN_SENT; what it reports beyond that is compared above.
+            // It names no source port at the attempt and no process at the accept, and sees no failure
+            // before SYN_SENT. So only the ends of connections are compared.
             compare_lives(&rows[2], &events);
             continue;
         }

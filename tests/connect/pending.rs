@@ -57,7 +57,7 @@ fn an_attempt_that_is_pending_at_the_start_is_reported_once_and_has_its_fate() {
         assert!(failed["latency_us"].as_u64() > Some(298_000), "{failed}");
         let (_, failed) = events.pair_at(4602, "failed");
         assert_eq!(failed["error"], "ETIMEDOUT", "{failed}");
-        // The filter holds for them as well.
+        // The filter applies to them as well.
         assert!(events.at(4603).is_empty(), "{:#?}", events.at(4603));
         assert_eq!(events.summary["pending"], 0, "{}", events.summary);
         events.assert_whole();

@@ -585,12 +585,13 @@ fn packet(at: i64, tcp: &Tcp) -> Packet {
     }
 }
 
-/// All connections of a capture file, in order of their ends, then of their starts. `None` if it
-/// can't be read, or has frames of a link type that is not ours.
+/// All connections of a capture file, in order of their ends, then of their starts. `None` if it can't be
+/// read, or has frames of an unsupported link type.
 pub fn records(file: &[u8]) -> Option<Vec<Record>> {
     let capture = capture::read(file);
     capture.end.as_ref().ok()?;
-    // A connection has ends in order, and an IP version: a mapped address is not the IPv4 one.
+    // By IP version, VLANs, and both ends in order. The version is needed, because a v4-mapped IPv6 address
+    // is not the IPv4 address.
     let mut open: BTreeMap<_, Vec<Packet>> = BTreeMap::new();
     let mut records = Vec::new();
     let mut looked: Option<i64> = None;

@@ -95,8 +95,8 @@ fn packets_and_bytes_are_those_that_the_kernel_has_counted_for_the_socket() {
             let [stream, _] = transferred(&pair.client, &pair.server, addr, sizes);
             let [segments_out, segments_in, sent, received] = socket_counts(&stream);
             let line = flow_of(&tool, stream.local_addr().unwrap().port());
-            // Acknowledgements that another processor delivers after the last one find the
-            // server's socket gone, and their answers the client's in TIME-WAIT, where nothing is
+            // If another processor delivers ACKs after the last one, the server's socket is gone, and the
+            // server answers them with RSTs. These find the client's socket in TIME-WAIT, where nothing is
             // counted any more.
             let late = resets_sent(&pair.server) - resets_before;
             // The socket has also counted the segments that it retransmitted. Segments that were
@@ -181,7 +181,7 @@ fn segments_are_the_packets_of_the_device_without_offloads() {
     let output = tool.stop();
     let summary = output.summary();
     let number = |value: &Value| value.as_u64().unwrap();
-    // Packets that are not TCP are neighbour discovery, at any time.
+    // Packets that are not TCP are neighbour discovery, which can happen at any time.
     let others = number(&summary["packets"]) - number(&summary["verdicts"]["tcp"]);
     let segments = number(&summary["segments"]);
     assert!(

@@ -97,7 +97,7 @@ fn histograms_have_the_handshakes_of_the_lines_by_key() {
 }
 
 #[test]
-fn the_summary_has_lines_of_their_own_in_text() {
+fn in_text_the_summary_has_lines_of_its_own() {
     let namespace = need!(Namespace::new());
     let tool = Tool::start_in(&namespace, &["flows", "lo", "--summary"]);
     transfer(&namespace, &namespace, ([127, 0, 0, 1], 0).into(), [10, 20]);

@@ -41,7 +41,7 @@ fn two_hundred_thousand_flows_at_once_are_all_reported_at_the_end() {
     let bytes = map_bytes(&tool);
     let count = if is_guest() { 20_000 } else { 200_000 };
     syn_flood(&socket, 0..count);
-    // What there is room for is taken at the start, and no more than the help says: 560 bytes a
+    // The memory for all flows is allocated at the start, and is no more than the help says: 560 bytes a
     // flow, beside the event buffer and some maps that have a fixed size.
     assert_eq!(map_bytes(&tool), bytes);
     assert!(bytes < 262_144 * 560 + (16 << 20), "{bytes}");
@@ -113,7 +113,7 @@ fn a_flood_of_syns_evicts_no_established_connection() {
         })
         .collect::<Vec<_>>();
     let socket = pair.client.enter(|| RawSocket::open("vc"));
-    // They are idle for much longer than any of these, and a few are over.
+    // The connections are idle for much longer than the SYNs of the flood.
     for round in 0..4 {
         std::thread::sleep(Duration::from_millis(300));
         syn_flood(&socket, round * 5000..(round + 1) * 5000);

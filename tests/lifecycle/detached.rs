@@ -47,7 +47,8 @@ fn a_program_that_another_process_detaches_ends_the_run_within_a_second() {
     for (round, args) in [WAYS, WAYS].concat().into_iter().enumerate() {
         let mut args = args.to_vec();
         args.push("--json");
-        // One of two interfaces is enough: the first one.
+        // With two interfaces, it is enough that the program at one of them is detached: here at the first
+        // one.
         let round = match args.contains(&"native") || round >= WAYS.len() {
             true => round,
             false => {

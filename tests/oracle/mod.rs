@@ -43,7 +43,7 @@ pub const DESTINATION_OPTIONS: u8 = 60;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Link {
     Ethernet,
-    /// An IP header at the start; its version nibble says which.
+    /// An IP header at the start; its version field tells IPv4 from IPv6.
     Raw,
     Ipv4Only,
     Ipv6Only,

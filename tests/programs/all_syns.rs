@@ -22,7 +22,7 @@ fn the_programs_that_count_all_syns_judge_as_the_oracle_does() {
     let mut open = SynCountSkelBuilder::default().open(&mut storage).unwrap();
     leave_out(open.open_object_mut(), &["count_sets", "source_sketches"]);
     let progs = &mut open.progs;
-    // Multi-buffer XDP is not known everywhere; here each frame is in one.
+    // Not every kernel has multi-buffer XDP; here each frame fits into one buffer.
     for program in [
         &mut progs.syn_count_all_xdp_frags,
         &mut progs.syn_count_xdp_frags,

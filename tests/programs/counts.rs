@@ -136,7 +136,7 @@ fn counts_per_key_are_those_of_a_plain_table() {
         .collect();
     let mut frames: Vec<(u64, Vec<u8>)> = Vec::new();
     for number in 0..4000_u64 {
-        // Few of them send most: the lower of three numbers.
+        // A few addresses send most SYNs, because the lowest of three random numbers is taken.
         let any = |random: &mut Random| addresses[(0..3).map(|_| random.below(150)).min().unwrap()];
         let source = any(&mut random);
         let destination = loop {
@@ -201,7 +201,7 @@ fn check_top(line: &Value, by: &str, top: usize, expected: &BTreeMap<String, (u6
     for (key, counts) in &found {
         assert_eq!(expected.get(key), Some(counts), "{by} {key}");
     }
-    // The busiest of this interval first, and none is left out that is busier than the last.
+    // The busiest of this interval come first, and no key that is left out is busier than the last one.
     let rank = |(total, delta): (u64, u64)| (delta, total);
     assert!(found.windows(2).all(|it| rank(it[0].1) >= rank(it[1].1)));
     let last = found.last().map_or((0, 0), |it| rank(it.1));
@@ -266,7 +266,7 @@ fn a_busy_source_among_any_number_of_others_raises_an_alert() {
     for program in [COUNT, COUNT_XDP] {
         let output = file.replay(program, &["-I", "1", "--alert", "5000"]);
         let raised = output.events("alert");
-        // The sources are there from the first interval on, the busy one from the second.
+        // The total raises an alert in the first interval; the busy source sends from the second one on.
         let keys: Vec<_> = raised.iter().map(|alert| &alert["key"]).collect();
         assert_eq!(keys, [&Value::Null, &Value::from("2001:db8::bad")]);
         let sources = number(&raised[0]["sources"]) as f64;
@@ -370,7 +370,7 @@ fn an_interval_that_the_end_of_the_file_cuts_short_raises_no_false_alert() {
     // Two SYNs within 10 us are not a flood of 200,000 a second.
     let output = timed(&[at(0), at(10)]).replay(COUNT, &["--alert", "100"]);
     assert!(alerts(&output).is_empty());
-    // 300 within 300 ms are, though not of 1,000 a second: they are above 100 in all of 2 s.
+    // 300 SYNs within 300 ms are one, though not of 1,000 a second, but of 150 a second over 2 s.
     let burst: Vec<_> = (0..300).map(|ms| at(ms * 1000)).collect();
     let output = timed(&burst).replay(COUNT, &["--alert", "100"]);
     let rates: Vec<_> = alerts(&output).into_iter().map(|it| (it.1, it.3)).collect();

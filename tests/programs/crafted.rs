@@ -265,7 +265,7 @@ pub fn long_frames() -> Vec<(Vec<u8>, usize)> {
             frames.push((on_link(Link::Ethernet, &tags, &ip.tcp(&segment)), at));
         }
     }
-    // Long for their payload alone, up to what an IP packet can hold, and beyond (BIG TCP).
+    // Long because of their payload alone, up to what an IP packet can hold, and beyond (BIG TCP).
     for (payload, total_length) in [
         (1994, None),
         (1995, None),

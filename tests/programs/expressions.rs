@@ -7,7 +7,7 @@ use super::parity::{COUNT_TC, COUNT_XDP, CaptureFile, MONITOR, event, for_each, 
 use crate::oracle::frames::{Ipv4, Random, Segment, on_link, service_vlan, vlan};
 use crate::oracle::{Link, Tcp, is_syn, judge};
 
-/// An expression, and whether a packet in a frame of a length matches it.
+/// An expression, and a function that says whether a packet, in this frame, matches it.
 type Meaning = (&'static str, fn(&Tcp, &[u8]) -> bool);
 
 fn v4(tcp: &Tcp) -> bool {
@@ -200,8 +200,8 @@ fn expressions_match_what_they_say_at_every_hook() {
     });
 }
 
-/// A kernel refuses a program that it would have to follow for too long: what is known from one
-/// test must not multiply with what is known from the next.
+/// A kernel refuses a program that takes too long to verify: what the verifier knows from one test must not
+/// multiply with what it knows from the next.
 #[test]
 fn the_longest_expressions_are_accepted_by_the_kernel() {
     let list = |words: &[String], joint: &str| format!("({})", words.join(joint));

@@ -297,10 +297,10 @@ impl Ending<'_> {
     }
 }
 
-/// Runs a file, of which the oracle's reader gives these records, through all programs, which must
-/// agree with the oracle on the number of each verdict, on SYNs, and on each field of each event.
-/// The first `apart` records are each at least a second after the previous one. For these it is checked
-/// which of them are SYNs, for the others only how many are.
+/// Runs a file through all programs. They must agree with the oracle, whose reader gives these records, on
+/// the number of each verdict, on SYNs, and on each field of each event. The first `apart` records are each
+/// at least a second after the previous one. For these it is checked which of them are SYNs, for the others
+/// only how many are.
 pub fn check_records(
     what: &str,
     file: &Path,

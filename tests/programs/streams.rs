@@ -158,8 +158,8 @@ fn the_end_of_a_pipe_is_the_end_of_the_file_and_a_cut_frame_an_error() {
     }
 }
 
-/// Waits until a descriptor of the tool is a FIFO: its stdin and outputs are not named. One that is
-/// for writing too was inherited from here, and goes when the tool is executed.
+/// Waits until the tool has opened the FIFO: its stdin and outputs are pipes without a name. A descriptor
+/// that is for writing too was inherited from this process, and is closed when the tool is executed.
 fn tool_has_opened(tool: &Tool) {
     let of_tool = |what: &str| format!("/proc/{}/{what}", tool.pid());
     let is_open = || {
@@ -387,7 +387,7 @@ fn on_a_terminal_a_long_replay_shows_how_far_it_is() {
             let behind = percent.abs_diff(frames * 100 / count);
             assert!(behind <= 1 + 100_000 / count, "{frames}: {percent} %");
         }
-        // Nothing of it stays, and it spoils no other line.
+        // Nothing of the progress stays, and it spoils no other line.
         for line in shown(&text) {
             let is_whole = ["TIME", "summary: ", ""]
                 .iter()
@@ -419,7 +419,7 @@ fn a_file_of_unknown_blocks_takes_no_memory() {
     let out = BufWriter::new(File::create(&path).unwrap());
     let mut file = PcapNg::new(out, Order::Little).unwrap();
     file.interface(1, 0, None).unwrap();
-    // Three blocks of 8 MiB that are skipped, then the longest that is looked into.
+    // Three blocks of 8 MiB that are skipped, then a packet.
     let nothing = vec![0; 8 << 20];
     for _ in 0..3 {
         file.block(0x0bad, &nothing).unwrap();

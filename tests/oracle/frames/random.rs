@@ -1,7 +1,7 @@
 //! Random frames, the same for the same seed on every machine.
 //!
-//! Bytes at random are nearly never TCP. So most frames begin as valid ones with random fields and
-//! are then damaged: in a field that some rule depends on, in any byte, or by cutting their end.
+//! Random bytes are almost never TCP. So most frames begin as valid ones with random fields and are then
+//! damaged: in a field that some rule depends on, in any byte, or by cutting their end.
 
 use super::super::{Link, TCP};
 use super::{Extension, Ipv4, Ipv6, Segment, Tag, ethernet, on_link};
