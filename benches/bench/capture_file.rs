@@ -18,8 +18,8 @@ pub const SADDR: usize = 27;
 /// The link type of Ethernet.
 const ETHERNET: u32 = 1;
 
-/// Writes one frame for each of `packets`, a microsecond apart. `change` turns the previous frame into
-/// that of a packet; before the first packet it is that of [`syn`].
+/// Writes one frame for each of `packets`, a microsecond apart. `change` makes the frame of a packet out of
+/// the previous frame; the first one is made out of [`syn`].
 pub fn write<T>(
     path: &Path,
     packets: impl IntoIterator<Item = T>,

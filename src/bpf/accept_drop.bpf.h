@@ -188,7 +188,7 @@ static __always_inline void on_rst_dropped(void *ctx, const struct attempt_key *
 
 /*
  * Whether the packet is in another network namespace: the same packet may pass through several.
- * While TCP handles it, skb->dev is NULL, and the device is that of the route.
+ * While TCP handles the packet, skb->dev is NULL, and the device of the route is used.
  */
 static __always_inline bool is_in_other_netns(const struct sk_buff *skb)
 {

@@ -122,7 +122,7 @@ static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *
 		may_retry = true;
 	} else if (error) {
 		/*
-		 * The BPF stack has no room for a second key, so `key` holds that of the evicted
+		 * The BPF stack has no room for a second key, so `key` holds the key of the evicted
 		 * attempt meanwhile.
 		 */
 		destination = key.destination;

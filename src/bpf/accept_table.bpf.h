@@ -351,7 +351,7 @@ static __always_inline long begin_attempt(const struct attempt_key *key, const s
 
 /*
  * Whether an attempt that continues after its fate was reported may get another fate. Counts by key
- * and those of the exporter can't be corrected, so there the first fate stands.
+ * and the exporter's counts can't be corrected, so there the first fate stands.
  */
 static __always_inline bool may_report_again(void)
 {

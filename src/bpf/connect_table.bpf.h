@@ -54,9 +54,9 @@ struct {
 
 /*
  * Connections that the filter has rejected, by the address of the socket, for kernels without
- * socket storage. Without this table, the end of such a connection would look like that of one that
- * is older than the run. The direction of those is unknown, so the filter takes the local end for
- * the source, and may accept it.
+ * socket storage. Without this table, the end of such a connection would look like the end of a
+ * connection that is older than the run. The direction of an older connection is unknown, so the
+ * filter takes the local end for the source, and may accept it.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

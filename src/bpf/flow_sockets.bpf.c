@@ -54,7 +54,7 @@ static __always_inline struct flow_slot *slot_of(const struct flow_key *key)
 /*
  * Sets the owner of a flow that was found by an open file. The first process that is found stays
  * the owner, even if others have inherited the socket: it is the one with the lowest id. If both
- * ends are sockets of this host, the owner is that of the initiator.
+ * ends are sockets of this host, the owner is the process of the initiator.
  */
 static __always_inline void set_owner_by_file(struct flow_record *r, const struct flow_owner *found)
 {

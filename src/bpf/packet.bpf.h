@@ -768,7 +768,7 @@ static __always_inline enum verdict parse_packet(struct frame *f, struct packet 
 	struct frame whole;
 	enum verdict v;
 
-	/* Else the compiler may load undefined members early, which the verifier has to track. */
+	/* Otherwise the compiler may load undefined members early, which the verifier tracks. */
 	*p = (struct packet){};
 	if (parse_common(f, p, &v))
 		return v;

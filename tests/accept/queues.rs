@@ -196,7 +196,7 @@ fn a_reset_for_another_segment_does_not_refuse_an_attempt_at_a_full_queue() {
     pair.client
         .enter(|| TcpStream::connect(server(8047)).unwrap());
     established.reaches(1);
-    // Its sequence number is that of no attempt.
+    // No attempt has this sequence number.
     let stray = segment(&pair, NOBODY, 0x10, (4000, 8047), 79, seq.wrapping_add(2));
     send(&pair, &stray);
     resets.reaches(1);

@@ -15,9 +15,9 @@ use super::net::{V0, in_namespace, index, our_filters, send, state, state_of_oth
 use crate::common::{run, try_run};
 
 #[test]
-fn the_next_start_removes_exactly_what_a_killed_one_left() {
+fn the_next_start_removes_exactly_what_a_killed_instance_left() {
     in_namespace(
-        "the_next_start_removes_exactly_what_a_killed_one_left",
+        "the_next_start_removes_exactly_what_a_killed_instance_left",
         || {
             run(&format!("tc qdisc add dev {V0} clsact"));
             let foreign = Counter::new(UNSPEC);
@@ -112,8 +112,8 @@ fn another_version_is_respected_while_it_runs_and_cleaned_up_after_its_end() {
 }
 
 #[test]
-fn the_qdisc_of_a_killed_one_is_taken_over() {
-    in_namespace("the_qdisc_of_a_killed_one_is_taken_over", || {
+fn the_qdisc_of_a_killed_instance_is_taken_over() {
+    in_namespace("the_qdisc_of_a_killed_instance_is_taken_over", || {
         let before = state(V0);
         Instance::start("ingress,egress").kill();
         assert_ne!(state(V0), before);
@@ -129,9 +129,9 @@ fn the_qdisc_of_a_killed_one_is_taken_over() {
 }
 
 #[test]
-fn what_a_killed_one_left_can_be_removed_without_attaching() {
+fn what_a_killed_instance_left_can_be_removed_without_attaching() {
     in_namespace(
-        "what_a_killed_one_left_can_be_removed_without_attaching",
+        "what_a_killed_instance_left_can_be_removed_without_attaching",
         || {
             let before = state(V0);
             Instance::start("ingress,egress").kill();

@@ -2,7 +2,7 @@
 //! and instances.
 
 mod bpf;
-mod company;
+mod coexistence;
 mod instance;
 mod lifetime;
 mod net;

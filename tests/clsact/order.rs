@@ -50,12 +50,15 @@ fn sees_what_is_dropped(priority: u32) {
 }
 
 #[test]
-fn it_sees_what_others_drop_whatever_their_priority() {
-    in_namespace("it_sees_what_others_drop_whatever_their_priority", || {
-        for priority in [1, 2, 36, 37, 38, 100, 0x7fff, 0x8000, 49_152, 65_535, 0] {
-            sees_what_is_dropped(priority);
-        }
-    });
+fn our_filter_sees_what_others_drop_whatever_their_priority() {
+    in_namespace(
+        "our_filter_sees_what_others_drop_whatever_their_priority",
+        || {
+            for priority in [1, 2, 36, 37, 38, 100, 0x7fff, 0x8000, 49_152, 65_535, 0] {
+                sees_what_is_dropped(priority);
+            }
+        },
+    );
 }
 
 #[test]

@@ -8,8 +8,8 @@ use super::sockets::listen;
 use super::{Trace, backends};
 use crate::common::{Namespace, need};
 
-/// Connects five times to the first port, twice to the next, and to one that refuses. The ports are a
-/// test's own, because the tool sees those of the others too.
+/// Connects five times to the first port, twice to the next, and to one that refuses. No other test uses
+/// these ports, because the tool sees the connections of all tests.
 fn connect(namespace: &Namespace, [open, next, closed]: [u16; 3]) {
     namespace.enter(|| {
         let listeners = [open, next].map(|port| listen("127.0.0.1", port));

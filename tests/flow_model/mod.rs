@@ -143,7 +143,7 @@ impl Packet {
     }
 }
 
-/// Whether a port is more likely that of a service than the other one. Ports below 1024 are the most
+/// Whether a port is more likely to be a service's than the other one. Ports below 1024 are the most
 /// likely, the ephemeral ports of Linux the least.
 fn is_better_known(port: u16, other: u16) -> bool {
     let class = |port| match port {
@@ -472,7 +472,7 @@ fn is_over(story: &Story, now: i64) -> bool {
     }
 }
 
-/// Whether this packet begins another connection than that of `packets`. If so, returns the indices of
+/// Whether this packet begins another connection than the one of `packets`. If so, returns the indices of
 /// those packets that belong to the new connection too.
 fn begins_anew(packets: &[Packet], packet: &Packet) -> Option<Vec<usize>> {
     let story = story_of(packets);

@@ -1,7 +1,7 @@
 //! The tool leaves nothing behind, works beside other programs, and survives changes of its
 //! interfaces and of the machine.
 
-mod company;
+mod coexistence;
 mod detached;
 mod ends;
 mod interfaces;

@@ -212,7 +212,7 @@ fn a_chain_of_others_keeps_its_order_around_ours() {
         };
         assert_eq!(theirs(), before, "{args:?}");
         assert_ne!(programs(), before, "{args:?}");
-        // Other programs come and go around ours, as those of an agent that is restarted.
+        // Other programs come and go around ours, like the programs of an agent that is restarted.
         let outer = hooks.map(attach);
         assert_eq!(theirs(), before, "{args:?}");
         pair.refused_connects((SERVER4, 80).into(), 10);
