@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use caps::Capability;
+use clap::ValueEnum;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{ErrorKind, MapType, OpenObject};
 use nix::errno::Errno;
@@ -16,7 +17,6 @@ use nix::unistd::{SysconfVar, sysconf};
 use super::accept_trace::{self, Rehearsed};
 use super::connect_trace;
 use super::connect_trace::Backend;
-use super::exporter;
 use super::flows::{self, Flows};
 use super::listeners;
 use super::loss_trace;
@@ -232,40 +232,41 @@ fn report_commands(
     notices: Notices,
 ) -> Result<()> {
     let buffer = BufferKind::choose(BufferChoice::Auto).name();
-    report.command(
-        "syn-count",
-        match (interface, trials.xdp) {
-            (_, Trial::Refused(why)) => Err(why),
-            (Err(why), _) => Err(why.clone()),
-            (Ok(interface), _) => syn_count_answer(interface),
-        },
-    );
-    report.command(
-        "listeners",
-        listeners::rehearse(notices).map_err(|error| format!("{error:#}")),
-    );
-    report.command("port-monitor", tc_answer(interface, &trials.tc, buffer));
-    report.command("flows", flows_answer(interface, &trials.flows, buffer));
-    report.command("connect-trace", connect_trace_answer(backends, buffer));
+    let syn_count = match (interface, trials.xdp) {
+        (_, Trial::Refused(why)) => Err(why),
+        (Err(why), _) => Err(why.clone()),
+        (Ok(interface), _) => syn_count_answer(interface),
+    };
+    let listeners = listeners::rehearse(notices).map_err(|error| format!("{error:#}"));
+    let port_monitor = tc_answer(interface, &trials.tc, buffer);
+    let connect = connect_trace_answer(backends, buffer);
     let accept = accept_trace_answer(interface, trials.accept, buffer);
+    let loss = trials.loss;
+    // The exporter uses the hooks of the other commands, and at interfaces only TC.
+    let exporter = exporter_answer(|collector| match collector {
+        CollectorChoice::Syn => port_monitor.is_ok(),
+        CollectorChoice::Listeners => listeners.is_ok(),
+        CollectorChoice::Accept => accept.is_ok(),
+        CollectorChoice::Loss => loss.is_ok(),
+        CollectorChoice::Connect | CollectorChoice::Flows => connect.is_ok(),
+    });
+    report.command("syn-count", syn_count);
+    report.command("listeners", listeners);
+    report.command("port-monitor", port_monitor);
+    report.command("flows", flows_answer(interface, &trials.flows, buffer));
+    report.command("connect-trace", connect);
     report.command("accept-trace", accept);
-    report.command("loss-trace", trials.loss);
-    let exporter = exporter_answer(&report.findings);
+    report.command("loss-trace", loss);
     report.command("exporter", exporter);
     Ok(())
 }
 
-/// The exporter uses the hooks of the other commands, and at interfaces only TC.
-fn exporter_answer(findings: &[Finding]) -> Result<(String, Detail), String> {
-    let can_run = |command: &str| {
-        let mut commands = findings.iter().filter(|it| it.kind == CheckKind::Command);
-        commands.any(|it| it.name == command && it.ok == Some(true))
-    };
-    let (able, unable) = exporter::COLLECTORS
-        .into_iter()
-        .partition::<Vec<_>, _>(|(_, command)| can_run(command));
-    let names = |list: &[(CollectorChoice, &str)]| {
-        let names = list.iter().map(|(collector, _)| collector.name());
+fn exporter_answer(can_run: impl Fn(CollectorChoice) -> bool) -> Result<(String, Detail), String> {
+    let (able, unable) = CollectorChoice::value_variants()
+        .iter()
+        .partition::<Vec<_>, _>(|collector| can_run(**collector));
+    let names = |list: &[CollectorChoice]| {
+        let names = list.iter().map(|collector| collector.name());
         names.collect::<Vec<_>>().join(", ")
     };
     let why = (!unable.is_empty()).then(|| format!("without {}", names(&unable)));

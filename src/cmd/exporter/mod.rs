@@ -13,7 +13,6 @@ use caps::Capability;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{SysconfVar, sysconf};
 
-pub use collect::COLLECTORS;
 use collect::{Collectors, Storage};
 use http::{Answer, Request, Server};
 

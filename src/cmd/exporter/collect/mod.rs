@@ -12,6 +12,7 @@ use std::mem::MaybeUninit;
 use std::time::Instant;
 
 use anyhow::Result;
+use clap::ValueEnum;
 use libbpf_rs::OpenObject;
 
 use accept::AcceptCollector;
@@ -36,19 +37,9 @@ use crate::skel::{self, PacketSkel};
 
 use CollectorChoice::{Accept, Connect, Flows, Listeners, Loss, Syn};
 
-/// Each collector, with the command that uses the same hooks.
-pub const COLLECTORS: [(CollectorChoice, &str); 6] = [
-    (Syn, "port-monitor"),
-    (Listeners, "listeners"),
-    (Accept, "accept-trace"),
-    (Loss, "loss-trace"),
-    (Connect, "connect-trace"),
-    (Flows, "connect-trace"),
-];
-
 fn chosen(args: &ExporterArgs) -> Vec<CollectorChoice> {
     let is_chosen = |one: &CollectorChoice| args.collect.is_empty() || args.collect.contains(one);
-    let all = COLLECTORS.into_iter().map(|(collector, _)| collector);
+    let all = CollectorChoice::value_variants().iter().copied();
     all.filter(is_chosen).collect()
 }
 
