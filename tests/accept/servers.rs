@@ -204,7 +204,7 @@ fn an_additional_subflow_has_no_process_and_no_accept_wait() {
 #[test]
 fn connections_accepted_by_io_uring_are_accepted() {
     let namespace = need!(Namespace::new());
-    need!(Ring::new().map_err(|errno| format!("the kernel has no io_uring ({errno})")));
+    need!(Ring::new().map_err(|error| format!("the kernel has no io_uring ({error})")));
     let trace = Trace::start(&namespace, &["lo"]);
     let sockets = namespace.enter(|| {
         let listener = TcpListener::bind(at(8507)).unwrap();

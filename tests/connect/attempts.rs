@@ -350,7 +350,7 @@ fn a_subflow_that_the_kernel_adds_names_no_kernel_thread() {
 fn a_connection_made_by_io_uring_is_one_attempt_of_its_process() {
     let namespace = need!(Namespace::new());
     need!(
-        super::uring::Ring::new().map_err(|errno| format!("the kernel has no io_uring ({errno})"))
+        super::uring::Ring::new().map_err(|error| format!("the kernel has no io_uring ({error})"))
     );
     for backend in backends!() {
         let trace = Trace::start(&namespace, backend, &[]);
