@@ -27,7 +27,7 @@ struct {
 	__uint(max_entries, 65536);
 	__type(key, struct flow_key);
 	__type(value, __u8);
-} passed_over SEC(".maps");
+} rejected SEC(".maps");
 
 /* BTF has the types only if something refers to them. */
 const struct name_chunk *unused_name_chunk __attribute__((unused));
@@ -170,7 +170,7 @@ static __always_inline void follow(struct __sk_buff *skb, __u32 run)
 		goto counted;
 	}
 	if (!t->has_flow && !(t->segment.flags & TCP_SYN)) {
-		if (filter.parts && bpf_map_lookup_elem(&passed_over, &t->key))
+		if (filter.parts && bpf_map_lookup_elem(&rejected, &t->key))
 			return;
 		if (!replay)
 			find_responder(skb, run);
@@ -182,7 +182,7 @@ static __always_inline void follow(struct __sk_buff *skb, __u32 run)
 	if (filter.parts && !t->has_flow && !t->is_wanted) {
 		__u8 seen = 1;
 
-		bpf_map_update_elem(&passed_over, &t->key, &seen, BPF_ANY);
+		bpf_map_update_elem(&rejected, &t->key, &seen, BPF_ANY);
 	}
 	if (!t->has_flow && !t->is_wanted)
 		return;

@@ -246,7 +246,7 @@ fn share_maps(
     maps.free_slots.reuse_fd(known.free_slots.as_fd())?;
     maps.unused_slots.reuse_fd(known.unused_slots.as_fd())?;
     if has_filter {
-        maps.passed_over.reuse_fd(known.passed_over.as_fd())?;
+        maps.rejected.reuse_fd(known.rejected.as_fd())?;
     }
     match names {
         Some(BufferKind::Ring) => maps.name_ring.reuse_fd(known.name_ring.as_fd())?,
@@ -331,7 +331,7 @@ impl PacketCommand for Flows<'_> {
             &mut [&mut maps.tracked, &mut maps.name_events],
         )?;
         let has_filter = rodata.filter.parts.0 != 0;
-        maps.passed_over.set_autocreate(has_filter)?;
+        maps.rejected.set_autocreate(has_filter)?;
         if self.args.names {
             let (ring, perf) = (&mut maps.name_ring, &mut maps.name_perf);
             target.buffer.configure(&self.args.buffer, ring, perf)?;
