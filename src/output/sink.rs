@@ -16,14 +16,14 @@ use super::stage::{Stage, whole_lines};
 use super::stdout::{Patience, Stdout, has_room};
 use crate::stop::{ExitReason, Stop};
 
-/// How many bytes are gathered before they are written, if no flush comes earlier. As whole lines,
+/// How many bytes are buffered before they are written, if no flush comes earlier. As whole lines,
 /// which leave the end of each page empty, they fill the 16 pages of a pipe.
 const BUFFER: usize = 56 * 1024;
 
 /// How many bytes a terminal takes without blocking if it takes anything.
 const TERMINAL_PIECE: usize = 256;
 
-/// Gathers data lines and writes them to stdout.
+/// Buffers data lines and writes them to stdout.
 pub struct Sink {
     file: File,
     is_pipe: bool,
@@ -142,7 +142,7 @@ impl Sink {
         !matches!(self.ended, Some(ExitReason::ClosedPipe | ExitReason::Error))
     }
 
-    /// Writes the gathered bytes. Gives up if the reader takes no more and the run has to stop.
+    /// Writes the buffered bytes. Gives up if the reader takes no more and the run has to stop.
     pub fn flush(&mut self, stop: &Stop) {
         let mut done = 0;
         while done < self.buffer.len() && self.can_write() {
@@ -169,7 +169,7 @@ impl Sink {
         self.buffer.clear();
     }
 
-    /// Writes as much of the gathered lines as stdout takes now. Returns how much that was.
+    /// Writes as much of the buffered lines as stdout takes now. Returns how much that was.
     fn pass_on(&mut self, done: usize) -> std::io::Result<usize> {
         let rest = &self.buffer[done..];
         if let Some(stage) = &mut self.stage

@@ -86,7 +86,7 @@ pub struct PerfSource {
     size: usize,
     /// Below `buffer`, so that it is dropped later: the buffer uses its descriptor.
     _map: MapHandle,
-    gathered: Rc<RefCell<Vec<u8>>>,
+    collected: Rc<RefCell<Vec<u8>>>,
     events: Vec<u8>,
     aligned: Aligned,
 }
@@ -195,18 +195,18 @@ impl PerfSource {
         } else {
             pages.next_power_of_two() / 2
         };
-        let gathered = Rc::new(RefCell::new(Vec::new()));
-        let callback = Rc::clone(&gathered);
+        let collected = Rc::new(RefCell::new(Vec::new()));
+        let callback = Rc::clone(&collected);
         let map = MapHandle::try_from(perf).context("failed to map the perf buffer")?;
         let buffer = PerfBufferBuilder::new(&map)
             .pages(pages)
             // The BPF program itself counts events that are lost.
             .lost_cb(|_, _: u64| ())
             .sample_cb(move |_, bytes: &[u8]| {
-                let mut gathered = callback.borrow_mut();
+                let mut collected = callback.borrow_mut();
                 // The size fits: that of a perf sample has 16 bits.
-                gathered.extend_from_slice(&(bytes.len() as u32).to_ne_bytes());
-                gathered.extend_from_slice(bytes);
+                collected.extend_from_slice(&(bytes.len() as u32).to_ne_bytes());
+                collected.extend_from_slice(bytes);
             })
             .build()
             .context("failed to map the perf buffer")?;
@@ -214,7 +214,7 @@ impl PerfSource {
             buffer,
             size: pages * page_size()?,
             _map: map,
-            gathered,
+            collected,
             events: Vec::new(),
             aligned: Aligned::default(),
         })
@@ -223,7 +223,7 @@ impl PerfSource {
     fn drain(&mut self, mut on_event: impl FnMut(&[u8])) {
         // It fails only if a callback fails, and ours can't.
         let _ = self.buffer.consume();
-        std::mem::swap(&mut self.events, &mut self.gathered.borrow_mut());
+        std::mem::swap(&mut self.events, &mut self.collected.borrow_mut());
         let mut rest = self.events.as_slice();
         while let Some((length, after)) = rest.split_first_chunk::<LENGTH>() {
             let (event, after) = after.split_at(u32::from_ne_bytes(*length) as usize);

@@ -159,7 +159,7 @@ fn run_frames<'obj, S: PacketSkel<'obj>>(
     let mut last_at = 0;
     let mut check_due = Instant::now();
     loop {
-        // The clock is read only when no frames are gathered.
+        // The clock is read only when no frames are buffered.
         let is_due = runner.is_empty() && Instant::now() >= check_due;
         // Write out lines before waiting for input, which can take long.
         if is_due || capture.may_wait() {
