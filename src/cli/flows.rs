@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use clap::builder::PossibleValue;
 use clap::{ArgGroup, Args, ValueEnum};
 
 use super::output::{BufferArgs, RunArgs};
@@ -103,4 +104,56 @@ pub struct FlowsArgs {
     /// Output, when to stop, and the sandbox.
     #[command(flatten)]
     pub run: RunArgs,
+}
+
+impl ValueEnum for FlowBy {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[
+            Self::Saddr,
+            Self::Daddr,
+            Self::Dport,
+            Self::Process,
+            Self::Uid,
+            Self::Container,
+            Self::Net,
+        ]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let value = PossibleValue::new(self.name());
+        Some(match self {
+            Self::Saddr => value.help("Address of the initiator").alias("src"),
+            Self::Daddr => value.help("Address of the responder").alias("dst"),
+            Self::Dport => value.help("Port of the responder").alias("port"),
+            Self::Process => value
+                .help("Process on this machine")
+                .aliases(["comm", "pid"]),
+            Self::Uid => value.help("User whose socket it is"),
+            Self::Container => value.help("Container of the process"),
+            Self::Net => value.help("Network of the initiator: see --prefix"),
+        })
+    }
+}
+
+impl ValueEnum for FlowSort {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[
+            Self::Bytes,
+            Self::Packets,
+            Self::Flows,
+            Self::Peers,
+            Self::Ports,
+        ]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let (name, help) = match self {
+            Self::Bytes => ("bytes", "Payload both ways"),
+            Self::Packets => ("packets", "Packets both ways"),
+            Self::Flows => ("flows", "Connections"),
+            Self::Peers => ("peers", "Different addresses at the other end"),
+            Self::Ports => ("ports", "Different ports of responders"),
+        };
+        Some(PossibleValue::new(name).help(help))
+    }
 }

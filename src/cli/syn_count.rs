@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 
 use super::output::RunArgs;
@@ -48,4 +49,19 @@ pub struct SynCountArgs {
     /// Output, when to stop, and the sandbox.
     #[command(flatten)]
     pub run: RunArgs,
+}
+
+impl ValueEnum for CountBy {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Saddr, Self::Daddr, Self::Dport]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let value = PossibleValue::new(self.name());
+        Some(match self {
+            Self::Saddr => value.help("Source address").alias("src"),
+            Self::Daddr => value.help("Destination address").alias("dst"),
+            Self::Dport => value.help("Destination port").alias("port"),
+        })
+    }
 }

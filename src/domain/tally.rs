@@ -6,21 +6,16 @@ use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use clap::ValueEnum;
-
 use crate::skel::CountKey;
 
 /// The keys of `syn-count --by`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CountBy {
-    /// Source address
-    #[value(alias = "src")]
+    /// Source address.
     Saddr,
-    /// Destination address
-    #[value(alias = "dst")]
+    /// Destination address.
     Daddr,
-    /// Destination port
-    #[value(alias = "port")]
+    /// Destination port.
     Dport,
 }
 

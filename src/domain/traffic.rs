@@ -5,34 +5,28 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 
-use clap::ValueEnum;
 use ipnet::IpNet;
 
 use crate::domain::distinct::Distinct;
 use crate::domain::flow::Flow;
 use crate::domain::tally::TallyKey;
 
-/// The keys of `flows --by`. The first three are those of `syn-count --by` too, but its help is about
-/// packets, and clap has no enum that extends another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+/// The keys of `flows --by`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlowBy {
-    /// Address of the initiator
-    #[value(alias = "src")]
+    /// Address of the initiator.
     Saddr,
-    /// Address of the responder
-    #[value(alias = "dst")]
+    /// Address of the responder.
     Daddr,
-    /// Port of the responder
-    #[value(alias = "port")]
+    /// Port of the responder.
     Dport,
-    /// Process on this machine
-    #[value(alias = "comm", alias = "pid")]
+    /// Process on this machine.
     Process,
-    /// User whose socket it is
+    /// User whose socket it is.
     Uid,
-    /// Container of the process
+    /// Container of the process.
     Container,
-    /// Network of the initiator: see --prefix
+    /// Network of the initiator.
     Net,
 }
 
@@ -57,18 +51,18 @@ impl FlowBy {
 }
 
 /// The figure that the keys of --by are sorted by.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FlowSort {
-    /// Payload both ways
+    /// Payload both ways.
     #[default]
     Bytes,
-    /// Packets both ways
+    /// Packets both ways.
     Packets,
-    /// Connections
+    /// Connections.
     Flows,
-    /// Different addresses at the other end
+    /// Different addresses at the other end.
     Peers,
-    /// Different ports of responders
+    /// Different ports of responders.
     Ports,
 }
 
