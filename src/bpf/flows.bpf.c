@@ -134,7 +134,7 @@ static __always_inline void count_packet(struct tracked *t, struct packet_counte
 	c->segments += t->segment.packets;
 }
 
-static __always_inline void follow(struct __sk_buff *skb, __u32 run)
+static __always_inline void on_packet(struct __sk_buff *skb, __u32 run)
 {
 	struct packet_counters *c = counters_of(run);
 	struct tcp_header scratch, *tcp;
@@ -205,7 +205,7 @@ int flows_packet(struct __sk_buff *skb)
 	__u32 run = begin_run();
 
 	if (has_slot(run)) {
-		follow(skb, run);
+		on_packet(skb, run);
 		end_run(run);
 	} else {
 		__sync_fetch_and_add(&counters[0].untracked, 1);

@@ -639,7 +639,7 @@ static __noinline int parse_headers_tc(struct frame *f, struct packet *p)
  * Skips one or two VLAN tags like parse_ethernet(). (port-monitor's fill_ethernet() walks over them
  * too.) False: leave the frame to parse_headers().
  */
-static __always_inline bool pass_tags(const struct frame *f, struct packet *p, __be16 *ethertype)
+static __always_inline bool skip_tags(const struct frame *f, struct packet *p, __be16 *ethertype)
 {
 	__u32 tags = tags_outside(f);
 
@@ -663,7 +663,7 @@ static __always_inline bool pass_tags(const struct frame *f, struct packet *p, _
  * Skips the first few extension headers like parse_ipv6(). False: leave the frame to
  * parse_headers().
  */
-static __always_inline bool pass_ext_headers(const struct frame *f, struct packet *p, __u8 *next)
+static __always_inline bool skip_ext_headers(const struct frame *f, struct packet *p, __u8 *next)
 {
 #pragma unroll
 	for (int i = 0; i < COMMON_EXT_HEADERS; i++) {
@@ -703,7 +703,7 @@ static __always_inline bool parse_common(struct frame *f, struct packet *p, enum
 		return false;
 	p->l3 = sizeof(*eth);
 	ethertype = eth->ethertype;
-	if (is_vlan(bpf_ntohs(ethertype)) && !pass_tags(f, p, &ethertype))
+	if (is_vlan(bpf_ntohs(ethertype)) && !skip_tags(f, p, &ethertype))
 		return false;
 	if (ethertype == bpf_htons(ETHERTYPE_IPV4)) {
 		struct ipv4_header *ip = f->data + p->l3;
@@ -738,7 +738,7 @@ static __always_inline bool parse_common(struct frame *f, struct packet *p, enum
 		len = bpf_ntohs(ip->payload_len) + sizeof(*ip);
 		next = ip->next_header;
 		if (is_ext_header(next)) {
-			if (!pass_ext_headers(f, p, &next))
+			if (!skip_ext_headers(f, p, &next))
 				return false;
 		} else if (next != IPPROTO_TCP) {
 			*v = VERDICT_NOT_TCP;
