@@ -518,21 +518,7 @@ impl Parser {
             return Ok(inner.negated());
         }
         if self.skip_symbol("(") {
-            self.deeper()?;
-            let mut left = self.id(qualifiers)?;
-            loop {
-                let is_and = self.is_word(0, &["and"]);
-                if !is_and && !self.is_word(0, &["or"]) {
-                    break;
-                }
-                self.next += 1;
-                self.one_more()?;
-                let right = self.id(qualifiers)?;
-                left = join(left, is_and, right);
-            }
-            self.depth -= 1;
-            self.expect(")")?;
-            return Ok(left);
+            return self.ids(qualifiers);
         }
         let Some(qualifiers) = qualifiers else {
             return Err(self.unexpected(
@@ -540,59 +526,81 @@ impl Parser {
                  to repeat",
             ));
         };
+        self.single_id(qualifiers)
+    }
+
+    /// Several ids, after the opening parenthesis.
+    fn ids(&mut self, qualifiers: Option<Qualifiers>) -> Outcome<Condition> {
+        self.deeper()?;
+        let mut left = self.id(qualifiers)?;
+        loop {
+            let is_and = self.is_word(0, &["and"]);
+            if !is_and && !self.is_word(0, &["or"]) {
+                break;
+            }
+            self.next += 1;
+            self.one_more()?;
+            let right = self.id(qualifiers)?;
+            left = join(left, is_and, right);
+        }
+        self.depth -= 1;
+        self.expect(")")?;
+        Ok(left)
+    }
+
+    fn single_id(&mut self, q: Qualifiers) -> Outcome<Condition> {
         let first = self.next;
-        let missing = |parser: &Self| {
-            let kind = match qualifiers.kind {
-                Kind::Port => "a port",
-                Kind::PortRange => "a range of ports such as 8000-8100",
-                Kind::Proto | Kind::ProtoChain => "a protocol",
-                _ => "an address",
-            };
-            parser.unexpected(&format!("{kind} is missing here"))
-        };
-        let condition = match self.peek().cloned() {
+        match self.peek().cloned() {
             Some(Token::Number(number)) => {
                 self.next += 1;
-                self.numbered(qualifiers, number, first)?
+                self.numbered(q, number, first)
             }
             Some(Token::Dotted { address, bits }) => {
                 self.next += 1;
-                self.dotted(qualifiers, address, bits, first)?
+                self.dotted(q, address, bits, first)
             }
             Some(Token::V6(address)) => {
                 self.next += 1;
-                self.v6(qualifiers, address, first)?
+                self.v6(q, address, first)
             }
             Some(Token::Mac(mac)) => {
                 self.next += 1;
-                if qualifiers.protocol != Some(Protocol::Link)
-                    || !matches!(qualifiers.kind, Kind::Default | Kind::Host)
-                {
-                    let why = "an Ethernet address needs 'ether host', 'ether src' or 'ether dst' \
-                               before it";
-                    return Err(Wrong::new(self.since(first), why));
-                }
-                Condition::Mac(qualifiers.side.unwrap_or(Side::Either), mac)
+                self.mac(q, mac, first)
             }
-            Some(Token::Word(word)) if !self.is_keyword(&word) => {
+            Some(Token::Word(word)) if self.is_keyword(&word) => Err(self.keyword_as_id(q, &word)),
+            Some(Token::Word(word) | Token::Escaped(word)) => {
                 self.next += 1;
-                self.named(qualifiers, &word, first)?
+                self.named(q, &word, first)
             }
-            Some(Token::Escaped(word)) => {
-                self.next += 1;
-                self.named(qualifiers, &word, first)?
-            }
-            Some(Token::Word(word))
-                if matches!(qualifiers.kind, Kind::Proto | Kind::ProtoChain)
-                    && protocol(&word).is_some() =>
-            {
-                let why = format!("'{word}' is a keyword");
-                return Err(Wrong::new(self.here(), why)
-                    .hint(format!("write \\{word}, in quotes for the shell")));
-            }
-            _ => return Err(missing(self)),
+            Some(Token::Symbol(_)) | None => Err(self.missing_id(q)),
+        }
+    }
+
+    fn keyword_as_id(&self, q: Qualifiers, word: &str) -> Wrong {
+        if !matches!(q.kind, Kind::Proto | Kind::ProtoChain) || protocol(word).is_none() {
+            return self.missing_id(q);
+        }
+        self.unexpected(&format!("'{word}' is a keyword"))
+            .hint(format!("write \\{word}, in quotes for the shell"))
+    }
+
+    fn missing_id(&self, q: Qualifiers) -> Wrong {
+        let kind = match q.kind {
+            Kind::Port => "a port",
+            Kind::PortRange => "a range of ports such as 8000-8100",
+            Kind::Proto | Kind::ProtoChain => "a protocol",
+            _ => "an address",
         };
-        Ok(condition)
+        self.unexpected(&format!("{kind} is missing here"))
+    }
+
+    fn mac(&self, q: Qualifiers, mac: [u8; 6], first: usize) -> Outcome<Condition> {
+        if q.protocol != Some(Protocol::Link) || !matches!(q.kind, Kind::Default | Kind::Host) {
+            let why =
+                "an Ethernet address needs 'ether host', 'ether src' or 'ether dst' before it";
+            return Err(Wrong::new(self.since(first), why));
+        }
+        Ok(Condition::Mac(q.side.unwrap_or(Side::Either), mac))
     }
 
     /// A plain number after qualifiers.
