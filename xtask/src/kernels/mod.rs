@@ -315,19 +315,7 @@ fn print_messages(console: &Path) {
 /// Runs the tests that the words choose.
 fn run_tests(options: &Options) -> Result<bool> {
     let arch = options.arch;
-    let defaults: Vec<String> = arch
-        .default_tests()
-        .iter()
-        .map(|&word| word.into())
-        .collect();
-    let filters = if options.words.is_empty() {
-        defaults.as_slice()
-    } else {
-        options.words.as_slice()
-    };
-    if let Some(option) = filters.iter().find(|word| word.starts_with('-')) {
-        bail!("{option}: only words that choose tests can be given");
-    }
+    let filters = &filters(options)?;
     let kernels = chosen_kernels(arch)?;
     let cache = cache(arch)?;
     let Some(archives) = Archives::find(&cache, arch)? else {
@@ -351,18 +339,7 @@ fn run_tests(options: &Options) -> Result<bool> {
         files: Files::of(arch, &archives)?,
     };
     let turns = if options.turns {
-        let real_time = kernels
-            .iter()
-            .filter(|series| series.is_real_time())
-            .count();
-        let mut turns = turns((kernels.len() - real_time).max(1), number_of_commit()?);
-        turns.resize(kernels.len(), Turn::Everything);
-        for (series, turn) in kernels.iter().zip(&turns) {
-            let parts = parts(series, Mode::Default, filters, *turn);
-            let names: Vec<String> = parts.into_iter().map(Part::name).collect();
-            eprintln!("kernel {}: {}", series.name, names.join(", "));
-        }
-        turns
+        shares(&kernels, filters)?
     } else {
         vec![Turn::Everything; kernels.len()]
     };
@@ -370,20 +347,7 @@ fn run_tests(options: &Options) -> Result<bool> {
     let mut guests = Vec::new();
     for ((series, opened), turn) in kernels.into_iter().zip(opened).zip(turns) {
         match opened {
-            Ok((kernel, name)) => {
-                let kernel = Arc::new(kernel);
-                for mode in modes(series, filters) {
-                    guests.extend(parts(series, mode, filters, turn).into_iter().map(|part| {
-                        Guest {
-                            series,
-                            kernel: Arc::clone(&kernel),
-                            name: name.clone(),
-                            mode,
-                            part,
-                        }
-                    }));
-                }
-            }
+            Ok(kernel) => guests.extend(guests_of(series, kernel, filters, turn)),
             // The other kernels are still worth running.
             Err(error) => runs.push(failed_run(series, series.name, None, &error)),
         }
@@ -396,6 +360,58 @@ fn run_tests(options: &Options) -> Result<bool> {
 
     writeln!(io::stdout(), "\n{}", report::render(&runs, ALLOWED_SKIPS))?;
     Ok(!runs.is_empty() && runs.iter().all(|run| run.faults(ALLOWED_SKIPS).is_empty()))
+}
+
+/// The words that choose tests; empty for all.
+fn filters(options: &Options) -> Result<Vec<String>> {
+    if let Some(option) = options.words.iter().find(|word| word.starts_with('-')) {
+        bail!("{option}: only words that choose tests can be given");
+    }
+    if !options.words.is_empty() {
+        return Ok(options.words.clone());
+    }
+    let defaults = options.arch.default_tests().iter();
+    Ok(defaults.map(|&word| word.into()).collect())
+}
+
+/// What each kernel runs of the tests if they take turns: real-time kernels, which are last, all of
+/// theirs.
+fn shares(kernels: &[&Series], filters: &[String]) -> Result<Vec<Turn>> {
+    let real_time = kernels
+        .iter()
+        .filter(|series| series.is_real_time())
+        .count();
+    let mut turns = turns((kernels.len() - real_time).max(1), number_of_commit()?);
+    turns.resize(kernels.len(), Turn::Everything);
+    for (series, turn) in kernels.iter().zip(&turns) {
+        let parts = parts(series, Mode::Default, filters, *turn);
+        let names: Vec<String> = parts.into_iter().map(Part::name).collect();
+        eprintln!("kernel {}: {}", series.name, names.join(", "));
+    }
+    Ok(turns)
+}
+
+/// The guests of a kernel, which has this full version: one for each mode and part.
+fn guests_of(
+    series: &'static Series,
+    (kernel, name): (Kernel, String),
+    filters: &[String],
+    turn: Turn,
+) -> Vec<Guest> {
+    let kernel = Arc::new(kernel);
+    let mut guests = Vec::new();
+    for mode in modes(series, filters) {
+        for part in parts(series, mode, filters, turn) {
+            guests.push(Guest {
+                series,
+                kernel: Arc::clone(&kernel),
+                name: name.clone(),
+                mode,
+                part,
+            });
+        }
+    }
+    guests
 }
 
 fn chosen_kernels(arch: Arch) -> Result<Vec<&'static Series>> {
