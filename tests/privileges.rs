@@ -3,7 +3,7 @@
 
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -216,6 +216,32 @@ fn a_replay_and_a_view_are_in_the_sandbox_too() {
 const F_SETSIG: i32 = 10;
 const F_SETOWN_EX: i32 = 15;
 
+/// What is not as it must be in the sandbox.
+#[derive(Default)]
+struct Trial {
+    wrong: Vec<&'static str>,
+}
+
+impl Trial {
+    fn expect(&mut self, what: &'static str, holds: bool) {
+        self.wrong.extend((!holds).then_some(what));
+    }
+
+    /// Expects that the filter refuses this system call.
+    fn refuses(&mut self, what: &'static str, number: libc::c_long, arguments: [usize; 3]) {
+        let [a, b, c] = arguments;
+        // SAFETY: none of the calls does harm if it is not refused: its arguments are wrong, or what
+        // it does ends with this process.
+        let ret = unsafe { libc::syscall(number, a, b, c) };
+        self.expect(what, ret < 0 && is_refused(io::Error::last_os_error()));
+    }
+}
+
+/// Whether an error is that of the filter.
+fn is_refused(error: io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOSYS)
+}
+
 /// Enters the sandbox, and tries what must fail there and what must still work. Returns the names of those
 /// that behaved otherwise.
 fn try_confined(files: Files, recording: Recording<'_>) -> Vec<&'static str> {
@@ -227,48 +253,45 @@ fn try_confined(files: Files, recording: Recording<'_>) -> Vec<&'static str> {
     let abi = unsafe { libc::syscall(number, no_attributes, no_size, version) };
     let has_landlock = abi > 0;
     if !has_landlock {
-        let _ = writeln!(std::io::stderr(), "this kernel has no Landlock");
+        let _ = writeln!(io::stderr(), "this kernel has no Landlock");
     }
     sandbox::confine(files, recording).unwrap();
 
-    let refused = |error: std::io::Error| error.raw_os_error() == Some(libc::ENOSYS);
-    let call = |number, arguments: [usize; 3]| {
-        let [a, b, c] = arguments;
-        // SAFETY: none of the calls does harm if it is not refused: its arguments are wrong, or what
-        // it does ends with this process.
-        let ret = unsafe { libc::syscall(number, a, b, c) };
-        ret < 0 && refused(std::io::Error::last_os_error())
-    };
-    let path = std::env::temp_dir().join("must-not-be-made");
-    let reading = File::open("/proc/self/status");
-    let mut wrong = Vec::new();
-    let mut expect = |what, holds: bool| wrong.extend((!holds).then_some(what));
-
-    expect("writes what is open", own.write_all(b"x").is_ok());
-    expect(
+    let mut trial = Trial::default();
+    trial.expect("writes what is open", own.write_all(b"x").is_ok());
+    trial.expect(
         "cuts only capture files",
-        own.set_len(0).map_err(refused)
+        own.set_len(0).map_err(is_refused)
             == match recording {
                 Recording::No => Err(true),
                 Recording::Opened | Recording::Rotated(_) => Ok(()),
             },
     );
-    expect("reads what is open", open.read(&mut [0; 64]).is_ok());
-    expect(
+    trial.expect("reads what is open", open.read(&mut [0; 64]).is_ok());
+    trial.expect(
         "has memory",
         vec![1_u8; 64 << 20].iter().all(|byte| *byte == 1),
     );
     thread::sleep(Duration::from_millis(1));
-    expect(
+    try_reading(&mut trial, files, has_landlock);
+    try_creating(&mut trial, recording, has_landlock);
+    try_processes(&mut trial);
+    try_bpf(&mut trial);
+    try_memory_and_signals(&mut trial);
+    trial.wrong
+}
+
+fn try_reading(trial: &mut Trial, files: Files, has_landlock: bool) {
+    trial.expect(
         "opens files only where it must",
-        match (files, reading) {
+        match (files, File::open("/proc/self/status")) {
             (Files::Readable, reading) => reading.is_ok(),
-            (_, Err(error)) => refused(error),
+            (_, Err(error)) => is_refused(error),
             (_, Ok(_)) => false,
         },
     );
     if files == Files::Readable && has_landlock {
-        expect("reads processes", fs::read_dir("/proc/1").is_ok());
+        trial.expect("reads processes", fs::read_dir("/proc/1").is_ok());
         let elsewhere = [
             "/etc/passwd",
             "/proc/../etc/passwd",
@@ -276,18 +299,22 @@ fn try_confined(files: Files, recording: Recording<'_>) -> Vec<&'static str> {
             "/",
         ];
         let refused = elsewhere.map(|path| File::open(path).map(drop).map_err(|it| it.kind()));
-        let all_refused = [Err(std::io::ErrorKind::PermissionDenied); 4];
-        expect("opens no other files", refused == all_refused);
+        let all_refused = [Err(io::ErrorKind::PermissionDenied); 4];
+        trial.expect("opens no other files", refused == all_refused);
     }
+}
+
+fn try_creating(trial: &mut Trial, recording: Recording<'_>, has_landlock: bool) {
+    let path = std::env::temp_dir().join("must-not-be-made");
     for options in [
         File::options().write(true).create(true),
         File::options().append(true).create(true),
         File::options().read(true).write(true).create_new(true),
         File::options().write(true).truncate(true),
     ] {
-        expect(
+        trial.expect(
             "opens no file for writing",
-            options.open(&path).is_err_and(refused),
+            options.open(&path).is_err_and(is_refused),
         );
     }
     let created = |path: &Path| {
@@ -297,54 +324,54 @@ fn try_confined(files: Files, recording: Recording<'_>) -> Vec<&'static str> {
     };
     if let Recording::Rotated(directory) = recording {
         let own = directory.join("tcpinspect-test-rotated");
-        expect("creates capture files", created(&own).is_ok());
-        expect("reads no file", File::open(&own).is_err_and(refused));
-        let denied = Err(std::io::ErrorKind::PermissionDenied);
-        expect(
+        trial.expect("creates capture files", created(&own).is_ok());
+        trial.expect("reads no file", File::open(&own).is_err_and(is_refused));
+        let denied = Err(io::ErrorKind::PermissionDenied);
+        trial.expect(
             "creates no file elsewhere",
             !has_landlock || created(&path) == denied,
         );
     } else {
-        expect("creates no file", created(&path).is_err());
+        trial.expect("creates no file", created(&path).is_err());
     }
-    expect(
+    trial.expect(
         "removes no file",
-        fs::remove_file(&path).is_err_and(refused),
+        fs::remove_file(&path).is_err_and(is_refused),
     );
+}
+
+fn try_processes(trial: &mut Trial) {
     let bind = std::net::TcpListener::bind("127.0.0.1:0");
-    expect("makes no socket", bind.is_err_and(refused));
+    trial.expect("makes no socket", bind.is_err_and(is_refused));
     let connect = std::net::UdpSocket::bind("0.0.0.0:0");
-    expect("makes no socket", connect.is_err_and(refused));
-    expect(
+    trial.expect("makes no socket", connect.is_err_and(is_refused));
+    trial.expect(
         "starts no program",
         Command::new("/bin/true").spawn().is_err(),
     );
-    expect(
+    trial.expect(
         "starts no thread",
         thread::Builder::new().spawn(|| ()).is_err(),
     );
-    expect("executes nothing", call(libc::SYS_execve, [0, 0, 0]));
+    trial.refuses("executes nothing", libc::SYS_execve, [0, 0, 0]);
     // SAFETY: only numbers are passed.
     let fork = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
     if fork == 0 {
         std::process::exit(0);
     }
-    expect("makes no process", fork < 0);
-    expect("traces nobody", call(libc::SYS_ptrace, [16, 1, 0]));
-    expect("kills nobody", call(libc::SYS_kill, [1, 0, 0]));
-    expect(
-        "signals no other process",
-        call(libc::SYS_tgkill, [1, 1, 0]),
-    );
-    expect("enters no namespace", call(libc::SYS_setns, [0, 0, 0]));
-    expect("makes no namespace", call(libc::SYS_unshare, [0, 0, 0]));
-    expect("mounts nothing", call(libc::SYS_mount, [0, 0, 0]));
-    expect("changes no user", call(libc::SYS_setuid, [0, 0, 0]));
-    expect("has no io_uring", call(libc::SYS_io_uring_setup, [1, 0, 0]));
-    expect(
-        "opens no perf event",
-        call(libc::SYS_perf_event_open, [0, 0, 0]),
-    );
+    trial.expect("makes no process", fork < 0);
+    trial.refuses("traces nobody", libc::SYS_ptrace, [16, 1, 0]);
+    trial.refuses("kills nobody", libc::SYS_kill, [1, 0, 0]);
+    trial.refuses("signals no other process", libc::SYS_tgkill, [1, 1, 0]);
+    trial.refuses("enters no namespace", libc::SYS_setns, [0, 0, 0]);
+    trial.refuses("makes no namespace", libc::SYS_unshare, [0, 0, 0]);
+    trial.refuses("mounts nothing", libc::SYS_mount, [0, 0, 0]);
+    trial.refuses("changes no user", libc::SYS_setuid, [0, 0, 0]);
+    trial.refuses("has no io_uring", libc::SYS_io_uring_setup, [1, 0, 0]);
+    trial.refuses("opens no perf event", libc::SYS_perf_event_open, [0, 0, 0]);
+}
+
+fn try_bpf(trial: &mut Trial) {
     for (what, command) in [
         ("makes no map", libbpf_sys::BPF_MAP_CREATE),
         ("changes no map", libbpf_sys::BPF_MAP_UPDATE_ELEM),
@@ -358,16 +385,21 @@ fn try_confined(files: Files, recording: Recording<'_>) -> Vec<&'static str> {
         ),
         ("pins nothing", libbpf_sys::BPF_OBJ_PIN),
     ] {
-        expect(what, call(libc::SYS_bpf, [command as usize, 0, 0]));
+        trial.refuses(what, libc::SYS_bpf, [command as usize, 0, 0]);
     }
+}
+
+fn try_memory_and_signals(trial: &mut Trial) {
     let executable = (libc::PROT_READ | libc::PROT_EXEC) as usize;
-    expect(
+    trial.refuses(
         "maps no executable memory",
-        call(libc::SYS_mmap, [0, 4096, executable]),
+        libc::SYS_mmap,
+        [0, 4096, executable],
     );
-    expect(
+    trial.refuses(
         "makes no memory executable",
-        call(libc::SYS_mprotect, [0, 4096, executable]),
+        libc::SYS_mprotect,
+        [0, 4096, executable],
     );
     for (what, command, argument) in [
         ("chooses no receiver of signals", libc::F_SETOWN, 1),
@@ -377,11 +409,10 @@ fn try_confined(files: Files, recording: Recording<'_>) -> Vec<&'static str> {
         ("asks for no signals", libc::F_SETLEASE, 0),
         ("asks for no signals", libc::F_NOTIFY, 0),
     ] {
-        expect(what, call(libc::SYS_fcntl, [1, command as usize, argument]));
+        trial.refuses(what, libc::SYS_fcntl, [1, command as usize, argument]);
     }
     // TIOCSTI puts characters into the input of a terminal.
-    expect("types nothing", call(libc::SYS_ioctl, [0, 0x5412, 0]));
-    wrong
+    trial.refuses("types nothing", libc::SYS_ioctl, [0, 0x5412, 0]);
 }
 
 /// The kinds of sandboxes.
@@ -410,7 +441,7 @@ fn in_children(test: &str, ways: &[&str], confined: impl FnOnce(&OsStr) -> (bool
     if let Some(way) = std::env::var_os(CHILD) {
         let (is_right, found) = confined(&way);
         // To stderr itself: the test harness captures what the print macros write.
-        let _ = writeln!(std::io::stderr(), "{found}");
+        let _ = writeln!(io::stderr(), "{found}");
         std::process::exit(if is_right { ALL_RIGHT } else { 1 });
     }
     let name = format!("privileges::{test}");
