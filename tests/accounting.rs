@@ -228,6 +228,11 @@ fn events_lost_to_a_closed_pipe_are_counted() {
                 "{args:?}: {output:#?}"
             );
             assert_eq!(output.code(), if strict { 3 } else { 0 }, "{output:#?}");
+            let mut lines = output.stderr.iter();
+            assert!(
+                !lines.any(|line| line.starts_with("warning:")),
+                "{output:#?}"
+            );
         }
     }
 }

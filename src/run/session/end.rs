@@ -50,15 +50,33 @@ impl Session {
             ))
             .hint("traffic since then is not in the counts; start again"));
         }
-        if summary.lost > 0 {
+        let missed = summary.lost.saturating_sub(self.unread());
+        if missed > 0 {
             let hint = "a larger --buffer-size, a narrower filter or a faster reader loses less";
             self.notices
-                .warning(&format!("{} events were lost; {hint}", summary.lost));
-            if self.strict {
-                return Ok(Exit::Lost);
-            }
+                .warning(&format!("{missed} events were lost; {hint}"));
+        }
+        if summary.lost > 0 && self.strict {
+            return Ok(Exit::Lost);
         }
         Ok(Exit::Success)
+    }
+
+    /// Events that could not be written because the reader of the output has gone. They are lost, but
+    /// need no warning: Wireshark closes the pipe at the end of each capture.
+    fn unread(&self) -> u64 {
+        if self.output_ended() != Some(ExitReason::ClosedPipe) {
+            return 0;
+        }
+        let (_, stranded) = self.written_and_stranded();
+        stranded + self.late
+    }
+
+    fn written_and_stranded(&self) -> (u64, u64) {
+        match &self.recorder {
+            Some(recorder) => (recorder.written(), recorder.stranded()),
+            None => (self.sink.written(), self.sink.stranded()),
+        }
     }
 
     /// The summary of a run, from the counters of the BPF programs and of this process.
@@ -69,10 +87,7 @@ impl Session {
         mut lost: u64,
         mut suppressed: u64,
     ) -> Summary {
-        let (written, stranded) = match &self.recorder {
-            Some(recorder) => (recorder.written(), recorder.stranded()),
-            None => (self.sink.written(), self.sink.stranded()),
-        };
+        let (written, stranded) = self.written_and_stranded();
         lost += self.broken + stranded;
         // Records after the last line of `--count`, or the last file of -W, are suppressed, not lost.
         if matches!(
