@@ -223,7 +223,7 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	 * attempt.
 	 */
 	is_rst = s.flags & TCP_RST;
-	is_syn = (s.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	is_syn = is_first_syn(s.flags);
 	outgoing =
 		(s.flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) || (is_rst && !skb->skb_iif);
 	if (outgoing)

@@ -252,7 +252,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
 	if (v != VERDICT_TCP || !(p.flags & (TCP_SYN | TCP_RST)))
 		return TCX_NEXT;
 	f.end = forget_end(f.end);
-	is_syn = (p.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	is_syn = is_first_syn(p.flags);
 	if (!egress) {
 		if (is_syn && syn_matches(&f, &p) && read_frame(&f, &p, false, &s))
 			on_syn(skb, &s);

@@ -177,7 +177,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
 		return TCX_NEXT;
 	if ((p.flags & TCP_SYN) && !watch_syns)
 		return TCX_NEXT;
-	is_syn = (p.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	is_syn = is_first_syn(p.flags);
 	if (!egress) {
 		if (is_syn && read_frame(&f, &p, false, &s))
 			on_syn(skb, &s);

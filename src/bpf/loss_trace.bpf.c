@@ -242,8 +242,7 @@ int BPF_PROG(loss_consumed, const struct sk_buff *trusted)
 	if (skb->dev)
 		return 0;
 	cpu = this_cpu();
-	if (!cpu || !cpu->waiting || !set_segment(&e, skb) ||
-	    (e.tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+	if (!cpu || !cpu->waiting || !set_segment(&e, skb) || !is_first_syn(e.tcp_flags))
 		return 0;
 	syn = syn_from(cpu, e.sport);
 	if (!waits(syn, e.saddr, e.sport) || syn->key.isn != e.seq)

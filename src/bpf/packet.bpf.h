@@ -32,6 +32,12 @@
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
 
+/* A SYN that begins a handshake, not the SYN-ACK that answers it. 64 bits: see struct packet. */
+static __always_inline bool is_first_syn(__u64 flags)
+{
+	return (flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
 /* Wire headers, in network order. Natural alignment lets clang use wide loads. */
 struct eth_header {
 	__u8 dst[6];

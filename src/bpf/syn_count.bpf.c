@@ -57,7 +57,7 @@ static __always_inline void count_syn(struct frame *f, struct packet *p)
 {
 	struct packet_counters *c = counters_of(f->slot);
 
-	if ((p->flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+	if (!is_first_syn(p->flags))
 		return;
 	if (f->is_plain) {
 		c->matched++;
