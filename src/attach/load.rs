@@ -1,16 +1,19 @@
 //! Loading: libbpf's log, what a refusal means, and the slots of programs that run at the same time.
 
 use std::io::Write;
+use std::mem::MaybeUninit;
 
 use anyhow::{Context, Result, bail};
-use libbpf_rs::skel::OpenSkel;
-use libbpf_rs::{MapCore, MapFlags, MapType, OpenMapMut, OpenProgramMut, PrintLevel, set_print};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{
+    MapCore, MapFlags, MapType, OpenMapMut, OpenObject, OpenProgramMut, PrintLevel, set_print,
+};
 use nix::sys::utsname::uname;
 
 use crate::attach::beside::beside;
 use crate::failure::Failure;
 use crate::host::kernel;
-use crate::host::kernel_types::KernelTypes;
+use crate::host::kernel_types::{Excerpt, KernelTypes};
 use crate::host::privileges::{self, Lockdown, RefusedCall, explain_eperm};
 use crate::skel::COUNTER_SLOTS;
 use crate::sys::object::{self, LoadedProgram, SeparateProgram};
@@ -40,6 +43,22 @@ pub fn kernel_types(command: &str) -> Result<KernelTypes, Failure> {
             "{command} needs /sys and a kernel with CONFIG_DEBUG_INFO_BTF; syn-count, port-monitor and flows do not"
         ))
     })
+}
+
+/// Opens programs that read kernel types, which have these names. The excerpt of the kernel's types is
+/// needed until they are loaded.
+///
+/// # Errors
+/// libbpf rejects the object.
+pub fn open<'obj, B: SkelBuilder<'obj> + Default>(
+    types: &[&str],
+    storage: &'obj mut MaybeUninit<OpenObject>,
+) -> Result<(B::Output, Excerpt)> {
+    const FAILED: &str = "failed to open the programs";
+    let mut builder = B::default();
+    let excerpt = Excerpt::of(types, builder.object_builder_mut()).context(FAILED)?;
+    let open = builder.open(storage).context(FAILED)?;
+    Ok((open, excerpt))
 }
 
 /// The failure of a step that libbpf did: `what` failed because of `error`.

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use caps::Capability;
-use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::{Iter, Link, OpenObject};
 
+use crate::attach::load;
 use crate::domain::listener::{Holder, ListeningSocket};
 use crate::domain::until_nul;
-use crate::host::kernel_types::Excerpt;
 use crate::host::privileges;
 use crate::notice::{FirstNotice, Notices};
 use crate::run::iterator::{self, REST};
@@ -53,9 +53,8 @@ impl<'obj> Holders<'obj> {
         which: Which,
         notices: Notices,
     ) -> Result<Self> {
-        let mut builder = SocketOwnerSkelBuilder::default();
-        let types = Excerpt::of(crate::skel::socket_owner::TYPES, &mut builder.obj_builder)?;
-        let mut open = builder.open(storage)?;
+        let (mut open, types) =
+            load::open::<SocketOwnerSkelBuilder>(crate::skel::socket_owner::TYPES, storage)?;
         let rodata = open.maps.rodata_data.as_deref_mut();
         let rodata = rodata.context("the program has no settings")?;
         rodata.all_states = which == Which::All;

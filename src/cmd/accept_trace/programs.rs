@@ -5,7 +5,6 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
-use libbpf_rs::skel::SkelBuilder;
 use libbpf_rs::{Link, OpenObject};
 
 use super::wanted_fates;
@@ -16,7 +15,7 @@ use crate::domain::reasons::Reasons;
 use crate::failure::Failure;
 use crate::host::interfaces::Interface;
 use crate::host::kernel_symbols::KernelSymbols;
-use crate::host::kernel_types::{Excerpt, KernelTypes};
+use crate::host::kernel_types::KernelTypes;
 use crate::host::netns;
 use crate::notice::Notices;
 use crate::run::drops::{DropTracepoint, check_reasons};
@@ -160,12 +159,8 @@ fn load_one<'obj>(
     symbols: &mut KernelSymbols,
     storage: &'obj mut MaybeUninit<OpenObject>,
 ) -> Result<(AcceptTraceSkel<'obj>, Pair), Failure> {
-    let mut builder = AcceptTraceSkelBuilder::default();
-    let types = Excerpt::of(crate::skel::accept_trace::TYPES, &mut builder.obj_builder)
-        .context("failed to open the programs")?;
-    let mut open = builder
-        .open(storage)
-        .context("failed to open the programs")?;
+    let (mut open, types) =
+        load::open::<AcceptTraceSkelBuilder>(crate::skel::accept_trace::TYPES, storage)?;
     let rodata = open.maps.rodata_data.as_deref_mut();
     let rodata = rodata.context("the programs have no settings")?;
     rodata.link_is_raw_ip = is_raw_ip;

@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::{ErrorKind, Link, MapCore, MapFlags, OpenObject, ProgramMut};
 
 use super::pending::Pending;
@@ -14,7 +14,7 @@ use crate::domain::histogram::By;
 use crate::failure::Failure;
 use crate::host::kernel;
 use crate::host::kernel_symbols;
-use crate::host::kernel_types::{Excerpt, KernelTypes};
+use crate::host::kernel_types::KernelTypes;
 use crate::host::netns;
 use crate::host::privileges::{self, Lockdown};
 use crate::notice::Notices;
@@ -329,12 +329,8 @@ impl<'obj> Tracer<'obj> {
         buffer: BufferKind,
         storage: &'obj mut MaybeUninit<OpenObject>,
     ) -> Result<Self, Failure> {
-        let mut builder = ConnectTraceSkelBuilder::default();
-        let types = Excerpt::of(crate::skel::connect_trace::TYPES, &mut builder.obj_builder)
-            .context("failed to open the programs")?;
-        let mut open = builder
-            .open(storage)
-            .context("failed to open the programs")?;
+        let (mut open, types) =
+            load::open::<ConnectTraceSkelBuilder>(crate::skel::connect_trace::TYPES, storage)?;
         configure(plan, args, buffer, &mut open.maps)?;
         let is_filtered = args.addresses.filter().configure(&mut open)?;
         let remembers_rejected = args.close && is_filtered && !plan.storage;

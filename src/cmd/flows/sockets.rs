@@ -6,14 +6,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::{Iter, Link, OpenObject};
 
 use super::Flows;
+use crate::attach::load;
 use crate::cli::FlowsArgs;
 use crate::filter::FlagsRule;
 use crate::host::interfaces::Interface;
-use crate::host::kernel_types::Excerpt;
 use crate::host::netns;
 use crate::run::iterator::{self, REST};
 use crate::skel;
@@ -60,9 +60,8 @@ pub fn load<'obj>(
     table: &TableMaps,
     interfaces: &[Interface],
 ) -> Result<FlowSocketsSkel<'obj>> {
-    let mut builder = FlowSocketsSkelBuilder::default();
-    let types = Excerpt::of(skel::flow_sockets::TYPES, &mut builder.obj_builder)?;
-    let mut open = builder.open(storage)?;
+    let (mut open, types) =
+        load::open::<FlowSocketsSkelBuilder>(skel::flow_sockets::TYPES, storage)?;
     let rodata = open.maps.rodata_data.as_deref_mut();
     let rodata = rodata.context("the programs have no settings")?;
     rodata.netns = u32::try_from(netns::own()?)?;

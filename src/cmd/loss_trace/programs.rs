@@ -4,7 +4,6 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::mem::MaybeUninit;
 
 use anyhow::{Context, Result, anyhow};
-use libbpf_rs::skel::SkelBuilder;
 use libbpf_rs::{Link, OpenObject, ProgramMut};
 use std::os::fd::AsFd;
 
@@ -15,7 +14,6 @@ use crate::domain::reasons::{DropReason, ReasonFrom, Reasons, reason_of_place};
 use crate::failure::Failure;
 use crate::host::interfaces::Interface;
 use crate::host::kernel_symbols::KernelSymbols;
-use crate::host::kernel_types::Excerpt;
 use crate::host::netns;
 use crate::notice::Notices;
 use crate::run::drops::{DropTracepoint, check_reasons};
@@ -147,12 +145,8 @@ impl Kernel {
         symbols: &mut KernelSymbols,
         storage: &'obj mut MaybeUninit<OpenObject>,
     ) -> Result<(LossTraceSkel<'obj>, Option<Pair>), Failure> {
-        let mut builder = LossTraceSkelBuilder::default();
-        let types = Excerpt::of(crate::skel::loss_trace::TYPES, &mut builder.obj_builder)
-            .context("failed to open the programs")?;
-        let mut open = builder
-            .open(storage)
-            .context("failed to open the programs")?;
+        let (mut open, types) =
+            load::open::<LossTraceSkelBuilder>(crate::skel::loss_trace::TYPES, storage)?;
         let rodata = open.maps.rodata_data.as_deref_mut();
         let rodata = rodata.context("the programs have no settings")?;
         rodata.use_perf_buffer = buffer == BufferKind::Perf;
