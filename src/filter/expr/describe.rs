@@ -109,10 +109,13 @@ fn leads(node: &Node) -> String {
 }
 
 fn of_test(test: Test, is_address: bool) -> String {
-    let is_v4 = u32::try_from(test.mask).is_ok();
-    if let (true, true, Ok(address)) = (is_address, is_v4, u32::try_from(test.first)) {
-        let len = test.mask.count_ones();
-        return format!("in {}/{len}", Ipv4Addr::from(address));
+    if let (true, Ok(mask), Ok(address)) = (
+        is_address,
+        u32::try_from(test.mask),
+        u32::try_from(test.first),
+    ) && mask.leading_ones() == mask.count_ones()
+    {
+        return format!("in {}/{}", Ipv4Addr::from(address), mask.leading_ones());
     }
     let is_whole = test.mask == u64::MAX || test.mask == u64::from(u32::MAX);
     let mask = if is_whole {

@@ -327,6 +327,14 @@ fn a_compiled_expression_is_described_in_words() {
         ]
     );
     assert_eq!(
+        described("net 0.0.0.1 mask 0.0.0.255"),
+        [
+            "begins with test 0",
+            "no packet matches",
+            "0: source or destination & 0xff = 1: match, else no match",
+        ]
+    );
+    assert_eq!(
         described("ip and tcp[tcp[12] >> 2:2] & 0xff00 != 0 and len > 100"),
         [
             "begins with test 0",
