@@ -135,6 +135,8 @@ fn the_hint_names_what_was_probably_meant() {
     let (_, hint) = refusal(["port-monitor", "port 80"]);
     assert!(hint.contains("-f 'port 80'"), "{hint}");
     for (line, hinted) in [
+        ("port-monitor -tttt -i lo tcp", "--time"),
+        ("port-monitor -Q in -i lo tcp", "--direction"),
         ("syn-count -i 2", "-I 2"),
         ("syn-count 2", "-I 2"),
         ("syn-count -i 500ms lo", "-I 500ms"),

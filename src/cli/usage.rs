@@ -132,6 +132,8 @@ impl Given<'_> {
             }
             "-e" => "MAC addresses and VLAN tags are in --json",
             "-S" => "sequence numbers are always absolute",
+            "-t" => "--time shows times as local, iso, unix or delta",
+            "-Q" if self.takes("direction") => "--direction chooses ingress, egress or both",
             "--failed" => {
                 "only connect-trace and accept-trace have it; flows shows failed connections in CONN"
             }
