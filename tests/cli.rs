@@ -65,6 +65,8 @@ fn a_wrong_value_is_refused_in_two_lines_that_name_it() {
         ("syn-count --mode warp lo", "warp"),
         ("syn-count -I 0 lo", "--interval"),
         ("syn-count --by colour lo", "colour"),
+        ("accept-trace --by dport --top 0 lo", "0"),
+        ("loss-trace --by dport --top 0", "0"),
         ("syn-count --alert many --by saddr lo", "many"),
         ("syn-count -d -1 lo", "-1"),
         ("syn-count -c 0 lo", "--count"),

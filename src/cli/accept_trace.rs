@@ -73,7 +73,7 @@ pub struct AcceptTraceArgs {
     #[arg(long, value_enum, value_name = "KEY", group = "counted", conflicts_with_all = ["attempts", "max_rate"])]
     pub by: Option<AcceptBy>,
     /// How many keys to show, busiest first
-    #[arg(long, value_name = "N", default_value_t = 10, requires = "by")]
+    #[arg(long, value_name = "N", default_value_t = 10, requires = "by", value_parser = values::top)]
     pub top: usize,
     /// Instead of single attempts, show how these times are distributed; by port or process with
     /// --by dport or --by comm

@@ -63,7 +63,7 @@ pub struct LossTraceArgs {
     #[arg(long, value_enum, value_name = "KEY", conflicts_with_all = ["max_rate", "write"])]
     pub by: Option<LossByChoice>,
     /// How many keys to show, busiest first
-    #[arg(long, value_name = "N", default_value_t = 10, requires = "by")]
+    #[arg(long, value_name = "N", default_value_t = 10, requires = "by", value_parser = values::top)]
     pub top: usize,
     /// Time between two reports of --by
     #[arg(short = 'I', long, value_name = "TIME", default_value = "2s", value_parser = values::time, requires = "by")]
