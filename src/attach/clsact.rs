@@ -50,7 +50,7 @@ pub struct Clsact {
     direction: Direction,
     id: FilterId,
     name: FilterName,
-    notices: Vec<String>,
+    notes: Vec<String>,
     attached: bool,
 }
 
@@ -109,7 +109,7 @@ impl Clsact {
                 made_qdisc,
                 program: program_name.to_owned(),
             },
-            notices: Vec::new(),
+            notes: Vec::new(),
             attached: false,
         };
         if let Err(error) = clsact.add_filter(program) {
@@ -124,11 +124,11 @@ impl Clsact {
         Ok(clsact)
     }
 
-    /// Notices for the user: what was cleaned up, and whether filters of other
+    /// Notes for the user: what was cleaned up, and whether filters of other
     /// programs come first. They begin in lower case and do not name the interface.
     #[must_use]
-    pub fn notices(&self) -> &[String] {
-        &self.notices
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// A way to ask whether the filter is still there. Another program may remove it, with the
@@ -163,7 +163,7 @@ impl Clsact {
         self.id = self.place_filter(program)?;
         self.attached = true;
         // After that, so that at any time a filter says who made the qdisc.
-        self.notices = found.clean(&mut self.tc);
+        self.notes = found.clean(&mut self.tc);
         Ok(())
     }
 
@@ -203,7 +203,7 @@ impl Clsact {
         let (priority, handle) = self.id;
         let before = priority::foreign_before(&filters, priority, handle);
         if before > 0 {
-            self.notices.push(format!(
+            self.notes.push(format!(
                 "{before} {} filter{} of other programs come{} first: packets that stop there \
                  are not seen",
                 self.direction,
@@ -271,7 +271,7 @@ impl Drop for Clsact {
 ///
 /// # Errors
 ///
-/// If the kernel can't be asked. What could not be removed is among the notices.
+/// If the kernel can't be asked. What could not be removed is among the notes.
 pub fn remove_stale(ifindex: u32) -> Result<Vec<String>> {
     let mut tc = Tc::open(ifindex)?;
     let lock = NamespaceLock::open();
@@ -284,11 +284,11 @@ pub fn remove_stale(ifindex: u32) -> Result<Vec<String>> {
         return Ok(Vec::new());
     }
     let made_qdisc = found.made_qdisc;
-    let mut notices = found.clean(&mut tc);
+    let mut notes = found.clean(&mut tc);
     if made_qdisc && remove_empty_qdisc(&mut tc)? {
-        notices.push("removed the clsact qdisc that a killed run had added".to_owned());
+        notes.push("removed the clsact qdisc that a killed run had added".to_owned());
     }
-    Ok(notices)
+    Ok(notes)
 }
 
 /// The filters of instances of this program on an interface.
@@ -324,24 +324,24 @@ impl Found {
 
     /// Removes what is stale and says what was done.
     fn clean(self, tc: &mut Tc) -> Vec<String> {
-        let mut notices = Vec::new();
+        let mut notes = Vec::new();
         for (filter, name) in self.stale {
             let what = format!(
                 "the {} filter {} that process {} had left when it was killed",
                 filter.direction, name.program, name.owner.pid
             );
-            notices.push(match delete(tc, &filter) {
+            notes.push(match delete(tc, &filter) {
                 Ok(()) => format!("removed {what}"),
                 Err(errno) => format!("failed to remove {what}: {errno}"),
             });
         }
-        notices.extend(self.unknown.into_iter().map(|(filter, name)| {
+        notes.extend(self.unknown.into_iter().map(|(filter, name)| {
             format!(
                 "kept the {} filter {} of process {}: can't find out whether that process still runs",
                 filter.direction, name.program, name.owner.pid
             )
         }));
-        notices
+        notes
     }
 }
 

@@ -207,7 +207,7 @@ fn attach_filter(
         _ => error.into(),
     })?;
     let note = |text| format!("{}: {text}", interface.name);
-    let notes = filter.notices().iter().map(note).collect();
+    let notes = filter.notes().iter().map(note).collect();
     Ok((TcLink::Clsact(Box::new(filter)), notes))
 }
 

@@ -53,7 +53,7 @@ fn filters_and_qdiscs_of_others_are_the_same_before_during_and_after() {
         assert_eq!(state_of_others(V0, Some(19)), before);
         assert!(remove_stale(index(V0)).unwrap().is_empty());
         for clsact in attached {
-            assert_eq!(clsact.notices(), [""; 0]);
+            assert_eq!(clsact.notes(), [""; 0]);
             clsact.detach().unwrap();
         }
         assert_eq!(state(V0), before);

@@ -30,13 +30,13 @@ pub fn main(directions: &str) {
             counter.attach(V0, direction)
         })
         .collect();
-    let notices: Vec<&str> = attached
+    let notes: Vec<&str> = attached
         .iter()
-        .flat_map(|clsact| clsact.notices())
+        .flat_map(|clsact| clsact.notes())
         .map(String::as_str)
         .collect();
     // print!() would be captured.
-    writeln!(io::stdout(), "\n@attached {}", notices.join("; ")).unwrap();
+    writeln!(io::stdout(), "\n@attached {}", notes.join("; ")).unwrap();
     io::stdin().lines().for_each(drop);
     for clsact in attached {
         clsact.detach().unwrap();
@@ -46,7 +46,7 @@ pub fn main(directions: &str) {
 pub struct Instance {
     child: Child,
     stdout: BufReader<ChildStdout>,
-    pub notices: String,
+    pub notes: String,
 }
 
 impl Instance {
@@ -75,17 +75,17 @@ impl Instance {
             .unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
-        let notices = loop {
+        let notes = loop {
             line.clear();
             assert_ne!(stdout.read_line(&mut line).unwrap(), 0, "not attached");
-            if let Some(notices) = line.strip_prefix("@attached ") {
-                break notices.trim().to_owned();
+            if let Some(notes) = line.strip_prefix("@attached ") {
+                break notes.trim().to_owned();
             }
         };
         Self {
             child,
             stdout,
-            notices,
+            notes,
         }
     }
 

@@ -26,7 +26,7 @@ fn the_next_start_removes_exactly_what_a_killed_instance_left() {
             let before = state(V0);
             let killed = Instance::start("ingress,egress");
             let alive = Instance::start("ingress");
-            assert_eq!(alive.notices, "");
+            assert_eq!(alive.notes, "");
             let pid = killed.pid();
             killed.kill();
             assert_eq!(our_filters(V0).len(), 3);
@@ -34,7 +34,7 @@ fn the_next_start_removes_exactly_what_a_killed_instance_left() {
             let counter = Counter::new(UNSPEC);
             let clsact = counter.attach(V0, Direction::Ingress);
             assert_eq!(
-                clsact.notices(),
+                clsact.notes(),
                 [
                     format!(
                         "removed the ingress filter monitor that process {pid} had left when it \
@@ -84,7 +84,7 @@ fn another_version_is_respected_while_it_runs_and_cleaned_up_after_its_end() {
 
             let counter = Counter::new(UNSPEC);
             let clsact = counter.attach(V0, Direction::Ingress);
-            assert_eq!(clsact.notices(), [""; 0]);
+            assert_eq!(clsact.notes(), [""; 0]);
             assert!(remove_stale(index(V0)).unwrap().is_empty());
             send(5);
             for each in [&counter, &old, &future] {
@@ -95,14 +95,14 @@ fn another_version_is_respected_while_it_runs_and_cleaned_up_after_its_end() {
 
             process.kill().unwrap();
             process.wait().unwrap();
-            let notices = remove_stale(index(V0)).unwrap();
+            let notes = remove_stale(index(V0)).unwrap();
             let removed = |direction| {
                 format!(
                     "removed the {direction} filter old_program that process {pid} had left when \
                      it was killed"
                 )
             };
-            assert_eq!(notices, [removed("ingress"), removed("egress")]);
+            assert_eq!(notes, [removed("ingress"), removed("egress")]);
             let left = our_filters(V0);
             assert!(left.len() == 1 && left[0].contains(&unknown), "{left:?}");
             run(&format!("tc qdisc del dev {V0} clsact"));
@@ -119,7 +119,7 @@ fn the_qdisc_of_a_killed_instance_is_taken_over() {
         assert_ne!(state(V0), before);
         let counter = Counter::new(UNSPEC);
         let clsact = counter.attach(V0, Direction::Ingress);
-        assert_eq!(clsact.notices().len(), 2);
+        assert_eq!(clsact.notes().len(), 2);
         assert!(our_filters(V0)[0].contains("+qdisc:"));
         send(3);
         counter.expect(3);
@@ -135,8 +135,8 @@ fn what_a_killed_instance_left_can_be_removed_without_attaching() {
         || {
             let before = state(V0);
             Instance::start("ingress,egress").kill();
-            let notices = remove_stale(index(V0)).unwrap();
-            assert_eq!(notices.len(), 3, "{notices:?}");
+            let notes = remove_stale(index(V0)).unwrap();
+            assert_eq!(notes.len(), 3, "{notes:?}");
             assert_eq!(state(V0), before);
             assert!(remove_stale(index(V0)).unwrap().is_empty());
 
@@ -160,7 +160,7 @@ fn the_last_instance_removes_the_qdisc_whoever_made_it() {
                 let maker = Instance::start("ingress");
                 let counter = Counter::new(UNSPEC);
                 let other = counter.attach(V0, Direction::Ingress);
-                assert_eq!(other.notices(), [""; 0]);
+                assert_eq!(other.notes(), [""; 0]);
                 if maker_leaves_first {
                     maker.leave();
                     assert_eq!(our_filters(V0).len(), 1);
@@ -211,7 +211,7 @@ fn instances_that_come_and_go_at_once_leave_nothing() {
                         };
                         let clsact = counter.attach(V0, direction);
                         assert!(clsact.state().unwrap().is_attached());
-                        assert_eq!(clsact.notices(), [""; 0]);
+                        assert_eq!(clsact.notes(), [""; 0]);
                         clsact.detach().unwrap();
                     }
                 });
@@ -236,7 +236,7 @@ fn instances_of_another_pid_namespace_are_left_alone() {
         let counter = Counter::new(UNSPEC);
         let clsact = counter.attach(V0, Direction::Ingress);
         assert_eq!(
-            clsact.notices(),
+            clsact.notes(),
             [
                 "kept the ingress filter monitor of process 1: can't find out whether that process still \
                  runs"
@@ -290,14 +290,14 @@ fn ordinary_users_with_capabilities_find_the_stale_filters_that_root_finds() {
             let (alive_pid, killed_pid) = (alive.pid(), killed.pid());
             killed.kill();
             let ordinary = Instance::start_by(&prefix, "ingress");
-            let notices: Vec<&str> = ordinary.notices.split("; ").collect();
+            let notes: Vec<&str> = ordinary.notes.split("; ").collect();
             let removed = format!("removed the egress filter monitor that process {killed_pid}");
-            assert!(notices[0].starts_with(&removed), "{notices:?}");
+            assert!(notes[0].starts_with(&removed), "{notes:?}");
             let kept = format!("kept the ingress filter monitor of process {alive_pid}: ");
             let expected: &[&str] = if sees_others { &[] } else { &[&kept] };
-            assert_eq!(notices.len() - 1, expected.len(), "{notices:?}");
+            assert_eq!(notes.len() - 1, expected.len(), "{notes:?}");
             assert!(
-                notices[1..]
+                notes[1..]
                     .iter()
                     .zip(expected)
                     .all(|(is, has)| is.starts_with(has))

@@ -18,7 +18,7 @@ fn an_instance_attaches_and_leaves_when_its_input_ends() {
     }
     net::in_namespace(INSTANCE, || {
         let instance = instance::Instance::start("egress");
-        assert_eq!(instance.notices, "");
+        assert_eq!(instance.notes, "");
         assert_eq!(net::our_filters(net::V0).len(), 1);
         instance.leave();
         assert!(net::our_filters(net::V0).is_empty());

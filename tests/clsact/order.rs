@@ -40,7 +40,7 @@ fn sees_what_is_dropped(priority: u32) {
         drops.attach_foreign(index(interface), direction, priority, 1);
         let ours = Counter::new(UNSPEC);
         let clsact = ours.attach(interface, direction);
-        assert_eq!(clsact.notices(), [""; 0], "priority {priority}");
+        assert_eq!(clsact.notes(), [""; 0], "priority {priority}");
         send(10);
         ours.expect(10);
         drops.expect(10);
@@ -121,10 +121,10 @@ fn a_notice_says_when_another_filter_comes_first() {
             let before = state(V0);
             let ours = Counter::new(UNSPEC);
             let clsact = ours.attach(V0, Direction::Ingress);
-            let notices = clsact.notices().join("; ");
+            let notes = clsact.notes().join("; ");
             assert!(
-                notices.contains("ingress filter") && notices.contains("first"),
-                "{notices}"
+                notes.contains("ingress filter") && notes.contains("first"),
+                "{notes}"
             );
             clsact.detach().unwrap();
             assert_eq!(state(V0), before);
