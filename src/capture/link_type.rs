@@ -5,7 +5,10 @@
 
 use std::ops::Range;
 
-use super::numbers::{LINKTYPE_ETHERNET, LINKTYPE_RAW};
+use super::numbers::{
+    LINKTYPE_ETHERNET, LINKTYPE_IPV4, LINKTYPE_IPV6, LINKTYPE_LINUX_SLL, LINKTYPE_LINUX_SLL2,
+    LINKTYPE_LOOP, LINKTYPE_NULL, LINKTYPE_RAW,
+};
 use crate::domain::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 
 pub(super) const ETHERNET_HEADER: usize = 14;
@@ -52,16 +55,16 @@ impl Framing {
     /// supported.
     pub(super) fn of(link_type: u32) -> Option<Self> {
         Some(match u16::try_from(link_type).ok()? {
-            0 => Self::Null,
+            LINKTYPE_NULL => Self::Null,
             LINKTYPE_ETHERNET => Self::Ethernet,
             // Files should have LINKTYPE_RAW. Some have the value of DLT_RAW instead,
             // which is 12 on most systems and 14 on OpenBSD.
             12 | 14 | LINKTYPE_RAW => Self::RawIp,
-            108 => Self::Loop,
-            113 => Self::CookedV1,
-            228 => Self::RawAs(ETHERTYPE_IPV4),
-            229 => Self::RawAs(ETHERTYPE_IPV6),
-            276 => Self::CookedV2,
+            LINKTYPE_LOOP => Self::Loop,
+            LINKTYPE_LINUX_SLL => Self::CookedV1,
+            LINKTYPE_IPV4 => Self::RawAs(ETHERTYPE_IPV4),
+            LINKTYPE_IPV6 => Self::RawAs(ETHERTYPE_IPV6),
+            LINKTYPE_LINUX_SLL2 => Self::CookedV2,
             _ => return None,
         })
     }
@@ -69,14 +72,14 @@ impl Framing {
     /// The number of its link type, for those that have several the one that files should have.
     pub(super) fn link_type(self) -> u16 {
         match self {
-            Self::Null => 0,
+            Self::Null => LINKTYPE_NULL,
             Self::Ethernet => LINKTYPE_ETHERNET,
             Self::RawIp => LINKTYPE_RAW,
-            Self::Loop => 108,
-            Self::CookedV1 => 113,
-            Self::RawAs(ETHERTYPE_IPV6) => 229,
-            Self::RawAs(_) => 228,
-            Self::CookedV2 => 276,
+            Self::Loop => LINKTYPE_LOOP,
+            Self::CookedV1 => LINKTYPE_LINUX_SLL,
+            Self::RawAs(ETHERTYPE_IPV6) => LINKTYPE_IPV6,
+            Self::RawAs(_) => LINKTYPE_IPV4,
+            Self::CookedV2 => LINKTYPE_LINUX_SLL2,
         }
     }
 

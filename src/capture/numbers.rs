@@ -1,9 +1,19 @@
 //! The numbers in capture files: magic numbers, types of blocks, codes of options, link types.
 
+/// `LINKTYPE_NULL`: an address family in the byte order of the machine that captured.
+pub(super) const LINKTYPE_NULL: u16 = 0;
 /// `LINKTYPE_ETHERNET`.
 pub const LINKTYPE_ETHERNET: u16 = 1;
 /// `LINKTYPE_RAW`: frames begin with the IP header.
 pub const LINKTYPE_RAW: u16 = 101;
+/// `LINKTYPE_LOOP`: an address family in network byte order.
+pub(super) const LINKTYPE_LOOP: u16 = 108;
+/// `LINKTYPE_LINUX_SLL`: cooked.
+pub(super) const LINKTYPE_LINUX_SLL: u16 = 113;
+pub(super) const LINKTYPE_IPV4: u16 = 228;
+pub(super) const LINKTYPE_IPV6: u16 = 229;
+/// `LINKTYPE_LINUX_SLL2`: cooked, version 2.
+pub(super) const LINKTYPE_LINUX_SLL2: u16 = 276;
 
 /// The magic number of pcap files with times in microseconds.
 pub(super) const PCAP_MICROSECONDS: u32 = 0xa1b2_c3d4;
