@@ -10,7 +10,8 @@ use anyhow::{Context, Result};
 use libbpf_rs::{MapHandle, MapMut, OpenMapMut, PerfBuffer, PerfBufferBuilder};
 
 use crate::cli::{BufferArgs, BufferChoice};
-use crate::sys::ring::{Aligned, Ring, Wakeup, page_size};
+use crate::sys::page_size;
+use crate::sys::ring::{Aligned, Ring, Wakeup};
 
 /// The kind of buffer in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,6 +10,18 @@ pub mod probe;
 pub mod ring;
 pub mod signal;
 
+use anyhow::{Context, Result};
+use nix::unistd::{SysconfVar, sysconf};
+
+/// The size of a memory page.
+///
+/// # Errors
+/// The system does not report it.
+pub fn page_size() -> Result<usize> {
+    let size = sysconf(SysconfVar::PAGE_SIZE)?.context("the page size is unknown")?;
+    Ok(usize::try_from(size)?)
+}
+
 /// Makes all threads allocate from one arena. malloc_trim(3) does not return the free memory at the end of
 /// other arenas to the kernel.
 pub fn share_arena() {

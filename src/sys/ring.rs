@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
 use nix::sys::mman::ProtFlags;
-use nix::unistd::{SysconfVar, sysconf};
 
 use super::mapping::Mapping;
+use super::page_size;
 
 /// Flags in the length of a record (linux/bpf.h).
 const BUSY: u32 = 1 << 31;
@@ -245,13 +245,4 @@ impl AsFd for Ring {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
-}
-
-/// The size of a memory page.
-///
-/// # Errors
-/// The system does not report it.
-pub fn page_size() -> Result<usize> {
-    let size = sysconf(SysconfVar::PAGE_SIZE)?.context("the page size is unknown")?;
-    Ok(usize::try_from(size)?)
 }

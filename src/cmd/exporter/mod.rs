@@ -8,10 +8,9 @@ use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use caps::Capability;
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::{SysconfVar, sysconf};
 
 use collect::{Collectors, Storage};
 use http::{Answer, Request, Server};
@@ -24,6 +23,7 @@ use crate::output::exporter::metrics::{self, Itself};
 use crate::output::exporter::{Exposition, ExpositionFormat};
 use crate::output::summary::{NoEvents, Summary};
 use crate::run::session::{Session, Wake};
+use crate::sys::page_size;
 
 const NAME: &str = "exporter";
 
@@ -99,8 +99,6 @@ struct Pages<'a, 'obj> {
 
 impl<'a, 'obj> Pages<'a, 'obj> {
     fn new(collectors: &'a mut Collectors<'obj>) -> Result<Self> {
-        let page_size =
-            sysconf(SysconfVar::PAGE_SIZE).context("failed to ask for the page size")?;
         Ok(Self {
             collectors,
             scrapes: 0,
@@ -108,7 +106,7 @@ impl<'a, 'obj> Pages<'a, 'obj> {
                 .duration_since(UNIX_EPOCH)
                 .map_or(0.0, |since| since.as_secs_f64()),
             memory: File::open("/proc/self/statm").ok(),
-            page_size: page_size.map_or(4096, i64::unsigned_abs),
+            page_size: page_size()? as u64,
             answers: Vec::new(),
         })
     }
