@@ -21,12 +21,23 @@ const MAGIC: u16 = 0xeb9f;
 /// and a size or another type.
 const TYPE_LEN: usize = 12;
 
+const KIND_INT: u8 = 1;
 const KIND_PTR: u8 = 2;
+const KIND_ARRAY: u8 = 3;
+const KIND_STRUCT: u8 = 4;
+const KIND_UNION: u8 = 5;
 const KIND_ENUM: u8 = 6;
+const KIND_FORWARD: u8 = 7;
 const KIND_TYPEDEF: u8 = 8;
+const KIND_RESTRICT: u8 = 11;
 const KIND_FUNC: u8 = 12;
 const KIND_FUNC_PROTO: u8 = 13;
 const KIND_VAR: u8 = 14;
+const KIND_SECTION: u8 = 15;
+const KIND_FLOAT: u8 = 16;
+const KIND_DECL_TAG: u8 = 17;
+const KIND_TYPE_TAG: u8 = 18;
+const KIND_ENUM64: u8 = 19;
 
 /// The kernel's type information.
 pub struct KernelTypes {
@@ -242,16 +253,13 @@ fn word(bytes: &[u8], at: usize) -> Option<usize> {
 /// The part that depends on the kind of a type.
 fn more_bytes(kind: u8, len: usize) -> Option<usize> {
     Some(match kind {
-        // integer, variable, declaration tag
-        1 | KIND_VAR | 17 => 4,
-        // array
-        3 => 12,
-        // struct, union, section, enum of 64 bits
-        4 | 5 | 15 | 19 => len * 12,
-        // enum, prototype
+        KIND_INT | KIND_VAR | KIND_DECL_TAG => 4,
+        KIND_ARRAY => 12,
+        KIND_STRUCT | KIND_UNION | KIND_SECTION | KIND_ENUM64 => len * 12,
         KIND_ENUM | KIND_FUNC_PROTO => len * 8,
-        // pointer, forward, typedef, volatile, const, restrict, function, float, type tag
-        KIND_PTR | 7..=KIND_FUNC | 16 | 18 => 0,
+        // Between them are volatile and const.
+        KIND_FORWARD | KIND_TYPEDEF..=KIND_RESTRICT => 0,
+        KIND_PTR | KIND_FUNC | KIND_FLOAT | KIND_TYPE_TAG => 0,
         _ => return None,
     })
 }

@@ -12,15 +12,10 @@ use anyhow::{Context, Result};
 use libbpf_rs::ObjectBuilder;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::{KIND_ENUM, KIND_PTR, KIND_TYPEDEF, KernelTypes, MAGIC, TYPE_LEN, more_bytes, word};
-
-const KIND_ARRAY: u8 = 3;
-const KIND_STRUCT: u8 = 4;
-const KIND_UNION: u8 = 5;
-const KIND_FORWARD: u8 = 7;
-const KIND_RESTRICT: u8 = 11;
-const KIND_TYPE_TAG: u8 = 18;
-const KIND_ENUM64: u8 = 19;
+use super::{
+    KIND_ARRAY, KIND_ENUM, KIND_ENUM64, KIND_FORWARD, KIND_PTR, KIND_RESTRICT, KIND_STRUCT,
+    KIND_TYPE_TAG, KIND_TYPEDEF, KIND_UNION, KernelTypes, MAGIC, TYPE_LEN, more_bytes, word,
+};
 
 const HEADER_LEN: u32 = 24;
 
