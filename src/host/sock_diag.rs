@@ -193,11 +193,7 @@ fn is_transparent(options: &[u8]) -> bool {
 fn waiting(message: &[u8]) -> Option<Option<Waiting>> {
     let local = local(message)?;
     let found = found(message)?;
-    let remote: &[u8; 16] = message.get(24..)?.first_chunk()?;
-    let remote = match i32::from(*message.first()?) {
-        AF_INET => IpAddr::from(Ipv4Addr::from(*remote.first_chunk::<4>()?)),
-        _ => IpAddr::from(Ipv6Addr::from(*remote)).to_canonical(),
-    };
+    let remote = address(message, 24)?;
     let port = u16::from_be_bytes(*message.get(6..)?.first_chunk()?);
     Some(found.is_queued.then_some(Waiting {
         local: (local.addr, local.port),
@@ -209,15 +205,20 @@ fn waiting(message: &[u8]) -> Option<Option<Waiting>> {
 
 fn local(message: &[u8]) -> Option<Local> {
     let message: &[u8; MESSAGE_LEN] = message.first_chunk()?;
-    let addr = match i32::from(message[0]) {
-        AF_INET => IpAddr::from(Ipv4Addr::from(*message[8..].first_chunk::<4>()?)),
-        AF_INET6 => IpAddr::from(Ipv6Addr::from(*message[8..].first_chunk::<16>()?)).to_canonical(),
-        _ => return None,
-    };
     Some(Local {
         port: u16::from_be_bytes([message[4], message[5]]),
-        addr,
+        addr: address(message, 8)?,
         ifindex: read_u32(message, 40)?,
+    })
+}
+
+/// The address at this offset, of the family of the message.
+fn address(message: &[u8], at: usize) -> Option<IpAddr> {
+    let bytes: &[u8; 16] = message.get(at..)?.first_chunk()?;
+    Some(match i32::from(*message.first()?) {
+        AF_INET => Ipv4Addr::from(*bytes.first_chunk::<4>()?).into(),
+        AF_INET6 => Ipv6Addr::from(*bytes).to_canonical(),
+        _ => return None,
     })
 }
 
