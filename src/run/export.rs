@@ -5,9 +5,7 @@ use libbpf_rs::{MapCore, MapFlags, MapMut, OpenMapMut};
 
 use crate::domain::export::{ExportCounts, TIMES, TimeHistogram};
 use crate::skel::{self, ExportHistogram, ExportKey, ExportKind};
-
-/// Keys read per system call.
-const BATCH: u32 = 1024;
+use crate::sys::map;
 
 /// Creates the maps of counts if they are wanted, else those of events.
 ///
@@ -53,23 +51,21 @@ pub fn prepare(events: &MapMut<'_>) -> Result<()> {
 pub fn read(events: &MapMut<'_>, histograms: &MapMut<'_>) -> Result<ExportCounts> {
     const FAILED: &str = "failed to read the counts";
     let mut counts = ExportCounts::default();
-    let entries = events
-        .lookup_batch(BATCH, MapFlags::ANY, MapFlags::ANY)
-        .context(FAILED)?;
-    for (key, count) in entries {
+    map::read_all(events, false, |key, count| {
         let mut whole = ExportKey::default();
         let (Ok(()), Ok(count)) = (
-            plain::copy_from_bytes(&mut whole, &key),
-            <[u8; 8]>::try_from(count.as_slice()),
+            plain::copy_from_bytes(&mut whole, key),
+            <[u8; 8]>::try_from(count),
         ) else {
-            continue;
+            return;
         };
         let count = u64::from_ne_bytes(count);
         match whole.kind == rest() {
             true => counts.uncounted += count,
             false => counts.events.push((whole, count)),
         }
-    }
+    })
+    .context(FAILED)?;
     for of in TIMES {
         let found = histograms
             .lookup(&of.0.to_ne_bytes(), MapFlags::ANY)
