@@ -103,6 +103,17 @@ pub struct FlowTotals {
 }
 
 impl Summary {
+    /// The summary of a run that shows all that was counted but this, for which there was no room:
+    /// nothing is queued.
+    pub fn all_shown_but(self, lost: u64) -> Self {
+        Self {
+            emitted: self.matched - lost,
+            lost,
+            suppressed: 0,
+            ..self
+        }
+    }
+
     /// The summary as a line of JSON.
     pub fn json(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         let mut line = Object::new(out, |out| clock.push_rfc3339(out, at), "summary");

@@ -624,13 +624,8 @@ fn summary<'obj>(
     if skel.and_then(PacketSkel::event_maps).is_some() {
         return summary;
     }
-    Summary {
-        // All packets that are counted are shown: nothing is queued. Those that are lost found no slot.
-        emitted: counters.matched - counters.lost,
-        lost: counters.lost,
-        suppressed: 0,
-        ..summary
-    }
+    // Those that are lost found no slot.
+    summary.all_shown_but(counters.lost)
 }
 
 /// Adds the counters of the programs of all interfaces.

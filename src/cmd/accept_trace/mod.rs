@@ -205,21 +205,13 @@ fn summary(
         lost += untracked(skel);
     }
     matched -= handler.unwanted;
-    let summary = session.summary("accept-trace", matched, lost, suppressed);
-    let attempts = Some(totals);
+    let summary = Summary {
+        attempts: Some(totals),
+        ..session.summary("accept-trace", matched, lost, suppressed)
+    };
     Ok(match shown {
-        Reports::Lines => Summary {
-            attempts,
-            ..summary
-        },
-        // All counts are shown: nothing is queued.
-        Reports::Counts(_) | Reports::Histograms(_) => Summary {
-            emitted: matched - lost,
-            lost,
-            suppressed: 0,
-            attempts,
-            ..summary
-        },
+        Reports::Lines => summary,
+        Reports::Counts(_) | Reports::Histograms(_) => summary.all_shown_but(lost),
     })
 }
 

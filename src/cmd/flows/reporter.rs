@@ -405,12 +405,7 @@ impl<'a> Reporter<'a> {
         if self.has_lines() {
             return summary;
         }
-        Summary {
-            emitted: counters.matched - self.lost,
-            lost: self.lost,
-            suppressed: 0,
-            ..summary
-        }
+        summary.all_shown_but(self.lost)
     }
 }
 
