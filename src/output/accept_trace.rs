@@ -8,9 +8,9 @@ use super::scalar::{push_addr, push_int, push_opt_int, push_port};
 use super::{Render, micros};
 use crate::domain::incoming::{Attempt, Fate};
 use crate::domain::listener::Holder;
-use crate::domain::reasons::ReasonFrom;
+use crate::domain::reasons::{ReasonFrom, name_of_ours};
 use crate::key;
-use crate::skel::{AcceptFate, AcceptFlag};
+use crate::skel::{AcceptFate, AcceptFlag, AcceptReason};
 
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum AcceptColumn {
@@ -165,7 +165,7 @@ impl Fate {
 }
 
 /// The reason that is shown together with its duration.
-const ACCEPT_QUEUE_FULL: &str = "accept_queue_full";
+const ACCEPT_QUEUE_FULL: &str = name_of_ours(AcceptReason::REASON_ACCEPT_QUEUE_FULL);
 
 impl Render for ShownAttempt<'_> {
     fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
