@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::per_second;
+
 /// The address, port and interface that a socket is bound to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Local {
@@ -104,7 +106,7 @@ impl Listener {
     /// Dropped attempts a second; `None` in the first snapshot.
     pub fn drop_rate(&self) -> Option<f64> {
         self.seconds
-            .map(|seconds| self.drops_delta() as f64 / seconds.max(1e-9))
+            .map(|seconds| per_second(self.drops_delta(), seconds))
     }
 
     /// How full the fullest accept queue is, in percent. Each socket of a group has its own, and

@@ -53,6 +53,11 @@ fn address(bytes: [u8; 16], is_ipv4: bool) -> IpAddr {
     }
 }
 
+/// A rate; of an interval without length too.
+pub fn per_second(count: u64, seconds: f64) -> f64 {
+    count as f64 / seconds.max(1e-9)
+}
+
 /// The name in a fixed array of C: the bytes before the NUL.
 pub fn until_nul(bytes: &[u8]) -> &[u8] {
     bytes.split(|byte| *byte == 0).next().unwrap_or(&[])

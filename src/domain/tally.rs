@@ -6,6 +6,7 @@ use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use super::per_second;
 use crate::skel::CountKey;
 
 /// The keys of `syn-count --by`.
@@ -47,7 +48,7 @@ impl Count {
         Self {
             total,
             delta,
-            rate: delta as f64 / seconds.max(1e-9),
+            rate: per_second(delta, seconds),
         }
     }
 }
@@ -115,7 +116,7 @@ impl<K: Clone + Hash + Ord> Tally<K> {
 
     /// Takes the keys of an interval of this length, and their counts. A key may come several times.
     pub fn take(&mut self, elapsed: Duration, keys: impl IntoIterator<Item = (K, u64)>) {
-        self.seconds = elapsed.as_secs_f64().max(1e-9);
+        self.seconds = elapsed.as_secs_f64();
         self.counts.clear();
         let counts = keys.into_iter().map(|(key, delta)| {
             let count = Count {
@@ -139,8 +140,8 @@ impl<K: Clone + Hash + Ord> Tally<K> {
             self.totals.retain(|key, _| is_there(key));
         }
         for (key, count) in &mut self.counts {
-            count.total = count.delta + self.totals.get(key).copied().unwrap_or(0);
-            count.rate = count.delta as f64 / self.seconds;
+            let total = count.delta + self.totals.get(key).copied().unwrap_or(0);
+            *count = Count::after(self.seconds, total, count.delta);
         }
         let busier = |count: &Count| Reverse((count.delta, count.total));
         // The keys are in order: of two that are as busy, the lower one stays first.
@@ -217,7 +218,7 @@ impl Alerts {
         let keys = tally.counts.iter();
         let keys = keys.map(|(key, count)| (Some(*key), count.delta));
         for (key, syns) in std::iter::once((None, total)).chain(keys) {
-            let rate = syns as f64 / seconds;
+            let rate = per_second(syns, seconds);
             let was_raised = below.remove(&key);
             let is_raised = if was_raised {
                 rate >= self.threshold * CLEAR_BELOW || cut_short.is_some()

@@ -8,6 +8,7 @@ use super::line::Line;
 use super::scalar::{push_addr, push_float, push_int, push_opt_int, push_opt_key, push_port};
 use crate::domain::flow::{ConnState, Flow, TcpState};
 use crate::domain::names::Name;
+use crate::domain::per_second;
 use crate::domain::traffic::{FlowBy, Load, Traffic, TrafficKey};
 use crate::failure::Failure;
 use crate::host::containers::Pod;
@@ -443,8 +444,8 @@ impl Row for TrafficRow<'_> {
             TrafficColumn::Ports => push_int(out, ports),
             TrafficColumn::Packets => push_int(out, traffic.packets),
             TrafficColumn::Bytes => push_int(out, traffic.bytes),
-            TrafficColumn::PacketRate => push_float(out, rate(traffic.packets, seconds)),
-            TrafficColumn::ByteRate => push_float(out, rate(traffic.bytes, seconds)),
+            TrafficColumn::PacketRate => push_float(out, per_second(traffic.packets, seconds)),
+            TrafficColumn::ByteRate => push_float(out, per_second(traffic.bytes, seconds)),
         }
     }
 }
@@ -538,10 +539,6 @@ fn push_load(object: &mut Object<'_, '_>, load: Load, seconds: f64) {
     object.int(key!("ports"), load.ports);
     object.int(key!("packets"), traffic.packets);
     object.int(key!("bytes"), traffic.bytes);
-    object.float(key!("packet_rate"), rate(traffic.packets, seconds));
-    object.float(key!("byte_rate"), rate(traffic.bytes, seconds));
-}
-
-fn rate(count: u64, seconds: f64) -> f64 {
-    count as f64 / seconds.max(1e-9)
+    object.float(key!("packet_rate"), per_second(traffic.packets, seconds));
+    object.float(key!("byte_rate"), per_second(traffic.bytes, seconds));
 }
