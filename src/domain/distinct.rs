@@ -50,7 +50,7 @@ impl Distinct {
 }
 
 /// Notes a hash in a sketch, whose number of registers is a power of two: the low bits choose the
-/// register, which keeps the largest number of leading zeros of the rest, plus 1.
+/// register, which keeps the largest number of trailing zeros of the rest, plus 1.
 fn note(registers: &mut [u8], hash: u64) {
     let bits = registers.len().ilog2();
     let rest = hash >> bits | 1 << (u64::BITS - bits);
@@ -66,7 +66,7 @@ fn note(registers: &mut [u8], hash: u64) {
 /// as the original one does. The crates for this (hyperloglogplus, cardinality-estimator) compute
 /// the hashes themselves, and do not accept registers that are already filled.
 pub fn estimate(registers: &[u8]) -> u64 {
-    // The most leading zeros that the rest of a hash can have.
+    // The most trailing zeros that the rest of a hash can have.
     let most = (u64::BITS - registers.len().checked_ilog2().unwrap_or(0)) as usize;
     let mut counts = [0.0; u64::BITS as usize + 2];
     for register in registers {
