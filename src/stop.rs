@@ -1,6 +1,5 @@
 //! When a run stops, and why: a signal, a duration, a number of lines, or the end of the output.
 
-use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -63,7 +62,7 @@ const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 pub struct Stop {
     /// Readable once a signal is pending. It is never read, so it stays readable.
     signalled: Arc<SignalFd>,
-    started: Cell<Instant>,
+    started: Instant,
     duration: Option<Duration>,
 }
 
@@ -90,25 +89,25 @@ impl Stop {
         let signalled = SignalFd::with_flags(&signals, flags).context(FAILED)?;
         Ok(Self {
             signalled: Arc::new(signalled),
-            started: Cell::new(Instant::now()),
+            started: Instant::now(),
             duration,
         })
     }
 
     /// Starts the clock of `--duration`.
-    pub fn start(&self) {
-        self.started.set(Instant::now());
+    pub fn start(&mut self) {
+        self.started = Instant::now();
     }
 
     /// Time since [`Stop::start`].
     pub fn elapsed(&self) -> Duration {
-        self.started.get().elapsed()
+        self.started.elapsed()
     }
 
     /// Time until `--duration` is over.
     pub fn remaining(&self) -> Option<Duration> {
         self.duration
-            .map(|duration| duration.saturating_sub(self.started.get().elapsed()))
+            .map(|duration| duration.saturating_sub(self.started.elapsed()))
     }
 
     /// Why the run has to stop now; `None` if it may go on.

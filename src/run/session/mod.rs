@@ -192,7 +192,7 @@ impl Session {
 
     /// Starts the time of `--duration`, and enters the sandbox. Capabilities have to be dropped
     /// before.
-    pub fn start(&self, files: Files) {
+    pub fn start(&mut self, files: Files) {
         // Loading programs takes more memory than running them.
         crate::sys::give_back_memory();
         self.stop.start();
