@@ -16,7 +16,7 @@ struct {
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct flow_record);
-} reported SEC(".maps");
+} swept SEC(".maps");
 
 /*
  * Returns a number below a power of two unchanged, but the verifier forgets its value: otherwise it
@@ -149,7 +149,7 @@ static __always_inline void report(struct __sk_buff *skb, struct flow_slot *slot
 	struct flow_record *r;
 	__u32 zero = 0;
 
-	r = bpf_map_lookup_elem(&reported, &zero);
+	r = bpf_map_lookup_elem(&swept, &zero);
 	if (!r)
 		return;
 	bpf_spin_lock(&slot->lock);
