@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod bpf;
+pub mod cgroup;
 pub mod frames;
 pub mod net;
 pub mod terminal;

@@ -1,11 +1,9 @@
 //! Which process it was, and where: network namespace, cgroup, container.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 
 use nix::libc;
 use nix::sys::socket::SockFlag;
@@ -14,63 +12,34 @@ use nix::unistd::{ForkResult, fork};
 
 use super::sockets::{connect_to, tcp};
 use super::{Trace, backends};
+use crate::common::cgroup::Cgroup;
 use crate::common::{Namespace, need};
 
-/// A cgroup of the unified hierarchy. It is removed when this is dropped.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn new(name: &str) -> Result<Self, String> {
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-        let root = mounts
-            .lines()
-            .map(|line| line.split(' ').collect::<Vec<_>>())
-            .find(|fields| fields[2] == "cgroup2")
-            .ok_or("the unified cgroup hierarchy is not mounted")?[1];
-        let outer = PathBuf::from(root).join(format!("tcpinspect-test-{}", std::process::id()));
-        let path = outer.join(name);
-        fs::create_dir_all(&path).map_err(|error| format!("can't make a cgroup: {error}"))?;
-        Ok(Self(path))
-    }
-
-    fn id(&self) -> u64 {
-        fs::metadata(&self.0).unwrap().ino()
-    }
-
-    /// Connects in a process that is in this cgroup, and returns its id.
-    fn connect(&self, addr: SocketAddr) -> i32 {
-        let members = File::options()
-            .write(true)
-            .open(self.0.join("cgroup.procs"))
-            .unwrap();
-        let socket = tcp(addr, SockFlag::empty());
-        // SAFETY: the child makes system calls and nothing else.
-        match unsafe { fork() }.unwrap() {
-            ForkResult::Child => {
-                let moved = (&members).write_all(b"0").is_ok();
-                let _ = connect_to(&socket, addr);
-                // SAFETY: ends the child without touching what it shares with its parent.
-                unsafe { libc::_exit(i32::from(!moved)) }
-            }
-            ForkResult::Parent { child } => {
-                let status = waitpid(child, None).unwrap();
-                assert_eq!(
-                    status,
-                    nix::sys::wait::WaitStatus::Exited(child, 0),
-                    "{}",
-                    members.as_raw_fd()
-                );
-                child.as_raw()
-            }
+/// Connects in a process that is in a cgroup, and returns its id.
+fn connect_in(cgroup: &Cgroup, addr: SocketAddr) -> i32 {
+    let members = File::options()
+        .write(true)
+        .open(cgroup.path().join("cgroup.procs"))
+        .unwrap();
+    let socket = tcp(addr, SockFlag::empty());
+    // SAFETY: the child makes system calls and nothing else.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            let moved = (&members).write_all(b"0").is_ok();
+            let _ = connect_to(&socket, addr);
+            // SAFETY: ends the child without touching what it shares with its parent.
+            unsafe { libc::_exit(i32::from(!moved)) }
         }
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        // Those above are shared with other tests of this process.
-        let _ = fs::remove_dir(&self.0);
-        let _ = self.0.parent().map(fs::remove_dir);
+        ForkResult::Parent { child } => {
+            let status = waitpid(child, None).unwrap();
+            assert_eq!(
+                status,
+                nix::sys::wait::WaitStatus::Exited(child, 0),
+                "{}",
+                members.as_raw_fd()
+            );
+            child.as_raw()
+        }
     }
 }
 
@@ -82,7 +51,7 @@ fn a_process_in_a_container_is_reported_with_its_namespace_cgroup_and_container(
     for backend in backends!() {
         let trace = Trace::start(&namespace, backend, &[]);
         let addr = "127.0.0.1:4401".parse().unwrap();
-        let pid = namespace.enter(|| cgroup.connect(addr));
+        let pid = namespace.enter(|| connect_in(&cgroup, addr));
         namespace.enter(|| TcpStream::connect("127.0.0.1:4402").expect_err("nobody listens"));
         let events = trace.stop();
         let (attempt, failed) = events.pair_at(4401, "failed");

@@ -1,14 +1,14 @@
 //! Other programs, filters and instances on the same interface.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::process::Command;
 
 use super::{WAYS, datagram_passes, is_tc};
 use crate::common::bpf::{
     Foreign, Hook, TCX_DROP, TCX_NEXT, XDP_PASS, cgroup_programs, has_fentry, has_tcx, tcx_programs,
 };
+use crate::common::cgroup::Cgroup;
 use crate::common::{Pair, SERVER4, Tool, command, need, try_run};
 
 #[test]
@@ -272,34 +272,11 @@ fn filters_and_qdiscs_of_others_stay_as_they_are() {
     }
 }
 
-/// A cgroup of the unified hierarchy, removed when this is dropped.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn new() -> Result<Self, String> {
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-        let root = mounts
-            .lines()
-            .map(|line| line.split(' ').collect::<Vec<_>>())
-            .find(|fields| fields[2] == "cgroup2")
-            .ok_or("the unified cgroup hierarchy is not mounted")?[1];
-        let path = PathBuf::from(root).join(format!("tcpinspect-life-{}", std::process::id()));
-        fs::create_dir(&path).map_err(|error| format!("can't make a cgroup: {error}"))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir(&self.0);
-    }
-}
-
 #[test]
 fn programs_of_cgroups_stay_as_they_are() {
     let pair = need!(Pair::new());
-    let cgroup = need!(Cgroup::new());
-    let directory = File::open(&cgroup.0).unwrap();
+    let cgroup = need!(Cgroup::new("programs"));
+    let directory = File::open(cgroup.path()).unwrap();
     let foreign = Foreign::attach_to_cgroup(directory.as_fd()).unwrap();
     assert_eq!(cgroup_programs(directory.as_fd()), [foreign.id()]);
     for args in WAYS.into_iter().chain([&["connect-trace"][..]]) {
