@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use crate::common::bpf::{Foreign, Hook, XDP_PASS};
-use crate::common::frames::Tun;
+use crate::common::raw::Tun;
 use crate::common::tool::ENOUGH;
 use crate::common::{Namespace, need, run};
 use caps::Capability;

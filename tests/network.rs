@@ -6,8 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 
 use crate::common::bpf::{Foreign, Hook, XDP_PASS, has_xdp_frags};
 use crate::common::frames::{
-    self, IPV4, IPV6, QINQ, RawSocket, SYN, TCP, Tun, VLAN, ethernet, ipv4, syn_frame, tcp,
+    IPV4, IPV6, Ipv4, SYN, Segment, Tag, ethernet_ip, service_vlan, syn_frame, tagged_ip,
+    tcp_between, vlan,
 };
+use crate::common::raw::{RawSocket, Tun};
 use crate::common::{
     CLIENT4, CLIENT6, Namespace, Output, Pair, SERVER4, SERVER6, Tool, command, need,
 };
@@ -86,7 +88,7 @@ fn agree_on_frames(pair: &Pair, modes: &[&str], expected: u64, frames: &[Vec<u8>
 }
 
 /// A SYN of either family.
-fn syns(tags: &[(u16, u16)]) -> [Vec<u8>; 2] {
+fn syns(tags: &[Tag]) -> [Vec<u8>; 2] {
     [
         syn_frame(tags, CLIENT4.into(), SERVER4.into(), 80),
         syn_frame(tags, CLIENT6.into(), SERVER6.into(), 80),
@@ -122,7 +124,7 @@ fn port_monitor_shows_exactly_the_attempts_at_its_ports_tagged_or_not() {
                 .enter(|| TcpStream::connect(SocketAddr::from((server, port))));
             let open = port == 8010 && server == SERVER4;
             assert_eq!(result.is_ok(), open, "{server} {port}: {result:?}");
-            raw.send(&syn_frame(&[(VLAN, 5)], client, server, port));
+            raw.send(&syn_frame(&[vlan(5)], client, server, port));
             if port == 80 || (8000..=8010).contains(&port) {
                 for vlan in ["[]", "[5]"] {
                     expected.insert(attempt(server, port, vlan));
@@ -350,20 +352,24 @@ fn a_flood_from_spoofed_sources_hides_no_source_that_sends_many() {
 #[test]
 fn hooks_agree_on_vlan_tags() {
     let pair = need!(Pair::new());
-    for (tags, vlan) in [
-        (&[(VLAN, 5)][..], json!([5])),
-        (&[(VLAN, 0xf005)], json!([5])),
-        (&[(QINQ, 100), (VLAN, 4094)], json!([100, 4094])),
-        (&[(VLAN, 7), (VLAN, 8)], json!([7, 8])),
-        (&[(0x9100, 7), (VLAN, 8)], json!([7, 8])),
+    let older_qinq = Tag {
+        ethertype: 0x9100,
+        tci: 7,
+    };
+    for (tags, ids) in [
+        (&[vlan(5)][..], json!([5])),
+        (&[vlan(0xf005)], json!([5])),
+        (&[service_vlan(100), vlan(4094)], json!([100, 4094])),
+        (&[vlan(7), vlan(8)], json!([7, 8])),
+        (&[older_qinq, vlan(8)], json!([7, 8])),
     ] {
         for line in agree_on_frames(&pair, &MODES, 2, &syns(tags)) {
-            assert_eq!(line["vlan"], vlan, "{tags:?}: {line}");
+            assert_eq!(line["vlan"], ids, "{tags:?}: {line}");
             let expected = if line["ip_version"] == 4 { IPV4 } else { IPV6 };
             assert_eq!(line["ethertype"], expected, "{tags:?}: {line}");
         }
     }
-    let mut frames = syns(&[(QINQ, 1), (VLAN, 2), (VLAN, 3)]).to_vec();
+    let mut frames = syns(&[service_vlan(1), vlan(2), vlan(3)]).to_vec();
     frames.extend(syns(&[]));
     agree_on_frames(&pair, &MODES, 2, &frames);
 }
@@ -373,8 +379,11 @@ fn hooks_agree_on_jumbo_frames_that_lie_in_several_pieces() {
     let pair = need!(Pair::with_mtu(9000));
     let payload = [0x55; 8000];
     let jumbo = |from: IpAddr, to: IpAddr| {
-        let (ethertype, packet) = frames::ip(from, to, TCP, &tcp(40000, 80, SYN, &payload));
-        ethernet(&[], ethertype, &packet)
+        ethernet_ip(&tcp_between(
+            from,
+            to,
+            &Segment::new(40000, 80, SYN, &payload),
+        ))
     };
     let frames = [
         jumbo(CLIENT4.into(), SERVER4.into()),
@@ -392,14 +401,14 @@ fn hooks_agree_on_jumbo_frames_that_lie_in_several_pieces() {
 #[test]
 fn hooks_agree_on_frames_of_which_only_the_first_14_bytes_are_linear() {
     let pair = need!(Pair::new());
-    for tags in [&[][..], &[(VLAN, 5)], &[(QINQ, 6), (VLAN, 5)]] {
+    for tags in [&[][..], &[vlan(5)], &[service_vlan(6), vlan(5)]] {
         let frames: Vec<_> = (0..10).flat_map(|_| syns(tags)).collect();
         let packets = agree(&pair.server, "vs", &MODES, 20, || {
             let socket = pair.client.enter(|| RawSocket::open("vc"));
             socket.send_by_ring(&frames);
         });
         for line in packets {
-            let vlan: Vec<_> = tags.iter().map(|(_, id)| *id).collect();
+            let vlan: Vec<_> = tags.iter().map(|tag| tag.tci).collect();
             assert_eq!(line["vlan"], json!(vlan), "{line}");
             assert_eq!(line["dport"], 80, "{line}");
         }
@@ -410,11 +419,19 @@ fn hooks_agree_on_frames_of_which_only_the_first_14_bytes_are_linear() {
 fn hooks_agree_on_fragments_and_options() {
     const MORE_FRAGMENTS: u16 = 0x2000;
     let pair = need!(Pair::new());
-    let segment = tcp(40000, 80, SYN, &[0; 12]);
+    let ip = Ipv4 {
+        source: CLIENT4.octets(),
+        destination: SERVER4.octets(),
+        ..Ipv4::default()
+    };
+    let segment = Segment::new(40000, 80, SYN, &[0; 12]).bytes(&ip.source, &ip.destination);
     let packet = |options: &[u8], fragment, payload: &[u8]| {
-        let (from, to) = (CLIENT4.octets(), SERVER4.octets());
-        let packet = ipv4(options, fragment, TCP, from, to, payload);
-        ethernet(&[], IPV4, &packet)
+        let ip = Ipv4 {
+            options: options.to_vec(),
+            fragment,
+            ..ip.clone()
+        };
+        ethernet_ip(&ip.around(payload))
     };
     let counted = [
         packet(&[], MORE_FRAGMENTS, &segment),
@@ -438,10 +455,10 @@ fn a_device_without_ethernet_header_is_like_any_other() {
     let namespace = need!(Namespace::new());
     let mut tun = need!(namespace.enter(|| Tun::new("tun0")));
     namespace.run("ip link set tun0 up");
-    let segment = tcp(40000, 80, SYN, &[]);
+    let segment = Segment::new(40000, 80, SYN, &[]);
     let packets = [
-        frames::ip(CLIENT4.into(), SERVER4.into(), TCP, &segment).1,
-        frames::ip(CLIENT6.into(), SERVER6.into(), TCP, &segment).1,
+        tcp_between(CLIENT4.into(), SERVER4.into(), &segment),
+        tcp_between(CLIENT6.into(), SERVER6.into(), &segment),
     ];
     let lines = agree(&namespace, "tun0", &STACK_MODES, 2, || {
         packets.iter().for_each(|packet| tun.receive(packet));
@@ -487,16 +504,16 @@ fn another_generic_xdp_program_hides_nothing_from_tc() {
         .server
         .enter(|| Foreign::attach(Hook::XdpGeneric, "vs", XDP_PASS));
     let _foreign = need!(foreign);
-    for (tags, vlan) in [
+    for (tags, ids) in [
         (&[][..], json!([])),
-        (&[(VLAN, 5)], json!([5])),
-        (&[(QINQ, 6), (VLAN, 5)], json!([6, 5])),
+        (&[vlan(5)], json!([5])),
+        (&[service_vlan(6), vlan(5)], json!([6, 5])),
     ] {
         let frames = syns(tags);
         for line in agree_on_frames(&pair, &["tc"], 2, &frames) {
-            assert_eq!(line["vlan"], vlan, "{line}");
-            assert_eq!(line["src_mac"], "02:00:00:00:00:cc", "{line}");
-            assert_eq!(line["dst_mac"], "02:00:00:00:00:dd", "{line}");
+            assert_eq!(line["vlan"], ids, "{line}");
+            assert_eq!(line["src_mac"], "02:00:00:00:00:01", "{line}");
+            assert_eq!(line["dst_mac"], "02:00:00:00:00:02", "{line}");
             // The kernel has removed the outermost tag from the frame.
             let inside = 4 * tags.len().saturating_sub(1);
             let ip = if line["ip_version"] == 4 { 20 } else { 40 };
@@ -568,12 +585,11 @@ fn packets_pass_unchanged_and_in_order() {
     let frames: Vec<_> = (0..100_u8)
         .map(|number| {
             let payload = vec![number; usize::from(number) * 14];
-            let segment = tcp(number.into(), 80, SYN, &payload);
-            let (from, to) = (CLIENT4.octets(), SERVER4.octets());
-            let packet = ipv4(&[], 0, TCP, from, to, &segment);
+            let segment = Segment::new(number.into(), 80, SYN, &payload);
+            let packet = tcp_between(CLIENT4.into(), SERVER4.into(), &segment);
             // Tags that stay in the frame; the outermost one is in the metadata instead.
-            let tags = [(QINQ, 1), (VLAN, 2)];
-            ethernet(&tags[..usize::from(number % 2) * 2], IPV4, &packet)
+            let tags = [service_vlan(1), vlan(2)];
+            tagged_ip(&tags[..usize::from(number % 2) * 2], &packet)
         })
         .collect();
     let arrived = || -> Vec<_> {

@@ -10,7 +10,8 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::common::frames::{RawSocket, syn_frame};
+use crate::common::frames::{Tag, service_vlan, syn_frame, vlan};
+use crate::common::raw::RawSocket;
 use crate::common::tool::{account, binary, command, small_disk};
 use crate::common::{CLIENT4, Namespace, Pair, SERVER4, SERVER6, Tool, is_guest, need};
 use crate::oracle::{capture, pcap_write};
@@ -136,7 +137,7 @@ fn a_frame_is_written_as_it_was_on_the_wire() {
     let pair = need!(Pair::new());
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tags.pcapng");
-    let tags: [&[(u16, u16)]; 3] = [&[], &[(0x8100, 7)], &[(0x88a8, 3), (0x8100, 0xe007)]];
+    let tags: [&[Tag]; 3] = [&[], &[vlan(7)], &[service_vlan(3), vlan(0xe007)]];
     let sent = tags.map(|tags| syn_frame(tags, CLIENT4.into(), SERVER4.into(), 81));
     let raw = pair.client.enter(|| RawSocket::open("vc"));
     // With generic XDP before it, TC may lack the Ethernet header.

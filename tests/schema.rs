@@ -4,7 +4,9 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 
-use crate::common::frames::{SYN, ethernet, ip, syn_frame, tcp};
+use crate::common::frames::{
+    SYN, Segment, ethernet, ethernet_ip, linux_options, service_vlan, syn_frame, tcp_between, vlan,
+};
 use crate::common::{Namespace, Tool, command, need};
 use crate::oracle::pcap_write;
 use serde_json::Value;
@@ -142,16 +144,14 @@ fn check_lines(lines: &[Value], expected: &[&str]) {
 /// Frames of all kinds: both families, tagged, with and without payload, and not TCP at all.
 fn capture() -> tempfile::NamedTempFile {
     let (v4, v6) = ("10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap());
-    let options = [
-        2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2, 1, 3, 3, 7,
-    ];
-    let mut with_options = tcp(1234, 80, SYN, &options);
-    with_options[12] = 0xa0;
-    let (ethertype, packet) = ip(v4, v4, 6, &with_options);
+    let with_options = Segment {
+        options: linux_options(),
+        ..Segment::new(1234, 80, SYN, &[])
+    };
     let frames = [
-        ethernet(&[], ethertype, &packet),
-        syn_frame(&[(0x88a8, 7), (0x8100, 9)], v6, v6, 443),
-        ethernet(&[], 0x0800, &ip(v4, v4, 6, &tcp(1, 2, SYN, b"hello")).1),
+        ethernet_ip(&tcp_between(v4, v4, &with_options)),
+        syn_frame(&[service_vlan(7), vlan(9)], v6, v6, 443),
+        ethernet_ip(&tcp_between(v4, v4, &Segment::new(1, 2, SYN, b"hello"))),
         ethernet(&[], 0x0806, &[0; 28]),
     ];
     let frames = frames.map(|frame| (1_700_000_000_000_000_000, frame));

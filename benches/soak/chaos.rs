@@ -13,7 +13,8 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::common::bpf::{Object, detach_link, has_tcx, links_of, objects_of};
-use crate::common::frames::{RawSocket, syn_frame};
+use crate::common::frames::syn_frame;
+use crate::common::raw::RawSocket;
 use crate::common::tool::{account, into_small_pipe, json_account, small_disk};
 use crate::common::{CLIENT4, Output, Pair, SERVER4, Tool, command, wait_within};
 use crate::{Ended, Run};

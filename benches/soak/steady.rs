@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::Run;
-use crate::common::frames::{RawSocket, syn_frame};
+use crate::common::frames::syn_frame;
+use crate::common::raw::RawSocket;
 use crate::common::{CLIENT4, Pair, SERVER4};
 
 /// SYNs to port 80, and connections to port 81 that are refused, in each round.

@@ -10,7 +10,7 @@ use super::{
     Growth, NOBODY, Trace, acknowledge, assert_fate, half_open, listener, local, segment, send,
     server, with_neighbour,
 };
-use crate::common::frames::RawSocket;
+use crate::common::raw::RawSocket;
 use crate::common::{CLIENT4, Namespace, Pair, need};
 use crate::connect::sockets::{connect_to, tcp};
 

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{Fates, NOBODY, listener, segment, send, with_neighbour};
-use crate::common::frames::RawSocket;
+use crate::common::raw::RawSocket;
 use crate::common::{Namespace, Pair, SERVER4, Tool, is_guest, need, quick};
 
 /// The number of connects. Every third is refused.

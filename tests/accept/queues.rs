@@ -6,7 +6,7 @@ use super::{
     Growth, NOBODY, Trace, acknowledge, assert_fate, begin, half_open, late_ack, listener, local,
     nft, segment, send, server, with_neighbour,
 };
-use crate::common::frames::RawSocket;
+use crate::common::raw::RawSocket;
 use crate::common::{Namespace, Pair, Tool, need};
 
 #[test]

@@ -9,7 +9,7 @@ use super::{
     Growth, NOBODY, Trace, assert_fate, begin, late_ack, listener, nft, segment, send,
     with_neighbour,
 };
-use crate::common::frames::RawSocket;
+use crate::common::raw::RawSocket;
 use crate::common::{Namespace, Pair, SERVER4, Tool, need, release};
 
 const PORT: u16 = 8601;

@@ -6,7 +6,8 @@ use std::os::fd::OwnedFd;
 use nix::sys::socket::SockFlag;
 
 use super::Growth;
-use crate::common::frames::{RawSocket, ethernet, ip};
+use crate::common::frames::{Segment, ethernet_ip, tcp_between};
+use crate::common::raw::RawSocket;
 use crate::common::{Namespace, Pair, SERVER4};
 use crate::connect::sockets::{connect_to, tcp};
 
@@ -27,7 +28,7 @@ pub fn begin(addr: SocketAddr) -> OwnedFd {
     socket
 }
 
-/// A frame with a segment and a right checksum, from the client's MAC address to the server's.
+/// A frame with a segment, from the client's MAC address to the server's.
 pub fn segment(
     pair: &Pair,
     from: Ipv4Addr,
@@ -36,25 +37,12 @@ pub fn segment(
     seq: u32,
     ack: u32,
 ) -> Vec<u8> {
-    let mut tcp = Vec::new();
-    tcp.extend(ports.0.to_be_bytes());
-    tcp.extend(ports.1.to_be_bytes());
-    tcp.extend(seq.to_be_bytes());
-    tcp.extend(ack.to_be_bytes());
-    tcp.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
-    let mut pseudo = [from.octets(), SERVER4.octets()].concat();
-    pseudo.extend([0, 6, 0, 20]);
-    pseudo.extend(&tcp);
-    let words = pseudo.chunks(2);
-    let mut sum: u32 = words
-        .map(|word| u32::from(word[0]) << 8 | u32::from(word[1]))
-        .sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    tcp[16..18].copy_from_slice(&(!(sum as u16)).to_be_bytes());
-    let (ethertype, packet) = ip(from.into(), SERVER4.into(), 6, &tcp);
-    let mut frame = ethernet(&[], ethertype, &packet);
+    let segment = Segment {
+        seq,
+        ack,
+        ..Segment::new(ports.0, ports.1, flags, &[])
+    };
+    let mut frame = ethernet_ip(&tcp_between(from.into(), SERVER4.into(), &segment));
     frame[..6].copy_from_slice(&mac(&pair.server, "vs"));
     frame[6..12].copy_from_slice(&mac(&pair.client, "vc"));
     frame

@@ -1,26 +1,24 @@
-//! Frames made by hand, and ways to send them.
+//! Builders for frames with right lengths and checksums, in which single fields can be set wrong.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::ptr;
-
-use nix::errno::Errno;
-use nix::libc;
-use nix::net::if_::if_nametoindex;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// EtherType of IPv4.
 pub const IPV4: u16 = 0x0800;
 /// EtherType of IPv6.
 pub const IPV6: u16 = 0x86dd;
 /// EtherType of an 802.1Q tag.
-pub const VLAN: u16 = 0x8100;
+const VLAN: u16 = 0x8100;
 /// EtherType of an 802.1ad tag.
-pub const QINQ: u16 = 0x88a8;
-/// Protocol number of TCP.
+const QINQ: u16 = 0x88a8;
+
+/// IP protocol numbers: TCP, and five IPv6 extension headers.
 pub const TCP: u8 = 6;
+pub const HOP_BY_HOP: u8 = 0;
+pub const ROUTING: u8 = 43;
+pub const FRAGMENT: u8 = 44;
+pub const AUTHENTICATION: u8 = 51;
+pub const DESTINATION_OPTIONS: u8 = 60;
+
 /// TCP flags.
 pub const FIN: u8 = 0x01;
 pub const SYN: u8 = 0x02;
@@ -28,272 +26,408 @@ pub const RST: u8 = 0x04;
 pub const PSH: u8 = 0x08;
 pub const ACK: u8 = 0x10;
 
-/// An Ethernet frame to a station that is not there, so that the receiving stack ignores it. Tags
-/// are an EtherType and an id each, outermost first.
-pub fn ethernet(tags: &[(u16, u16)], ethertype: u16, payload: &[u8]) -> Vec<u8> {
-    let mut frame = vec![2, 0, 0, 0, 0, 0xdd, 2, 0, 0, 0, 0, 0xcc];
-    for (kind, id) in tags {
-        frame.extend(kind.to_be_bytes());
-        frame.extend(id.to_be_bytes());
+/// Locally administered addresses of the two ends. No station has them, so the stack that receives a
+/// frame ignores it.
+pub const SRC_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
+pub const DST_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x02];
+
+/// A VLAN tag: the EtherType that announces it, and its priority and id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tag {
+    pub ethertype: u16,
+    pub tci: u16,
+}
+
+/// An 802.1Q tag.
+pub fn vlan(id: u16) -> Tag {
+    Tag {
+        ethertype: VLAN,
+        tci: id,
     }
-    frame.extend(ethertype.to_be_bytes());
+}
+
+/// An 802.1ad (service) tag.
+pub fn service_vlan(id: u16) -> Tag {
+    Tag {
+        ethertype: QINQ,
+        tci: id,
+    }
+}
+
+/// An Ethernet frame; `tags` are outermost first, `ethertype` is the innermost one.
+pub fn ethernet(tags: &[Tag], ethertype: u16, payload: &[u8]) -> Vec<u8> {
+    let mut frame = [DST_MAC, SRC_MAC].concat();
+    frame.extend(tagged(tags, ethertype));
     frame.extend(payload);
     frame
 }
 
-/// An IP packet of either family, with its EtherType.
-pub fn ip(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) -> (u16, Vec<u8>) {
-    match (from, to) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let packet = ipv4(&[], 0, protocol, from.octets(), to.octets(), payload);
-            (IPV4, packet)
+/// An untagged Ethernet frame around an IP packet of either version.
+pub fn ethernet_ip(packet: &[u8]) -> Vec<u8> {
+    tagged_ip(&[], packet)
+}
+
+/// An Ethernet frame with tags around an IP packet, whose first byte has the version.
+pub fn tagged_ip(tags: &[Tag], packet: &[u8]) -> Vec<u8> {
+    ethernet(tags, ethertype_of(packet), packet)
+}
+
+/// The EtherType of an IP packet.
+pub fn ethertype_of(packet: &[u8]) -> u16 {
+    match packet.first().is_some_and(|byte| byte >> 4 == 6) {
+        true => IPV6,
+        false => IPV4,
+    }
+}
+
+/// A frame with a SYN.
+pub fn syn_frame(tags: &[Tag], from: IpAddr, to: IpAddr, dport: u16) -> Vec<u8> {
+    tagged_ip(
+        tags,
+        &tcp_between(from, to, &Segment::new(40000, dport, SYN, &[])),
+    )
+}
+
+/// The EtherType field and all tags up to the innermost EtherType.
+pub fn tagged(tags: &[Tag], ethertype: u16) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for tag in tags {
+        bytes.extend(tag.ethertype.to_be_bytes());
+        bytes.extend(tag.tci.to_be_bytes());
+    }
+    bytes.extend(ethertype.to_be_bytes());
+    bytes
+}
+
+/// A TCP segment.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    pub sport: u16,
+    pub dport: u16,
+    pub seq: u32,
+    pub ack: u32,
+    pub flags: u8,
+    pub window: u16,
+    pub urgent: u16,
+    /// Padded with zeros (end of options) to whole words.
+    pub options: Vec<u8>,
+    /// Words of header to claim instead of the true number.
+    pub data_offset: Option<u8>,
+    pub payload: Vec<u8>,
+}
+
+impl Default for Segment {
+    /// A SYN without options from port 0x1234 to port 80.
+    fn default() -> Self {
+        Self {
+            sport: 0x1234,
+            dport: 80,
+            seq: 0x0102_0304,
+            ack: 0,
+            flags: SYN,
+            window: 64_240,
+            urgent: 0,
+            options: Vec::new(),
+            data_offset: None,
+            payload: Vec::new(),
         }
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let mut packet = vec![0x60, 0, 0, 0];
-            packet.extend(u16::try_from(payload.len()).unwrap().to_be_bytes());
-            packet.extend([protocol, 64]);
-            packet.extend(from.octets());
-            packet.extend(to.octets());
-            packet.extend(payload);
-            (IPV6, packet)
+    }
+}
+
+impl Segment {
+    /// A segment without options. Its sequence number is 1, and it acknowledges nothing.
+    pub fn new(sport: u16, dport: u16, flags: u8, payload: &[u8]) -> Self {
+        Self {
+            sport,
+            dport,
+            seq: 1,
+            flags,
+            payload: payload.to_vec(),
+            ..Self::default()
         }
-        _ => panic!("{from} and {to} are of two families"),
+    }
+
+    /// The segment's bytes, with the checksum for these addresses.
+    pub fn bytes(&self, source: &[u8], destination: &[u8]) -> Vec<u8> {
+        let options = padded(&self.options);
+        let words = self.data_offset.unwrap_or(5 + (options.len() / 4) as u8);
+        let mut bytes = Vec::new();
+        bytes.extend(self.sport.to_be_bytes());
+        bytes.extend(self.dport.to_be_bytes());
+        bytes.extend(self.seq.to_be_bytes());
+        bytes.extend(self.ack.to_be_bytes());
+        bytes.extend([words << 4, self.flags]);
+        bytes.extend(self.window.to_be_bytes());
+        bytes.extend([0, 0]);
+        bytes.extend(self.urgent.to_be_bytes());
+        bytes.extend(options);
+        bytes.extend(&self.payload);
+
+        // The pseudo headers of RFC 9293 and RFC 8200 differ in the width of length and protocol,
+        // but the sum over them is the same.
+        let length = bytes.len() as u32;
+        let pseudo = [
+            source,
+            destination,
+            &length.to_be_bytes(),
+            &[0, 0, 0, TCP],
+            &bytes,
+        ]
+        .concat();
+        bytes[16..18].copy_from_slice(&checksum(&pseudo).to_be_bytes());
+        bytes
     }
 }
 
-/// An IPv4 packet; `fragment` is the field of flags and offset.
-pub fn ipv4(
-    options: &[u8],
-    fragment: u16,
-    protocol: u8,
-    from: [u8; 4],
-    to: [u8; 4],
-    payload: &[u8],
-) -> Vec<u8> {
-    let header_len = 20 + options.len();
-    let words = u8::try_from(header_len / 4).unwrap();
-    let total = u16::try_from(header_len + payload.len()).unwrap();
-    let mut packet = vec![0x40 | words, 0];
-    packet.extend(total.to_be_bytes());
-    packet.extend([0x12, 0x34]);
-    packet.extend(fragment.to_be_bytes());
-    packet.extend([64, protocol, 0, 0]);
-    packet.extend(from);
-    packet.extend(to);
-    packet.extend(options);
-    let sum = checksum(&packet);
-    packet[10..12].copy_from_slice(&sum.to_be_bytes());
-    packet.extend(payload);
-    packet
+/// TCP options, to be concatenated.
+pub fn mss(value: u16) -> Vec<u8> {
+    [&[2, 4][..], &value.to_be_bytes()].concat()
 }
 
-/// A TCP segment without options. Nobody checks its checksum, which is 0.
-pub fn tcp(sport: u16, dport: u16, flags: u8, payload: &[u8]) -> Vec<u8> {
-    let mut segment = Vec::new();
-    segment.extend(sport.to_be_bytes());
-    segment.extend(dport.to_be_bytes());
-    segment.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
-    segment.extend(payload);
-    segment
+pub fn wscale(shift: u8) -> Vec<u8> {
+    vec![3, 3, shift]
 }
 
-/// A whole SYN in a frame.
-pub fn syn_frame(tags: &[(u16, u16)], from: IpAddr, to: IpAddr, dport: u16) -> Vec<u8> {
-    let (ethertype, packet) = ip(from, to, TCP, &tcp(40000, dport, SYN, &[]));
-    ethernet(tags, ethertype, &packet)
+pub fn sack_permitted() -> Vec<u8> {
+    vec![4, 2]
 }
 
-/// The checksum of an IPv4 header, in which it is still 0.
-pub fn checksum(header: &[u8]) -> u16 {
-    let words = header.chunks(2);
-    let mut sum: u32 = words
-        .map(|word| u32::from(word[0]) << 8 | u32::from(word.get(1).copied().unwrap_or(0)))
-        .sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !u16::try_from(sum).unwrap()
+pub fn timestamps(value: u32, echo: u32) -> Vec<u8> {
+    [&[8, 10][..], &value.to_be_bytes(), &echo.to_be_bytes()].concat()
 }
 
-/// A packet socket that sends frames as they are, or receives them.
-pub struct RawSocket {
-    fd: OwnedFd,
+/// The options of a Linux SYN, in its order.
+pub fn linux_options() -> Vec<u8> {
+    let nop = vec![1];
+    [
+        mss(1460),
+        sack_permitted(),
+        timestamps(0x0a0b_0c0d, 0),
+        nop,
+        wscale(7),
+    ]
+    .concat()
 }
 
-impl RawSocket {
-    /// To send on an interface of the namespace that the calling thread is in.
-    pub fn open(interface: &str) -> Self {
-        // Protocol 0 receives nothing.
-        Self::of_protocol(interface, 0)
+/// An IPv4 header.
+#[derive(Clone, Debug)]
+pub struct Ipv4 {
+    pub version: u8,
+    pub tos: u8,
+    pub id: u16,
+    /// The three flags and the fragment offset, as one field.
+    pub fragment: u16,
+    pub ttl: u8,
+    pub protocol: u8,
+    pub source: [u8; 4],
+    pub destination: [u8; 4],
+    /// Padded with zeros (end of options) to whole words.
+    pub options: Vec<u8>,
+    /// Words of header to claim instead of the true number.
+    pub ihl: Option<u8>,
+    /// The total length to claim instead of the true one.
+    pub total_length: Option<u16>,
+}
+
+impl Default for Ipv4 {
+    fn default() -> Self {
+        Self {
+            version: 4,
+            tos: 0,
+            id: 0x4321,
+            fragment: 0x4000,
+            ttl: 64,
+            protocol: TCP,
+            source: [1, 2, 3, 4],
+            destination: [192, 0, 2, 1],
+            options: Vec::new(),
+            ihl: None,
+            total_length: None,
+        }
+    }
+}
+
+/// A TCP segment in a packet between two addresses, which are of the same version.
+pub fn tcp_between(source: IpAddr, destination: IpAddr, segment: &Segment) -> Vec<u8> {
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => Ipv4 {
+            source: source.octets(),
+            destination: destination.octets(),
+            ..Ipv4::default()
+        }
+        .tcp(segment),
+        (IpAddr::V6(source), IpAddr::V6(destination)) => Ipv6 {
+            source: source.octets(),
+            destination: destination.octets(),
+            ..Ipv6::default()
+        }
+        .tcp(segment),
+        _ => panic!("{source} and {destination} are of different versions"),
+    }
+}
+
+impl Ipv4 {
+    /// The packet with a TCP segment in it.
+    pub fn tcp(&self, segment: &Segment) -> Vec<u8> {
+        self.around(&segment.bytes(&self.source, &self.destination))
     }
 
-    /// To receive all frames of an interface of the namespace that the calling thread is in.
-    pub fn open_to_receive(interface: &str) -> Self {
-        Self::of_protocol(interface, libc::ETH_P_ALL as u16)
+    /// The packet with any payload.
+    pub fn around(&self, payload: &[u8]) -> Vec<u8> {
+        let options = padded(&self.options);
+        let header_len = 20 + options.len();
+        let ihl = self.ihl.unwrap_or((header_len / 4) as u8);
+        let true_length = (header_len + payload.len()) as u16;
+        let mut bytes = vec![self.version << 4 | ihl, self.tos];
+        bytes.extend(self.total_length.unwrap_or(true_length).to_be_bytes());
+        bytes.extend(self.id.to_be_bytes());
+        bytes.extend(self.fragment.to_be_bytes());
+        bytes.extend([self.ttl, self.protocol, 0, 0]);
+        bytes.extend(self.source);
+        bytes.extend(self.destination);
+        bytes.extend(options);
+        let sum = checksum(&bytes);
+        bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+        bytes.extend(payload);
+        bytes
+    }
+}
+
+/// An IPv6 extension header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extension {
+    /// Each with its length field: units of 8 bytes, not counting the first.
+    HopByHop(u8),
+    Routing(u8),
+    DestinationOptions(u8),
+    /// With its length field: words, minus 2.
+    Authentication(u8),
+    /// With the offset in units of 8 bytes, and whether more fragments follow.
+    Fragment(u16, bool),
+}
+
+impl Extension {
+    /// The number of this header in the next header field of the header before it.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::HopByHop(_) => HOP_BY_HOP,
+            Self::Routing(_) => ROUTING,
+            Self::DestinationOptions(_) => DESTINATION_OPTIONS,
+            Self::Authentication(_) => AUTHENTICATION,
+            Self::Fragment(..) => FRAGMENT,
+        }
     }
 
-    fn of_protocol(interface: &str, protocol: u16) -> Self {
-        // SAFETY: no pointers are passed. What it receives is chosen by binding it.
-        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-        check(fd, "socket");
-        // SAFETY: the kernel has just made this descriptor.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: all zeros is a value of this struct of integers.
-        let mut addr: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        addr.sll_family = libc::AF_PACKET as u16;
-        addr.sll_protocol = protocol.to_be();
-        addr.sll_ifindex = if_nametoindex(interface).unwrap().cast_signed();
-        // SAFETY: the address is valid for the call, and its length is its size.
-        let ret = unsafe {
-            libc::bind(
-                fd.as_raw_fd(),
-                (&raw const addr).cast(),
-                size_of_val(&addr) as libc::socklen_t,
-            )
-        };
-        check(ret, "bind");
-        Self { fd }
-    }
-
-    /// Sends a frame.
-    ///
-    /// # Panics
-    /// After [`PATIENCE`](super::PATIENCE) without room for it.
-    pub fn send(&self, frame: &[u8]) {
-        let sent = super::wait_for("room for a frame", || {
-            // SAFETY: the buffer is valid for the call.
-            let sent =
-                unsafe { libc::send(self.fd.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
-            // The backlog of a busy machine was full, and the other end has not seen the frame.
-            let is_full = sent < 0 && Errno::last() == Errno::ENOBUFS;
-            (!is_full).then_some(sent)
-        });
-        check(sent.try_into().unwrap(), "send");
-    }
-
-    /// The next frame.
-    ///
-    /// # Panics
-    /// After [`PATIENCE`](super::PATIENCE) without one.
-    pub fn receive(&self) -> Vec<u8> {
-        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
-        let timeout = PollTimeout::try_from(super::PATIENCE).unwrap();
-        assert_eq!(poll(&mut fds, timeout), Ok(1), "no frame");
-        let mut frame = vec![0; 65536];
-        // SAFETY: the buffer is valid for the call.
-        let received = unsafe {
-            libc::recv(
-                self.fd.as_raw_fd(),
-                frame.as_mut_ptr().cast(),
-                frame.len(),
-                0,
-            )
-        };
-        check(received.try_into().unwrap(), "recv");
-        frame.truncate(received.unsigned_abs());
-        frame
-    }
-
-    /// Sends frames by PACKET_TX_RING: the kernel makes packets of them in which only the Ethernet
-    /// header is linear.
-    pub fn send_by_ring(self, frames: &[Vec<u8>]) {
-        const SLOT: usize = 2048;
-        const BLOCK: usize = 4096;
-        // TPACKET2_HDRLEN - sizeof(struct sockaddr_ll): where the frame begins in its slot.
-        const DATA: usize = 32;
-        let blocks = frames.len().div_ceil(BLOCK / SLOT);
-        let version = libc::tpacket_versions::TPACKET_V2 as i32;
-        self.option(libc::PACKET_VERSION, &version);
-        let request = libc::tpacket_req {
-            tp_block_size: BLOCK as u32,
-            tp_block_nr: blocks as u32,
-            tp_frame_size: SLOT as u32,
-            tp_frame_nr: (blocks * BLOCK / SLOT) as u32,
-        };
-        self.option(libc::PACKET_TX_RING, &request);
-        let len = blocks * BLOCK;
-        // SAFETY: a new mapping of the socket's ring, at an address that the kernel chooses.
-        let ring = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                self.fd.as_raw_fd(),
-                0,
-            )
-        };
-        assert_ne!(ring, libc::MAP_FAILED, "{}", io::Error::last_os_error());
-        for (i, frame) in frames.iter().enumerate() {
-            assert!(frame.len() <= SLOT - DATA);
-            // SAFETY: slot `i` is inside the mapping, header and data fit in it (asserted), and
-            // the kernel reads a slot only once its status says so, which is written last.
-            unsafe {
-                let slot = ring.cast::<u8>().add(i * SLOT);
-                ptr::copy_nonoverlapping(frame.as_ptr(), slot.add(DATA), frame.len());
-                let header = slot.cast::<libc::tpacket2_hdr>();
-                (*header).tp_len = frame.len() as u32;
-                (&raw mut (*header).tp_status).write_volatile(libc::TP_STATUS_SEND_REQUEST);
+    fn bytes(self, next: u8) -> Vec<u8> {
+        let mut bytes = vec![next];
+        match self {
+            // Zeros are options of one byte of padding, or a routing header of type 0 that has
+            // no segments left.
+            Self::HopByHop(length) | Self::Routing(length) | Self::DestinationOptions(length) => {
+                bytes.push(length);
+                bytes.resize((usize::from(length) + 1) * 8, 0);
+            }
+            Self::Authentication(length) => {
+                bytes.push(length);
+                bytes.resize((usize::from(length) + 2) * 4, 0);
+            }
+            Self::Fragment(offset, more) => {
+                bytes.push(0);
+                bytes.extend((offset << 3 | u16::from(more)).to_be_bytes());
+                bytes.extend([0xca, 0xfe, 0xf0, 0x0d]);
             }
         }
-        // SAFETY: nothing is sent but what the ring holds; it returns when all of it is sent.
-        let sent = unsafe { libc::send(self.fd.as_raw_fd(), ptr::null(), 0, 0) };
-        check(sent.try_into().unwrap(), "send");
-        // SAFETY: the mapping made above, of which no reference is left.
-        unsafe { libc::munmap(ring, len) };
-    }
-
-    fn option<T>(&self, name: i32, value: &T) {
-        // SAFETY: the value is valid for the call, and its length is its size.
-        let ret = unsafe {
-            libc::setsockopt(
-                self.fd.as_raw_fd(),
-                libc::SOL_PACKET,
-                name,
-                ptr::from_ref(value).cast(),
-                size_of::<T>() as libc::socklen_t,
-            )
-        };
-        check(ret, "setsockopt");
+        bytes
     }
 }
 
-/// A tun device, which carries IP packets without an Ethernet header. It is gone when this is
-/// dropped.
-pub struct Tun(File);
+/// An IPv6 header with its extension headers.
+#[derive(Clone, Debug)]
+pub struct Ipv6 {
+    pub version: u8,
+    pub traffic_class: u8,
+    /// 20 bits.
+    pub flow_label: u32,
+    pub hop_limit: u8,
+    pub source: [u8; 16],
+    pub destination: [u8; 16],
+    pub extensions: Vec<Extension>,
+    /// The protocol that the last header announces.
+    pub protocol: u8,
+    /// The payload length to claim instead of the true one.
+    pub payload_length: Option<u16>,
+}
 
-impl Tun {
-    /// Makes one in the namespace that the calling thread is in.
-    ///
-    /// # Errors
-    /// The kernel has no tun devices.
-    pub fn new(name: &str) -> Result<Self, String> {
-        const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/net/tun")
-            .map_err(|error| format!("no tun devices: {error}"))?;
-        // SAFETY: all zeros is a value of this struct of integers.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-            *to = from as libc::c_char;
+impl Default for Ipv6 {
+    fn default() -> Self {
+        let mut address = [0; 16];
+        address[..4].copy_from_slice(&[0x20, 0x01, 0x0d, 0xb8]);
+        let (mut source, mut destination) = (address, address);
+        source[15] = 1;
+        destination[15] = 2;
+        Self {
+            version: 6,
+            traffic_class: 0,
+            flow_label: 0xf_1001,
+            hop_limit: 64,
+            source,
+            destination,
+            extensions: Vec::new(),
+            protocol: TCP,
+            payload_length: None,
         }
-        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as i16;
-        // SAFETY: the request is valid for the call.
-        let ret = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) };
-        if ret != 0 {
-            return Err(format!("no tun devices: {}", io::Error::last_os_error()));
-        }
-        Ok(Self(file))
-    }
-
-    /// Lets a packet come in on the device.
-    pub fn receive(&mut self, packet: &[u8]) {
-        self.0.write_all(packet).unwrap();
     }
 }
 
-fn check(ret: i32, call: &str) {
-    assert!(ret >= 0, "{call}: {}", io::Error::last_os_error());
+impl Ipv6 {
+    /// The packet with a TCP segment in it.
+    pub fn tcp(&self, segment: &Segment) -> Vec<u8> {
+        self.around(&segment.bytes(&self.source, &self.destination))
+    }
+
+    /// The packet with any payload.
+    pub fn around(&self, payload: &[u8]) -> Vec<u8> {
+        let mut behind = Vec::new();
+        for (index, extension) in self.extensions.iter().enumerate() {
+            let next = self.extensions.get(index + 1);
+            behind.extend(extension.bytes(next.map_or(self.protocol, |next| next.number())));
+        }
+        behind.extend(payload);
+        let first_word = u32::from(self.version) << 28
+            | u32::from(self.traffic_class) << 20
+            | self.flow_label & 0xf_ffff;
+        let length = self.payload_length.unwrap_or(behind.len() as u16);
+        let first = self.extensions.first();
+        let mut bytes = first_word.to_be_bytes().to_vec();
+        bytes.extend(length.to_be_bytes());
+        bytes.extend([
+            first.map_or(self.protocol, |first| first.number()),
+            self.hop_limit,
+        ]);
+        bytes.extend(self.source);
+        bytes.extend(self.destination);
+        bytes.extend(behind);
+        bytes
+    }
+}
+
+fn padded(options: &[u8]) -> Vec<u8> {
+    let mut options = options.to_vec();
+    options.resize(options.len().next_multiple_of(4), 0);
+    assert!(
+        options.len() <= 40,
+        "a header has room for 40 bytes of options"
+    );
+    options
+}
+
+/// The Internet checksum (RFC 1071).
+pub fn checksum(bytes: &[u8]) -> u16 {
+    let mut sum = 0_u32;
+    for pair in bytes.chunks(2) {
+        let low = pair.get(1).copied().unwrap_or(0);
+        sum += u32::from(u16::from_be_bytes([pair[0], low]));
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
 }

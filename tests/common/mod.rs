@@ -9,6 +9,7 @@ pub mod bpf;
 pub mod cgroup;
 pub mod frames;
 pub mod net;
+pub mod raw;
 pub mod terminal;
 pub mod tool;
 

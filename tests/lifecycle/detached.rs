@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::{WAYS, is_tc, linked};
 use crate::common::bpf::{detach_link, has_tcx, hold_link, links_of, replace_xdp};
-use crate::common::frames::{RawSocket, syn_frame};
+use crate::common::frames::syn_frame;
+use crate::common::raw::RawSocket;
 use crate::common::{CLIENT4, Output, Pair, SERVER4, Tool, is_guest, need, quick, release};
 
 /// Detaches one program of a tool from `vs`, as another process can.

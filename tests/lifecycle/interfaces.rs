@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{WAYS, linked};
 use crate::common::bpf::tcx_programs;
-use crate::common::frames::Tun;
+use crate::common::raw::Tun;
 use crate::common::tool::{binary, command_of};
 use crate::common::{Namespace, Pair, SERVER4, Tool, command, need, quick, run, try_run};
 

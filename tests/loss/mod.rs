@@ -8,8 +8,9 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use crate::accept::{Growth, NOBODY, segment, send, with_neighbour};
-use crate::common::frames::{RawSocket, SYN, syn_frame};
+use crate::common::frames::{SYN, syn_frame};
 use crate::common::net::{CLIENT4, SERVER4};
+use crate::common::raw::RawSocket;
 use crate::common::{Namespace, Output, Pair, Tool, command, need, release, wait_for};
 use crate::connect::sockets::set_int;
 use nix::libc;

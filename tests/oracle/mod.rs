@@ -24,20 +24,13 @@ use std::net::IpAddr;
 
 pub use parse::judge;
 
-/// EtherType of IPv4.
-pub const ETHERTYPE_IPV4: u16 = 0x0800;
-/// EtherType of IPv6.
-pub const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub use crate::common::frames::{
+    AUTHENTICATION, DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, IPV4 as ETHERTYPE_IPV4,
+    IPV6 as ETHERTYPE_IPV6, ROUTING, TCP,
+};
+
 /// The EtherTypes that announce a VLAN tag: 802.1Q, 802.1ad and the older QinQ.
 pub const TAGS: [u16; 3] = [0x8100, 0x88a8, 0x9100];
-
-/// IP protocol numbers: TCP, and the five IPv6 extension headers that are walked.
-pub const TCP: u8 = 6;
-pub const HOP_BY_HOP: u8 = 0;
-pub const ROUTING: u8 = 43;
-pub const FRAGMENT: u8 = 44;
-pub const AUTHENTICATION: u8 = 51;
-pub const DESTINATION_OPTIONS: u8 = 60;
 
 /// The link type of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

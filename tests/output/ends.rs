@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigHandler, Signal, signal};
 
-use crate::common::frames::{RawSocket, syn_frame};
+use crate::common::frames::syn_frame;
+use crate::common::raw::RawSocket;
 use crate::common::{CLIENT4, PATIENCE, Pair, SERVER4, Tool, command, is_guest, need, quick};
 
 #[test]

@@ -8,7 +8,8 @@ use tcpinspect::domain::packet::Packet;
 use tcpinspect::skel::PacketEvent;
 
 use crate::common::bpf::last_in_ring;
-use crate::common::frames::{RawSocket, SYN, TCP, ethernet, ip, tcp};
+use crate::common::frames::{SYN, Segment, ethernet_ip, tcp_between};
+use crate::common::raw::RawSocket;
 use crate::common::tool::parse;
 use crate::common::{CLIENT4, Pair, SERVER4, Tool, command, need, quick};
 
@@ -114,18 +115,20 @@ fn an_event_has_no_data_that_was_in_its_memory_before() {
     command.args(["--buffer", "ring", "--buffer-size", "4096"]);
     let tool = Tool::spawn_in(&pair.server, &mut command).attached();
     let client = pair.client.enter(|| RawSocket::open("vc"));
-    let send = |segment: &[u8]| {
-        let (ethertype, packet) = ip(CLIENT4.into(), SERVER4.into(), TCP, segment);
-        client.send(&ethernet(&[], ethertype, &packet));
+    let send = |segment: &Segment| {
+        let packet = tcp_between(CLIENT4.into(), SERVER4.into(), segment);
+        client.send(&ethernet_ip(&packet));
     };
     // All of the buffer is written more than once, with options and payload.
-    let mut full = tcp(40000, 80, SYN, &[0xee; 40 + CAPTURED]);
-    full[12] = 15 << 4;
+    let full = Segment {
+        options: vec![0xee; 40],
+        ..Segment::new(40000, 80, SYN, &[0xee; CAPTURED])
+    };
     for count in 1..100 {
         send(&full);
         tool.events(count);
     }
-    send(&tcp(40000, 81, SYN, &[]));
+    send(&Segment::new(40000, 81, SYN, &[]));
     tool.events(100);
     let bytes = last_in_ring(tool.pid(), size_of::<PacketEvent>() + CAPTURED);
     let event = Packet::decode(&bytes).unwrap().raw;

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::common::frames::{RawSocket, syn_frame};
+use crate::common::frames::syn_frame;
+use crate::common::raw::RawSocket;
 use crate::common::tool::{
     ENOUGH, PublicBinary, account, as_nobody, command_of, json_account, parse,
 };

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::frames::{RawSocket, SYN, TCP, ethernet, ip, syn_frame, tcp};
+use crate::common::frames::{SYN, Segment, ethernet_ip, syn_frame, tcp_between};
+use crate::common::raw::RawSocket;
 use crate::common::terminal;
 use crate::common::{CLIENT4, Namespace, PATIENCE, Pair, SERVER4, Tool, command, need};
 
@@ -229,9 +230,8 @@ fn no_name_or_payload_of_others_controls_a_terminal() {
     namespace.run(&format!("ip link add {NAME} type veth peer name {PEER}"));
     namespace.run(&format!("ip link set {NAME} up"));
     namespace.run(&format!("ip link set {PEER} up"));
-    let segment = tcp(40000, 80, SYN, b"\x1b]0;p\x07\r\nforged line\r\n");
-    let (ethertype, packet) = ip(CLIENT4.into(), SERVER4.into(), TCP, &segment);
-    let frame = ethernet(&[], ethertype, &packet);
+    let segment = Segment::new(40000, 80, SYN, b"\x1b]0;p\x07\r\nforged line\r\n");
+    let frame = ethernet_ip(&tcp_between(CLIENT4.into(), SERVER4.into(), &segment));
     let peer = namespace.enter(|| RawSocket::open(PEER));
     let happen = |screen: &Screen, shown: &str| {
         peer.send(&frame);

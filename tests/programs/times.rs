@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::parity::CaptureFile;
-use crate::common::frames::{SYN, ethernet, ip, tcp};
+use crate::common::frames::syn_frame;
 use crate::common::{CLIENT4, Output, SERVER4, Tool, command};
 use crate::oracle::pcap_write;
 
@@ -11,9 +11,7 @@ use crate::oracle::pcap_write;
 const TIMES: [u64; 2] = [1_764_000_000_000_042_999, 1_764_000_000_500_042_999];
 
 fn capture(times: &[u64]) -> CaptureFile {
-    let segment = tcp(40_000, 80, SYN, &[]);
-    let (ethertype, packet) = ip(CLIENT4.into(), SERVER4.into(), 6, &segment);
-    let frame = ethernet(&[], ethertype, &packet);
+    let frame = syn_frame(&[], CLIENT4.into(), SERVER4.into(), 80);
     let frames = times.iter().map(|at| (*at, &frame));
     CaptureFile::new(&pcap_write::timed(1, frames))
 }
