@@ -255,7 +255,9 @@ own_lines! {
     accept_trace: bss_accept.accept_counters of accept_counters;
     accept_trace: bss_accept.accept_cpus of accept_cpu;
     loss_trace: bss_loss.loss_counters of loss_counters;
-    connect_trace: bss_running.running of running;
+    accept_trace: bss_calls.frees of calls;
+    accept_trace: bss_calls.state_changes of calls;
+    connect_trace: bss_calls.state_changes of calls;
 }
 
 // The fields that each packet of a flow needs are on four cache lines, with the eight bytes before

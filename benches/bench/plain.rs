@@ -86,7 +86,7 @@ fn attach_bare() -> Result<Vec<Link>> {
     let wanted = [
         "handle_state_change",
         "on_state_change",
-        "on_nested_state_change",
+        "on_skipped_state_change",
     ];
     for mut program in open.open_object_mut().progs_mut() {
         let is_wanted = wanted.iter().any(|name| program.name() == *name);
@@ -99,7 +99,7 @@ fn attach_bare() -> Result<Vec<Link>> {
     skel.maps.handler.update(&slot, &handler, MapFlags::ANY)?;
     Ok(vec![
         progs.on_state_change.attach()?,
-        progs.on_nested_state_change.attach()?,
+        progs.on_skipped_state_change.attach()?,
     ])
 }
 

@@ -2,11 +2,13 @@
 
 use std::io::Write;
 use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd};
 
 use anyhow::{Context, Result, bail};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{
-    MapCore, MapFlags, MapType, OpenMapMut, OpenObject, OpenProgramMut, PrintLevel, set_print,
+    MapCore, MapFlags, MapType, OpenMapMut, OpenObject, OpenProgramMut, PrintLevel, ProgramMut,
+    set_print,
 };
 use nix::sys::utsname::uname;
 
@@ -138,6 +140,17 @@ pub fn on_two_threads<'obj, S: OpenSkel<'obj>>(
     let loaded: libbpf_rs::Result<_> =
         loaded.map_err(|error| libbpf_rs::Error::from(std::io::Error::other(error.to_string())))?;
     Ok((skel?, loaded?))
+}
+
+/// Puts the program into the map through which others tail-call it.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn set_handler(map: &impl MapCore, program: &ProgramMut<'_>) -> Result<()> {
+    const SLOT: u32 = 0;
+    let program = program.as_fd().as_raw_fd();
+    map.update(&SLOT.to_ne_bytes(), &program.to_ne_bytes(), MapFlags::ANY)
+        .context("failed to set up a tail call")
 }
 
 /// How many CPUs can run a program, each with counters of its own.

@@ -144,22 +144,31 @@ static __always_inline void on_owned_closed(void *ctx, const struct sock *sk,
 	report(ctx, &key, known, FATE_ACCEPTED);
 }
 
+static __always_inline bool is_established(int old_state, int new_state)
+{
+	return old_state == TCP_SYN_RECV && new_state == TCP_ESTABLISHED;
+}
+
+/* Whether a state change may be one of an incoming connection's beginning or end. */
+static __always_inline bool is_followed(int old_state, int new_state)
+{
+	if (new_state != TCP_CLOSE)
+		return is_established(old_state, new_state);
+	return old_state != TCP_LISTEN && old_state != TCP_SYN_SENT && old_state != TCP_CLOSE;
+}
+
 static __always_inline int on_state(void *ctx, const struct sock *trusted, int old_state,
 				    int new_state)
 {
 	const struct sock *sk = UNTRUSTED(trusted);
-	bool established = old_state == TCP_SYN_RECV && new_state == TCP_ESTABLISHED;
 	const struct tcp_sock *tp;
 
-	if (!established && (new_state != TCP_CLOSE || old_state == TCP_LISTEN ||
-			     old_state == TCP_SYN_SENT || old_state == TCP_CLOSE))
-		return 0;
 	if (sk->sk_protocol != IPPROTO_TCP || read_netns(sk) != netns)
 		return 0;
 	tp = bpf_skc_to_tcp_sock((void *)trusted);
 	if (!tp)
 		return 0;
-	if (established)
+	if (is_established(old_state, new_state))
 		on_established(ctx, sk, tp);
 	else if (sk->sk_socket || (sk->__sk_common.skc_flags & (1UL << SOCK_DEAD)))
 		on_owned_closed(ctx, sk, tp);

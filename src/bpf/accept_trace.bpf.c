@@ -15,6 +15,7 @@
 #include <bpf/bpf_tracing.h>
 #include "accept_drop.bpf.h"
 #include "accept_socket.bpf.h"
+#include "stand_in.bpf.h"
 
 SEC("tc")
 int accept_ingress(struct __sk_buff *skb)
@@ -28,11 +29,46 @@ int accept_egress(struct __sk_buff *skb)
 	return stopped ? TCX_NEXT : on_packet(skb, true);
 }
 
+/*
+ * The programs at the tracepoints kfree_skb and inet_sock_set_state, and their stand-ins, tail-call
+ * those that do the work, so that the verifier has to check it only once. User space puts these
+ * into the maps.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} drop_handler SEC(".maps"), state_handler SEC(".maps");
+
+struct calls frees[COUNTER_SLOTS] SEC(".bss.calls") __attribute__((aligned(64)));
+struct calls state_changes[COUNTER_SLOTS] SEC(".bss.calls") __attribute__((aligned(64)));
+
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(accept_free, const struct sk_buff *skb)
+{
+	if (stopped)
+		return 0;
+	note_call(frees, ctx, skb);
+	bpf_tail_call(ctx, &drop_handler, 0);
+	return 0;
+}
+
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(accept_skipped_free, const struct sk_buff *skb)
+{
+	if (stopped || !was_skipped(frees, ctx, skb))
+		return 0;
+	bpf_tail_call(ctx, &drop_handler, 0);
+	return 0;
+}
+
 /* The tracepoint has a reason since Linux 5.17, and in older kernels with a backport. */
 SEC("tp_btf/kfree_skb")
 int BPF_PROG(accept_drop_reason, const struct sk_buff *skb, void *place, __u32 reason)
 {
-	return stopped ? 0 : on_drop(ctx, skb, (__u64)place, reason, NULL);
+	USE_KERNEL_STACK(ctx, drop_handler);
+	return on_drop(ctx, skb, (__u64)place, reason, NULL);
 }
 
 /* Since Linux 6.11 it also has the socket that was to receive the packet, or NULL. */
@@ -40,19 +76,43 @@ SEC("tp_btf/kfree_skb")
 int BPF_PROG(accept_drop_socket, const struct sk_buff *skb, void *place, __u32 reason,
 	     const struct sock *receiver)
 {
-	return stopped ? 0 : on_drop(ctx, skb, (__u64)place, reason, receiver);
+	USE_KERNEL_STACK(ctx, drop_handler);
+	return on_drop(ctx, skb, (__u64)place, reason, receiver);
 }
 
 SEC("tp_btf/kfree_skb")
 int BPF_PROG(accept_drop, const struct sk_buff *skb, void *place)
 {
-	return stopped ? 0 : on_drop(ctx, skb, (__u64)place, 0, NULL);
+	USE_KERNEL_STACK(ctx, drop_handler);
+	return on_drop(ctx, skb, (__u64)place, 0, NULL);
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(accept_change, const struct sock *sk, int old_state, int new_state)
+{
+	if (stopped)
+		return 0;
+	note_call(state_changes, ctx, sk);
+	if (is_followed(old_state, new_state))
+		bpf_tail_call(ctx, &state_handler, 0);
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(accept_skipped_change, const struct sock *sk, int old_state, int new_state)
+{
+	if (stopped || !was_skipped(state_changes, ctx, sk))
+		return 0;
+	if (is_followed(old_state, new_state))
+		bpf_tail_call(ctx, &state_handler, 0);
+	return 0;
 }
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(accept_state, const struct sock *sk, int old_state, int new_state)
 {
-	return stopped ? 0 : on_state(ctx, sk, old_state, new_state);
+	USE_KERNEL_STACK(ctx, state_handler);
+	return on_state(ctx, sk, old_state, new_state);
 }
 
 /* Before Linux 6.10: (sk, flags, err, kern). */

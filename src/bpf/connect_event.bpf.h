@@ -10,6 +10,7 @@
 #include "export.bpf.h"
 #include "histogram.bpf.h"
 #include "socket.bpf.h"
+#include "task.bpf.h"
 #include "connect_trace.h"
 
 const volatile __u32 wanted_kinds = 0; /* bits by enum connect_kind */
@@ -127,11 +128,6 @@ static __always_inline void set_ends(struct connect_event *e, const struct ends 
 		__builtin_memcpy(e->saddr, ends->local, sizeof(e->saddr));
 		__builtin_memcpy(e->daddr, ends->remote, sizeof(e->daddr));
 	}
-}
-
-static __always_inline bool has_current_task_btf(void)
-{
-	return bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf);
 }
 
 static __always_inline bool is_kernel_thread(void)

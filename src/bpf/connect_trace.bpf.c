@@ -16,6 +16,7 @@
 #include "connect_accept.bpf.h"
 #include "connect_state.bpf.h"
 #include "connect_pending.bpf.h"
+#include "stand_in.bpf.h"
 
 static __always_inline int on_tracepoint(void *ctx, const struct sock *sk, int old_state,
 					 int new_state)
@@ -30,25 +31,10 @@ static __always_inline int on_tracepoint(void *ctx, const struct sock *sk, int o
 }
 
 /*
- * Since Linux 6.2 a tracepoint program is skipped while it is already running on the same CPU. If
- * incoming packets interrupt it in a system call, their state changes would be missed. So there are
- * two programs: the second does the work when the first is skipped. Both tail-call a third one, so
- * that the verifier has to check the work only once.
- *
- * The second program does the work when the first is marked as running, unless the first was ever
- * seen to interrupt itself: such a kernel does not skip it.
+ * The program at the tracepoint and its stand-in both tail-call a third one, so that the verifier
+ * has to check the work only once.
  */
-struct running {
-	__u8 depth;   /* how many state changes are being handled, each interrupting the last */
-	__u8 pad[63]; /* no cache line is shared between CPUs */
-};
-struct running running[COUNTER_SLOTS] SEC(".bss.running") __attribute__((aligned(64)));
-bool can_interrupt_itself SEC(".bss.running");
-
-static __always_inline struct running *my_running(void)
-{
-	return &running[bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1)];
-}
+struct calls state_changes[COUNTER_SLOTS] SEC(".bss.calls") __attribute__((aligned(64)));
 
 /* User space puts handle_state_change() here. */
 struct {
@@ -61,48 +47,31 @@ struct {
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(handle_state_change, const struct sock *sk, int old_state, int new_state)
 {
-	on_tracepoint(ctx, sk, old_state, new_state);
-	barrier();
-	my_running()->depth--;
+	USE_KERNEL_STACK(ctx, handler);
+	return on_tracepoint(ctx, sk, old_state, new_state);
+}
+
+static __always_inline int hand_over(void *ctx, const struct sock *sk, int old_state, int new_state)
+{
+	if (!is_followed(old_state, new_state) || sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	bpf_tail_call(ctx, &handler, 0);
+	/* The tail call has failed. This can't happen while user space holds the map. */
+	count_lost();
 	return 0;
 }
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(on_state_change, const struct sock *sk, int old_state, int new_state)
 {
-	struct running *mine;
-
-	if (!is_followed(old_state, new_state) || sk->sk_protocol != IPPROTO_TCP)
-		return 0;
-	/* As early as possible: until `depth` is set, a change that interrupts this is lost. */
-	mine = my_running();
-	if (mine->depth)
-		can_interrupt_itself = true;
-	mine->depth++;
-	barrier();
-	bpf_tail_call(ctx, &handler, 0);
-	/* The tail call has failed. This can't happen while user space holds the map. */
-	mine->depth--;
-	count_lost();
-	return 0;
+	note_call(state_changes, ctx, sk);
+	return hand_over(ctx, sk, old_state, new_state);
 }
 
 SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(on_nested_state_change, const struct sock *sk, int old_state, int new_state)
+int BPF_PROG(on_skipped_state_change, const struct sock *sk, int old_state, int new_state)
 {
-	struct running *mine = my_running();
-
-	if (!mine->depth || can_interrupt_itself)
-		return 0;
-	__sync_fetch_and_add(&totals.nested, 1);
-	if (sk->sk_protocol != IPPROTO_TCP)
-		return 0;
-	mine->depth++;
-	barrier();
-	bpf_tail_call(ctx, &handler, 0);
-	mine->depth--;
-	count_lost();
-	return 0;
+	return was_skipped(state_changes, ctx, sk) ? hand_over(ctx, sk, old_state, new_state) : 0;
 }
 
 /*

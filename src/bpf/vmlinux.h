@@ -399,6 +399,7 @@ struct mptcp_sock {
 };
 
 struct task_struct {
+	void *stack;
 	unsigned int flags;
 	int tgid; /* pid_t */
 	struct task_struct *group_leader;

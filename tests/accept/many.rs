@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -75,6 +76,51 @@ fn each_of_six_thousand_concurrent_connects_has_the_fate_that_its_client_saw() {
     // The kernel may skip the program that sees an accept: then the end of the connection shows it.
     assert_eq!(fates.count("accepted"), taken, "{}", fates.summary);
     assert_eq!(taken, count(&accepted));
+}
+
+#[test]
+fn a_packet_that_interrupts_a_drop_has_its_fate() {
+    let pair = need!(Pair::new());
+    need!(pair.spread());
+    let args = ["accept-trace", "--json", "--attempts", "-i", "vs"];
+    let tool = Tool::start_in(&pair.server, &args);
+    let connects = if is_guest() { 500 } else { 5_000 };
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // The kernel drops what is left in a socket that is closed.
+        let drops = (0..2).map(|_| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let (sender, _receiver) = UnixDatagram::pair().unwrap();
+                    for _ in 0..10 {
+                        sender.send(b"dropped").unwrap();
+                    }
+                }
+            })
+        });
+        let drops = drops.collect::<Vec<_>>();
+        let client = || pair.refused_connects((SERVER4, 8205).into(), connects);
+        let clients = [scope.spawn(client), scope.spawn(client)];
+        for client in clients {
+            client.join().unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+        for thread in drops {
+            thread.join().unwrap();
+        }
+    });
+    thread::sleep(Duration::from_millis(if is_guest() { 2000 } else { 300 }));
+    let fates = Fates::of(&tool.stop());
+    assert_eq!(fates.summary["attempts"], 2 * connects, "{}", fates.summary);
+    // Other kernels may run no tracing programs while process 1 runs.
+    if is_guest() {
+        assert_eq!(
+            fates.count("refused"),
+            2 * connects as u64,
+            "{}",
+            fates.summary
+        );
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::process::Child;
 use std::sync::Arc;
 use std::thread;
 
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
@@ -199,6 +200,29 @@ impl Pair {
                 (error.kind() == std::io::ErrorKind::ConnectionRefused).then_some(())
             });
         }
+    }
+
+    /// Has packets handled on all CPUs in turn, in interrupts from each other (RPS).
+    ///
+    /// # Errors
+    /// The kernel has no RPS, or this process may not mount sysfs.
+    pub fn spread(&self) -> Result<(), String> {
+        let cpus = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN);
+        let cpus = cpus.ok().flatten().unwrap_or(1).min(32);
+        let mask = format!("{:x}", (1_u64 << cpus) - 1);
+        for (namespace, device) in [(&self.client, "vc"), (&self.server, "vs")] {
+            let path = format!("/sys/class/net/{device}/queues/rx-0/rps_cpus");
+            // A mount of sysfs shows the namespace in which it was made.
+            let written = namespace.enter(|| {
+                let none = None::<&str>;
+                unshare(CloneFlags::CLONE_NEWNS)?;
+                mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none)?;
+                mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none)?;
+                fs::write(&path, &mask)
+            });
+            written.map_err(|error| format!("no RPS: {path}: {error}"))?;
+        }
+        Ok(())
     }
 
     /// Everything about both ends that attaching could change.

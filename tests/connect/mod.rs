@@ -6,6 +6,7 @@ mod ends;
 mod errors;
 mod filters;
 mod histogram;
+mod interrupted;
 mod peers;
 mod pending;
 mod privileges;

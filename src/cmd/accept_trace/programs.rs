@@ -291,7 +291,11 @@ fn select_programs(plan: &Plan, once: bool, progs: &mut OpenAcceptTraceProgs<'_>
         ),
         (&mut progs.accept_drop_socket, plan.drops.has_socket),
         (&mut progs.accept_drop, !plan.drops.has_reason),
+        (&mut progs.accept_free, true),
+        (&mut progs.accept_skipped_free, true),
         (&mut progs.accept_state, true),
+        (&mut progs.accept_change, true),
+        (&mut progs.accept_skipped_change, true),
         (
             &mut progs.accept_exit_4,
             plan.hook == AcceptHook::FourArguments,
@@ -342,7 +346,17 @@ pub fn attach(
     ];
     let drops = drops.into_iter().find(|program| program.autoload());
     let drops = drops.context("no program for drops is loaded")?;
-    for (name, program) in hooks.iter().zip([drops, &progs.accept_state, accept]) {
+    load::set_handler(&skel.maps.drop_handler, drops)?;
+    load::set_handler(&skel.maps.state_handler, &progs.accept_state)?;
+    let [free, change, accepts] = hooks;
+    // A stand-in is attached right after its program.
+    for (name, program) in [
+        (free, &progs.accept_free),
+        (free, &progs.accept_skipped_free),
+        (change, &progs.accept_change),
+        (change, &progs.accept_skipped_change),
+        (accepts, accept),
+    ] {
         let link = program.attach_trace();
         links
             .push(link.map_err(|error| load::failure(&format!("failed to attach {name}"), error))?);

@@ -1,11 +1,11 @@
 //! Loads and attaches the first backend that works.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use libbpf_rs::skel::OpenSkel;
-use libbpf_rs::{ErrorKind, Link, MapCore, MapFlags, OpenObject, ProgramMut};
+use libbpf_rs::{ErrorKind, Link, OpenObject, ProgramMut};
 
 use super::pending::Pending;
 use crate::attach::load;
@@ -474,7 +474,7 @@ fn select_programs(plan: Plan, progs: &mut OpenConnectTraceProgs<'_>) {
         (&mut progs.kprobe_tcp_v6_connect, kprobe && plan.ipv6),
         (&mut progs.kretprobe_tcp_v6_connect, kprobe && plan.ipv6),
         (&mut progs.on_state_change, !plan.by_perf_event),
-        (&mut progs.on_nested_state_change, !plan.by_perf_event),
+        (&mut progs.on_skipped_state_change, !plan.by_perf_event),
         (&mut progs.handle_state_change, !plan.by_perf_event),
         (&mut progs.on_state_event, plan.by_perf_event),
         (&mut progs.on_skipped_state_event, plan.by_perf_event),
@@ -545,14 +545,9 @@ fn attach_programs(
         keep(hook, progs.on_skipped_state_event.attach())?;
         keep(hook, perf_event::attach(&progs.on_state_event, STATE_EVENT))?;
     } else {
-        let handler = progs.handle_state_change.as_fd().as_raw_fd();
-        let slot = 0_u32.to_ne_bytes();
-        let handlers = &skel.maps.handler;
-        handlers
-            .update(&slot, &handler.to_ne_bytes(), MapFlags::ANY)
-            .context("failed to set up the tail call at the tracepoint")?;
+        load::set_handler(&skel.maps.handler, &progs.handle_state_change)?;
         keep(hook, progs.on_state_change.attach())?;
-        keep(hook, progs.on_nested_state_change.attach())?;
+        keep(hook, progs.on_skipped_state_change.attach())?;
     }
     hooks.dedup();
     Ok((links, hooks))
@@ -571,7 +566,7 @@ pub(in crate::cmd) fn unseen(
             .map(|program| link::skipped_runs(program.as_fd()))
             .sum::<u64>()
     };
-    let changes = skipped(&[&progs.on_state_change, &progs.on_state_event]);
+    let changes = skipped(&[&progs.on_state_event]);
     let calls = skipped(&[
         &progs.enter_tcp_v4_connect,
         &progs.enter_tcp_v6_connect,

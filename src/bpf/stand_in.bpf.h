@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * A stand-in for a tracepoint program that the kernel skips.
+ *
+ * Since Linux 6.1 a tracepoint program is skipped while it is already running on the same CPU. If
+ * it runs in a system call, and an interrupt brings packets, then what these packets cause at the
+ * same tracepoint would be missed. So a second program, the stand-in, is attached to the tracepoint
+ * right after the first. The first program notes each call. The stand-in, which is called next,
+ * takes the note away. If there is none, it does the work.
+ *
+ * Each CPU has one note for tasks, and one for softirqs, which can interrupt them. They have
+ * different stacks, so the address of the program's context shows which of the two is running.
+ */
+#ifndef TCPINSPECT_STAND_IN_BPF_H
+#define TCPINSPECT_STAND_IN_BPF_H
+
+#include "packet.h"
+#include "task.bpf.h"
+
+/* What the first program was called for: the address of a socket or packet, or 0. */
+struct calls {
+	__u64 in_task;
+	__u64 in_softirq;
+	__u8 pad[48]; /* no cache line is shared between CPUs */
+};
+
+_Static_assert(sizeof(struct calls) == 64, "one cache line");
+
+/*
+ * The size of a task's stack, but for kernels with KASAN or pages of 64 KiB. There, tasks and
+ * softirqs share a note, and rarely an event is handled twice.
+ */
+#define THREAD_SIZE 16384
+
+static __always_inline bool is_on_task_stack(void *ctx)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	__u64 address = (__u64)ctx;
+
+	/* The verifier allows the difference of two pointers, and makes it a number. */
+	asm volatile("%0 -= %1" : "+r"(address) : "r"(task));
+	address += bpf_get_current_task();
+	return address - (__u64)task->stack < THREAD_SIZE;
+}
+
+static __always_inline __u64 *call_of(struct calls *calls, void *ctx)
+{
+	calls += bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1);
+	return is_on_task_stack(ctx) ? &calls->in_task : &calls->in_softirq;
+}
+
+/* Notes a call of the first program. */
+static __always_inline void note_call(struct calls *calls, void *ctx, const void *what)
+{
+	/* Older kernels skip nothing. */
+	if (has_current_task_btf())
+		*call_of(calls, ctx) = (__u64)what;
+}
+
+/* Takes the note away. Returns whether there is none, because the first program was skipped. */
+static __always_inline bool was_skipped(struct calls *calls, void *ctx, const void *what)
+{
+	__u64 *call;
+
+	if (!has_current_task_btf())
+		return false;
+	call = call_of(calls, ctx);
+	if (*call != (__u64)what)
+		return true;
+	*call = 0;
+	return false;
+}
+
+const volatile bool never = false;
+
+/*
+ * Has a program that is tail-called use the stack of the kernel. Since Linux 6.13 a tracing program
+ * has a stack of its own on each CPU, because the kernel does not let it interrupt itself. But it
+ * does not check this for tail calls. A program that contains a tail call gets no such stack.
+ */
+#define USE_KERNEL_STACK(ctx, handler)                                                             \
+	do {                                                                                       \
+		if (never)                                                                         \
+			bpf_tail_call((ctx), &(handler), 0);                                       \
+	} while (0)
+
+#endif /* TCPINSPECT_STAND_IN_BPF_H */
