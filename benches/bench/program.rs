@@ -11,10 +11,10 @@ use nix::sys::time::TimeValLike;
 use nix::time::{ClockId, clock_gettime};
 use tcpinspect::attach::xdp::{self, XdpMode};
 use tcpinspect::host::interfaces::resolve;
-use tcpinspect::skel::CountByKey;
 use tcpinspect::skel::flows::{FlowsSkelBuilder, OpenFlowsSkel};
 use tcpinspect::skel::port_monitor::PortMonitorSkelBuilder;
 use tcpinspect::skel::syn_count::SynCountSkelBuilder;
+use tcpinspect::skel::{CountByKey, FilterPart};
 
 use crate::Effort;
 use crate::chart::Bar;
@@ -88,7 +88,7 @@ fn tc(effort: Effort, empty: &ProgramMut<'_>, plain: &ProgramMut<'_>) -> Result<
     let rodata = open.maps.rodata_data.as_deref_mut();
     let rodata = rodata.context("no settings")?;
     // A filter for SYNs to a port that no frame has: the cost of a packet that does not match.
-    rodata.filter.parts.0 = 1 << 6 | 1 << 7;
+    rodata.filter.parts.0 = FilterPart::FILTER_DPORT.0 | FilterPart::FILTER_FLAGS.0;
     rodata.filter.flags_mask = 0x12;
     rodata.filter.flags_value = 0x02;
     let monitor = open.load()?;
