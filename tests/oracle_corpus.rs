@@ -2,8 +2,8 @@
 //! any capture or random frame, and its totals are printed so that a change of them is seen.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 
+use crate::common::skip;
 use crate::oracle::{Link, Verdict, capture, corpus, frames, judge};
 
 /// Frames by verdict.
@@ -22,9 +22,8 @@ fn every_frame_of_the_corpus_gets_a_verdict() {
         let files = match corpus::captures_of(package) {
             Ok(files) => files,
             Err(err) => {
-                // To stderr itself: the test harness captures what the print macros write.
                 let test = "every_frame_of_the_corpus_gets_a_verdict";
-                let _ = writeln!(std::io::stderr(), "SKIP {test}: {package}: {err}");
+                skip(test, &format!("{package}: {err}"));
                 continue;
             }
         };

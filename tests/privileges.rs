@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::common::bpf::has_tcx;
 use crate::common::terminal::terminal;
 use crate::common::tool::{ENOUGH, PublicBinary, as_nobody, command_of};
-use crate::common::{Namespace, Pair, SERVER4, Tool, command, need, release, wait_for};
+use crate::common::{Namespace, Pair, SERVER4, Tool, command, need, release, say, wait_for};
 use crate::oracle::pcap_write::{Order, Pcap, Unit};
 use caps::Capability;
 use nix::libc;
@@ -253,7 +253,7 @@ fn try_confined(files: Files, recording: Recording<'_>) -> Vec<&'static str> {
     let abi = unsafe { libc::syscall(number, no_attributes, no_size, version) };
     let has_landlock = abi > 0;
     if !has_landlock {
-        let _ = writeln!(io::stderr(), "this kernel has no Landlock");
+        say("this kernel has no Landlock");
     }
     sandbox::confine(files, recording).unwrap();
 
@@ -440,8 +440,7 @@ fn in_children(test: &str, ways: &[&str], confined: impl FnOnce(&OsStr) -> (bool
     const ALL_RIGHT: i32 = 42;
     if let Some(way) = std::env::var_os(CHILD) {
         let (is_right, found) = confined(&way);
-        // To stderr itself: the test harness captures what the print macros write.
-        let _ = writeln!(io::stderr(), "{found}");
+        say(&found);
         std::process::exit(if is_right { ALL_RIGHT } else { 1 });
     }
     let name = format!("privileges::{test}");

@@ -44,11 +44,19 @@ pub(crate) use need;
 
 /// Says that a test can't run here. `place` is the path of an item in the test function.
 pub fn skip(place: &str, why: &str) {
+    say(&format!("SKIP {}: {why}", test_at(place)));
+}
+
+/// The name of the test function that has an item of this path.
+pub fn test_at(place: &str) -> &str {
     let test = place.trim_end_matches("::here");
-    let test = test.split_once("::").map_or(test, |(_, name)| name);
-    // To stderr itself, because the test harness captures what the print macros write; and in one
-    // write, so that no other output splits the line.
-    let _ = std::io::stderr().write_all(format!("SKIP {test}: {why}\n").as_bytes());
+    test.split_once("::").map_or(test, |(_, name)| name)
+}
+
+/// Prints a line to stderr itself, because the test harness captures what the print macros write;
+/// and in one write, so that no other output splits the line.
+pub fn say(line: &str) {
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 /// Waits until `condition` gives a value.

@@ -14,14 +14,13 @@ mod process;
 pub(crate) mod sockets;
 pub mod uring;
 
-use std::io::Write;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::common::bpf::has_fentry;
-use crate::common::{Namespace, Output, Tool, command, is_guest};
+use crate::common::{Namespace, Output, Tool, command, is_guest, say, test_at};
 
 /// All backends, the most informative first.
 const BACKENDS: [&str; 3] = ["fentry", "kprobe", "tracepoint"];
@@ -51,11 +50,9 @@ fn usable_backends(place: &str) -> &'static [&'static str] {
     usable
 }
 
-/// Reports that a test used a backend, bypassing the capture of the test harness.
+/// Reports that a test used a backend.
 fn say_backend(backend: &str, place: &str) {
-    let test = place.trim_end_matches("::here");
-    let test = test.split_once("::").map_or(test, |(_, name)| name);
-    let _ = writeln!(std::io::stderr(), "BACKEND {backend} {test}");
+    say(&format!("BACKEND {backend} {}", test_at(place)));
 }
 
 /// The backends to test in this function; see [`usable_backends`].

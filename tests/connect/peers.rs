@@ -21,7 +21,7 @@ use serde_json::Value;
 use super::sockets::{connect_to, tcp};
 use super::{Events, Trace, backends};
 use crate::common::net::Reaped;
-use crate::common::{Namespace, Pair, SERVER4, SERVER6, need, wait_within};
+use crate::common::{Namespace, Pair, SERVER4, SERVER6, need, say, wait_within};
 
 /// A line of a tool, by the names of its columns.
 type Row = HashMap<String, String>;
@@ -162,7 +162,7 @@ fn find<'e>(tool: &str, row: &Row, events: &[&'e Value], columns: &[(&str, &str)
         .unwrap_or_else(|| panic!("{tool} has {row:?}, which is not in {events:#?}"))
 }
 
-/// Prints, bypassing the capture of the test harness, which of our events a tool has no line for.
+/// Prints which of our events a tool has no line for.
 fn list_missed(tool: &str, rows: usize, missed: &[&&Value]) {
     let mut text = format!("\n{tool}: {rows} lines, all of them seen; it misses");
     for event in missed {
@@ -179,7 +179,7 @@ fn list_missed(tool: &str, rows: usize, missed: &[&&Value]) {
     if missed.is_empty() {
         text += " nothing";
     }
-    let _ = writeln!(std::io::stderr(), "{text}");
+    say(&text);
 }
 
 const OUTGOING: [(&str, &str); 7] = [

@@ -112,10 +112,8 @@ fn under_lockdown_the_best_backend_still_sees_everything() {
     let tool = Tool::start(&TRACE);
     let backend = backend_of(&tool);
     assert_eq!(backend, "fentry", "{mode}");
-    say_backend(
-        backend,
-        "x::under_lockdown_the_best_backend_still_sees_everything",
-    );
+    fn here() {}
+    say_backend(backend, std::any::type_name_of_val(&here));
     assert_traces(tool, &namespace, true);
 }
 

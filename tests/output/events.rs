@@ -1,6 +1,5 @@
 //! Events on their way to user space: lost, suppressed or late, and without leftover memory.
 
-use std::io::Write;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -11,7 +10,7 @@ use crate::common::bpf::last_in_ring;
 use crate::common::frames::{SYN, Segment, ethernet_ip, tcp_between};
 use crate::common::raw::RawSocket;
 use crate::common::tool::parse;
-use crate::common::{CLIENT4, Pair, SERVER4, Tool, command, need, quick};
+use crate::common::{CLIENT4, Pair, SERVER4, Tool, command, need, quick, say};
 
 #[test]
 fn events_that_find_no_room_are_counted_exactly() {
@@ -92,17 +91,12 @@ fn an_event_reaches_the_pipe_within_100_ms() {
         latencies.sort();
         let (attached, _) = tool.attached_line();
         let median = latencies[latencies.len() / 2];
-        report_figure(&format!(
+        say(&format!(
             "{buffer}: attached {attached:.1?} after the start, latency {median:.2?} (median), {:.2?} (longest)",
             latencies[latencies.len() - 1]
         ));
         assert!(median < quick(Duration::from_millis(100)), "{latencies:?}");
     }
-}
-
-/// Prints a figure into the log.
-fn report_figure(figure: &str) {
-    let _ = writeln!(std::io::stderr(), "{figure}");
 }
 
 #[test]

@@ -6,7 +6,6 @@
 )]
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -16,7 +15,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::common::{Output, Tool, command, is_guest};
+use crate::common::{Output, Tool, command, is_guest, say};
 use crate::oracle::capture::Record;
 use crate::oracle::pcap_write::{Order, PcapNg};
 use crate::oracle::{Link, Tcp, Verdict, judge, pcap_write};
@@ -52,7 +51,7 @@ pub fn seed(test: &str) -> u64 {
             u64::try_from(now.as_micros()).unwrap()
         }
     };
-    let _ = writeln!(std::io::stderr(), "{test}: TCPINSPECT_SEED={seed}");
+    say(&format!("{test}: TCPINSPECT_SEED={seed}"));
     seed
 }
 
