@@ -47,7 +47,12 @@ fn view_command(program: &fs::File) -> std::process::Command {
 }
 
 fn view_every(interval: &str, program: &fs::File) -> std::process::Command {
-    let mut command = command(["flows", "lo", "-I", interval]);
+    command_on(program, &["flows", "lo", "-I", interval])
+}
+
+/// The tool on this terminal, which can draw.
+fn command_on(program: &fs::File, args: &[&str]) -> std::process::Command {
+    let mut command = command(args);
     command
         .env("TERM", "xterm")
         .stdin(Stdio::from(program.try_clone().unwrap()))
@@ -163,26 +168,22 @@ fn the_keys_of_the_view_do_what_its_help_says() {
 fn the_view_of_listeners_fills_a_terminal_that_gets_another_size() {
     let namespace = need!(Namespace::new());
     let (user, program) = terminal();
-    let mut command = command(["listeners", "-I", "1h"]);
-    command
-        .env("TERM", "xterm")
-        .stdin(Stdio::from(program.try_clone().unwrap()))
-        .stdout(Stdio::from(program.try_clone().unwrap()));
+    let mut command = command_on(&program, &["listeners", "-I", "1h"]);
     let _tool = Tool::spawn_in(&namespace, &mut command).attached();
     let screen = screen_of(&user);
-    // No key is pressed, and the next report is due in an hour.
-    for columns in [120, 80] {
+    let wait_drawn = || {
         crate::common::wait_for("the view is drawn", || {
             let text = plain(&screen.lock().unwrap());
             text.contains("q quit").then_some(())
         });
+    };
+    // No key is pressed, and the next report is due in an hour.
+    for columns in [120, 80] {
+        wait_drawn();
         screen.lock().unwrap().clear();
         resize(&program, columns, 24);
     }
-    crate::common::wait_for("the view is drawn", || {
-        let text = plain(&screen.lock().unwrap());
-        text.contains("q quit").then_some(())
-    });
+    wait_drawn();
 }
 
 #[test]
@@ -285,15 +286,12 @@ fn a_terminal_gets_lines_if_they_are_asked_for_or_it_can_not_draw() {
 fn lines_on_a_terminal(options: &[&str], term: Option<&str>) {
     let namespace = need!(Namespace::new());
     let (user, program) = terminal();
-    let mut command = command(["flows", "lo"].iter().chain(options));
+    let mut command = command_on(&program, &[&["flows", "lo"], options].concat());
     match term {
         Some(term) => command.env("TERM", term),
         None => command.env_remove("TERM"),
     };
-    command
-        .env("NO_COLOR", "1")
-        .stdin(Stdio::from(program.try_clone().unwrap()))
-        .stdout(Stdio::from(program.try_clone().unwrap()));
+    command.env("NO_COLOR", "1");
     let tool = Tool::spawn_in(&namespace, &mut command).attached();
     drop(command);
     let screen = screen_of(&user);
