@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::thread;
 use std::time::Duration;
 
@@ -16,7 +16,9 @@ use super::{
     Fates, Growth, NOBODY, Trace, assert_fate, begin, listener, segment, send, with_neighbour,
 };
 use crate::common::{Namespace, Pair, SERVER4, Tool, need};
-use crate::connect::sockets::{connect_to, fast_open, multipath, set_int, tcp};
+use crate::connect::sockets::{
+    connect_to, fast_open, multipath, multipath_connected, multipath_listener, owned, set_int, tcp,
+};
 use crate::connect::uring::Ring;
 
 fn at(port: u16) -> SocketAddrV4 {
@@ -30,13 +32,6 @@ fn member(addr: SocketAddrV4, backlog: i32) -> TcpListener {
     bind(fd.as_raw_fd(), &SockaddrIn::from(addr)).unwrap();
     listen(&fd, Backlog::new(backlog).unwrap()).unwrap();
     fd.into()
-}
-
-/// Owns what accept(2) has returned.
-fn owned(fd: i32) -> OwnedFd {
-    assert!(fd >= 0, "{fd}");
-    // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
-    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 #[test]
@@ -126,13 +121,6 @@ fn fast_open_is_reported_whether_or_not_the_syn_has_data() {
     }
 }
 
-fn multipath_listener(port: u16) -> OwnedFd {
-    let fd = multipath().unwrap();
-    bind(fd.as_raw_fd(), &SockaddrIn::from(at(port))).unwrap();
-    listen(&fd, Backlog::new(8).unwrap()).unwrap();
-    fd
-}
-
 #[test]
 fn mptcp_is_reported_if_both_ends_have_it() {
     need!(multipath().map_err(|errno| format!("the kernel has no MPTCP ({errno})")));
@@ -174,18 +162,7 @@ fn an_additional_subflow_has_no_process_and_no_accept_wait() {
     need!(namespace.try_run("ip mptcp limits set subflow 2 add_addr_accepted 2"));
     need!(namespace.try_run("ip mptcp endpoint add 127.0.0.2 dev lo subflow"));
     let trace = Trace::start(&namespace, &["lo", "-p", "8506"]);
-    let sockets = namespace.enter(|| {
-        let listener = multipath_listener(8506);
-        let client = multipath().unwrap();
-        connect_to(&client, at(8506).into()).unwrap();
-        let server = owned(accept(listener.as_raw_fd()).unwrap());
-        // Further subflows are added only after both ends have received data.
-        for (from, to) in [(&client, &server), (&server, &client)] {
-            nix::unistd::write(from, b"x").unwrap();
-            nix::unistd::read(to, &mut [0]).unwrap();
-        }
-        (listener, client, server)
-    });
+    let sockets = namespace.enter(|| multipath_connected(8506));
     trace.wait_for_fates(2);
     let fates = trace.stop();
     drop(sockets);

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -11,9 +11,11 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrStorage, bind, getsockname, getsockopt,
     socket, sockopt,
 };
-use std::os::fd::AsFd;
 
-use super::sockets::{connect_to, connected, fast_open, listen, mapped, multipath, set_int, tcp};
+use super::sockets::{
+    connect_to, connected, fast_open, listen, mapped, multipath, multipath_connected,
+    multipath_listener, set_int, tcp,
+};
 use super::{Trace, assert_one_process, backends};
 use crate::common::{Namespace, Pair, SERVER4, need};
 
@@ -282,11 +284,8 @@ fn a_multipath_connection_is_one_attempt() {
         let namespace = need!(Namespace::new());
         let trace = Trace::start(&namespace, backend, &["--accept"]);
         let sport = namespace.enter(|| {
-            let listener = multipath().unwrap();
+            let listener = multipath_listener(4014);
             let addr = SocketAddr::from((LOCALHOST, 4014));
-            bind(listener.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 4014)).unwrap();
-            nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(8).unwrap())
-                .unwrap();
             let socket = multipath().unwrap();
             connect_to(&socket, addr).unwrap();
             let accepted = nix::sys::socket::accept(listener.as_raw_fd()).unwrap();
@@ -318,23 +317,7 @@ fn a_subflow_that_the_kernel_adds_names_no_kernel_thread() {
         need!(namespace.try_run("ip mptcp limits set subflow 2 add_addr_accepted 2"));
         need!(namespace.try_run("ip mptcp endpoint add 127.0.0.2 dev lo subflow"));
         let trace = Trace::start(&namespace, backend, &["-p", "4017"]);
-        let sockets = namespace.enter(|| {
-            let listener = multipath().unwrap();
-            bind(listener.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 4017)).unwrap();
-            nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(8).unwrap())
-                .unwrap();
-            let socket = multipath().unwrap();
-            connect_to(&socket, SocketAddr::from((LOCALHOST, 4017))).unwrap();
-            let accepted = nix::sys::socket::accept(listener.as_raw_fd()).unwrap();
-            // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
-            let accepted = unsafe { OwnedFd::from_raw_fd(accepted) };
-            // Further subflows are added only after both ends have received data.
-            for (from, to) in [(&socket, &accepted), (&accepted, &socket)] {
-                nix::unistd::write(from, b"x").unwrap();
-                nix::unistd::read(to, &mut [0]).unwrap();
-            }
-            (listener, socket, accepted)
-        });
+        let sockets = namespace.enter(|| multipath_connected(4017));
         let subflow = trace.wait("an attempt of the second address", |event| {
             event["event"] == "attempt" && event["saddr"] == "127.0.0.2"
         });

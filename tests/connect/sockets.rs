@@ -1,15 +1,15 @@
 //! Sockets with options and states that the standard library does not offer.
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, connect,
-    sendto, socket,
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6,
+    accept, bind, connect, listen as listen_on, sendto, socket,
 };
 
 use crate::common::Namespace;
@@ -30,6 +30,35 @@ pub fn multipath() -> Result<OwnedFd, Errno> {
     let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP) };
     // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
     Errno::result(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A multipath TCP socket that listens at a port of the IPv4 loopback address.
+pub fn multipath_listener(port: u16) -> OwnedFd {
+    let listener = multipath().unwrap();
+    bind(listener.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, port)).unwrap();
+    listen_on(&listener, Backlog::new(8).unwrap()).unwrap();
+    listener
+}
+
+/// A multipath connection to a port of the IPv4 loopback address: the listener, the client and the
+/// server. Both ends have received data; only then are further subflows added.
+pub fn multipath_connected(port: u16) -> [OwnedFd; 3] {
+    let listener = multipath_listener(port);
+    let client = multipath().unwrap();
+    connect_to(&client, (Ipv4Addr::LOCALHOST, port).into()).unwrap();
+    let server = owned(accept(listener.as_raw_fd()).unwrap());
+    for (from, to) in [(&client, &server), (&server, &client)] {
+        nix::unistd::write(from, b"x").unwrap();
+        nix::unistd::read(to, &mut [0]).unwrap();
+    }
+    [listener, client, server]
+}
+
+/// Owns what accept(2) has returned.
+pub fn owned(fd: i32) -> OwnedFd {
+    assert!(fd >= 0, "{fd}");
+    // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 /// How many files this process can open, after it has raised its limit as far as it may.
@@ -118,8 +147,7 @@ pub struct Blackhole {
 
 impl Blackhole {
     /// Nobody receives what is sent there: the frames go to a MAC address that is not on the link.
-    pub const ADDR: SocketAddr =
-        SocketAddr::V4(SocketAddrV4::new(std::net::Ipv4Addr::new(10, 99, 0, 2), 0));
+    pub const ADDR: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(10, 99, 0, 2), 0));
 
     pub fn new() -> Result<Self, String> {
         let namespace = Namespace::new()?;
