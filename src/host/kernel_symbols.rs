@@ -79,8 +79,11 @@ impl KernelSymbols {
         Self::from_file(None)
     }
 
-    /// The name of the function that contains an address.
+    /// The name of the function that contains an address. Programs send 0 if they know no address.
     pub fn name(&mut self, address: u64) -> Option<&str> {
+        if address == 0 {
+            return None;
+        }
         if !self.last.0.contains(&address) {
             self.read();
             let at = self.starts.partition_point(|(start, _)| *start <= address);
@@ -201,6 +204,7 @@ mod tests {
     fn hidden_addresses_have_no_names() {
         let mut symbols = KernelSymbols::none();
         symbols.parse("0000000000000000 T first\n0000000000000000 T second\n");
+        assert_eq!(symbols.name(0), None);
         assert_eq!(symbols.name(1), None);
     }
 }

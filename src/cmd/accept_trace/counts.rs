@@ -141,10 +141,7 @@ impl CountReports {
         handler: &mut AttemptHandler<'_>,
     ) -> (Label, Option<String>) {
         let attempt = attempt(raw);
-        let place = match raw.place {
-            0 => None,
-            address => handler.symbols.name(address),
-        };
+        let place = handler.symbols.name(raw.place);
         let reason = match attempt.has_failed() {
             true => attempt.reason(&handler.reasons, place).0,
             false => None,

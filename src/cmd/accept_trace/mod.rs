@@ -337,10 +337,7 @@ impl<'a> AttemptHandler<'a> {
             return;
         };
         let raw = &attempt.raw;
-        let place = match raw.attempt.place {
-            0 => None,
-            address => self.symbols.name(address),
-        };
+        let place = self.symbols.name(raw.attempt.place);
         let reason = match attempt.has_failed() {
             true => attempt.reason(&self.reasons, place),
             false => (None, ReasonFrom::Unknown),

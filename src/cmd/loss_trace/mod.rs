@@ -378,12 +378,11 @@ struct Cause<'a> {
 impl<'a> Cause<'a> {
     fn of(loss: &Loss, symbols: &'a mut KernelSymbols, kernel: &'a Kernel) -> Self {
         let raw = &loss.raw;
-        let mut callers = raw.callers.iter().take_while(|caller| **caller != 0);
-        let hook = callers.find_map(|caller| hook_of_caller(symbols.name(*caller)?));
-        let place = match raw.place {
-            0 => None,
-            address => symbols.name(address),
-        };
+        let hook = raw
+            .callers
+            .iter()
+            .find_map(|caller| hook_of_caller(symbols.name(*caller)?));
+        let place = symbols.name(raw.place);
         let (reason, reason_from) = kernel.reason(loss.kind(), raw.reason, place);
         Self {
             reason,
@@ -577,10 +576,7 @@ impl LossHandler<'_> {
         let name = |name: Option<&[u8]>| name.map_or(Label::Unknown, |it| Label::Name(it.to_vec()));
         let label = match by {
             LossByChoice::Saddr | LossByChoice::Dport => Label::Key(TallyKey::new(raw)),
-            LossByChoice::Place => match key.number() {
-                0 => Label::Unknown,
-                address => name(self.symbols.name(address).map(str::as_bytes)),
-            },
+            LossByChoice::Place => name(self.symbols.name(key.number()).map(str::as_bytes)),
             LossByChoice::Comm => {
                 let holders = self.holders.as_mut();
                 let holder = holders.and_then(|holders| holders.of_inode(key.number()));
@@ -588,10 +584,7 @@ impl LossHandler<'_> {
             }
             LossByChoice::Reason => {
                 let (reason, detail) = key.reason();
-                let place = match key.number() {
-                    0 => None,
-                    address => self.symbols.name(address),
-                };
+                let place = self.symbols.name(key.number());
                 let (reason, _) = self.kernel.reason(key.kind(), reason, place);
                 name(reason.or(detail_name(detail)).map(str::as_bytes))
             }
