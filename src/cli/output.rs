@@ -138,8 +138,8 @@ pub struct SandboxArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Event buffer")]
 pub struct BufferArgs {
-    /// Size of the event buffer in bytes: a power of two [default: 4194304; port-monitor -w:
-    /// 33554432]
+    /// Size of the event buffer: a power of two, in bytes, or with k, m or g [default: 4m;
+    /// port-monitor -w: 32m]
     #[arg(long, value_name = "BYTES", value_parser = values::buffer_size)]
     buffer_size: Option<u32>,
     /// Ring buffer where the kernel has it, else a perf event array

@@ -70,18 +70,22 @@ fn not_a_time(text: &str) -> Refusal {
 /// # Errors
 /// It is not a whole number above 0, or out of range.
 pub fn file_size(text: &str) -> Result<u64, Refusal> {
-    let (number, unit) = match text.char_indices().next_back() {
-        Some((at, 'k' | 'K')) => (&text[..at], 1 << 10),
-        Some((at, 'm' | 'M')) => (&text[..at], 1 << 20),
-        Some((at, 'g' | 'G')) => (&text[..at], 1 << 30),
-        _ => (text, 1_000_000),
-    };
-    let size = number.parse::<u64>().ok();
-    size.and_then(|size| size.checked_mul(unit))
+    bytes(text, 1_000_000)
         .filter(|size| *size > 0)
         .ok_or_else(|| {
             format!("'{text}' is not a size such as 100 (million bytes), 500k, 64m or 2g").into()
         })
+}
+
+/// A number of bytes with k, m or g for KiB, MiB or GiB, or in the unit that applies without them.
+fn bytes(text: &str, unit: u64) -> Option<u64> {
+    let (number, unit) = match text.char_indices().next_back()? {
+        (at, 'k' | 'K') => (&text[..at], 1 << 10),
+        (at, 'm' | 'M') => (&text[..at], 1 << 20),
+        (at, 'g' | 'G') => (&text[..at], 1 << 30),
+        _ => (text, unit),
+    };
+    number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
 /// SYNs a second, with k, M or G for thousands, millions or billions.
@@ -128,16 +132,18 @@ fn per_second(text: &str, what: &str) -> Result<f64, Refusal> {
     }
 }
 
-/// The size of an event buffer in bytes.
+/// The size of an event buffer: bytes, or with k, m or g KiB, MiB or GiB.
 ///
 /// # Errors
 /// The kernel has no buffer of this size.
 pub fn buffer_size(text: &str) -> Result<u32, Refusal> {
     // Both kinds of buffer are made of whole pages; 1 GiB is more than any reader catches up on.
     const ALLOWED: std::ops::RangeInclusive<u32> = 4096..=1 << 30;
-    match text.parse::<u32>() {
-        Ok(size) if size.is_power_of_two() && ALLOWED.contains(&size) => Ok(size),
-        _ => Err(format!("'{text}' is not a power of two from 4096 to 1073741824").into()),
+    match bytes(text, 1).map(u32::try_from) {
+        Some(Ok(size)) if size.is_power_of_two() && ALLOWED.contains(&size) => Ok(size),
+        _ => Err(
+            format!("'{text}' is not a power of two from 4096 to 1073741824, such as 16m").into(),
+        ),
     }
 }
 
@@ -300,6 +306,23 @@ mod tests {
         assert_eq!(rate("2M"), Ok(2e6));
         for bad in ["0", "-1", "k", "", "1x", "nan", "inf", "1kk", "1µ"] {
             assert!(rate(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_buffer_has_bytes_or_multiples_of_1024() {
+        for (text, size) in [
+            ("4096", 4096),
+            ("64k", 65_536),
+            ("16M", 16 << 20),
+            ("1g", 1 << 30),
+        ] {
+            assert_eq!(buffer_size(text), Ok(size), "{text}");
+        }
+        for bad in [
+            "0", "2048", "5000", "3m", "2g", "4096g", "k", "1kk", "-4096", "",
+        ] {
+            assert!(buffer_size(bad).is_err(), "{bad}");
         }
     }
 
