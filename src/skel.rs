@@ -258,6 +258,7 @@ own_lines! {
     accept_trace: bss_calls.frees of calls;
     accept_trace: bss_calls.state_changes of calls;
     connect_trace: bss_calls.state_changes of calls;
+    flow_sockets: bss_calls.state_changes of calls;
 }
 
 // The fields that each packet of a flow needs are on four cache lines, with the eight bytes before

@@ -29,18 +29,7 @@ int accept_egress(struct __sk_buff *skb)
 	return stopped ? TCX_NEXT : on_packet(skb, true);
 }
 
-/*
- * The programs at the tracepoints kfree_skb and inet_sock_set_state, and their stand-ins, tail-call
- * those that do the work, so that the verifier has to check it only once. User space puts these
- * into the maps.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u32);
-} drop_handler SEC(".maps"), state_handler SEC(".maps");
-
+struct handler drop_handler SEC(".maps"), state_handler SEC(".maps");
 struct calls frees[COUNTER_SLOTS] SEC(".bss.calls") __attribute__((aligned(64)));
 struct calls state_changes[COUNTER_SLOTS] SEC(".bss.calls") __attribute__((aligned(64)));
 

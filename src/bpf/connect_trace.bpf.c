@@ -30,19 +30,8 @@ static __always_inline int on_tracepoint(void *ctx, const struct sock *sk, int o
 	return tp ? on_state(ctx, sk, tp, kept, old_state << 8 | new_state) : 0;
 }
 
-/*
- * The program at the tracepoint and its stand-in both tail-call a third one, so that the verifier
- * has to check the work only once.
- */
 struct calls state_changes[COUNTER_SLOTS] SEC(".bss.calls") __attribute__((aligned(64)));
-
-/* User space puts handle_state_change() here. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u32);
-} handler SEC(".maps");
+struct handler handler SEC(".maps");
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(handle_state_change, const struct sock *sk, int old_state, int new_state)

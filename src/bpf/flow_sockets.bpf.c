@@ -15,6 +15,7 @@
 #include <bpf/bpf_tracing.h>
 #include "flow_socket.bpf.h"
 #include "interfaces.bpf.h"
+#include "stand_in.bpf.h"
 
 /* Set by user space while older connections are added; otherwise only figures are copied. */
 __u32 seeding = 0;
@@ -96,6 +97,25 @@ static __always_inline bool set_caller(struct flow_owner *who, const struct sock
 	return true;
 }
 
+struct calls state_changes[COUNTER_SLOTS] SEC(".bss.calls") __attribute__((aligned(64)));
+struct handler state_handler SEC(".maps");
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(flow_change, const struct sock *sk)
+{
+	note_call(state_changes, ctx, sk);
+	bpf_tail_call(ctx, &state_handler, 0);
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(flow_skipped_change, const struct sock *sk)
+{
+	if (was_skipped(state_changes, ctx, sk))
+		bpf_tail_call(ctx, &state_handler, 0);
+	return 0;
+}
+
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(flow_state, const struct sock *sk, int old_state, int new_state)
 {
@@ -106,6 +126,7 @@ int BPF_PROG(flow_state, const struct sock *sk, int old_state, int new_state)
 	struct update update = {};
 	__u8 end;
 
+	USE_KERNEL_STACK(ctx, state_handler);
 	if (sk->sk_protocol != IPPROTO_TCP || sk->__sk_common.skc_net.net->ns.inum != netns)
 		return 0;
 	if (new_state == TCP_SYN_SENT) {

@@ -6,7 +6,8 @@
  * it runs in a system call, and an interrupt brings packets, then what these packets cause at the
  * same tracepoint would be missed. So a second program, the stand-in, is attached to the tracepoint
  * right after the first. The first program notes each call. The stand-in, which is called next,
- * takes the note away. If there is none, it does the work.
+ * takes the note away. If there is none, it does the work. Both do it by a tail call, so that the
+ * verifier has to check it only once.
  *
  * Each CPU has one note for tasks, and one for softirqs, which can interrupt them. They have
  * different stacks, so the address of the program's context shows which of the two is running.
@@ -70,6 +71,14 @@ static __always_inline bool was_skipped(struct calls *calls, void *ctx, const vo
 	*call = 0;
 	return false;
 }
+
+/* The program that does the work. User space puts it here. */
+struct handler {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+};
 
 const volatile bool never = false;
 

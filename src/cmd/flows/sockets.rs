@@ -106,7 +106,11 @@ impl<'obj> Sockets<'obj> {
     /// # Errors
     /// The kernel lacks a feature, or a privilege is missing.
     pub fn attach(skel: FlowSocketsSkel<'obj>) -> Result<Self> {
-        let hooks = vec![skel.progs.flow_state.attach_trace()?];
+        load::set_handler(&skel.maps.state_handler, &skel.progs.flow_state)?;
+        let hooks = vec![
+            skel.progs.flow_change.attach_trace()?,
+            skel.progs.flow_skipped_change.attach_trace()?,
+        ];
         let sockets = skel.progs.flow_sockets.attach()?;
         let files = skel.progs.flow_owner.attach()?;
         Ok(Self {
