@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::sockets::{Blackhole, connect_to, connecting, listen, tcp};
 use super::{Trace, backends, say_backend};
-use crate::common::tool::{ENOUGH, PublicBinary, as_nobody, command_of};
-use crate::common::{Namespace, Tool, command, need};
+use crate::common::tool::{ENOUGH, PublicBinary, as_nobody, command_of, parse};
+use crate::common::{Namespace, Tool, command, need, wait_for};
 
 /// The mode of the kernel's lockdown, unless there is none.
 fn lockdown() -> Result<String, String> {
@@ -50,6 +50,16 @@ fn assert_traces(tool: Tool, namespace: &Namespace, has_calls: bool) {
             let socket = tcp(addr, SockFlag::empty());
             connect_to(&socket, addr).expect_err("nobody listens");
         }
+    });
+    // A busy machine can take a while to handle the last segments.
+    wait_for("the ends of all connections", || {
+        let lines = tool.lines();
+        let ends = lines.iter().map(|line| parse(line)).filter(|event| {
+            event["event"] == "closed"
+                && event["dport"] == 4601
+                && event["netns"] == namespace.inode()
+        });
+        (ends.count() >= 4).then_some(())
     });
     let output = tool.stop();
     assert_eq!(output.code(), 0, "{output:#?}");
