@@ -255,10 +255,10 @@ own_lines! {
     accept_trace: bss_accept.accept_counters of accept_counters;
     accept_trace: bss_accept.accept_cpus of accept_cpu;
     loss_trace: bss_loss.loss_counters of loss_counters;
-    accept_trace: bss_calls.frees of calls;
-    accept_trace: bss_calls.state_changes of calls;
-    connect_trace: bss_calls.state_changes of calls;
-    flow_sockets: bss_calls.state_changes of calls;
+    accept_trace: bss_calls.frees of call_notes;
+    accept_trace: bss_calls.state_changes of call_notes;
+    connect_trace: bss_calls.state_changes of call_notes;
+    flow_sockets: bss_calls.state_changes of call_notes;
 }
 
 // The fields that each packet of a flow needs are on four cache lines, with the eight bytes before

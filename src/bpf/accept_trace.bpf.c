@@ -30,8 +30,8 @@ int accept_egress(struct __sk_buff *skb)
 }
 
 struct handler drop_handler SEC(".maps"), state_handler SEC(".maps");
-struct calls frees[COUNTER_SLOTS] SEC(".bss.calls") __attribute__((aligned(64)));
-struct calls state_changes[COUNTER_SLOTS] SEC(".bss.calls") __attribute__((aligned(64)));
+struct call_notes frees[COUNTER_SLOTS] SEC(".bss.calls") __attribute__((aligned(64)));
+struct call_notes state_changes[COUNTER_SLOTS] SEC(".bss.calls") __attribute__((aligned(64)));
 
 SEC("tp_btf/kfree_skb")
 int BPF_PROG(accept_free, const struct sk_buff *skb)

@@ -30,7 +30,7 @@ static __always_inline int on_tracepoint(void *ctx, const struct sock *sk, int o
 	return tp ? on_state(ctx, sk, tp, kept, old_state << 8 | new_state) : 0;
 }
 
-struct calls state_changes[COUNTER_SLOTS] SEC(".bss.calls") __attribute__((aligned(64)));
+struct call_notes state_changes[COUNTER_SLOTS] SEC(".bss.calls") __attribute__((aligned(64)));
 struct handler handler SEC(".maps");
 
 SEC("tp_btf/inet_sock_set_state")

@@ -66,7 +66,7 @@ static __always_inline void set_owner_by_file(struct flow_record *r, const struc
 	*owner = *found;
 }
 
-/* The same for a process that has called connect(2), close(2) or shutdown(2). */
+/* Sets the owner of a flow to a process that has called connect(2), close(2) or shutdown(2). */
 static __always_inline void set_owner_by_call(struct flow_record *r, const struct flow_owner *found)
 {
 	struct flow_owner *owner = &r->owner;
@@ -97,7 +97,7 @@ static __always_inline bool set_caller(struct flow_owner *who, const struct sock
 	return true;
 }
 
-struct calls state_changes[COUNTER_SLOTS] SEC(".bss.calls") __attribute__((aligned(64)));
+struct call_notes state_changes[COUNTER_SLOTS] SEC(".bss.calls") __attribute__((aligned(64)));
 struct handler state_handler SEC(".maps");
 
 SEC("tp_btf/inet_sock_set_state")

@@ -112,7 +112,10 @@ enum flow_end_reason {
 	FLOW_UNANSWERED, /* it goes on: its SYN has no answer yet; the counts are reset */
 };
 
-/* How the process of a flow was found. Each way is more reliable than those before it. */
+/*
+ * How the process of a flow was found. The one that has connected the socket replaces the others.
+ * Of those, the one that was found first stays.
+ */
 enum owner_from {
 	OWNER_UNKNOWN,
 	OWNER_BY_FILE,	/* it has the socket open */

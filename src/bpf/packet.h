@@ -25,7 +25,7 @@ enum verdict {
 struct packet_counters {
 	__u64 verdicts[VERDICT_COUNT]; /* frames, by verdict */
 	__u64 matched;		       /* frames that passed the filter */
-	__u64 lost;		       /* matched, but the event buffer or a table had no room */
+	__u64 lost;		       /* matched, but the event buffer had no room */
 	__u64 suppressed;	       /* matched, but held back by --max-rate */
 	__u64 untracked;	       /* matched, but found no room in a table of keys or flows */
 	__u64 segments;		       /* packets of flows; each segment of a GSO packet counts */

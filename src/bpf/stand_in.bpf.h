@@ -19,17 +19,17 @@
 #include "task.bpf.h"
 
 /* What the first program was called for: the address of a socket or packet, or 0. */
-struct calls {
+struct call_notes {
 	__u64 in_task;
 	__u64 in_softirq;
 	__u8 pad[48]; /* no cache line is shared between CPUs */
 };
 
-_Static_assert(sizeof(struct calls) == 64, "one cache line");
+_Static_assert(sizeof(struct call_notes) == 64, "one cache line");
 
 /*
- * The size of a task's stack, but for kernels with KASAN or pages of 64 KiB. There, tasks and
- * softirqs share a note, and rarely an event is handled twice.
+ * The size of a task's stack, except on kernels with KASAN or pages of 64 KiB, where it is larger.
+ * There, tasks and softirqs may share a note, and rarely an event is handled twice.
  */
 #define THREAD_SIZE 16384
 
@@ -44,31 +44,31 @@ static __always_inline bool is_on_task_stack(void *ctx)
 	return address - (__u64)task->stack < THREAD_SIZE;
 }
 
-static __always_inline __u64 *call_of(struct calls *calls, void *ctx)
+static __always_inline __u64 *note_of(struct call_notes *notes, void *ctx)
 {
-	calls += bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1);
-	return is_on_task_stack(ctx) ? &calls->in_task : &calls->in_softirq;
+	notes += bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1);
+	return is_on_task_stack(ctx) ? &notes->in_task : &notes->in_softirq;
 }
 
 /* Notes a call of the first program. */
-static __always_inline void note_call(struct calls *calls, void *ctx, const void *what)
+static __always_inline void note_call(struct call_notes *notes, void *ctx, const void *what)
 {
 	/* Older kernels skip nothing. */
 	if (has_current_task_btf())
-		*call_of(calls, ctx) = (__u64)what;
+		*note_of(notes, ctx) = (__u64)what;
 }
 
 /* Takes the note away. Returns whether there is none, because the first program was skipped. */
-static __always_inline bool was_skipped(struct calls *calls, void *ctx, const void *what)
+static __always_inline bool was_skipped(struct call_notes *notes, void *ctx, const void *what)
 {
-	__u64 *call;
+	__u64 *note;
 
 	if (!has_current_task_btf())
 		return false;
-	call = call_of(calls, ctx);
-	if (*call != (__u64)what)
+	note = note_of(notes, ctx);
+	if (*note != (__u64)what)
 		return true;
-	*call = 0;
+	*note = 0;
 	return false;
 }
 
