@@ -19,7 +19,7 @@ use crate::host::kernel;
 use crate::output::clock::UnixNanos;
 use crate::output::columns::widest;
 use crate::output::summary::Summary;
-use crate::output::syn_count::{CountAlert, CountColumn, CountWriter, KeyFigures, SynCounts};
+use crate::output::syn_count::{KeyFigures, SynAlert, SynColumn, SynCounts, SynWriter};
 use crate::run::counts::TABLES_ARE_FULL;
 use crate::run::packet::{Live, LoadTarget, Options, PacketCommand, Replay};
 use crate::run::replay::AroundFrames;
@@ -33,7 +33,7 @@ use crate::sys::link;
 pub struct SynCount<'a> {
     args: &'a SynCountArgs,
     filter: Filter,
-    writer: CountWriter,
+    writer: SynWriter,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -58,7 +58,7 @@ impl<'a> SynCount<'a> {
         Ok(Self {
             args,
             filter,
-            writer: CountWriter::new(&args.run.output.columns, counted_by(args).is_some())?,
+            writer: SynWriter::new(&args.run.output.columns, counted_by(args).is_some())?,
         })
     }
 
@@ -221,7 +221,7 @@ impl PacketCommand for SynCount<'_> {
         let interfaces = live.interfaces;
         let names = interfaces.iter().map(|interface| interface.name.as_str());
         let mut writer = self.writer.clone();
-        writer.layout.widen(CountColumn::Iface, widest(names));
+        writer.layout.widen(SynColumn::Iface, widest(names));
         let mut counters = Vec::new();
         for ((interface, skel), hook) in interfaces
             .iter()
@@ -266,7 +266,7 @@ impl SynCount<'_> {
     fn run_intervals(
         &self,
         live: &mut Live<'_, SynCountSkel<'_>>,
-        writer: &CountWriter,
+        writer: &SynWriter,
         counters: &mut [Counter<'_>],
     ) -> Result<()> {
         let length = self.args.interval;
@@ -357,7 +357,7 @@ impl Counter<'_> {
     }
 
     /// Writes the lines of an interval, and the alerts that it raised or cleared.
-    fn report(&mut self, session: &mut Session, writer: &CountWriter, ended: &Ended) {
+    fn report(&mut self, session: &mut Session, writer: &SynWriter, ended: &Ended) {
         let total = ended.counters.matched;
         let seconds = ended.elapsed.as_secs_f64();
         let delta = total - self.last;
@@ -399,7 +399,7 @@ impl Counter<'_> {
     fn report_alerts(
         &mut self,
         session: &mut Session,
-        writer: &CountWriter,
+        writer: &SynWriter,
         at: UnixNanos,
         syns: u64,
         cut_short: Option<Duration>,
@@ -414,7 +414,7 @@ impl Counter<'_> {
             return;
         };
         for change in alerts.update(syns, tally, cut_short) {
-            let alert = CountAlert {
+            let alert = SynAlert {
                 iface: self.iface,
                 mode: self.mode,
                 raised: change.raised,
@@ -431,7 +431,7 @@ impl Counter<'_> {
 /// The intervals of a capture file, which follow the times in it. Times are UNIX times in ns, and
 /// lengths are in ns.
 struct Schedule<'a> {
-    writer: &'a CountWriter,
+    writer: &'a SynWriter,
     counter: Counter<'a>,
     slots: usize,
     interval: i64,

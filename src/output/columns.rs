@@ -473,8 +473,8 @@ mod tests {
             .layout
             .widen(port_monitor::PacketColumn::Iface, LONGEST);
         assert!(width(&packets.layout) <= 110);
-        let mut counts = syn_count::CountWriter::new(&[], true).unwrap();
-        counts.layout.widen(syn_count::CountColumn::Iface, LONGEST);
+        let mut counts = syn_count::SynWriter::new(&[], true).unwrap();
+        counts.layout.widen(syn_count::SynColumn::Iface, LONGEST);
         assert!(width(&counts.layout) <= 110);
         for (with_close, most) in [(false, 110), (true, 150)] {
             let connects = connect_trace::ConnectWriter::new(&[], with_close).unwrap();

@@ -39,7 +39,7 @@ pub struct KeyFigures {
 
 /// An alert that was raised or cleared, for the total or for a key.
 #[derive(Clone, Debug)]
-pub struct CountAlert<'a> {
+pub struct SynAlert<'a> {
     /// `None` in a replay.
     pub iface: Option<&'a str>,
     /// How the program is attached.
@@ -57,7 +57,7 @@ pub struct CountAlert<'a> {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-pub(crate) enum CountColumn {
+pub(crate) enum SynColumn {
     Time,
     Iface,
     Mode,
@@ -71,16 +71,16 @@ pub(crate) enum CountColumn {
     Sources,
 }
 
-const COLUMNS: [Column<CountColumn>; 9] = [
-    Column::time(CountColumn::Time, Precision::Seconds),
-    Column::left(CountColumn::Iface, "IFACE", 5),
-    Column::left(CountColumn::Mode, "MODE", 7),
-    Column::left(CountColumn::Event, "EVENT", 7),
-    Column::left(CountColumn::Key, "KEY", 15),
-    Column::right(CountColumn::Syns, "SYNS", 11),
-    Column::right(CountColumn::Total, "TOTAL", 13),
-    Column::right(CountColumn::Rate, "RATE/s", 12),
-    Column::right(CountColumn::Sources, "SOURCES", 10),
+const COLUMNS: [Column<SynColumn>; 9] = [
+    Column::time(SynColumn::Time, Precision::Seconds),
+    Column::left(SynColumn::Iface, "IFACE", 5),
+    Column::left(SynColumn::Mode, "MODE", 7),
+    Column::left(SynColumn::Event, "EVENT", 7),
+    Column::left(SynColumn::Key, "KEY", 15),
+    Column::right(SynColumn::Syns, "SYNS", 11),
+    Column::right(SynColumn::Total, "TOTAL", 13),
+    Column::right(SynColumn::Rate, "RATE/s", 12),
+    Column::right(SynColumn::Sources, "SOURCES", 10),
 ];
 
 /// The subject of a line of text.
@@ -107,12 +107,12 @@ impl About {
 
 /// Writes counts as text or JSON.
 #[derive(Clone)]
-pub struct CountWriter {
+pub struct SynWriter {
     /// The columns of the text format.
-    pub(crate) layout: Layout<CountColumn>,
+    pub(crate) layout: Layout<SynColumn>,
 }
 
-impl CountWriter {
+impl SynWriter {
     /// Takes the columns of `--columns`, or the default ones if there are none. If `with_keys`, the
     /// default ones include those of keys and alerts.
     ///
@@ -120,7 +120,7 @@ impl CountWriter {
     /// A column is unknown.
     pub fn new(columns: &[String], with_keys: bool) -> Result<Self, Failure> {
         let layout = Layout::new(&COLUMNS, columns, |column| match column {
-            CountColumn::Event | CountColumn::Key | CountColumn::Sources => with_keys,
+            SynColumn::Event | SynColumn::Key | SynColumn::Sources => with_keys,
             _ => true,
         })?;
         Ok(Self { layout })
@@ -128,7 +128,7 @@ impl CountWriter {
 }
 
 /// A line of text.
-struct CountRow<'a> {
+struct SynRow<'a> {
     iface: Option<&'a str>,
     mode: &'a str,
     about: About,
@@ -140,40 +140,40 @@ struct CountRow<'a> {
     sources: Option<u64>,
 }
 
-impl Row for CountRow<'_> {
-    type Column = CountColumn;
+impl Row for SynRow<'_> {
+    type Column = SynColumn;
 
-    fn cell(&self, column: CountColumn, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
+    fn cell(&self, column: SynColumn, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         match column {
-            CountColumn::Time => clock.push_time(out, at, Precision::Seconds),
-            CountColumn::Iface => out.push_text(self.iface.unwrap_or("-").as_bytes()),
-            CountColumn::Mode => out.extend_from_slice(self.mode.as_bytes()),
-            CountColumn::Event => out.extend_from_slice(self.about.name().as_bytes()),
-            CountColumn::Key => match (self.key, self.about) {
+            SynColumn::Time => clock.push_time(out, at, Precision::Seconds),
+            SynColumn::Iface => out.push_text(self.iface.unwrap_or("-").as_bytes()),
+            SynColumn::Mode => out.extend_from_slice(self.mode.as_bytes()),
+            SynColumn::Event => out.extend_from_slice(self.about.name().as_bytes()),
+            SynColumn::Key => match (self.key, self.about) {
                 (None, About::Raised | About::Cleared) => out.extend_from_slice(b"total"),
                 (key, _) => push_opt_key(out, key),
             },
-            CountColumn::Syns => push_opt_int(out, self.syns),
-            CountColumn::Total => push_opt_int(out, self.total),
-            CountColumn::Rate => push_float(out, self.rate),
-            CountColumn::Sources => push_opt_int(out, self.sources),
+            SynColumn::Syns => push_opt_int(out, self.syns),
+            SynColumn::Total => push_opt_int(out, self.total),
+            SynColumn::Rate => push_float(out, self.rate),
+            SynColumn::Sources => push_opt_int(out, self.sources),
         }
     }
 
-    fn tone(&self, column: CountColumn) -> Tone {
+    fn tone(&self, column: SynColumn) -> Tone {
         match (column, self.about) {
-            (CountColumn::Event, About::Raised) => Tone::Bad,
-            (CountColumn::Event, About::Cleared) => Tone::Good,
+            (SynColumn::Event, About::Raised) => Tone::Bad,
+            (SynColumn::Event, About::Cleared) => Tone::Good,
             _ => Tone::Plain,
         }
     }
 }
 
-impl Render for (&CountWriter, &SynCounts<'_>) {
+impl Render for (&SynWriter, &SynCounts<'_>) {
     /// The lines of an interval: the total, then the busiest keys.
     fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         let (writer, interval) = self;
-        let total = CountRow {
+        let total = SynRow {
             iface: interval.iface,
             mode: interval.mode,
             about: About::Total,
@@ -185,7 +185,7 @@ impl Render for (&CountWriter, &SynCounts<'_>) {
         };
         writer.layout.row(&total, out, clock, at);
         for (key, count) in interval.by.map_or(&[][..], |(_, top)| top) {
-            let row = CountRow {
+            let row = SynRow {
                 about: About::Key,
                 key: Some(*key),
                 syns: Some(count.delta),
@@ -199,7 +199,7 @@ impl Render for (&CountWriter, &SynCounts<'_>) {
         if let Some(untracked) = interval.keys.map(|keys| keys.untracked)
             && untracked > 0
         {
-            let row = CountRow {
+            let row = SynRow {
                 about: About::Untracked,
                 syns: Some(0),
                 total: Some(untracked),
@@ -241,10 +241,10 @@ impl Render for (&CountWriter, &SynCounts<'_>) {
     }
 }
 
-impl Render for (&CountWriter, &CountAlert<'_>) {
+impl Render for (&SynWriter, &SynAlert<'_>) {
     fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         let (writer, alert) = self;
-        let row = CountRow {
+        let row = SynRow {
             iface: alert.iface,
             mode: alert.mode,
             about: if alert.raised {
