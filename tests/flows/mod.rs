@@ -26,7 +26,7 @@ use crate::common::net::Reaped;
 use crate::common::raw::RawSocket;
 use crate::common::tool::{ENOUGH, PublicBinary, as_nobody, check_account, command_of, parse};
 use crate::common::{
-    CLIENT4, Namespace, Pair, SERVER4, SERVER6, Tool, command, is_guest, need, quick,
+    CLIENT4, Namespace, Pair, SERVER4, SERVER6, Tool, command, is_guest, need, quick, release,
 };
 use crate::flow_model::Record;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -34,7 +34,6 @@ use nix::libc;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, socket};
 use nix::sys::termios::{LocalFlags, tcgetattr};
-use nix::sys::utsname::uname;
 use serde_json::{Value, json};
 
 /// Runs a file through flows; `None` if the tool says that it can't read all of it.
@@ -222,13 +221,9 @@ fn tcp_counter(namespace: &Namespace, name: &str) -> u64 {
 
 /// Whether programs that read sockets may lock flows, which Linux 5.10 does not allow.
 fn has_socket_programs() -> Result<(), String> {
-    let name = uname().unwrap();
-    let release = name.release().to_str().unwrap();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    let mut number = || numbers.next().unwrap().parse::<u32>().unwrap();
-    let version = (number(), number());
-    (version >= (5, 11)).then_some(()).ok_or(format!(
-        "Linux {release} has no locks for programs that read sockets"
+    let (major, minor) = release();
+    ((major, minor) >= (5, 11)).then_some(()).ok_or(format!(
+        "Linux {major}.{minor} has no locks for programs that read sockets"
     ))
 }
 
