@@ -109,7 +109,8 @@ fn types(object: &Path) -> Result<Vec<String>> {
     Ok(names.collect::<BTreeSet<_>>().into_iter().collect())
 }
 
-/// The stems of the programs: one per command, and one more each for flows and for listeners.
+/// The stems of the files with programs. Most commands have one, and flows has a second one for sockets;
+/// socket_owner is for all commands that look processes up.
 fn programs(sources: &Path) -> Result<BTreeSet<String>> {
     let mut programs = BTreeSet::new();
     for entry in fs::read_dir(sources).context("failed to read src/bpf")? {

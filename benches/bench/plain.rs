@@ -78,6 +78,7 @@ fn attach_bare() -> Result<Vec<Link>> {
     let storage = Box::leak(Box::new(MaybeUninit::uninit()));
     let mut open = ConnectTraceSkelBuilder::default().open(storage)?;
     let rodata = open.maps.rodata_data.as_deref_mut();
+    // Attempts, and whether they are established or fail: bits by enum connect_kind.
     rodata.context("no settings")?.wanted_kinds = 0b111;
     let tables = [
         "pids", "uids", "comms", "calls", "stored", "rejected", "perf",
@@ -215,10 +216,7 @@ pub fn sender(object: &Object) -> Result<i32> {
     Ok(find(object, "send_xdp")?.as_fd().as_raw_fd())
 }
 
-/// The same for one that gives each SYN another sequence number.
-///
-/// # Errors
-/// As for [`sender`].
+/// The descriptor of the program that sends SYNs, each with another sequence number.
 pub fn numbering_sender(object: &Object) -> Result<i32> {
     Ok(find(object, "number_xdp")?.as_fd().as_raw_fd())
 }

@@ -47,8 +47,8 @@ pub fn kernel_types(command: &str) -> Result<KernelTypes, Failure> {
     })
 }
 
-/// Opens programs that read kernel types, which have these names. The excerpt of the kernel's types is
-/// needed until they are loaded.
+/// Opens programs that read the kernel types with these names. The excerpt of the kernel's types that is
+/// returned is needed until the programs are loaded.
 ///
 /// # Errors
 /// libbpf rejects the object.

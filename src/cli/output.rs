@@ -153,8 +153,8 @@ impl BufferArgs {
         self.buffer_size.unwrap_or(4 << 20)
     }
 
-    /// These options for whole frames of live traffic: by default with room for the frames that come
-    /// while a file system is busy.
+    /// These options for a run that copies whole frames: its default buffer has room for those that come
+    /// while the file system is busy.
     #[must_use]
     pub fn for_frames(&self) -> Self {
         Self {

@@ -21,7 +21,7 @@ use crate::run::packet;
 /// Runs a command.
 ///
 /// # Errors
-/// Those of the command.
+/// The command fails.
 pub fn run(command: Command) -> Result<Exit, Failure> {
     match command {
         Command::SynCount(args) => packet::run(&SynCount::new(&args)?),

@@ -53,7 +53,7 @@ fn address(bytes: [u8; 16], is_ipv4: bool) -> IpAddr {
     }
 }
 
-/// A rate; of an interval without length too.
+/// A rate. An interval without length counts as a nanosecond.
 pub fn per_second(count: u64, seconds: f64) -> f64 {
     count as f64 / seconds.max(1e-9)
 }

@@ -54,7 +54,8 @@ pub struct Screen {
     keys: Keys,
 }
 
-/// Memory that frames are drawn into.
+/// Memory that frames are drawn into. It is shared, because ratatui's backend owns its writer and gives
+/// access to it only as an unstable feature.
 #[derive(Clone, Default)]
 struct Frames(Rc<RefCell<Vec<u8>>>);
 

@@ -16,13 +16,13 @@ use nix::sys::socket::{
 
 use super::{run, try_run};
 
-/// The client's end of a [`Pair`].
+/// The client's IPv4 address in a [`Pair`].
 pub const CLIENT4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
-/// The server's end of a [`Pair`].
+/// The server's IPv4 address in a [`Pair`].
 pub const SERVER4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
-/// The client's end of a [`Pair`].
+/// The client's IPv6 address in a [`Pair`].
 pub const CLIENT6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
-/// The server's end of a [`Pair`].
+/// The server's IPv6 address in a [`Pair`].
 pub const SERVER6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2);
 
 /// A socket of the calling thread's namespace that listens with this backlog, which can't be chosen
@@ -244,7 +244,7 @@ impl Pair {
         state
     }
 
-    /// Connects once to a port of the server that nobody listens to: one SYN, answered by RST.
+    /// Connects to a port of the server where nobody listens, `count` times: each SYN is answered by a RST.
     pub fn refused_connects(&self, addr: SocketAddr, count: usize) {
         self.client.enter(|| {
             for _ in 0..count {

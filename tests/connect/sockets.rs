@@ -183,7 +183,7 @@ pub fn listen(ip: &str, port: u16) -> TcpListener {
     TcpListener::bind((ip, port)).unwrap()
 }
 
-/// `ip` as an IPv6 address that means an IPv4 one.
+/// The v4-mapped IPv6 form of an address.
 pub fn mapped(addr: SocketAddrV4) -> SocketAddr {
     SocketAddr::V6(SocketAddrV6::new(
         addr.ip().to_ipv6_mapped(),
@@ -193,7 +193,7 @@ pub fn mapped(addr: SocketAddrV4) -> SocketAddr {
     ))
 }
 
-/// The state of a TCP socket of this thread's namespace, by its remote port (in /proc/net/tcp).
+/// The states of the TCP sockets of this thread's namespace with this remote port (/proc/net/tcp).
 pub fn states(remote_port: u16) -> Vec<String> {
     let text = fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
     let suffix = format!(":{remote_port:04X}");
