@@ -149,7 +149,7 @@ static __always_inline bool is_established(int old_state, int new_state)
 	return old_state == TCP_SYN_RECV && new_state == TCP_ESTABLISHED;
 }
 
-/* Whether a state change may be one of an incoming connection's beginning or end. */
+/* Whether a state change may be the beginning or the end of an incoming connection. */
 static __always_inline bool is_followed(int old_state, int new_state)
 {
 	if (new_state != TCP_CLOSE)

@@ -287,7 +287,10 @@ static __always_inline int emit_matching(void *ctx, struct loss_event *e, __u64 
 	return 0;
 }
 
-/* The same for an event that may not match. Drops, of which there can be a flood, need no call. */
+/*
+ * Counts or sends an event if it matches. Drops, of which there can be a flood, do without this
+ * call: on_drop() has done the same checks.
+ */
 static __noinline int emit(void *ctx, struct loss_event *e, __u64 skb)
 {
 	if (!e || !kind_wanted(e) || !interface_matches(e) || !ends_wanted(e) || !reason_matches(e))

@@ -1,7 +1,7 @@
 //! `-w`: writes frames to a file, a pipe or stdout, and counts them.
 //!
-//! However the run ends, the last packet of a file is complete. Only after SIGKILL, or in a pipe that
-//! nobody reads at the end, it can be cut.
+//! However the run ends, the last packet of a file is complete. It can be cut only after SIGKILL, or
+//! in a pipe that nobody reads at the end.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, IoSlice, IsTerminal, Seek, Write};

@@ -263,8 +263,8 @@ const TRIES: [(&str, FilterPart); 6] = [
 ];
 
 impl Filter {
-    /// The prefixes of each trie: sources wanted, sources excluded, then destinations and either
-    /// side likewise.
+    /// The prefixes of each trie: sources that are wanted, sources that are excluded, then both for
+    /// destinations, and both for either side.
     fn prefixes(&self) -> [Vec<IpNet>; 6] {
         let select = |rules: &[AddressRule], exclude| {
             rules

@@ -365,7 +365,7 @@ mod tests {
         }
     }
 
-    /// The same, with first columns that the compiler knows.
+    /// Values of which the compiler knows the first columns.
     struct Known(Values);
 
     impl Row for Known {

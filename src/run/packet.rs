@@ -669,7 +669,7 @@ impl<'obj, S: PacketSkel<'obj>> Replay<'_, S> {
     }
 
     /// Gives up all capabilities that the rest of the run does not need, and enters the sandbox.
-    /// Only then it reads the header of the untrusted file, and writes that of the output.
+    /// After that it reads the header of the untrusted file, and writes that of the output.
     ///
     /// # Errors
     /// A capability can't be given up, or the file is not a capture or can't be read.

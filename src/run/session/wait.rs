@@ -121,7 +121,7 @@ impl Session {
         self.wait_for(events.as_slice(), until)
     }
 
-    /// The same as [`Session::wait`], but for any of several descriptors.
+    /// Does what [`Session::wait`] does, for events from any of several descriptors.
     ///
     /// # Errors
     /// poll(2) fails.
