@@ -60,7 +60,10 @@ int BPF_PROG(on_state_change, const struct sock *sk, int old_state, int new_stat
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(on_skipped_state_change, const struct sock *sk, int old_state, int new_state)
 {
-	return was_skipped(state_changes, ctx, sk) ? hand_over(ctx, sk, old_state, new_state) : 0;
+	if (!was_skipped(state_changes, ctx, sk))
+		return 0;
+	__sync_fetch_and_add(&totals.nested, 1);
+	return hand_over(ctx, sk, old_state, new_state);
 }
 
 /*

@@ -95,7 +95,7 @@ struct connect_counters {
 	__u64 suppressed;	 /* of these, those that --max-rate held back */
 	__u64 untracked_pending; /* of `untracked`, reported attempts without a fate yet */
 	__u64 untracked; /* attempts, calls and connections that found no room in the tables */
-	__u64 nested;	 /* state changes for which the program at the perf event was skipped, but not the other */
+	__u64 nested;	 /* state changes that a second program handled, as the first was skipped */
 	__u64 unhooked;	 /* attempts that the hook on the connect function has missed */
 };
 

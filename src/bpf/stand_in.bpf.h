@@ -6,7 +6,7 @@
  * it runs in a system call, and an interrupt brings packets, then what these packets cause at the
  * same tracepoint would be missed. So a second program, the stand-in, is attached to the tracepoint
  * right after the first. The first program notes each call. The stand-in, which is called next,
- * takes the note away. If there is none, it does the work. Both do it by a tail call, so that the
+ * clears the note. If there is none, it does the work. Both do it by a tail call, so that the
  * verifier has to check it only once.
  *
  * Each CPU has one note for tasks, and one for softirqs, which can interrupt them. They have
@@ -28,8 +28,8 @@ struct call_notes {
 _Static_assert(sizeof(struct call_notes) == 64, "one cache line");
 
 /*
- * The size of a task's stack, except on kernels with KASAN or pages of 64 KiB, where it is larger.
- * There, tasks and softirqs may share a note, and rarely an event is handled twice.
+ * The size of a task's stack, except with KASAN or 64 KiB pages. There tasks and softirqs share a
+ * note, and an event can be handled twice. The same holds for arm64 before Linux 6.1.
  */
 #define THREAD_SIZE 16384
 
@@ -44,28 +44,41 @@ static __always_inline bool is_on_task_stack(void *ctx)
 	return address - (__u64)task->stack < THREAD_SIZE;
 }
 
-static __always_inline __u64 *note_of(struct call_notes *notes, void *ctx)
+/* The notes of this CPU. */
+static __always_inline struct call_notes *notes_here(struct call_notes *notes)
 {
-	notes += bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1);
-	return is_on_task_stack(ctx) ? &notes->in_task : &notes->in_softirq;
+	return &notes[bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1)];
 }
 
 /* Notes a call of the first program. */
 static __always_inline void note_call(struct call_notes *notes, void *ctx, const void *what)
 {
 	/* Older kernels skip nothing. */
-	if (has_current_task_btf())
-		*note_of(notes, ctx) = (__u64)what;
+	if (!has_current_task_btf())
+		return;
+	notes = notes_here(notes);
+	if (is_on_task_stack(ctx)) {
+		/*
+		 * No softirq is running. If the last one interrupted the stand-in, its note is
+		 * still there, because the stand-in was skipped.
+		 */
+		notes->in_softirq = 0;
+		barrier();
+		notes->in_task = (__u64)what;
+	} else {
+		notes->in_softirq = (__u64)what;
+	}
 }
 
-/* Takes the note away. Returns whether there is none, because the first program was skipped. */
+/* Clears the note. Returns whether there is none, because the first program was skipped. */
 static __always_inline bool was_skipped(struct call_notes *notes, void *ctx, const void *what)
 {
 	__u64 *note;
 
 	if (!has_current_task_btf())
 		return false;
-	note = note_of(notes, ctx);
+	notes = notes_here(notes);
+	note = is_on_task_stack(ctx) ? &notes->in_task : &notes->in_softirq;
 	if (*note != (__u64)what)
 		return true;
 	*note = 0;
@@ -83,9 +96,9 @@ struct handler {
 const volatile bool never = false;
 
 /*
- * Has a program that is tail-called use the stack of the kernel. Since Linux 6.13 a tracing program
- * has a stack of its own on each CPU, because the kernel does not let it interrupt itself. But it
- * does not check this for tail calls. A program that contains a tail call gets no such stack.
+ * Makes a tail-called program run on the kernel's stack. Since Linux 6.13 a tracing program has a
+ * stack of its own on each CPU, because the kernel does not let it interrupt itself. But it does
+ * not check this for tail calls. A program that contains a tail call gets no such stack.
  */
 #define USE_KERNEL_STACK(ctx, handler)                                                             \
 	do {                                                                                       \

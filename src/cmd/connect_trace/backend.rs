@@ -214,7 +214,7 @@ impl Support {
             notices.notice("tcp_v6_connect can't be hooked in this kernel: IPv6 is seen by the state tracepoint alone");
         }
         if self.version >= (7, 0) && !plan.by_perf_event {
-            notices.notice("a task can be preempted in a program at the tracepoint: what other tasks on that CPU do then is counted as lost; -v says why the perf event of the tracepoint is not used");
+            notices.notice("a task can be preempted in a program at the tracepoint: what other tasks on that CPU do then may be reported twice, or counted as lost; -v says why the perf event of the tracepoint is not used");
         }
         if args.accept && !args.exporting && plan.accept == Accept::Unhooked {
             notices.notice("this backend sees incoming connections as they are established, without the process that will accept them");
@@ -566,7 +566,7 @@ pub(in crate::cmd) fn unseen(
             .map(|program| link::skipped_runs(program.as_fd()))
             .sum::<u64>()
     };
-    let changes = skipped(&[&progs.on_state_event]);
+    let changes = skipped(&[&progs.on_state_change, &progs.on_state_event]);
     let calls = skipped(&[
         &progs.enter_tcp_v4_connect,
         &progs.enter_tcp_v6_connect,
