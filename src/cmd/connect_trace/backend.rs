@@ -21,8 +21,7 @@ use crate::notice::Notices;
 use crate::run::events::BufferKind;
 use crate::run::export;
 use crate::skel::connect_trace::{
-    ConnectTraceProgs, ConnectTraceSkel, ConnectTraceSkelBuilder, OpenConnectTraceMaps,
-    OpenConnectTraceProgs,
+    ConnectTraceSkel, ConnectTraceSkelBuilder, OpenConnectTraceMaps, OpenConnectTraceProgs,
 };
 use crate::skel::{ConnectCounters, ConnectHistogramBy, ConnectKind, ProcessFilter};
 use crate::sys::{link, perf_event, probe};
@@ -86,6 +85,8 @@ pub(in crate::cmd) struct Tracer<'obj> {
     pub(super) pending: Option<Pending>,
     /// Connections are kept in socket storage.
     pub(super) storage: bool,
+    /// State changes that the kernel skipped before the stand-in was attached: before the run.
+    skipped_before: u64,
 }
 
 /// The programs, maps and features of one attempt to load a backend.
@@ -345,6 +346,7 @@ impl<'obj> Tracer<'obj> {
         processes.fill([&maps.pids, &maps.uids, &maps.comms])?;
         args.addresses.filter().fill(&skel)?;
         let (links, hooks) = attach_programs(plan, &skel)?;
+        let skipped_before = skipped(&[&skel.progs.on_state_change]);
         let pending = plan
             .pending
             .then(|| Pending::open(plan.storage, &skel))
@@ -357,7 +359,29 @@ impl<'obj> Tracer<'obj> {
             hooks,
             pending,
             storage: plan.storage,
+            skipped_before,
         })
+    }
+
+    /// Calls, accepts and state changes for which the kernel skipped the programs. Whether they match
+    /// is unknown.
+    pub(in crate::cmd) fn unseen(&self, counters: &ConnectCounters, unhooked: u64) -> u64 {
+        let progs = &self.skel.progs;
+        let changes = skipped(&[&progs.on_state_change, &progs.on_state_event]);
+        let calls = skipped(&[
+            &progs.enter_tcp_v4_connect,
+            &progs.enter_tcp_v6_connect,
+            &progs.kprobe_tcp_v4_connect,
+            &progs.kprobe_tcp_v6_connect,
+        ]);
+        let accepts = skipped(&[
+            &progs.exit_accept_2,
+            &progs.exit_accept_4,
+            &progs.kretprobe_accept,
+        ]);
+        accepts
+            + changes.saturating_sub(self.skipped_before + counters.nested)
+            + calls.saturating_sub(unhooked)
     }
 }
 
@@ -553,30 +577,10 @@ fn attach_programs(
     Ok((links, hooks))
 }
 
-/// Calls, accepts and state changes for which the kernel skipped the programs. Whether they match
-/// is unknown.
-pub(in crate::cmd) fn unseen(
-    counters: &ConnectCounters,
-    unhooked: u64,
-    progs: &ConnectTraceProgs<'_>,
-) -> u64 {
-    let skipped = |programs: &[&ProgramMut<'_>]| {
-        let programs = programs.iter().filter(|program| program.autoload());
-        programs
-            .map(|program| link::skipped_runs(program.as_fd()))
-            .sum::<u64>()
-    };
-    let changes = skipped(&[&progs.on_state_change, &progs.on_state_event]);
-    let calls = skipped(&[
-        &progs.enter_tcp_v4_connect,
-        &progs.enter_tcp_v6_connect,
-        &progs.kprobe_tcp_v4_connect,
-        &progs.kprobe_tcp_v6_connect,
-    ]);
-    let accepts = skipped(&[
-        &progs.exit_accept_2,
-        &progs.exit_accept_4,
-        &progs.kretprobe_accept,
-    ]);
-    accepts + changes.saturating_sub(counters.nested) + calls.saturating_sub(unhooked)
+/// How often the kernel skipped those of the programs that are loaded.
+fn skipped(programs: &[&ProgramMut<'_>]) -> u64 {
+    let programs = programs.iter().filter(|program| program.autoload());
+    programs
+        .map(|program| link::skipped_runs(program.as_fd()))
+        .sum()
 }

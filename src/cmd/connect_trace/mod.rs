@@ -12,7 +12,7 @@ use libbpf_rs::MapMut;
 
 use self::backend::histogram_by;
 pub use self::backend::{Backend, candidates};
-pub(super) use self::backend::{LOADS_MAX, Tracer, choose, unseen};
+pub(super) use self::backend::{LOADS_MAX, Tracer, choose};
 use self::pending::PendingEvents;
 use crate::attach::load;
 use crate::cli::{ConnectTraceArgs, OutputFormat};
@@ -138,7 +138,7 @@ fn summary(
         .cast_signed()
         .max(0)
         .cast_unsigned();
-    let unseen = unseen(&counters, unhooked, &tracer.skel.progs) + untracked_pending;
+    let unseen = tracer.unseen(&counters, unhooked) + untracked_pending;
     if counters.untracked > 0 {
         let (place, advice) = match tracer.storage {
             true => (

@@ -61,9 +61,6 @@ impl<'obj> ConnectCollector<'obj> {
             .cast_signed()
             .max(0)
             .cast_unsigned();
-        let progs = &self.tracer.skel.progs;
-        connect_trace::unseen(&counters, counters.unhooked, progs)
-            + counters.lost
-            + untracked_pending
+        self.tracer.unseen(&counters, counters.unhooked) + counters.lost + untracked_pending
     }
 }
