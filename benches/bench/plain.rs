@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, MapFlags, Object, ObjectBuilder, PerfBufferBuilder, ProgramMut};
+use libbpf_rs::{Link, MapCore, Object, ObjectBuilder, PerfBufferBuilder, ProgramMut};
+use tcpinspect::attach::load::set_handler;
 use tcpinspect::attach::xdp::{self, XdpMode};
 use tcpinspect::attach::{Attached, tc};
 use tcpinspect::domain::Direction;
@@ -95,9 +96,7 @@ fn attach_bare() -> Result<Vec<Link>> {
     }
     let skel = Box::leak(Box::new(open.load()?));
     let progs = &skel.progs;
-    let handler = progs.handle_state_change.as_fd().as_raw_fd();
-    let (slot, handler) = (0_u32.to_ne_bytes(), handler.to_ne_bytes());
-    skel.maps.handler.update(&slot, &handler, MapFlags::ANY)?;
+    set_handler(&skel.maps.handler, &progs.handle_state_change)?;
     Ok(vec![
         progs.on_state_change.attach()?,
         progs.on_skipped_state_change.attach()?,

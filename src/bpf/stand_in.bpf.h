@@ -9,8 +9,9 @@
  * clears the note. If there is none, it does the work. Both do it by a tail call, so that the
  * verifier has to check it only once.
  *
- * Each CPU has one note for tasks, and one for softirqs, which can interrupt them. They have
- * different stacks, so the address of the program's context shows which of the two is running.
+ * Each CPU has one note for tasks, and one for softirqs, which can interrupt them. Tasks and
+ * softirqs have different stacks, so the address of the program's context shows which of the two is
+ * running.
  */
 #ifndef TCPINSPECT_STAND_IN_BPF_H
 #define TCPINSPECT_STAND_IN_BPF_H
