@@ -15,8 +15,7 @@ const volatile enum accept_by accept_by = 0;
  */
 const volatile bool count_reasons = false;
 
-/* Which of the two tables the fates of this interval are counted in. User space empties the other.
- */
+/* The one of two tables that counts the fates of this interval. User space empties the other. */
 __u32 open_counts SEC(".bss.open");
 
 struct count_map {

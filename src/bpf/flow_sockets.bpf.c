@@ -20,8 +20,7 @@
 /* Set by user space while older connections are added; otherwise only figures are copied. */
 __u32 seeding = 0;
 
-/* Older connections that were added, those for which there was no room, and all that have a flow.
- */
+/* Older connections: those that were added, those without room, and all that have a flow. */
 __u64 seeded = 0;
 __u64 left_out = 0;
 __u64 older_found = 0;

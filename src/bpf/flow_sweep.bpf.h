@@ -9,8 +9,7 @@
 
 struct sweep sweep SEC(".bss.sweep");
 
-/* The record that the sweep reports. Only one sweep runs at a time, but packets can interrupt it.
- */
+/* The record that the sweep reports. Packets can interrupt a sweep, but no other sweep can. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);

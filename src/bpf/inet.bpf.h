@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Addresses of both families as 16 bytes, IPv4 as v4-mapped, and the order of a connection's ends.
- */
+/* Addresses as 16 bytes, IPv4 as v4-mapped, and the order of the two ends of a connection. */
 #ifndef TCPINSPECT_INET_BPF_H
 #define TCPINSPECT_INET_BPF_H
 

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The events of loss-trace: which are asked for, what is in them, and how they are sent or counted.
- */
+/* The events of loss-trace: which are wanted, what they contain, how they are sent or counted. */
 #ifndef TCPINSPECT_LOSS_EVENT_BPF_H
 #define TCPINSPECT_LOSS_EVENT_BPF_H
 

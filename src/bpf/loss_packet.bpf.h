@@ -32,10 +32,8 @@ static __always_inline struct waiting_syn *syn_from(struct loss_cpu *cpu, __u16 
 
 static __always_inline bool waits(const struct waiting_syn *syn, const __u8 *addr, __u16 port)
 {
-	const __be32 *a = (const __be32 *)syn->key.addr, *b = (const __be32 *)addr;
-
-	return syn->listener && syn->key.port == port && a[0] == b[0] && a[1] == b[1] &&
-	       a[2] == b[2] && a[3] == b[3];
+	return syn->listener && syn->key.port == port &&
+	       same_address((const __be32 *)syn->key.addr, (const __be32 *)addr);
 }
 
 static __always_inline void end_wait(struct loss_cpu *cpu, struct waiting_syn *syn)

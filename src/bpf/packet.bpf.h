@@ -258,8 +258,7 @@ static __noinline int copy_replayed(__u64 off, __u8 *to, __u32 len)
 	for (__u32 i = 0; i < len; i++) {
 		__u64 at = off + i;
 
-		/* The compiler must not split the sum: the verifier bounds only what is compared.
-		 */
+		/* Keeps the sum whole: the verifier knows the bound only of what was compared. */
 		barrier_var(at);
 		if (at >= REPLAY_BYTES)
 			return -1;
