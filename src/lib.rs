@@ -13,7 +13,7 @@ pub mod filter;
 pub mod host;
 mod notice;
 pub mod output;
-pub mod run;
+mod run;
 pub mod skel;
 pub mod stop;
 mod sys;

@@ -1,6 +1,6 @@
 //! Attaches programs to interfaces, until the value that is returned is dropped.
 
-pub mod beside;
+pub(crate) mod beside;
 pub mod clsact;
 pub mod load;
 pub mod tc;

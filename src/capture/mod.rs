@@ -19,11 +19,11 @@ mod link_type;
 mod numbers;
 mod pcap;
 mod pcapng;
-pub mod recorder;
-pub mod rotation;
+pub(crate) mod recorder;
+pub(crate) mod rotation;
 #[cfg(test)]
 mod tests;
-pub mod write;
+pub(crate) mod write;
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read};

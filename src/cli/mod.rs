@@ -5,17 +5,17 @@ mod check;
 mod connect_trace;
 mod exporter;
 mod flows;
-pub mod interface_hints;
+pub(crate) mod interface_hints;
 mod listeners;
 mod loss_trace;
-pub mod manual;
+pub(crate) mod manual;
 mod output;
 mod packets;
 mod port_monitor;
 mod processes;
 mod syn_count;
-pub mod usage;
-pub mod values;
+pub(crate) mod usage;
+pub(crate) mod values;
 
 use std::path::PathBuf;
 

@@ -1,20 +1,20 @@
 //! The events and records of the BPF programs, decoded. Nothing here reads maps, files or clocks.
 
-pub mod connect_totals;
+pub(crate) mod connect_totals;
 pub mod connection;
-pub mod distinct;
-pub mod export;
+pub(crate) mod distinct;
+pub(crate) mod export;
 pub mod flow;
-pub mod flow_report;
-pub mod histogram;
-pub mod incoming;
-pub mod listener;
-pub mod loss;
+pub(crate) mod flow_report;
+pub(crate) mod histogram;
+pub(crate) mod incoming;
+pub(crate) mod listener;
+pub(crate) mod loss;
 pub mod names;
 pub mod packet;
-pub mod reasons;
-pub mod tally;
-pub mod traffic;
+pub(crate) mod reasons;
+pub(crate) mod tally;
+pub(crate) mod traffic;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -59,9 +59,8 @@ impl DropReason {
     }
 }
 
-/// A hook of netfilter.
+/// A hook of netfilter; nft(8) describes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "nft(8) describes them")]
 pub enum NetfilterHook {
     Ingress,
     Prerouting,

@@ -1,7 +1,7 @@
 //! Filters as the command line states them, and as the programs take them.
 
 pub mod expr;
-pub mod process;
+pub(crate) mod process;
 
 use std::net::IpAddr;
 use std::str::FromStr;

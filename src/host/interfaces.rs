@@ -24,7 +24,6 @@ const ARPHRD_IP6GRE: u16 = 823;
 
 // <linux/if_link.h>
 const IFLA_IFNAME: u16 = 3;
-const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_EXT_MASK: u16 = 29;
@@ -56,8 +55,6 @@ pub struct Interface {
     pub index: u32,
     /// The header that its frames begin with.
     pub link_layer: LinkLayer,
-    /// Largest IP packet that it sends, in bytes.
-    pub mtu: u32,
     /// Whether it is administratively up (`IFF_UP`).
     pub up: bool,
 }
@@ -274,7 +271,6 @@ pub(super) struct LinkInfo {
     pub(super) moved: bool,
     pub(super) alternative_names: Vec<String>,
     pub(super) arphrd: u16,
-    pub(super) mtu: u32,
 }
 
 impl LinkInfo {
@@ -289,7 +285,6 @@ impl LinkInfo {
         for (kind, value) in attributes(payload.get(IFINFOMSG_LEN..)?) {
             match kind {
                 IFLA_IFNAME => link.name = text(value),
-                IFLA_MTU => link.mtu = read_u32(value, 0)?,
                 IFLA_MAX_MTU => link.max_mtu = read_u32(value, 0),
                 IFLA_LINK => link.peer = read_u32(value, 0),
                 IFLA_LINK_NETNSID => link.peer_elsewhere = true,
@@ -318,7 +313,6 @@ impl LinkInfo {
             name: self.name.clone(),
             index: self.index,
             link_layer: LinkLayer::from_arphrd(self.arphrd),
-            mtu: self.mtu,
             up: self.up,
         }
     }

@@ -4,19 +4,19 @@
 //! Facts about the network namespace come from netlink and `/proc`: inside `ip netns exec`,
 //! `/sys` may show another namespace.
 
-pub mod containers;
+pub(crate) mod containers;
 pub mod features;
 pub mod interfaces;
-pub mod kernel;
-pub mod kernel_symbols;
-pub mod kernel_types;
+pub(crate) mod kernel;
+pub(crate) mod kernel_symbols;
+pub(crate) mod kernel_types;
 pub mod link_watch;
-pub mod lookup;
+pub(crate) mod lookup;
 pub(crate) mod netlink;
-pub mod netns;
+pub(crate) mod netns;
 pub mod privileges;
-pub mod routes;
+pub(crate) mod routes;
 pub mod sandbox;
-pub mod sock_diag;
-pub mod socket_counts;
+pub(crate) mod sock_diag;
+pub(crate) mod socket_counts;
 pub mod time_zone;

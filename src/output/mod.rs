@@ -1,28 +1,28 @@
 //! Output: the sink that writes to stdout, and the functions that render into it.
 
-pub mod accept_trace;
-pub mod check;
+pub(crate) mod accept_trace;
+pub(crate) mod check;
 pub mod clock;
 pub(crate) mod columns;
 pub mod connect_trace;
-pub mod counts;
-pub mod escape;
-pub mod exporter;
-pub mod flow_report;
+pub(crate) mod counts;
+pub(crate) mod escape;
+pub(crate) mod exporter;
+pub(crate) mod flow_report;
 pub mod flows;
-pub mod histogram;
-pub mod json;
+pub(crate) mod histogram;
+pub(crate) mod json;
 pub mod line;
-pub mod listeners;
-pub mod loss_trace;
-pub mod number;
+pub(crate) mod listeners;
+pub(crate) mod loss_trace;
+pub(crate) mod number;
 pub mod port_monitor;
-pub mod scalar;
-pub mod sink;
+pub(crate) mod scalar;
+pub(crate) mod sink;
 mod stage;
-pub mod stdout;
-pub mod summary;
-pub mod syn_count;
+pub(crate) mod stdout;
+pub(crate) mod summary;
+pub(crate) mod syn_count;
 
 use clock::{Clock, UnixNanos};
 use line::Line;
