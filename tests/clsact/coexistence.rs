@@ -4,13 +4,14 @@ use tcpinspect::attach::clsact::{Clsact, remove_stale};
 use tcpinspect::domain::Direction;
 
 use super::bpf::{Counter, OK, UNSPEC};
-use super::net::{V0, in_namespace, index, our_filters, state, state_of_others};
-use crate::common::{run, try_run};
+use super::net::{V0, all_there, in_namespace, index, our_filters, state, state_of_others};
+use crate::common::{need, run, try_run};
 
 const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 
-/// Adds filters of all kinds that the kernel has; says which it has not.
-fn add_filters(test: &str) {
+/// Adds filters of all kinds that the kernel has. Returns the errors of the others.
+fn add_filters() -> Vec<String> {
+    let mut lacking = Vec::new();
     let kinds = [
         "pref 20 bpf bytecode 1,6~0~0~0",
         "bpf bytecode 1,6~0~0~0 flowid 1:1",
@@ -26,21 +27,21 @@ fn add_filters(test: &str) {
             if let Err(why) = try_run(&command) {
                 let missing = ["not found", "Failed to load TC action", "No such file"];
                 assert!(missing.iter().any(|text| why.contains(text)), "{why}");
-                eprintln!("SKIP {test}: {why}");
+                lacking.push(why);
             }
         }
     }
+    lacking
 }
 
 #[test]
 fn filters_and_qdiscs_of_others_are_the_same_before_during_and_after() {
-    let test = "filters_and_qdiscs_of_others_are_the_same_before_during_and_after";
-    in_namespace(test, || {
+    let lacking = need!(in_namespace(|| {
         run(&format!(
             "tc qdisc add dev {V0} root handle 5: pfifo limit 77"
         ));
         run(&format!("tc qdisc add dev {V0} clsact"));
-        add_filters(test);
+        let lacking = add_filters();
         let foreign = Counter::new(UNSPEC);
         foreign.attach_foreign(index(V0), Direction::Ingress, 50, 1);
         foreign.attach_foreign(index(V0), Direction::Egress, 50, 1);
@@ -57,23 +58,25 @@ fn filters_and_qdiscs_of_others_are_the_same_before_during_and_after() {
             clsact.detach().unwrap();
         }
         assert_eq!(state(V0), before);
-    });
+        lacking
+    }));
+    need!(all_there(&lacking));
 }
 
 #[test]
 fn an_empty_qdisc_of_another_program_stays() {
-    in_namespace("an_empty_qdisc_of_another_program_stays", || {
+    need!(in_namespace(|| {
         run(&format!("tc qdisc add dev {V0} clsact"));
         let before = state(V0);
         drop(Counter::new(UNSPEC).attach(V0, Direction::Ingress));
         assert_eq!(state(V0), before);
         assert!(before.contains("clsact"));
-    });
+    }));
 }
 
 #[test]
 fn nothing_is_left_where_nothing_was() {
-    in_namespace("nothing_is_left_where_nothing_was", || {
+    need!(in_namespace(|| {
         let before = state(V0);
         let counter = Counter::new(UNSPEC);
         let [ingress, egress] = DIRECTIONS.map(|direction| counter.attach(V0, direction));
@@ -83,12 +86,12 @@ fn nothing_is_left_where_nothing_was() {
         drop(egress);
         assert_eq!(state(V0), before);
         assert!(!before.contains("clsact"));
-    });
+    }));
 }
 
 #[test]
 fn our_qdisc_stays_while_others_use_it() {
-    in_namespace("our_qdisc_stays_while_others_use_it", || {
+    need!(in_namespace(|| {
         let counter = Counter::new(UNSPEC);
         let clsact = counter.attach(V0, Direction::Ingress);
         let foreign = Counter::new(OK);
@@ -99,12 +102,12 @@ fn our_qdisc_stays_while_others_use_it() {
         assert_eq!(run(&show), during);
         assert!(during.contains("pref 7 bpf"));
         assert!(our_filters(V0).is_empty());
-    });
+    }));
 }
 
 #[test]
 fn a_chain_of_another_program_counts_as_use() {
-    in_namespace("a_chain_of_another_program_counts_as_use", || {
+    need!(in_namespace(|| {
         let counter = Counter::new(UNSPEC);
         let clsact = counter.attach(V0, Direction::Ingress);
         run(&format!("tc chain add dev {V0} egress chain 6"));
@@ -115,12 +118,12 @@ fn a_chain_of_another_program_counts_as_use() {
         // Without a filter, nothing says who made the qdisc, so the next instance does not take it over.
         drop(counter.attach(V0, Direction::Egress));
         assert!(state(V0).contains("clsact"));
-    });
+    }));
 }
 
 #[test]
 fn an_ingress_qdisc_serves_ingress_only() {
-    in_namespace("an_ingress_qdisc_serves_ingress_only", || {
+    need!(in_namespace(|| {
         run(&format!("tc qdisc add dev {V0} ingress"));
         run(&format!(
             "tc filter add dev {V0} ingress pref 5 bpf bytecode 1,6~0~0~0"
@@ -141,12 +144,12 @@ fn an_ingress_qdisc_serves_ingress_only() {
         counter.expect(3);
         clsact.detach().unwrap();
         assert_eq!(state(V0), before);
-    });
+    }));
 }
 
 #[test]
 fn a_shared_block_is_refused() {
-    in_namespace("a_shared_block_is_refused", || {
+    need!(in_namespace(|| {
         run(&format!(
             "tc qdisc add dev {V0} ingress_block 22 egress_block 23 clsact"
         ));
@@ -158,12 +161,12 @@ fn a_shared_block_is_refused() {
             assert!(error.contains("in a shared block"), "{error}");
         }
         assert_eq!(state(V0), before);
-    });
+    }));
 }
 
 #[test]
 fn a_failure_leaves_nothing() {
-    in_namespace("a_failure_leaves_nothing", || {
+    need!(in_namespace(|| {
         let before = state(V0);
         let xdp = Counter::xdp();
         let result = Clsact::attach(xdp.fd(), "monitor", V0, index(V0), Direction::Ingress);
@@ -183,27 +186,24 @@ fn a_failure_leaves_nothing() {
             "{error:#}"
         );
         assert!(remove_stale(999).unwrap().is_empty());
-    });
+    }));
 }
 
 #[test]
 fn a_filter_that_another_program_removed_is_noticed_and_not_an_error() {
-    in_namespace(
-        "a_filter_that_another_program_removed_is_noticed_and_not_an_error",
-        || {
-            let counter = Counter::new(UNSPEC);
-            let clsact = counter.attach(V0, Direction::Ingress);
-            assert!(clsact.state().unwrap().is_attached());
-            run(&format!("tc qdisc del dev {V0} clsact"));
-            assert!(!clsact.state().unwrap().is_attached());
-            run(&format!("tc qdisc add dev {V0} clsact"));
-            clsact.detach().unwrap();
-            assert!(state(V0).contains("clsact"));
+    need!(in_namespace(|| {
+        let counter = Counter::new(UNSPEC);
+        let clsact = counter.attach(V0, Direction::Ingress);
+        assert!(clsact.state().unwrap().is_attached());
+        run(&format!("tc qdisc del dev {V0} clsact"));
+        assert!(!clsact.state().unwrap().is_attached());
+        run(&format!("tc qdisc add dev {V0} clsact"));
+        clsact.detach().unwrap();
+        assert!(state(V0).contains("clsact"));
 
-            let clsact = counter.attach(V0, Direction::Ingress);
-            run(&format!("ip link del {V0}"));
-            assert!(!clsact.state().unwrap().is_attached());
-            clsact.detach().unwrap();
-        },
-    );
+        let clsact = counter.attach(V0, Direction::Ingress);
+        run(&format!("ip link del {V0}"));
+        assert!(!clsact.state().unwrap().is_attached());
+        clsact.detach().unwrap();
+    }));
 }

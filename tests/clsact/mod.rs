@@ -8,6 +8,8 @@ mod lifetime;
 mod net;
 mod order;
 
+use crate::common::need;
+
 /// The name of the test below, which is also what an instance runs.
 const INSTANCE: &str = "clsact::an_instance_attaches_and_leaves_when_its_input_ends";
 
@@ -16,11 +18,11 @@ fn an_instance_attaches_and_leaves_when_its_input_ends() {
     if let Some(directions) = instance::asked() {
         return instance::main(&directions);
     }
-    net::in_namespace(INSTANCE, || {
+    need!(net::in_namespace(|| {
         let instance = instance::Instance::start("egress");
         assert_eq!(instance.notes, "");
         assert_eq!(net::our_filters(net::V0).len(), 1);
         instance.leave();
         assert!(net::our_filters(net::V0).is_empty());
-    });
+    }));
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt::BindToDevice};
 
-use crate::common::{Namespace, run, skip, try_run};
+use crate::common::{Namespace, run, try_run};
 
 pub const V0: &str = "v0";
 pub const V1: &str = "v1";
@@ -15,16 +15,13 @@ pub const V1: &str = "v1";
 const PORT: u16 = 9999;
 
 /// Runs a test in a namespace of its own, which vanishes with everything in it.
-/// If no namespace can be made, the test is skipped.
-pub fn in_namespace(test: &str, body: impl FnOnce() + Send) {
-    let prepared = Namespace::new().and_then(|namespace| {
-        namespace.enter(prepare)?;
-        Ok(namespace)
-    });
-    match prepared {
-        Ok(namespace) => namespace.enter(body),
-        Err(why) => skip(test, &why),
-    }
+///
+/// # Errors
+/// No namespace can be made, or the kernel has no clsact.
+pub fn in_namespace<T: Send>(body: impl FnOnce() -> T + Send) -> Result<T, String> {
+    let namespace = Namespace::new()?;
+    namespace.enter(prepare)?;
+    Ok(namespace.enter(body))
 }
 
 fn prepare() -> Result<(), String> {
@@ -48,6 +45,17 @@ fn prepare() -> Result<(), String> {
     ))?;
     try_run(&format!("tc qdisc del dev {V0} clsact"))?;
     Ok(())
+}
+
+/// Whether a test could try everything; `lacking` says why not.
+///
+/// # Errors
+/// It could not.
+pub fn all_there(lacking: &[String]) -> Result<(), String> {
+    match lacking {
+        [] => Ok(()),
+        lacking => Err(lacking.join("; ")),
+    }
 }
 
 pub fn index(name: &str) -> u32 {

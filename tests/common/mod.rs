@@ -42,9 +42,13 @@ macro_rules! need {
 }
 pub(crate) use need;
 
-/// Says that a test can't run here. `place` is the path of an item in the test function.
+/// Says in one line that a test can't run here. `place` is the path of an item in the test function.
 pub fn skip(place: &str, why: &str) {
-    say(&format!("SKIP {}: {why}", test_at(place)));
+    say(&format!(
+        "SKIP {}: {}",
+        test_at(place),
+        why.replace('\n', "; ")
+    ));
 }
 
 /// The name of the test function that has an item of this path.
