@@ -29,6 +29,7 @@ const TOOLS: &[&str] = &[
     "nft",
     "nstat",
     "setpriv",
+    "unshare",
     "capsh",
     "tcpdump",
     "tcpconnect",
