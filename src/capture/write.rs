@@ -202,7 +202,7 @@ impl Encoder {
         self.described = 0;
         match self.format {
             FileFormat::PcapNg => {
-                self.section(out);
+                section(out);
                 for at in 0..self.interfaces.len() {
                     self.describe(at, out);
                 }
@@ -218,23 +218,6 @@ impl Encoder {
                 out.extend(u32::from(first.link_type).to_le_bytes());
             }
         }
-    }
-
-    fn section(&self, out: &mut Vec<u8>) {
-        block(out, SECTION, |out| {
-            out.extend(BYTE_ORDER_MAGIC.to_le_bytes());
-            // Version 1.0. The length of the section is not given.
-            out.extend([1, 0, 0, 0]);
-            out.extend(u64::MAX.to_le_bytes());
-            if let Ok(system) = uname() {
-                let (name, release) = (system.sysname(), system.release());
-                let text = format!("{} {}", name.display(), release.display());
-                option(out, SECTION_OS, text.as_bytes());
-            }
-            let application = concat!("tcpinspect ", env!("CARGO_PKG_VERSION"));
-            option(out, SECTION_APPLICATION, application.as_bytes());
-            option(out, OPTION_END, &[]);
-        });
     }
 
     fn describe(&self, at: usize, out: &mut Vec<u8>) {
@@ -405,6 +388,24 @@ impl Encoder {
         let types = self.interfaces.iter().map(|interface| interface.link_type);
         self.format == FileFormat::PcapNg || types.clone().min() == types.max()
     }
+}
+
+/// Appends the header of a section.
+fn section(out: &mut Vec<u8>) {
+    block(out, SECTION, |out| {
+        out.extend(BYTE_ORDER_MAGIC.to_le_bytes());
+        // Version 1.0. The length of the section is not given.
+        out.extend([1, 0, 0, 0]);
+        out.extend(u64::MAX.to_le_bytes());
+        if let Ok(system) = uname() {
+            let (name, release) = (system.sysname(), system.release());
+            let text = format!("{} {}", name.display(), release.display());
+            option(out, SECTION_OS, text.as_bytes());
+        }
+        let application = concat!("tcpinspect ", env!("CARGO_PKG_VERSION"));
+        option(out, SECTION_APPLICATION, application.as_bytes());
+        option(out, OPTION_END, &[]);
+    });
 }
 
 /// The first `captured` bytes of the pieces of a frame.

@@ -129,6 +129,11 @@ struct Report {
     findings: Vec<Finding>,
 }
 
+/// What a command would use, with a remark if there is one; or why it can't run.
+type Answer = Result<(String, Detail), String>;
+
+type Detail = Option<String>;
+
 impl Report {
     fn add(&mut self, kind: CheckKind, name: &'static str, ok: Option<bool>, detail: Detail) {
         self.findings.push(Finding {
@@ -144,7 +149,7 @@ impl Report {
         self.add(CheckKind::Feature, name, ok, detail);
     }
 
-    fn command(&mut self, name: &'static str, answer: Result<(String, Detail), String>) {
+    fn command(&mut self, name: &'static str, answer: Answer) {
         let (ok, uses, detail) = match answer {
             Ok((uses, detail)) => (true, Some(uses), detail),
             Err(why) => (false, None, Some(why)),
@@ -158,8 +163,6 @@ impl Report {
         });
     }
 }
-
-type Detail = Option<String>;
 
 fn find_out(notices: Notices) -> Result<Vec<Finding>, Failure> {
     let mut report = Report::default();
@@ -178,7 +181,7 @@ fn find_out(notices: Notices) -> Result<Vec<Finding>, Failure> {
     let trials = try_apart(notices)?;
     let backends = try_backends(notices)?;
     report_trials(&mut report, &trials, &backends);
-    report_commands(&mut report, &interface, trials, &backends, notices)?;
+    report_commands(&mut report, &interface, trials, &backends, notices);
     Ok(report.findings)
 }
 
@@ -230,7 +233,7 @@ fn report_commands(
     trials: Trials,
     backends: &[(Backend, Option<String>)],
     notices: Notices,
-) -> Result<()> {
+) {
     let buffer = BufferKind::choose(BufferChoice::Auto).name();
     let syn_count = match (interface, trials.xdp) {
         (_, Trial::Refused(why)) => Err(why),
@@ -238,7 +241,7 @@ fn report_commands(
         (Ok(interface), _) => syn_count_answer(interface),
     };
     let listeners = listeners::rehearse(notices).map_err(|error| format!("{error:#}"));
-    let port_monitor = tc_answer(interface, &trials.tc, buffer);
+    let port_monitor = port_monitor_answer(interface, &trials.tc, buffer);
     let connect = connect_trace_answer(backends, buffer);
     let accept = accept_trace_answer(interface, trials.accept, buffer);
     let loss = trials.loss;
@@ -258,10 +261,9 @@ fn report_commands(
     report.command("accept-trace", accept);
     report.command("loss-trace", loss);
     report.command("exporter", exporter);
-    Ok(())
 }
 
-fn exporter_answer(can_run: impl Fn(CollectorChoice) -> bool) -> Result<(String, Detail), String> {
+fn exporter_answer(can_run: impl Fn(CollectorChoice) -> bool) -> Answer {
     let (able, unable) = CollectorChoice::value_variants()
         .iter()
         .partition::<Vec<_>, _>(|collector| can_run(**collector));
@@ -360,9 +362,9 @@ fn default_interface() -> Result<Interface, String> {
 
 /// The result of trying a hook.
 enum Trial {
-    /// It works, attached like this.
+    /// The program was attached to this hook.
     Attached(String),
-    /// The program loads; why it was not attached.
+    /// The program was loaded; why it was not attached.
     Loaded(&'static str),
     /// Why it does not work.
     Refused(String),
@@ -402,7 +404,7 @@ struct Trials {
     tc: Trial,
     flows: Trial,
     accept: Result<Rehearsed, String>,
-    loss: Result<(String, Option<String>), String>,
+    loss: Answer,
 }
 
 /// Attaches to `lo` in a temporary network namespace, which ends with its thread.
@@ -467,19 +469,19 @@ fn try_backends(notices: Notices) -> Result<Vec<(Backend, Option<String>)>> {
     Ok(answers)
 }
 
-/// The answer for a command that attaches a program to TC ingress and reads from `reader`.
-fn tc_answer(
+/// The answer for port-monitor, which attaches to TC ingress.
+fn port_monitor_answer(
     interface: &Result<Interface, String>,
     trial: &Trial,
-    reader: &str,
-) -> Result<(String, Detail), String> {
+    buffer: &str,
+) -> Answer {
     match (interface, trial) {
         (_, Trial::Refused(why)) | (Err(why), _) => Err(why.clone()),
         (Ok(interface), Trial::Attached(hook)) => {
-            Ok((format!("{hook} on {}, {reader}", interface.name), None))
+            Ok((format!("{hook} on {}, {buffer}", interface.name), None))
         }
         (Ok(interface), Trial::Loaded(why)) => Ok((
-            format!("tc ingress on {}, {reader}", interface.name),
+            format!("tc ingress on {}, {buffer}", interface.name),
             Some((*why).to_owned()),
         )),
     }
@@ -487,11 +489,7 @@ fn tc_answer(
 
 /// The answer for flows. Its programs were attached to a loopback device, which needs fewer hooks
 /// than other interfaces.
-fn flows_answer(
-    interface: &Result<Interface, String>,
-    flows: &Trial,
-    buffer: &str,
-) -> Result<(String, Detail), String> {
+fn flows_answer(interface: &Result<Interface, String>, flows: &Trial, buffer: &str) -> Answer {
     let interface = interface.as_ref().map_err(Clone::clone)?;
     let (kind, why) = match flows {
         Trial::Refused(why) => return Err(why.clone()),
@@ -513,7 +511,7 @@ fn accept_trace_answer(
     interface: &Result<Interface, String>,
     accept: Result<Rehearsed, String>,
     buffer: &str,
-) -> Result<(String, Detail), String> {
+) -> Answer {
     let (interface, accept) = (interface.as_ref().map_err(Clone::clone)?, accept?);
     // Without privileges there was no interface to try it on, and nothing was loaded.
     if !privileges::missing().is_empty() {
@@ -537,7 +535,7 @@ fn accept_trace_answer(
 }
 
 /// The answer for syn-count, if generic XDP works.
-fn syn_count_answer(interface: &Interface) -> Result<(String, Detail), String> {
+fn syn_count_answer(interface: &Interface) -> Answer {
     let name = &interface.name;
     if let Some(program) = xdp::occupant(interface) {
         return Err(format!(
@@ -548,10 +546,7 @@ fn syn_count_answer(interface: &Interface) -> Result<(String, Detail), String> {
 }
 
 /// The first backend that works, and why those before it do not.
-fn connect_trace_answer(
-    backends: &[(Backend, Option<String>)],
-    buffer: &str,
-) -> Result<(String, Detail), String> {
+fn connect_trace_answer(backends: &[(Backend, Option<String>)], buffer: &str) -> Answer {
     if !privileges::missing().is_empty() && backends.iter().all(|(_, why)| why.is_some()) {
         return Err(missing());
     }

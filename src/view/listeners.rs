@@ -348,45 +348,6 @@ impl ListenersView {
             area,
         );
     }
-
-    fn draw_detail(&self, frame: &mut Frame<'_>, area: Rect, entry: &ListenerEntry) {
-        let listener = &entry.listener;
-        let mut lines = vec![
-            Line::raw(format!(
-                "user {}, container {}",
-                listener.uid().map_or("-".to_owned(), |uid| uid.to_string()),
-                entry.container.as_deref().unwrap_or("-"),
-            )),
-            Line::raw(format!(
-                "{:>10} {:>6} {:>6} {:>8}  HELD BY",
-                "INODE", "QUEUE", "MAX", "DROPS"
-            )),
-        ];
-        for member in &listener.members {
-            let socket = &member.socket;
-            let holders = member.holders.iter();
-            let holders = holders.map(|holder| format!("{} {}", holder.pid, escaped(&holder.comm)));
-            lines.push(Line::raw(format!(
-                "{:>10} {:>6} {:>6} {:>8}  {}",
-                socket.inode,
-                socket.queue_len,
-                socket.queue_max,
-                socket.drops,
-                holders.collect::<Vec<_>>().join(", "),
-            )));
-        }
-        let height = u16::try_from(lines.len() + 2)
-            .unwrap_or(u16::MAX)
-            .min(area.height);
-        let [_, place] =
-            Layout::vertical([Constraint::Fill(1), Constraint::Length(height)]).areas(area);
-        let title = format!(" {} port {} ", entry.addr(), listener.local.port);
-        frame.render_widget(Clear, place);
-        frame.render_widget(
-            Paragraph::new(lines).block(Block::bordered().title(title)),
-            place,
-        );
-    }
 }
 
 impl Default for ListenersView {
@@ -402,6 +363,46 @@ fn aligned(column: ListenerViewColumn, text: String) -> Cell<'static> {
         _ => Alignment::Right,
     };
     Cell::from(Text::raw(text).alignment(alignment))
+}
+
+/// Draws the sockets of a listener with the processes that hold them.
+fn draw_detail(frame: &mut Frame<'_>, area: Rect, entry: &ListenerEntry) {
+    let listener = &entry.listener;
+    let mut lines = vec![
+        Line::raw(format!(
+            "user {}, container {}",
+            listener.uid().map_or("-".to_owned(), |uid| uid.to_string()),
+            entry.container.as_deref().unwrap_or("-"),
+        )),
+        Line::raw(format!(
+            "{:>10} {:>6} {:>6} {:>8}  HELD BY",
+            "INODE", "QUEUE", "MAX", "DROPS"
+        )),
+    ];
+    for member in &listener.members {
+        let socket = &member.socket;
+        let holders = member.holders.iter();
+        let holders = holders.map(|holder| format!("{} {}", holder.pid, escaped(&holder.comm)));
+        lines.push(Line::raw(format!(
+            "{:>10} {:>6} {:>6} {:>8}  {}",
+            socket.inode,
+            socket.queue_len,
+            socket.queue_max,
+            socket.drops,
+            holders.collect::<Vec<_>>().join(", "),
+        )));
+    }
+    let height = u16::try_from(lines.len() + 2)
+        .unwrap_or(u16::MAX)
+        .min(area.height);
+    let [_, place] =
+        Layout::vertical([Constraint::Fill(1), Constraint::Length(height)]).areas(area);
+    let title = format!(" {} port {} ", entry.addr(), listener.local.port);
+    frame.render_widget(Clear, place);
+    frame.render_widget(
+        Paragraph::new(lines).block(Block::bordered().title(title)),
+        place,
+    );
 }
 
 impl Picture for ListenersView {
@@ -446,7 +447,7 @@ impl Picture for ListenersView {
         if self.detail
             && let Some(entry) = self.selected()
         {
-            self.draw_detail(frame, table, entry);
+            draw_detail(frame, table, entry);
         }
         if self.has_help {
             draw_help(frame, table, help_lines(&HELP).collect());

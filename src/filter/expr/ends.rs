@@ -35,8 +35,10 @@ fn judge(condition: &Condition, ends: [End; 2]) -> Option<bool> {
             *side,
             ends.map(|(_, port)| (*first..=*last).contains(&port)),
         ),
-        Condition::Mac(..) | Condition::Vlan { .. } | Condition::Outbound => return None,
-        Condition::Relation(_) => return None,
+        Condition::Mac(..)
+        | Condition::Vlan { .. }
+        | Condition::Outbound
+        | Condition::Relation(_) => return None,
     })
 }
 

@@ -340,29 +340,9 @@ impl Parser {
         };
         (0..len).all(|by| match self.ahead(by) {
             Some(Token::Symbol(symbol)) => ["(", ")", "!", "/"].contains(symbol),
-            Some(Token::Word(word)) => !self.is_keyword(word) || is_joint(word),
+            Some(Token::Word(word)) => !is_keyword(word) || is_joint(word),
             _ => true,
         })
-    }
-
-    fn is_keyword(&self, word: &str) -> bool {
-        is_joint(word)
-            || QUALIFIERS.contains(&word)
-            || protocol(word).is_some()
-            || UNSUPPORTED.iter().any(|(known, _)| *known == word)
-            || [
-                "mask",
-                "len",
-                "length",
-                "less",
-                "greater",
-                "vlan",
-                "inbound",
-                "outbound",
-                "broadcast",
-                "multicast",
-            ]
-            .contains(&word)
     }
 
     /// A primitive that begins with a word: a keyword, or an id.
@@ -466,7 +446,7 @@ impl Parser {
 
     /// The qualifiers between protocol and id: a direction, a type, or both.
     fn head(&mut self, protocol: Option<Protocol>) -> Outcome<Qualifiers> {
-        let side = self.side()?;
+        let side = self.side();
         let kind = match self.peek() {
             Some(Token::Word(word)) => match word.as_str() {
                 "host" => Some(Kind::Host),
@@ -491,22 +471,22 @@ impl Parser {
         })
     }
 
-    fn side(&mut self) -> Outcome<Option<Side>> {
+    fn side(&mut self) -> Option<Side> {
         let (side, other) = if self.skip_word("src") {
             (Side::Source, "dst")
         } else if self.skip_word("dst") {
             (Side::Destination, "src")
         } else {
-            return Ok(None);
+            return None;
         };
         // `or` joins two directions only if they are adjacent: `src or dst port 80`, but not
         // `src 10.0.0.1 or dst port 80`.
         let both = self.is_word(0, &["and"]);
         if (both || self.is_word(0, &["or"])) && self.is_word(1, &[other]) {
             self.next += 2;
-            return Ok(Some(if both { Side::Both } else { Side::Either }));
+            return Some(if both { Side::Both } else { Side::Either });
         }
-        Ok(Some(side))
+        Some(side)
     }
 
     /// An id, a negated one, or several in parentheses.
@@ -567,7 +547,7 @@ impl Parser {
                 self.next += 1;
                 self.mac(q, mac, first)
             }
-            Some(Token::Word(word)) if self.is_keyword(&word) => Err(self.keyword_as_id(q, &word)),
+            Some(Token::Word(word)) if is_keyword(&word) => Err(self.keyword_as_id(q, &word)),
             Some(Token::Word(word) | Token::Escaped(word)) => {
                 self.next += 1;
                 self.named(q, &word, first)
@@ -1126,6 +1106,25 @@ fn push_bases(value: &Value, bases: &mut Vec<Base>) {
 
 fn is_joint(word: &str) -> bool {
     ["and", "or", "mask"].contains(&word)
+}
+
+fn is_keyword(word: &str) -> bool {
+    is_joint(word)
+        || QUALIFIERS.contains(&word)
+        || protocol(word).is_some()
+        || UNSUPPORTED.iter().any(|(known, _)| *known == word)
+        || [
+            "len",
+            "length",
+            "less",
+            "greater",
+            "vlan",
+            "inbound",
+            "outbound",
+            "broadcast",
+            "multicast",
+        ]
+        .contains(&word)
 }
 
 fn protocol(word: &str) -> Option<Protocol> {
