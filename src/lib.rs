@@ -27,7 +27,10 @@ use failure::{Exit, Failure};
 pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
     sys::share_arena();
     let args: Vec<_> = args.into_iter().collect();
-    if let Some(rest) = args.get(1..).filter(|rest| cmd::extcap::is_meant(rest)) {
+    if let Some(rest) = args
+        .get(1..)
+        .filter(|rest| cmd::extcap::is_called_by_wireshark(rest))
+    {
         return exit(cmd::extcap::run(rest));
     }
     let command = match cli::usage::parse(args) {

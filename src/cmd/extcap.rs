@@ -23,8 +23,8 @@ arg {number=1}{call=--snaplen}{display=Bytes of each packet}{type=unsigned}{rang
 arg {number=2}{call=--filter}{display=Filter}{type=string}{tooltip=A filter expression as in tcpdump, such as port 80; without one all TCP packets are captured}
 ";
 
-/// Whether these arguments, without the program's name, are those of Wireshark.
-pub fn is_meant(args: &[OsString]) -> bool {
+/// Whether these arguments, without the program's name, are from Wireshark.
+pub fn is_called_by_wireshark(args: &[OsString]) -> bool {
     let is_extcap = |arg: &OsString| arg.to_string_lossy().starts_with("--extcap-");
     args.first()
         .is_some_and(|first| first == "--capture" || is_extcap(first))
@@ -36,30 +36,30 @@ pub fn is_meant(args: &[OsString]) -> bool {
 /// # Errors
 /// As `port-monitor`, or an argument is not one of the protocol.
 pub fn run(args: &[OsString]) -> Result<Exit, Failure> {
-    let mut asked = Asked::read(args)?;
-    if asked.interfaces {
+    let mut extcap = ExtcapArgs::read(args)?;
+    if extcap.interfaces {
         return print(&interfaces()?);
     }
-    let interface = asked.interface.take().unwrap_or_default();
+    let interface = extcap.interface.take().unwrap_or_default();
     let interface = interface.strip_prefix(PREFIX).ok_or_else(|| {
         Failure::usage(format!("no interface {interface:?}"))
             .hint("--extcap-interfaces lists the interfaces")
     })?;
-    if asked.dlts {
+    if extcap.dlts {
         return print("dlt {number=1}{name=EN10MB}{display=Ethernet}\n");
     }
-    if asked.config {
+    if extcap.config {
         return print(OPTIONS);
     }
-    if asked.capture {
-        let args = asked.port_monitor(interface)?;
+    if extcap.capture {
+        let args = extcap.port_monitor(interface)?;
         return match usage::parse(args) {
             Ok(command) => super::run(command),
             Err(result) => result,
         };
     }
     // Wireshark asks whether a filter is right, and shows what is printed if it is not.
-    let filter = asked.capture_filter.unwrap_or_default();
+    let filter = extcap.capture_filter.unwrap_or_default();
     match Expression::new(&filter) {
         Err(failure) if !filter.trim().is_empty() => print(&format!("{:#}\n", failure.error)),
         _ => Ok(Exit::Success),
@@ -88,9 +88,9 @@ fn interfaces() -> Result<String, Failure> {
     Ok(text)
 }
 
-/// The request in the arguments.
+/// The arguments, which say what Wireshark wants.
 #[derive(Default)]
-struct Asked {
+struct ExtcapArgs {
     interfaces: bool,
     dlts: bool,
     config: bool,
@@ -103,9 +103,9 @@ struct Asked {
     filter: Option<String>,
 }
 
-impl Asked {
+impl ExtcapArgs {
     fn read(args: &[OsString]) -> Result<Self, Failure> {
-        let mut asked = Self::default();
+        let mut extcap = Self::default();
         let mut args = args.iter();
         while let Some(arg) = args.next() {
             let text = arg.to_string_lossy();
@@ -114,23 +114,23 @@ impl Asked {
                 None => (&*text, None),
             };
             match name {
-                "--extcap-interfaces" => asked.interfaces = true,
-                "--extcap-dlts" => asked.dlts = true,
-                "--extcap-config" => asked.config = true,
-                "--capture" => asked.capture = true,
+                "--extcap-interfaces" => extcap.interfaces = true,
+                "--extcap-dlts" => extcap.dlts = true,
+                "--extcap-config" => extcap.config = true,
+                "--capture" => extcap.capture = true,
                 _ => {
                     let value = joined.or_else(|| args.next().cloned());
                     let value = value.ok_or_else(|| {
                         Failure::usage(format!("a value is required for '{name}'"))
                     })?;
-                    asked.take(name, value)?;
+                    extcap.set(name, value)?;
                 }
             }
         }
-        Ok(asked)
+        Ok(extcap)
     }
 
-    fn take(&mut self, name: &str, value: OsString) -> Result<(), Failure> {
+    fn set(&mut self, name: &str, value: OsString) -> Result<(), Failure> {
         let text = value.to_string_lossy().into_owned();
         match name {
             "--extcap-interface" => self.interface = Some(text),

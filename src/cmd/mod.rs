@@ -1,4 +1,4 @@
-//! The commands: a file or a directory for each, named like its program in `src/bpf`.
+//! The commands: a file or a directory for each, named like its program in `src/bpf` if it has one.
 
 pub mod accept_trace;
 pub mod check;

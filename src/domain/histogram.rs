@@ -21,7 +21,7 @@ pub enum HistogramKey {
 
 /// The kind of key that the histograms of a run have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum By {
+pub enum HistogramBy {
     /// No key: all values together.
     Nothing,
     /// Destination port.
@@ -34,7 +34,7 @@ pub enum By {
     Process,
 }
 
-impl By {
+impl HistogramBy {
     /// The name in JSON.
     pub fn name(self) -> Option<&'static str> {
         match self {
@@ -169,18 +169,24 @@ mod tests {
     fn keys_are_ports_addresses_or_names() {
         let mut raw = RawHistogramKey::default();
         raw.bytes[..2].copy_from_slice(&443_u16.to_ne_bytes());
-        assert_eq!(By::Dport.key(&raw), HistogramKey::Port(443));
+        assert_eq!(HistogramBy::Dport.key(&raw), HistogramKey::Port(443));
         raw.bytes[..5].copy_from_slice(b"nginx");
-        assert_eq!(By::Comm.key(&raw), HistogramKey::Comm(b"nginx".to_vec()));
-        assert_eq!(By::Process.key(&raw), HistogramKey::Comm(b"nginx".to_vec()));
-        assert_eq!(By::Nothing.key(&raw), HistogramKey::All);
+        assert_eq!(
+            HistogramBy::Comm.key(&raw),
+            HistogramKey::Comm(b"nginx".to_vec())
+        );
+        assert_eq!(
+            HistogramBy::Process.key(&raw),
+            HistogramKey::Comm(b"nginx".to_vec())
+        );
+        assert_eq!(HistogramBy::Nothing.key(&raw), HistogramKey::All);
         for addr in ["192.0.2.1", "2001:db8::1", "::1"] {
             let addr: IpAddr = addr.parse().unwrap();
             raw.bytes = match addr {
                 IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
                 IpAddr::V6(v6) => v6.octets(),
             };
-            assert_eq!(By::Daddr.key(&raw), HistogramKey::Address(addr));
+            assert_eq!(HistogramBy::Daddr.key(&raw), HistogramKey::Address(addr));
         }
     }
 }

@@ -214,12 +214,12 @@ impl Alerts {
             None => tally.seconds,
         };
         let mut changes = Vec::new();
-        let mut below = std::mem::take(&mut self.raised);
+        let mut unseen = std::mem::take(&mut self.raised);
         let keys = tally.counts.iter();
         let keys = keys.map(|(key, count)| (Some(*key), count.delta));
         for (key, syns) in std::iter::once((None, total)).chain(keys) {
             let rate = per_second(syns, seconds);
-            let was_raised = below.remove(&key);
+            let was_raised = unseen.remove(&key);
             let is_raised = if was_raised {
                 rate >= self.threshold * CLEAR_BELOW || cut_short.is_some()
             } else {
@@ -238,9 +238,9 @@ impl Alerts {
         }
         // These had no SYN at all.
         if cut_short.is_some() {
-            self.raised.extend(below);
+            self.raised.extend(unseen);
         } else {
-            changes.extend(below.into_iter().map(|key| RateAlert {
+            changes.extend(unseen.into_iter().map(|key| RateAlert {
                 raised: false,
                 key,
                 rate: 0.0,

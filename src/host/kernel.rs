@@ -1,5 +1,7 @@
 //! The running kernel: its version, and what it has.
 
+use std::path::Path;
+
 use nix::sys::utsname::uname;
 
 /// Major and minor version of the running kernel.
@@ -21,6 +23,12 @@ pub fn knows_xdp_frags() -> bool {
         libbpf_rs::ProgramType::Xdp.is_helper_supported(libbpf_sys::BPF_FUNC_xdp_load_bytes),
         Ok(false)
     )
+}
+
+/// Whether the kernel has kprobes; also true if sysfs does not show it.
+pub fn has_kprobes() -> bool {
+    let devices = Path::new("/sys/bus/event_source/devices");
+    !devices.exists() || devices.join("kprobe").exists()
 }
 
 /// How many NUMA nodes there are; `None` if the kernel does not say.

@@ -27,10 +27,10 @@ pub(crate) mod syn_count;
 use clock::{Clock, UnixNanos};
 use line::Line;
 
-/// A record that is written as one line of text or JSON. Columns and keys are in the file of its
-/// command in this module.
+/// A record that is written as text, mostly one line, or as a line of JSON. Columns and keys are in
+/// the file of its command in this module.
 pub trait Render {
-    /// Writes the line of text.
+    /// Writes the lines of text.
     fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos);
 
     /// Writes the line of JSON.

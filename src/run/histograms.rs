@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use libbpf_rs::MapMut;
 
-use crate::domain::histogram::{By, Histogram, HistogramKey};
+use crate::domain::histogram::{Histogram, HistogramBy, HistogramKey};
 use crate::output::histogram::{Distribution, HistogramLayout};
 use crate::run::session::Session;
 use crate::skel::{RawHistogram, RawHistogramKey};
@@ -18,7 +18,7 @@ pub(crate) struct Histograms {
     layout: HistogramLayout,
     /// The name of these times in JSON.
     of: &'static str,
-    by: By,
+    by: HistogramBy,
     /// The counts of earlier intervals.
     before: HashMap<HistogramKey, Histogram>,
     began: Instant,
@@ -27,7 +27,7 @@ pub(crate) struct Histograms {
 
 impl Histograms {
     /// Begins the first interval.
-    pub fn new(layout: HistogramLayout, of: &'static str, by: By) -> Self {
+    pub fn new(layout: HistogramLayout, of: &'static str, by: HistogramBy) -> Self {
         Self {
             layout,
             of,

@@ -49,7 +49,7 @@ pub fn begin(session: &mut Session, file: CaptureFile) -> Result<Option<Capture>
     let wait = session.input_wait()?;
     let interrupt = move |file: Option<BorrowedFd<'_>>| match file {
         Some(file) => wait.until_readable(file),
-        None => wait.go_on(),
+        None => wait.check(),
     };
     match file.read(Rc::new(interrupt)) {
         Ok(capture) => Ok(Some(capture)),

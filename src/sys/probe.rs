@@ -3,7 +3,6 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::path::Path;
 use std::ptr;
 
 use libbpf_sys::{bpf_insn, bpf_prog_load_opts};
@@ -106,10 +105,4 @@ const MOV: u8 = 0xb7;
 /// `r0 = 0; exit` (BPF_JMP | BPF_EXIT).
 fn return_0() -> [bpf_insn; 2] {
     [instruction(MOV, 0), instruction(0x95, 0)]
-}
-
-/// Whether the kernel has kprobes; also true if sysfs does not show it.
-pub fn has_kprobes() -> bool {
-    let devices = Path::new("/sys/bus/event_source/devices");
-    !devices.exists() || devices.join("kprobe").exists()
 }

@@ -22,7 +22,7 @@ use crate::attach::beside::beside;
 use crate::attach::load;
 use crate::attach::tc::PreparedLinks;
 use crate::cli::{AcceptBy, AcceptTraceArgs, OutputFormat, interface_hints};
-use crate::domain::histogram::By;
+use crate::domain::histogram::HistogramBy;
 use crate::domain::incoming::Attempt;
 use crate::domain::reasons::{ReasonFrom, Reasons};
 use crate::failure::{Exit, Failure};
@@ -236,9 +236,9 @@ impl Reports {
         Ok(match (args.histogram, args.by) {
             (Some(of), by) => {
                 let by = match by {
-                    Some(AcceptBy::Dport) => By::Dport,
-                    Some(AcceptBy::Comm) => By::Comm,
-                    _ => By::Nothing,
+                    Some(AcceptBy::Dport) => HistogramBy::Dport,
+                    Some(AcceptBy::Comm) => HistogramBy::Comm,
+                    _ => HistogramBy::Nothing,
                 };
                 let layout = HistogramLayout::of(columns)?;
                 Self::Histograms(Histograms::new(layout, of.name(), by))

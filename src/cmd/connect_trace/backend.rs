@@ -10,7 +10,7 @@ use libbpf_rs::{ErrorKind, Link, OpenObject, ProgramMut};
 use super::pending::Pending;
 use crate::attach::load;
 use crate::cli::{BackendChoice, ConnectBy, ConnectTraceArgs};
-use crate::domain::histogram::By;
+use crate::domain::histogram::HistogramBy;
 use crate::failure::Failure;
 use crate::host::kernel;
 use crate::host::kernel_symbols;
@@ -294,7 +294,7 @@ fn try_cheaply(backend: Backend, types: &KernelTypes) -> Result<(), Failure> {
             })
         }
         // If privileges are missing, report those first.
-        Backend::Kprobe if privileges::missing().is_empty() && !probe::has_kprobes() => {
+        Backend::Kprobe if privileges::missing().is_empty() && !kernel::has_kprobes() => {
             let why = anyhow!("this kernel has no kprobes (CONFIG_KPROBES)");
             Err(Failure::from(why.context(what)).hint(OTHER_BACKEND))
         }
@@ -454,13 +454,18 @@ fn configure_maps(
 }
 
 /// The key of `--histogram`, for decoding and for the programs.
-pub(super) fn histogram_by(args: &ConnectTraceArgs) -> (By, ConnectHistogramBy) {
+pub(super) fn histogram_by(args: &ConnectTraceArgs) -> (HistogramBy, ConnectHistogramBy) {
     match (args.histogram, args.by) {
-        (None, _) => (By::Nothing, ConnectHistogramBy::CONNECT_NO_HISTOGRAM),
-        (_, None) => (By::Nothing, ConnectHistogramBy::CONNECT_BY_NOTHING),
-        (_, Some(ConnectBy::Process)) => (By::Process, ConnectHistogramBy::CONNECT_BY_PROCESS),
-        (_, Some(ConnectBy::Daddr)) => (By::Daddr, ConnectHistogramBy::CONNECT_BY_DADDR),
-        (_, Some(ConnectBy::Dport)) => (By::Dport, ConnectHistogramBy::CONNECT_BY_DPORT),
+        (None, _) => (
+            HistogramBy::Nothing,
+            ConnectHistogramBy::CONNECT_NO_HISTOGRAM,
+        ),
+        (_, None) => (HistogramBy::Nothing, ConnectHistogramBy::CONNECT_BY_NOTHING),
+        (_, Some(ConnectBy::Process)) => {
+            (HistogramBy::Process, ConnectHistogramBy::CONNECT_BY_PROCESS)
+        }
+        (_, Some(ConnectBy::Daddr)) => (HistogramBy::Daddr, ConnectHistogramBy::CONNECT_BY_DADDR),
+        (_, Some(ConnectBy::Dport)) => (HistogramBy::Dport, ConnectHistogramBy::CONNECT_BY_DPORT),
     }
 }
 

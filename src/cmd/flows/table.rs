@@ -15,8 +15,9 @@ use crate::skel::{
     self, FLOW_RANK_OLD, FLOW_RANKS, FlowRecord, PacketCounters, Sweep, SweepLimit, SweepMode,
 };
 
-/// The table is nearly full above this fraction. Then flows are evicted until it is not.
+/// The table is nearly full above this fraction.
 const NEARLY_FULL: (u64, u64) = (9, 10);
+/// If it is nearly full, flows are evicted down to this fraction.
 const LEFT: (u64, u64) = (3, 4);
 
 /// The table of flows, read by the sweep program.

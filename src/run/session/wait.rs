@@ -41,7 +41,7 @@ impl InputWait {
             }
             let [readable, _, closed] = fds.map(|fd| fd.any().unwrap_or(true));
             if closed || self.stop.reason().is_some() {
-                return Err(is_over());
+                return Err(run_is_over());
             }
             if readable {
                 return Ok(());
@@ -53,11 +53,11 @@ impl InputWait {
     ///
     /// # Errors
     /// The run ended, or the reader of the output has closed it.
-    pub fn go_on(&self) -> std::io::Result<()> {
+    pub fn check(&self) -> std::io::Result<()> {
         let mut output = [PollFd::new(self.output.as_fd(), PollFlags::empty())];
         let is_closed = poll(&mut output, PollTimeout::ZERO).is_ok_and(|ready| ready > 0);
         if is_closed || self.stop.reason().is_some() {
-            return Err(is_over());
+            return Err(run_is_over());
         }
         Ok(())
     }
@@ -76,7 +76,7 @@ pub fn next_due(due: Instant, length: Duration) -> Instant {
     (due + length).max(Instant::now() + length / 2)
 }
 
-fn is_over() -> std::io::Error {
+fn run_is_over() -> std::io::Error {
     std::io::Error::other("the run is over")
 }
 
