@@ -9,7 +9,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::tool::{account, into_small_pipe, json_account, small_disk};
+use crate::common::tool::{account, into_small_pipe, small_disk, take_account};
 use crate::common::{Pair, Tool, command, need, wait_for};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -80,12 +80,7 @@ fn events_lost_to_a_stopped_reader_are_counted() {
             reader.read_to_string(&mut text).unwrap();
             assert!(text.ends_with('\n'), "{args:?}: a line was cut");
             let mut lines: Vec<_> = text.lines().collect();
-            let sums = match lines.last() {
-                // The summary is short, and may have found room.
-                Some(last) if last.contains("\"summary\"") => json_account(lines.pop().unwrap()),
-                _ => account(&output),
-            };
-            let [matched, emitted, lost, suppressed] = sums;
+            let [matched, emitted, lost, suppressed] = take_account(&mut lines, &output);
             let header = usize::from(format == "text");
             assert_eq!(matched, 100 * lines_each, "{args:?}");
             assert_eq!(emitted as usize, lines.len() - header, "{args:?}");

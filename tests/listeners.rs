@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use crate::common::net::{CLIENT4, Reaped, SERVER4, listener, shared_listener};
-use crate::common::{Namespace, Pair, Tool, command, need};
+use crate::common::net::{listener, shared_listener};
+use crate::common::{CLIENT4, Namespace, Pair, Reaped, SERVER4, Tool, command, need};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, socket,
 };

@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::common::net::Reaped;
-use crate::common::{Namespace, Tool, need, wait_within};
+use crate::common::{Namespace, Reaped, Tool, need, wait_within};
 
 const PROMETHEUS: u16 = 9090;
 const ALERTMANAGER: u16 = 9093;

@@ -11,7 +11,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::chart::Bar;
-use crate::common::Namespace;
+use crate::common::{Namespace, status_kib};
 use crate::plain::{ATTACHED, LIVE_FRAMES, test_run};
 use crate::stat::Stat;
 
@@ -246,12 +246,8 @@ impl Tool {
 
     /// Its resident memory in MiB.
     pub fn resident(&self) -> Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let kib = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<f64>().ok());
-        Ok(kib.context("there is no VmRSS")? / 1024.0)
+        let kib = status_kib(self.pid(), "VmRSS").context("there is no VmRSS")?;
+        Ok(kib as f64 / 1024.0)
     }
 
     /// Ends it by SIGINT and waits; returns what it has said on stderr since it was ready.

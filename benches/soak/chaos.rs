@@ -3,6 +3,7 @@
 //! disks, kills. Each command that ends must account for all that it has seen, and leave nothing.
 //! The clock of this machine is left alone: `lifecycle::machine` sets it, in guests.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Seek};
 use std::net::Ipv4Addr;
 use std::thread;
@@ -15,7 +16,7 @@ use serde_json::Value;
 use crate::common::bpf::{Object, detach_link, has_tcx, links_of, objects_of};
 use crate::common::frames::syn_frame;
 use crate::common::raw::RawSocket;
-use crate::common::tool::{account, into_small_pipe, json_account, small_disk};
+use crate::common::tool::{account, into_small_pipe, json_account, small_disk, take_account};
 use crate::common::{CLIENT4, Output, Pair, SERVER4, Tool, command, wait_within};
 use crate::{Ended, Run};
 
@@ -175,7 +176,7 @@ fn judge(ended: &Ended, made: u64) -> Result<bool> {
 }
 
 /// Waits until the kernel has freed all BPF objects of a process.
-fn gone(objects: &[Object]) {
+fn gone(objects: &BTreeSet<Object>) {
     wait_within("nothing is left", SOON, || {
         (!objects.iter().any(|object| object.exists())).then_some(())
     });
@@ -248,7 +249,7 @@ impl World {
     fn detach(&mut self) -> Result<Option<Account>> {
         let args = self.victim("vs");
         let tool = Tool::start_in(&self.pair.server, &args);
-        let objects: Vec<_> = objects_of(tool.pid()).into_iter().collect();
+        let objects = objects_of(tool.pid());
         self.send(FEW);
         let links = links_of(tool.pid());
         let detached = links.iter().filter(|link| detach_link(**link).is_ok());
@@ -273,7 +274,7 @@ impl World {
         let args = self.victim("cx");
         let server = &self.pair.server;
         let tool = Tool::start_in(server, &args);
-        let objects: Vec<_> = objects_of(tool.pid()).into_iter().collect();
+        let objects = objects_of(tool.pid());
         let frame = syn_frame(&[], CLIENT4.into(), SERVER4.into(), 80);
         for _ in 0..FEW {
             other_end.send(&frame);
@@ -290,7 +291,7 @@ impl World {
     fn stop_reader(&mut self) -> Result<Option<Account>> {
         let args = ["port-monitor", "vs", "--json"];
         let (tool, mut reader) = into_small_pipe(&self.pair.server, command(args));
-        let objects: Vec<_> = objects_of(tool.pid()).into_iter().collect();
+        let objects = objects_of(tool.pid());
         self.send(MANY);
         tool.signal(Signal::SIGTERM);
         let output = tool.finish();
@@ -298,15 +299,7 @@ impl World {
         let mut text = String::new();
         reader.read_to_string(&mut text)?;
         let mut lines: Vec<_> = text.lines().collect();
-        let account = match lines.last() {
-            // The summary is short, and may have found room.
-            Some(last) if last.contains("\"summary\"") => {
-                let account = json_account(last);
-                lines.pop();
-                account
-            }
-            _ => account(&output),
-        };
+        let account = take_account(&mut lines, &output);
         ensure!(account[1] == lines.len() as u64, "{account:?}: {output:#?}");
         ensure!(account[0] == MANY, "{account:?}: {output:#?}");
         Ok(Some(account))
@@ -317,7 +310,7 @@ impl World {
         let mut command = command(["port-monitor", "vs"]);
         command.stdout(file.try_clone()?);
         let tool = Tool::spawn_in(&self.pair.server, &mut command).attached();
-        let objects: Vec<_> = objects_of(tool.pid()).into_iter().collect();
+        let objects = objects_of(tool.pid());
         self.send(MANY);
         let output = tool.finish();
         ensure!(output.code() == 1, "{output:#?}");
@@ -351,7 +344,7 @@ impl World {
 fn kill(tool: Tool) -> Result<Option<Account>> {
     // Stopped, so that nothing can be added to what is listed.
     tool.signal(Signal::SIGSTOP);
-    let objects: Vec<_> = objects_of(tool.pid()).into_iter().collect();
+    let objects = objects_of(tool.pid());
     tool.signal(Signal::SIGKILL);
     let output = tool.finish();
     if output.status.success() {
@@ -361,7 +354,7 @@ fn kill(tool: Tool) -> Result<Option<Account>> {
     Ok(None)
 }
 
-/// What the JSON summary says, whose sums are checked.
+/// The counts in the JSON summary, after a check of their sums.
 fn summary(output: &Output) -> Account {
     let summary: Value = output.summary();
     json_account(&summary.to_string())

@@ -12,13 +12,14 @@ mod chaos;
 mod common;
 mod steady;
 
+use std::collections::BTreeSet;
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use common::bpf::{Object, objects_of};
-use common::{Namespace, Output, Tool, command};
+use common::{Namespace, Output, Tool, command, status_kib};
 
 fn main() -> Result<()> {
     let mut seconds = 600;
@@ -53,7 +54,7 @@ struct Ended {
     output: Output,
     samples: Vec<(u64, usize)>,
     /// What it had in the kernel.
-    objects: Vec<Object>,
+    objects: BTreeSet<Object>,
 }
 
 impl Run {
@@ -74,12 +75,8 @@ impl Run {
 
     fn sample(&mut self) -> Result<()> {
         let pid = self.tool.pid();
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let memory = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())
-            .with_context(|| format!("{} has ended", self.name))?;
+        let memory = status_kib(pid, "VmRSS");
+        let memory = memory.with_context(|| format!("{} has ended", self.name))?;
         let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"))?.count();
         self.samples.push((memory, descriptors));
         Ok(())
@@ -87,7 +84,7 @@ impl Run {
 
     fn stop(mut self) -> Result<Ended> {
         self.sample()?;
-        let objects = objects_of(self.tool.pid()).into_iter().collect();
+        let objects = objects_of(self.tool.pid());
         Ok(Ended {
             name: self.name,
             output: self.tool.stop(),

@@ -13,10 +13,11 @@ pub mod raw;
 pub mod terminal;
 pub mod tool;
 
+use std::fmt::Display;
 use std::fs;
 use std::io::Write;
 use std::num::NonZero;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -118,6 +119,25 @@ pub fn try_run(words: &str) -> Result<String, String> {
         return Err(format!("{words}: {}", stderr.trim()));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A process that is killed and reaped when the test is done with it.
+pub struct Reaped(pub Child);
+
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A size in KiB from /proc/PID/status, such as `VmRSS`; `None` if the process has ended.
+pub fn status_kib(pid: impl Display, name: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line?.trim().strip_suffix(" kB")?.parse().ok()
 }
 
 /// The version of the kernel.

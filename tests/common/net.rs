@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::process::Child;
 use std::sync::Arc;
 use std::thread;
 
@@ -252,15 +251,5 @@ impl Pair {
                 assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
             }
         });
-    }
-}
-
-/// A process that is killed and reaped when the test is done with it.
-pub struct Reaped(pub Child);
-
-impl Drop for Reaped {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }

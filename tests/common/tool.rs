@@ -484,6 +484,15 @@ pub fn json_account(line: &str) -> [u64; 4] {
     ["matched", "emitted", "lost", "suppressed"].map(|name| summary[name].as_u64().unwrap())
 }
 
+/// The figures of a run whose lines went to a pipe that was full at its end. The summary in JSON is
+/// short, and may have found room all the same: then it is removed from the lines.
+pub fn take_account<L: AsRef<str>>(lines: &mut Vec<L>, output: &Output) -> [u64; 4] {
+    match lines.pop_if(|line| line.as_ref().contains("\"summary\"")) {
+        Some(summary) => json_account(summary.as_ref()),
+        None => account(output),
+    }
+}
+
 /// A line as JSON.
 pub fn parse(line: &str) -> Value {
     serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line:?}"))

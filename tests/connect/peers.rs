@@ -20,8 +20,7 @@ use serde_json::Value;
 
 use super::sockets::{connect_to, tcp};
 use super::{Events, Trace, backends};
-use crate::common::net::Reaped;
-use crate::common::{Namespace, Pair, SERVER4, SERVER6, need, say, wait_within};
+use crate::common::{Namespace, Pair, Reaped, SERVER4, SERVER6, need, say, wait_within};
 
 /// A line of a tool, by the names of its columns.
 type Row = HashMap<String, String>;

@@ -22,11 +22,11 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use crate::common::frames::{ACK, FIN, PSH, RST, SYN, syn_frame};
-use crate::common::net::Reaped;
 use crate::common::raw::RawSocket;
 use crate::common::tool::{ENOUGH, PublicBinary, as_nobody, check_account, command_of, parse};
 use crate::common::{
-    CLIENT4, Namespace, Pair, SERVER4, SERVER6, Tool, command, is_guest, need, quick, release,
+    CLIENT4, Namespace, Pair, Reaped, SERVER4, SERVER6, Tool, command, is_guest, need, quick,
+    release,
 };
 use crate::flow_model::Record;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};

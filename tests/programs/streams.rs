@@ -13,7 +13,7 @@ use nix::unistd::mkfifo;
 
 use super::parity::{COUNT, COUNT_XDP, CaptureFile, MONITOR, MONITOR_PERF, PROGRAMS, times};
 use crate::common::terminal::terminal;
-use crate::common::{Output, PATIENCE, Tool, command, wait_within};
+use crate::common::{Output, PATIENCE, Tool, command, status_kib, wait_within};
 use crate::oracle::Link;
 use crate::oracle::frames::{Ipv4, Ipv6, Segment, on_link};
 use crate::oracle::pcap_write::{Frame, Order, Pcap, PcapNg, Unit};
@@ -215,10 +215,7 @@ fn many() -> u64 {
 
 /// The most memory that a process ever had resident, in bytes.
 fn peak_memory(tool: &Tool) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", tool.pid())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
-    let kib = line.unwrap().split_whitespace().nth(1).unwrap();
-    kib.parse::<u64>().unwrap() * 1024
+    status_kib(tool.pid(), "VmHWM").unwrap() * 1024
 }
 
 #[test]
