@@ -9,7 +9,7 @@ use std::thread;
 use crate::common::bpf::{Foreign, Hook, XDP_PASS};
 use crate::common::raw::Tun;
 use crate::common::tool::ENOUGH;
-use crate::common::{Namespace, need, run};
+use crate::common::{Namespace, PATIENCE, need, run, wait_for};
 use caps::Capability;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tcpinspect::host::features::Snapshot;
@@ -34,12 +34,12 @@ fn watch(name: &str) -> LinkWatch {
     watch
 }
 
-/// Waits for the next events, at most 2 s.
+/// Waits for the next events.
 fn next(watch: &mut LinkWatch) -> Vec<(String, LinkChange)> {
     loop {
         let mut fds = [PollFd::new(watch.as_fd(), PollFlags::POLLIN)];
-        let ready = poll(&mut fds, PollTimeout::from(2000_u16)).unwrap();
-        assert_eq!(ready, 1, "no event within 2 s");
+        let patience = PollTimeout::try_from(PATIENCE).unwrap();
+        assert_eq!(poll(&mut fds, patience), Ok(1), "no event");
         let events = watch.events().unwrap();
         if !events.is_empty() {
             let pair = |event: LinkEvent| (event.name, event.change);
@@ -292,13 +292,10 @@ fn a_native_xdp_program_changes_the_veth_peer_and_its_end_changes_it_back() {
         assert!(peer.contains("maximum MTU 65535 → 3"), "{peer}");
         drop(program);
         // A process that another test starts holds a copy of the link until it runs its program.
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
-        let mut left = Snapshot::take(&interface).unwrap().changes_since(&before);
-        while !left.is_empty() && std::time::Instant::now() < deadline {
-            std::thread::sleep(std::time::Duration::from_millis(10));
-            left = Snapshot::take(&interface).unwrap().changes_since(&before);
-        }
-        assert!(left.is_empty(), "{left:?}");
+        wait_for("all is as it was", || {
+            let left = Snapshot::take(&interface).unwrap().changes_since(&before);
+            left.is_empty().then_some(())
+        });
     });
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
 
 use crate::common::bpf::{Foreign, Hook, XDP_PASS, has_xdp_frags};
 use crate::common::frames::{
@@ -10,8 +11,10 @@ use crate::common::frames::{
     tcp_between, vlan,
 };
 use crate::common::raw::{RawSocket, Tun};
+use crate::common::tool::parse;
 use crate::common::{
-    CLIENT4, CLIENT6, Namespace, Output, Pair, SERVER4, SERVER6, Tool, command, need,
+    CLIENT4, CLIENT6, Namespace, Output, Pair, SERVER4, SERVER6, Tool, command, is_guest, need,
+    quick,
 };
 use serde_json::{Value, json};
 
@@ -276,11 +279,7 @@ fn addresses_and_ports_have_the_right_byte_order() {
 #[test]
 fn a_flood_from_spoofed_sources_hides_no_source_that_sends_many() {
     // A test must be over soon even where a frame takes long; the benches send a million.
-    let spoofed = if crate::common::is_guest() {
-        20_000
-    } else {
-        150_000
-    };
+    let spoofed = if is_guest() { 20_000 } else { 150_000 };
     let pair = need!(Pair::new());
     let socket = pair.client.enter(|| RawSocket::open("vc"));
     let to: IpAddr = Ipv4Addr::new(192, 0, 2, 1).into();
@@ -308,7 +307,7 @@ fn a_flood_from_spoofed_sources_hides_no_source_that_sends_many() {
         flood(spoofed);
         let of_key = |line: &&String| line.contains("\"key\":\"198.51.100.7\"");
         let before = tool.lines().len();
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let seen = loop {
             for _ in 0..20 {
                 flood(99);
@@ -320,7 +319,7 @@ fn a_flood_from_spoofed_sources_hides_no_source_that_sends_many() {
             if let Some(at) = lines.iter().position(|line| of_key(&line)) {
                 break at;
             }
-            let limit = crate::common::quick(std::time::Duration::from_secs(10));
+            let limit = quick(Duration::from_secs(10));
             assert!(started.elapsed() < limit, "{mode}: {lines:#?}");
         };
         // Only intervals that began after the flood, with more than 6,000 SYNs a second, about a tenth of
@@ -328,7 +327,7 @@ fn a_flood_from_spoofed_sources_hides_no_source_that_sends_many() {
         let intervals = tool.lines()[before..seen]
             .iter()
             .filter(|line| line.contains("syn_count"))
-            .map(|line| crate::common::tool::parse(line))
+            .map(|line| parse(line))
             .filter(|line| {
                 let number = |name: &str| line[name].as_f64().unwrap();
                 let began_at = number("syn_total") - number("syn_delta");
@@ -342,10 +341,7 @@ fn a_flood_from_spoofed_sources_hides_no_source_that_sends_many() {
         let output = tool.stop();
         assert_eq!(output.code(), 0, "{output:#?}");
         let untracked = output.summary()["untracked"].as_u64();
-        assert!(
-            crate::common::is_guest() || untracked > Some(0),
-            "{untracked:?}"
-        );
+        assert!(is_guest() || untracked > Some(0), "{untracked:?}");
     }
 }
 
@@ -731,7 +727,7 @@ fn another_namespace_is_watched_with_netns() {
             .client
             .enter(|| TcpStream::connect((SERVER4, 8191)).unwrap_err());
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
-        tool.json("the attempt", |line| {
+        tool.json("of the attempt", |line| {
             line["iface"] == "vs" && (line["dport"] == 8191 || line["syn_total"] == 1)
         });
         assert_eq!(tool.stop().code(), 0);

@@ -2,13 +2,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socket};
 
 /// A packet socket that sends frames as they are, or receives them.
 pub struct RawSocket {
@@ -28,11 +29,9 @@ impl RawSocket {
     }
 
     fn of_protocol(interface: &str, protocol: u16) -> Self {
-        // SAFETY: no pointers are passed. What it receives is chosen by binding it.
-        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-        check(fd, "socket");
-        // SAFETY: the kernel has just made this descriptor.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // What it receives is chosen by binding it.
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let fd = socket(AddressFamily::Packet, SockType::Raw, flags, None).unwrap();
         // SAFETY: all zeros is a value of this struct of integers.
         let mut addr: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         addr.sll_family = libc::AF_PACKET as u16;
@@ -56,14 +55,13 @@ impl RawSocket {
     /// After [`PATIENCE`](super::PATIENCE) without room for it.
     pub fn send(&self, frame: &[u8]) {
         let sent = super::wait_for("room for a frame", || {
-            // SAFETY: the buffer is valid for the call.
-            let sent =
-                unsafe { libc::send(self.fd.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
-            // The backlog of a busy machine was full, and the other end has not seen the frame.
-            let is_full = sent < 0 && Errno::last() == Errno::ENOBUFS;
-            (!is_full).then_some(sent)
+            match send(self.fd.as_raw_fd(), frame, MsgFlags::empty()) {
+                // The backlog of a busy machine was full, and the other end has not seen the frame.
+                Err(Errno::ENOBUFS) => None,
+                sent => Some(sent),
+            }
         });
-        check(sent.try_into().unwrap(), "send");
+        sent.unwrap();
     }
 
     /// The next frame.
@@ -75,17 +73,8 @@ impl RawSocket {
         let timeout = PollTimeout::try_from(super::PATIENCE).unwrap();
         assert_eq!(poll(&mut fds, timeout), Ok(1), "no frame");
         let mut frame = vec![0; 65536];
-        // SAFETY: the buffer is valid for the call.
-        let received = unsafe {
-            libc::recv(
-                self.fd.as_raw_fd(),
-                frame.as_mut_ptr().cast(),
-                frame.len(),
-                0,
-            )
-        };
-        check(received.try_into().unwrap(), "recv");
-        frame.truncate(received.unsigned_abs());
+        let received = recv(self.fd.as_raw_fd(), &mut frame, MsgFlags::empty());
+        frame.truncate(received.unwrap());
         frame
     }
 
@@ -131,9 +120,8 @@ impl RawSocket {
                 (&raw mut (*header).tp_status).write_volatile(libc::TP_STATUS_SEND_REQUEST);
             }
         }
-        // SAFETY: nothing is sent but what the ring holds; it returns when all of it is sent.
-        let sent = unsafe { libc::send(self.fd.as_raw_fd(), ptr::null(), 0, 0) };
-        check(sent.try_into().unwrap(), "send");
+        // This sends what the ring holds, and returns when all of it is sent.
+        send(self.fd.as_raw_fd(), &[], MsgFlags::empty()).unwrap();
         // SAFETY: the mapping made above, of which no reference is left.
         unsafe { libc::munmap(ring, len) };
     }

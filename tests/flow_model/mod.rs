@@ -102,6 +102,11 @@ impl End {
             retransmits: 0,
         }
     }
+
+    /// The widest window that it can have offered.
+    fn widest(&self) -> u32 {
+        self.edge.map_or(WIDEST, |_| self.widest)
+    }
 }
 
 /// Everything that follows from a connection's packets.
@@ -276,20 +281,15 @@ fn fits(end: &End, peer: &End, packet: &Packet) -> bool {
     if !in_place || !is_ack {
         return in_place;
     }
-    if peer.next.is_some_and(|next| after(packet.ack, next)) {
+    if acks_too_much(peer, packet) {
         // Sent before the first packet that was seen.
         return peer.isn.is_none() && end.acked.is_none();
     }
     if peer.state == State::SynSent && is_syn {
         return answers_syn(peer.isn);
     }
-    let widest = if end.edge.is_some() {
-        end.widest
-    } else {
-        WIDEST
-    };
     end.acked
-        .is_none_or(|acked| !after(acked.wrapping_sub(widest), packet.ack))
+        .is_none_or(|acked| !after(acked.wrapping_sub(end.widest()), packet.ack))
 }
 
 fn acks_too_much(peer: &End, packet: &Packet) -> bool {
@@ -298,14 +298,10 @@ fn acks_too_much(peer: &End, packet: &Packet) -> bool {
 
 fn fits_window(end: &End, peer: &End, packet: &Packet) -> bool {
     let last = packet.end_seq();
-    let widest = if peer.edge.is_some() {
-        peer.widest
-    } else {
-        WIDEST
-    };
-    let is_too_old = end
-        .next
-        .is_some_and(|next| after(next.wrapping_sub(widest).wrapping_sub(1), last));
+    let is_too_old = end.next.is_some_and(|next| {
+        let oldest = next.wrapping_sub(peer.widest()).wrapping_sub(1);
+        after(oldest, last)
+    });
     let is_before_syn = end.isn.is_some_and(|isn| after(isn, packet.seq))
         && end.bytes - u64::from(packet.len) < u64::from(WIDEST);
     let limit = match (peer.edge, peer.acked) {
@@ -595,9 +591,9 @@ pub fn records(file: &[u8]) -> Option<Vec<Record>> {
     let mut open: BTreeMap<_, Vec<Packet>> = BTreeMap::new();
     let mut records = Vec::new();
     let mut looked: Option<i64> = None;
-    for record_of in &capture.records {
+    for frame in &capture.records {
         // The times of some files jump. Each tenth of a second all connections are checked for their end.
-        let at: i64 = record_of.ts_ns.try_into().ok()?;
+        let at: i64 = frame.ts_ns.try_into().ok()?;
         if (at - *looked.get_or_insert(at)).abs() >= SECOND / 10 {
             looked = Some(at);
             open.retain(|_, packets| {
@@ -608,8 +604,8 @@ pub fn records(file: &[u8]) -> Option<Vec<Record>> {
                 !over
             });
         }
-        let link = Link::from_type(record_of.link_type)?;
-        let judgement = judge(record_of.bytes, link);
+        let link = Link::from_type(frame.link_type)?;
+        let judgement = judge(frame.bytes, link);
         let Some(tcp) = judgement.packet else {
             continue;
         };

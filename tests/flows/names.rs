@@ -248,6 +248,6 @@ fn names_are_shown_of_live_connections_escaped_and_only_if_asked_for() {
     }
     let tool = Tool::start_in(&namespace, &["flows", "lo", "--names"]);
     let port = send(&[request]);
-    let (_, line) = tool.line("the request", |line| line.contains(&port.to_string()));
+    let (_, line) = tool.line("of the request", |line| line.contains(&port.to_string()));
     assert!(line.ends_with(r#" a"b\xff"#), "{line}");
 }

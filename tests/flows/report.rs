@@ -101,7 +101,7 @@ fn in_text_the_summary_has_lines_of_its_own() {
     let namespace = need!(Namespace::new());
     let tool = Tool::start_in(&namespace, &["flows", "lo", "--summary"]);
     transfer(&namespace, &namespace, ([127, 0, 0, 1], 0).into(), [10, 20]);
-    tool.line("the connection", |line| line.contains(" SF "));
+    tool.line("of the connection", |line| line.contains(" SF "));
     let output = tool.stop();
     let at = |start: &str| {
         let mut lines = output.stderr.iter();
