@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use common::tool::{PublicBinary, as_nobody, command_of};
-use common::{Output, Tool, command};
+use common::{Output, Tool, command, need};
 use tempfile::NamedTempFile;
 
 fn run<I: AsRef<OsStr>>(args: impl IntoIterator<Item = I>) -> Output {
@@ -288,7 +288,7 @@ fn a_file_that_is_not_a_capture_is_an_error_that_names_it() {
 }
 
 #[test]
-fn without_privileges_each_command_names_the_capability_that_is_missing() {
+fn without_privileges_each_command_that_needs_them_names_what_is_missing() {
     let binary = PublicBinary::new();
     for line in [
         "syn-count lo",
@@ -297,6 +297,9 @@ fn without_privileges_each_command_names_the_capability_that_is_missing() {
         "flows lo",
         "connect-trace",
         "connect-trace --backend kprobe",
+        "accept-trace lo",
+        "loss-trace -q",
+        "exporter --listen 127.0.0.1:0 lo",
     ] {
         let mut command = command_of(&binary.path(), line.split(' '));
         if nix::unistd::geteuid().is_root() {
@@ -316,22 +319,27 @@ fn help_is_not_an_error_and_explains_every_command() {
     let output = run(["--help"]);
     assert_eq!(output.code(), 0, "{output:#?}");
     assert!(output.stderr.is_empty(), "{output:#?}");
-    let text = output.stdout.join("\n");
-    for command in ["check", "completions", "man"] {
-        assert!(text.contains(command), "{text}");
-    }
-    for command in ["syn-count", "port-monitor", "connect-trace", "flows"] {
-        assert!(text.contains(command), "{text}");
-        let output = run([command, "--help"]);
+    for command in commands() {
+        let output = run([&command, "--help"]);
         assert_eq!(output.code(), 0, "{output:#?}");
         let text = output.stdout.join("\n");
-        let usage = format!("Usage: tcpinspect {command} [OPTIONS]");
+        let usage = format!("Usage: tcpinspect {command} ");
         assert!(text.contains(&usage), "{text}");
+        let widest = output.stdout.iter().map(|line| line.chars().count()).max();
+        assert!(widest <= Some(100), "{command}: {widest:?}");
+    }
+    for command in [
+        "syn-count",
+        "port-monitor",
+        "connect-trace",
+        "accept-trace",
+        "flows",
+        "loss-trace",
+    ] {
+        let text = run([command, "--help"]).stdout.join("\n");
         for option in ["--output", "--duration", "--count", "--src", "--port"] {
             assert!(text.contains(option), "{command} {option}: {text}");
         }
-        let widest = output.stdout.iter().map(|line| line.chars().count()).max();
-        assert!(widest <= Some(100), "{command}: {widest:?}");
     }
 }
 
@@ -481,23 +489,18 @@ fn proposals(words: &str) -> Result<Vec<String>, String> {
 
 #[test]
 fn bash_proposes_interfaces_where_one_is_expected() {
-    if !Path::new("/sys/class/net/lo").exists() {
-        common::skip("bash_proposes_interfaces", "there is no /sys/class/net/lo");
-        return;
-    }
+    let lo = "/sys/class/net/lo";
+    need!(std::fs::metadata(lo).map_err(|error| format!("{lo}: {error}")));
     for words in [
         "tcpinspect syn-count l",
         "tcpinspect flows -i l",
         "tcpinspect port-monitor --interface l",
     ] {
-        match proposals(words) {
-            Ok(found) => assert!(found.contains(&"lo".to_owned()), "{words}: {found:?}"),
-            Err(why) => common::skip("bash_proposes_interfaces", &why),
-        }
+        let found = need!(proposals(words));
+        assert!(found.contains(&"lo".to_owned()), "{words}: {found:?}");
     }
-    if let Ok(found) = proposals("tcpinspect check l") {
-        assert!(!found.contains(&"lo".to_owned()), "{found:?}");
-    }
+    let found = need!(proposals("tcpinspect check l"));
+    assert!(!found.contains(&"lo".to_owned()), "{found:?}");
 }
 
 #[test]
