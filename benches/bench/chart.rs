@@ -15,7 +15,7 @@ const TOP: usize = 34;
 pub struct Bar {
     pub label: String,
     pub stat: Stat,
-    /// tcpinspect's own bars have a colour.
+    /// tcpinspect's own bars have a color.
     pub is_ours: bool,
 }
 

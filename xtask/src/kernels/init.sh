@@ -27,7 +27,7 @@ ln -s /proc/self/fd /dev/fd
 exec </dev/null >"$CONSOLE" 2>&1
 
 # Tests write to a pipe, as they do under a continuous integration service: to a terminal some programs
-# would write colours. The pipe is opened for reading too, because otherwise opening it would block.
+# would write colors. The pipe is opened for reading too, because otherwise opening it would block.
 stty -F "$RESULTS" raw
 mkfifo /run/results
 cat /run/results >"$RESULTS" &
