@@ -38,6 +38,7 @@ const ACCEPTED: [(Contender, Option<(f64, f64)>); 3] = [
     ),
 ];
 
+/// Here the limits are for the part of the rate that remains.
 const REFUSED: [(Contender, Option<(f64, f64)>); 5] = [
     (
         Contender::peer(EMPTY, "attach accept-r0", Ready::Stderr("attached:")),

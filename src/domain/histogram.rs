@@ -3,8 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::until_nul;
-pub use crate::skel::HISTOGRAM_BUCKETS as BUCKETS;
-use crate::skel::{RawHistogram, RawHistogramKey};
+use crate::skel::{HISTOGRAM_BUCKETS, RawHistogram, RawHistogramKey};
 
 /// A key of a histogram.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -64,7 +63,7 @@ pub struct Histogram {
     /// The sum of all values.
     pub sum: u64,
     /// Values by size: bucket N has those up to 2^N that are not in an earlier bucket.
-    pub buckets: [u64; BUCKETS],
+    pub buckets: [u64; HISTOGRAM_BUCKETS],
 }
 
 impl Histogram {
@@ -80,7 +79,7 @@ impl Histogram {
     pub fn add(&mut self, value: u64) {
         let bucket = u64::BITS - value.saturating_sub(1).leading_zeros();
         self.sum += value;
-        self.buckets[(bucket as usize).min(BUCKETS - 1)] += 1;
+        self.buckets[(bucket as usize).min(HISTOGRAM_BUCKETS - 1)] += 1;
     }
 
     /// The number of all values.
@@ -102,14 +101,18 @@ impl Histogram {
     /// empty to the last. The last of all buckets has no upper bound.
     pub fn filled(&self) -> impl Iterator<Item = (Option<u64>, u64)> {
         let has_any = |count: &u64| *count > 0;
-        let first = self.buckets.iter().position(has_any).unwrap_or(BUCKETS);
+        let first = self
+            .buckets
+            .iter()
+            .position(has_any)
+            .unwrap_or(HISTOGRAM_BUCKETS);
         let end = self
             .buckets
             .iter()
             .rposition(has_any)
             .map_or(0, |at| at + 1);
         let buckets = self.buckets.iter().enumerate().take(end).skip(first);
-        buckets.map(|(at, count)| ((at + 1 < BUCKETS).then(|| 1 << at), *count))
+        buckets.map(|(at, count)| ((at + 1 < HISTOGRAM_BUCKETS).then(|| 1 << at), *count))
     }
 }
 
@@ -133,7 +136,7 @@ mod tests {
         assert_eq!(listed, [(Some(8), 5), (Some(16), 0), (Some(32), 1)]);
         assert_eq!(filled.count(), 6);
         assert_eq!(Histogram::default().filled().count(), 0);
-        let last = histogram(&[(BUCKETS - 1, 1)]);
+        let last = histogram(&[(HISTOGRAM_BUCKETS - 1, 1)]);
         assert_eq!(last.filled().collect::<Vec<_>>(), [(None, 1)]);
     }
 

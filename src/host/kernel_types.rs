@@ -266,6 +266,10 @@ fn more_bytes(kind: u8, len: usize) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
+    use libbpf_rs::btf::Btf;
+
     use super::*;
 
     const STRINGS: &[u8] = b"\0f\0fg\0v\0";
@@ -336,18 +340,21 @@ mod tests {
         assert!(new(&btf(&TYPES[..20])).unwrap().variable("x").is_err());
     }
 
+    /// The types of the running kernel as libbpf reads them. If it has none, the test is skipped.
+    pub(super) fn running_kernel(test: &str) -> Option<Btf<'static>> {
+        let types = Btf::from_vmlinux().ok();
+        if types.is_none() {
+            let _ = writeln!(std::io::stderr(), "SKIP {test}: this kernel has no BTF");
+        }
+        types
+    }
+
     #[test]
     fn the_running_kernel_is_read_as_libbpf_reads_it() {
-        use std::io::Write;
-
-        use libbpf_rs::btf::Btf;
         use libbpf_rs::btf::types::{Func, Var};
 
-        const NAME: &str = "the_running_kernel_is_read_as_libbpf_reads_it";
-
-        let Ok(theirs) = Btf::from_vmlinux() else {
-            let why = "this kernel has no BTF";
-            let _ = writeln!(std::io::stderr(), "SKIP {NAME}: {why}");
+        let test = "the_running_kernel_is_read_as_libbpf_reads_it";
+        let Some(theirs) = running_kernel(test) else {
             return;
         };
         let ours = KernelTypes::load().unwrap();

@@ -157,8 +157,8 @@ impl Render for (&HistogramLayout, &Distribution<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::histogram::BUCKETS;
     use crate::output::line::rendered;
+    use crate::skel::HISTOGRAM_BUCKETS;
 
     fn render(
         histogram: &Histogram,
@@ -184,7 +184,7 @@ mod tests {
         };
         it.buckets[5] = 30;
         it.buckets[7] = 60;
-        it.buckets[BUCKETS - 1] = 1;
+        it.buckets[HISTOGRAM_BUCKETS - 1] = 1;
         it
     }
 
@@ -197,7 +197,7 @@ mod tests {
             line.split_whitespace().skip(1).map(str::to_owned).collect()
         };
         let lines: Vec<_> = text.lines().map(words).collect();
-        assert_eq!(lines.len(), BUCKETS - 5, "{text}");
+        assert_eq!(lines.len(), HISTOGRAM_BUCKETS - 5, "{text}");
         let bar = |len: usize| "#".repeat(len);
         assert_eq!(lines[0], ["handshake", "443", "32", "30", "32.9", &bar(20)]);
         assert_eq!(lines[1], ["handshake", "443", "64", "0", "32.9", "-"]);
@@ -206,7 +206,7 @@ mod tests {
             ["handshake", "443", "128", "60", "98.9", &bar(40)]
         );
         assert_eq!(
-            lines[BUCKETS - 6],
+            lines[HISTOGRAM_BUCKETS - 6],
             ["handshake", "443", "inf", "1", "100.0", "#"]
         );
         assert!(text.lines().all(|line| line.len() <= 110), "{text}");
@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn json_has_all_buckets_between_the_first_and_the_last_with_values() {
         let mut short = example();
-        short.buckets[BUCKETS - 1] = 0;
+        short.buckets[HISTOGRAM_BUCKETS - 1] = 0;
         let key = HistogramKey::Comm(b"a\"b".to_vec());
         let line = render(&short, &key, |it, out, clock| it.json(out, clock, 0));
         assert_eq!(

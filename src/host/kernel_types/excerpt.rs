@@ -192,6 +192,7 @@ fn push<const N: usize>(to: &mut Vec<u8>, words: [u32; N]) {
 #[cfg(test)]
 mod tests {
     use super::super::Bytes;
+    use super::super::tests::running_kernel;
     use super::*;
 
     #[test]
@@ -199,11 +200,8 @@ mod tests {
         use libbpf_rs::btf::Btf;
         use libbpf_rs::btf::types::Struct;
 
-        const NAME: &str = "an_excerpt_has_the_requested_types_with_their_ids";
-
-        let Ok(all) = Btf::from_vmlinux() else {
-            let why = "this kernel has no BTF";
-            let _ = writeln!(std::io::stderr(), "SKIP {NAME}: {why}");
+        let test = "an_excerpt_has_the_requested_types_with_their_ids";
+        let Some(all) = running_kernel(test) else {
             return;
         };
         let bytes = KernelTypes::load()

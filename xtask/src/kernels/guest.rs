@@ -102,11 +102,11 @@ impl Mode {
         };
         format!("{COMMON_ARGUMENTS} {chosen}")
     }
+}
 
-    /// The arguments with which the test programs run these tests and no others.
-    pub fn named_tests(names: &[String]) -> String {
-        format!("{COMMON_ARGUMENTS} --exact {}", names.join(" "))
-    }
+/// The arguments with which the test programs run these tests and no others.
+pub fn named_tests(names: &[String]) -> String {
+    format!("{COMMON_ARGUMENTS} --exact {}", names.join(" "))
 }
 
 /// Settings that all guests of a run share.

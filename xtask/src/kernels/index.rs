@@ -27,10 +27,10 @@ pub struct Index {
 }
 
 impl Index {
-    /// The index of a suite, fetched anew if it is older than `lifetime`.
+    /// The index of a suite, downloaded again if it is older than `lifetime`.
     ///
     /// # Errors
-    /// When it cannot be fetched, and never has been.
+    /// When it can't be downloaded, and never has been.
     pub fn open(archives: &Archives, suite: &str, lifetime: Duration) -> Result<Self> {
         let home = archives.cache.join("apt").join(suite);
         fs::create_dir_all(home.join("lists/partial"))?;

@@ -653,7 +653,7 @@ fn run_guest(
     let failed = results.failed();
     if results.problems.is_empty() && (1..=SECOND_ATTEMPTS).contains(&failed.len()) {
         eprintln!("{}", output::excerpt(&finished.results));
-        let arguments = Mode::named_tests(&failed);
+        let arguments = guest::named_tests(&failed);
         match attempt(&format!("{what}, failed tests again"), arguments) {
             Ok((again, second)) => {
                 results.take_second_attempt(second);
