@@ -67,11 +67,11 @@ fn has_come(at: Option<Instant>) -> bool {
     at.is_some_and(|at| Instant::now() >= at)
 }
 
-/// When the interval ends that follows the one whose end was due at this time.
+/// The end of the interval after the one whose end was due at this time.
 ///
 /// After a pause, such as that of a machine that was suspended, or a wait for the reader of the
-/// output, the missed intervals become one long interval. The next one has at least half of the length:
-/// in less, two events would look like many in a second.
+/// output, the missed intervals become one long interval. The next one has at least half the length:
+/// in a shorter one, two events would look like many a second.
 pub fn next_due(due: Instant, length: Duration) -> Instant {
     (due + length).max(Instant::now() + length / 2)
 }
