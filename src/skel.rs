@@ -253,7 +253,7 @@ own_lines! {
     port_monitor: bss_counters.counters of packet_counters;
     flows: bss_counters.counters of packet_counters;
     accept_trace: bss_accept.accept_counters of accept_counters;
-    accept_trace: bss_accept.accept_cpus of accept_cpu;
+    accept_trace: bss_cpus.accept_cpus of accept_cpu;
     loss_trace: bss_loss.loss_counters of loss_counters;
     accept_trace: bss_calls.frees of call_notes;
     accept_trace: bss_calls.state_changes of call_notes;

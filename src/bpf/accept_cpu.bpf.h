@@ -28,7 +28,7 @@ struct accept_cpu {
 
 _Static_assert(sizeof(struct accept_cpu) == 128, "two cache lines");
 
-struct accept_cpu accept_cpus[COUNTER_SLOTS] SEC(".bss.accept") __attribute__((aligned(128)));
+struct accept_cpu accept_cpus[COUNTER_SLOTS] SEC(".bss.cpus") __attribute__((aligned(128)));
 
 static __always_inline struct accept_cpu *this_cpu(void)
 {

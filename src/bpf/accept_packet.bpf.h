@@ -129,7 +129,8 @@ static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *
 		known = choose_evicted(&key) ? bpf_map_lookup_elem(&attempts, &key) : NULL;
 		may_retry = known;
 		if (known)
-			report(skb, &key, known, FATE_PENDING);
+			report(skb, &key, known,
+			       known->flags & ATTEMPT_LEFT ? FATE_FORWARDED : FATE_PENDING);
 		set_key(&key, s->saddr, s->sport, s->seq);
 		key.destination = destination;
 	}
@@ -145,8 +146,12 @@ static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *
 		report(skb, &key, known, FATE_NONE);
 }
 
-/* A SYN that goes out again through another interface. */
-static __always_inline void on_forwarded_syn(struct __sk_buff *skb, const struct segment *s)
+/*
+ * A SYN that goes out again through another interface. It may be a copy, or come back by an ifb
+ * device, while this host goes on to handle the attempt. So it is forwarded only if its answer goes
+ * out too, or if nothing more is seen of it: user space finds that out.
+ */
+static __always_inline void on_forwarded_syn(const struct segment *s)
 {
 	struct attempt_key key;
 	struct attempt *known;
@@ -154,7 +159,7 @@ static __always_inline void on_forwarded_syn(struct __sk_buff *skb, const struct
 	find_key(&key, s->saddr, s->sport, s->seq, s->daddr, s->dport);
 	known = bpf_map_lookup_elem(&attempts, &key);
 	if (known && known->phase == ATTEMPT_NEW)
-		report(skb, &key, known, FATE_FORWARDED);
+		known->flags |= ATTEMPT_LEFT;
 }
 
 static __always_inline void on_syn_ack(struct __sk_buff *skb, const struct segment *s)
@@ -264,7 +269,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
 	if (!read_frame(&f, &p, true, &s))
 		return TCX_NEXT;
 	if (is_syn)
-		on_forwarded_syn(skb, &s);
+		on_forwarded_syn(&s);
 	else if (s.flags & TCP_SYN)
 		on_syn_ack(skb, &s);
 	else

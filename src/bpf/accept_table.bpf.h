@@ -633,6 +633,8 @@ static __noinline int choose_evicted(struct attempt_key *key)
 		known = bpf_map_lookup_elem(&attempts, key);
 		if (!known || known->phase == ATTEMPT_ESTABLISHED)
 			continue;
+		if (known->flags & ATTEMPT_LEFT)
+			return 1;
 		known->reason = REASON_TABLE_FULL;
 		known->flags &= ~ATTEMPT_REASON_FROM_KERNEL;
 		return 1;

@@ -167,12 +167,22 @@ const SLACK: u64 = 250 * MILLISECOND;
 /// begins with four SYNs a second apart (tcp_syn_linear_timeouts).
 const WAITS: RangeInclusive<u64> = SECOND..=120 * SECOND;
 
+/// Whether an attempt has left, and there was no listener for it.
+fn has_only_left(attempt: &RawAttempt) -> bool {
+    let flags = u32::from(attempt.flags);
+    flags & AcceptFlag::ATTEMPT_LEFT.0 != 0 && flags & AcceptFlag::ATTEMPT_HAS_LISTENER.0 == 0
+}
+
 /// Whether the next packet of an attempt in the table is overdue, so that its fate has to be determined.
 /// `timeout` is how long the client may repeat a SYN that is dropped silently, in nanoseconds.
 pub fn is_overdue(attempt: &RawAttempt, now: u64, timeout: u64) -> bool {
     let since = |at: u64| now.saturating_sub(at);
     let wait = |count: u8| (SECOND << count.min(7)).clamp(*WAITS.start(), *WAITS.end()) + SLACK;
     match AcceptPhase(attempt.phase.into()) {
+        // This host would have handled it at once.
+        AcceptPhase::ATTEMPT_NEW if has_only_left(attempt) => {
+            since(attempt.last_syn_ns) > SLACK || since(attempt.syn_ns) > timeout
+        }
         // The client has given up when no repeated SYN comes.
         AcceptPhase::ATTEMPT_NEW => {
             since(attempt.last_syn_ns) > wait(attempt.syn_retransmits)

@@ -1,8 +1,11 @@
 //! Attempts that are not for this host, or that NAT sends to another address or port.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
 
 use super::{Trace, assert_fate, begin, listener, nft, server};
+use crate::common::frames::{SYN, Segment, tcp_between};
+use crate::common::raw::Tun;
 use crate::common::{Namespace, Pair, SERVER4, need};
 
 /// A pair whose server is the router between the client and a third namespace.
@@ -93,4 +96,59 @@ fn an_unanswered_attempt_is_forwarded_even_if_only_the_client_side_is_watched() 
     assert_fate(&trace.fate(8025), "forwarded", None, None);
     assert_fate(&trace.fate(80), "forwarded", None, None);
     assert_eq!(trace.stop().count("forwarded"), 2);
+}
+
+#[test]
+fn a_copy_of_the_syn_that_leaves_does_not_make_an_attempt_forwarded() {
+    let (pair, _inner) = need!(router());
+    // As a port of a switch is mirrored to an intrusion detection system.
+    need!(pair.server.try_run("tc qdisc add dev vs clsact"));
+    let mirror = "u32 match u32 0 0 action mirred egress mirror dev ri";
+    need!(pair.server.try_run(&format!(
+        "tc filter add dev vs ingress protocol all {mirror}"
+    )));
+    let open = pair.server.enter(|| listener(server(8028), 16));
+    let _full = pair.server.enter(|| listener(server(8029), 0));
+    let options = ["vs", "ri", "--attempt-timeout", "300ms"];
+    let trace = Trace::start(&pair.server, &options);
+    let _clients = pair.client.enter(|| {
+        TcpStream::connect(server(9)).unwrap_err();
+        let accepted = TcpStream::connect(server(8028)).unwrap();
+        let queued = TcpStream::connect(server(8029)).unwrap();
+        (accepted, queued, begin(server(8029)))
+    });
+    TcpListener::from(open).accept().unwrap();
+    assert_fate(&trace.fate(9), "refused", Some("no_listener"), None);
+    assert_fate(&trace.fate(8028), "accepted", None, None);
+    let full = Some("accept_queue_full");
+    assert_fate(&trace.fate(8029), "dropped", full, Some("inferred"));
+    let fates = trace.stop();
+    assert_eq!(fates.count("forwarded"), 0);
+    assert_eq!(fates.count("pending"), 1);
+}
+
+#[test]
+fn interfaces_with_and_without_ethernet_header_are_watched_together() {
+    let pair = need!(Pair::new());
+    let mut tun = need!(pair.server.enter(|| Tun::new("tun0")));
+    pair.server.run("ip addr add 10.88.1.1/24 dev tun0");
+    pair.server.run("ip link set tun0 up");
+    let segment = Segment {
+        seq: 1000,
+        ..Segment::new(4000, 9, SYN, &[])
+    };
+    let ends = [[10, 88, 1, 2], [10, 88, 1, 1]].map(IpAddr::from);
+    let syn = tcp_between(ends[0], ends[1], &segment);
+    let trace = Trace::start(&pair.server, &["vs", "tun0"]);
+    tun.receive(&syn);
+    assert_fate(&trace.fate(9), "refused", Some("no_listener"), None);
+    // Late enough not to be taken for the same packet. It belongs to the same attempt.
+    std::thread::sleep(Duration::from_millis(50));
+    tun.receive(&syn);
+    pair.client
+        .enter(|| TcpStream::connect(server(9)).unwrap_err());
+    assert_fate(&trace.fate(9), "refused", Some("no_listener"), None);
+    let fates = trace.stop();
+    assert_eq!(fates.count("refused"), 2);
+    assert_eq!(fates.at(9).len(), 2);
 }

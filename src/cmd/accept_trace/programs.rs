@@ -77,6 +77,8 @@ impl AcceptHook {
 struct Plan {
     hook: AcceptHook,
     drops: DropTracepoint,
+    /// All programs hash attempts with this.
+    reported_seed: u64,
 }
 
 impl Plan {
@@ -85,6 +87,7 @@ impl Plan {
         Ok(Self {
             hook: AcceptHook::find(&types, notices)?,
             drops: DropTracepoint::find(&types)?,
+            reported_seed: RandomState::new().build_hasher().finish(),
         })
     }
 }
@@ -164,6 +167,7 @@ fn load_one<'obj>(
     let rodata = open.maps.rodata_data.as_deref_mut();
     let rodata = rodata.context("the programs have no settings")?;
     rodata.link_is_raw_ip = is_raw_ip;
+    rodata.reported_seed = plan.reported_seed;
     plan.drops
         .configure(DropSettings::from(&mut *rodata), symbols);
     rodata.reason_tcp_reset = plan.drops.reasons.number("tcp_reset").unwrap_or(0);
@@ -218,7 +222,6 @@ fn configure(
     rodata.netns = u32::try_from(netns::own()?)?;
     rodata.wanted_fates = wanted_fates(args);
     rodata.exporting = args.exporting;
-    rodata.reported_seed = RandomState::new().build_hasher().finish();
     rodata.max_rate = args.max_rate.unwrap_or(0);
     rodata.accept_output = match (args.histogram, args.by) {
         (Some(AcceptHistogram::Handshake), _) => AcceptOutput::OUTPUT_HANDSHAKE,
@@ -268,6 +271,8 @@ fn share_maps(
     maps.reported.reuse_fd(known.reported.as_fd())?;
     maps.recent.reuse_fd(known.recent.as_fd())?;
     maps.bss_recent.reuse_fd(known.bss_recent.as_fd())?;
+    maps.bss_cpus.reuse_fd(known.bss_cpus.as_fd())?;
+    maps.bss_rate.reuse_fd(known.bss_rate.as_fd())?;
     maps.even_counts.reuse_fd(known.even_counts.as_fd())?;
     maps.odd_counts.reuse_fd(known.odd_counts.as_fd())?;
     maps.histograms.reuse_fd(known.histograms.as_fd())?;

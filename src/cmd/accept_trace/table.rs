@@ -165,6 +165,7 @@ impl AttemptTable {
                     Some(Some(Some(found))) if !found.listens && found.inode != 0 => {
                         (AcceptFate::FATE_ACCEPTED, KNOWN)
                     }
+                    _ if has_left(attempt) => (AcceptFate::FATE_FORWARDED, KNOWN),
                     _ => (
                         AcceptFate::FATE_PENDING,
                         silent_reason(attempt).unwrap_or(KNOWN),
@@ -235,9 +236,9 @@ impl AttemptTable {
         }
     }
 
-    /// Whether a SYN that was neither answered nor dropped by a known function may have left by an
-    /// interface that is not watched. If it can't have left, a listener has silently dropped it, perhaps
-    /// one at another address or port, to which a firewall redirects.
+    /// Whether a SYN that was neither answered nor dropped by a known function has left by an interface,
+    /// or may have left by one that is not watched. If it can't have left, a listener has silently dropped
+    /// it, perhaps one at another address or port, to which a firewall redirects.
     fn is_elsewhere(
         &mut self,
         key: &AttemptKey,
@@ -246,6 +247,9 @@ impl AttemptTable {
     ) -> bool {
         if attempt.reason != 0 || attempt.place != 0 {
             return false;
+        }
+        if has_left(attempt) {
+            return true;
         }
         let ((daddr, _), (saddr, _)) = whole(key, attempt).socket();
         let forwards = self.routes.forward(attempt.ifindex, saddr, daddr) == Ok(true);
@@ -302,6 +306,14 @@ fn is_cookie_old(attempt: &RawAttempt) -> Option<bool> {
 
 fn has(attempt: &RawAttempt, flag: AcceptFlag) -> bool {
     u32::from(attempt.flags) & flag.0 != 0
+}
+
+/// Whether the SYN has left, and the queues of a listener do not explain why it was not answered.
+fn has_left(attempt: &RawAttempt) -> bool {
+    has(attempt, AcceptFlag::ATTEMPT_LEFT)
+        && attempt.phase == AcceptPhase::ATTEMPT_NEW.0 as u8
+        && attempt.reason == 0
+        && silent_reason(attempt).is_none()
 }
 
 /// Why a SYN was silently dropped, from the state of the listener when it came.
