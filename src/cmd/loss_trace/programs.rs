@@ -361,6 +361,7 @@ fn configure_maps(
     if let Some(first) = target.first {
         let known = &first.maps;
         maps.loss_cpus.reuse_fd(known.loss_cpus.as_fd())?;
+        maps.bss_rate.reuse_fd(known.bss_rate.as_fd())?;
         match (args.by, buffer) {
             (Some(_), _) => maps.count_sets.reuse_fd(known.count_sets.as_fd())?,
             (None, BufferKind::Ring) => maps.ring.reuse_fd(known.ring.as_fd())?,
