@@ -23,7 +23,8 @@ struct accept_cpu {
 	struct found_listener found;
 	__u64 jiffy;	/* in which the last SYN came */
 	__u64 jiffy_ns; /* when the first SYN of that jiffy came */
-	__u8 pad[48];
+	struct attempt_key last_syn;
+	__u8 pad[24];
 };
 
 _Static_assert(sizeof(struct accept_cpu) == 128, "two cache lines");
@@ -44,9 +45,8 @@ static __always_inline struct sent_rst *last_sent_rst(void)
  * Records when a SYN came. The time is written before the jiffy: a program that interrupts this one
  * must not mistake the time of an earlier jiffy for that of the current one.
  */
-static __always_inline void note_syn(__u64 now)
+static __always_inline void note_syn(struct accept_cpu *cpu, __u64 now)
 {
-	struct accept_cpu *cpu = this_cpu();
 	__u64 jiffy = bpf_jiffies64();
 
 	if (cpu->jiffy == jiffy)

@@ -97,6 +97,7 @@ static __always_inline void on_repeated_syn(struct __sk_buff *skb, const struct 
 static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *s)
 {
 	__u64 now = bpf_ktime_get_ns();
+	struct accept_cpu *cpu = this_cpu();
 	enum accept_fate earlier;
 	struct attempt_key key;
 	struct attempt *known;
@@ -104,9 +105,10 @@ static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *
 	__u16 destination;
 	int error;
 
-	last_sent_rst()->valid = false;
-	note_syn(now);
+	cpu->sent.valid = false;
+	note_syn(cpu, now);
 	find_key(&key, s->saddr, s->sport, s->seq, s->daddr, s->dport);
+	cpu->last_syn = key;
 	earlier = reported_fate(&key, s->daddr, s->dport);
 	/* A SYN nearly always begins a new attempt, so the table is not searched first. */
 	error = earlier ? -EEXIST : begin(skb, &key, s, now);
@@ -119,6 +121,7 @@ static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *
 		if (!known || earlier || error == -EALREADY)
 			return;
 		set_destination(&key, s->daddr, s->dport);
+		this_cpu()->last_syn = key;
 		may_retry = true;
 	} else if (error) {
 		/*
@@ -158,6 +161,11 @@ static __always_inline void on_forwarded_syn(const struct segment *s)
 
 	find_key(&key, s->saddr, s->sport, s->seq, s->daddr, s->dport);
 	known = bpf_map_lookup_elem(&attempts, &key);
+	if (!known) {
+		/* Its source may have been translated since it came in, in this softirq. */
+		key = this_cpu()->last_syn;
+		known = key.isn == s->seq ? bpf_map_lookup_elem(&attempts, &key) : NULL;
+	}
 	if (known && known->phase == ATTEMPT_NEW)
 		known->flags |= ATTEMPT_LEFT;
 }

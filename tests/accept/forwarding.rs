@@ -152,3 +152,29 @@ fn interfaces_with_and_without_ethernet_header_are_watched_together() {
     assert_eq!(fates.count("refused"), 2);
     assert_eq!(fates.at(9).len(), 2);
 }
+
+#[test]
+fn an_unanswered_attempt_is_forwarded_even_if_its_source_is_translated() {
+    let (pair, inner) = need!(router());
+    // As Kubernetes reaches a pod by a port of the node.
+    need!(nft(
+        &pair.server,
+        "type nat hook prerouting priority -100",
+        "tcp dport 8030 dnat ip to 10.88.0.2:80"
+    ));
+    let translated = "{ type nat hook postrouting priority 100 ; }";
+    pair.server
+        .run(&format!("nft add chain inet t out {translated}"));
+    pair.server
+        .run("nft add rule inet t out oifname ri masquerade");
+    need!(nft(
+        &inner,
+        "type filter hook input priority 0",
+        "tcp dport 80 drop"
+    ));
+    pair.client.sysctl("ipv4/tcp_syn_retries", "1");
+    let trace = Trace::start(&pair.server, &["any"]);
+    let _client = pair.client.enter(|| begin(server(8030)));
+    assert_fate(&trace.fate(8030), "forwarded", None, None);
+    assert_eq!(trace.stop().count("forwarded"), 1);
+}
