@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::common::net::{listener, shared_listener};
 use crate::common::{CLIENT4, Namespace, Pair, Reaped, SERVER4, Tool, command, need};
+use crate::connect::sockets::{multipath, multipath_listener};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, socket,
 };
@@ -110,6 +111,26 @@ fn a_group_of_sockets_is_one_row_and_its_members_are_reported() {
     assert_eq!(limits.collect::<Vec<_>>(), [7, 8, 9]);
     drop(sockets);
     assert_eq!(once(&namespace, &[]), [] as [Value; 0]);
+}
+
+#[test]
+fn a_multipath_listener_has_a_process() {
+    need!(multipath().map_err(|errno| format!("the kernel has no MPTCP ({errno})")));
+    let namespace = need!(Namespace::new());
+    let _sockets = namespace.enter(|| {
+        [
+            listener(([127, 0, 0, 1], 84).into(), 8),
+            multipath_listener(85),
+        ]
+    });
+    let rows = once(&namespace, &["-p", "84,85"]);
+    let [first, second] = rows.as_slice() else {
+        panic!("two listeners: {rows:#?}")
+    };
+    for key in ["pid", "comm", "cgroup_id"] {
+        assert_eq!(first[key], second[key], "{rows:#?}");
+    }
+    assert_eq!(first["members"][0]["pid"], second["members"][0]["pid"]);
 }
 
 #[test]

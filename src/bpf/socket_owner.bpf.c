@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * Finds the processes that have TCP sockets open.
+ * Finds the processes that have TCP sockets open. An MPTCP socket counts as one: the TCP sockets of
+ * its subflows have the same inode.
  *
  * Socket diagnostics list the sockets of a network namespace, but not their processes. So this
  * iterator runs over the open files of all processes. User space finds a socket by its inode.
@@ -22,7 +23,8 @@ struct socket_holder holder;
 
 static __always_inline bool is_asked_for(__u16 protocol, __u8 state)
 {
-	return protocol == IPPROTO_TCP && (all_states || state == TCP_LISTEN);
+	return (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP) &&
+	       (all_states || state == TCP_LISTEN);
 }
 
 /* Whether the file is a socket to report. Linux before 5.11 has no bpf_sock_from_file(). */
