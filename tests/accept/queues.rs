@@ -1,8 +1,7 @@
 //! Attempts that meet full queues, of the listener or of the tool.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::process::{Command, Stdio};
+use std::os::fd::AsRawFd;
 
 use nix::sys::socket::{
     Backlog, SockFlag, SockaddrStorage, bind, listen, setsockopt, sockopt::BindToDevice,
@@ -14,15 +13,8 @@ use super::{
 };
 use crate::common::net::shared_listener;
 use crate::common::raw::RawSocket;
-use crate::common::{Namespace, Pair, Reaped, Tool, need};
+use crate::common::{Namespace, Pair, Tool, holder, need};
 use crate::connect::sockets::tcp;
-
-/// A process that alone holds a socket, and never accepts.
-fn holder(socket: OwnedFd) -> Reaped {
-    let mut sleep = Command::new("sleep");
-    sleep.arg("600").stdin(Stdio::from(socket));
-    Reaped(sleep.spawn().unwrap())
-}
 
 #[test]
 fn a_flood_of_half_open_attempts_makes_room_for_real_ones() {
