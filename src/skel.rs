@@ -205,7 +205,7 @@ plain_types! {
     RawHistogramKey: 16;
     FlowRecord: 440;
     NameChunk: 64;
-    SocketHolder: 40;
+    SocketHolder: 48;
     LossEvent: 168;
     ExportKey: 16;
     ExportHistogram: 8 + 8 * EXPORT_BUCKETS;

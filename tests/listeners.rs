@@ -6,9 +6,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use crate::common::net::{listener, shared_listener};
-use crate::common::{CLIENT4, Namespace, Pair, Reaped, SERVER4, Tool, command, need};
+use crate::common::{CLIENT4, Namespace, Pair, Reaped, SERVER4, Tool, command, holder, need};
+use crate::connect::sockets::{multipath, multipath_listener, tcp};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, socket,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
+    sockopt,
 };
 use serde_json::Value;
 
@@ -110,6 +112,93 @@ fn a_group_of_sockets_is_one_row_and_its_members_are_reported() {
     assert_eq!(limits.collect::<Vec<_>>(), [7, 8, 9]);
     drop(sockets);
     assert_eq!(once(&namespace, &[]), [] as [Value; 0]);
+}
+
+#[test]
+fn the_members_of_a_group_are_in_order_and_its_process_is_the_one_with_the_lowest_id() {
+    let namespace = need!(Namespace::new());
+    for addr in [[127, 0, 0, 1].into(), Ipv6Addr::LOCALHOST.into()] {
+        let addr = SocketAddr::new(addr, 8080);
+        let processes =
+            [7, 8, 9].map(|backlog| holder(namespace.enter(|| shared_listener(addr, backlog))));
+        let rows = once(&namespace, &[]);
+        let [row] = rows.as_slice() else {
+            panic!("one row: {rows:#?}")
+        };
+        let members = row["members"].as_array().unwrap().iter();
+        let members = members.map(|it| (it["queue_max"].as_u64(), it["pid"].as_u64()));
+        let pids = processes.each_ref().map(|it| u64::from(it.0.id()));
+        let made = std::iter::zip([7, 8, 9], pids).map(|(max, pid)| (Some(max), Some(pid)));
+        assert_eq!(members.collect::<Vec<_>>(), made.collect::<Vec<_>>());
+        assert_eq!(row["pid"].as_u64(), pids.into_iter().min());
+        assert_eq!(row["processes"], 3, "{row}");
+    }
+}
+
+#[test]
+fn sockets_for_ipv6_only_have_a_row_of_their_own() {
+    let namespace = need!(Namespace::new());
+    let addr = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 8080));
+    let _sockets = namespace.enter(|| {
+        [(true, 3), (false, 4)].map(|(only_v6, backlog)| {
+            let socket = tcp(addr, SockFlag::empty());
+            setsockopt(&socket, sockopt::ReusePort, &true).unwrap();
+            setsockopt(&socket, sockopt::Ipv6V6Only, &only_v6).unwrap();
+            bind(socket.as_raw_fd(), &SockaddrStorage::from(addr)).unwrap();
+            listen(&socket, Backlog::new(backlog).unwrap()).unwrap();
+            socket
+        })
+    });
+    let rows = once(&namespace, &[]);
+    let shown = rows.iter().map(|row| {
+        assert_eq!((&row["addr"], &row["sockets"]), (&"::".into(), &1.into()));
+        (row["dual_stack"].as_bool(), row["queue_max"].as_u64())
+    });
+    let shown = shown.collect::<BTreeMap<_, _>>();
+    assert_eq!(
+        shown,
+        BTreeMap::from([(Some(true), Some(4)), (Some(false), Some(3))])
+    );
+}
+
+#[test]
+fn an_interface_that_is_made_or_renamed_later_has_its_name() {
+    let namespace = need!(Namespace::new());
+    let tool = Tool::start_in(&namespace, &["listeners", "--json", "-I", "0.2"]);
+    namespace.run("ip link add late type veth peer name late2");
+    let addr = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 86));
+    let _socket = namespace.enter(|| {
+        let socket = tcp(addr, SockFlag::empty());
+        setsockopt(&socket, sockopt::BindToDevice, &"late".into()).unwrap();
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(addr)).unwrap();
+        listen(&socket, Backlog::new(8).unwrap()).unwrap();
+        socket
+    });
+    let first = tool.json("of the listener", |line| line["port"] == 86);
+    assert_eq!(first["iface"], "late", "{first}");
+    namespace.run("ip link set late name later");
+    tool.json("of the new name", |line| line["iface"] == "later");
+    assert_eq!(tool.stop().code(), 0);
+}
+
+#[test]
+fn a_multipath_listener_has_a_process() {
+    need!(multipath().map_err(|errno| format!("the kernel has no MPTCP ({errno})")));
+    let namespace = need!(Namespace::new());
+    let _sockets = namespace.enter(|| {
+        [
+            listener(([127, 0, 0, 1], 84).into(), 8),
+            multipath_listener(85),
+        ]
+    });
+    let rows = once(&namespace, &["-p", "84,85"]);
+    let [first, second] = rows.as_slice() else {
+        panic!("two listeners: {rows:#?}")
+    };
+    for key in ["pid", "comm", "cgroup_id"] {
+        assert_eq!(first[key], second[key], "{rows:#?}");
+    }
+    assert_eq!(first["members"][0]["pid"], second["members"][0]["pid"]);
 }
 
 #[test]

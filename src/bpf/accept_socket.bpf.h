@@ -5,8 +5,6 @@
 
 #include "accept_packet.bpf.h"
 
-#define IPPROTO_MPTCP 262
-
 #if defined(__TARGET_ARCH_x86)
 #define SYS_accept	 43
 #define SYS_accept4	 288

@@ -3,9 +3,10 @@
 #ifndef TCPINSPECT_INET_BPF_H
 #define TCPINSPECT_INET_BPF_H
 
-#define AF_INET	    2
-#define AF_INET6    10
-#define IPPROTO_TCP 6
+#define AF_INET	      2
+#define AF_INET6      10
+#define IPPROTO_TCP   6
+#define IPPROTO_MPTCP 262
 
 static __always_inline bool is_mapped(const __be32 *addr)
 {

@@ -7,13 +7,14 @@
 
 /* A process that has a socket open; one for each of its descriptors. */
 struct socket_holder {
-	__u64 inode; /* of the socket's file */
+	__u64 inode;	/* of the socket's file */
+	__u64 listener; /* address of its struct sock; 0: not asked for, or not known */
 	__u64 cgroup_id;
 	__u32 pid;
 	__u32 pad;
 	char comm[COMM_LEN];
 };
 
-_Static_assert(sizeof(struct socket_holder) == 40, "user space reads them one after another");
+_Static_assert(sizeof(struct socket_holder) == 48, "user space reads them one after another");
 
 #endif /* TCPINSPECT_SOCKET_OWNER_H */

@@ -8,9 +8,11 @@ use super::output::{BufferArgs, RunArgs};
 use super::packets::{AddressArgs, NamedArgs, NetnsArgs, expression};
 use super::processes::ProcessArgs;
 use super::values;
+use crate::domain::reasons::name_of_ours;
 use crate::failure::Failure;
 use crate::filter::Filter;
 use crate::filter::expr::Expression;
+use crate::skel::AcceptReason;
 
 /// The keys of `accept-trace --by`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -136,6 +138,12 @@ impl AcceptTraceArgs {
         let words = (!self.named.interface.is_empty()).then_some(&*self.words);
         self.compiled = expression(self.expression.as_deref(), words, &self.named.interface)?;
         self.filter().check_families()?;
+        // The kernel's name, which other commands show.
+        for reason in &mut self.reason {
+            if reason == "no_socket" {
+                *reason = name_of_ours(AcceptReason::REASON_NO_LISTENER).to_owned();
+            }
+        }
         let by = self.by.filter(|_| self.histogram.is_some());
         match by {
             Some(AcceptBy::Reason | AcceptBy::Saddr) => Err(Failure::usage(

@@ -12,7 +12,7 @@ use crate::domain::listener::{Listener, ListenerHistory, ListeningSocket};
 use crate::failure::{Exit, Failure};
 use crate::filter;
 use crate::host::containers::Containers;
-use crate::host::interfaces;
+use crate::host::interfaces::InterfaceNames;
 use crate::host::netns;
 use crate::host::privileges;
 use crate::host::sandbox::Files;
@@ -54,7 +54,7 @@ pub fn run(args: &ListenersArgs) -> Result<Exit, Failure> {
         holders,
         history: ListenerHistory::default(),
         containers: Containers::new(),
-        interfaces: interfaces::names()?,
+        interfaces: InterfaceNames::open()?,
         taken_at: Instant::now(),
     };
     privileges::drop_all_but(holders::needs(listeners.holders.as_mut())?.as_slice())?;
@@ -167,8 +167,7 @@ struct Listeners<'a> {
     holders: Option<Holders<'a>>,
     history: ListenerHistory,
     containers: Containers,
-    /// The names of interfaces at the start, by index.
-    interfaces: HashMap<u32, String>,
+    interfaces: InterfaceNames,
     taken_at: Instant,
 }
 
@@ -179,6 +178,8 @@ impl Listeners<'_> {
         self.taken_at = Instant::now();
         let mut sockets = self.diag.listening()?;
         sockets.retain(|socket| self.is_asked_for(socket));
+        let bound = sockets.iter().map(|socket| socket.local.ifindex);
+        self.interfaces.update(bound)?;
         let half_open = self.diag.half_open()?;
         let unknown = HashMap::new();
         let holders = match &mut self.holders {
@@ -230,10 +231,7 @@ impl Listeners<'_> {
             holder.and_then(|holder| self.containers.find(holder.cgroup_id, holder.pid));
         output::ListenerRecord {
             listener,
-            iface: self
-                .interfaces
-                .get(&listener.local.ifindex)
-                .map(String::as_str),
+            iface: self.interfaces.get(listener.local.ifindex),
             container: container.map(str::to_owned),
         }
     }

@@ -1,5 +1,5 @@
-//! Listeners: listening sockets that are bound to the same address, port and interface are one listener,
-//! which is compared with the previous snapshot.
+//! Listeners: listening sockets that are bound to the same address, port and interface, and take the same
+//! families, are one listener, which is compared with the previous snapshot.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -42,6 +42,17 @@ pub struct ListeningSocket {
     pub drops: u32,
 }
 
+impl ListeningSocket {
+    /// It takes connections of both families.
+    fn is_dual(&self) -> bool {
+        let addr = self.local.addr;
+        addr.is_ipv6() && addr.is_unspecified() && !self.v6_only
+    }
+}
+
+/// Identifies a listener: what its sockets are bound to, and whether they take both families.
+pub type ListenerKey = (Local, bool);
+
 /// A process that holds a listening socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
@@ -65,7 +76,8 @@ pub struct Member {
     pub drops_delta: u64,
 }
 
-/// All sockets that are bound to the same address, port and interface: one, or a group with SO_REUSEPORT.
+/// All sockets that are bound to the same address, port and interface, and take the same families: one, or a
+/// group with SO_REUSEPORT.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Listener {
     /// What they are bound to.
@@ -119,11 +131,10 @@ impl Listener {
         self.members.iter().map(fill).fold(0.0, f64::max)
     }
 
-    /// The process that holds the first socket; of several, the one with the lowest number.
+    /// The process that holds a socket; of several, the one with the lowest number.
     pub fn holder(&self) -> Option<&Holder> {
-        self.members
-            .iter()
-            .find_map(|member| member.holders.first())
+        let holders = self.members.iter().flat_map(|member| &member.holders);
+        holders.min_by_key(|holder| holder.pid)
     }
 
     /// How many processes hold one of the sockets.
@@ -142,9 +153,12 @@ impl Listener {
 
     /// It takes connections of both families.
     pub fn is_dual(&self) -> bool {
-        self.local.addr.is_ipv6()
-            && self.local.addr.is_unspecified()
-            && self.members.iter().any(|member| !member.socket.v6_only)
+        self.members.iter().any(|member| member.socket.is_dual())
+    }
+
+    /// What it is identified by.
+    pub fn key(&self) -> ListenerKey {
+        (self.local, self.is_dual())
     }
 }
 
@@ -162,7 +176,7 @@ pub struct QueueAlert {
 pub struct ListenerHistory {
     /// Drops of each socket, by cookie.
     drops: Option<HashMap<u64, u32>>,
-    alerted: HashSet<Local>,
+    alerted: HashSet<ListenerKey>,
 }
 
 impl ListenerHistory {
@@ -186,7 +200,8 @@ impl ListenerHistory {
                     socket.drops.wrapping_sub(before).into()
                 }
             };
-            let listener = listeners.entry(socket.local).or_insert_with(|| Listener {
+            let key = (socket.local, socket.is_dual());
+            let listener = listeners.entry(key).or_insert_with(|| Listener {
                 local: socket.local,
                 members: Vec::new(),
                 half_open: 0,
@@ -212,7 +227,11 @@ impl ListenerHistory {
         self.drops = Some(drops.collect());
         let mut listeners = listeners.into_values().collect::<Vec<_>>();
         for listener in &mut listeners {
-            listener.members.sort_by_key(|member| member.socket.cookie);
+            // The kernel lists a group of IPv6 sockets in the order in which they were made, and
+            // one of IPv4 sockets in the reverse order (__inet_hash()).
+            if listener.local.addr.is_ipv4() {
+                listener.members.reverse();
+            }
         }
         // The sort is stable: equal ones stay in the order of their ports.
         listeners.sort_by_key(|listener| Reverse((listener.drops_delta(), listener.fill() as u64)));
@@ -225,10 +244,10 @@ impl ListenerHistory {
         let mut alerts = Vec::new();
         let before = std::mem::take(&mut self.alerted);
         for (at, listener) in listeners.iter().enumerate() {
-            let was_raised = before.contains(&listener.local);
+            let was_raised = before.contains(&listener.key());
             let is_raised = listener.fill() >= percent || listener.drops_delta() > 0;
             if is_raised {
-                self.alerted.insert(listener.local);
+                self.alerted.insert(listener.key());
             }
             if was_raised != is_raised {
                 alerts.push(QueueAlert {
@@ -243,23 +262,25 @@ impl ListenerHistory {
 
 /// The listener that a connection to this address goes to: the most specific one, as in the
 /// kernel's own lookup.
-fn destination(listeners: &BTreeMap<Local, Listener>, local: Local) -> Option<Local> {
+fn destination(listeners: &BTreeMap<ListenerKey, Listener>, local: Local) -> Option<ListenerKey> {
     let any = |addr: IpAddr| match addr {
         IpAddr::V4(_) => IpAddr::from([0; 4]),
         IpAddr::V6(_) => IpAddr::from([0; 16]),
     };
     let dual = IpAddr::from([0; 16]);
     for addr in [local.addr, any(local.addr), dual] {
+        let is_own_family = addr.is_ipv6() == local.addr.is_ipv6();
         for ifindex in [local.ifindex, 0] {
-            let candidate = Local {
+            let bound = Local {
                 addr,
                 ifindex,
                 ..local
             };
-            let takes =
-                |listener: &Listener| addr.is_ipv6() == local.addr.is_ipv6() || listener.is_dual();
-            if listeners.get(&candidate).is_some_and(takes) {
-                return Some(candidate);
+            let mut candidates = [(bound, false), (bound, true)].into_iter();
+            let takes = |key: &ListenerKey| is_own_family || key.1;
+            let found = candidates.find(|key| takes(key) && listeners.contains_key(key));
+            if found.is_some() {
+                return found;
             }
         }
     }
@@ -321,6 +342,36 @@ mod tests {
         assert_eq!((group.fill(), group.drops_delta()), (125.0, 0));
         assert_eq!(group.drop_rate(), None);
         assert_eq!(group.members[0].socket.cookie, 1);
+    }
+
+    #[test]
+    fn sockets_that_take_ipv6_only_are_another_listener_than_those_that_take_both() {
+        let mut v6_only = socket("::", 80, 1, (0, 4), 0);
+        v6_only.v6_only = true;
+        let sockets = [v6_only, socket("::", 80, 2, (5, 4), 0)];
+        let half_open = ["2001:db8::1", "192.0.2.1"].map(|addr| local(addr, 80));
+        let mut history = ListenerHistory::default();
+        let listeners = update(&mut history, &sockets, &half_open);
+        let found = listeners.iter().map(|it| (it.is_dual(), it.half_open));
+        assert_eq!(found.collect::<Vec<_>>(), [(true, 1), (false, 1)]);
+        let alerts = history.alerts(&listeners, 80.0);
+        let raised = alerts.iter().map(|alert| (alert.listener, alert.raised));
+        assert_eq!(raised.collect::<Vec<_>>(), [(0, true)]);
+    }
+
+    #[test]
+    fn the_holder_of_a_group_is_the_process_with_the_lowest_number() {
+        let sockets = [1, 2, 3].map(|cookie| socket("::", 80, cookie, (0, 4), 0));
+        let holder = |pid| Holder {
+            pid,
+            comm: Vec::new(),
+            cgroup_id: 0,
+        };
+        let holders = [(1, 9), (2, 7), (3, 8)].map(|(inode, pid)| (inode, vec![holder(pid)]));
+        let mut history = ListenerHistory::default();
+        let listeners = history.update(&sockets, &[], &holders.into(), Duration::from_secs(2));
+        let pids = listeners.iter().map(|it| it.holder().unwrap().pid);
+        assert_eq!(pids.collect::<Vec<_>>(), [7]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Network interfaces: finds those that the command line names, and what their frames
 //! begin with.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 
 use anyhow::Context;
@@ -11,7 +11,6 @@ use nix::libc::{
     ARPHRD_TUNNEL, ARPHRD_TUNNEL6, IFNAMSIZ, RT_TABLE_MAIN, RTA_OIF, RTM_GETLINK, RTM_GETROUTE,
     RTN_UNICAST,
 };
-use nix::net::if_::if_nameindex;
 use nix::sys::socket::{SockFlag, SockProtocol};
 
 use super::netlink::{
@@ -172,16 +171,43 @@ pub fn resolve(names: &[String]) -> Result<Vec<Interface>, ResolveError> {
     Ok(found)
 }
 
-/// The names of all interfaces of this network namespace, by index.
-///
-/// # Errors
-/// The kernel can't be asked.
-pub fn names() -> anyhow::Result<HashMap<u32, String>> {
-    let interfaces = if_nameindex().context("failed to list interfaces")?;
-    let interfaces = interfaces.iter();
-    Ok(interfaces
-        .map(|it| (it.index(), it.name().to_string_lossy().into_owned()))
-        .collect())
+/// The names of interfaces of this network namespace.
+pub struct InterfaceNames {
+    socket: Socket,
+    /// By index. An interface that is gone keeps its last name: sockets stay bound to it.
+    known: HashMap<u32, String>,
+}
+
+impl InterfaceNames {
+    /// Opens a socket for requests.
+    ///
+    /// # Errors
+    /// The socket can't be opened.
+    pub fn open() -> anyhow::Result<Self> {
+        Ok(Self {
+            socket: route_socket()?,
+            known: HashMap::new(),
+        })
+    }
+
+    /// Asks for the present names of the interfaces with these indexes; 0 stands for none.
+    ///
+    /// # Errors
+    /// The kernel can't be asked.
+    pub fn update(&mut self, indexes: impl Iterator<Item = u32>) -> anyhow::Result<()> {
+        let indexes = indexes.filter(|index| *index != 0);
+        for index in indexes.collect::<BTreeSet<_>>() {
+            if let Some(link) = link_by_index(&mut self.socket, index)? {
+                self.known.insert(index, link.name);
+            }
+        }
+        Ok(())
+    }
+
+    /// The name of an interface at the last update.
+    pub fn get(&self, index: u32) -> Option<&str> {
+        self.known.get(&index).map(String::as_str)
+    }
 }
 
 fn default_interface(

@@ -30,12 +30,20 @@ pub enum Which {
     All,
 }
 
+/// The result of a scan.
+#[derive(Default)]
+struct KnownSockets {
+    /// The holders of each socket, by its inode.
+    holders: HashMap<u64, Vec<Holder>>,
+    /// The inode of each listener, by the address of its `struct sock`.
+    inodes: HashMap<u64, u64>,
+}
+
 /// Scans open files for TCP sockets, and keeps the result of the last scan.
 pub struct Holders<'obj> {
     _skel: SocketOwnerSkel<'obj>,
     link: Link,
-    /// The holders of each socket, by its inode.
-    known: HashMap<u64, Vec<Holder>>,
+    known: KnownSockets,
     /// When the last scan ended.
     scanned_at: Instant,
     /// How long the last scan took.
@@ -64,7 +72,7 @@ impl<'obj> Holders<'obj> {
         let mut holders = Self {
             _skel: skel,
             link,
-            known: HashMap::new(),
+            known: KnownSockets::default(),
             scanned_at: Instant::now(),
             took: Duration::ZERO,
             failure: FirstNotice::new(notices),
@@ -83,7 +91,7 @@ impl<'obj> Holders<'obj> {
         if self.is_old() || inodes.any(|inode| self.may_find(inode)) {
             self.scan()?;
         }
-        Ok(&self.known)
+        Ok(&self.known.holders)
     }
 
     /// The process that has this listener open; of several, the one with the lowest pid. Scans
@@ -92,7 +100,7 @@ impl<'obj> Holders<'obj> {
         if self.is_old() || self.may_find(inode) {
             self.scan_again();
         }
-        self.known.get(&inode)?.first()
+        self.known.holders.get(&inode)?.first()
     }
 
     /// The process that has the socket of this inode open; of several, the one with the lowest pid.
@@ -101,7 +109,17 @@ impl<'obj> Holders<'obj> {
         if self.may_find(inode) {
             self.scan_again();
         }
-        self.known.get(&inode)?.first()
+        self.known.holders.get(&inode)?.first()
+    }
+
+    /// The inode of the listener at this address of the kernel's memory. Scans again as
+    /// [`Holders::of`] does.
+    pub fn inode_at(&mut self, listener: u64) -> Option<u64> {
+        let is_unknown = listener != 0 && !self.known.inodes.contains_key(&listener);
+        if self.is_old() || (is_unknown && self.may_scan()) {
+            self.scan_again();
+        }
+        self.known.inodes.get(&listener).copied()
     }
 
     fn is_old(&self) -> bool {
@@ -110,9 +128,12 @@ impl<'obj> Holders<'obj> {
 
     /// Whether to scan again because this inode is not known.
     fn may_find(&self, inode: u64) -> bool {
-        inode != 0
-            && !self.known.contains_key(&inode)
-            && self.scanned_at.elapsed() >= self.took * REST
+        inode != 0 && !self.known.holders.contains_key(&inode) && self.may_scan()
+    }
+
+    /// Whether enough time has passed since the last scan.
+    fn may_scan(&self) -> bool {
+        self.scanned_at.elapsed() >= self.took * REST
     }
 
     /// Scans once more. If this fails, the next unknown socket tries again.
@@ -159,9 +180,10 @@ pub fn needs(holders: Option<&mut Holders<'_>>) -> Result<Option<Capability>> {
     }
 }
 
-/// The holders of each socket, sorted by pid. A process with several descriptors is there once.
-fn decode(bytes: &[u8]) -> HashMap<u64, Vec<Holder>> {
-    let mut holders = HashMap::<u64, Vec<Holder>>::new();
+/// The sockets, with the holders of each sorted by pid. A process with several descriptors is there
+/// once.
+fn decode(bytes: &[u8]) -> KnownSockets {
+    let mut known = KnownSockets::default();
     for bytes in bytes.chunks_exact(size_of::<SocketHolder>()) {
         let mut raw = SocketHolder::default();
         // Can't fail: the chunk has the size of the struct.
@@ -169,7 +191,10 @@ fn decode(bytes: &[u8]) -> HashMap<u64, Vec<Holder>> {
             continue;
         }
         let comm = raw.comm.map(i8::cast_unsigned);
-        let of_socket = holders.entry(raw.inode).or_default();
+        if raw.listener != 0 {
+            known.inodes.insert(raw.listener, raw.inode);
+        }
+        let of_socket = known.holders.entry(raw.inode).or_default();
         if of_socket.iter().all(|holder| holder.pid != raw.pid) {
             of_socket.push(Holder {
                 pid: raw.pid,
@@ -178,8 +203,8 @@ fn decode(bytes: &[u8]) -> HashMap<u64, Vec<Holder>> {
             });
         }
     }
-    for of_socket in holders.values_mut() {
+    for of_socket in known.holders.values_mut() {
         of_socket.sort_by_key(|holder| holder.pid);
     }
-    holders
+    known
 }

@@ -224,10 +224,10 @@ impl ListenersView {
         if self.paused {
             return;
         }
-        let selected = self.selected().map(|entry| entry.listener.local);
+        let selected = self.selected().map(|entry| entry.listener.key());
         self.entries = entries;
         self.arrange();
-        let is_selected = |at: &usize| Some(self.entries[*at].listener.local) == selected;
+        let is_selected = |at: &usize| Some(self.entries[*at].listener.key()) == selected;
         // If the first row is selected, keep the first row: the table is sorted for it.
         if self.cursor.selected > 0
             && let Some(found) = self.shown.iter().position(is_selected)

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
-use super::Trace;
+use super::{Trace, begin, local, nft};
 use crate::common::{Namespace, Tool, need};
 
 /// Two that are accepted, at different ports, and two that are refused.
@@ -33,6 +33,8 @@ fn a_filter_shows_what_was_asked_for_and_counts_no_more() {
         (&["--src", "127.0.0.1"], 4),
         (&["--src", "!127.0.0.1"], 0),
         (&["--reason", "no_listener"], 2),
+        // The kernel's name for it.
+        (&["--reason", "no_socket"], 2),
         (&["--reason", "accept_queue_full"], 0),
         (&["--pid", &pid], 2),
         (&["--pid", &other], 0),
@@ -101,6 +103,45 @@ fn lines_beyond_the_rate_are_counted_as_suppressed() {
     let emitted = summary["emitted"].as_u64().unwrap();
     assert!((3..100).contains(&emitted), "{summary}");
     assert_eq!(summary["suppressed"], 100 - emitted, "{summary}");
+}
+
+#[test]
+fn the_rate_is_that_of_the_lines_with_the_wanted_reason() {
+    let namespace = need!(Namespace::new());
+    let rule = "tcp dport 8106 drop";
+    need!(nft(&namespace, "type filter hook input priority 0", rule));
+    let args = [
+        "accept-trace",
+        "--json",
+        "lo",
+        "--max-rate",
+        "3",
+        "--reason",
+        "netfilter_drop",
+    ];
+    let tool = Tool::start_in(&namespace, &args);
+    let clients = namespace.enter(|| {
+        for _ in 0..100 {
+            TcpStream::connect(local(8105)).unwrap_err();
+        }
+        [(); 8].map(|()| begin(local(8106)))
+    });
+    tool.events(3);
+    drop(clients);
+    let output = tool.stop();
+    for line in output.events("fate") {
+        assert_eq!(line["reason"], "netfilter_drop", "{line}");
+    }
+    let summary = output.summary();
+    assert_eq!(summary["matched"], 8, "{summary}");
+    let fates = &summary["fates"];
+    assert_eq!(
+        (&fates["refused"], &fates["dropped"]),
+        (&100.into(), &8.into())
+    );
+    let emitted = summary["emitted"].as_u64().unwrap();
+    assert!((3..=8).contains(&emitted), "{summary}");
+    assert_eq!(summary["suppressed"], 8 - emitted, "{summary}");
 }
 
 #[test]

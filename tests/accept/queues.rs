@@ -1,13 +1,20 @@
 //! Attempts that meet full queues, of the listener or of the tool.
 
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+
+use nix::sys::socket::{
+    Backlog, SockFlag, SockaddrStorage, bind, listen, setsockopt, sockopt::BindToDevice,
+};
 
 use super::{
     Growth, NOBODY, Trace, acknowledge, assert_fate, begin, half_open, late_ack, listener, local,
     nft, segment, send, server, with_neighbour,
 };
+use crate::common::net::shared_listener;
 use crate::common::raw::RawSocket;
-use crate::common::{Namespace, Pair, Tool, need};
+use crate::common::{Namespace, Pair, Tool, holder, need};
+use crate::connect::sockets::tcp;
 
 #[test]
 fn a_flood_of_half_open_attempts_makes_room_for_real_ones() {
@@ -218,4 +225,70 @@ fn a_full_queue_that_answers_the_final_ack_with_a_reset_refuses() {
     assert_fate(&line, "refused", Some("accept_queue_full"), None);
     assert_eq!(line["sport"], 4000, "{line}");
     trace.stop();
+}
+
+#[test]
+fn of_two_listeners_on_a_port_that_of_the_interface_is_named() {
+    let pair = need!(Pair::new());
+    for namespace in [&pair.server, &pair.client] {
+        namespace.sysctl("ipv4/tcp_syn_retries", "1");
+    }
+    let [of_lo, of_vs] = ["lo", "vs"].map(|interface| {
+        holder(pair.server.enter(|| {
+            let addr = (Ipv4Addr::UNSPECIFIED, 8048).into();
+            let socket = tcp(addr, SockFlag::empty());
+            setsockopt(&socket, BindToDevice, &interface.into()).unwrap();
+            bind(socket.as_raw_fd(), &SockaddrStorage::from(addr)).unwrap();
+            listen(&socket, Backlog::new(0).unwrap()).unwrap();
+            socket
+        }))
+    });
+    let established = Growth::of(&pair.server, "TcpPassiveOpens");
+    let trace = Trace::start(&pair.server, &["lo", "vs"]);
+    let knock = || {
+        let to_lo = pair.server.enter(|| begin(local(8048)));
+        [to_lo, pair.client.enter(|| begin(server(8048)))]
+    };
+    let first = knock();
+    established.reaches(2);
+    let second = knock();
+    trace.wait_for_fates(2);
+    let fates = trace.stop();
+    drop((first, second));
+    assert_eq!((fates.count("dropped"), fates.count("pending")), (2, 2));
+    for line in fates.at(8048) {
+        let process = match line["iface"] == "lo" {
+            true => &of_lo,
+            false => &of_vs,
+        };
+        assert_eq!(line["pid"], process.0.id(), "{line}");
+    }
+}
+
+#[test]
+fn of_a_group_of_listeners_the_one_with_the_full_queue_is_named() {
+    let namespace = need!(Namespace::new());
+    namespace.sysctl("ipv4/tcp_syn_retries", "1");
+    let [with_room, full] =
+        [64, 0].map(|backlog| holder(namespace.enter(|| shared_listener(local(8049), backlog))));
+    let trace = Trace::start(&namespace, &["lo"]);
+    // The kernel chooses by a hash of the ports.
+    let clients = namespace.enter(|| [(); 32].map(|()| begin(local(8049))));
+    assert_fate(
+        &trace.fate(8049),
+        "dropped",
+        Some("accept_queue_full"),
+        None,
+    );
+    let fates = trace.stop();
+    drop(clients);
+    let lines = fates.at(8049);
+    assert!(lines.iter().any(|line| line["queue_max"] == 64));
+    for line in lines {
+        let process = match line["queue_max"] == 64 {
+            true => &with_room,
+            false => &full,
+        };
+        assert_eq!(line["pid"], process.0.id(), "{line}");
+    }
 }

@@ -156,6 +156,29 @@ fn mptcp_is_reported_if_both_ends_have_it() {
 }
 
 #[test]
+fn the_process_of_a_multipath_listener_with_a_full_queue_is_named() {
+    need!(multipath().map_err(|errno| format!("the kernel has no MPTCP ({errno})")));
+    let namespace = need!(Namespace::new());
+    namespace.sysctl("ipv4/tcp_syn_retries", "1");
+    let established = Growth::of(&namespace, "TcpPassiveOpens");
+    let trace = Trace::start(&namespace, &["lo"]);
+    let server = namespace.enter(|| {
+        let server = multipath().unwrap();
+        bind(server.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 8512)).unwrap();
+        listen(&server, Backlog::new(0).unwrap()).unwrap();
+        server
+    });
+    let first = namespace.enter(|| begin(at(8512).into()));
+    established.reaches(1);
+    let second = namespace.enter(|| begin(at(8512).into()));
+    let line = trace.fate(8512);
+    trace.stop();
+    drop((server, first, second));
+    assert_fate(&line, "dropped", Some("accept_queue_full"), None);
+    assert_eq!(line["pid"], std::process::id(), "{line}");
+}
+
+#[test]
 fn an_additional_subflow_has_no_process_and_no_accept_wait() {
     need!(multipath().map_err(|errno| format!("the kernel has no MPTCP ({errno})")));
     let namespace = need!(Namespace::new());

@@ -17,7 +17,8 @@ use std::fmt::Display;
 use std::fs;
 use std::io::Write;
 use std::num::NonZero;
-use std::process::{Child, Command};
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -129,6 +130,13 @@ impl Drop for Reaped {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// A process that alone holds a socket, and does nothing with it.
+pub fn holder(socket: OwnedFd) -> Reaped {
+    let mut sleep = Command::new("sleep");
+    sleep.arg("600").stdin(Stdio::from(socket));
+    Reaped(sleep.spawn().unwrap())
 }
 
 /// A size in KiB from /proc/PID/status, such as `VmRSS`; `None` if the process has ended.

@@ -3,6 +3,7 @@
 mod counts;
 mod owners;
 pub(super) mod programs;
+mod rate;
 pub(super) mod table;
 
 use std::collections::HashMap;
@@ -16,6 +17,7 @@ use counts::CountReports;
 use owners::{FullQueues, Owners};
 pub use programs::{AcceptHook, Rehearsed, rehearse};
 use programs::{Hooks, Programs};
+use rate::LineRate;
 use table::AttemptTable;
 
 use crate::attach::beside::beside;
@@ -205,6 +207,7 @@ fn summary(
         lost += untracked(skel);
     }
     matched -= handler.unwanted;
+    suppressed += handler.suppressed;
     let summary = Summary {
         attempts: Some(totals),
         ..session.summary("accept-trace", matched, lost, suppressed)
@@ -304,6 +307,10 @@ struct AttemptHandler<'a> {
     full_queues: FullQueues,
     /// Events whose reason was not asked for.
     unwanted: u64,
+    /// Limits the lines that `--reason` chooses.
+    rate: LineRate,
+    /// Events above this rate.
+    suppressed: u64,
 }
 
 impl<'a> AttemptHandler<'a> {
@@ -328,6 +335,8 @@ impl<'a> AttemptHandler<'a> {
             owners: None,
             full_queues: FullQueues::default(),
             unwanted: 0,
+            rate: LineRate::new(args.max_rate.filter(|_| !args.reason.is_empty())),
+            suppressed: 0,
         })
     }
 
@@ -350,6 +359,10 @@ impl<'a> AttemptHandler<'a> {
             true => None,
             false => self.full_queues.note(&attempt),
         };
+        if self.rate.is_over(raw.ts_ns) {
+            self.suppressed += 1;
+            return;
+        }
         let has_process = attempt.has(AcceptFlag::ATTEMPT_HAS_PROCESS);
         let has_listener = attempt.has(AcceptFlag::ATTEMPT_HAS_LISTENER);
         let owners = self

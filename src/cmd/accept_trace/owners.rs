@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -31,7 +31,7 @@ pub struct Owners<'obj> {
     holders: Holders<'obj>,
     diag: SockDiag,
     routes: Routes,
-    sockets: HashMap<Endpoint, ListeningSocket>,
+    sockets: Listening,
     /// Whether packets from an interface to an address are forwarded.
     forwarded: HashMap<(u32, IpAddr), bool>,
     listed: Option<Instant>,
@@ -48,7 +48,7 @@ impl<'obj> Owners<'obj> {
             holders: Holders::new(storage, Which::Listening, notices)?,
             diag: SockDiag::open()?,
             routes: Routes::open()?,
-            sockets: HashMap::new(),
+            sockets: Listening::default(),
             forwarded: HashMap::new(),
             listed: None,
             failure: FirstNotice::new(notices),
@@ -66,20 +66,15 @@ impl<'obj> Owners<'obj> {
     /// Lists the listeners. If this fails, those of the last list are used.
     fn list(&mut self) {
         match self.diag.listening() {
-            Ok(sockets) => {
-                let placed = sockets.into_iter();
-                self.sockets = placed
-                    .map(|socket| ((socket.local.addr, socket.local.port), socket))
-                    .collect();
-            }
+            Ok(sockets) => self.sockets = Listening::of(sockets),
             Err(error) => self.failure.notice(&format!(
                 "processes of new listeners can't be shown: {error:#}"
             )),
         }
     }
 
-    /// The process that listens where an attempt was sent; of several, the one with the lowest pid.
-    /// `None` if the attempt is forwarded: its listener is elsewhere.
+    /// The process that listens where an attempt was sent; of several that hold the socket, the one
+    /// with the lowest pid. `None` if the attempt is forwarded: its listener is elsewhere.
     pub fn find(&mut self, attempt: &Attempt) -> Option<&Holder> {
         let (local, (saddr, _)) = attempt.socket();
         if self.listed.is_none_or(|at| at.elapsed() >= AGAIN) {
@@ -87,7 +82,9 @@ impl<'obj> Owners<'obj> {
             self.list();
             self.forwarded.clear();
         }
-        let socket = *listener_at(&self.sockets, local)?;
+        let inode = self.holders.inode_at(attempt.raw.attempt.listener);
+        let of_address = inode.and_then(|inode| self.sockets.with_inode(inode, local.1));
+        let socket = *of_address.or_else(|| self.sockets.at(local, interface(attempt)))?;
         if socket.local.addr.is_unspecified() && !socket.is_transparent {
             if self.forwarded.len() >= REMEMBERED {
                 self.forwarded.clear();
@@ -103,19 +100,59 @@ impl<'obj> Owners<'obj> {
     }
 }
 
-/// The listener that is bound to this address, or to all addresses.
-fn listener_at(
-    sockets: &HashMap<Endpoint, ListeningSocket>,
-    local: Endpoint,
-) -> Option<&ListeningSocket> {
-    let (addr, port) = local;
-    let any_v6 = (IpAddr::from(Ipv6Addr::UNSPECIFIED), port);
-    let own = sockets.get(&local);
-    match addr {
-        IpAddr::V4(_) => own
-            .or_else(|| sockets.get(&(Ipv4Addr::UNSPECIFIED.into(), port)))
-            .or_else(|| sockets.get(&any_v6).filter(|socket| !socket.v6_only)),
-        IpAddr::V6(_) => own.or_else(|| sockets.get(&any_v6)),
+/// The interface that the socket of an attempt is bound to, else that of its SYN; 0: not known.
+fn interface(attempt: &Attempt) -> u32 {
+    match attempt.raw.attempt.bound_ifindex {
+        0 => attempt.raw.attempt.ifindex,
+        bound => bound,
+    }
+}
+
+/// The listening sockets of the network namespace.
+#[derive(Default)]
+struct Listening(HashMap<u16, Vec<ListeningSocket>>);
+
+impl Listening {
+    fn of(sockets: Vec<ListeningSocket>) -> Self {
+        let mut by_port = HashMap::<u16, Vec<ListeningSocket>>::new();
+        for socket in sockets {
+            by_port.entry(socket.local.port).or_default().push(socket);
+        }
+        Self(by_port)
+    }
+
+    fn on(&self, port: u16) -> impl Iterator<Item = &ListeningSocket> {
+        self.0.get(&port).into_iter().flatten()
+    }
+
+    /// The one with this inode, if it listens on this port: the kernel reuses the memory of sockets.
+    fn with_inode(&self, inode: u64, port: u16) -> Option<&ListeningSocket> {
+        self.on(port)
+            .find(|socket| u64::from(socket.inode) == inode)
+    }
+
+    /// The one that takes a SYN to `local` that comes in at an interface: one that is bound to the
+    /// address before one for all addresses, and then one that is bound to the interface. If the
+    /// interface belongs to a VRF, that of the socket may be another.
+    fn at(&self, local: Endpoint, ifindex: u32) -> Option<&ListeningSocket> {
+        let (addr, port) = local;
+        let takes = |socket: &&ListeningSocket| {
+            let own = socket.local.addr;
+            let is_dual = own.is_ipv6() && !socket.v6_only;
+            own == addr || (own.is_unspecified() && (own.is_ipv4() == addr.is_ipv4() || is_dual))
+        };
+        self.on(port).filter(takes).min_by_key(|socket| {
+            let own = socket.local;
+            let is_other = own.ifindex != 0 && own.ifindex != ifindex;
+            let is_other_family = own.addr.is_ipv4() != addr.is_ipv4();
+            (
+                is_other,
+                own.addr != addr,
+                own.ifindex == 0,
+                is_other_family,
+                socket.inode,
+            )
+        })
     }
 }
 
@@ -129,7 +166,8 @@ struct Full {
 /// Since when accept queues are full.
 #[derive(Default)]
 pub struct FullQueues {
-    queues: HashMap<Endpoint, Full>,
+    /// By the address of the listener in the kernel's memory, which is reused, and its port.
+    queues: HashMap<(u64, u16), Full>,
 }
 
 impl FullQueues {
@@ -143,18 +181,19 @@ impl FullQueues {
         if full.is_none() && self.queues.is_empty() {
             return None;
         }
-        let (place, _) = attempt.socket();
+        let ((_, port), _) = attempt.socket();
+        let listener = (attempt.raw.attempt.listener, port);
         let Some(full) = full else {
             // A failed attempt may have arrived long ago, so room then means nothing now.
             if !attempt.has_failed() {
-                self.queues.remove(&place);
+                self.queues.remove(&listener);
             }
             return None;
         };
         if self.queues.len() >= REMEMBERED {
             self.queues.clear();
         }
-        let known = self.queues.entry(place).or_insert(full);
+        let known = self.queues.entry(listener).or_insert(full);
         known.since = known.since.min(full.since);
         known.until = known.until.max(full.until);
         Some(known.until - known.since)
@@ -184,40 +223,69 @@ mod tests {
     use crate::domain::listener::Local;
     use crate::skel::{AcceptEvent, AcceptFate};
 
-    fn socket(addr: &str, v6_only: bool) -> (Endpoint, ListeningSocket) {
-        let addr = addr.parse().unwrap();
-        let socket = ListeningSocket {
+    fn socket(addr: &str, ifindex: u32, inode: u32) -> ListeningSocket {
+        ListeningSocket {
             local: Local {
                 port: 80,
-                addr,
-                ifindex: 0,
+                addr: addr.parse().unwrap(),
+                ifindex,
             },
-            v6_only,
+            v6_only: false,
             is_transparent: false,
             cookie: 0,
-            inode: 0,
+            inode,
             queue_len: 0,
             queue_max: 0,
             uid: 0,
             drops: 0,
-        };
-        ((addr, 80), socket)
+        }
+    }
+
+    /// The inode of the socket that takes a SYN.
+    fn taker(sockets: &[ListeningSocket], addr: &str, ifindex: u32) -> Option<u32> {
+        let listening = Listening::of(sockets.to_vec());
+        let found = listening.at((addr.parse().unwrap(), 80), ifindex);
+        found.map(|socket| socket.inode)
     }
 
     #[test]
     fn a_listener_is_found_by_its_address_or_by_all() {
-        let all = [("192.0.2.1", false), ("::", false)];
-        let sockets = all.map(|(addr, v6_only)| socket(addr, v6_only)).into();
-        let at = |addr: &str| {
-            let found = listener_at(&sockets, (addr.parse().unwrap(), 80));
-            found.map(|socket| socket.local.addr.to_string())
+        let sockets = [socket("192.0.2.1", 0, 1), socket("::", 0, 2)];
+        assert_eq!(taker(&sockets, "192.0.2.1", 5), Some(1));
+        assert_eq!(taker(&sockets, "192.0.2.2", 5), Some(2));
+        assert_eq!(taker(&sockets, "2001:db8::1", 5), Some(2));
+        let both = [socket("::", 0, 2), socket("0.0.0.0", 0, 3)];
+        assert_eq!(taker(&both, "192.0.2.1", 5), Some(3));
+        let mut v6_only = socket("::", 0, 2);
+        v6_only.v6_only = true;
+        assert_eq!(taker(&[v6_only], "192.0.2.1", 5), None);
+        assert_eq!(taker(&[v6_only], "2001:db8::1", 5), Some(2));
+    }
+
+    #[test]
+    fn a_listener_that_is_bound_to_the_interface_comes_first() {
+        let sockets = [
+            socket("0.0.0.0", 0, 1),
+            socket("0.0.0.0", 5, 2),
+            socket("0.0.0.0", 6, 3),
+            socket("192.0.2.1", 0, 4),
+        ];
+        let found = [5, 6, 7].map(|ifindex| taker(&sockets, "192.0.2.2", ifindex));
+        assert_eq!(found, [Some(2), Some(3), Some(1)]);
+        assert_eq!(taker(&sockets, "192.0.2.1", 5), Some(4));
+        // The interface of the SYN belongs to a VRF.
+        assert_eq!(taker(&sockets[1..2], "192.0.2.2", 7), Some(2));
+    }
+
+    #[test]
+    fn a_listener_is_known_by_its_inode_if_it_has_the_port() {
+        let listening = Listening::of(vec![socket("::", 0, 1), socket("::", 0, 2)]);
+        let port_of = |inode, port| {
+            let found = listening.with_inode(inode, port);
+            found.map(|socket| socket.inode)
         };
-        assert_eq!(at("192.0.2.1").as_deref(), Some("192.0.2.1"));
-        assert_eq!(at("192.0.2.2").as_deref(), Some("::"));
-        assert_eq!(at("2001:db8::1").as_deref(), Some("::"));
-        let only_v6 = [socket("::", true)].into();
-        let v4 = ("192.0.2.1".parse().unwrap(), 80);
-        assert_eq!(listener_at(&only_v6, v4), None);
+        assert_eq!([port_of(2, 80), port_of(2, 81)], [Some(2), None]);
+        assert_eq!(port_of(3, 80), None);
     }
 
     #[test]

@@ -222,7 +222,11 @@ fn configure(
     rodata.netns = u32::try_from(netns::own()?)?;
     rodata.wanted_fates = wanted_fates(args);
     rodata.exporting = args.exporting;
-    rodata.max_rate = args.max_rate.unwrap_or(0);
+    // With --reason, user space applies the limit to the lines that it chooses.
+    rodata.max_rate = args
+        .max_rate
+        .filter(|_| args.reason.is_empty())
+        .unwrap_or(0);
     rodata.accept_output = match (args.histogram, args.by) {
         (Some(AcceptHistogram::Handshake), _) => AcceptOutput::OUTPUT_HANDSHAKE,
         (Some(AcceptHistogram::AcceptWait), _) => AcceptOutput::OUTPUT_ACCEPT_WAIT,

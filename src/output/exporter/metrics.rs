@@ -222,15 +222,25 @@ pub fn listeners(
     iface: impl Fn(u32) -> String,
 ) {
     totals.update(listeners);
-    let mut shown = Vec::new();
-    let mut other = [0; 3];
+    // Sockets for IPv6 only may be bound to the same address as those for both families. Their labels
+    // are the same.
+    let mut by_local = BTreeMap::<Local, [u64; 3]>::new();
     for listener in listeners {
         let values = [
             listener.queue_len(),
             listener.queue_max(),
             listener.half_open.into(),
         ];
-        let Some(drops) = totals.shown.get(&listener.local) else {
+        let sums = by_local.entry(listener.local).or_default();
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum += value;
+        }
+    }
+    let mut shown = Vec::new();
+    let mut other = [0; 3];
+    let found = by_local.len();
+    for (local, values) in by_local {
+        let Some(drops) = totals.shown.get(&local) else {
             for (sum, value) in other.iter_mut().zip(values) {
                 *sum += value;
             }
@@ -240,7 +250,7 @@ pub fn listeners(
             addr,
             port,
             ifindex,
-        } = listener.local;
+        } = local;
         let mut labels = vec![("addr", addr.to_string()), ("port", port.to_string())];
         if ifindex != 0 {
             labels.push(("iface", iface(ifindex)));
@@ -248,13 +258,13 @@ pub fn listeners(
         shown.push((labels, values, *drops));
     }
     shown.sort_unstable_by(|(a, ..), (b, ..)| a.cmp(b));
-    let cut = listeners.len() - shown.len();
+    let cut = found - shown.len();
     if cut > 0 || totals.other > 0 {
         let labels = vec![("addr", OTHER.to_owned()), ("port", OTHER.to_owned())];
         shown.push((labels, other, totals.other));
     }
     out.family(&LISTENERS);
-    out.sample(&LISTENERS, &[], listeners.len());
+    out.sample(&LISTENERS, &[], found);
     out.family(&LISTENERS_CUT);
     out.sample(&LISTENERS_CUT, &[], cut);
     let families = [

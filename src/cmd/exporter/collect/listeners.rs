@@ -8,7 +8,7 @@ use anyhow::Result;
 use crate::cli::ExporterArgs;
 use crate::domain::listener::ListenerHistory;
 use crate::failure::Failure;
-use crate::host::interfaces;
+use crate::host::interfaces::InterfaceNames;
 use crate::host::sock_diag::SockDiag;
 use crate::output::exporter::Exposition;
 use crate::output::exporter::metrics::{self, ListenerTotals};
@@ -17,7 +17,7 @@ pub struct ListenerCollector {
     diag: SockDiag,
     history: ListenerHistory,
     totals: ListenerTotals,
-    interfaces: HashMap<u32, String>,
+    interfaces: InterfaceNames,
 }
 
 impl ListenerCollector {
@@ -28,19 +28,21 @@ impl ListenerCollector {
             diag,
             history: ListenerHistory::default(),
             totals: ListenerTotals::new(args.max_listeners as usize),
-            interfaces: interfaces::names()?,
+            interfaces: InterfaceNames::open()?,
         })
     }
 
     pub fn write(&mut self, out: &mut Exposition) -> Result<()> {
         let sockets = self.diag.listening()?;
+        let bound = sockets.iter().map(|socket| socket.local.ifindex);
+        self.interfaces.update(bound)?;
         let half_open = self.diag.half_open()?;
         let unknown = HashMap::new();
         let found = self
             .history
             .update(&sockets, &half_open, &unknown, Duration::ZERO);
         let name = |index: u32| {
-            let known = self.interfaces.get(&index).cloned();
+            let known = self.interfaces.get(index).map(str::to_owned);
             known.unwrap_or_else(|| index.to_string())
         };
         metrics::listeners(out, &found, &mut self.totals, name);
