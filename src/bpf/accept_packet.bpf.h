@@ -192,9 +192,15 @@ static __always_inline void on_syn_ack(struct __sk_buff *skb, const struct segme
 	struct attempt *known;
 	enum accept_fate earlier;
 	bool forwarded = skb->ingress_ifindex;
+	__u32 isn;
 
 	find_key(&key, s->daddr, s->dport, answered_isn(skb, s->ack), s->saddr, s->sport);
 	known = bpf_map_lookup_elem(&attempts, &key);
+	isn = known ? 0 : answered_again_isn(skb, s->ack);
+	if (isn) {
+		find_key(&key, s->daddr, s->dport, isn, s->saddr, s->sport);
+		known = bpf_map_lookup_elem(&attempts, &key);
+	}
 	if (known && known->phase != ATTEMPT_NEW) {
 		if (forwarded)
 			return;
