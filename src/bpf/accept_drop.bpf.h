@@ -203,6 +203,25 @@ static __always_inline bool is_in_other_netns(const struct sk_buff *skb)
 	return READ_MEMBER(net, ns.inum) != netns;
 }
 
+/*
+ * A SYN that another network namespace refuses, for example that of a container behind a macvlan
+ * interface: the RST leaves through an interface that is watched. For this namespace the SYN was
+ * forwarded.
+ */
+static __always_inline void on_drop_in_other_netns(void *ctx, const struct segment *s)
+{
+	struct attempt_key key;
+	struct attempt *known;
+
+	if (!is_first_syn(s->flags) || !last_rst_answers(s))
+		return;
+	last_sent_rst()->valid = false;
+	find_key(&key, s->saddr, s->sport, s->seq, s->daddr, s->dport);
+	known = bpf_map_lookup_elem(&attempts, &key);
+	if (known && known->phase == ATTEMPT_NEW)
+		report(ctx, &key, known, FATE_FORWARDED);
+}
+
 static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u64 place,
 				   __u32 reason, const struct sock *receiver)
 {
@@ -212,12 +231,18 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	__u32 inferred;
 	struct segment s;
 	__u16 protocol = skb->protocol;
-	bool outgoing, is_rst, is_syn;
+	bool outgoing, is_rst, is_syn, is_elsewhere;
 
 	if ((protocol != bpf_htons(ETHERTYPE_IPV4) && protocol != bpf_htons(ETHERTYPE_IPV6)) ||
-	    is_harmless_free(skb, reason, place) || is_in_other_netns(skb) ||
-	    !read_segment(skb, &s))
+	    is_harmless_free(skb, reason, place))
 		return 0;
+	is_elsewhere = is_in_other_netns(skb);
+	if ((is_elsewhere && !last_sent_rst()->valid) || !read_segment(skb, &s))
+		return 0;
+	if (is_elsewhere) {
+		on_drop_in_other_netns(ctx, &s);
+		return 0;
+	}
 	/*
 	 * Data of established connections has later sequence numbers, so its key matches no
 	 * attempt.

@@ -172,6 +172,21 @@ static __always_inline __u32 answered_isn(struct __sk_buff *skb, __u32 ack)
 	return tp ? BPF_CORE_READ(tp, copied_seq) - 1 : ack - 1;
 }
 
+/*
+ * The same for a SYN-ACK that acknowledges more than the SYN and is sent for a half-open
+ * connection: with Fast Open, that is a SYN-ACK that is sent again. 0: it is none.
+ */
+static __always_inline __u32 answered_again_isn(struct __sk_buff *skb, __u32 ack)
+{
+	struct bpf_sock *skc = skb->sk;
+	struct tcp_request_sock *request;
+
+	if (!skc || skc->state != TCP_NEW_SYN_RECV)
+		return 0;
+	request = bpf_skc_to_tcp_request_sock(skc);
+	return request && request->rcv_isn != ack - 1 ? request->rcv_isn : 0;
+}
+
 /* Reads the kind of an attempt, and its listener, from the socket that sends the SYN-ACK. */
 static __always_inline void look_at_request(struct __sk_buff *skb, struct attempt *a)
 {

@@ -3,6 +3,7 @@
 #ifndef TCPINSPECT_ACCEPT_PACKET_BPF_H
 #define TCPINSPECT_ACCEPT_PACKET_BPF_H
 
+#include "skb.bpf.h"
 #include "accept_table.bpf.h"
 #include "accept_listener.bpf.h"
 
@@ -170,6 +171,33 @@ static __always_inline void on_forwarded_syn(const struct segment *s)
 		known->flags |= ATTEMPT_LEFT;
 }
 
+/*
+ * Whether the SYN-ACK comes from a socket of another network namespace, for example that of a
+ * container behind a macvlan interface. A SYN-ACK with a SYN cookie has no socket: then the device
+ * of its route tells the namespace, since Linux 6.2.
+ */
+static __always_inline bool is_from_other_netns(struct __sk_buff *skb)
+{
+	struct bpf_sock *skc = skb->sk;
+	const struct net_device *dev;
+	const struct sock *sk;
+	const struct net *net;
+
+	if (skc) {
+		sk = skc->state == TCP_NEW_SYN_RECV ? (void *)bpf_skc_to_tcp_request_sock(skc)
+						    : (void *)bpf_skc_to_tcp_sock(skc);
+		if (!sk)
+			return false;
+		net = READ_MEMBER(sk, __sk_common.skc_net.net);
+	} else {
+		dev = bpf_rdonly_cast ? route_device(AS_BTF_POINTER((struct sk_buff *)skb)) : NULL;
+		if (!dev)
+			return false;
+		net = READ_MEMBER(dev, nd_net.net);
+	}
+	return READ_MEMBER(net, ns.inum) != netns;
+}
+
 static __always_inline void on_syn_ack(struct __sk_buff *skb, const struct segment *s)
 {
 	__u64 now = bpf_ktime_get_ns();
@@ -177,11 +205,20 @@ static __always_inline void on_syn_ack(struct __sk_buff *skb, const struct segme
 	struct attempt *known;
 	enum accept_fate earlier;
 	bool forwarded = skb->ingress_ifindex;
+	__u32 isn;
 
 	find_key(&key, s->daddr, s->dport, answered_isn(skb, s->ack), s->saddr, s->sport);
 	known = bpf_map_lookup_elem(&attempts, &key);
-	if (forwarded) {
-		if (known && known->phase == ATTEMPT_NEW)
+	isn = known ? 0 : answered_again_isn(skb, s->ack);
+	if (isn) {
+		find_key(&key, s->daddr, s->dport, isn, s->saddr, s->sport);
+		known = bpf_map_lookup_elem(&attempts, &key);
+	}
+	if (known && known->phase != ATTEMPT_NEW) {
+		if (forwarded)
+			return;
+	} else if (forwarded || is_from_other_netns(skb)) {
+		if (known)
 			report(skb, &key, known, FATE_FORWARDED);
 		return;
 	}

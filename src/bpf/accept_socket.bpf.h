@@ -27,6 +27,33 @@ static __always_inline void set_socket_key(struct attempt_key *key, const struct
 }
 
 /*
+ * Finds the attempt of a connection that waits to be accepted, or has just been accepted, and sets
+ * its key. `copied` is copied_seq. When urgent data comes twice, TCP skips a byte of it there. Then
+ * the ISN follows from `counted`: that is rcv_nxt, which counts from the ISN, less bytes_received,
+ * which counts from the number after it. This is not tried first, because another CPU may be
+ * changing these two.
+ */
+static __always_inline struct attempt *find_waiting(struct attempt_key *key,
+						    const struct ends *ends, __u16 port,
+						    __u32 copied, __u32 counted)
+{
+	struct attempt *known;
+
+	find_key(key, ends->remote, ends->remote_port, copied - 1, ends->local, port);
+	known = bpf_map_lookup_elem(&attempts, key);
+	if (known || counted == copied)
+		return known;
+	find_key(key, ends->remote, ends->remote_port, counted - 1, ends->local, port);
+	return bpf_map_lookup_elem(&attempts, key);
+}
+
+/* The number after the ISN of the peer. A FIN adds 1 to both members. */
+static __always_inline __u32 counted_seq(const struct tcp_sock *tp)
+{
+	return tp->rcv_nxt - (__u32)tp->bytes_received;
+}
+
+/*
  * Follows an attempt again after its fate was reported, for example because it was evicted from the
  * table. NULL: its fate was not reported, or the table is full.
  */
@@ -91,33 +118,45 @@ static __always_inline void on_established(void *ctx, const struct sock *sk,
  * the same time, each creates a socket, and one of them is closed. The attempt continues with the
  * other. If there was no other socket, the next sweep by user space finds that the attempt has
  * ended.
+ *
+ * When a listener is closed, the sockets in its queue have no error yet.
  */
 static __always_inline void on_closed(void *ctx, const struct sock *sk, const struct tcp_sock *tp,
 				      int old_state)
 {
 	bool may_be_second = old_state == TCP_SYN_RECV && !tp->fastopen_rsk;
+	enum accept_fate fate = FATE_ABORTED;
 	int error = sk->sk_err;
 	struct attempt_key key;
 	struct attempt *known;
 	struct ends ends;
-	bool reset = error == ECONNRESET || error == EPIPE;
 
 	read_ends(&ends, sk);
-	set_socket_key(&key, &ends, tp);
-	known = bpf_map_lookup_elem(&attempts, &key);
+	known = find_waiting(&key, &ends, bpf_ntohs(read_inet_sport(tp)), tp->copied_seq,
+			     counted_seq(tp));
 	if (!known || (may_be_second && known->phase == ATTEMPT_ESTABLISHED))
 		return;
-	known->reason = reset ? REASON_PEER_RESET : REASON_LISTENER_CLOSED;
+	if (error == ECONNRESET || error == EPIPE) {
+		fate = FATE_RESET;
+		known->reason = REASON_PEER_RESET;
+	} else if (old_state == TCP_SYN_RECV && error && error != ECONNABORTED) {
+		/* Fast Open, and the SYN-ACK was not acknowledged. */
+		fate = known->reason ? FATE_DROPPED : FATE_UNANSWERED;
+		if (!known->reason)
+			known->reason = REASON_NO_FINAL_ACK;
+	} else {
+		known->reason = error ? 0 : REASON_LISTENER_CLOSED;
+	}
 	if (may_be_second)
 		return;
-	report(ctx, &key, known, reset ? FATE_RESET : FATE_ABORTED);
+	report(ctx, &key, known, fate);
 }
 
 /*
  * A socket that a process has or had is closed, so it was accepted. If its attempt is still in the
  * table, the kernel has skipped the program that sees accepts, as it does when a program would
- * interrupt itself on a CPU. The ISN follows from rcv_nxt, which counts from it, and
- * bytes_received, which counts from the number after it.
+ * interrupt itself on a CPU. Data may have been read, so the ISN follows from rcv_nxt and
+ * bytes_received.
  *
  * Outgoing connections are not looked up, because each lookup would be a cache miss. Their backlog
  * limit is 0, while an accepted socket inherits that of its listener. If the listener has 0 too,
@@ -133,8 +172,8 @@ static __always_inline void on_owned_closed(void *ctx, const struct sock *sk,
 	if (!sk->sk_max_ack_backlog)
 		return;
 	read_ends(&ends, sk);
-	find_key(&key, ends.remote, ends.remote_port, tp->rcv_nxt - (__u32)tp->bytes_received - 1,
-		 ends.local, bpf_ntohs(read_inet_sport(tp)));
+	find_key(&key, ends.remote, ends.remote_port, counted_seq(tp) - 1, ends.local,
+		 bpf_ntohs(read_inet_sport(tp)));
 	known = bpf_map_lookup_elem(&attempts, &key);
 	if (!known || known->phase != ATTEMPT_ESTABLISHED)
 		return;
@@ -175,20 +214,11 @@ static __always_inline int on_state(void *ctx, const struct sock *trusted, int o
 	return 0;
 }
 
-/* Reports that the current process has accepted an attempt. */
-static __always_inline int on_accepted(void *ctx, const struct attempt_key *key)
-{
-	struct attempt *known = bpf_map_lookup_elem(&attempts, key);
-
-	if (known)
-		report_accepted(ctx, key, known);
-	return 0;
-}
-
 static __always_inline int on_accept_return(void *ctx, const struct sock *sk)
 {
 	const struct tcp_sock *tp;
 	struct attempt_key key;
+	struct attempt *known;
 	struct ends ends;
 
 	if (!sk || sk->sk_protocol != IPPROTO_TCP || read_netns(sk) != netns)
@@ -197,8 +227,11 @@ static __always_inline int on_accept_return(void *ctx, const struct sock *sk)
 	if (!tp)
 		return 0;
 	read_ends(&ends, sk);
-	set_socket_key(&key, &ends, tp);
-	return on_accepted(ctx, &key);
+	known = find_waiting(&key, &ends, bpf_ntohs(read_inet_sport(tp)), tp->copied_seq,
+			     counted_seq(tp));
+	if (known)
+		report_accepted(ctx, &key, known);
+	return 0;
 }
 
 /* Finds the accepted socket by the file descriptor that accept(2) returned. */
@@ -213,6 +246,7 @@ static __always_inline int on_accept_call(void *ctx, long fd)
 	struct fdtable *table;
 	struct socket *socket;
 	struct attempt_key key;
+	struct attempt *known;
 	struct ends ends;
 
 	opened = READ_MEMBER(task, files);
@@ -236,9 +270,13 @@ static __always_inline int on_accept_call(void *ctx, long fd)
 		return 0;
 	tp = (const struct tcp_sock *)sk;
 	probe_ends(&ends, sk);
-	find_key(&key, ends.remote, ends.remote_port, READ_MEMBER(tp, copied_seq) - 1, ends.local,
-		 bpf_ntohs(READ_MEMBER(tp, inet_conn.icsk_inet.inet_sport)));
-	return on_accepted(ctx, &key);
+	known = find_waiting(&key, &ends,
+			     bpf_ntohs(READ_MEMBER(tp, inet_conn.icsk_inet.inet_sport)),
+			     READ_MEMBER(tp, copied_seq),
+			     READ_MEMBER(tp, rcv_nxt) - (__u32)READ_MEMBER(tp, bytes_received));
+	if (known)
+		report_accepted(ctx, &key, known);
+	return 0;
 }
 
 #endif /* TCPINSPECT_ACCEPT_SOCKET_BPF_H */

@@ -392,6 +392,7 @@ struct inet_request_sock {
 /* A half-open connection. */
 struct tcp_request_sock {
 	struct inet_request_sock req;
+	__u32 rcv_isn; /* the initial sequence number of the peer */
 };
 
 struct mptcp_sock {

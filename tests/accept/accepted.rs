@@ -2,9 +2,10 @@
 
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
+use std::thread;
 use std::time::Duration;
 
-use nix::sys::socket::{SockFlag, SockaddrStorage, bind};
+use nix::sys::socket::{MsgFlags, SockFlag, SockaddrStorage, bind, send as send_data};
 
 use super::{
     Growth, NOBODY, Trace, acknowledge, assert_fate, half_open, listener, local, segment, send,
@@ -12,7 +13,7 @@ use super::{
 };
 use crate::common::raw::RawSocket;
 use crate::common::{CLIENT4, Namespace, Pair, need};
-use crate::connect::sockets::{connect_to, tcp};
+use crate::connect::sockets::{connect_to, reset_on_close, tcp};
 
 #[test]
 fn the_process_that_accepts_is_named_with_the_times_of_handshake_and_wait() {
@@ -61,6 +62,43 @@ fn a_connection_that_its_initiator_closes_before_the_accept_is_still_accepted() 
     });
     assert_fate(&trace.fate(8012), "accepted", None, None);
     trace.stop();
+}
+
+#[test]
+fn urgent_data_before_the_accept_hides_neither_the_process_nor_a_reset() {
+    let namespace = need!(Namespace::new());
+    let resets = Growth::of(&namespace, "TcpEstabResets");
+    let trace = Trace::start(&namespace, &["lo"]);
+    namespace.enter(|| {
+        let listener = TcpListener::bind(local(8019)).unwrap();
+        let connect = || {
+            let client = TcpStream::connect(local(8019)).unwrap();
+            // The second byte makes TCP skip the first one.
+            for _ in 0..2 {
+                send_data(client.as_raw_fd(), b"x", MsgFlags::MSG_OOB).unwrap();
+                thread::sleep(Duration::from_millis(20));
+            }
+            client
+        };
+        let first = connect();
+        listener.accept().unwrap();
+        drop(first);
+        let second = connect();
+        let before = resets.now();
+        reset_on_close(&second);
+        drop(second);
+        // Both ends count it.
+        resets.reaches(before + 2);
+    });
+    trace.wait_for_fates(2);
+    let fates = trace.stop();
+    let [first, second] = fates.at(8019)[..] else {
+        panic!("{:#?}", fates.all);
+    };
+    assert_fate(first, "accepted", None, None);
+    assert_eq!(first["pid"], std::process::id(), "{first}");
+    assert!(first["accept_wait_us"].is_u64(), "{first}");
+    assert_fate(second, "reset", Some("peer_reset"), None);
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! Attempts that are refused, reset, aborted, unanswered, or dropped by the stack itself.
 
 use std::io::Read;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::socket::{SockFlag, SockaddrStorage, bind};
 
 use super::{
@@ -132,6 +133,43 @@ fn a_refusal_that_waits_for_neighbour_resolution_is_a_refusal() {
     // The server does not know the client's link-layer address yet.
     send(&pair, &segment(&pair, CLIENT4, 2, (4000, 8030), 77, 0));
     let line = trace.fate(8030);
+    // Before Linux 5.17 nothing shows that nobody listens.
+    if line["reason_from"] == "kernel" {
+        assert_fate(&line, "refused", Some("no_listener"), Some("kernel"));
+    }
+    trace.stop();
+}
+
+#[test]
+fn a_refusal_that_leaves_by_an_interface_that_is_not_watched_is_a_refusal() {
+    let pair = need!(Pair::new());
+    pair.server.run(&format!(
+        "ip link add vt type veth peer name vd netns {}",
+        pair.client.path()
+    ));
+    let source = SocketAddr::from(([10, 79, 0, 1], 4000));
+    pair.client
+        .run(&format!("ip addr add {}/32 dev lo", source.ip()));
+    for (namespace, interface, address) in [
+        (&pair.client, "vd", "10.78.0.1"),
+        (&pair.server, "vt", "10.78.0.2"),
+    ] {
+        namespace.run(&format!("ip addr add {address}/24 dev {interface}"));
+        namespace.run(&format!("ip link set {interface} up"));
+        for name in ["all", interface] {
+            namespace.sysctl(&format!("ipv4/conf/{name}/rp_filter"), "0");
+        }
+    }
+    pair.server.sysctl("ipv4/conf/vs/rp_filter", "0");
+    pair.server
+        .run(&format!("ip route add {}/32 via 10.78.0.1", source.ip()));
+    let trace = Trace::start(&pair.server, &["vs"]);
+    pair.client.enter(|| {
+        let socket = tcp(source, SockFlag::empty());
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(source)).unwrap();
+        assert_eq!(connect_to(&socket, server(8031)), Err(Errno::ECONNREFUSED));
+    });
+    let line = trace.fate(8031);
     // Before Linux 5.17 nothing shows that nobody listens.
     if line["reason_from"] == "kernel" {
         assert_fate(&line, "refused", Some("no_listener"), Some("kernel"));

@@ -1,12 +1,12 @@
 //! Attempts that are not for this host, or that NAT sends to another address or port.
 
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use super::{Trace, assert_fate, begin, listener, nft, server};
+use super::{Growth, Trace, assert_fate, begin, listener, nft, server};
 use crate::common::frames::{SYN, Segment, tcp_between};
 use crate::common::raw::Tun;
-use crate::common::{Namespace, Pair, SERVER4, need};
+use crate::common::{Namespace, Pair, SERVER4, need, release};
 
 /// A pair whose server is the router between the client and a third namespace.
 fn router() -> Result<(Pair, Namespace), String> {
@@ -177,4 +177,74 @@ fn an_unanswered_attempt_is_forwarded_even_if_its_source_is_translated() {
     let _client = pair.client.enter(|| begin(server(8030)));
     assert_fate(&trace.fate(8030), "forwarded", None, None);
     assert_eq!(trace.stop().count("forwarded"), 1);
+}
+
+const SHARED4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 50);
+const SHARED6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x50);
+
+/// Gives an interface of a namespace the addresses [`SHARED4`] and [`SHARED6`], and connects to them: with
+/// each, one attempt is accepted and one is refused.
+fn connect_to_shared(pair: &Pair, inner: &Namespace, interface: &str) {
+    inner.run(&format!("ip addr add {SHARED4}/24 dev {interface}"));
+    inner.run(&format!("ip addr add {SHARED6}/64 dev {interface} nodad"));
+    inner.run(&format!("ip link set {interface} up"));
+    let listener = inner.enter(|| TcpListener::bind("[::]:8026").unwrap());
+    for addr in [SHARED4.into(), SHARED6.into()] {
+        pair.client.enter(|| {
+            TcpStream::connect(SocketAddr::new(addr, 8026)).unwrap();
+            TcpStream::connect(SocketAddr::new(addr, 9)).unwrap_err();
+        });
+        listener.accept().unwrap();
+    }
+}
+
+#[test]
+fn attempts_for_a_namespace_behind_a_macvlan_interface_are_forwarded() {
+    let (pair, inner) = (need!(Pair::new()), need!(Namespace::new()));
+    need!(pair.server.try_run(&format!(
+        "ip link add link vs name vm netns {} type macvlan mode bridge",
+        inner.path()
+    )));
+    let trace = Trace::start(&pair.server, &["vs"]);
+    connect_to_shared(&pair, &inner, "vm");
+    trace.wait_for_fates(4);
+    let fates = trace.stop();
+    assert_eq!(fates.count("forwarded"), 4, "{:#?}", fates.all);
+    for port in [8026, 9] {
+        for line in fates.at(port) {
+            assert_fate(line, "forwarded", None, None);
+        }
+    }
+}
+
+#[test]
+fn an_attempt_that_another_namespace_answers_with_a_syn_cookie_is_forwarded() {
+    need!(
+        (release() >= (6, 2))
+            .then_some(())
+            .ok_or("the kernel is older than 6.2")
+    );
+    let (pair, inner) = (need!(Pair::new()), need!(Namespace::new()));
+    need!(pair.server.try_run(&format!(
+        "ip link add link vs name vm netns {} type macvlan mode bridge",
+        inner.path()
+    )));
+    inner.sysctl("ipv4/tcp_syncookies", "2");
+    let sent = Growth::of(&inner, "TcpExtSyncookiesSent");
+    let trace = Trace::start(&pair.server, &["vs"]);
+    connect_to_shared(&pair, &inner, "vm");
+    trace.wait_for_fates(4);
+    assert_eq!(sent.now(), 2);
+    assert_eq!(trace.stop().count("forwarded"), 4);
+}
+
+#[test]
+fn attempts_at_an_interface_that_has_moved_to_another_namespace_are_forwarded() {
+    let (pair, inner) = (need!(Pair::new()), need!(Namespace::new()));
+    let trace = Trace::start(&pair.server, &["vs"]);
+    pair.server
+        .run(&format!("ip link set vs netns {}", inner.path()));
+    connect_to_shared(&pair, &inner, "vs");
+    trace.wait_for_fates(4);
+    assert_eq!(trace.stop().count("forwarded"), 4);
 }

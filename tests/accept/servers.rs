@@ -13,7 +13,8 @@ use nix::sys::socket::{
 };
 
 use super::{
-    Fates, Growth, NOBODY, Trace, assert_fate, begin, listener, segment, send, with_neighbour,
+    Fates, Growth, NOBODY, Trace, assert_fate, begin, listener, nft, segment, send, server,
+    with_neighbour,
 };
 use crate::common::{Namespace, Pair, SERVER4, Tool, need};
 use crate::connect::sockets::{
@@ -119,6 +120,37 @@ fn fast_open_is_reported_whether_or_not_the_syn_has_data() {
     for line in fates.at(8503) {
         assert!(line["syn_ack_us"].is_u64(), "{line}");
     }
+}
+
+#[test]
+fn fast_open_without_a_final_ack_is_unanswered_with_its_repeated_syn_acks() {
+    let pair = need!(Pair::new());
+    need!(nft(
+        &pair.client,
+        "type filter hook input priority 0",
+        "tcp sport 8512 drop"
+    ));
+    // Without a Fast Open cookie.
+    pair.server.sysctl("ipv4/tcp_fastopen", "515");
+    pair.client.sysctl("ipv4/tcp_fastopen", "5");
+    pair.client.sysctl("ipv4/tcp_syn_retries", "1");
+    let trace = Trace::start(&pair.server, &["vs"]);
+    let listener = pair
+        .server
+        .enter(|| TcpListener::bind(server(8512)).unwrap());
+    set_int(&listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 16).unwrap();
+    set_int(&listener, libc::IPPROTO_TCP, libc::TCP_SYNCNT, 1).unwrap();
+    let client = pair.client.enter(|| {
+        let client = tcp(server(8512), SockFlag::SOCK_NONBLOCK);
+        let _ = fast_open(&client, SocketAddrV4::new(SERVER4, 8512), b"hello");
+        client
+    });
+    let line = trace.fate(8512);
+    drop((client, listener));
+    assert_fate(&line, "unanswered", Some("no_final_ack"), Some("inferred"));
+    assert_eq!(line["fast_open"], true, "{line}");
+    assert!(line["syn_ack_retransmits"].as_u64() >= Some(1), "{line}");
+    trace.stop();
 }
 
 #[test]

@@ -191,6 +191,9 @@ impl AttemptTable {
                 Some(found) if !found.listens => {
                     (attempt.reason != 0).then_some((AcceptFate::FATE_DROPPED, KNOWN))
                 }
+                _ if self.answers_elsewhere(key, attempt) => {
+                    Some((AcceptFate::FATE_REFUSED, KNOWN))
+                }
                 found if self.is_elsewhere(key, attempt, found) => {
                     Some((AcceptFate::FATE_FORWARDED, KNOWN))
                 }
@@ -261,6 +264,19 @@ impl AttemptTable {
             || *self
                 .has_others
                 .get_or_insert_with(|| routes.has_others(watched).unwrap_or(true))
+    }
+
+    /// Whether a SYN found no listener, and the RST that refuses it has left by an interface that is not
+    /// watched.
+    fn answers_elsewhere(&mut self, key: &AttemptKey, attempt: &RawAttempt) -> bool {
+        if attempt.reason != AcceptReason::REASON_NO_LISTENER.0
+            || has(attempt, AcceptFlag::ATTEMPT_RST_DROPPED)
+        {
+            return false;
+        }
+        let (_, (saddr, _)) = whole(key, attempt).socket();
+        let leaves_by = self.routes.interface(saddr);
+        matches!(leaves_by, Ok(Some(ifindex)) if !self.watched.contains(&ifindex))
     }
 
     /// A listener also silently drops a SYN if there is no route back to its source.
