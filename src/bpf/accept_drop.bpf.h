@@ -19,15 +19,19 @@ static __always_inline bool last_rst_answers(const struct segment *s)
 }
 
 /*
- * Follows an attempt again if it was reported as dropped, and now a retransmitted SYN of it is
+ * Follows an attempt again if it was reported as dropped or forwarded, and now a SYN of it is
  * refused. False: this is not the case, or the table is full.
  */
 static __always_inline bool resume_refused(const struct sk_buff *skb, const struct attempt_key *key,
 					   const struct segment *s)
 {
-	return last_rst_answers(s) && may_report_again() &&
-	       reported_fate(key, s->daddr, s->dport) == FATE_DROPPED &&
-	       begin_again(key, s, skb->skb_iif, FATE_DROPPED);
+	enum accept_fate earlier;
+
+	if (!last_rst_answers(s) || !may_report_again())
+		return false;
+	earlier = reported_fate(key, s->daddr, s->dport);
+	return (earlier == FATE_DROPPED || earlier == FATE_FORWARDED) &&
+	       begin_again(key, s, skb->skb_iif, earlier);
 }
 
 /*
@@ -45,6 +49,7 @@ static __always_inline bool is_of_reported_attempt(const struct attempt *found,
 /* linux/if_packet.h: the frame was sent to a broadcast or multicast address. */
 #define PACKET_BROADCAST 1
 #define PACKET_MULTICAST 2
+#define PACKET_OTHERHOST 3 /* to another host */
 
 /*
  * Why TCP dropped a SYN, if the kernel gives only the reason NOT_SPECIFIED; 0: unknown. `receiver`
@@ -61,6 +66,16 @@ static __always_inline __u32 unspecified_reason(const struct sk_buff *skb,
 	if (sent_to == PACKET_BROADCAST || sent_to == PACKET_MULTICAST)
 		return REASON_NOT_UNICAST;
 	return 0;
+}
+
+/*
+ * Whether a SYN is a copy of one that a bridge forwards: a promiscuous bridge gives one to this
+ * host, too, which drops it, and a port may drop another.
+ */
+static __always_inline bool is_bridged_copy(const struct sk_buff *skb, const struct attempt *a)
+{
+	return (a->flags & ATTEMPT_LEFT) &&
+	       BPF_CORE_READ_BITFIELD_PROBED(skb, pkt_type) == PACKET_OTHERHOST;
 }
 
 static __always_inline void set_reason(struct attempt *a, __u32 reason, bool from_kernel)
@@ -265,7 +280,8 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	}
 	if (!known && is_syn && resume_refused(skb, &key, &s))
 		known = bpf_map_lookup_elem(&attempts, &key);
-	if (known && is_syn && !is_of_reported_attempt(known, &key, &s)) {
+	if (known && is_syn && !is_of_reported_attempt(known, &key, &s) &&
+	    !is_bridged_copy(skb, known)) {
 		inferred = reason && !is_specific(reason) ? unspecified_reason(skb, receiver) : 0;
 		on_syn_dropped(ctx, &s, &key, known, reason, inferred, place);
 	} else if (known && !is_syn && known->phase == ATTEMPT_ANSWERED) {

@@ -133,8 +133,7 @@ static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *
 		known = choose_evicted(&key) ? bpf_map_lookup_elem(&attempts, &key) : NULL;
 		may_retry = known;
 		if (known)
-			report(skb, &key, known,
-			       known->flags & ATTEMPT_LEFT ? FATE_FORWARDED : FATE_PENDING);
+			report(skb, &key, known, has_left(known) ? FATE_FORWARDED : FATE_PENDING);
 		set_key(&key, s->saddr, s->sport, s->seq);
 		key.destination = destination;
 	}
@@ -234,6 +233,7 @@ static __always_inline void on_syn_ack(struct __sk_buff *skb, const struct segme
 	known->expected_ack = s->seq + 1;
 	if (known->phase == ATTEMPT_NEW) {
 		known->phase = ATTEMPT_ANSWERED;
+		known->flags &= ~ATTEMPT_LEFT;
 		known->syn_ack_ns = now;
 		known->last_syn_ack_ns = now;
 		look_at_request(skb, known);

@@ -139,13 +139,13 @@ static __always_inline void on_closed(void *ctx, const struct sock *sk, const st
 	if (error == ECONNRESET || error == EPIPE) {
 		fate = FATE_RESET;
 		known->reason = REASON_PEER_RESET;
-	} else if (old_state == TCP_SYN_RECV && error && error != ECONNABORTED) {
-		/* Fast Open, and the SYN-ACK was not acknowledged. */
+	} else if (old_state == TCP_SYN_RECV && error && error != ECONNABORTED && !may_be_second) {
+		/* Fast Open, and nobody acknowledged the SYN-ACK, or an ICMP error came. */
 		fate = known->reason ? FATE_DROPPED : FATE_UNANSWERED;
 		if (!known->reason)
 			known->reason = REASON_NO_FINAL_ACK;
 	} else {
-		known->reason = error ? 0 : REASON_LISTENER_CLOSED;
+		known->reason = error && !may_be_second ? 0 : REASON_LISTENER_CLOSED;
 	}
 	if (may_be_second)
 		return;

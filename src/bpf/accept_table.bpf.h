@@ -602,6 +602,14 @@ static __noinline int report_accepted(void *ctx, const struct attempt_key *key,
 	return report_fate(ctx, key, a, FATE_ACCEPTED, true);
 }
 
+/* Whether the SYN has left, and the queues of a listener do not explain why it was not answered. */
+static __always_inline bool has_left(const struct attempt *a)
+{
+	const __u16 full = ATTEMPT_ACCEPT_QUEUE_FULL | ATTEMPT_SYN_QUEUE_FULL;
+
+	return (a->flags & (ATTEMPT_LEFT | full)) == ATTEMPT_LEFT;
+}
+
 /* How many entries of `recent` are tried to find an attempt to evict. */
 #define EVICT_TRIES 8
 
@@ -633,7 +641,7 @@ static __noinline int choose_evicted(struct attempt_key *key)
 		known = bpf_map_lookup_elem(&attempts, key);
 		if (!known || known->phase == ATTEMPT_ESTABLISHED)
 			continue;
-		if (known->flags & ATTEMPT_LEFT)
+		if (has_left(known))
 			return 1;
 		known->reason = REASON_TABLE_FULL;
 		known->flags &= ~ATTEMPT_REASON_FROM_KERNEL;

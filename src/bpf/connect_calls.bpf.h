@@ -6,27 +6,9 @@
 #include "connect_table.bpf.h"
 
 /*
- * The call of a connect function that began last on a CPU, and has not returned there: a kretprobe
- * doesn't have the arguments. Another thread's call on that CPU moves it to the map `calls`.
- */
-struct call {
-	__u64 thread; /* pid_tgid; 0: there is none */
-	__u64 sk;
-	__u8 function;
-	__u8 is_followed;
-	__u8 pad[46]; /* no cache line is shared between CPUs */
-};
-
-_Static_assert(sizeof(struct call) == 64, "one cache line");
-
-struct call last_calls[COUNTER_SLOTS] SEC(".bss.calls") __attribute__((aligned(64)));
-
-/* How many CPUs there may be. */
-const volatile __u32 cpus = COUNTER_SLOTS;
-
-/*
- * The sockets that other threads are connecting, by pid_tgid. The map is LRU because the kernel can
- * miss a return: then an entry stays, and the thread may never replace it.
+ * The socket that a thread is connecting, by pid_tgid, because a kretprobe doesn't have the
+ * arguments. The map is LRU because the kernel can miss a return: then an entry stays, and the
+ * thread may never replace it.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -34,9 +16,6 @@ struct {
 	__type(key, __u64);
 	__type(value, __u64);
 } calls SEC(".maps");
-
-/* How often an entry was added to `calls`, less how often one was taken out. */
-__s32 moved_calls;
 
 /* The destination, from the kernel's copy of what the caller of connect() passed. */
 static __always_inline void read_destination(struct connect_event *e, const struct sockaddr *to,
@@ -108,42 +87,40 @@ struct returned {
 	const __be32 *v6_daddr; /* NULL if it is not known */
 };
 
-/* The connection that the current thread is connecting by this function; NULL: none is followed. */
-static __always_inline struct connection *find_call(const struct sock *sk, __u8 function)
-{
-	struct connection *kept = find(sk);
-
-	return kept && kept->phase == PHASE_CALLING && kept->function == function ? kept : NULL;
-}
-
-static __always_inline void on_return(void *ctx, const struct sock *sk, struct connection *kept,
-				      int ret, const struct returned *now)
+static __always_inline void on_return(void *ctx, const struct sock *sk, int ret, __u8 function,
+				      const struct returned *now)
 {
 	const __be32 *v6_daddr = now->v6_daddr;
+	struct connection *kept = find(sk);
+	struct connection c;
 
-	kept->event.ret = ret;
-	kept->event.known |= KNOWN_RET;
+	if (!kept || kept->phase != PHASE_CALLING || kept->function != function)
+		return;
+	c = *kept;
+	c.event.ret = ret;
+	c.event.known |= KNOWN_RET;
 	if (now->port)
-		kept->event.sport = now->port;
-	if (v6_daddr && kept->function == 6 && ret < 0 && is_unset(kept->event.daddr)) {
-		__builtin_memcpy(kept->event.daddr, v6_daddr, sizeof(kept->event.daddr));
-		kept->event.ip_version = is_mapped(v6_daddr) ? 4 : 6;
+		c.event.sport = now->port;
+	if (v6_daddr && function == 6 && ret < 0 && is_unset(c.event.daddr)) {
+		__builtin_memcpy(c.event.daddr, v6_daddr, sizeof(c.event.daddr));
+		c.event.ip_version = is_mapped(v6_daddr) ? 4 : 6;
 	}
-	if (!destination_matches(&kept->event) || !announce(ctx, kept)) {
+	if (!destination_matches(&c.event) || !announce(ctx, &c)) {
 		forget(sk);
 		return;
 	}
 	if (ret < 0) {
-		set_elapsed(kept);
-		kept->event.error = -ret;
-		kept->event.known |= KNOWN_ERROR;
-		emit(ctx, &kept->event, CONNECT_FAILED);
 		forget(sk);
+		set_elapsed(&c);
+		c.event.error = -ret;
+		c.event.known |= KNOWN_ERROR;
+		emit(ctx, &c.event, CONNECT_FAILED);
 		return;
 	}
+	c.phase = PHASE_WAITING;
 	/* Saved, because the process can fetch and thereby clear it with SO_ERROR. */
-	kept->soft_error = now->soft_error;
-	kept->phase = PHASE_WAITING;
+	c.soft_error = now->soft_error;
+	*kept = c;
 }
 
 SEC("fentry/tcp_v4_connect")
@@ -163,86 +140,34 @@ int BPF_PROG(enter_tcp_v6_connect, struct sock *sk, struct sockaddr *uaddr)
 SEC("fexit/tcp_v4_connect")
 int BPF_PROG(exit_tcp_v4_connect, struct sock *sk, struct sockaddr *uaddr, int addr_len, int ret)
 {
-	struct connection *kept = find_call(sk, 4);
 	struct returned now = {
 		.port = sk->__sk_common.skc_num,
 		.soft_error = sk->sk_err_soft,
 	};
 
-	if (kept)
-		on_return(ctx, sk, kept, ret, &now);
+	on_return(ctx, sk, ret, 4, &now);
 	return 0;
 }
 
 SEC("fexit/tcp_v6_connect")
 int BPF_PROG(exit_tcp_v6_connect, struct sock *sk, struct sockaddr *uaddr, int addr_len, int ret)
 {
-	struct connection *kept = find_call(sk, 6);
 	struct returned now = { .soft_error = sk->sk_err_soft };
 	struct ends ends;
 
-	if (!kept)
-		return 0;
 	/* Unlike tcp_v4_connect() it leaves the destination in the socket when it fails. */
 	read_ends(&ends, sk);
 	now.port = ends.local_port;
 	now.v6_daddr = ends.remote;
-	on_return(ctx, sk, kept, ret, &now);
+	on_return(ctx, sk, ret, 6, &now);
 	return 0;
 }
 
-static __always_inline struct call *last_call(void)
+static __always_inline bool is_inner_call(const struct sock *sk)
 {
-	return &last_calls[bpf_get_smp_processor_id() & (COUNTER_SLOTS - 1)];
-}
+	const struct connection *c = find(sk);
 
-/*
- * The call of a thread that has come from another CPU since it began; NULL: none is known. It is
- * not removed from there, because that CPU may be replacing it.
- */
-static __always_inline const struct call *find_call_elsewhere(__u64 thread)
-{
-	for (__u32 cpu = 0; cpu < COUNTER_SLOTS; cpu++) {
-		if (cpu >= cpus)
-			break;
-		if (last_calls[cpu].thread == thread)
-			return &last_calls[cpu];
-	}
-	return NULL;
-}
-
-/* Moves the call of another thread, which is still in it, out of the way. */
-static __always_inline void move_call(const struct call *call)
-{
-	__u64 thread = call->thread, sk = call->sk;
-
-	if (!bpf_map_update_elem(&calls, &thread, &sk, BPF_ANY))
-		__sync_fetch_and_add(&moved_calls, 1);
-}
-
-/* The socket of a call that was moved; NULL: there is none. */
-static __always_inline const struct sock *find_moved_call(__u64 thread)
-{
-	__u64 *moved = moved_calls ? bpf_map_lookup_elem(&calls, &thread) : NULL;
-
-	return moved ? (const struct sock *)*moved : NULL;
-}
-
-static __always_inline void forget_moved_call(__u64 thread)
-{
-	if (!bpf_map_delete_elem(&calls, &thread))
-		__sync_fetch_and_add(&moved_calls, -1);
-}
-
-/*
- * The connection of `sk` if the current thread is in this connect function with it. It may not be,
- * if a return was missed, or seen on another CPU.
- */
-static __always_inline struct connection *find_own_call(const struct sock *sk, __u8 function)
-{
-	struct connection *kept = sk ? find_call(sk, function) : NULL;
-
-	return kept && kept->event.tid == (__u32)bpf_get_current_pid_tgid() ? kept : NULL;
+	return c && c->phase == PHASE_CALLING && c->function == 6;
 }
 
 /* The thread is in a new call, so the kernel has missed the return of the previous one. */
@@ -263,73 +188,41 @@ static __always_inline void on_missed_return(const struct sock *sk)
 
 static __always_inline int on_kprobe(struct pt_regs *ctx, __u8 function)
 {
-	const struct sock *sk = (const struct sock *)PT_REGS_PARM1(ctx), *moved;
-	__u64 thread = bpf_get_current_pid_tgid();
-	struct call *last = last_call();
+	const struct sock *sk = (const struct sock *)PT_REGS_PARM1(ctx);
+	__u64 id = bpf_get_current_pid_tgid(), key = (__u64)sk, *call;
 
-	/* tcp_v6_connect() hands a v4-mapped destination on to tcp_v4_connect(). */
-	if (last->thread == thread) {
-		if (function == 4 && last->function == 6 && last->sk == (__u64)sk)
+	call = bpf_map_lookup_elem(&calls, &id);
+	if (call) {
+		__u64 other = *call;
+
+		if (function == 4 && other == key && is_inner_call(sk))
 			return 0;
-		if (last->is_followed)
-			on_missed_return((const struct sock *)last->sk);
-	} else {
-		moved = find_moved_call(thread);
-		if (moved && function == 4 && moved == sk && find_own_call(sk, 6))
-			return 0;
-		if (moved) {
-			forget_moved_call(thread);
-			on_missed_return(moved);
-		}
-		if (last->thread && last->is_followed)
-			move_call(last);
+		bpf_map_delete_elem(&calls, &id);
+		on_missed_return((const struct sock *)other);
 	}
-	last->is_followed = false;
-	last->sk = (__u64)sk;
-	last->function = function;
-	last->thread = thread;
-	last->is_followed = on_call(sk, (const struct sockaddr *)PT_REGS_PARM2(ctx), function,
-				    read_netns(sk), BPF_CORE_READ(sk, __sk_common.skc_num));
+	if (on_call(sk, (const struct sockaddr *)PT_REGS_PARM2(ctx), function, read_netns(sk),
+		    BPF_CORE_READ(sk, __sk_common.skc_num)))
+		bpf_map_update_elem(&calls, &id, &key, BPF_ANY);
 	return 0;
 }
 
 static __always_inline int on_kretprobe(struct pt_regs *ctx, __u8 function)
 {
-	__u64 thread = bpf_get_current_pid_tgid();
-	struct call *last = last_call();
-	struct connection *kept = NULL;
+	__u64 id = bpf_get_current_pid_tgid();
+	__u64 *call = bpf_map_lookup_elem(&calls, &id);
 	struct returned now = {};
 	const struct sock *sk;
 
-	if (last->thread == thread) {
-		/* The return of tcp_v4_connect() in tcp_v6_connect() is not the end of the call. */
-		if (last->function != function)
-			return 0;
-		last->thread = 0;
-		if (!last->is_followed)
-			return 0;
-		sk = (const struct sock *)last->sk;
-		kept = find_own_call(sk, function);
-	}
-	if (!kept) {
-		const struct call *call = find_call_elsewhere(thread);
-
-		if (call && !call->is_followed)
-			return 0;
-		sk = call ? (const struct sock *)call->sk : NULL;
-		kept = find_own_call(sk, function);
-	}
-	/* Last, because a call is added here before it is overwritten there. */
-	if (!kept) {
-		sk = find_moved_call(thread);
-		kept = find_own_call(sk, function);
-		if (!kept)
-			return 0;
-		forget_moved_call(thread);
-	}
+	if (!call)
+		return 0;
+	sk = (const struct sock *)*call;
+	/* The return of tcp_v4_connect inside tcp_v6_connect is not the end of the call. */
+	if (function == 4 && is_inner_call(sk))
+		return 0;
+	bpf_map_delete_elem(&calls, &id);
 	now.port = BPF_CORE_READ(sk, __sk_common.skc_num);
 	now.soft_error = BPF_CORE_READ(sk, sk_err_soft);
-	on_return(ctx, sk, kept, PT_REGS_RC(ctx), &now);
+	on_return(ctx, sk, PT_REGS_RC(ctx), function, &now);
 	return 0;
 }
 

@@ -167,10 +167,14 @@ const SLACK: u64 = 250 * MILLISECOND;
 /// begins with four SYNs a second apart (tcp_syn_linear_timeouts).
 const WAITS: RangeInclusive<u64> = SECOND..=120 * SECOND;
 
-/// Whether an attempt has left, and there was no listener for it.
-fn has_only_left(attempt: &RawAttempt) -> bool {
+/// Whether an attempt in the table has left, and nothing else is known of it: there was no listener for
+/// it, and none of its packets was dropped.
+pub fn has_only_left(attempt: &RawAttempt) -> bool {
     let flags = u32::from(attempt.flags);
-    flags & AcceptFlag::ATTEMPT_LEFT.0 != 0 && flags & AcceptFlag::ATTEMPT_HAS_LISTENER.0 == 0
+    attempt.phase == AcceptPhase::ATTEMPT_NEW.0 as u8
+        && flags & AcceptFlag::ATTEMPT_LEFT.0 != 0
+        && flags & AcceptFlag::ATTEMPT_HAS_LISTENER.0 == 0
+        && (attempt.reason, attempt.place) == (0, 0)
 }
 
 /// Whether the next packet of an attempt in the table is overdue, so that its fate has to be determined.
@@ -285,5 +289,16 @@ mod tests {
         raw.syn_ack_retransmits = 255;
         assert!(!is_overdue(&raw, 122 * SECOND));
         assert!(is_overdue(&raw, 123 * SECOND));
+        let mut raw = RawAttempt {
+            syn_ns: SECOND,
+            last_syn_ns: SECOND,
+            flags: AcceptFlag::ATTEMPT_LEFT.0 as u16,
+            ..RawAttempt::default()
+        };
+        assert!(!is_overdue(&raw, SECOND + SLACK));
+        assert!(is_overdue(&raw, SECOND + SLACK + 1));
+        // A RST waits for the address of the next hop.
+        raw.reason = 1;
+        assert!(!is_overdue(&raw, SECOND + SLACK + 1));
     }
 }

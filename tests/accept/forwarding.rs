@@ -248,3 +248,24 @@ fn attempts_at_an_interface_that_has_moved_to_another_namespace_are_forwarded() 
     trace.wait_for_fates(4);
     assert_eq!(trace.stop().count("forwarded"), 4);
 }
+
+#[test]
+fn a_promiscuous_bridge_drops_no_attempt_that_it_forwards() {
+    let (pair, inner) = need!(router());
+    need!(pair.server.try_run("ip link add br0 type bridge"));
+    for port in ["vs", "ri"] {
+        pair.server
+            .run(&format!("ip link set {port} master br0 up"));
+    }
+    pair.server.run("ip link set br0 up promisc on");
+    inner.run(&format!("ip addr add {SHARED4}/24 dev ii"));
+    let _listener = inner.enter(|| listener((SHARED4, 8032).into(), 16));
+    let trace = Trace::start(&pair.server, &["any"]);
+    pair.client.enter(|| {
+        TcpStream::connect((SHARED4, 8032)).unwrap();
+        TcpStream::connect((SHARED4, 9)).unwrap_err();
+    });
+    assert_fate(&trace.fate(8032), "forwarded", None, None);
+    assert_fate(&trace.fate(9), "forwarded", None, None);
+    assert_eq!(trace.stop().count("forwarded"), 2);
+}

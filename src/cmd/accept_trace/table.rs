@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::domain::incoming::{Attempt, is_overdue};
+use crate::domain::incoming::{Attempt, has_only_left, is_overdue};
 use crate::host::interfaces::Interface;
 use crate::host::routes::Routes;
 use crate::host::sock_diag::{Found, SockDiag, Waiting};
@@ -185,6 +185,9 @@ impl AttemptTable {
         attempt: &RawAttempt,
     ) -> Option<(AcceptFate, AcceptReason)> {
         let is_turn = self.sweeps.is_multiple_of(RARELY);
+        if has_only_left(attempt) {
+            return Some((AcceptFate::FATE_FORWARDED, KNOWN));
+        }
         match AcceptPhase(attempt.phase.into()) {
             AcceptPhase::ATTEMPT_NEW => match self.socket(key, attempt)? {
                 // It is half-open, but its SYN-ACK was not seen at the interface.
@@ -251,10 +254,13 @@ impl AttemptTable {
         if attempt.reason != 0 || attempt.place != 0 {
             return false;
         }
-        if has_left(attempt) {
+        let ((daddr, _), (saddr, _)) = whole(key, attempt).socket();
+        if has(attempt, AcceptFlag::ATTEMPT_LEFT)
+            && (silent_reason(attempt).is_none()
+                || matches!(self.routes.is_local(daddr), Ok(false)))
+        {
             return true;
         }
-        let ((daddr, _), (saddr, _)) = whole(key, attempt).socket();
         let forwards = self.routes.forward(attempt.ifindex, saddr, daddr) == Ok(true);
         if has(attempt, AcceptFlag::ATTEMPT_HAS_LISTENER) || listener.is_some() {
             return forwards && !listener.is_some_and(|found| found.is_transparent);

@@ -420,7 +420,6 @@ fn configure(
     rodata.accept_is_hooked = plan.accept != Accept::Unhooked;
     rodata.may_probe_read = plan.may_probe_read;
     rodata.use_storage = plan.storage;
-    rodata.cpus = u32::try_from(load::possible_cpus()?)?;
     rodata.ipv4_is_hooked = plan.backend != Backend::Tracepoint;
     rodata.ipv6_is_hooked = plan.backend != Backend::Tracepoint && plan.ipv6;
     rodata.use_perf_buffer = buffer == BufferKind::Perf;
