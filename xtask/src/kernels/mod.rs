@@ -188,6 +188,14 @@ const ALLOWED_SKIPS: &[AllowedSkip] = &[
     },
     AllowedSkip {
         series: "5.10",
+        reason: "the kernel is older than 6.2",
+    },
+    AllowedSkip {
+        series: "6.1",
+        reason: "the kernel is older than 6.2",
+    },
+    AllowedSkip {
+        series: "5.10",
         reason: "before Linux 6.10",
     },
     AllowedSkip {
