@@ -46,10 +46,10 @@ static __always_inline bool is_of_reported_attempt(const struct attempt *found,
 	return !has_destination(found, s) && reported_fate(key, s->daddr, s->dport);
 }
 
-/* linux/if_packet.h: the frame was sent to a broadcast or multicast address. */
+/* linux/if_packet.h: to whom the frame was sent. */
 #define PACKET_BROADCAST 1
 #define PACKET_MULTICAST 2
-#define PACKET_OTHERHOST 3 /* to another host */
+#define PACKET_OTHERHOST 3
 
 /*
  * Why TCP dropped a SYN, if the kernel gives only the reason NOT_SPECIFIED; 0: unknown. `receiver`
@@ -69,8 +69,8 @@ static __always_inline __u32 unspecified_reason(const struct sk_buff *skb,
 }
 
 /*
- * Whether a SYN is a copy of one that a bridge forwards: a promiscuous bridge gives one to this
- * host, too, which drops it, and a port may drop another.
+ * Whether a SYN is a copy of one that a bridge forwards. A promiscuous bridge hands a copy to this
+ * host, which drops it. If the bridge floods the SYN, a port may drop its copy.
  */
 static __always_inline bool is_bridged_copy(const struct sk_buff *skb, const struct attempt *a)
 {

@@ -196,7 +196,9 @@ impl InterfaceNames {
     /// The kernel can't be asked.
     pub fn update(&mut self, indexes: impl Iterator<Item = u32>) -> anyhow::Result<()> {
         let indexes = indexes.filter(|index| *index != 0);
-        for index in indexes.collect::<BTreeSet<_>>() {
+        let indexes = indexes.collect::<BTreeSet<_>>();
+        self.known.retain(|index, _| indexes.contains(index));
+        for index in indexes {
             if let Some(link) = link_by_index(&mut self.socket, index)? {
                 self.known.insert(index, link.name);
             }

@@ -8,6 +8,7 @@ pub mod export;
 pub mod histograms;
 pub mod holders;
 pub mod iterator;
+pub mod line_rate;
 pub mod monotonic;
 pub mod packet;
 pub mod processes;

@@ -3,7 +3,6 @@
 mod counts;
 mod owners;
 pub(super) mod programs;
-mod rate;
 pub(super) mod table;
 
 use std::collections::HashMap;
@@ -17,7 +16,6 @@ use counts::CountReports;
 use owners::{FullQueues, Owners};
 pub use programs::{AcceptHook, Rehearsed, rehearse};
 use programs::{Hooks, Programs};
-use rate::LineRate;
 use table::AttemptTable;
 
 use crate::attach::beside::beside;
@@ -41,6 +39,7 @@ use crate::output::histogram::HistogramLayout;
 use crate::output::summary::{AttemptTotals, Summary};
 use crate::run::events::{BufferKind, EventSource};
 use crate::run::histograms::Histograms;
+use crate::run::line_rate::LineRate;
 use crate::run::session::{Session, Wake, next_due};
 use crate::skel::accept_trace::AcceptTraceSkel;
 use crate::skel::{AcceptFate, AcceptFlag};
@@ -359,7 +358,7 @@ impl<'a> AttemptHandler<'a> {
             true => None,
             false => self.full_queues.note(&attempt),
         };
-        if self.rate.is_over(raw.ts_ns) {
+        if self.rate.is_over(raw.ts_ns.cast_signed()) {
             self.suppressed += 1;
             return;
         }

@@ -15,6 +15,7 @@ use crate::output::columns::widest;
 use crate::output::flows::{FlowInterval, FlowWriter, ShownFlow};
 use crate::output::line::Line;
 use crate::output::summary::{FlowTotals, Summary};
+use crate::run::line_rate::LineRate;
 use crate::run::packet::PacketCommand;
 use crate::run::session::Session;
 use crate::skel::flows::FlowsSkel;
@@ -50,8 +51,7 @@ pub struct Reporter<'a> {
     pub left_out: Traffic,
     rows_ended: usize,
     has_view: bool,
-    /// Lines of the current second, with `--max-rate`.
-    second: Second,
+    rate: LineRate,
     /// Flows that `--max-rate` held back.
     suppressed: u64,
     /// Flows that have ended since the start.
@@ -120,7 +120,7 @@ impl<'a> Reporter<'a> {
             left_out: Traffic::default(),
             rows_ended: 0,
             has_view,
-            second: Second::default(),
+            rate: LineRate::new(args.max_rate),
             suppressed: 0,
             reported: 0,
             unanswered: 0,
@@ -315,11 +315,7 @@ impl<'a> Reporter<'a> {
             None => ns.cast_signed(),
         };
         let (start, at) = (unix(flow.raw.start_ns), unix(flow.raw.last_ns));
-        if self
-            .args
-            .max_rate
-            .is_some_and(|limit| self.second.is_over(limit, at))
-        {
+        if self.rate.is_over(at) {
             self.suppressed += 1;
             return false;
         }
@@ -406,28 +402,6 @@ impl<'a> Reporter<'a> {
             return summary;
         }
         summary.all_shown_but(self.lost)
-    }
-}
-
-/// The number of lines in a second, by the time that the lines have.
-#[derive(Default)]
-struct Second {
-    started: UnixNanos,
-    lines: u64,
-}
-
-impl Second {
-    /// Counts a line of this time. Returns whether it is over the limit.
-    fn is_over(&mut self, limit: u64, at: UnixNanos) -> bool {
-        let passed = at.saturating_sub(self.started);
-        if !(0..1_000_000_000).contains(&passed) {
-            *self = Self {
-                started: at,
-                lines: 0,
-            };
-        }
-        self.lines += 1;
-        self.lines > limit
     }
 }
 
