@@ -8,9 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::libc;
-use nix::sys::socket::{
-    Backlog, SockFlag, SockaddrIn, accept, accept4, bind, listen, setsockopt, sockopt,
-};
+use nix::sys::socket::{Backlog, SockFlag, SockaddrIn, bind, listen, setsockopt, sockopt};
 
 use super::{
     Fates, Growth, NOBODY, Trace, assert_fate, begin, listener, nft, segment, send, server,
@@ -18,7 +16,8 @@ use super::{
 };
 use crate::common::{Namespace, Pair, SERVER4, Tool, need};
 use crate::connect::sockets::{
-    connect_to, fast_open, multipath, multipath_connected, multipath_listener, owned, set_int, tcp,
+    accept, connect_to, fast_open, multipath, multipath_connected, multipath_listener, owned,
+    set_int, tcp,
 };
 use crate::connect::uring::Ring;
 
@@ -48,8 +47,8 @@ fn each_connection_to_a_group_of_sockets_is_accepted_by_the_thread_that_gets_it(
             scope.spawn(move || {
                 let (mut taken, tid) = (0, nix::unistd::gettid().as_raw());
                 // shutdown() ends accept().
-                while let Ok(fd) = accept4(socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
-                    drop(owned(fd));
+                while let Ok(connection) = accept(socket) {
+                    drop(connection);
                     taken += 1;
                 }
                 (tid, taken)
@@ -171,7 +170,7 @@ fn mptcp_is_reported_if_both_ends_have_it() {
             (8505, plain.as_fd(), multipath().unwrap()),
         ] {
             connect_to(&client, at(port).into()).unwrap();
-            drop(owned(accept(listener.as_raw_fd()).unwrap()));
+            drop(accept(&listener).unwrap());
         }
     });
     trace.wait_for_fates(3);

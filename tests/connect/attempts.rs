@@ -13,7 +13,7 @@ use nix::sys::socket::{
 };
 
 use super::sockets::{
-    connect_to, connected, fast_open, listen, mapped, multipath, multipath_connected,
+    accept, connect_to, connected, fast_open, listen, mapped, multipath, multipath_connected,
     multipath_listener, set_int, tcp,
 };
 use super::{Trace, assert_one_process, backends};
@@ -288,8 +288,7 @@ fn a_multipath_connection_is_one_attempt() {
             let addr = SocketAddr::from((LOCALHOST, 4014));
             let socket = multipath().unwrap();
             connect_to(&socket, addr).unwrap();
-            let accepted = nix::sys::socket::accept(listener.as_raw_fd()).unwrap();
-            nix::unistd::close(accepted).unwrap();
+            drop(accept(&listener).unwrap());
             let name: SockaddrStorage = getsockname(socket.as_raw_fd()).unwrap();
             name.as_sockaddr_in().unwrap().port()
         });

@@ -9,7 +9,7 @@ use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6,
-    accept, bind, connect, listen as listen_on, sendto, socket,
+    accept4, bind, connect, listen as listen_on, sendto, socket,
 };
 
 use crate::common::Namespace;
@@ -26,8 +26,10 @@ pub fn tcp(addr: SocketAddr, flags: SockFlag) -> OwnedFd {
 
 /// A multipath TCP socket.
 pub fn multipath() -> Result<OwnedFd, Errno> {
+    // Programs that other tests start must not inherit it.
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
     // SAFETY: socket takes three integers and makes a descriptor or fails.
-    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP) };
+    let fd = unsafe { libc::socket(libc::AF_INET, kind, libc::IPPROTO_MPTCP) };
     // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
     Errno::result(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -46,12 +48,17 @@ pub fn multipath_connected(port: u16) -> [OwnedFd; 3] {
     let listener = multipath_listener(port);
     let client = multipath().unwrap();
     connect_to(&client, (Ipv4Addr::LOCALHOST, port).into()).unwrap();
-    let server = owned(accept(listener.as_raw_fd()).unwrap());
+    let server = accept(&listener).unwrap();
     for (from, to) in [(&client, &server), (&server, &client)] {
         nix::unistd::write(from, b"x").unwrap();
         nix::unistd::read(to, &mut [0]).unwrap();
     }
     [listener, client, server]
+}
+
+/// Takes a connection out of a listener's queue. Programs that other tests start do not inherit it.
+pub fn accept(listener: &impl AsRawFd) -> Result<OwnedFd, Errno> {
+    accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC).map(owned)
 }
 
 /// Owns what accept(2) has returned.

@@ -27,7 +27,8 @@ impl Ring {
     /// Waits for a connection; returns what accept(2) would, or the negative error.
     pub fn accept(&mut self, listener: &impl AsRawFd) -> i32 {
         let listener = Fd(listener.as_raw_fd());
-        self.request(&opcode::Accept::new(listener, ptr::null_mut(), ptr::null_mut()).build())
+        let accept = opcode::Accept::new(listener, ptr::null_mut(), ptr::null_mut());
+        self.request(&accept.flags(nix::libc::SOCK_CLOEXEC).build())
     }
 
     fn request(&mut self, request: &squeue::Entry) -> i32 {
