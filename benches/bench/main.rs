@@ -40,6 +40,7 @@ mod write;
 use std::num::NonZero;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
@@ -121,9 +122,13 @@ fn main() -> Result<()> {
                 part(effort).with_context(|| format!("failed to measure {name}"))
             };
             let mut kept = measure()?;
-            if short && !kept {
+            for _ in 0..2 {
+                if kept || !short {
+                    break;
+                }
                 // Other load on this machine may have been the cause. A real regression shows again.
                 println!("\nOnce more, because a bound was broken:");
+                std::thread::sleep(Duration::from_secs(20));
                 kept = measure()?;
             }
             within &= kept;
