@@ -36,7 +36,7 @@ fn inflate(deflated: &[u8], size: usize) -> Vec<u8> {
 pub type FilterConfig = syn_count::types::filter_config;
 /// The ports of a filter, one bit each.
 pub type PortBits = syn_count::types::bss_ports;
-/// `struct packet_counters`: those of one CPU.
+/// `struct packet_counters`: the counters of one slot.
 pub type CounterSlot = syn_count::types::packet_counters;
 /// A frame of a file, as packet programs find it in a replay.
 pub type ReplayedFrames = syn_count::types::bss_replay;
@@ -236,7 +236,7 @@ macro_rules! same_types {
     )*};
 }
 
-/// Asserts that the counters of each CPU are on cache lines of their own.
+/// Asserts that the counters of each slot or CPU are on cache lines of their own.
 macro_rules! own_lines {
     ($($module:ident: $section:ident.$slots:ident of $slot:ident;)*) => {$(
         const _: () = assert!(

@@ -133,8 +133,8 @@ fn attach_all(
 /// The environment variable that says what a child of this process has to attach.
 pub const ATTACHED: &str = "TCPINSPECT_BENCH_ATTACH";
 
-/// The child's part: attaches a program to `r0` as our commands do, reads its events if it has any, and
-/// says how many there were.
+/// The child's part: attaches the programs that `what` names as our commands do, reads their events if
+/// there are any, and says how many there were.
 pub fn attach(what: &str) -> Result<()> {
     let stop = Stop::new(None)?;
     let wait = || {

@@ -95,8 +95,9 @@ struct PreparedLink {
 }
 
 impl PreparedLinks {
-    /// Starts to make links for these directions of interfaces, in this order. If that fails, as it
-    /// does before Linux 6.6, there are none, and each program is attached in the usual way.
+    /// Starts to make links for these directions of interfaces, in this order. It stops at the first
+    /// failure: before Linux 6.6 that is the first link. A program for which no link was made is
+    /// attached in the usual way.
     pub fn start(wanted: Vec<(u32, Direction)>) -> Self {
         if wanted.is_empty() {
             return Self::default();

@@ -59,7 +59,10 @@ static __always_inline bool is_in_call(const struct connection *kept)
 	       kept->event.tid == (__u32)bpf_get_current_pid_tgid();
 }
 
-/* A function of its own, so that the ends are on the small stack only while it runs. */
+/*
+ * The ends are needed only here. In a scope of their own, the compiler can reuse their place on the
+ * small BPF stack.
+ */
 static __always_inline void set_ends_of(struct connect_event *e, const struct sock *sk)
 {
 	struct ends ends;

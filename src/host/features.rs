@@ -49,9 +49,9 @@ pub struct Snapshot {
 struct Device {
     index: u32,
     name: String,
-    /// In bytes; 0 means no limit. Not known before Linux 4.19.
+    /// In bytes; 0 means no limit. `None`: the kernel does not report it.
     max_mtu: Option<u32>,
-    /// Names as `ethtool -k` shows them. Not known before Linux 5.6.
+    /// Names as `ethtool -k` shows them. `None`: the kernel does not report them.
     features: Option<BTreeSet<String>>,
 }
 

@@ -43,7 +43,10 @@ fn usable_backends(place: &str) -> &'static [&'static str] {
         };
         BACKENDS.into_iter().filter(works).collect()
     });
-    assert!(usable.contains(&"tracepoint"), "no backend works here");
+    assert!(
+        usable.contains(&"tracepoint"),
+        "the tracepoint backend does not work here"
+    );
     for backend in usable {
         say_backend(backend, place);
     }

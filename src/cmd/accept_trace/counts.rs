@@ -29,7 +29,7 @@ pub struct CountReports {
 }
 
 impl CountReports {
-    /// Begins the first interval.
+    /// The reports of a run before its first interval, which [`Self::begin`] begins.
     pub fn new(by: AcceptBy, top: usize, layout: CountsLayout) -> Self {
         Self {
             by,

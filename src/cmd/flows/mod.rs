@@ -47,8 +47,8 @@ use crate::skel::{PacketCounters, SweepMode};
 /// How often the table is swept for flows that are over.
 const SWEEP_EVERY: Duration = Duration::from_millis(100);
 
-/// How long a finished flow stays in the table for stragglers: a FIN whose ACK was lost can be
-/// retransmitted twice in this time (RFC 6298: after 1 s; Linux begins at 200 ms).
+/// How long a finished flow stays in the table for late packets. Linux retransmits a FIN whose ACK was
+/// lost after 200 ms (TCP_RTO_MIN) and 600 ms at the earliest.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// How long a flow waits for the answer to a SYN or to its FINs, unless --idle-timeout is shorter.

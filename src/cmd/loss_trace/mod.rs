@@ -100,7 +100,7 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
     let (links, hooks) = programs::attach(first(&skels)?)?;
     let attached = watch_interfaces(&mut session, &pairs, &watched, prepared)?;
     if interfaces.is_empty() {
-        session.watch_also(&watched)?;
+        session.watch_unnamed(&watched)?;
     }
     session.open_recording()?;
     drop_privileges(&session, &attached, handler.holders.as_mut())?;

@@ -517,7 +517,7 @@ impl Compiler {
     }
 
     /// Compiles tests of one value, which is computed only once. With `all`, a packet goes on to
-    /// `next` if all of them hold, else if none of them does.
+    /// `next` if all tests hold; without it, if none holds.
     fn tests(
         &mut self,
         value: &Value,
@@ -552,7 +552,8 @@ impl Compiler {
         Ok(next)
     }
 
-    /// A set of the values for which the tests hold, and the test of it, if there can be one.
+    /// A set that replaces the tests, and the test of membership; `None` if no set can. For values of
+    /// four bytes with `all`, the set has the values that fail a test, otherwise those that pass.
     fn set_of(
         &mut self,
         value: &Value,

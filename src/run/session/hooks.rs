@@ -61,11 +61,11 @@ impl Session {
         Ok(interfaces)
     }
 
-    /// Also watches these interfaces. The run goes on when they are gone.
+    /// Watches these interfaces although the user named none. The run goes on when they are gone.
     ///
     /// # Errors
     /// Netlink can't be used.
-    pub fn watch_also(&mut self, interfaces: &[Interface]) -> Result<()> {
+    pub fn watch_unnamed(&mut self, interfaces: &[Interface]) -> Result<()> {
         let mut watch = LinkWatch::new()?;
         watch.follow(interfaces);
         self.watch = Some(watch);

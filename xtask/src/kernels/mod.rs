@@ -105,8 +105,8 @@ const PARTS: &[&[&str]] = &[
 /// each other part, and the modules that are not named, run on one kernel only.
 const CORE_PARTS: usize = 1;
 
-/// How many failed tests of a guest get a second attempt, which the report mentions. Guests share
-/// processors, and may pause for tenths of a second.
+/// If at most this many tests of a guest fail, they get a second attempt, which the report mentions.
+/// Guests share processors, and may pause for tenths of a second.
 const SECOND_ATTEMPTS: usize = 3;
 
 /// The tests that a real-time kernel runs: that counts are exact, and that each run of a program
