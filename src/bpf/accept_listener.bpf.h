@@ -174,7 +174,7 @@ static __always_inline __u32 answered_isn(struct __sk_buff *skb, __u32 ack)
 
 /*
  * The same for a SYN-ACK that acknowledges more than the SYN and is sent for a half-open
- * connection: with Fast Open, that is a SYN-ACK that is sent again. 0: it is none.
+ * connection: with Fast Open, that is a retransmitted SYN-ACK. 0: it is none.
  */
 static __always_inline __u32 answered_again_isn(struct __sk_buff *skb, __u32 ack)
 {

@@ -191,7 +191,7 @@ int BPF_PROG(loss_retransmit, const struct sock *sk, const struct sk_buff *skb)
 }
 
 /*
- * Since Linux 6.18 the tracepoint also reports segments that could not be sent again. With these
+ * Since Linux 6.18 the tracepoint also reports segments that could not be retransmitted. With these
  * errors, the kernel does not count them as retransmissions.
  */
 SEC("tp_btf/tcp_retransmit_skb")

@@ -10,7 +10,7 @@
 
 enum loss_kind {
 	LOSS_DROP,	 /* the kernel freed a segment */
-	LOSS_RETRANSMIT, /* a segment was sent again */
+	LOSS_RETRANSMIT, /* a segment was retransmitted */
 	LOSS_RESET,	 /* a connection was reset, or an attempt refused */
 	LOSS_KINDS,
 };

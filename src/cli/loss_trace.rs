@@ -14,7 +14,7 @@ use crate::failure::Failure;
 pub enum LossKindChoice {
     /// Segments that the kernel dropped
     Drop,
-    /// Segments that were sent again
+    /// Segments that this machine retransmitted
     Retransmit,
     /// Resets, sent and received
     Reset,

@@ -529,7 +529,7 @@ const PAGES: &[(&str, Page)] = &[
                 ),
                 (
                     "tcpinspect loss-trace --only retransmit --host 192.0.2.7",
-                    "Which segments from or to this host are sent again, and by which process",
+                    "Which segments from or to this host are retransmitted, and by which process",
                 ),
                 (
                     "tcpinspect loss-trace --only reset --json | jq -r 'select(.way == \"sent\") | .reason'",
@@ -554,7 +554,7 @@ const PAGES: &[(&str, Page)] = &[
                         ),
                         (
                             "retransmit",
-                            "this machine sent a segment again; REASON is syn, syn_ack or data",
+                            "this machine retransmitted a segment; REASON is syn, syn_ack or data",
                         ),
                         (
                             "reset",

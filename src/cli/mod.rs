@@ -89,7 +89,7 @@ pub enum Command {
     Check(CheckArgs),
     /// Show TCP connections: a live table on a terminal, else a line for each
     Flows(FlowsArgs),
-    /// Print each TCP segment that is dropped or sent again, and each reset, with the reason
+    /// Print each TCP segment that is dropped or retransmitted, and each reset, with the reason
     LossTrace(LossTraceArgs),
     /// Show listening sockets: process, accept queue, half-open connections and drops
     Listeners(ListenersArgs),

@@ -103,7 +103,7 @@ impl Connection {
         Some(self.raw.min_rtt_us).filter(|us| self.is_closed() && *us != u32::MAX)
     }
 
-    /// Segments that this end has sent again.
+    /// Segments that this end has retransmitted.
     pub fn retransmits(&self) -> Option<u32> {
         self.is_closed().then_some(self.raw.retransmits)
     }

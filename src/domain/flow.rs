@@ -193,7 +193,7 @@ pub const HISTORY: [(&str, &str); 11] = [
     ("H, h", "SYN-ACK"),
     ("A, a", "ACK without data"),
     ("D, d", "data"),
-    ("T, t", "data sent again"),
+    ("T, t", "retransmitted data"),
     ("F, f", "FIN"),
     ("R, r", "RST"),
     ("W, w", "zero window: the receiver has no room"),
@@ -279,7 +279,7 @@ impl Flow {
         &self.raw.ends[1 - self.initiator()]
     }
 
-    /// Segments that were sent again, both ways, SYNs of the initiator among them.
+    /// Retransmitted segments, both ways, SYNs of the initiator among them.
     pub fn retransmits(&self) -> u64 {
         let data = self.raw.ends.iter().map(|end| u64::from(end.retransmits));
         data.sum::<u64>() + u64::from(self.raw.syn_retransmits)

@@ -61,7 +61,7 @@ pub struct Talk {
     pub flows: u64,
     /// Of these, those that were never established.
     pub failed: u64,
-    /// Segments that were sent again, both ways, SYNs included.
+    /// Retransmitted segments, both ways, SYNs included.
     pub retransmits: u64,
     /// Payload bytes both ways.
     pub bytes: u64,
@@ -84,9 +84,9 @@ pub struct FlowReport {
     states: [u64; STATES.len()],
     /// Payload bytes of initiators and of responders.
     pub bytes: [u64; 2],
-    /// SYNs that were sent again.
+    /// Retransmitted SYNs.
     pub syn_retransmits: u64,
-    /// Segments with data that were sent again by initiators and by responders.
+    /// Segments with data that initiators and responders retransmitted.
     pub retransmits: [u64; 2],
     talkers: HashMap<Talker, Talk>,
     /// Talkers that were removed to save memory; one can count several times.
@@ -185,7 +185,7 @@ impl FlowReport {
         self.top(|talk| talk.failed)
     }
 
-    /// The talkers with the most segments that were sent again.
+    /// The talkers with the most retransmitted segments.
     pub fn resending(&self) -> Vec<(Talker, Talk)> {
         self.top(|talk| talk.retransmits)
     }

@@ -79,7 +79,7 @@ pub fn text(report: &FlowReport) -> String {
     let [orig_again, resp_again] = report.retransmits;
     let _ = write!(
         text,
-        "\nbytes: {orig} by initiators, {resp} by responders\nsent again: {} SYNs, {orig_again} segments by initiators, {resp_again} by responders",
+        "\nbytes: {orig} by initiators, {resp} by responders\nretransmitted: {} SYNs, {orig_again} segments by initiators, {resp_again} by responders",
         report.syn_retransmits
     );
     let mut list = |title: &str, talkers: Vec<(Talker, Talk)>, of: fn(&Talk) -> u64| {
@@ -100,7 +100,7 @@ pub fn text(report: &FlowReport) -> String {
     };
     list("top talkers, by bytes", report.talkers(), |talk| talk.bytes);
     list("most failures", report.failing(), |talk| talk.failed);
-    list("most segments sent again", report.resending(), |talk| {
+    list("most retransmitted segments", report.resending(), |talk| {
         talk.retransmits
     });
     if report.forgotten > 0 {

@@ -109,7 +109,7 @@ fn a_queue_counts_as_full_until_the_last_syn_and_not_until_the_fate_is_known() {
     established.reaches(1);
     let second = namespace.enter(|| begin(local(8080)));
     overflows.reaches(1);
-    // The client gives up before it sends its SYN again.
+    // The client gives up before it retransmits its SYN.
     drop(second);
     listener.accept().unwrap();
     trace.wait_for_fates(2);

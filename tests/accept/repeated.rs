@@ -1,4 +1,4 @@
-//! SYNs that are sent again after the fate of their attempt was reported.
+//! SYNs that are retransmitted after the fate of their attempt was reported.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;

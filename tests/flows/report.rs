@@ -9,7 +9,7 @@ fn the_summary_adds_up_what_the_lines_say() {
     for port in 4000..4010 {
         let mut said = handshake();
         said.push(say(true, PSH | ACK, 101, 501, usize::from(port - 3999)));
-        // Its second half is sent again.
+        // Its second half is retransmitted.
         said.push(say(true, PSH | ACK, 101, 501, usize::from(port - 3999)));
         if port % 2 == 0 {
             said.push(say(false, RST | ACK, 501, 101, 0));
@@ -114,7 +114,7 @@ fn in_text_the_summary_has_lines_of_its_own() {
         "connections: 1",
         "          1  SF     established and closed normally",
         "bytes: 10 by initiators, 20 by responders",
-        "sent again: 0 SYNs, ",
+        "retransmitted: 0 SYNs, ",
         "top talkers, by bytes:",
         "longest handshakes:",
     ]

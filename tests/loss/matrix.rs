@@ -329,7 +329,7 @@ fn each_syn_dropped_at_a_full_accept_queue_is_reported_once() {
     let clients = begin_some(5);
     overflows.reaches(5);
     tool.events(5);
-    // No SYN may be sent again between the count and the end.
+    // No SYN may be retransmitted between the count and the end.
     drop((waiting, clients));
     let output = tool.stop();
     let drops = output.events("drop");

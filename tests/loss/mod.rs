@@ -147,7 +147,7 @@ fn drops_by_netfilter_are_reported_and_retransmissions_match_nstat() {
         expected >= 1 && segments(&again) == expected,
         "{expected}: {again:#?}"
     );
-    // The first SYN, and those that were sent again.
+    // The first SYN, and its retransmissions.
     assert_eq!(
         drops.events("drop").len() as u64,
         expected + 1,
@@ -169,7 +169,7 @@ fn drops_by_netfilter_are_reported_and_retransmissions_match_nstat() {
 }
 
 #[test]
-fn data_that_is_sent_again_counts_by_segment() {
+fn retransmitted_data_counts_by_segment() {
     let pair = need!(Pair::new());
     let tool = start(&pair.client, &["--only", "retransmit"]);
     let listener = pair
@@ -182,11 +182,11 @@ fn data_that_is_sent_again_counts_by_segment() {
     setsockopt(&client.as_fd(), sockopt::TcpNoDelay, &true).unwrap();
     need!(nft(&pair.server, "tcp dport 82 drop"));
     client.write_all(&vec![7; 20_000]).unwrap();
-    wait_for("data to be sent again", || {
+    wait_for("data to be retransmitted", || {
         (counter(&pair.client, "TcpRetransSegs") >= 2).then_some(())
     });
     pair.client.run("ip link set vc down");
-    // Segments that can't be sent again are not counted.
+    // Segments that can't be retransmitted are not counted.
     let timeouts = Growth::of(&pair.client, "TcpExtTCPTimeouts");
     timeouts.reaches(1);
     let output = tool.stop();
@@ -204,7 +204,7 @@ fn data_that_is_sent_again_counts_by_segment() {
 #[test]
 fn retransmissions_on_a_lossy_link_are_those_that_nstat_counts() {
     let pair = need!(Pair::new());
-    // The IP identification differs when the segment is sent again.
+    // The IP identification of a retransmitted segment differs.
     need!(nft(&pair.server, "tcp dport 83 ip id and 3 == 0 drop"));
     let tool = start(&pair.client, &["--only", "retransmit"]);
     let listener = pair
@@ -230,7 +230,7 @@ fn retransmissions_on_a_lossy_link_are_those_that_nstat_counts() {
 }
 
 #[test]
-fn a_syn_ack_that_is_sent_again_is_counted_as_one() {
+fn a_retransmitted_syn_ack_is_counted_as_one() {
     let pair = need!(Pair::new());
     with_neighbour(&pair);
     pair.server.sysctl("ipv4/tcp_synack_retries", "1");

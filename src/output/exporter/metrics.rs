@@ -91,7 +91,7 @@ const ACCEPT_WAIT: Family = seconds(
 const DROPS: Family = counter("tcpinspect_drops", "TCP segments that the kernel dropped.");
 const RETRANSMITS: Family = counter(
     "tcpinspect_retransmits",
-    "TCP segments that this host sent again.",
+    "TCP segments that this host retransmitted.",
 );
 const RESETS: Family = counter("tcpinspect_resets", "Resets that were sent or received.");
 const CONNECTS: Family = counter("tcpinspect_connects", "Outgoing connection attempts.");

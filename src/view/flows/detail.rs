@@ -129,7 +129,7 @@ fn facts(entry: &FlowEntry) -> Vec<Line<'static>> {
             in_short(conn.meaning()),
         )),
         Line::raw(format!(
-            "SYN-ACK after {}, handshake {}, {lasts} {}, SYNs repeated: {}",
+            "SYN-ACK after {}, handshake {}, {lasts} {}, SYNs retransmitted: {}",
             time_or_none(flow.syn_ack_ns()),
             time_or_none(flow.handshake_ns()),
             time(flow.duration_ns()),

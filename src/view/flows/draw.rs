@@ -201,7 +201,7 @@ fn help() -> Vec<Line<'static>> {
         "RTT is what the kernel measured, or the time of the handshake.",
     ));
     lines.push(Line::raw(
-        "RETRANS counts segments sent again, both ways, SYNs included.",
+        "RETRANS counts retransmitted segments, both ways, SYNs included.",
     ));
     let colors = [
         ("opening", Color::Yellow),
