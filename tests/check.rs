@@ -56,9 +56,7 @@ fn check_shows_the_memory_of_each_possible_cpu() {
         detail.starts_with(&format!("{count} possible, ")),
         "{detail}"
     );
-    let (_, memory) = detail
-        .split_once("; memory for each possible one: ")
-        .unwrap();
+    let (_, memory) = detail.split_once("; memory per possible CPU: ").unwrap();
     let parts = memory.split(", ").map(|part| {
         let words: Vec<_> = part.split(' ').collect();
         let [name, kib, "KiB"] = words[..] else {

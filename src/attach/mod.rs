@@ -58,7 +58,7 @@ impl Pair {
     pub fn new(is_raw_ip: bool, programs: Vec<LoadedProgram>) -> Result<Self> {
         let [egress, ingress] = programs
             .try_into()
-            .map_err(|_| anyhow!("a program at interfaces is not loaded"))?;
+            .map_err(|_| anyhow!("a TC program is not loaded"))?;
         Ok(Self {
             is_raw_ip,
             egress,

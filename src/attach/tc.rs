@@ -74,7 +74,7 @@ impl TcLink {
             return None;
         };
         let error = filter.detach().err()?;
-        Some(format!("{error:#}; the next start removes it"))
+        Some(format!("{error:#}; the next run removes it"))
     }
 }
 

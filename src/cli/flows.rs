@@ -81,7 +81,7 @@ pub struct FlowsArgs {
     /// Print an attempt after this time without an answer, though it may still go on
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = values::time)]
     pub attempt_timeout: Duration,
-    /// Print lines instead of a live table on a terminal, too
+    /// Print lines on a terminal too, instead of a live table
     #[arg(long)]
     pub no_tui: bool,
     /// Processes and users.

@@ -18,11 +18,11 @@ pub struct ListenersArgs {
     /// Print one report and exit
     #[arg(short = '1', long, conflicts_with_all = ["duration", "alert"])]
     pub once: bool,
-    /// Print lines instead of a live table on a terminal, too
+    /// Print lines on a terminal too, instead of a live table
     #[arg(long)]
     pub no_tui: bool,
-    /// Report when an accept queue is filled to this percentage or attempts are dropped, and when
-    /// both have ended
+    /// Report when an accept queue is at least this full, in percent, or attempts are dropped, and
+    /// when neither is the case any more
     #[arg(long, value_name = "PERCENT", value_parser = values::percent)]
     pub alert: Option<f64>,
     /// Ports: numbers, ranges, names of /etc/services, !PORT to exclude one: 80,8000-8100,https,!8022

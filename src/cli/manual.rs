@@ -580,7 +580,7 @@ const PAGES: &[(&str, Page)] = &[
                 ),
                 (
                     "tcpinspect listeners --alert 80 --json | jq 'select(.event == \"listener_alert\")'",
-                    "A line when an accept queue is 80 % full or attempts are dropped, and when both have ended",
+                    "A line when an accept queue is 80 % full or attempts are dropped, and when neither is the case any more",
                 ),
             ],
             sections: &[(

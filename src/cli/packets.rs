@@ -251,7 +251,7 @@ pub(super) fn expression(
     Ok(Some(expression))
 }
 
-/// Which way packets go.
+/// Direction of the packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum DirectionChoice {
     /// Coming in

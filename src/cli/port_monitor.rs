@@ -9,8 +9,8 @@ use super::values;
 /// Arguments of `port-monitor`.
 #[derive(Clone, Debug, Args)]
 pub struct PortMonitorArgs {
-    /// Which way the packets go
-    #[arg(long, value_enum, default_value_t, value_name = "WAY")]
+    /// Direction of the packets
+    #[arg(long, value_enum, default_value_t, value_name = "DIRECTION")]
     pub direction: DirectionChoice,
     /// Print at most this many events a second; the rest is counted as suppressed
     #[arg(long, value_name = "N", value_parser = values::max_rate)]

@@ -26,7 +26,7 @@ use crate::attach::{Attached, load, xdp};
 use crate::cli::{BackendChoice, BufferChoice, CheckArgs, CollectorChoice, RunArgs, arguments};
 use crate::failure::{Exit, Failure};
 use crate::filter::expr::Expression;
-use crate::host::features::offers_native_xdp;
+use crate::host::features::supports_native_xdp;
 use crate::host::interfaces::{Interface, LinkLayer, resolve};
 use crate::host::kernel;
 use crate::host::kernel_types::KernelTypes;
@@ -186,13 +186,16 @@ fn find_out(notices: Notices) -> Result<Vec<Finding>, Failure> {
 }
 
 fn look_at_native_xdp(report: &mut Report, interface: &Interface) {
-    let (offer, what) = match offers_native_xdp(interface) {
-        Ok(Some(true)) => (Some(true), "offers it".to_owned()),
-        Ok(Some(false)) => (Some(false), "does not offer it".to_owned()),
-        Ok(None) => (None, "does not say whether it offers it".to_owned()),
+    let (offer, what) = match supports_native_xdp(interface) {
+        Ok(Some(true)) => (Some(true), "supports native XDP".to_owned()),
+        Ok(Some(false)) => (Some(false), "does not support native XDP".to_owned()),
+        Ok(None) => (
+            None,
+            "does not report whether it supports native XDP".to_owned(),
+        ),
         Err(error) => (
             None,
-            format!("can't be asked whether it offers it ({error:#})"),
+            format!("can't be asked whether it supports native XDP ({error:#})"),
         ),
     };
     let mut why = format!("the driver of {} {what}", interface.name);
@@ -294,7 +297,10 @@ fn look_at_kernel(report: &mut Report) -> Result<()> {
         Ok(false) if privileges::missing().contains(&Capability::CAP_BPF) => {
             (None, Some("can't be tried without CAP_BPF".to_owned()))
         }
-        Ok(false) => (Some(false), Some("the perf event array is used".to_owned())),
+        Ok(false) => (
+            Some(false),
+            Some("a perf event array is used instead".to_owned()),
+        ),
         Err(error) => (None, Some(error.to_string())),
     };
     report.feature("ring_buffer", has_ring, why);
@@ -327,7 +333,7 @@ fn look_at_cpus() -> Result<String> {
     ];
     let memory = memory.map(|(name, bytes)| format!("{name} {} KiB", kib(bytes)));
     Ok(format!(
-        "{possible} possible, {online} online{}; memory for each possible one: {}",
+        "{possible} possible, {online} online{}; memory per possible CPU: {}",
         kernel::numa_nodes().map_or(String::new(), |nodes| format!(", NUMA nodes: {nodes}")),
         memory.join(", "),
     ))
@@ -399,7 +405,7 @@ impl Trial {
 /// The results of trying hooks on a temporary interface.
 struct Trials {
     xdp: Trial,
-    /// The program takes frames in several buffers.
+    /// Whether multi-buffer XDP (xdp.frags) works.
     frags: Option<bool>,
     tc: Trial,
     flows: Trial,

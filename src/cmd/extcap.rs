@@ -15,7 +15,7 @@ const PREFIX: &str = "tcpinspect-";
 /// Options of Wireshark's dialog, and their values. The numbers are those by which values refer to
 /// options.
 const OPTIONS: &str = "\
-arg {number=0}{call=--direction}{display=Direction}{type=selector}{tooltip=Which way the packets go}
+arg {number=0}{call=--direction}{display=Direction}{type=selector}{tooltip=Direction of the packets}
 value {arg=0}{value=both}{display=both}{default=true}
 value {arg=0}{value=ingress}{display=coming in}{default=false}
 value {arg=0}{value=egress}{display=going out}{default=false}

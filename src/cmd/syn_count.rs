@@ -39,7 +39,7 @@ pub struct SynCount<'a> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ProgramHook {
     Xdp,
-    /// XDP, including frames in several buffers.
+    /// Multi-buffer XDP (xdp.frags).
     XdpFrags,
     Tc,
 }

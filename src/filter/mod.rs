@@ -330,12 +330,12 @@ impl Filter {
         if let Some(expression) = &self.expression {
             let settings = open
                 .expr_settings()
-                .context("the programs have no place for an expression")?;
+                .context("the programs have no variable for an expression")?;
             expression.configure(settings)?;
         }
         let FilterSettings { config, ports } = open
             .filter_settings()
-            .context("the programs have no settings of a filter")?;
+            .context("the programs have no filter settings")?;
         let bits = [
             &mut ports.sport_bits,
             &mut ports.dport_bits,

@@ -132,13 +132,13 @@ impl Device {
     }
 }
 
-/// Whether the driver of an interface offers native XDP; `None` before Linux 6.3, which can't
-/// report it. A driver that offers it may still refuse, because of the MTU or the number of queues.
+/// Whether the driver of an interface supports native XDP; `None` before Linux 6.3, which can't
+/// report it. A driver that supports it may still refuse, because of the MTU or the number of queues.
 ///
 /// # Errors
 ///
 /// Netlink can't be used, or the interface is gone.
-pub fn offers_native_xdp(interface: &Interface) -> Result<Option<bool>> {
+pub fn supports_native_xdp(interface: &Interface) -> Result<Option<bool>> {
     let mut socket = generic_socket()?;
     let Some(family) = family(&mut socket, NETDEV_FAMILY_NAME)? else {
         return Ok(None);

@@ -16,7 +16,7 @@ fn parse_version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// Whether the kernel supports XDP programs for frames in several buffers. It finds out by trying:
+/// Whether the kernel supports multi-buffer XDP (xdp.frags). It finds out by trying:
 /// before 5.18 the kernel refuses the flag, and does not have this helper.
 pub fn knows_xdp_frags() -> bool {
     !matches!(

@@ -316,7 +316,7 @@ where
     }
 }
 
-const NO_FRAMES: &str = "the program has no place for frames";
+const NO_FRAMES: &str = "the program has no buffer for frames";
 
 /// A line on the terminal that shows the progress of a long replay.
 struct Progress {

@@ -89,11 +89,14 @@ const KEYS: &str = " q quit  / filter  ←→ sort  r reverse  ↑↓ select  En
 const HELP: [(&str, &str); 7] = [
     ("q, Ctrl-C", "quit"),
     ("↑ ↓ PgUp PgDn", "select a listener; Home and End too"),
-    ("Enter", "its sockets, and who holds them"),
+    (
+        "Enter",
+        "show its sockets, and the processes that hold them",
+    ),
     ("← →, r", "sort by another column; reverse the order"),
     ("Space, p", "pause"),
     ("/", "filter by words, which Enter keeps and Esc clears"),
-    ("Ctrl-L, Ctrl-Z", "draw again; suspend"),
+    ("Ctrl-L, Ctrl-Z", "redraw; suspend"),
 ];
 
 /// A listener with its interface and container.
@@ -506,7 +509,7 @@ mod tests {
         ] {
             view.key(key);
             let text = screen(&mut view, 24);
-            assert_eq!(text.contains("who holds them"), is_shown, "{text}");
+            assert_eq!(text.contains("that hold them"), is_shown, "{text}");
         }
     }
 }

@@ -193,7 +193,7 @@ impl Screen {
     pub fn suspend(&mut self) -> Result<()> {
         give_back();
         self.frames.0.borrow_mut().clear();
-        raise(Signal::SIGTSTP).context("failed to stop")
+        raise(Signal::SIGTSTP).context("failed to suspend")
     }
 
     /// Takes over the terminal again after [`Screen::suspend`]. False if the process is in the

@@ -21,7 +21,7 @@ use super::net::Namespace;
 pub enum Hook {
     /// XDP in the driver, for frames in one piece.
     XdpNative,
-    /// XDP in the stack, for frames in several pieces if the kernel supports that.
+    /// XDP in the stack, multi-buffer if the kernel supports that.
     XdpGeneric,
     /// TC ingress, before all programs there.
     TcxFirst,
@@ -435,7 +435,7 @@ pub fn has_fentry() -> Result<(), String> {
         .map_err(|error| format!("this kernel attaches no fentry program: {error}"))
 }
 
-/// XDP programs for frames in several pieces, from Linux 5.18 on.
+/// Multi-buffer XDP programs (xdp.frags), from Linux 5.18 on.
 pub fn has_xdp_frags() -> Result<(), String> {
     let opts = libbpf_sys::bpf_prog_load_opts {
         sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as libbpf_sys::size_t,

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn flows_that_go_on_are_reported_at_the_end_and_those_seen_midway_are_partial() {
+fn flows_that_go_on_are_reported_at_the_end_and_those_seen_from_midstream_are_partial() {
     let pair = need!(Pair::new());
     let listener = pair
         .server

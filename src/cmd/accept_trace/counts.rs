@@ -114,7 +114,7 @@ impl CountReports {
         self.open ^= 1;
         for skel in &mut *skels {
             let bss = skel.maps.bss_open_data.as_deref_mut();
-            let bss = bss.context("the programs have no place for the number of a table")?;
+            let bss = bss.context("the programs have no variable for the open table")?;
             skel::open_counts(bss, self.open);
         }
         link::synchronize();

@@ -406,7 +406,7 @@ fn seed(skel: &mut AcceptTraceSkel<'_>, connection: &Waiting, ifindex: u32) -> R
         ..FoundFate::default()
     };
     let bss = skel.maps.bss_close_data.as_deref_mut();
-    let bss = bss.context("the programs have no place for an attempt")?;
+    let bss = bss.context("the programs have no variable for an attempt")?;
     skel::set_found_fate(bss, &found);
     skel::set_accept_seed(bss, &attempt);
     run(skel)
@@ -420,7 +420,7 @@ fn report(
     reason: AcceptReason,
 ) -> Result<()> {
     let bss = skel.maps.bss_close_data.as_deref_mut();
-    let bss = bss.context("the programs have no place for a fate")?;
+    let bss = bss.context("the programs have no variable for a fate")?;
     let found = FoundFate {
         key: *key,
         last_syn_ns: attempt.last_syn_ns,

@@ -142,7 +142,7 @@ fn summary(
     if counters.untracked > 0 {
         let (place, advice) = match tracer.storage {
             true => (
-                "socket, because the socket's memory for options was full",
+                "storage of its socket, because the socket's option memory was full",
                 "a larger net.core.optmem_max helps",
             ),
             false => (
@@ -151,7 +151,7 @@ fn summary(
             ),
         };
         session.notices.notice(&format!(
-            "{} times there was no room for a connection in the {place}: its outcome was reported without a process, or counted as lost; {advice}",
+            "{} times a connection found no room in the {place}; each time, its outcome was reported without a process, or counted as lost; {advice}",
             counters.untracked
         ));
     }

@@ -105,7 +105,7 @@ impl Distributions {
         }
         if self.untracked > 0 {
             session.notices.notice(&format!(
-                "{} times are in no histogram: there is room for {KEYS_KEPT} keys",
+                "{} values are in no histogram: there is room for only {KEYS_KEPT} keys",
                 self.untracked
             ));
         }

@@ -491,7 +491,7 @@ pub fn rehearse(
             Err(failure) => (
                 format!("{hooks}, {buffer}"),
                 Some(format!(
-                    "no drops because of full queues: {:#}",
+                    "drops because of full queues can't be shown: {:#}",
                     failure.error
                 )),
             ),

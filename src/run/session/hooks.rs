@@ -106,7 +106,7 @@ impl Session {
                 }
                 LinkChange::MovedAway => {
                     self.report_link_change(&format!(
-                        "interface {name} was moved to another network namespace, and the filter was lost"
+                        "interface {name} was moved to another network namespace, and its TC filter was lost"
                     ));
                     self.lose(&event);
                 }

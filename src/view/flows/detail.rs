@@ -112,8 +112,8 @@ fn ends(entry: &FlowEntry, ifaces: &[String], width: u16) -> Vec<Line<'static>> 
 fn facts(entry: &FlowEntry) -> Vec<Line<'static>> {
     let flow = &entry.flow;
     let conn = flow.conn_state();
-    let midway = match flow.is_partial() {
-        true => ", seen midway",
+    let midstream = match flow.is_partial() {
+        true => ", seen from midstream",
         false => "",
     };
     // When it began is not known.
@@ -123,7 +123,7 @@ fn facts(entry: &FlowEntry) -> Vec<Line<'static>> {
     };
     let mut lines = vec![
         Line::raw(format!(
-            "{}, Zeek {}: {}{midway}",
+            "{}, Zeek {}: {}{midstream}",
             state(flow),
             conn.name(),
             in_short(conn.meaning()),
@@ -140,12 +140,12 @@ fn facts(entry: &FlowEntry) -> Vec<Line<'static>> {
         let us = |us: u64| us * 1000;
         lines.push(Line::raw(match trip.from {
             MeasuredBy::Kernel => format!(
-                "round trip {}, at least {}",
+                "round trip {}, minimum {}",
                 time(us(trip.us)),
                 time_or_none(trip.min_us.map(us))
             ),
             MeasuredBy::Packets => format!(
-                "round trip {}, by the packets of the handshake",
+                "round trip {}, measured in the handshake",
                 time(us(trip.us))
             ),
         }));

@@ -22,14 +22,14 @@ const KEYS: &str =
 const HELP: [(&str, &str); 10] = [
     ("q, Ctrl-C", "quit"),
     ("↑ ↓ PgUp PgDn", "select a flow; Home and End too"),
-    ("Enter", "its details; of a group, its flows"),
+    ("Enter", "show its details, or the flows of a group"),
     ("← →, r", "sort by another column; reverse the order"),
     ("g", "group by process, source, destination or port"),
     ("Space, p", "pause"),
     ("/", "filter, which Enter keeps and Esc clears: words,"),
     ("", "expressions such as: port 443 and not host 192.0.2.1"),
     ("", "comparisons such as: dport=443 retrans>0 rtt>10ms !ssh"),
-    ("Ctrl-L, Ctrl-Z", "draw again; suspend"),
+    ("Ctrl-L, Ctrl-Z", "redraw; suspend"),
 ];
 
 impl FlowsView {

@@ -445,7 +445,7 @@ fn the_details_say_in_words_what_happened() {
         for part in [
             "→ SYN, ← SYN-ACK, → ACK without data, ← data",
             "Zeek S1: established, not closed",
-            "round trip 1.5ms, at least 900us",
+            "round trip 1.5ms, minimum 900us",
             "asks for a.example (offers h2)",
             "curl, process 10",
             "bytes/s 300",

@@ -433,7 +433,7 @@ fn chosen_kernels(arch: Arch) -> Result<Vec<&'static Series>> {
         found.with_context(|| {
             let names: Vec<&str> = KERNELS.iter().map(|series| series.name).collect();
             let names = names.join(", ");
-            format!("TCPINSPECT_KERNELS: {name:?} is none of {names}; all can only be given alone")
+            format!("TCPINSPECT_KERNELS: {name:?} is not one of {names}; \"all\" can't be combined with other names")
         })
     };
     wanted.split(',').map(str::trim).map(known).collect()
@@ -561,7 +561,10 @@ fn kernel(archives: &Archives, series: &Series) -> Result<(Kernel, String)> {
         }
         Ok((kernel, name))
     };
-    let (last, others) = series.flavours.split_last().context("it has no builds")?;
+    let (last, others) = series
+        .flavours
+        .split_last()
+        .context("the series has no builds")?;
     for flavour in others {
         match open(*flavour) {
             Ok(kernel) => return Ok(kernel),
