@@ -304,7 +304,7 @@ pub fn open_table(open_table: &mut u32, table: u32) {
 
 /// The bytes of a key, as map operations take them.
 pub fn key_bytes<T: plain::Plain>(key: &T) -> &[u8] {
-    // SAFETY: Plain types have no padding here (asserted above), so every byte is initialised.
+    // SAFETY: Plain types have no padding here (asserted above), so every byte is initialized.
     unsafe { plain::as_bytes(key) }
 }
 

@@ -135,7 +135,7 @@ fn ipv4_rules_apply_in_their_order() {
         (Ipv4 { total_length: Some(19), protocol: 17, ..ip() }, Verdict::Malformed),
         (Ipv4 { ihl: Some(6), total_length: Some(23), ..ip() }, Verdict::Malformed),
         (Ipv4 { protocol: 17, fragment: 1, ..ip() }, Verdict::NotTcp),
-        // A tunnel is not entered.
+        // Tunnel packets are not decapsulated.
         (Ipv4 { protocol: 4, ..ip() }, Verdict::NotTcp),
         (Ipv4 { fragment: 0x3fff, total_length: Some(20), ..ip() }, Verdict::Fragment),
         (Ipv4 { fragment: 0x2000, ..ip() }, Verdict::Tcp),

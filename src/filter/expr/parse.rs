@@ -46,9 +46,9 @@ const OTHER_PROTOCOLS: [&str; 34] = [
 const UNSUPPORTED: [(&str, &str); 16] = [
     ("gateway", "it needs names to be looked up"),
     ("mpls", "MPLS labels are not parsed"),
-    ("pppoed", "tunnels are not entered"),
-    ("pppoes", "tunnels are not entered"),
-    ("geneve", "tunnels are not entered"),
+    ("pppoed", "tunnel packets are not decapsulated"),
+    ("pppoes", "tunnel packets are not decapsulated"),
+    ("geneve", "tunnel packets are not decapsulated"),
     ("wlan", "802.11 frames are not seen"),
     ("type", "802.11 frames are not seen"),
     ("subtype", "802.11 frames are not seen"),
