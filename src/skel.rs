@@ -154,7 +154,7 @@ const fn len<S, T, const LEN: usize>(_array: fn(&S) -> &[T; LEN]) -> usize {
     LEN
 }
 
-/// How many of the first bytes of an initiator are copied, with --names.
+/// How many of the first bytes that an initiator sends are copied, with --names.
 pub const NAME_BYTES: usize = len(|it: &flows::types::name_event| &it.bytes);
 
 /// Bytes of replayed frames that the programs can read in one test run. Padding follows them.
@@ -265,7 +265,7 @@ own_lines! {
 // the record.
 const _: () = assert!(8 + std::mem::offset_of!(FlowRecord, start_ns) == 4 * CACHE_LINE);
 
-/// Bytes of a dropped packet that loss-trace copies at most.
+/// The most bytes of a dropped packet that loss-trace copies.
 pub const LOSS_BYTES: u32 = len(|it: &LossPacket| &it.bytes) as u32;
 const _: () = assert!(size_of::<LossPacket>() == 176 + LOSS_BYTES as usize);
 
@@ -644,7 +644,7 @@ packet_skel!(syn_count: OpenSynCountSkel, SynCountSkel, counts);
 packet_skel!(port_monitor: OpenPortMonitorSkel, PortMonitorSkel, sends_events);
 packet_skel!(flows: OpenFlowsSkel, FlowsSkel, sends_events);
 
-/// Values of the running kernel for the programs at the tracepoint of drops. A drop reason that the
+/// Values of the running kernel for the programs at the kfree_skb tracepoint. A drop reason that the
 /// kernel does not have is 0.
 pub struct DropSettings<'a> {
     /// `SKB_CONSUMED`.

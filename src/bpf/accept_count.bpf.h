@@ -15,7 +15,10 @@ const volatile enum accept_by accept_by = 0;
  */
 const volatile bool count_reasons = false;
 
-/* The one of two tables that counts the fates of this interval. User space empties the other. */
+/*
+ * Which of the two tables counts the fates of this interval: 0 even, 1 odd. User space empties the
+ * other.
+ */
 __u32 open_counts SEC(".bss.open");
 
 struct count_map {

@@ -150,9 +150,9 @@ static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *
 }
 
 /*
- * A SYN that goes out again through another interface. It may be a copy, or come back by an ifb
- * device, while this host goes on to handle the attempt. So it is forwarded only if its answer goes
- * out too, or if nothing more is seen of it: user space finds that out.
+ * A SYN that goes out again through another interface. It may be a copy, or come back through an
+ * ifb device, while this host goes on to handle the attempt. So it is forwarded only if its answer
+ * goes out too, or if nothing more is seen of it: user space finds that out.
  */
 static __always_inline void on_forwarded_syn(const struct segment *s)
 {
@@ -173,7 +173,7 @@ static __always_inline void on_forwarded_syn(const struct segment *s)
 /*
  * Whether the SYN-ACK comes from a socket of another network namespace, for example that of a
  * container behind a macvlan interface. A SYN-ACK with a SYN cookie has no socket: then the device
- * of its route tells the namespace, since Linux 6.2.
+ * of its route shows which namespace it is from (since Linux 6.2).
  */
 static __always_inline bool is_from_other_netns(struct __sk_buff *skb)
 {

@@ -59,7 +59,7 @@ enum accept_flag {
 	ATTEMPT_CONTINUED = 1 << 9,	     /* it continued after a fate was reported */
 	ATTEMPT_RST_DROPPED = 1 << 10,	     /* the RST that should refuse it was dropped here */
 	ATTEMPT_SEEDED = 1 << 11,	     /* it had arrived before the run */
-	ATTEMPT_LEFT = 1 << 12,		     /* its SYN, or a copy of it, left by an interface */
+	ATTEMPT_LEFT = 1 << 12,		     /* its SYN, or a copy, went out of an interface */
 };
 
 /*

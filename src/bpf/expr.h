@@ -9,7 +9,10 @@
 /* The most sets of ports that an expression can have. */
 #define EXPR_PORT_SETS 2
 
-/* The most sets of IPv4 addresses that an expression can have, and bits of a slot's number. */
+/*
+ * The most sets of IPv4 addresses that an expression can have. Each is a hash table with
+ * 1 << EXPR_SLOT_BITS slots.
+ */
 #define EXPR_ADDRESS_SETS 2
 #define EXPR_SLOT_BITS	  10
 

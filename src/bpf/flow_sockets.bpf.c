@@ -201,7 +201,7 @@ static __always_inline void seed(const struct flow_key *key, const struct older 
 }
 
 /*
- * The number, in struct flow_key, of the interface that the socket's packets leave by, or
+ * The number, in struct flow_key, of the interface through which the socket's packets go out, or
  * INTERFACES_MAX. Flows of interfaces from this number on get no data from sockets.
  */
 static __always_inline __u32 interface_of(const struct sock *sk)

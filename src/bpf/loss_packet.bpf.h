@@ -43,7 +43,7 @@ static __always_inline void end_wait(struct loss_cpu *cpu, struct waiting_syn *s
 		cpu->waiting--;
 }
 
-/* Removes a SYN if the kernel reports that it or its answer was dropped: that is no silent drop. */
+/* Removes a SYN if the kernel reports that it or its answer was dropped: the drop is not silent. */
 static __always_inline void forget_syn(struct loss_cpu *cpu, const struct loss_event *e)
 {
 	bool is_answer = e->tcp_flags & TCP_ACK;

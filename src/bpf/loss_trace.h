@@ -52,7 +52,10 @@ enum loss_known {
 /* Words of a bit set of reasons. The last word has our own reasons (see accept_trace.h). */
 #define REASON_WORDS 5
 
-/* The most functions by which a drop without a reason can match a filter on reasons. */
+/*
+ * The most functions that a filter on reasons stands for. A drop without a reason matches it if one
+ * of them dropped the segment.
+ */
 #define PLACES_MAX 32
 
 /* Where the code of a kernel function is. */
@@ -61,7 +64,7 @@ struct code_range {
 	__u64 end;
 };
 
-/* How many callers of the function that dropped a segment an event has. */
+/* How many return addresses an event has, first that of the function that dropped the segment. */
 #define LOSS_CALLERS 6
 
 struct loss_event {
@@ -93,7 +96,7 @@ struct loss_event {
 
 _Static_assert(sizeof(struct loss_event) == 168, "no hidden padding");
 
-/* Bytes of a dropped packet that are copied at most, from its IP header on. */
+/* The most bytes of a dropped packet that are copied, from its IP header on. */
 #define LOSS_BYTES 1872
 
 /* A dropped packet, for a capture file. */

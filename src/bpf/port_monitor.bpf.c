@@ -65,9 +65,9 @@ static __always_inline bool over_rate(__u64 now)
 		return false;
 	bpf_spin_lock(&w->lock);
 	/*
-	 * A time more than a second before this window begins a new one too. One a little before it
-	 * does not: the clock of another CPU may be ahead of this one's. Times in a file can go
-	 * back by any amount.
+	 * A time more than a second before the start of the window also begins a new window. A
+	 * time a little before it does not: the clock of another CPU may be ahead of this one's.
+	 * Times in a file can go back by any amount.
 	 */
 	if (now - w->started_ns + NSEC_PER_SEC >= 2 * NSEC_PER_SEC) {
 		w->started_ns = now;

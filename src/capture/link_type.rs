@@ -69,7 +69,7 @@ impl Framing {
         })
     }
 
-    /// The number of its link type, for those that have several the one that files should have.
+    /// The number of its link type; if there are several, the one that files should use.
     pub(super) fn link_type(self) -> u16 {
         match self {
             Self::Null => LINKTYPE_NULL,

@@ -162,7 +162,7 @@ impl Listener {
     }
 }
 
-/// An alert about a listener, whose accept queue is full or which drops attempts.
+/// An alert: the accept queue of a listener is full, or the listener drops attempts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct QueueAlert {
     /// Raised, or cleared.

@@ -12,13 +12,15 @@ use tls_parser::{
 use super::flow::Flow;
 use crate::skel::{NAME_BYTES, NameChunk};
 
-/// The longest name that is kept. A domain name has at most 253 letters, and a host has a port.
+/// The longest name that is kept. A domain name has at most 253 characters, and a Host header may add
+/// a port.
 const LONGEST: usize = 300;
 
 /// The most headers of a request that are parsed.
 const HEADERS: usize = 128;
 
-/// The names in the first bytes of an initiator. One that is not there, or is cut off, is `None`.
+/// The names in the first bytes that an initiator sends. One that is not there, or is cut off, is
+/// `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Name {
     /// The server name of a ClientHello (RFC 6066, 3), or the Host of an HTTP request.
@@ -37,8 +39,8 @@ impl Name {
     }
 }
 
-/// Reads the names in the first bytes of an initiator. `None` if more bytes are needed; if these are
-/// `all` that there will be, there is always a result.
+/// Reads the names in the first bytes that an initiator sends. `None` if more bytes are needed; if
+/// these are `all` that there will be, there is always a result.
 pub fn read(bytes: &[u8], all: bool) -> Option<Name> {
     let read = match bytes.first() {
         // The content type of a handshake (RFC 8446, 5.1), which begins no method.
@@ -167,8 +169,8 @@ fn kept(name: &[u8]) -> Option<Vec<u8>> {
     (1..=LONGEST).contains(&name.len()).then(|| name.to_vec())
 }
 
-/// The first bytes of an initiator as they arrive, in any order. Of bytes that are sent twice, the
-/// first ones count.
+/// The first bytes that an initiator sends, as they arrive, in any order. Of bytes that are sent
+/// twice, the first copy counts.
 #[derive(Debug, Default)]
 struct Assembly {
     /// All bytes up to the first gap.
@@ -248,7 +250,7 @@ pub struct Names {
 }
 
 impl Names {
-    /// Takes bytes of an initiator from an event. False if the event is malformed.
+    /// Takes from an event the bytes that an initiator sent. False if the event is malformed.
     pub fn take(&mut self, event: &[u8]) -> bool {
         let Some((head, bytes)) = event.split_at_checked(size_of::<NameChunk>()) else {
             return false;

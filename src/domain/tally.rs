@@ -31,7 +31,7 @@ impl CountBy {
     }
 }
 
-/// How often a key was counted, or all of them.
+/// The count of a key, or of all keys together.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Count {
     /// Since the start.

@@ -165,7 +165,7 @@ pub enum TrafficKey {
 }
 
 impl TrafficKey {
-    /// The key of a flow, whose process is in this container. `prefix` is the length of networks.
+    /// The key of a flow, whose process is in this container. Networks have this prefix length.
     pub fn of(flow: &Flow, by: FlowBy, prefix: Option<u8>, container: Option<&str>) -> Self {
         match by {
             FlowBy::Saddr => Self::Plain(TallyKey::Address(flow.saddr())),
@@ -183,7 +183,7 @@ impl TrafficKey {
     }
 }
 
-/// The network of an address. A length that the family does not have means a single address.
+/// The network of an address. A prefix that is too long for its family means a single address.
 fn network(addr: IpAddr, prefix: Option<u8>) -> Option<IpNet> {
     let (usual, longest) = if addr.is_ipv4() { (24, 32) } else { (64, 128) };
     let net = IpNet::new(addr, prefix.unwrap_or(usual).min(longest)).ok()?;
@@ -203,7 +203,7 @@ pub struct TrafficByKey {
     top: usize,
     sort: FlowSort,
     loads: HashMap<(u16, TrafficKey), Sum>,
-    /// For each interface, what all keys have together.
+    /// For each interface, the sum over all keys.
     totals: HashMap<u16, Sum>,
     /// For each interface, how many keys were removed from `loads`.
     forgotten: HashMap<u16, u64>,

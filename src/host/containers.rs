@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 /// How many cgroups are remembered.
 const REMEMBERED: usize = 16_384;
 
-/// A cgroup whose process is gone is searched for in the whole tree. A search begins not more often
-/// than this.
+/// A cgroup whose process is gone is searched for in the whole tree. Searches begin at least this far
+/// apart.
 const WALK_PAUSE: Duration = Duration::from_secs(1);
 
-/// How many directories to read before events are read again, which takes a few milliseconds, and how
-/// long to read events before the search goes on with the next unknown cgroup.
+/// A search reads this many directories, which takes a few milliseconds, and then pauses for at least
+/// [`WALK_REST`], in which events are read. It goes on with the next unknown cgroup.
 const WALK_STEP: usize = 256;
 const WALK_REST: Duration = Duration::from_millis(20);
 
@@ -48,7 +48,7 @@ struct Search {
 #[derive(Clone, Debug, Default)]
 struct Workload {
     container: Option<String>,
-    /// The id of the pod of Kubernetes.
+    /// The UID of the Kubernetes pod.
     pod: Option<String>,
 }
 
@@ -61,10 +61,10 @@ impl Workload {
     }
 }
 
-/// A pod of Kubernetes.
+/// A Kubernetes pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pod<'a> {
-    /// Its id.
+    /// Its UID.
     pub uid: &'a str,
     /// Its name, if this machine has logs of it.
     pub name: Option<&'a str>,
@@ -218,8 +218,8 @@ fn unified_root(mounts: &str) -> Option<&str> {
 }
 
 /// The container whose cgroup has this path: an id of 64 hexadecimal digits as Docker,
-/// containerd, CRI-O and Podman write it, or the name of a machine of systemd. The innermost
-/// counts: if containers are nested, the one that the process is in.
+/// containerd, CRI-O and Podman write it, or the name of a systemd machine (systemd-nspawn). The
+/// innermost counts: if containers are nested, the one that the process is in.
 fn container_of(path: &str) -> Option<String> {
     path.rsplit('/').find_map(|name| {
         let scope = name.strip_suffix(".scope");
@@ -242,7 +242,7 @@ fn container_of(path: &str) -> Option<String> {
     })
 }
 
-/// The id of the pod whose cgroup has this path, as the kubelet writes it with either driver.
+/// The UID of the pod whose cgroup has this path, as the kubelet writes it with either driver.
 fn pod_of(path: &str) -> Option<String> {
     let in_pods = path
         .split('/')
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn machines_of_systemd_are_known_by_name() {
+    fn systemd_machines_are_known_by_name() {
         for (path, name) in [
             ("/machine.slice/machine-web.scope", "web"),
             ("/machine.slice/machine-web\\x2d1.scope/payload", "web-1"),

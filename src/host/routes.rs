@@ -36,7 +36,7 @@ impl Routes {
         Ok(self.kind(addr, None)?.is_some())
     }
 
-    /// The index of the interface that packets to an address leave by, if there is a route.
+    /// The index of the output interface for an address, if there is a route.
     ///
     /// # Errors
     /// The kernel can't be asked.
@@ -55,7 +55,8 @@ impl Routes {
         Ok(self.kind(addr, None)? == Some(RTN_LOCAL))
     }
 
-    /// Whether a packet that comes in by an interface is forwarded, if no firewall changes it.
+    /// Whether a packet that arrives on an interface is forwarded, unless a firewall changes or drops
+    /// it.
     ///
     /// # Errors
     /// The kernel can't be asked.
@@ -77,7 +78,7 @@ impl Routes {
         Ok(route.and_then(|route| route.get(RTM_TYPE_AT).copied()))
     }
 
-    /// The route to an address; with `incoming`, that of a packet that comes in by this interface
+    /// The route to an address; with `incoming`, that of a packet that arrives on this interface
     /// from this address. `None`: there is none.
     fn route(
         &mut self,

@@ -9,7 +9,7 @@ use crate::host::kernel_symbols::KernelSymbols;
 use crate::host::kernel_types::KernelTypes;
 use crate::skel::DropSettings;
 
-/// What the tracepoint of drops offers.
+/// What the kfree_skb tracepoint offers.
 pub struct DropTracepoint {
     /// It has the reason of a drop.
     pub has_reason: bool,

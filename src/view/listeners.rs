@@ -231,7 +231,7 @@ impl ListenersView {
         self.entries = entries;
         self.arrange();
         let is_selected = |at: &usize| Some(self.entries[*at].listener.key()) == selected;
-        // If the first row is selected, keep the first row: the table is sorted for it.
+        // If the first row is selected, it stays selected: the user watches the top of the table.
         if self.cursor.selected > 0
             && let Some(found) = self.shown.iter().position(is_selected)
         {

@@ -105,7 +105,7 @@ impl AttemptTable {
                 0 => self.routes.interface(connection.remote.0)?.unwrap_or(0),
                 bound => bound,
             };
-            // The answer may leave by another interface than the one where the SYN came in.
+            // The answer may go out through another interface than the one where the SYN came in.
             let is_watched = self.watched.contains(&ifindex)
                 || (watches_all && !self.routes.is_local(connection.remote.0)?);
             if is_watched {

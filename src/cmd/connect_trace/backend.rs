@@ -36,7 +36,7 @@ const CHEAP_MAX: u32 = 2_048;
 /// The most connections that are followed to their end at a time.
 const OPEN_MAX: u32 = 65_536;
 
-/// The tracepoint of changes of the TCP state.
+/// The tracepoint of TCP state changes.
 const STATE_EVENT: &str = "sock/inet_sock_set_state";
 
 /// The most loads: each backend can be tried again without socket storage, without the perf event

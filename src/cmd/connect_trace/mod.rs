@@ -48,7 +48,7 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
     load::possible_cpus()?;
     let buffer = BufferKind::choose(args.buffer.buffer);
 
-    // One for each load: the skeleton that is kept borrows its own.
+    // One for each load, because the skeleton that is kept borrows the one that it was loaded into.
     let mut storage = [const { MaybeUninit::uninit() }; LOADS_MAX];
     let mut tracer = choose(args, buffer, &mut storage, session.notices)?;
     handler.writer.backend = tracer.backend.name();

@@ -211,7 +211,7 @@ impl<'a> Flows<'a> {
     }
 }
 
-/// Whether files have to be opened during the run: those that show containers.
+/// Which files may be opened during the run: to show containers, some have to be read.
 pub fn files(args: &FlowsArgs) -> Files {
     match reporter::needs_containers(args) {
         true => Files::Readable,

@@ -16,7 +16,7 @@ use crate::run::session::Session;
 use crate::skel::flows::FlowsSkel;
 use crate::skel::{PacketSkel, SweepMode};
 
-/// Runs the file through the programs, and sweeps the table at the right times of the file.
+/// Runs the frames of the file through the programs, and sweeps the table when their times say so.
 pub fn run(
     args: &FlowsArgs,
     table: FlowTable<'_>,

@@ -153,7 +153,7 @@ impl<'obj> Sockets<'obj> {
         bss.map_or(0, |bss| skel::seeded(bss).added)
     }
 
-    /// Copies the kernel's numbers of all connections into the table.
+    /// Copies the kernel's figures (`tcp_info`) for all connections into the table.
     ///
     /// # Errors
     /// The kernel refuses to list sockets.

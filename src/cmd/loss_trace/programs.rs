@@ -29,9 +29,9 @@ use crate::sys::key_tables::Size;
 /// Which reasons the running kernel gives.
 pub struct Kernel {
     drops: DropTracepoint,
-    /// Whether the tracepoint of sent resets has a reason among its arguments.
+    /// Whether the tcp_send_reset tracepoint has a reason among its arguments.
     reset_has_reason: bool,
-    /// The tracepoint of retransmissions also reports those that failed.
+    /// The tcp_retransmit_skb tracepoint also reports retransmissions that failed.
     retransmit_has_error: bool,
     resets: Reasons,
 }
@@ -289,7 +289,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Chooses the programs for this kernel and what is asked for. Those of tracepoints are loaded
+    /// Chooses the programs for this kernel and what is asked for. Tracepoint programs are loaded
     /// once.
     fn select_programs(
         &self,
@@ -387,7 +387,7 @@ pub struct LoadOptions<'a, 'obj> {
     pub tables: Size,
     /// The frames of the watched interfaces have no Ethernet header.
     pub is_raw_ip: bool,
-    /// The programs that are loaded already: those of tracepoints are loaded once.
+    /// The programs that are loaded already: tracepoint programs are loaded once.
     pub first: Option<&'a LossTraceSkel<'obj>>,
 }
 
@@ -421,7 +421,7 @@ pub fn watch(
     Ok(attached)
 }
 
-/// The programs of tracepoints that are loaded, with the names of these.
+/// The loaded tracepoint programs, each with the name of its tracepoint.
 pub fn loaded<'a, 'obj>(
     progs: &'a LossTraceProgs<'obj>,
 ) -> impl Iterator<Item = (&'static str, &'a ProgramMut<'obj>)> {
@@ -441,7 +441,7 @@ pub fn loaded<'a, 'obj>(
     .filter(|(_, program)| program.autoload())
 }
 
-/// Attaches the programs of tracepoints. Returns the names of their hooks too.
+/// Attaches the tracepoint programs. Returns the names of their hooks too.
 ///
 /// # Errors
 /// The kernel refuses it.

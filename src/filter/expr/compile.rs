@@ -169,9 +169,9 @@ impl Test {
 /// A test of one value, and what follows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// The value.
+    /// Where the value that is tested comes from.
     pub source: Source,
-    /// The test.
+    /// Which values pass.
     pub test: Test,
     /// The next step if the value passes.
     pub passes: Target,
@@ -928,8 +928,9 @@ fn as_test(relation: &Relation) -> Option<(&Value, Holds)> {
     Some((value, Holds { test, when_passed }))
 }
 
-/// A relation with a number at the right, if it has one, and with one of three comparisons: the
-/// others are their negations. The last is whether it holds when the comparison does.
+/// The same relation with its number, if it has one, on the right, and with `=`, `>` or `>=`: the
+/// other comparisons are negations of these. The last value is false for such a negation: then the
+/// relation holds if the comparison does not.
 fn simplest(relation: &Relation) -> (&Value, Comparison, &Value, bool) {
     let Relation {
         left,

@@ -132,7 +132,7 @@ fn split(condition: &Condition, negated: bool, parts: &mut Vec<Condition>) {
     }
 }
 
-/// The flags that a comparison of the flags' byte asks for.
+/// The flags that a comparison of the TCP flags byte asks for.
 fn flags(relation: &Relation) -> Option<FlagsRule> {
     let Value::Number(number) = relation.right else {
         return None;

@@ -1,6 +1,5 @@
 //! The session of a run, which every command has: state, output and messages are here; waiting,
-//! capture files, the watch over interfaces and hooks, and the end of the run are in the files
-//! below.
+//! capture files, the watch over interfaces and hooks, and the end of the run are in the submodules.
 
 mod end;
 mod hooks;

@@ -186,7 +186,7 @@ impl FlowsView {
                 .iter()
                 .position(|it| group.as_ref() == Some(&it.filter)),
         };
-        // If the first line is selected, keep the first line: the table is sorted for it.
+        // If the first line is selected, it stays selected: the user watches the top of the table.
         if let Some(found) = found
             && self.cursor.selected > 0
         {
