@@ -1,5 +1,5 @@
-//! The cost of accept-trace: the CPU time that it adds to a connection that is accepted, and how much of
-//! the rate of a flood of refused SYNs remains with it.
+//! The cost of accept-trace: the CPU time that it adds to an accepted connection, and how much it slows
+//! a flood of refused SYNs.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::Stdio;
@@ -111,7 +111,7 @@ fn accepted(effort: Effort) -> Result<bool> {
     }
     table(
         "CPU time of a connect, accept and close on loopback, µs",
-        &["attached", "caller, less none", "over none"],
+        &["attached", "CPU time added", "ratio to nothing attached"],
         &rows,
     );
     Ok(within)

@@ -70,7 +70,7 @@ fn pairs(effort: Effort) -> u32 {
 /// A contender, and what its rounds have shown.
 struct Measured {
     contender: &'static Contender,
-    /// The CPU time of a connect over that without the tool.
+    /// The CPU time of a connect, divided by that without the tool.
     over: Vec<f64>,
     with: Vec<Times>,
 }
@@ -216,7 +216,12 @@ fn show(what: &str, file: &str, none: Stat, results: &[Measured]) {
     }));
     table(
         &format!("CPU time of a {what} on loopback, µs"),
-        &["attached", "caller, less none", "over none", "tool itself"],
+        &[
+            "attached",
+            "CPU time added",
+            "ratio to nothing attached",
+            "CPU time of the tool",
+        ],
         &rows,
     );
     let chart = results.iter().map(|it| it.contender.bar(it.difference()));

@@ -36,7 +36,7 @@ pub fn append(file: &Path, machine: &Machine, figures: &[Figure]) -> Result<()> 
     writeln!(file, "{line}").context("failed to write the history")
 }
 
-/// Prints for each ratio of a history its course, its last value, and the median of its earlier values
+/// Prints for each ratio of a history a sparkline, its last value, and the median of its earlier values
 /// on machines like the last one. False if one has become worse by more than [`TOLERANCE`].
 ///
 /// # Errors
@@ -65,12 +65,12 @@ pub fn show(file: &Path) -> Result<bool> {
     for name in names {
         let of = |run: &&Value| run["ratios"][name]["value"].as_f64();
         let mut values: Vec<f64> = runs.iter().filter_map(of).collect();
-        let course = sparkline(&values);
+        let line = sparkline(&values);
         let Some(now) = of(&last).and_then(|_| values.pop()) else {
             continue;
         };
         if values.is_empty() {
-            println!("{course} {name}: {now:.3}");
+            println!("{line} {name}: {now:.3}");
             continue;
         }
         let before = Stat::of(values).median;
@@ -79,7 +79,7 @@ pub fn show(file: &Path) -> Result<bool> {
         let is_worse = if at_most { change } else { -change } > TOLERANCE;
         let mark = if is_worse { "  WORSE" } else { "" };
         println!(
-            "{course} {name}: {now:.3}, before {before:.3} ({:+.0} %){mark}",
+            "{line} {name}: {now:.3}, before {before:.3} ({:+.0} %){mark}",
             100.0 * change
         );
         is_good &= !is_worse;
@@ -87,7 +87,7 @@ pub fn show(file: &Path) -> Result<bool> {
     Ok(is_good)
 }
 
-/// The course of some values, a character for each.
+/// A sparkline: a character for each value.
 fn sparkline(values: &[f64]) -> String {
     const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let low = values.iter().copied().fold(f64::MAX, f64::min);

@@ -20,7 +20,7 @@ use tcpinspect::stop::Stop;
 
 use crate::common::bpf::leave_out;
 
-/// The kernel really sends frames that the program redirects (linux/bpf.h).
+/// BPF_F_TEST_XDP_LIVE_FRAMES (linux/bpf.h): frames that the program redirects are really sent.
 pub const LIVE_FRAMES: u32 = 1 << 1;
 
 /// Compiles and loads the programs.
@@ -80,7 +80,7 @@ fn attach_bare() -> Result<Vec<Link>> {
     let mut open = ConnectTraceSkelBuilder::default().open(storage)?;
     let rodata = open.maps.rodata_data.as_deref_mut();
     // Attempts, and whether they are established or fail: bits by enum connect_kind.
-    rodata.context("no settings")?.wanted_kinds = 0b111;
+    rodata.context("the skeleton has no .rodata")?.wanted_kinds = 0b111;
     let tables = [
         "pids", "uids", "comms", "calls", "stored", "rejected", "perf",
     ];

@@ -44,7 +44,7 @@ pub fn run(effort: Effort) -> Result<bool> {
     let mut open = SynCountSkelBuilder::default().open(&mut storage)?;
     leave_out(open.open_object_mut(), &[]);
     let rodata = open.maps.rodata_data.as_deref_mut();
-    rodata.context("no settings")?.count_by = CountByKey::COUNT_BY_SADDR;
+    rodata.context("the skeleton has no .rodata")?.count_by = CountByKey::COUNT_BY_SADDR;
     let by_source = open.load()?;
 
     let shipped = &ours.progs.syn_count_all_xdp_frags;
@@ -86,7 +86,7 @@ fn tc(effort: Effort, empty: &ProgramMut<'_>, plain: &ProgramMut<'_>) -> Result<
     let mut open = PortMonitorSkelBuilder::default().open(&mut storage)?;
     leave_out(open.open_object_mut(), &[]);
     let rodata = open.maps.rodata_data.as_deref_mut();
-    let rodata = rodata.context("no settings")?;
+    let rodata = rodata.context("the skeleton has no .rodata")?;
     // A filter for SYNs to a port that no frame has: the cost of a packet that does not match.
     rodata.filter.parts.0 = FilterPart::FILTER_DPORT.0 | FilterPart::FILTER_FLAGS.0;
     rodata.filter.flags_mask = 0x12;
@@ -126,7 +126,7 @@ fn tc(effort: Effort, empty: &ProgramMut<'_>, plain: &ProgramMut<'_>) -> Result<
 /// Sets the default settings of flows.
 pub fn set_flows(open: &mut OpenFlowsSkel<'_>) -> Result<()> {
     let rodata = open.maps.rodata_data.as_deref_mut();
-    let rodata = rodata.context("no settings")?;
+    let rodata = rodata.context("the skeleton has no .rodata")?;
     rodata.max_flows = 65_536;
     rodata.idle_ns = 300_000_000_000;
     rodata.half_open_ns = rodata.idle_ns;

@@ -284,7 +284,7 @@ fn measure(
         .collect())
 }
 
-/// The packets that a tool says it has seen, in its own words.
+/// The number of packets that a tool reports, parsed from its output.
 pub fn seen(said: &str) -> Option<f64> {
     let number_before = |words: &str| {
         let before = said.split(words).next().filter(|_| said.contains(words))?;

@@ -114,7 +114,7 @@ pub fn begin(name: &'static str, rounds: usize) {
     report.parts.push((name, String::new()));
     drop(report);
     say(&format!(
-        "\n_{cpus} CPUs, Linux {kernel}, {arch}, commit {commit}; load average before: {load}; {rounds} rounds; medians, in brackets the quartiles._",
+        "\n_{cpus} CPUs, Linux {kernel}, {arch}, commit {commit}; load average before: {load}; {rounds} rounds; medians, with the quartiles in parentheses._",
     ));
 }
 

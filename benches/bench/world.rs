@@ -250,7 +250,7 @@ impl Tool {
         Ok(kib as f64 / 1024.0)
     }
 
-    /// Ends it by SIGINT and waits; returns what it has said on stderr since it was ready.
+    /// Ends it with SIGINT and waits. Returns what it has written to stderr since it was ready.
     pub fn stop(mut self) -> Result<String> {
         let pid = Pid::from_raw(i32::try_from(self.pid())?);
         // bpftrace forgets a signal that comes while it attaches.
@@ -261,12 +261,12 @@ impl Tool {
             if self.child.try_wait()?.is_some() {
                 break;
             }
-            ensure!(attempt < 1000, "a tool did not end by SIGINT");
+            ensure!(attempt < 1000, "a tool did not end after SIGINT");
             std::thread::sleep(Duration::from_millis(10));
         }
-        let rest = self.rest.take().context("nobody listened")?;
+        let rest = self.rest.take().context("no thread reads its stderr")?;
         rest.join()
-            .map_err(|_| anyhow::anyhow!("the listener panicked"))
+            .map_err(|_| anyhow::anyhow!("the thread that reads stderr panicked"))
     }
 }
 
