@@ -60,7 +60,7 @@ fn a_full_queue_its_process_and_its_drops_are_as_ss_and_nstat_say() {
 
     let shown = once(&pair.server, &[]);
     let [shown] = shown.as_slice() else {
-        panic!("one listener: {shown:#?}")
+        panic!("expected one listener: {shown:#?}")
     };
     let ss = pair.server.run("ss -Hltmn");
     let fields = ss.split_whitespace().collect::<Vec<_>>();
@@ -97,7 +97,7 @@ fn a_group_of_sockets_is_one_row_and_its_members_are_reported() {
     let sockets = namespace.enter(|| [7, 8, 9].map(|backlog| shared_listener(addr, backlog)));
     let rows = once(&namespace, &[]);
     let [row] = rows.as_slice() else {
-        panic!("one row: {rows:#?}")
+        panic!("expected one row: {rows:#?}")
     };
     assert_eq!(
         (&row["sockets"], &row["queue_max"]),
@@ -125,7 +125,7 @@ fn the_members_of_a_group_are_in_order_and_its_process_is_the_one_with_the_lowes
             [7, 8, 9].map(|backlog| holder(namespace.enter(|| shared_listener(addr, backlog))));
         let rows = once(&namespace, &[]);
         let [row] = rows.as_slice() else {
-            panic!("one row: {rows:#?}")
+            panic!("expected one row: {rows:#?}")
         };
         let members = row["members"].as_array().unwrap().iter();
         let members = members.map(|it| (it["queue_max"].as_u64(), it["pid"].as_u64()));
@@ -197,7 +197,7 @@ fn a_multipath_listener_has_a_process() {
     wait_for("one process for both listeners", || {
         let rows = once(&namespace, &["-p", "84,85"]);
         let [first, second] = rows.as_slice() else {
-            panic!("two listeners: {rows:#?}")
+            panic!("expected two listeners: {rows:#?}")
         };
         let process = |row: &Value| ["pid", "comm", "cgroup_id"].map(|key| row[key].clone());
         let member = &second["members"][0];

@@ -68,7 +68,7 @@ const FILTERED: &str = "2";
 /// No seccomp filter limits them.
 const UNFILTERED: &str = "0";
 
-/// Waits until no thread of a tool is without a filter.
+/// Waits until every thread of a tool has a seccomp filter.
 fn wait_until_filtered(tool: &Tool, line: &str) {
     wait_for(line, || {
         let values = status(tool.pid(), "Seccomp");
@@ -378,7 +378,10 @@ fn try_bpf(trial: &mut Trial) {
         ("loads no program", libbpf_sys::BPF_PROG_LOAD),
         ("attaches nothing", libbpf_sys::BPF_LINK_CREATE),
         ("attaches nothing", libbpf_sys::BPF_PROG_ATTACH),
-        ("detaches nothing of others", libbpf_sys::BPF_PROG_DETACH),
+        (
+            "detaches no program of another process",
+            libbpf_sys::BPF_PROG_DETACH,
+        ),
         (
             "opens no BPF object by its id",
             libbpf_sys::BPF_PROG_GET_FD_BY_ID,
@@ -464,9 +467,9 @@ fn the_sandbox_refuses_what_no_run_needs() {
     });
 }
 
-/// The system calls that the sandbox allows with any arguments, by the table in docs/trust.md. The last
-/// rows are those that it allows only where files can be opened or are written. futex is left out,
-/// because with an unknown command it fails with ENOSYS itself.
+/// The system calls that the sandbox allows with any arguments, according to the table in
+/// docs/trust.md. The last rows are those that it allows only where files can be opened or are written.
+/// futex is left out, because with an unknown command it fails with ENOSYS itself.
 #[cfg(target_arch = "x86_64")]
 fn documented_calls(files: Files, recording: Recording<'_>) -> Vec<i64> {
     use libc::*;

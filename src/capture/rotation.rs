@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_percent_is_literal_without_a_period_and_a_wrong_one_is_refused_with_it() {
+    fn a_percent_is_literal_without_a_period_and_must_be_a_valid_format_with_one() {
         assert_eq!(name(&rotation("a%H", Some(1), None, None)), "a%H");
         let limits = Limits {
             period: Some(Duration::from_secs(1)),

@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_come_in_any_order_and_the_first_of_two_counts() {
+    fn chunks_may_come_in_any_order_and_the_first_copy_of_a_byte_counts() {
         let bytes = hello(&example(), 100);
         let whole = read(&bytes, true).unwrap();
         let (first, second, third) = (&bytes[..20], &bytes[20..60], &bytes[60..]);

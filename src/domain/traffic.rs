@@ -307,7 +307,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_network_has_the_length_that_is_asked_for_or_the_longest_of_its_family() {
+    fn a_network_has_the_prefix_length_that_is_asked_for_limited_to_its_family() {
         let net = |addr: &str, prefix| network(addr.parse().unwrap(), prefix).unwrap().to_string();
         assert_eq!(net("192.0.2.77", None), "192.0.2.0/24");
         assert_eq!(net("192.0.2.77", Some(8)), "192.0.0.0/8");

@@ -38,7 +38,8 @@ fn the_process_that_accepts_is_named_with_the_times_of_handshake_and_wait() {
     assert_eq!(line["netns"], namespace.inode(), "{line}");
     assert_eq!(line["iface"], "lo", "{line}");
     let micros = |key: &str| u128::from(line[key].as_u64().unwrap());
-    // It begins when the server gets the final ACK, which may be after the client has connected.
+    // The wait begins when the server gets the final ACK, which may be after connect(2) has returned
+    // to the client.
     assert!(micros("accept_wait_us") >= wait.as_micros() / 2, "{line}");
     assert!(micros("syn_ack_us") <= micros("handshake_us"), "{line}");
     assert!(micros("handshake_us") < 1_000_000, "{line}");

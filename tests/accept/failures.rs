@@ -141,7 +141,7 @@ fn a_refusal_that_waits_for_neighbour_resolution_is_a_refusal() {
 }
 
 #[test]
-fn a_refusal_that_leaves_by_an_interface_that_is_not_watched_is_a_refusal() {
+fn a_refusal_sent_through_an_interface_that_is_not_watched_is_a_refusal() {
     let pair = need!(Pair::new());
     pair.server.run(&format!(
         "ip link add vt type veth peer name vd netns {}",

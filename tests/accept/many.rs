@@ -112,7 +112,7 @@ fn a_packet_that_interrupts_a_drop_has_its_fate() {
     thread::sleep(Duration::from_millis(if is_guest() { 2000 } else { 300 }));
     let fates = Fates::of(&tool.stop());
     assert_eq!(fates.summary["attempts"], 2 * connects, "{}", fates.summary);
-    // Other kernels may run no tracing programs while process 1 runs.
+    // Outside guests, the kernel may skip tracing programs while process 1 runs: then fates are missed.
     if is_guest() {
         assert_eq!(
             fates.count("refused"),

@@ -228,7 +228,7 @@ fn a_full_queue_that_answers_the_final_ack_with_a_reset_refuses() {
 }
 
 #[test]
-fn of_two_listeners_on_a_port_that_of_the_interface_is_named() {
+fn of_two_listeners_on_a_port_the_one_bound_to_the_interface_is_named() {
     let pair = need!(Pair::new());
     for namespace in [&pair.server, &pair.client] {
         namespace.sysctl("ipv4/tcp_syn_retries", "1");

@@ -380,7 +380,7 @@ fn an_icmp_error_is_the_reason_of_the_failure() {
 }
 
 #[test]
-fn a_process_name_can_forge_neither_a_line_nor_a_terminal() {
+fn a_process_name_can_neither_forge_a_line_nor_control_the_terminal() {
     let namespace = need!(Namespace::new());
     for backend in backends!() {
         let trace = Trace::start(&namespace, backend, &[]);

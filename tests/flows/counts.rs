@@ -157,7 +157,7 @@ fn retransmitted_segments_are_those_that_the_kernel_has_counted() {
     }
 }
 
-/// Packets that a device has received and sent, by `ip -s link`.
+/// Packets that a device has received and sent, according to `ip -s link`.
 fn device_packets(namespace: &Namespace, device: &str) -> u64 {
     let text = namespace.run(&format!("ip -s -j link show dev {device}"));
     let stats = &crate::common::tool::parse(text.trim())[0]["stats64"];

@@ -1,4 +1,4 @@
-//! flows: flows from the first packet to the last: attempts, ends, idle ones.
+//! flows: the life of a flow, with attempts, ends and idle flows.
 
 use super::*;
 
@@ -18,7 +18,7 @@ fn flows_that_go_on_are_reported_at_the_end_and_those_seen_from_midstream_are_pa
     let output = tool.stop();
     check_packets(&output);
     let flows = output.events("flow");
-    // An older kernel has no such information about sockets.
+    // On older kernels, programs can't read sockets.
     let older = if has_socket_programs().is_ok() {
         "S1"
     } else {

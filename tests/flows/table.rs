@@ -13,7 +13,7 @@ fn syn_flood(socket: &RawSocket, range: std::ops::Range<u32>) {
     }
 }
 
-/// Bytes of kernel memory that the maps of a process take, by /proc/PID/fdinfo.
+/// Bytes of kernel memory that the maps of a process take, according to /proc/PID/fdinfo.
 fn map_bytes(tool: &Tool) -> u64 {
     let mut maps = BTreeMap::new();
     for file in fs::read_dir(format!("/proc/{}/fdinfo", tool.pid())).unwrap() {

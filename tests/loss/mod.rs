@@ -363,7 +363,8 @@ fn segments_that_a_closing_connection_accepts_are_not_drops() {
 
 #[test]
 fn segments_that_a_half_open_connection_does_not_need_are_not_drops() {
-    // Older kernels give no reason for other drops of such segments either.
+    // On older kernels, segments of this kind that are really dropped have no reason either, so
+    // nothing tells them apart.
     if release() < (6, 18) {
         return;
     }

@@ -20,8 +20,8 @@ use crate::oracle::capture::Record;
 use crate::oracle::pcap_write::{Order, PcapNg};
 use crate::oracle::{Link, Tcp, Verdict, judge, pcap_write};
 
-/// The commands that replay files, one for each program. Only with `--mode` is each frame the
-/// packet that the kernel passes to the program.
+/// The commands that replay files, one for each program. With `--mode`, each frame is the packet of a
+/// test run of its own; otherwise a test run repeats the program, which takes the frames from a map.
 pub const COUNT: &[&str] = &["syn-count", "--json"];
 pub const COUNT_XDP: &[&str] = &["syn-count", "--json", "--mode", "generic"];
 pub const COUNT_TC: &[&str] = &["syn-count", "--json", "--mode", "tc"];
@@ -71,7 +71,7 @@ pub fn for_each<T: Sync>(items: &[T], work: impl Fn(&T) + Sync) {
     });
 }
 
-/// A capture file for as long as it is needed.
+/// A temporary capture file, removed when this is dropped.
 pub struct CaptureFile {
     _directory: TempDir,
     pub path: PathBuf,

@@ -65,7 +65,7 @@ fn packets_of_today_have_no_date_unless_it_is_asked_for() {
     let now = jiff::Timestamp::now();
     let file = capture(&[now.as_nanosecond().try_into().unwrap()]);
     let output = replay("port-monitor", &file, "UTC", &[]);
-    // At midnight it is the day before.
+    // If midnight has passed since, the packet is of the day before.
     if now.to_zoned(jiff::tz::TimeZone::UTC).date()
         == jiff::Timestamp::now()
             .to_zoned(jiff::tz::TimeZone::UTC)
