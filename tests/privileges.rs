@@ -481,7 +481,6 @@ fn documented_calls(files: Files, recording: Recording<'_>) -> Vec<i64> {
         SYS_recvmsg,
         SYS_write,
         SYS_writev,
-        SYS_splice,
         SYS_lseek,
         SYS_fstat,
         SYS_flock,

@@ -60,7 +60,6 @@ const ALWAYS: &[i64] = &[
     libc::SYS_recvmsg,
     libc::SYS_write,
     libc::SYS_writev,
-    libc::SYS_splice,
     libc::SYS_lseek,
     libc::SYS_fstat,
     libc::SYS_flock,
@@ -125,8 +124,9 @@ const FCNTL: &[u32] = &[
     libc::F_GETFL.cast_unsigned(),
 ];
 
-/// Requests of ioctl(2) that query, set up and restore a terminal, and one that stops a perf event.
-/// Newer C libraries use the second form of the first four.
+/// Requests of ioctl(2): to query, set up and restore a terminal, to ask how much is unread in a pipe,
+/// and to stop a perf event. Newer C libraries use the second form of the first
+/// four.
 const IOCTL: &[u32] = &[
     0x5401,      // TCGETS
     0x5402,      // TCSETS
@@ -138,6 +138,7 @@ const IOCTL: &[u32] = &[
     0x402c_542d, // TCSETSF2
     0x540f,      // TIOCGPGRP
     0x5413,      // TIOCGWINSZ
+    0x541b,      // FIONREAD
     0x2401,      // PERF_EVENT_IOC_DISABLE
 ];
 

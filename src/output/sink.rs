@@ -12,13 +12,12 @@ use nix::errno::Errno;
 use nix::libc::PIPE_BUF;
 
 use super::line::{Line, Room};
-use super::stage::{Stage, whole_lines};
+use super::pipe::{Pipe, whole_lines};
 use super::stdout::{Patience, Stdout, has_room};
 use crate::stop::{ExitReason, Stop};
 
-/// How many bytes are buffered before they are written, if no flush comes earlier. As whole lines,
-/// which leave the end of each page empty, they fill the 16 pages of a pipe.
-const BUFFER: usize = 56 * 1024;
+/// How many bytes are buffered before they are written, if no flush comes earlier.
+const BUFFER: usize = 224 * 1024;
 
 /// How many bytes a terminal takes without blocking if it takes anything.
 const TERMINAL_PIECE: usize = 256;
@@ -26,9 +25,8 @@ const TERMINAL_PIECE: usize = 256;
 /// Buffers data lines and writes them to stdout.
 pub struct Sink {
     file: File,
-    is_pipe: bool,
-    /// If stdout is a pipe: writes more than one piece at once.
-    stage: Option<Stage>,
+    /// If stdout is a pipe.
+    pipe: Option<Pipe>,
     /// Determined at the start: after a hang-up, a terminal no longer reports that it is one.
     is_terminal: bool,
     /// A write may wait for the reader, because `file` is the open file description of the shell.
@@ -57,10 +55,8 @@ impl Sink {
         let is_terminal = std::io::stdout().is_terminal();
         Ok(Self {
             may_block,
+            pipe: kind.is_fifo().then(|| Pipe::new(file.as_fd())),
             file,
-            is_pipe: kind.is_fifo(),
-            // Without one, a piece at a time is written.
-            stage: kind.is_fifo().then(|| Stage::new().ok()).flatten(),
             is_terminal,
             room: Room::new(is_terminal && wants_colors(|name| env::var_os(name))),
             buffer: Vec::with_capacity(2 * BUFFER),
@@ -163,30 +159,21 @@ impl Sink {
             }
         }
         // Whatever is left can't be written any more: it counts as stranded.
-        if self.stage.as_ref().is_some_and(|stage| stage.held > 0) {
-            self.stage = None;
-        }
         self.buffer.clear();
     }
 
     /// Writes as much of the buffered lines as stdout takes now. Returns how much that was.
     fn pass_on(&mut self, done: usize) -> std::io::Result<usize> {
-        let rest = &self.buffer[done..];
-        if let Some(stage) = &mut self.stage
-            && (stage.held > 0 || rest.len() > PIPE_BUF || self.may_block)
-        {
-            match stage.pass_on(rest, self.file.as_fd()) {
-                // stdout is not an ordinary pipe, or the kernel has no splice(2).
-                Err(Errno::EINVAL | Errno::ENOSYS | Errno::EPERM) => self.stage = None,
-                passed => return passed.map_err(Into::into),
-            }
+        if self.may_block && !has_room(self.file.as_fd()) {
+            return Err(ErrorKind::WouldBlock.into());
         }
-        let piece = if self.is_pipe || self.may_block {
-            whole_lines(rest)
-        } else {
-            rest.len()
+        let rest = &self.buffer[done..];
+        let piece = match &self.pipe {
+            Some(pipe) => pipe.piece(self.file.as_fd(), rest),
+            None if self.may_block => whole_lines(rest, PIPE_BUF),
+            None => rest.len(),
         };
-        self.write(done, piece)
+        self.file.write(&rest[..piece])
     }
 
     /// Writes bytes that are not lines, as many as stdout takes without blocking. Returns how many.
@@ -219,13 +206,6 @@ impl Sink {
     /// No file descriptor is left.
     pub fn try_clone(&self) -> std::io::Result<File> {
         self.file.try_clone()
-    }
-
-    fn write(&mut self, from: usize, len: usize) -> std::io::Result<usize> {
-        if self.may_block && !has_room(self.file.as_fd()) {
-            return Err(ErrorKind::WouldBlock.into());
-        }
-        self.file.write(&self.buffer[from..from + len])
     }
 
     fn refused(&mut self, error: std::io::Error) {

@@ -6,6 +6,7 @@ pub mod map;
 pub mod mapping;
 pub mod object;
 pub mod perf_event;
+pub mod pipe;
 pub mod probe;
 pub mod ring;
 pub mod signal;

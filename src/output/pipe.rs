@@ -1,0 +1,97 @@
+//! Writes whole lines to a pipe.
+//!
+//! POSIX promises that up to [`PIPE_BUF`] bytes are written in one piece. Linux holds the pipe's lock
+//! while it writes, so it also writes more in one piece if there is room for all of it. A byte then costs
+//! half as much. So much is written at once while the pipe is nearly empty, and little when the reader
+//! is slow.
+
+use std::os::fd::BorrowedFd;
+use std::thread;
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc::PIPE_BUF;
+
+use crate::sys::pipe::unread;
+
+/// The size that a pipe gets if it is smaller: the most that a process without privileges may ask for
+/// (pipe-max-size in proc(5)).
+const SIZE: i32 = 1 << 20;
+
+/// How long to wait for a reader before writing little.
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// The pipe at stdout.
+pub(super) struct Pipe {
+    /// How much to write at once, and how much may be unread then: a quarter of the size. A pipe has
+    /// room for a number of pages, and the kernel begins a new page only if the data does not fit the
+    /// last one. So two neighbours together are more than full, what is unread takes at most half of
+    /// the pages, and a quarter is left for what others write in the meantime.
+    most: usize,
+}
+
+impl Pipe {
+    /// Makes the pipe larger where the kernel allows that.
+    pub(super) fn new(pipe: BorrowedFd<'_>) -> Self {
+        let size = fcntl(pipe, FcntlArg::F_GETPIPE_SZ).unwrap_or(0);
+        let size = if size < SIZE {
+            fcntl(pipe, FcntlArg::F_SETPIPE_SZ(SIZE)).unwrap_or(size)
+        } else {
+            size
+        };
+        let most = usize::try_from(size / 4).unwrap_or(0);
+        Self { most }
+    }
+
+    /// How many bytes of `lines` to write at once: whole lines that the kernel takes in one piece, so
+    /// that a line is never cut, even if others write too or the reader stops.
+    pub(super) fn piece(&self, pipe: BorrowedFd<'_>, lines: &[u8]) -> usize {
+        if lines.len() <= PIPE_BUF {
+            return lines.len();
+        }
+        let has_room = || unread(pipe).is_ok_and(|bytes| bytes <= self.most);
+        let has_room = has_room() || {
+            thread::sleep(PAUSE);
+            has_room()
+        };
+        whole_lines(
+            lines,
+            if has_room {
+                self.most.max(PIPE_BUF)
+            } else {
+                PIPE_BUF
+            },
+        )
+    }
+}
+
+/// The length of the whole lines in the first `most` bytes, or of the first line, if it is longer.
+pub(super) fn whole_lines(bytes: &[u8], most: usize) -> usize {
+    if bytes.len() <= most {
+        return bytes.len();
+    }
+    let last_end = bytes[..most].iter().rposition(|byte| *byte == b'\n');
+    match last_end.or_else(|| bytes.iter().position(|byte| *byte == b'\n')) {
+        Some(end) => end + 1,
+        None => bytes.len(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_piece_is_whole_lines_and_fits_a_pipe_unless_a_line_does_not() {
+        for len in [1, 2, 63, 64, 65, 170, 4095, 4096] {
+            let lines = format!("{}\n", "x".repeat(len - 1)).repeat(20_000 / len);
+            let piece = whole_lines(lines.as_bytes(), PIPE_BUF);
+            let expected = lines.len().min(PIPE_BUF / len * len);
+            assert_eq!(piece, expected, "{len}");
+        }
+        let long = format!("{}\nshort\n", "x".repeat(5000));
+        assert_eq!(whole_lines(long.as_bytes(), PIPE_BUF), 5001);
+        assert_eq!(whole_lines(&long.as_bytes()[..5000], PIPE_BUF), 5000);
+        assert_eq!(whole_lines(b"the end of a line\nand more", PIPE_BUF), 26);
+    }
+}
