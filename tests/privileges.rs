@@ -464,115 +464,147 @@ fn the_sandbox_refuses_what_no_run_needs() {
     });
 }
 
-/// The system calls that the sandbox allows with any arguments, by the table in docs/trust.md. The last
-/// rows are those that it allows only where files can be opened or are written. futex is left out,
-/// because with an unknown command it fails with ENOSYS itself.
+/// The numbers of system calls, by name.
+#[cfg(target_arch = "x86_64")]
+macro_rules! calls {
+    ($($call:ident)*) => {
+        [$((stringify!($call), libc::$call)),*]
+    };
+}
+
+/// The system calls that docs/trust.md may name.
+#[cfg(target_arch = "x86_64")]
+const CALLS: &[(&str, i64)] = &calls![
+    SYS_read SYS_readv SYS_pread64 SYS_recvfrom SYS_recvmsg SYS_write SYS_writev SYS_splice SYS_lseek
+    SYS_fstat SYS_flock SYS_close SYS_poll SYS_ppoll SYS_epoll_wait SYS_epoll_pwait SYS_brk SYS_munmap
+    SYS_mremap SYS_madvise SYS_clock_gettime SYS_clock_getres SYS_clock_nanosleep SYS_gettimeofday
+    SYS_nanosleep SYS_getrandom SYS_futex SYS_membarrier SYS_getpid SYS_getpgid SYS_getpgrp SYS_gettid
+    SYS_restart_syscall SYS_rt_sigaction SYS_rt_sigprocmask SYS_rt_sigreturn SYS_sigaltstack SYS_exit
+    SYS_exit_group SYS_statx SYS_newfstatat SYS_getdents64 SYS_ftruncate
+];
+
+/// Those that can't be tried: they end a process or a thread, or fail with ENOSYS by themselves, as
+/// futex does if its command is unknown.
+#[cfg(target_arch = "x86_64")]
+const NOT_TRIED: [i64; 4] = [
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_futex,
+];
+
+/// The system calls that the sandbox allows with any arguments, by the table in docs/trust.md.
 #[cfg(target_arch = "x86_64")]
 fn documented_calls(files: Files, recording: Recording<'_>) -> Vec<i64> {
-    use libc::*;
-    let mut calls = vec![
-        SYS_read,
-        SYS_readv,
-        SYS_pread64,
-        SYS_recvfrom,
-        SYS_recvmsg,
-        SYS_write,
-        SYS_writev,
-        SYS_splice,
-        SYS_lseek,
-        SYS_fstat,
-        SYS_flock,
-        SYS_close,
-        SYS_poll,
-        SYS_ppoll,
-        SYS_epoll_wait,
-        SYS_epoll_pwait,
-        SYS_brk,
-        SYS_munmap,
-        SYS_mremap,
-        SYS_madvise,
-        SYS_clock_gettime,
-        SYS_clock_getres,
-        SYS_clock_nanosleep,
-        SYS_gettimeofday,
-        SYS_nanosleep,
-        SYS_getrandom,
-        SYS_membarrier,
-        SYS_getpid,
-        SYS_getpgid,
-        SYS_getpgrp,
-        SYS_gettid,
-        SYS_restart_syscall,
-        SYS_rt_sigaction,
-        SYS_rt_sigprocmask,
-        SYS_sigaltstack,
-    ];
-    if files == Files::Readable {
-        calls.extend([SYS_statx, SYS_newfstatat, SYS_getdents64]);
-    }
-    if recording != Recording::No {
-        calls.push(SYS_ftruncate);
-    }
+    let docs = include_str!("../docs/trust.md");
+    let (_, table) = docs.split_once("| for | calls |\n|---|---|\n").unwrap();
+    let (table, _) = table.split_once("\n\n").unwrap();
+    let rows = table.lines().map(|row| {
+        let cells: Vec<_> = row.split('|').map(str::trim).collect();
+        let [_, purpose, calls, _] = cells[..] else {
+            panic!("not a purpose and calls: {row}")
+        };
+        (purpose, calls)
+    });
+    let is_allowed = |purpose: &str| match purpose {
+        "looking at files, where they can be opened" => files == Files::Readable,
+        "cutting a capture file to its last whole packet, with `-w`" => recording != Recording::No,
+        _ => true,
+    };
+    let names = rows
+        .filter(|(purpose, _)| is_allowed(purpose))
+        .flat_map(|(_, calls)| calls.split(' '));
+    let number = |name: &str| {
+        let name = format!("SYS_{}", name.trim_matches('`'));
+        let found = CALLS.iter().find(|(known, _)| *known == name);
+        found.unwrap_or_else(|| panic!("{name} has no number")).1
+    };
+    let mut calls: Vec<_> = names.map(number).collect();
     calls.sort_unstable();
     calls
 }
 
-/// The system calls that the sandbox allows. Tries all of them with invalid arguments, except those
-/// that end a process or a thread.
+/// The arguments of a system call that docs/trust.md lists after its name.
+#[cfg(target_arch = "x86_64")]
+fn documented_commands(call: &str) -> Vec<&'static str> {
+    let docs = include_str!("../docs/trust.md");
+    let (_, list) = docs
+        .split_once("and these with some arguments only:")
+        .unwrap();
+    let (_, list) = list.split_once(&format!("`{call}(2)` ")).unwrap();
+    let (list, _) = list.split_once(';').unwrap();
+    let mut commands: Vec<_> = list.split(", ").collect();
+    commands.sort_unstable();
+    commands
+}
+
+/// Tries a system call. Returns whether the sandbox allows it.
+#[cfg(target_arch = "x86_64")]
+fn is_left(call: i64, [a, b]: [i64; 2]) -> bool {
+    // SAFETY: no argument is a valid pointer, descriptor, process or size.
+    let ret = unsafe { libc::syscall(call, a, b, -1_i64, -1_i64, -1_i64, -1_i64) };
+    ret >= 0 || !is_refused(io::Error::last_os_error())
+}
+
+/// The system calls that the sandbox allows, of all but [`NOT_TRIED`].
 #[cfg(target_arch = "x86_64")]
 fn calls_that_are_left() -> Vec<i64> {
     // uretprobe and uprobe are only for the kernel's own trampolines: they pass every filter, and kill
     // any other caller.
     const PROBES: [i64; 2] = [335, 336];
-    let ends = [libc::SYS_exit, libc::SYS_exit_group, libc::SYS_rt_sigreturn];
-    let is_left = |number: &i64| {
-        // SAFETY: no argument is a valid pointer, descriptor, process or size.
-        let ret = unsafe { libc::syscall(*number, -1_i64, -1_i64, -1_i64, -1_i64, -1_i64, -1_i64) };
-        ret >= 0 || std::io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS)
-    };
     (0..1024)
-        .filter(|number| !ends.contains(number) && !PROBES.contains(number))
-        .filter(is_left)
+        .filter(|number| !NOT_TRIED.contains(number) && !PROBES.contains(number))
+        .filter(|number| is_left(*number, [-1; 2]))
         .collect()
 }
 
 /// The commands of a system call that the sandbox allows. The command is its argument `at`.
 #[cfg(target_arch = "x86_64")]
-fn commands_that_are_left(call: i64, at: usize) -> Vec<i64> {
-    let is_left = |command: &i64| {
-        let mut arguments = [-1_i64; 2];
-        arguments[at] = *command;
-        let [a, b] = arguments;
-        // SAFETY: as above.
-        let ret = unsafe { libc::syscall(call, a, b, -1_i64, -1_i64, -1_i64, -1_i64) };
-        ret >= 0 || std::io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS)
+fn commands_that_are_left(call: i64, at: usize) -> Vec<u32> {
+    let is_allowed = |command: &u32| {
+        let mut arguments = [-1; 2];
+        arguments[at] = i64::from(*command);
+        is_left(call, arguments)
     };
-    (0..2048).filter(is_left).collect()
+    (0..2048).filter(is_allowed).collect()
 }
 
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn every_allowed_system_call_is_in_the_documentation() {
+    // Looking up maps, running loaded programs, creating iterators, detaching and querying links.
+    const BPF: [u32; 8] = [
+        libbpf_sys::BPF_MAP_LOOKUP_ELEM,
+        libbpf_sys::BPF_MAP_GET_NEXT_KEY,
+        libbpf_sys::BPF_PROG_TEST_RUN,
+        libbpf_sys::BPF_OBJ_GET_INFO_BY_FD,
+        libbpf_sys::BPF_MAP_LOOKUP_BATCH,
+        libbpf_sys::BPF_MAP_LOOKUP_AND_DELETE_BATCH,
+        libbpf_sys::BPF_ITER_CREATE,
+        libbpf_sys::BPF_LINK_DETACH,
+    ];
+    const FCNTL: [i32; 3] = [libc::F_GETFD, libc::F_GETFL, libc::F_DUPFD_CLOEXEC];
+    let fcntl_names = ["F_DUPFD_CLOEXEC", "F_GETFD", "F_GETFL"];
+    assert_eq!(documented_commands("fcntl"), fcntl_names);
+    assert_eq!(documented_commands("prctl"), ["PR_SET_NAME"]);
     let test = "every_allowed_system_call_is_in_the_documentation";
     in_children(test, &CONFINEMENTS, |files| {
         let (files, recording) = confinement(files);
+        let mut documented = documented_calls(files, recording);
+        let ends = NOT_TRIED.iter().all(|call| documented.contains(call));
+        documented.retain(|call| !NOT_TRIED.contains(call));
         sandbox::confine(files, recording).unwrap();
+        let left = calls_that_are_left();
+        let commands = commands_that_are_left(libc::SYS_bpf, 0);
         let right = [
-            calls_that_are_left() == documented_calls(files, recording),
-            // BPF_MAP_LOOKUP_ELEM, MAP_GET_NEXT_KEY, PROG_TEST_RUN, OBJ_GET_INFO_BY_FD,
-            // MAP_LOOKUP_BATCH, ITER_CREATE, LINK_DETACH.
-            commands_that_are_left(libc::SYS_bpf, 0) == [1, 4, 10, 15, 24, 25, 33, 34],
-            // F_GETFD, F_GETFL, F_DUPFD_CLOEXEC.
-            commands_that_are_left(libc::SYS_fcntl, 1) == [1, 3, 1030],
-            // PR_SET_NAME.
-            commands_that_are_left(libc::SYS_prctl, 0) == [15],
+            ends,
+            left == documented,
+            commands == BPF,
+            commands_that_are_left(libc::SYS_fcntl, 1) == FCNTL.map(i32::cast_unsigned),
+            commands_that_are_left(libc::SYS_prctl, 0) == [libc::PR_SET_NAME.cast_unsigned()],
         ];
-        let found = format!(
-            "right: {right:?}, left: {:?} {:?}",
-            calls_that_are_left(),
-            commands_that_are_left(libc::SYS_bpf, 0)
-        );
-        (right == [true; 4], found)
+        let found = format!("right: {right:?}, left: {left:?} {commands:?}");
+        (right == [true; 5], found)
     });
 }
 
@@ -585,17 +617,16 @@ fn connections_can_be_accepted_from_the_named_socket_only() {
         let [named, other] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let mut clients = [&named, &other].map(|it| TcpStream::connect(it.local_addr().unwrap()));
         sandbox::confine(Files::Accepted(named.as_raw_fd()), Recording::No).unwrap();
-        let refused = |error: std::io::Error| error.raw_os_error() == Some(libc::ENOSYS);
         let (accepted, other) = (named.accept(), other.accept().map(drop));
         let mut accepted = accepted.unwrap().0;
         let right = [
             accepted.write_all(b"x").is_ok(),
             clients[0].as_mut().unwrap().read_exact(&mut [0]).is_ok(),
-            other.is_err_and(refused),
-            TcpListener::bind("127.0.0.1:0").is_err_and(refused),
+            other.is_err_and(is_refused),
+            TcpListener::bind("127.0.0.1:0").is_err_and(is_refused),
             TcpStream::connect(named.local_addr().unwrap_or(([127, 0, 0, 1], 1).into()))
-                .is_err_and(refused),
-            File::open("/proc/self/status").is_err_and(refused),
+                .is_err_and(is_refused),
+            File::open("/proc/self/status").is_err_and(is_refused),
         ];
         (right == [true; 6], format!("right: {right:?}"))
     });
