@@ -4,6 +4,7 @@
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -24,14 +25,18 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, Uid};
 use tcpinspect::host::sandbox::{self, Files, Recording};
 
-/// Every way to attach to a veth device.
-const WAYS: [&str; 6] = [
+/// All commands that ask for privileges, but exporter, which has tests of its own; those that watch
+/// packets watch `vs`.
+const COMMANDS: [&str; 9] = [
     "syn-count vs -I 0.05 --mode native",
     "syn-count vs -I 0.05 --mode generic",
     "syn-count vs -I 0.05 --mode tc --by saddr",
     "port-monitor vs",
     "flows vs",
     "connect-trace --dst 10.77.0.0/16",
+    "accept-trace vs",
+    "loss-trace vs -p 80 --only drop",
+    "listeners -I 0.05",
 ];
 
 /// The values of a line of each thread's status.
@@ -55,9 +60,11 @@ fn kept(tool: &Tool, line: &str) -> u64 {
     if tool.attached_line().1.contains("clsact") {
         kept |= Capability::CAP_NET_ADMIN.bitmask();
     }
-    // Programs are run by bpf(2), which before 5.19 asks for a capability.
+    // Programs are run, and processes are listed, by bpf(2), which before 5.19 asks for a capability.
+    let uses_bpf = ["flows", "accept-trace", "loss-trace", "listeners"];
+    let uses_bpf = uses_bpf.iter().any(|command| line.starts_with(command));
     let sysctl = fs::read_to_string("/proc/sys/kernel/unprivileged_bpf_disabled").unwrap();
-    if line.starts_with("flows") && release() < (5, 19) && sysctl.trim() != "0" {
+    if uses_bpf && release() < (5, 19) && sysctl.trim() != "0" {
         kept |= Capability::CAP_BPF.bitmask();
     }
     kept
@@ -76,24 +83,38 @@ fn wait_until_filtered(tool: &Tool, line: &str) {
     });
 }
 
-/// Counts three SYNs with a tool that watches `vs`, or three connects, and checks that it ends
-/// well.
+/// Checks that a tool ends well and has shown three refused connects, or for listeners the process of a
+/// listener.
 fn works(pair: &Pair, command: &mut Command) {
+    let addr = SocketAddr::from((SERVER4, 81));
+    let _listener = pair.server.enter(|| TcpListener::bind(addr).unwrap());
     let tool = Tool::spawn_in(&pair.server, command.arg("--json")).attached();
-    let is_trace = command.get_args().any(|arg| arg == "connect-trace");
-    if !is_trace {
-        pair.refused_connects((SERVER4, 80).into(), 3);
-    }
+    pair.refused_connects((SERVER4, 80).into(), 3);
     let output = tool.stop();
     assert_eq!(output.code(), 0, "{output:#?}");
-    let matched = output.summary()["matched"].as_u64().unwrap();
-    assert!(matched == 3 || is_trace, "{command:?}: {output:#?}");
+    let (summary, args) = (output.summary(), command.get_args());
+    let name = args.into_iter().next().unwrap().to_str().unwrap();
+    let is_shown = match name {
+        // It traces other tests too.
+        "connect-trace" => {
+            let netns = pair.client.inode();
+            let failed = output.events("failed").into_iter();
+            failed.filter(|line| line["netns"] == netns).count() == 3
+        }
+        "listeners" => {
+            let rows = output.events("listener");
+            rows.iter()
+                .any(|row| row["port"] == 81 && row["pid"].is_u64())
+        }
+        _ => summary["matched"] == 3,
+    };
+    assert!(is_shown, "{command:?}: {output:#?}");
 }
 
 #[test]
 fn once_attached_no_thread_has_a_capability_or_a_way_to_one() {
     let pair = need!(Pair::new());
-    for line in WAYS {
+    for line in COMMANDS {
         let args: Vec<_> = line.split(' ').collect();
         let tool = Tool::start_in(&pair.server, &args);
         let kept = kept(&tool, line);
@@ -122,7 +143,7 @@ fn once_attached_no_thread_has_a_capability_or_a_way_to_one() {
 #[test]
 fn without_the_sandbox_capabilities_are_still_dropped() {
     let pair = need!(Pair::new());
-    for line in WAYS {
+    for line in COMMANDS {
         let mut args: Vec<_> = line.split(' ').collect();
         args.push("--no-sandbox");
         let tool = Tool::start_in(&pair.server, &args);
@@ -146,6 +167,10 @@ fn everything_that_a_run_does_works_in_the_sandbox() {
         "flows vs -I 0.05 --by dport --buffer perf",
         "flows vs --idle-timeout 0.1 --max-flows 4",
         "connect-trace --accept --close --buffer perf",
+        "accept-trace vs --buffer perf",
+        "loss-trace vs --all --buffer perf",
+        "loss-trace vs -I 0.05 --by reason",
+        "listeners -I 0.05 --alert 50",
     ] {
         for format in ["text", "json"] {
             let mut args: Vec<_> = line.split(' ').collect();
@@ -156,7 +181,7 @@ fn everything_that_a_run_does_works_in_the_sandbox() {
             // Changes of an interface are read and reported.
             pair.server.run("ip link set vs down");
             pair.server.run("ip link set vs up");
-            if !line.starts_with("connect") {
+            if line.contains(" vs ") {
                 tool.error("about the interface", |line| line.ends_with("vs is up"));
             }
             let output = tool.stop();
@@ -341,7 +366,7 @@ fn try_creating(trial: &mut Trial, recording: Recording<'_>, has_landlock: bool)
 }
 
 fn try_processes(trial: &mut Trial) {
-    let bind = std::net::TcpListener::bind("127.0.0.1:0");
+    let bind = TcpListener::bind("127.0.0.1:0");
     trial.expect("makes no socket", bind.is_err_and(is_refused));
     let connect = std::net::UdpSocket::bind("0.0.0.0:0");
     trial.expect("makes no socket", connect.is_err_and(is_refused));
@@ -610,7 +635,7 @@ fn every_allowed_system_call_is_in_the_documentation() {
 
 #[test]
 fn connections_can_be_accepted_from_the_named_socket_only() {
-    use std::net::{TcpListener, TcpStream};
+    use std::net::TcpStream;
     use std::os::fd::AsRawFd;
     let test = "connections_can_be_accepted_from_the_named_socket_only";
     in_children(test, &["accept"], |_| {
@@ -636,7 +661,7 @@ fn connections_can_be_accepted_from_the_named_socket_only() {
 fn three_capabilities_are_enough_for_user_nobody() {
     let pair = need!(Pair::new());
     let binary = PublicBinary::new();
-    for line in WAYS {
+    for line in COMMANDS {
         let mut command = command_of(&binary.path(), line.split(' '));
         as_nobody(&mut command, &ENOUGH);
         works(&pair, &mut command);
@@ -653,7 +678,7 @@ fn the_capabilities_of_the_hint_are_enough_on_the_file() {
     let words = [REVISION, set as u32, 0, (set >> 32) as u32, 0];
     let data: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
     need!(set_attribute(&binary.path(), c"security.capability", &data));
-    for line in WAYS {
+    for line in COMMANDS {
         let mut command = command_of(&binary.path(), line.split(' '));
         as_nobody(&mut command, &[]);
         works(&pair, &mut command);
@@ -685,18 +710,29 @@ fn set_attribute(path: &Path, name: &CStr, value: &[u8]) -> Result<(), String> {
 fn a_capability_that_is_missing_is_named() {
     let pair = need!(Pair::new());
     let binary = PublicBinary::new();
-    for line in WAYS {
+    for line in COMMANDS {
         for missing in ENOUGH {
             let mut command = command_of(&binary.path(), line.split(' '));
             let keep: Vec<_> = ENOUGH.into_iter().filter(|kept| *kept != missing).collect();
             as_nobody(&mut command, &keep);
             let tool = Tool::spawn_in(&pair.server, command.arg("-d0.05"));
-            let output = tool.finish();
-            // connect-trace needs no CAP_NET_ADMIN.
-            if line.starts_with("connect") && missing == Capability::CAP_NET_ADMIN {
+            let mut output = tool.finish();
+            let (name, _) = line.split_once(' ').unwrap();
+            let is_network = missing == Capability::CAP_NET_ADMIN;
+            let is_notice = |line: &String| line.starts_with("notice: ");
+            // listeners shows no processes without the others.
+            if name == "listeners" || (name == "connect-trace" && is_network) {
                 assert_eq!(output.code(), 0, "{line} without {missing}: {output:#?}");
+                let mut notices = output.stderr.iter().filter(|line| is_notice(line));
+                let is_named = notices.any(|line| line.contains(&missing.to_string()));
+                assert_eq!(
+                    is_named, !is_network,
+                    "{line} without {missing}: {output:#?}"
+                );
                 continue;
             }
+            // loss-trace begins with a notice if it can't read names of kernel functions.
+            output.stderr.retain(|line| !is_notice(line));
             assert_eq!(output.code(), 1, "{line} without {missing}: {output:#?}");
             let (error, hint) = output.complaint();
             assert!(error.contains(&missing.to_string()), "{line}: {error}");
@@ -715,7 +751,7 @@ fn no_locked_memory_is_needed_since_linux_5_11() {
     });
     let pair = need!(Pair::new());
     let binary = PublicBinary::new();
-    for line in WAYS {
+    for line in COMMANDS {
         let mut command = command_of(&binary.path(), line.split(' '));
         as_nobody(&mut command, &ENOUGH);
         // SAFETY: a system call and nothing else happens between fork and exec.
@@ -736,12 +772,7 @@ fn a_set_user_id_program_refuses_to_run() {
     });
     let binary = PublicBinary::new();
     fs::set_permissions(binary.path(), fs::Permissions::from_mode(0o4755)).unwrap();
-    for line in [
-        "syn-count lo",
-        "port-monitor lo",
-        "flows lo",
-        "connect-trace",
-    ] {
+    for line in COMMANDS {
         let mut command = command_of(&binary.path(), line.split(' '));
         command.uid(Uid::from_raw(65534).as_raw());
         let output = Tool::spawn_in(&namespace, &mut command).finish();
