@@ -16,7 +16,7 @@ use std::time::Duration;
 use crate::common::bpf::has_tcx;
 use crate::common::terminal::terminal;
 use crate::common::tool::{ENOUGH, PublicBinary, as_nobody, command_of};
-use crate::common::{Namespace, Pair, SERVER4, Tool, command, need, release, say, wait_for};
+use crate::common::{Namespace, Pair, SERVER4, Tool, command, need, release, say, since, wait_for};
 use crate::oracle::pcap_write::{Order, Pcap, Unit};
 use caps::Capability;
 use nix::libc;
@@ -743,12 +743,7 @@ fn a_capability_that_is_missing_is_named() {
 
 #[test]
 fn no_locked_memory_is_needed_since_linux_5_11() {
-    need!(match release() {
-        (5, 11..) | (6.., _) => Ok(()),
-        (major, minor) => Err(format!(
-            "Linux {major}.{minor} accounts BPF to locked memory"
-        )),
-    });
+    need!(since((5, 11), "BPF is accounted to locked memory"));
     let pair = need!(Pair::new());
     let binary = PublicBinary::new();
     for line in COMMANDS {

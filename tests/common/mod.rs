@@ -148,6 +148,17 @@ pub fn status_kib(pid: impl Display, name: &str) -> Option<u64> {
     line?.trim().strip_suffix(" kB")?.parse().ok()
 }
 
+/// Whether the kernel has at least this version.
+///
+/// # Errors
+/// It is older; `what` says what is so before that version.
+pub fn since((major, minor): (u32, u32), what: &str) -> Result<(), String> {
+    if release() < (major, minor) {
+        return Err(format!("before Linux {major}.{minor} {what}"));
+    }
+    Ok(())
+}
+
 /// The version of the kernel.
 pub fn release() -> (u32, u32) {
     let release = nix::sys::utsname::uname().unwrap();

@@ -13,7 +13,7 @@ use crate::accept::{Growth, NOBODY, begin, late_ack, nft, segment, send, with_ne
 use crate::common::bpf::{instruction, load};
 use crate::common::frames::{ACK, SYN};
 use crate::common::net::{CLIENT4, SERVER4, listener};
-use crate::common::{Namespace, Pair, Tool, command, need, release};
+use crate::common::{Namespace, Pair, Tool, command, need, release, since};
 use crate::connect::sockets::{fast_open, set_int, tcp};
 
 fn server(port: u16) -> SocketAddr {
@@ -57,10 +57,7 @@ fn assert_reason(drop: &Value, reasons: &[&str]) {
 
 /// Older kernels do not report most of the segments that TCP drops.
 fn are_all_drops_reported() -> Result<(), String> {
-    match release() {
-        (..=4, _) | (5, ..18) => Err("TCP does not report each drop before Linux 5.18".to_owned()),
-        _ => Ok(()),
-    }
+    since((5, 18), "TCP does not report each drop")
 }
 
 fn syn(pair: &Pair, from: Ipv4Addr, port: u16) -> Vec<u8> {
@@ -344,10 +341,7 @@ fn each_syn_dropped_at_a_full_accept_queue_is_reported_once() {
 
 #[test]
 fn syns_of_a_burst_are_reported_like_single_ones() {
-    // Older kernels can't receive frames in bursts.
-    if release() < (5, 18) {
-        return;
-    }
+    need!(since((5, 18), "frames can't be received in bursts"));
     let pair = need!(Pair::new());
     let _listener = pair.server.enter(|| listener(server(99), 0));
     let established = Growth::of(&pair.server, "TcpPassiveOpens");
@@ -441,10 +435,7 @@ fn a_final_ack_that_finds_the_queue_full_is_reported_where_it_came_in() {
 
 #[test]
 fn a_valid_syn_cookie_that_finds_the_queue_full_is_not_reported_as_no_socket() {
-    // Older kernels give no reason for this.
-    if release() < (6, 18) {
-        return;
-    }
+    need!(since((6, 18), "this drop has no reason"));
     let pair = need!(Pair::new());
     with_neighbour(&pair);
     pair.server.sysctl("ipv4/tcp_syncookies", "2");

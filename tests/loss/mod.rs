@@ -11,7 +11,7 @@ use crate::accept::{Growth, NOBODY, segment, send, with_neighbour};
 use crate::common::frames::{SYN, syn_frame};
 use crate::common::net::{CLIENT4, SERVER4};
 use crate::common::raw::RawSocket;
-use crate::common::{Namespace, Output, Pair, Tool, command, need, release, wait_for};
+use crate::common::{Namespace, Output, Pair, Tool, command, need, since, wait_for};
 use crate::connect::sockets::set_int;
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -323,10 +323,7 @@ fn resets_of_connections_are_those_that_the_kernel_counts() {
 
 #[test]
 fn segments_that_a_closing_connection_accepts_are_not_drops() {
-    // Older kernels do not show the socket of a segment that is freed.
-    if release() < (6, 11) {
-        return;
-    }
+    need!(since((6, 11), "the socket of a freed segment is not shown"));
     let pair = need!(Pair::new());
     let tools = [&["-p", "9,86"][..], &["-p", "9,86", "--all"]];
     let tools = tools.map(|args| start(&pair.server, args));
@@ -363,10 +360,8 @@ fn segments_that_a_closing_connection_accepts_are_not_drops() {
 
 #[test]
 fn segments_that_a_half_open_connection_does_not_need_are_not_drops() {
-    // Older kernels give no reason for other drops of such segments either.
-    if release() < (6, 18) {
-        return;
-    }
+    // Nor have other drops of such segments.
+    need!(since((6, 18), "this drop has no reason"));
     let pair = need!(Pair::new());
     with_neighbour(&pair);
     let tools = [
