@@ -81,13 +81,8 @@ fn a_full_queue_its_process_and_its_drops_are_as_ss_and_nstat_say() {
         "{before} {drops} {after}"
     );
     assert_eq!(shown["netns"], pair.server.inode());
-    if shown["pid"].is_null() {
-        // This kernel has no helper that finds the socket of a file, as the notice says.
-        assert!(full["comm"].is_null());
-    } else {
-        assert_eq!(shown["pid"], std::process::id());
-        assert_eq!((&shown["processes"], &shown["uid"]), (&1.into(), &0.into()));
-    }
+    assert_eq!(shown["pid"], std::process::id());
+    assert_eq!((&shown["processes"], &shown["uid"]), (&1.into(), &0.into()));
 }
 
 #[test]
