@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::common::bpf::has_tcx;
 use crate::common::terminal::terminal;
-use crate::common::tool::{ENOUGH, PublicBinary, as_nobody, command_of};
+use crate::common::tool::{COMMANDS, ENOUGH, PublicBinary, as_nobody, command_of};
 use crate::common::{Namespace, Pair, SERVER4, Tool, command, need, release, say, since, wait_for};
 use crate::oracle::pcap_write::{Order, Pcap, Unit};
 use caps::Capability;
@@ -24,20 +24,6 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, Uid};
 use tcpinspect::host::sandbox::{self, Files, Recording};
-
-/// All commands that ask for privileges, but exporter, which has tests of its own; those that watch
-/// packets watch `vs`.
-const COMMANDS: [&str; 9] = [
-    "syn-count vs -I 0.05 --mode native",
-    "syn-count vs -I 0.05 --mode generic",
-    "syn-count vs -I 0.05 --mode tc --by saddr",
-    "port-monitor vs",
-    "flows vs",
-    "connect-trace --dst 10.77.0.0/16",
-    "accept-trace vs",
-    "loss-trace vs -p 80 --only drop",
-    "listeners -I 0.05",
-];
 
 /// The values of a line of each thread's status.
 fn status(pid: Pid, name: &str) -> Vec<String> {
