@@ -10,9 +10,10 @@ use nix::sys::socket::{SockFlag, SockaddrStorage, bind};
 use serde_json::Value;
 
 use super::{
-    Growth, NOBODY, Trace, acknowledge, assert_fate, half_open, listener, local, segment, send,
-    server, with_neighbour,
+    NOBODY, Trace, acknowledge, assert_fate, half_open, listener, local, segment, send, server,
+    with_neighbour,
 };
+use crate::common::net::Growth;
 use crate::common::{
     CLIENT4, Namespace, Pair, SERVER6, has_drop_reason, has_enumerator, need, release, wait_for,
 };

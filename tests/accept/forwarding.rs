@@ -3,9 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use super::{Growth, Trace, assert_fate, begin, listener, nft, server};
+use super::{Trace, assert_fate, begin, listener, server};
 use crate::common::bpf::has_tcx;
 use crate::common::frames::{SYN, Segment, tcp_between};
+use crate::common::net::{Growth, nft};
 use crate::common::raw::Tun;
 use crate::common::{Namespace, Pair, SERVER4, need, since};
 

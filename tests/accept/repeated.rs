@@ -5,10 +5,8 @@ use std::os::fd::OwnedFd;
 
 use serde_json::json;
 
-use super::{
-    Growth, NOBODY, Trace, assert_fate, begin, late_ack, listener, nft, segment, send,
-    with_neighbour,
-};
+use super::{NOBODY, Trace, assert_fate, begin, late_ack, listener, segment, send, with_neighbour};
+use crate::common::net::{Growth, nft};
 use crate::common::raw::RawSocket;
 use crate::common::{Namespace, Pair, SERVER4, Tool, need, since};
 

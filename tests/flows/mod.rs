@@ -208,16 +208,6 @@ fn flow_of(tool: &Tool, port: u16) -> Value {
     tool.json(&format!("of port {port}"), |line| line["sport"] == port)
 }
 
-/// A counter of a namespace, as `nstat` shows it.
-fn tcp_counter(namespace: &Namespace, name: &str) -> u64 {
-    let text = namespace.enter(|| fs::read_to_string("/proc/thread-self/net/snmp").unwrap());
-    let mut lines = text.lines().filter(|line| line.starts_with("Tcp:"));
-    let names = lines.next().unwrap().split_whitespace();
-    let mut values = names.zip(lines.next().unwrap().split_whitespace());
-    let (_, value) = values.find(|(found, _)| *found == name).unwrap();
-    value.parse().unwrap()
-}
-
 /// Whether programs that read sockets may lock flows, which Linux 5.10 does not allow.
 fn has_socket_programs() -> Result<(), String> {
     since((5, 11), "programs that read sockets can't take locks")

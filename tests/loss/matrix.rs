@@ -9,10 +9,10 @@ use nix::sys::socket::SockFlag;
 use serde_json::{Value, json};
 
 use super::start;
-use crate::accept::{Growth, NOBODY, begin, late_ack, nft, segment, send, with_neighbour};
+use crate::accept::{NOBODY, begin, late_ack, segment, send, with_neighbour};
 use crate::common::bpf::{instruction, load};
 use crate::common::frames::{ACK, SYN};
-use crate::common::net::{CLIENT4, SERVER4, listener};
+use crate::common::net::{CLIENT4, Growth, SERVER4, listener, nft};
 use crate::common::{Namespace, Pair, Tool, command, has_drop_reason, need, release, since};
 use crate::connect::sockets::{fast_open, set_int, tcp};
 

@@ -7,9 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use crate::accept::{Growth, NOBODY, segment, send, with_neighbour};
+use crate::accept::{NOBODY, segment, send, with_neighbour};
 use crate::common::frames::{SYN, syn_frame};
-use crate::common::net::{CLIENT4, SERVER4};
+use crate::common::net::{CLIENT4, Growth, SERVER4, counter, nft};
 use crate::common::raw::RawSocket;
 use crate::common::{
     Namespace, Output, Pair, Tool, command, has_drop_reason, has_enumerator, need, since, wait_for,
@@ -19,19 +19,15 @@ use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 
+/// The hook of nftables for what this host receives.
+const INPUT: &str = "type filter hook input priority 0";
+
 /// Starts loss-trace in a namespace, for that namespace alone.
 fn start(namespace: &Namespace, args: &[&str]) -> Tool {
     let path = namespace.path();
     let mut all = vec!["loss-trace", "--json", "--netns", &path];
     all.extend(args);
     Tool::start(&all)
-}
-
-/// A counter of the kernel since the namespace was made.
-fn counter(namespace: &Namespace, name: &str) -> u64 {
-    let text = namespace.run(&format!("nstat -asz {name}"));
-    let line = text.lines().find(|line| line.starts_with(name)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 fn segments(output: &Output) -> u64 {
@@ -49,19 +45,6 @@ fn has_reasons(tool: &Tool, events: &str) -> bool {
     let is_missing = tool.errors().iter().any(|line| line.contains(&notice));
     assert_eq!(is_missing, !has_reasons, "{:#?}", tool.errors());
     has_reasons
-}
-
-fn nft(namespace: &Namespace, rule: &str) -> Result<(), String> {
-    namespace.try_run("nft add table inet loss")?;
-    let chain = "add chain inet loss in { type filter hook input priority 0 ; }";
-    for words in [chain, &format!("add rule inet loss in {rule}")] {
-        let run = || std::process::Command::new("nft").arg(words).status();
-        let status = namespace.enter(run).map_err(|error| error.to_string())?;
-        if !status.success() {
-            return Err(format!("nft {words}: {status}"));
-        }
-    }
-    Ok(())
 }
 
 #[test]
@@ -139,7 +122,7 @@ fn resets_are_as_many_as_the_kernel_counts() {
 #[test]
 fn drops_by_netfilter_are_reported_and_retransmissions_match_nstat() {
     let pair = need!(Pair::new());
-    need!(nft(&pair.server, "tcp dport 81 drop"));
+    need!(nft(&pair.server, INPUT, "tcp dport 81 drop"));
     let drops = start(
         &pair.server,
         &["--only", "drop", "--reason", "netfilter_drop"],
@@ -187,7 +170,7 @@ fn data_that_is_sent_again_counts_by_segment() {
         .enter(|| TcpStream::connect((SERVER4, 82)).unwrap());
     let (server, _) = listener.accept().unwrap();
     setsockopt(&client.as_fd(), sockopt::TcpNoDelay, &true).unwrap();
-    need!(nft(&pair.server, "tcp dport 82 drop"));
+    need!(nft(&pair.server, INPUT, "tcp dport 82 drop"));
     client.write_all(&vec![7; 20_000]).unwrap();
     wait_for("data to be sent again", || {
         (counter(&pair.client, "TcpRetransSegs") >= 2).then_some(())
@@ -212,7 +195,11 @@ fn data_that_is_sent_again_counts_by_segment() {
 fn retransmissions_on_a_lossy_link_are_those_that_nstat_counts() {
     let pair = need!(Pair::new());
     // The IP identification differs when the segment is sent again.
-    need!(nft(&pair.server, "tcp dport 83 ip id and 3 == 0 drop"));
+    need!(nft(
+        &pair.server,
+        INPUT,
+        "tcp dport 83 ip id and 3 == 0 drop"
+    ));
     let tool = start(&pair.client, &["--only", "retransmit"]);
     let listener = pair
         .server
