@@ -14,16 +14,14 @@ mod oracle;
 mod oracle_corpus;
 mod oracle_files;
 mod oracle_rules;
-#[path = "programs/parity.rs"]
-mod parity;
 mod tcpdump;
 
 use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::need;
+use oracle::parity::{Ending, LONGEST_FRAME, check_records, check_refused, for_each};
 use oracle::{Link, capture, corpus};
-use parity::{Ending, LONGEST_FRAME, check_records, check_refused, for_each};
 
 /// How the reading of a capture can end: at its end, at some place in it, or before its first
 /// frame.

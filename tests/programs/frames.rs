@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use super::crafted;
-use super::parity::{
+use crate::oracle::capture;
+use crate::oracle::frames::{Ipv4, Ipv6, Random, Segment, frame_for_link, on_link};
+use crate::oracle::parity::{
     self, COUNT_XDP, CaptureFile, Ending, MONITOR, PROGRAMS, check_frames, check_records, event,
     hex, payload, seed, times,
 };
-use crate::oracle::capture;
-use crate::oracle::frames::{Ipv4, Ipv6, Random, Segment, frame_for_link, on_link};
 use crate::oracle::pcap_write::{Order, PcapNg};
 use crate::oracle::{Link, judge};
 
