@@ -14,22 +14,24 @@ mod oracle;
 mod oracle_corpus;
 mod oracle_files;
 mod oracle_rules;
-#[path = "programs/parity.rs"]
-mod parity;
 mod tcpdump;
 
 use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::need;
+use oracle::parity::{Ending, LONGEST_FRAME, check_records, check_refused, for_each};
 use oracle::{Link, capture, corpus};
-use parity::{Ending, LONGEST_FRAME, check_records, check_refused, for_each};
 
-/// How the reading of a capture can end: at its end, at some place in it, or before its first
-/// frame.
-const WHOLE: usize = 0;
-const PARTIAL: usize = 1;
-const REFUSED: usize = 2;
+/// How the reading of a capture ends.
+#[derive(Clone, Copy)]
+enum End {
+    Whole,
+    /// At some place in it.
+    Partial,
+    /// Before its first frame.
+    Refused,
+}
 
 #[test]
 fn every_capture_of_tcpdump_and_tcpflow_is_judged_as_by_the_oracle() {
@@ -52,28 +54,28 @@ fn every_capture_of_tcpdump_and_tcpflow_is_judged_as_by_the_oracle() {
                 if is_pcapng {
                     let ending = Ending::Error(1, &complaint);
                     check_records(&name, path, &capture.records[..at], 0, ending);
-                    PARTIAL
+                    End::Partial
                 } else {
                     check_refused(path, &complaint);
-                    REFUSED
+                    End::Refused
                 }
             }
             (Some(at), _) => {
                 let ending = Ending::Error(1, "over the limit of 262144");
                 check_records(&name, path, &capture.records[..at], 0, ending);
-                PARTIAL
+                End::Partial
             }
             (None, Err(_)) => {
                 let ending = Ending::Error(1, " at byte ");
                 check_records(&name, path, &capture.records, 0, ending);
-                PARTIAL
+                End::Partial
             }
             (None, Ok(())) => {
                 check_records(&name, path, &capture.records, 0, Ending::EndOfFile);
-                WHOLE
+                End::Whole
             }
         };
-        ends[end].fetch_add(1, Ordering::Relaxed);
+        ends[end as usize].fetch_add(1, Ordering::Relaxed);
     });
     let [whole, partial, refused] = ends.map(AtomicU32::into_inner);
     eprintln!("{whole} captures read to their end, {partial} up to a place, {refused} refused");

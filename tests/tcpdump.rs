@@ -10,8 +10,8 @@ use jiff::Timestamp;
 
 use crate::common::need;
 use crate::oracle::frames::Random;
+use crate::oracle::parity::{COUNT, CaptureFile, FLOWS, MONITOR, for_each};
 use crate::oracle::{Link, capture, corpus, judge};
-use crate::parity::{COUNT, CaptureFile, FLOWS, MONITOR, for_each};
 
 /// Expressions that people write, and corners of the language.
 const PICKED: [&str; 82] = [

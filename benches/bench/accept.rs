@@ -3,17 +3,16 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use libbpf_rs::Object;
 
 use crate::Effort;
 use crate::connect::connect;
-use crate::plain::{self, LIVE_FRAMES, test_run};
+use crate::plain;
 use crate::report::{bound, table, target};
 use crate::stat::Stat;
-use crate::world::{Contender, Ready, Tool, World, pin, syn};
+use crate::world::{Contender, Ready, Tool, World, syn};
 
 /// Empty programs at the hooks of accept-trace.
 const EMPTY: &str = "empty programs at the same hooks";
@@ -119,8 +118,8 @@ fn accepted(effort: Effort) -> Result<bool> {
 
 fn refused(effort: Effort, world: &World, plain: &Object) -> Result<bool> {
     let sender = plain::numbering_sender(plain)?;
-    let count = if effort.short { 100_000 } else { 500_000 };
-    let flood = || flood(world, sender, count);
+    let count: u32 = if effort.short { 100_000 } else { 500_000 };
+    let flood = || world.flood_of(refused_syn(), sender, count.into(), None);
     let (mut rows, mut within) = (Vec::new(), true);
     flood()?;
     for (contender, limits) in &REFUSED {
@@ -157,21 +156,14 @@ fn refused(effort: Effort, world: &World, plain: &Object) -> Result<bool> {
     Ok(within)
 }
 
-/// Sends SYNs, each of which is an attempt of its own and is refused; returns how long it took.
-fn flood(world: &World, sender: i32, count: u32) -> Result<Duration> {
-    world.sender.enter(|| {
-        pin(0)?;
-        let mut frame = syn();
-        let index = nix::net::if_::if_nametoindex("s0")?;
-        frame[56..60].copy_from_slice(&index.to_ne_bytes());
-        // The sender makes the acknowledgement number the complement of the sequence number, and so
-        // the checksums are always these.
-        frame[24..26].copy_from_slice(&0xeea7_u16.to_be_bytes());
-        frame[50..52].copy_from_slice(&0x0d37_u16.to_be_bytes());
-        let started = Instant::now();
-        test_run(sender, &frame, count, LIVE_FRAMES)?;
-        Ok(started.elapsed())
-    })
+/// A SYN that is refused: both checksums are right.
+fn refused_syn() -> Vec<u8> {
+    let mut frame = syn();
+    // The sender makes the acknowledgement number the complement of the sequence number, and so the
+    // checksums are always these.
+    frame[24..26].copy_from_slice(&0xeea7_u16.to_be_bytes());
+    frame[50..52].copy_from_slice(&0x0d37_u16.to_be_bytes());
+    frame
 }
 
 /// The lines that were lost, as the summary counts them.

@@ -133,8 +133,8 @@ fn attach_all(
 /// The environment variable that says what a child of this process has to attach.
 pub const ATTACHED: &str = "TCPINSPECT_BENCH_ATTACH";
 
-/// The child's part: attaches the programs that `what` names as our commands do, reads their events if
-/// there are any, and says how many there were.
+/// The child's part: attaches the programs that `what` names to tracepoints or interfaces as our commands
+/// do, reads their events if there are any, and says how many there were.
 pub fn attach(what: &str) -> Result<()> {
     let stop = Stop::new(None)?;
     let wait = || {
@@ -196,7 +196,8 @@ pub fn attach(what: &str) -> Result<()> {
         "native" => _xdp = in_xdp(XdpMode::Native)?,
         "generic" => _xdp = in_xdp(XdpMode::Generic)?,
         "tc" => _tc = in_tc("empty_tc")?,
-        _ => _tc = in_tc("plain_tc")?,
+        "events" => _tc = in_tc("plain_tc")?,
+        _ => bail!("{what:?} can't be attached"),
     }
     eprintln!("attached: {what}");
     while stop.reason().is_none() {

@@ -10,9 +10,10 @@ use crate::Effort;
 use crate::capture_file::{self, FLAGS, SPORT};
 use crate::chart::Bar;
 use crate::common::frames::{ACK, SYN};
+use crate::common::tool::binary;
 use crate::report::{bars, bound, table, target};
 use crate::stat::Stat;
-use crate::world::{installed, tcpinspect};
+use crate::world::installed;
 
 /// Connections of the file. One in [`SYN_EVERY`] of its frames is a SYN.
 const CONNECTIONS: u32 = 1000;
@@ -39,7 +40,7 @@ pub fn run(effort: Effort) -> Result<bool> {
     let mut commands: Vec<(&str, Command)> = OURS
         .iter()
         .map(|(name, words)| {
-            let mut command = Command::new(tcpinspect());
+            let mut command = Command::new(binary());
             command.args(*words).arg("-q").arg("-r").arg(&file);
             (*name, command)
         })

@@ -16,10 +16,11 @@ use crate::Effort;
 use crate::capture_file::{self, FLAGS, SADDR};
 use crate::common::bpf::leave_out;
 use crate::common::frames::{ACK, SYN};
+use crate::common::tool::binary;
 use crate::program::{REPEAT, run_for, set_flows};
 use crate::report::table;
 use crate::stat::Stat;
-use crate::world::{pin, syn, tcpinspect};
+use crate::world::{pin, syn};
 
 /// How many keys or flows there are.
 const SIZES: [u32; 4] = [1000, 10_000, 100_000, 1_000_000];
@@ -95,7 +96,7 @@ fn cpu(words: &[&str], file: &Path) -> Result<f64> {
         Ok((usage.user_time() + usage.system_time()).num_nanoseconds())
     };
     let before = used()?;
-    let mut command = Command::new(tcpinspect());
+    let mut command = Command::new(binary());
     command.args(words).arg("-q").arg("-r").arg(file);
     let ended = command
         .stdout(Stdio::null())

@@ -5,10 +5,11 @@ use std::process::Stdio;
 use anyhow::{Context, Result};
 
 use crate::Effort;
+use crate::common::tool::binary;
 use crate::plain;
 use crate::report::{bars, bound, table, target};
 use crate::stat::Stat;
-use crate::world::{Contender, Ready, Tool, World, tcpinspect};
+use crate::world::{Contender, Ready, Tool, World};
 
 /// The size of the event buffer in MiB. Its pages count as resident memory once they have been used.
 const EVENT_BUFFER_MIB: f64 = 4.0;
@@ -63,7 +64,7 @@ pub fn run(effort: Effort) -> Result<bool> {
         .partition(|it| !it.times.is_empty());
     let results = started.into_iter().map(Started::of).collect::<Vec<_>>();
     show(&results, &absent);
-    let size = std::fs::metadata(tcpinspect())?.len() as f64 / 1e6;
+    let size = std::fs::metadata(binary())?.len() as f64 / 1e6;
     table("The binary", &["MB"], &[vec![format!("{size:.2}")]]);
     judge(&results, size)
 }

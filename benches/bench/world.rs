@@ -11,6 +11,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::chart::Bar;
+use crate::common::tool::binary;
 use crate::common::{Namespace, status_kib};
 use crate::plain::{ATTACHED, LIVE_FRAMES, test_run};
 use crate::stat::Stat;
@@ -337,7 +338,7 @@ impl Contender {
         let program = words.next().unwrap_or_default();
         Ok(match program {
             "tcpinspect" => {
-                let mut command = Command::new(tcpinspect());
+                let mut command = Command::new(binary());
                 command.args(words);
                 command
             }
@@ -360,14 +361,6 @@ impl Contender {
         (!["tcpinspect", "attach"].contains(&program) && !installed(program))
             .then_some("not installed")
     }
-}
-
-/// The binary that is measured.
-pub fn tcpinspect() -> PathBuf {
-    std::env::var_os("TCPINSPECT_BIN").map_or_else(
-        || PathBuf::from(env!("CARGO_BIN_EXE_tcpinspect")),
-        PathBuf::from,
-    )
 }
 
 /// Whether a peer is installed.

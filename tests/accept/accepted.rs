@@ -8,9 +8,10 @@ use std::time::Duration;
 use nix::sys::socket::{MsgFlags, SockFlag, SockaddrStorage, bind, send as send_data};
 
 use super::{
-    Growth, NOBODY, Trace, acknowledge, assert_fate, half_open, listener, local, segment, send,
-    server, with_neighbour,
+    NOBODY, Trace, acknowledge, assert_fate, half_open, listener, local, segment, send, server,
+    with_neighbour,
 };
+use crate::common::net::Growth;
 use crate::common::raw::RawSocket;
 use crate::common::{CLIENT4, Namespace, Pair, need};
 use crate::connect::sockets::{connect_to, reset_on_close, tcp};

@@ -2,7 +2,8 @@
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
-use super::{Trace, begin, local, nft};
+use super::{Trace, begin, local};
+use crate::common::net::nft;
 use crate::common::{Namespace, Tool, need};
 
 /// Two that are accepted, at different ports, and two that are refused.

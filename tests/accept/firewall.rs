@@ -2,7 +2,8 @@
 
 use std::net::{TcpListener, TcpStream};
 
-use super::{Growth, Trace, assert_fate, begin, listener, local, nft, segment, send, server};
+use super::{Trace, assert_fate, begin, listener, local, segment, send, server};
+use crate::common::net::{Growth, nft};
 use crate::common::{CLIENT4, Namespace, Pair, SERVER6, need};
 
 #[test]

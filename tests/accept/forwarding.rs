@@ -3,11 +3,12 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use super::{Growth, Trace, assert_fate, begin, listener, nft, server};
+use super::{Trace, assert_fate, begin, listener, server};
 use crate::common::bpf::has_tcx;
 use crate::common::frames::{SYN, Segment, tcp_between};
+use crate::common::net::{Growth, nft};
 use crate::common::raw::Tun;
-use crate::common::{Namespace, Pair, SERVER4, need, release};
+use crate::common::{Namespace, Pair, SERVER4, need, since};
 
 /// A pair whose server is the router between the client and a third namespace.
 fn router() -> Result<(Pair, Namespace), String> {
@@ -220,11 +221,7 @@ fn attempts_for_a_namespace_behind_a_macvlan_interface_are_forwarded() {
 
 #[test]
 fn an_attempt_that_another_namespace_answers_with_a_syn_cookie_is_forwarded() {
-    need!(
-        (release() >= (6, 2))
-            .then_some(())
-            .ok_or("the kernel is older than 6.2")
-    );
+    need!(since((6, 2), "the namespace of a SYN cookie is not shown"));
     let (pair, inner) = (need!(Pair::new()), need!(Namespace::new()));
     need!(pair.server.try_run(&format!(
         "ip link add link vs name vm netns {} type macvlan mode bridge",

@@ -17,12 +17,11 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 pub use traffic::{
-    NOBODY, acknowledge, begin, half_open, late_ack, local, nft, segment, send, server,
-    with_neighbour,
+    NOBODY, acknowledge, begin, half_open, late_ack, local, segment, send, server, with_neighbour,
 };
 
 use crate::common::net::listener;
-use crate::common::{Namespace, Output, Tool, wait_for};
+use crate::common::{Namespace, Output, Tool};
 
 /// A running accept-trace.
 struct Trace {
@@ -126,49 +125,5 @@ fn assert_fate(line: &Value, fate: &str, reason: Option<&str>, from: Option<&str
     assert_eq!(line["reason"], serde_json::json!(reason), "{line}");
     if let Some(from) = from {
         assert_eq!(line["reason_from"], from, "{line}");
-    }
-}
-
-/// A counter of the namespace, as nstat names it.
-fn counter(namespace: &Namespace, name: &str) -> u64 {
-    namespace.enter(|| {
-        let (group, name) = match name.split_at_checked(6) {
-            Some(("TcpExt", rest)) => ("TcpExt:", rest),
-            _ => ("Tcp:", name.strip_prefix("Tcp").unwrap_or(name)),
-        };
-        let text = ["netstat", "snmp"]
-            .map(|file| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap())
-            .concat();
-        let mut lines = text.lines().filter(|line| line.starts_with(group));
-        let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
-        let at = names.split(' ').position(|it| it == name);
-        let at = at.unwrap_or_else(|| panic!("no {name}: {names}"));
-        values.split(' ').nth(at).unwrap().parse().unwrap()
-    })
-}
-
-/// How much a counter has grown.
-pub struct Growth<'a> {
-    namespace: &'a Namespace,
-    name: &'a str,
-    before: u64,
-}
-
-impl<'a> Growth<'a> {
-    pub fn of(namespace: &'a Namespace, name: &'a str) -> Self {
-        let before = counter(namespace, name);
-        Self {
-            namespace,
-            name,
-            before,
-        }
-    }
-
-    pub fn now(&self) -> u64 {
-        counter(self.namespace, self.name) - self.before
-    }
-
-    pub fn reaches(&self, least: u64) {
-        wait_for(self.name, || (self.now() >= least).then_some(()));
     }
 }

@@ -8,10 +8,10 @@ use nix::sys::socket::{
 };
 
 use super::{
-    Growth, NOBODY, Trace, acknowledge, assert_fate, begin, half_open, late_ack, listener, local,
-    nft, segment, send, server, with_neighbour,
+    NOBODY, Trace, acknowledge, assert_fate, begin, half_open, late_ack, listener, local, segment,
+    send, server, with_neighbour,
 };
-use crate::common::net::shared_listener;
+use crate::common::net::{Growth, nft, shared_listener};
 use crate::common::raw::RawSocket;
 use crate::common::{Namespace, Pair, Tool, holder, need};
 use crate::connect::sockets::tcp;

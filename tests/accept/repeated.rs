@@ -5,12 +5,10 @@ use std::os::fd::OwnedFd;
 
 use serde_json::json;
 
-use super::{
-    Growth, NOBODY, Trace, assert_fate, begin, late_ack, listener, nft, segment, send,
-    with_neighbour,
-};
+use super::{NOBODY, Trace, assert_fate, begin, late_ack, listener, segment, send, with_neighbour};
+use crate::common::net::{Growth, nft};
 use crate::common::raw::RawSocket;
-use crate::common::{Namespace, Pair, SERVER4, Tool, need, release};
+use crate::common::{Namespace, Pair, SERVER4, Tool, need, since};
 
 const PORT: u16 = 8601;
 
@@ -54,10 +52,7 @@ fn counts_by_key_keep_the_first_fate_of_an_attempt() {
 
 #[test]
 fn a_valid_syn_cookie_that_finds_no_room_is_not_reported_as_no_listener() {
-    // Older kernels give no reason for this.
-    if release() < (6, 18) {
-        return;
-    }
+    need!(since((6, 18), "this drop has no reason"));
     let pair = need!(Pair::new());
     with_neighbour(&pair);
     pair.server.sysctl("ipv4/tcp_syncookies", "2");

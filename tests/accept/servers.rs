@@ -11,9 +11,9 @@ use nix::libc;
 use nix::sys::socket::{Backlog, SockFlag, SockaddrIn, bind, listen, setsockopt, sockopt};
 
 use super::{
-    Fates, Growth, NOBODY, Trace, assert_fate, begin, listener, nft, segment, send, server,
-    with_neighbour,
+    Fates, NOBODY, Trace, assert_fate, begin, listener, segment, send, server, with_neighbour,
 };
+use crate::common::net::{Growth, nft};
 use crate::common::{Namespace, Pair, SERVER4, Tool, need};
 use crate::connect::sockets::{
     accept, connect_to, fast_open, multipath, multipath_connected, multipath_listener, owned,

@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 
 use nix::sys::socket::SockFlag;
 
-use super::Growth;
 use crate::common::frames::{Segment, ethernet_ip, tcp_between};
+use crate::common::net::Growth;
 use crate::common::raw::RawSocket;
 use crate::common::{Namespace, Pair, SERVER4};
 use crate::connect::sockets::{connect_to, tcp};
@@ -99,19 +99,4 @@ pub fn late_ack(pair: &Pair, port: u16) {
         .enter(|| TcpStream::connect(server(port)).unwrap());
     established.reaches(1);
     acknowledge(pair, port, seq.wrapping_add(1));
-}
-
-pub fn nft(namespace: &Namespace, hook: &str, rule: &str) -> Result<(), String> {
-    namespace.try_run("nft add table inet t")?;
-    namespace.enter(|| {
-        let chain = format!("add chain inet t c {{ {hook} ; }}");
-        for command in [chain, format!("add rule inet t c {rule}")] {
-            let status = std::process::Command::new("nft").arg(&command).status();
-            let status = status.map_err(|error| error.to_string())?;
-            if !status.success() {
-                return Err(format!("nft {command}: {status}"));
-            }
-        }
-        Ok(())
-    })
 }

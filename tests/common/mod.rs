@@ -148,6 +148,29 @@ pub fn status_kib(pid: impl Display, name: &str) -> Option<u64> {
     line?.trim().strip_suffix(" kB")?.parse().ok()
 }
 
+/// Whether the kernel has at least this version.
+///
+/// # Errors
+/// It is older; `what` says what is so before that version.
+pub fn since((major, minor): (u32, u32), what: &str) -> Result<(), String> {
+    if release() < (major, minor) {
+        return Err(format!("before Linux {major}.{minor} {what}"));
+    }
+    Ok(())
+}
+
+/// Whether the kernel has an enumerator of this name, by its type information. Some kernels have reasons
+/// of drops that their version does not promise.
+pub fn has_enumerator(name: &str) -> bool {
+    let types = fs::read("/sys/kernel/btf/vmlinux").unwrap();
+    String::from_utf8_lossy(&types).contains(&format!("\0{name}\0"))
+}
+
+/// Whether the kernel can give this reason for a drop, by its name in the output.
+pub fn has_drop_reason(name: &str) -> bool {
+    has_enumerator(&format!("SKB_DROP_REASON_{}", name.to_uppercase()))
+}
+
 /// The version of the kernel.
 pub fn release() -> (u32, u32) {
     let release = nix::sys::utsname::uname().unwrap();

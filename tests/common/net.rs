@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 
@@ -252,4 +253,70 @@ impl Pair {
             }
         });
     }
+}
+
+/// A counter of the namespace, as nstat names it.
+pub fn counter(namespace: &Namespace, name: &str) -> u64 {
+    namespace.enter(|| {
+        let (group, name) = match name.split_at_checked(6) {
+            Some(("TcpExt", rest)) => ("TcpExt:", rest),
+            _ => ("Tcp:", name.strip_prefix("Tcp").unwrap_or(name)),
+        };
+        let text = ["netstat", "snmp"]
+            .map(|file| fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap())
+            .concat();
+        let mut lines = text.lines().filter(|line| line.starts_with(group));
+        let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+        let at = names.split(' ').position(|it| it == name);
+        let at = at.unwrap_or_else(|| panic!("no {name}: {names}"));
+        values.split(' ').nth(at).unwrap().parse().unwrap()
+    })
+}
+
+/// How much a counter has grown.
+pub struct Growth<'a> {
+    namespace: &'a Namespace,
+    name: &'a str,
+    before: u64,
+}
+
+impl<'a> Growth<'a> {
+    /// Begins to watch it, with the name that nstat has.
+    pub fn of(namespace: &'a Namespace, name: &'a str) -> Self {
+        let before = counter(namespace, name);
+        Self {
+            namespace,
+            name,
+            before,
+        }
+    }
+
+    /// The growth so far.
+    pub fn now(&self) -> u64 {
+        counter(self.namespace, self.name) - self.before
+    }
+
+    /// Waits until it has grown by this much.
+    pub fn reaches(&self, least: u64) {
+        super::wait_for(self.name, || (self.now() >= least).then_some(()));
+    }
+}
+
+/// Adds a rule of nftables to a new chain at a hook, such as `type filter hook input priority 0`.
+///
+/// # Errors
+/// There is no nft, or the kernel lacks something.
+pub fn nft(namespace: &Namespace, hook: &str, rule: &str) -> Result<(), String> {
+    namespace.try_run("nft add table inet t")?;
+    namespace.enter(|| {
+        let chain = format!("add chain inet t c {{ {hook} ; }}");
+        for command in [chain, format!("add rule inet t c {rule}")] {
+            let status = Command::new("nft").arg(&command).status();
+            let status = status.map_err(|error| error.to_string())?;
+            if !status.success() {
+                return Err(format!("nft {command}: {status}"));
+            }
+        }
+        Ok(())
+    })
 }

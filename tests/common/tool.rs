@@ -67,6 +67,20 @@ impl PublicBinary {
     }
 }
 
+/// All commands that ask for privileges, but exporter. Those that watch packets do so at `vs` of a
+/// [`Pair`](super::Pair).
+pub const COMMANDS: [&str; 9] = [
+    "syn-count vs -I 0.05 --mode native",
+    "syn-count vs -I 0.05 --mode generic",
+    "syn-count vs -I 0.05 --mode tc --by saddr",
+    "port-monitor vs",
+    "flows vs",
+    "connect-trace --dst 10.77.0.0/16",
+    "accept-trace vs",
+    "loss-trace vs -p 80 --only drop",
+    "listeners -I 0.05",
+];
+
 /// All capabilities that the tool ever needs.
 pub const ENOUGH: [Capability; 3] = [
     Capability::CAP_BPF,

@@ -1,6 +1,5 @@
 //! Attempts that fail, each for its reason.
 
-use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::thread;
@@ -380,7 +379,7 @@ fn an_icmp_error_is_the_reason_of_the_failure() {
 }
 
 #[test]
-fn a_process_name_can_neither_forge_a_line_nor_control_the_terminal() {
+fn no_process_name_can_forge_a_line_of_json() {
     let namespace = need!(Namespace::new());
     for backend in backends!() {
         let trace = Trace::start(&namespace, backend, &[]);
@@ -399,5 +398,4 @@ fn a_process_name_can_neither_forge_a_line_nor_control_the_terminal() {
         assert!(comm.starts_with("\u{1b}[2J\n\"}"), "{attempt}");
         assert!(comm.ends_with("\\x"), "{attempt}");
     }
-    assert!(fs::metadata("/proc/self/comm").is_ok());
 }

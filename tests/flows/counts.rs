@@ -1,6 +1,7 @@
 //! flows: packets, bytes and retransmissions are those that the kernel has counted.
 
 use super::*;
+use crate::common::net::counter;
 
 /// Turns the offloads of both ends on or off.
 fn set_offloads(pair: &Pair, to: &str) -> Result<(), String> {
@@ -78,7 +79,7 @@ fn bytes_are_exact_and_packets_are_segments_with_offloads_and_without() {
 
 /// The resets that a namespace has sent.
 fn resets_sent(namespace: &Namespace) -> u64 {
-    tcp_counter(namespace, "OutRsts")
+    counter(namespace, "TcpOutRsts")
 }
 
 #[test]
@@ -135,7 +136,7 @@ fn retransmitted_segments_are_those_that_the_kernel_has_counted() {
     for offloads in ["on", "off"] {
         need!(set_offloads(&pair, offloads));
         let tool = Tool::start_in(&pair.client, &["flows", "vc", "--json"]);
-        let before = tcp_counter(&pair.client, "RetransSegs");
+        let before = counter(&pair.client, "TcpRetransSegs");
         let [stream, _] = transferred(
             &pair.client,
             &pair.server,
@@ -145,7 +146,7 @@ fn retransmitted_segments_are_those_that_the_kernel_has_counted() {
         // tcpi_total_retrans, which `ss -ti` shows as the second number of `retrans`.
         let of_socket = four(&tcp_info(&stream), 100);
         let line = flow_of(&tool, stream.local_addr().unwrap().port());
-        let of_namespace = tcp_counter(&pair.client, "RetransSegs") - before;
+        let of_namespace = counter(&pair.client, "TcpRetransSegs") - before;
         assert_eq!(of_socket, of_namespace);
         // The SYN and the FIN carry no data, and may have been lost too.
         let sent = line["orig_retransmits"].as_u64().unwrap();

@@ -25,8 +25,7 @@ use crate::common::frames::{ACK, FIN, PSH, RST, SYN, syn_frame};
 use crate::common::raw::RawSocket;
 use crate::common::tool::{ENOUGH, PublicBinary, as_nobody, check_account, command_of, parse};
 use crate::common::{
-    CLIENT4, Namespace, Pair, Reaped, SERVER4, SERVER6, Tool, command, is_guest, need, quick,
-    release,
+    CLIENT4, Namespace, Pair, Reaped, SERVER4, SERVER6, Tool, command, is_guest, need, quick, since,
 };
 use crate::flow_model::Record;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -209,22 +208,9 @@ fn flow_of(tool: &Tool, port: u16) -> Value {
     tool.json(&format!("of port {port}"), |line| line["sport"] == port)
 }
 
-/// A counter of a namespace, as `nstat` shows it.
-fn tcp_counter(namespace: &Namespace, name: &str) -> u64 {
-    let text = namespace.enter(|| fs::read_to_string("/proc/thread-self/net/snmp").unwrap());
-    let mut lines = text.lines().filter(|line| line.starts_with("Tcp:"));
-    let names = lines.next().unwrap().split_whitespace();
-    let mut values = names.zip(lines.next().unwrap().split_whitespace());
-    let (_, value) = values.find(|(found, _)| *found == name).unwrap();
-    value.parse().unwrap()
-}
-
 /// Whether programs that read sockets may lock flows, which Linux 5.10 does not allow.
 fn has_socket_programs() -> Result<(), String> {
-    let (major, minor) = release();
-    ((major, minor) >= (5, 11)).then_some(()).ok_or(format!(
-        "Linux {major}.{minor} has no locks for programs that read sockets"
-    ))
+    since((5, 11), "programs that read sockets can't take locks")
 }
 
 /// A packet that is sent a millisecond after the previous one.

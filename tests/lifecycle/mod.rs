@@ -31,7 +31,8 @@ fn linked() -> Vec<&'static [&'static str]> {
 }
 
 fn is_tc(args: &[&str]) -> bool {
-    matches!(args[0], "port-monitor" | "flows") || args.contains(&"tc")
+    let is_always = ["port-monitor", "flows", "accept-trace", "loss-trace"];
+    is_always.contains(&args[0]) || args.contains(&"tc")
 }
 
 /// Sends a datagram through the pair. Returns whether it arrives.

@@ -7,15 +7,20 @@ use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use crate::accept::{Growth, NOBODY, segment, send, with_neighbour};
+use crate::accept::{NOBODY, segment, send, with_neighbour};
 use crate::common::frames::{SYN, syn_frame};
-use crate::common::net::{CLIENT4, SERVER4};
+use crate::common::net::{CLIENT4, Growth, SERVER4, counter, nft};
 use crate::common::raw::RawSocket;
-use crate::common::{Namespace, Output, Pair, Tool, command, need, release, wait_for};
+use crate::common::{
+    Namespace, Output, Pair, Tool, command, has_drop_reason, has_enumerator, need, since, wait_for,
+};
 use crate::connect::sockets::set_int;
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
+
+/// The hook of nftables for what this host receives.
+const INPUT: &str = "type filter hook input priority 0";
 
 /// Starts loss-trace in a namespace, for that namespace alone.
 fn start(namespace: &Namespace, args: &[&str]) -> Tool {
@@ -25,35 +30,21 @@ fn start(namespace: &Namespace, args: &[&str]) -> Tool {
     Tool::start(&all)
 }
 
-/// A counter of the kernel since the namespace was made.
-fn counter(namespace: &Namespace, name: &str) -> u64 {
-    let text = namespace.run(&format!("nstat -asz {name}"));
-    let line = text.lines().find(|line| line.starts_with(name)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 fn segments(output: &Output) -> u64 {
     let lines = output.events("retransmit").into_iter();
     lines.map(|line| line["segments"].as_u64().unwrap()).sum()
 }
 
-/// Whether the kernel gives reasons for "drops" or "resets".
+/// Whether the kernel gives reasons for "drops" or "resets". If it does not, the tool must say so.
 fn has_reasons(tool: &Tool, events: &str) -> bool {
+    let has_reasons = match events {
+        "drops" => has_drop_reason("no_socket"),
+        _ => has_enumerator("SK_RST_REASON_NO_SOCKET"),
+    };
     let notice = format!("gives no reasons for {events}");
-    !tool.errors().iter().any(|line| line.contains(&notice))
-}
-
-fn nft(namespace: &Namespace, rule: &str) -> Result<(), String> {
-    namespace.try_run("nft add table inet loss")?;
-    let chain = "add chain inet loss in { type filter hook input priority 0 ; }";
-    for words in [chain, &format!("add rule inet loss in {rule}")] {
-        let run = || std::process::Command::new("nft").arg(words).status();
-        let status = namespace.enter(run).map_err(|error| error.to_string())?;
-        if !status.success() {
-            return Err(format!("nft {words}: {status}"));
-        }
-    }
-    Ok(())
+    let is_missing = tool.errors().iter().any(|line| line.contains(&notice));
+    assert_eq!(is_missing, !has_reasons, "{:#?}", tool.errors());
+    has_reasons
 }
 
 #[test]
@@ -76,12 +67,12 @@ fn a_syn_to_a_closed_port_is_dropped_and_reset_for_the_same_reason() {
             (&"syn".into(), &0.into())
         );
         assert_eq!(drop["netns"], pair.server.inode());
-        if has_reason {
-            assert_eq!(
-                (&drop["reason"], &drop["reason_from"]),
-                (&"no_socket".into(), &"kernel".into())
-            );
-        }
+        let expected = match has_reason {
+            true => (Some("no_socket"), Some("kernel")),
+            false => (None, Some("unknown")),
+        };
+        let reported = (drop["reason"].as_str(), drop["reason_from"].as_str());
+        assert_eq!(reported, expected, "{drop}");
         assert!(drop["pid"].is_null(), "nobody listens: {drop}");
     }
 }
@@ -123,16 +114,15 @@ fn resets_are_as_many_as_the_kernel_counts() {
     let resets = sent.events("reset");
     let mut refusals = resets.iter().filter(|line| line["sport"] == 9);
     assert!(refusals.all(|line| line["iface"] == "vs"), "{resets:#?}");
-    if has_reason {
-        let reasons = resets.iter().map(|line| line["reason"].as_str());
-        assert_eq!(reasons.collect::<Vec<_>>()[..2], [Some("no_socket"); 2]);
-    }
+    let reasons = resets.iter().map(|line| line["reason"].as_str());
+    let expected = has_reason.then_some("no_socket");
+    assert_eq!(reasons.collect::<Vec<_>>()[..2], [expected; 2]);
 }
 
 #[test]
 fn drops_by_netfilter_are_reported_and_retransmissions_match_nstat() {
     let pair = need!(Pair::new());
-    need!(nft(&pair.server, "tcp dport 81 drop"));
+    need!(nft(&pair.server, INPUT, "tcp dport 81 drop"));
     let drops = start(
         &pair.server,
         &["--only", "drop", "--reason", "netfilter_drop"],
@@ -180,7 +170,7 @@ fn retransmitted_data_counts_by_segment() {
         .enter(|| TcpStream::connect((SERVER4, 82)).unwrap());
     let (server, _) = listener.accept().unwrap();
     setsockopt(&client.as_fd(), sockopt::TcpNoDelay, &true).unwrap();
-    need!(nft(&pair.server, "tcp dport 82 drop"));
+    need!(nft(&pair.server, INPUT, "tcp dport 82 drop"));
     client.write_all(&vec![7; 20_000]).unwrap();
     wait_for("data to be retransmitted", || {
         (counter(&pair.client, "TcpRetransSegs") >= 2).then_some(())
@@ -205,7 +195,11 @@ fn retransmitted_data_counts_by_segment() {
 fn retransmissions_on_a_lossy_link_are_those_that_nstat_counts() {
     let pair = need!(Pair::new());
     // The IP identification of a retransmitted segment differs.
-    need!(nft(&pair.server, "tcp dport 83 ip id and 3 == 0 drop"));
+    need!(nft(
+        &pair.server,
+        INPUT,
+        "tcp dport 83 ip id and 3 == 0 drop"
+    ));
     let tool = start(&pair.client, &["--only", "retransmit"]);
     let listener = pair
         .server
@@ -323,10 +317,7 @@ fn resets_of_connections_are_those_that_the_kernel_counts() {
 
 #[test]
 fn segments_that_a_closing_connection_accepts_are_not_drops() {
-    // Older kernels do not show the socket of a segment that is freed.
-    if release() < (6, 11) {
-        return;
-    }
+    need!(since((6, 11), "the socket of a freed segment is not shown"));
     let pair = need!(Pair::new());
     let tools = [&["-p", "9,86"][..], &["-p", "9,86", "--all"]];
     let tools = tools.map(|args| start(&pair.server, args));
@@ -363,11 +354,8 @@ fn segments_that_a_closing_connection_accepts_are_not_drops() {
 
 #[test]
 fn segments_that_a_half_open_connection_does_not_need_are_not_drops() {
-    // On older kernels, segments of this kind that are really dropped have no reason either, so
-    // nothing tells them apart.
-    if release() < (6, 18) {
-        return;
-    }
+    // Nor have other segments of this kind that are really dropped, so nothing tells them apart.
+    need!(since((6, 18), "this drop has no reason"));
     let pair = need!(Pair::new());
     with_neighbour(&pair);
     let tools = [

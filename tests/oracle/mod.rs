@@ -17,6 +17,7 @@
 pub mod capture;
 pub mod corpus;
 pub mod frames;
+pub mod parity;
 mod parse;
 pub mod pcap_write;
 

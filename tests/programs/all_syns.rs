@@ -8,9 +8,9 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use tcpinspect::skel::PacketSkel;
 use tcpinspect::skel::syn_count::SynCountSkelBuilder;
 
-use super::parity::{seed, times};
 use crate::common::bpf::leave_out;
 use crate::oracle::frames::frame_for;
+use crate::oracle::parity::{seed, times};
 use crate::oracle::{Link, Verdict, judge};
 
 /// Lengths of frames that a test run takes on all kernels without padding: see src/run/replay.rs.

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::parity::{COUNT, COUNT_XDP, CaptureFile, MONITOR, MONITOR_PERF, rfc3339, seed};
 use crate::common::Output;
 use crate::oracle::frames::{Random, Segment, on_link, tcp_between};
+use crate::oracle::parity::{COUNT, COUNT_XDP, CaptureFile, MONITOR, MONITOR_PERF, rfc3339, seed};
 use crate::oracle::{Link, judge, pcap_write};
 
 const MS: u64 = 1_000_000;

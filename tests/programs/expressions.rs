@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use super::filters::{PORTS, some_frames};
-use super::parity::{COUNT_TC, COUNT_XDP, CaptureFile, MONITOR, event, for_each, times};
 use crate::oracle::frames::{Ipv4, Random, Segment, on_link, service_vlan, vlan};
+use crate::oracle::parity::{COUNT_TC, COUNT_XDP, CaptureFile, MONITOR, event, for_each, times};
 use crate::oracle::{Link, Tcp, is_syn, judge};
 
 /// An expression, and a function that says whether a packet, in this frame, matches it.

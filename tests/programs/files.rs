@@ -7,12 +7,12 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 
 use super::crafted;
-use super::parity::{
-    CaptureFile, LONGEST_FRAME, MONITOR, PROGRAMS, check_complaint, check_refused, for_each, replay,
-};
 use crate::common::Output;
 use crate::oracle::Link;
 use crate::oracle::frames::{Ipv4, Segment, on_link};
+use crate::oracle::parity::{
+    CaptureFile, LONGEST_FRAME, MONITOR, PROGRAMS, check_complaint, check_refused, for_each, replay,
+};
 use crate::oracle::pcap_write::{Frame, Order, Pcap, PcapNg, Unit, pcap};
 
 fn syn() -> Vec<u8> {

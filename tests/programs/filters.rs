@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::crafted;
-use super::parity::{
+use crate::oracle::frames::{Ipv4, Ipv6, Random, Segment, on_link, tcp_between, vlan};
+use crate::oracle::parity::{
     COUNT_TC, COUNT_XDP, CaptureFile, FLAGS, MONITOR, event, for_each, hex, payload, seed, times,
 };
-use crate::oracle::frames::{Ipv4, Ipv6, Random, Segment, on_link, tcp_between, vlan};
 use crate::oracle::{Link, Tcp, is_syn, judge};
 
 /// Addresses that prefixes of every length distinguish.

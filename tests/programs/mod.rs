@@ -8,6 +8,5 @@ mod expressions;
 mod files;
 mod filters;
 mod frames;
-mod parity;
 mod streams;
 mod times;

@@ -11,11 +11,13 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
-use super::parity::{COUNT, COUNT_XDP, CaptureFile, MONITOR, MONITOR_PERF, PROGRAMS, times};
 use crate::common::terminal::terminal;
 use crate::common::{Output, PATIENCE, Tool, command, status_kib, wait_within};
 use crate::oracle::Link;
 use crate::oracle::frames::{Ipv4, Ipv6, Segment, on_link};
+use crate::oracle::parity::{
+    COUNT, COUNT_XDP, CaptureFile, MONITOR, MONITOR_PERF, PROGRAMS, times,
+};
 use crate::oracle::pcap_write::{Frame, Order, Pcap, PcapNg, Unit};
 
 const SECOND: u64 = 1_000_000_000;

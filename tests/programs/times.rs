@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::parity::CaptureFile;
 use crate::common::frames::syn_frame;
 use crate::common::{CLIENT4, Output, SERVER4, Tool, command};
+use crate::oracle::parity::CaptureFile;
 use crate::oracle::pcap_write;
 
 /// 2025-11-24 16:00:00 UTC, and half a second later.

@@ -2,9 +2,12 @@
 
 #![allow(clippy::panic, reason = "in a test a broken assumption has to stop it")]
 
+use std::fs;
+use std::path::Path;
+
 use super::output::{Outcome, Results, excerpt, parse};
 use super::report::{AllowedSkip, Run, merge, render};
-use super::{CORE_PARTS, KERNELS, Mode, PARTS, Turn, parts, turns};
+use super::{ALLOWED_SKIPS, CORE_PARTS, KERNELS, Mode, PARTS, Turn, parts, turns};
 
 const GOOD: &str = "\
 @@ kernel 6.1.0-1-amd64
@@ -234,4 +237,29 @@ fn a_test_that_passes_at_the_second_attempt_is_reported_but_is_no_fault() {
         text.contains("passed at the second attempt:\n  6.1 default: one\n"),
         "{text}"
     );
+}
+
+/// The source text of all tests below a directory, without white space.
+fn sources(directory: &Path) -> String {
+    let entries = fs::read_dir(directory).unwrap_or_else(|error| panic!("{directory:?}: {error}"));
+    let texts = entries.flatten().map(|entry| match entry.path() {
+        path if path.is_dir() => sources(&path),
+        path => fs::read_to_string(path).unwrap_or_default(),
+    });
+    texts
+        .map(|text| text.split_whitespace().collect::<String>())
+        .collect()
+}
+
+#[test]
+fn each_skip_that_is_allowed_is_one_that_a_test_can_give() {
+    let tests = sources(&crate::root().join("tests"));
+    for AllowedSkip { reason, .. } in ALLOWED_SKIPS {
+        // A version is an argument of the function that makes the reason.
+        let wanted = match reason.strip_prefix("before Linux ") {
+            Some(version) => format!("since(({})", version.replace('.', ",")),
+            None => reason.trim_end_matches(": ").replace(' ', ""),
+        };
+        assert!(tests.contains(&wanted), "no test is skipped for {reason:?}");
+    }
 }

@@ -1,10 +1,5 @@
 //! Runs capture files through the tool, and compares the results with those of the oracle.
 
-#![allow(
-    dead_code,
-    reason = "two test targets include this module and neither uses all of it"
-)]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
