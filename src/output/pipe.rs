@@ -14,12 +14,12 @@ use nix::libc::PIPE_BUF;
 
 use crate::sys::pipe::unread;
 
-/// The size that a pipe gets if it is smaller: the most that a process without privileges may ask for
-/// (pipe-max-size in proc(5)).
-const SIZE: i32 = 1 << 20;
+/// The size of a pipe that nobody has changed, on a machine with pages of 4 KiB.
+const DEFAULT: i32 = 1 << 16;
 
-/// How long to wait for a reader before writing little.
-const PAUSE: Duration = Duration::from_micros(200);
+/// The size that such a pipe gets: the most that a process without privileges may ask for (pipe-max-size in
+/// proc(5)).
+const ENLARGED: i32 = 1 << 20;
 
 /// The pipe at stdout.
 pub(super) struct Pipe {
@@ -31,11 +31,11 @@ pub(super) struct Pipe {
 }
 
 impl Pipe {
-    /// Makes the pipe larger where the kernel allows that.
+    /// Makes the pipe larger if it has the default size and the kernel allows that.
     pub(super) fn new(pipe: BorrowedFd<'_>) -> Self {
         let size = fcntl(pipe, FcntlArg::F_GETPIPE_SZ).unwrap_or(0);
-        let size = if size < SIZE {
-            fcntl(pipe, FcntlArg::F_SETPIPE_SZ(SIZE)).unwrap_or(size)
+        let size = if size == DEFAULT {
+            fcntl(pipe, FcntlArg::F_SETPIPE_SZ(ENLARGED)).unwrap_or(size)
         } else {
             size
         };
@@ -46,23 +46,20 @@ impl Pipe {
     /// How many bytes of `lines` to write at once: whole lines that the kernel takes in one piece, so
     /// that a line is never cut, even if others write too or the reader stops.
     pub(super) fn piece(&self, pipe: BorrowedFd<'_>, lines: &[u8]) -> usize {
-        if lines.len() <= PIPE_BUF {
-            return lines.len();
-        }
         let has_room = || unread(pipe).is_ok_and(|bytes| bytes <= self.most);
-        let has_room = has_room() || {
-            thread::sleep(PAUSE);
-            has_room()
-        };
-        whole_lines(
-            lines,
-            if has_room {
-                self.most.max(PIPE_BUF)
-            } else {
-                PIPE_BUF
-            },
-        )
+        let is_small = lines.len().min(self.most) <= PIPE_BUF;
+        if is_small || !(has_room() || pause_until(has_room)) {
+            whole_lines(lines, PIPE_BUF)
+        } else {
+            whole_lines(lines, self.most)
+        }
     }
+}
+
+/// Waits a little for a slow reader. Returns whether there is room then.
+fn pause_until(has_room: impl Fn() -> bool) -> bool {
+    thread::sleep(Duration::from_micros(200));
+    has_room()
 }
 
 /// The length of the whole lines in the first `most` bytes, or of the first line, if it is longer.
