@@ -1,12 +1,14 @@
-//! Looks up names of services and users in files of this host.
+//! Looks up names of services, protocols and users in files of this host.
 //!
-//! libc's `getservbyname` and `getpwnam` load NSS modules: these may use the network, and a static
+//! libc's `getservbyname`, `getprotobyname` and `getpwnam` load NSS modules: these may use the network, and a static
 //! binary can't load them.
 
 use std::io;
 
 /// The file with the names of services.
 pub const SERVICES: &str = "/etc/services";
+/// The file with the names of protocols above IP.
+pub const PROTOCOLS: &str = "/etc/protocols";
 /// The file with the names of users.
 pub const PASSWD: &str = "/etc/passwd";
 
@@ -16,6 +18,14 @@ pub const PASSWD: &str = "/etc/passwd";
 /// The file can't be read.
 pub fn service_port(name: &str) -> io::Result<Option<u16>> {
     Ok(find_service(&read(SERVICES)?, name))
+}
+
+/// The number of a protocol, if the file has it.
+///
+/// # Errors
+/// The file can't be read.
+pub fn protocol_number(name: &str) -> io::Result<Option<u8>> {
+    Ok(find_protocol(&read(PROTOCOLS)?, name))
 }
 
 /// The id of a user, if the file has it.
@@ -37,6 +47,15 @@ fn find_service(text: &str, wanted: &str) -> Option<u16> {
         let (name, port) = (words.next()?, words.next()?);
         let port = port.strip_suffix("/tcp")?.parse().ok()?;
         (name == wanted || words.any(|alias| alias == wanted)).then_some(port)
+    })
+}
+
+/// A line is `name number alias... # comment` (protocols(5)).
+fn find_protocol(text: &str, wanted: &str) -> Option<u8> {
+    text.lines().find_map(|line| {
+        let mut words = line.split('#').next()?.split_whitespace();
+        let (name, number) = (words.next()?, words.next()?.parse().ok()?);
+        (name == wanted || words.any(|alias| alias == wanted)).then_some(number)
     })
 }
 
@@ -72,6 +91,24 @@ mod tests {
             ("toobig", None),
         ] {
             assert_eq!(find_service(services, name), port, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_protocol_is_found_by_name_or_alias() {
+        let protocols = "# Internet protocols\n\
+                         ip\t0\tIP\t\t# internet protocol\n\
+                         #hopopt\t0\tHOPOPT\n\
+                         l2tp\t115\tL2TP\n\
+                         broken\n";
+        for (name, number) in [
+            ("ip", Some(0)),
+            ("L2TP", Some(115)),
+            ("hopopt", None),
+            ("internet", None),
+            ("broken", None),
+        ] {
+            assert_eq!(find_protocol(protocols, name), number, "{name}");
         }
     }
 

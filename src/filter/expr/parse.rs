@@ -770,7 +770,11 @@ impl Parser {
             let ethertype = match name {
                 "ip" => IPV4,
                 "ip6" => IPV6,
-                _ => 0,
+                name if OTHER_PROTOCOLS.contains(&name) => 0,
+                _ => {
+                    let why = format!("'{name}' is not a protocol that has an EtherType");
+                    return Err(Wrong::new(self.since(first), why));
+                }
             };
             return self.proto(q, ethertype, first);
         }
@@ -779,6 +783,10 @@ impl Parser {
         }
         if let Some((_, number)) = IPV6_EXTENSIONS.iter().find(|(known, _)| *known == name) {
             return self.proto(q, *number, first);
+        }
+        if !OTHER_PROTOCOLS.contains(&name) {
+            let number = protocol_number(name, self.since(first))?;
+            return self.proto(q, number.into(), first);
         }
         self.never(
             self.since(first),
@@ -1140,6 +1148,18 @@ fn protocol(word: &str) -> Option<Protocol> {
 
 fn is_extension(number: u32) -> bool {
     IPV6_EXTENSIONS.iter().any(|(_, known)| *known == number)
+}
+
+fn protocol_number(name: &str, at: Range<usize>) -> Outcome<u8> {
+    let file = lookup::PROTOCOLS;
+    match lookup::protocol_number(name) {
+        Ok(Some(number)) => Ok(number),
+        Ok(None) => Err(Wrong::new(at, format!("no protocol '{name}' in {file}"))),
+        Err(error) => Err(Wrong::new(
+            at,
+            format!("'{name}' can't be looked up in {file}: {error}"),
+        )),
+    }
 }
 
 fn service(name: &str, at: Range<usize>) -> Outcome<u16> {

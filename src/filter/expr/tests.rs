@@ -205,6 +205,8 @@ fn an_error_says_which_part_of_the_text_is_wrong() {
         ("arp", "arp", "only TCP"),
         ("udp[8] = 1", "udp[8] = 1", "only TCP"),
         ("ip proto 17", "17", "only TCP"),
+        ("tcp or proto nonsense", "nonsense", "/etc/protocols"),
+        ("tcp or ether proto nonsense", "nonsense", "EtherType"),
         ("ip[0] = ip6[0]", "ip[0] = ip6[0]", "both IPv4 and IPv6"),
         ("ip and ip6", "ip and ip6", "no packet can match"),
         ("host example.org", "example.org", "not looked up"),
