@@ -12,7 +12,11 @@ use crate::stop::ExitReason;
 impl Session {
     /// Why the run ended.
     pub fn exit_reason(&self) -> ExitReason {
-        self.ended.unwrap_or(ExitReason::EndOfFile)
+        match self.output_ended() {
+            // The last packets or lines may have been refused after the run had ended.
+            Some(ExitReason::Error) => ExitReason::Error,
+            _ => self.ended.unwrap_or(ExitReason::EndOfFile),
+        }
     }
 
     /// Writes the summary, and returns the exit status.
