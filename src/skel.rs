@@ -54,6 +54,8 @@ pub type LossCounters = loss_trace::types::loss_counters;
 pub use generated::loss_trace::types::loss_by as LossBy;
 /// `enum loss_detail`.
 pub use generated::loss_trace::types::loss_detail as LossDetail;
+/// `enum loss_key`.
+pub use generated::loss_trace::types::loss_key as LossKeyBits;
 /// `enum loss_kind`.
 pub use generated::loss_trace::types::loss_kind as LossKind;
 /// `enum loss_known`.
@@ -167,9 +169,6 @@ pub const REPLAY_FRAMES: usize = len(|it: &ReplayedFrames| &it.replay_frames);
 /// Ranks of flows in a [`Sweep`]: one for each age class of each `enum flow_worth`.
 pub const FLOW_RANKS: usize = len(|it: &Sweep| &it.ranks);
 
-/// The first rank of established flows that have had no packet for a minute: see `age_class()`.
-pub const FLOW_RANK_OLD: u32 = 60;
-
 /// Buckets of a [`RawHistogram`].
 pub const HISTOGRAM_BUCKETS: usize = len(|it: &RawHistogram| &it.buckets);
 
@@ -269,9 +268,6 @@ const _: () = assert!(8 + std::mem::offset_of!(FlowRecord, start_ns) == 4 * CACH
 pub const LOSS_BYTES: u32 = len(|it: &LossPacket| &it.bytes) as u32;
 const _: () = assert!(size_of::<LossPacket>() == 176 + LOSS_BYTES as usize);
 
-/// In a key of loss-trace, the bits of `family` from this one on are the kind of event.
-pub const LOSS_KIND_SHIFT: u32 = 4;
-
 impl CountSet {
     /// Keys in a set.
     pub const WAYS: usize = len(|it: &Self| &it.keys);
@@ -321,7 +317,8 @@ pub mod expr {
     use super::len;
     pub use super::syn_count::types::{
         bss_expr as PortSets, expr_base as LoadBase, expr_kind as ExprKind, expr_node as ExprNode,
-        expr_operation as Arithmetic, expr_wants as ExprWants, expr_word as ExprWord, expression,
+        expr_operation as Arithmetic, expr_result as ExprResult, expr_vlan as ExprVlan,
+        expr_wants as ExprWants, expr_word as ExprWord, expression,
     };
 
     /// The most nodes of an expression.
@@ -332,12 +329,6 @@ pub mod expr {
     pub const EXPR_ADDRESS_SETS: usize = len(|it: &PortSets| &it.expr_address_sets);
     /// Slots of a set of addresses, a power of two.
     pub const EXPR_SLOTS: usize = len(|it: &PortSets| &it.expr_address_sets[0]);
-    /// Stands for no word where a node could name one.
-    pub const EXPR_NONE: u8 = 0xff;
-    /// In place of the next node: the packet does not match.
-    pub const EXPR_REJECT: u16 = 0xfffe;
-    /// In place of the next node: the packet matches.
-    pub const EXPR_ACCEPT: u16 = 0xffff;
 
     /// Where an expression is written to.
     pub struct ExprSettings<'a> {

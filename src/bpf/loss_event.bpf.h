@@ -55,6 +55,7 @@ struct loss_counters loss_counters[COUNTER_SLOTS] SEC(".bss.loss") __attribute__
 const struct loss_event *unused_loss_event __attribute__((unused));
 const struct loss_packet *unused_loss_packet __attribute__((unused));
 const enum loss_known *unused_loss_known __attribute__((unused));
+const enum loss_key *unused_loss_key __attribute__((unused));
 const enum loss_detail *unused_loss_detail __attribute__((unused));
 const enum loss_kind *unused_loss_kind __attribute__((unused));
 const struct count_key *unused_count_key __attribute__((unused));

@@ -40,7 +40,9 @@ enum loss_by {
  * `addr` is a reason, and the next two are a place or an inode, lower half first. With a reason,
  * `port` has the detail.
  */
-#define LOSS_KIND_SHIFT 4
+enum loss_key {
+	LOSS_KIND_SHIFT = 4,
+};
 
 enum loss_known {
 	LOSS_KNOWN_SEGMENT = 1 << 0, /* tcp_flags, seq and len are set */

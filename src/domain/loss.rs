@@ -4,9 +4,7 @@ use std::mem::offset_of;
 use std::net::IpAddr;
 
 use super::{Direction, address, until_nul};
-use crate::skel::{
-    CountKey, LOSS_KIND_SHIFT, LossDetail, LossEvent, LossKind, LossKnown, LossPacket,
-};
+use crate::skel::{CountKey, LossDetail, LossEvent, LossKeyBits, LossKind, LossKnown, LossPacket};
 
 /// A drop, a retransmission or a reset.
 #[derive(Clone, Copy)]
@@ -21,7 +19,7 @@ pub struct LossKey<'a>(pub &'a CountKey);
 impl LossKey<'_> {
     /// The kind of event.
     pub fn kind(&self) -> LossKind {
-        LossKind((self.0.family >> LOSS_KIND_SHIFT).into())
+        LossKind((self.0.family >> LossKeyBits::LOSS_KIND_SHIFT.0).into())
     }
 
     /// The number of the reason, and what kind of segment or reset it was.

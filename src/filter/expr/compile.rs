@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use super::syntax::{Base, Comparison, Condition, Operation, Prefix, Relation, Side, Value};
 use crate::skel::expr::{
-    Arithmetic, EXPR_ADDRESS_SETS, EXPR_NODES, EXPR_PORT_SETS, EXPR_SLOTS, ExprWants, ExprWord,
-    LoadBase,
+    Arithmetic, EXPR_ADDRESS_SETS, EXPR_NODES, EXPR_PORT_SETS, EXPR_SLOTS, ExprVlan, ExprWants,
+    ExprWord, LoadBase,
 };
 
 /// From this many ports on, one set of ports is faster than a test for each.
@@ -784,7 +784,7 @@ impl CompiledExpression {
 }
 
 /// This bit of the word of a VLAN tag is set if there is such a tag.
-const VLAN_PRESENT: u64 = 0x1000;
+const VLAN_PRESENT: u64 = ExprVlan::EXPR_VLAN_PRESENT.0 as u64;
 
 fn too_long(nodes: usize) -> String {
     format!("the filter needs {nodes} tests, but it may have {EXPR_NODES} at most")
