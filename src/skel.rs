@@ -178,6 +178,9 @@ pub const EXPORT_BUCKETS: usize = len(|it: &ExportHistogram| &it.buckets);
 /// The longest pattern of a payload that the programs compare, in bytes.
 pub const PAYLOAD_PATTERN_MAX: usize = len(|it: &FilterConfig| &it.payload_bytes);
 
+/// The most bytes of a payload that an event of port-monitor has.
+pub const PAYLOAD_CAPTURE_MAX: u32 = port_monitor::types::packet_limit::PAYLOAD_CAPTURE_MAX.0;
+
 /// The most slots of counters.
 pub const COUNTER_SLOTS: usize = len(|it: &syn_count::types::bss_counters| &it.counters);
 

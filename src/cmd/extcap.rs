@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 
+use crate::capture::write::MAX_SNAPLEN;
 use crate::cli::usage;
 use crate::failure::{Exit, Failure};
 use crate::filter::expr::Expression;
@@ -13,13 +14,13 @@ use crate::output::stdout::print;
 const PREFIX: &str = "tcpinspect-";
 
 /// Options of Wireshark's dialog, and their values. The numbers are those by which values refer to
-/// options.
+/// options. MAX is the largest snaplen.
 const OPTIONS: &str = "\
 arg {number=0}{call=--direction}{display=Direction}{type=selector}{tooltip=Which way the packets go}
 value {arg=0}{value=both}{display=both}{default=true}
 value {arg=0}{value=ingress}{display=coming in}{default=false}
 value {arg=0}{value=egress}{display=going out}{default=false}
-arg {number=1}{call=--snaplen}{display=Bytes of each packet}{type=unsigned}{range=0,262144}{default=262144}{tooltip=How many bytes of each packet are captured}
+arg {number=1}{call=--snaplen}{display=Bytes of each packet}{type=unsigned}{range=0,MAX}{default=MAX}{tooltip=How many bytes of each packet are captured}
 arg {number=2}{call=--filter}{display=Filter}{type=string}{tooltip=A filter expression as in tcpdump, such as port 80; without one all TCP packets are captured}
 ";
 
@@ -49,7 +50,7 @@ pub fn run(args: &[OsString]) -> Result<Exit, Failure> {
         return print("dlt {number=1}{name=EN10MB}{display=Ethernet}\n");
     }
     if extcap.config {
-        return print(OPTIONS);
+        return print(&OPTIONS.replace("MAX", &MAX_SNAPLEN.to_string()));
     }
     if extcap.capture {
         let args = extcap.port_monitor(interface)?;
