@@ -10,6 +10,7 @@ use nix::net::if_::if_nametoindex;
 use super::interface_hints::{plain_interface_hint, words_as_options};
 use super::{Cli, Command};
 use crate::failure::{Exit, Failure, Refusal};
+use crate::host::interfaces::ANY;
 use crate::output::stdout::printed;
 
 /// Parses the command line.
@@ -84,7 +85,7 @@ fn explain(error: &clap::Error, args: &[OsString]) -> Result<Exit, Failure> {
 }
 
 fn is_interface(name: &str) -> bool {
-    name == "any" || if_nametoindex(name).is_ok()
+    name == ANY || if_nametoindex(name).is_ok()
 }
 
 fn context(error: &clap::Error, kind: ContextKind) -> Option<String> {

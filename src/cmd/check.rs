@@ -27,7 +27,7 @@ use crate::cli::{BackendChoice, BufferChoice, CheckArgs, CollectorChoice, RunArg
 use crate::failure::{Exit, Failure};
 use crate::filter::expr::Expression;
 use crate::host::features::offers_native_xdp;
-use crate::host::interfaces::{Interface, LinkLayer, resolve};
+use crate::host::interfaces::{Interface, resolve};
 use crate::host::kernel;
 use crate::host::kernel_types::KernelTypes;
 use crate::host::privileges;
@@ -351,12 +351,9 @@ fn default_interface() -> Result<Interface, String> {
         .map_err(|error| error.to_string())?
         .pop()
         .ok_or("there is no interface")?;
-    match interface.link_layer {
-        LinkLayer::Unsupported(kind) => Err(format!(
-            "frames of {} are of hardware type {kind}, neither Ethernet nor plain IP",
-            interface.name
-        )),
-        _ => Ok(interface),
+    match interface.unreadable_frames() {
+        Some(frames) => Err(format!("frames of {} are {frames}", interface.name)),
+        None => Ok(interface),
     }
 }
 

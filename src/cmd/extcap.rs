@@ -7,7 +7,7 @@ use crate::capture::write::MAX_SNAPLEN;
 use crate::cli::usage;
 use crate::failure::{Exit, Failure};
 use crate::filter::expr::Expression;
-use crate::host::interfaces::{ANY, ResolveError, resolve};
+use crate::host::interfaces::{self, ANY};
 use crate::output::stdout::print;
 
 /// The prefix of the names of interfaces, which distinguishes them from those of Wireshark itself.
@@ -39,7 +39,7 @@ pub fn is_called_by_wireshark(args: &[OsString]) -> bool {
 pub fn run(args: &[OsString]) -> Result<Exit, Failure> {
     let mut extcap = ExtcapArgs::read(args)?;
     if extcap.interfaces {
-        return print(&interfaces()?);
+        return print(&list_interfaces()?);
     }
     let interface = extcap.interface.take().unwrap_or_default();
     let interface = interface.strip_prefix(PREFIX).ok_or_else(|| {
@@ -68,18 +68,14 @@ pub fn run(args: &[OsString]) -> Result<Exit, Failure> {
 }
 
 /// The interfaces that are up, and all of them together.
-fn interfaces() -> Result<String, Failure> {
-    let up = match resolve(&[ANY.to_owned()]) {
-        Ok(up) => up,
-        // None is up.
-        Err(ResolveError::Usage { .. }) => Vec::new(),
-        Err(ResolveError::Failed(error)) => return Err(error.into()),
-    };
+fn list_interfaces() -> Result<String, Failure> {
     let mut text = format!(
         "extcap {{version={}}}{{display=tcpinspect}}\n",
         env!("CARGO_PKG_VERSION")
     );
-    let names = up.into_iter().map(|interface| interface.name);
+    let names = interfaces::up()?
+        .into_iter()
+        .map(|interface| interface.name);
     // In a name these would be read as the end of a value, or by a terminal.
     let is_plain = |c: char| c.is_ascii_graphic() && !matches!(c, '{' | '}' | '=');
     let names = names.filter(|name| name.chars().all(is_plain));

@@ -26,7 +26,7 @@ use crate::domain::reasons::{NetfilterHook, ReasonFrom, hook_of_caller};
 use crate::domain::tally::{Label, TallyKey};
 use crate::failure::{Exit, Failure};
 use crate::host::containers::Containers;
-use crate::host::interfaces::{Interface, LinkLayer, ResolveError, resolve};
+use crate::host::interfaces::{self, Interface};
 use crate::host::kernel_symbols::KernelSymbols;
 use crate::host::privileges;
 use crate::host::sandbox::Files;
@@ -303,17 +303,10 @@ fn first<'a, 'obj>(skels: &'a [LossTraceSkel<'obj>]) -> Result<&'a LossTraceSkel
 /// The interfaces to attach to: those that are named, else all of this network namespace that are
 /// up.
 fn watched(named: &[Interface]) -> Result<Vec<Interface>> {
-    if !named.is_empty() {
-        return Ok(named.to_vec());
+    match named.is_empty() {
+        true => interfaces::up(),
+        false => Ok(named.to_vec()),
     }
-    let mut all = match resolve(&["any".to_owned()]) {
-        Ok(all) => all,
-        // None is up.
-        Err(ResolveError::Usage { .. }) => Vec::new(),
-        Err(ResolveError::Failed(error)) => return Err(error),
-    };
-    all.retain(|interface| !matches!(interface.link_layer, LinkLayer::Unsupported(_)));
-    Ok(all)
 }
 
 /// What keeps the programs attached, at interfaces and at tracepoints.
