@@ -36,7 +36,7 @@ fn inflate(deflated: &[u8], size: usize) -> Vec<u8> {
 pub type FilterConfig = syn_count::types::filter_config;
 /// The ports of a filter, one bit each.
 pub type PortBits = syn_count::types::bss_ports;
-/// `struct packet_counters`: those of one CPU.
+/// `struct packet_counters`: those of one slot.
 pub type CounterSlot = syn_count::types::packet_counters;
 /// A frame of a file, as packet programs find it in a replay.
 pub type ReplayedFrames = syn_count::types::bss_replay;

@@ -32,7 +32,10 @@ struct packet_counters {
 	__u64 reserved[4];	       /* up to two cache lines */
 };
 
-/* The most slots. Each CPU has one; user space refuses to run on a host with more CPUs. */
+/*
+ * The most slots. Each CPU has one, or several where it can be preempted (run.bpf.h); user space
+ * refuses to run on a host with more CPUs.
+ */
 #define COUNTER_SLOTS 1024
 
 /*

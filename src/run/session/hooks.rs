@@ -64,9 +64,11 @@ impl Session {
     /// # Errors
     /// Netlink can't be used.
     pub fn watch_also(&mut self, interfaces: &[Interface]) -> Result<()> {
-        let mut watch = LinkWatch::new()?;
+        let watch = match &mut self.watch {
+            Some(watch) => watch,
+            none => none.insert(LinkWatch::new()?),
+        };
         watch.follow(interfaces);
-        self.watch = Some(watch);
         Ok(())
     }
 
