@@ -13,7 +13,7 @@
 #define SYN_AGAIN_NS 10000000
 
 /* The network namespace of all interfaces, by inode number. */
-const volatile __u32 netns = 0;
+const volatile __u32 own_netns = 0;
 
 /* False: the socket has no remote end, or is not one of TCP: in other families, protocol 6 is
  * something else. */

@@ -126,7 +126,7 @@ int BPF_PROG(flow_state, const struct sock *sk, int old_state, int new_state)
 	__u8 end;
 
 	USE_KERNEL_STACK(ctx, state_handler);
-	if (sk->sk_protocol != IPPROTO_TCP || sk->__sk_common.skc_net.net->ns.inum != netns)
+	if (sk->sk_protocol != IPPROTO_TCP || sk->__sk_common.skc_net.net->ns.inum != own_netns)
 		return 0;
 	if (new_state == TCP_SYN_SENT) {
 		/* Its port is not chosen yet. */
@@ -307,7 +307,7 @@ int flow_owner(struct bpf_iter__task_file *ctx)
 	sk = socket->sk;
 	if (!sk || sk->sk_protocol != IPPROTO_TCP)
 		return 0;
-	if (sk->__sk_common.skc_net.net->ns.inum != netns || !read_flow_ends(&ends, sk))
+	if (sk->__sk_common.skc_net.net->ns.inum != own_netns || !read_flow_ends(&ends, sk))
 		return 0;
 	found.end = set_socket_key(&key, &ends);
 	found.from = OWNER_BY_FILE;

@@ -219,7 +219,7 @@ fn configure(
         &mut maps.idle_slots,
         &mut [&mut maps.expr_words],
     )?;
-    rodata.netns = u32::try_from(netns::own()?)?;
+    rodata.own_netns = u32::try_from(netns::own()?)?;
     rodata.wanted_fates = wanted_fates(args);
     rodata.exporting = args.exporting;
     // With --reason, user space applies the limit to the lines that it chooses.

@@ -203,7 +203,7 @@ impl Kernel {
         }
         rodata.exporting = args.exporting;
         if args.netns.is_given() || args.exporting || !interfaces.is_empty() {
-            rodata.netns = u32::try_from(netns::own()?)?;
+            rodata.wanted_netns = u32::try_from(netns::own()?)?;
         }
         rodata.interfaces = u32::try_from(interfaces.len())?;
         if interfaces.len() > rodata.ifindexes.len() {
