@@ -5,6 +5,7 @@
 
 #include "packet.h"
 #include "count_table.h"
+#include "attempt.h"
 
 #define LOSS_NAME_LEN 16
 
@@ -51,8 +52,8 @@ enum loss_known {
 	LOSS_UNSURE = 1 << 3,	     /* it was dropped only if no socket exists for it */
 };
 
-/* Words of a bit set of reasons. The last word has our own reasons (see accept_trace.h). */
-#define REASON_WORDS 5
+/* Words of a bit set of reasons. The last word has our own reasons. */
+#define REASON_WORDS ((REASON_END + 63) / 64)
 
 /* The most functions by which a drop without a reason can match a filter on reasons. */
 #define PLACES_MAX 32
