@@ -6,9 +6,10 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Cell, Paragraph, Row, Table};
 
-use super::columns::{COLUMNS, FlowViewColumn, aligned, cell, fitting, width};
+use super::columns::{COLUMNS, ENDED, FlowViewColumn, aligned, cell, fitting, tone_color, width};
 use super::groups::GroupBy;
 use super::{FlowsView, filter, groups};
+use crate::output::columns::Tone;
 use crate::view::chart::draw_chart;
 use crate::view::parts;
 use crate::view::popup::{self, draw_help, help_lines};
@@ -204,11 +205,11 @@ fn help() -> Vec<Line<'static>> {
         "RETRANS counts segments sent again, both ways, SYNs included.",
     ));
     let colors = [
-        ("opening", Color::Yellow),
-        ("established", Color::Green),
-        ("closing", Color::Blue),
-        ("reset", Color::Red),
-        ("ended", Color::DarkGray),
+        ("opening", tone_color(Tone::Notable)),
+        ("established", tone_color(Tone::Good)),
+        ("closing", tone_color(Tone::Ending)),
+        ("reset", tone_color(Tone::Bad)),
+        ("ended", ENDED),
     ];
     let colors = colors.map(|(name, color)| Span::styled(format!("{name} "), color));
     lines.push(Line::from_iter(
