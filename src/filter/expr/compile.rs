@@ -15,7 +15,8 @@ const SET_FROM: usize = 3;
 /// From this many addresses on, one set of addresses is faster than a test for each.
 const ADDRESS_SET_FROM: usize = 3;
 
-/// A set of IPv4 addresses: a hash table in which each has a slot of its own.
+/// A set of IPv4 addresses: a hash table in which each has a slot of its own. The tables of phf_generator
+/// need SipHash and a displacement for each look-up, in the programs too; here it is a multiplication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddressSet {
     /// Its addresses.
