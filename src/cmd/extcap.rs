@@ -3,6 +3,8 @@
 
 use std::ffi::OsString;
 
+use clap::Parser;
+
 use crate::capture::write::MAX_SNAPLEN;
 use crate::cli::usage;
 use crate::failure::{Exit, Failure};
@@ -37,7 +39,8 @@ pub fn is_called_by_wireshark(args: &[OsString]) -> bool {
 /// # Errors
 /// As `port-monitor`, or an argument is not one of the protocol.
 pub fn run(args: &[OsString]) -> Result<Exit, Failure> {
-    let mut extcap = ExtcapArgs::read(args)?;
+    let mut extcap = ExtcapArgs::try_parse_from(args)
+        .map_err(|error| Failure::usage(usage::what_is_wrong(&error.to_string())))?;
     if extcap.interfaces {
         return print(&list_interfaces()?);
     }
@@ -86,67 +89,42 @@ fn list_interfaces() -> Result<String, Failure> {
 }
 
 /// The arguments, which say what Wireshark wants.
-#[derive(Default)]
+#[derive(Parser)]
+#[command(
+    no_binary_name = true,
+    disable_help_flag = true,
+    args_override_self = true
+)]
 struct ExtcapArgs {
+    #[arg(long = "extcap-interfaces")]
     interfaces: bool,
+    #[arg(long = "extcap-dlts")]
     dlts: bool,
+    #[arg(long = "extcap-config")]
     config: bool,
+    #[arg(long)]
     capture: bool,
+    #[arg(long = "extcap-interface", allow_hyphen_values = true)]
     interface: Option<String>,
+    #[arg(long, allow_hyphen_values = true)]
     fifo: Option<OsString>,
+    #[arg(long = "extcap-capture-filter", allow_hyphen_values = true)]
     capture_filter: Option<String>,
+    #[arg(long)]
     direction: Option<String>,
+    #[arg(long)]
     snaplen: Option<String>,
+    #[arg(long, allow_hyphen_values = true)]
     filter: Option<String>,
+    /// The version of Wireshark.
+    #[arg(long = "extcap-version")]
+    _version: Option<String>,
+    /// The option whose values to reload: none has any.
+    #[arg(long = "extcap-reload-option")]
+    _reload: Option<String>,
 }
 
 impl ExtcapArgs {
-    fn read(args: &[OsString]) -> Result<Self, Failure> {
-        let mut extcap = Self::default();
-        let mut args = args.iter();
-        while let Some(arg) = args.next() {
-            let text = arg.to_string_lossy();
-            let (name, joined) = match text.split_once('=') {
-                Some((name, value)) => (name, Some(OsString::from(value))),
-                None => (&*text, None),
-            };
-            match name {
-                "--extcap-interfaces" => extcap.interfaces = true,
-                "--extcap-dlts" => extcap.dlts = true,
-                "--extcap-config" => extcap.config = true,
-                "--capture" => extcap.capture = true,
-                _ => {
-                    let value = joined.or_else(|| args.next().cloned());
-                    let value = value.ok_or_else(|| {
-                        Failure::usage(format!("a value is required for '{name}'"))
-                    })?;
-                    extcap.set(name, value)?;
-                }
-            }
-        }
-        Ok(extcap)
-    }
-
-    fn set(&mut self, name: &str, value: OsString) -> Result<(), Failure> {
-        let text = value.to_string_lossy().into_owned();
-        match name {
-            "--extcap-interface" => self.interface = Some(text),
-            "--extcap-capture-filter" => self.capture_filter = Some(text),
-            "--fifo" => self.fifo = Some(value),
-            "--direction" => self.direction = Some(text),
-            "--snaplen" => self.snaplen = Some(text),
-            "--filter" => self.filter = Some(text),
-            // The version of Wireshark; which option's values to reload: none.
-            "--extcap-version" | "--extcap-reload-option" => {}
-            _ => {
-                return Err(Failure::usage(format!(
-                    "unexpected argument '{name}' found"
-                )));
-            }
-        }
-        Ok(())
-    }
-
     /// The command line of the capture.
     fn port_monitor(self, interface: &str) -> Result<Vec<OsString>, Failure> {
         let fifo = self
