@@ -14,9 +14,9 @@ use anyhow::{Context, Result};
 use libbpf_rs::{ErrorKind, ProgramInput, ProgramMut};
 
 use crate::capture::{Capture, CaptureError, CaptureFile, Frame, LinkKind};
+use crate::domain::UnixNanos;
 use crate::failure::{Exit, Failure};
 use crate::notice::Notices;
-use crate::output::clock::UnixNanos;
 use crate::run::session::Session;
 use crate::skel::{self, PacketSkel, REPLAY_BYTES, REPLAY_FRAMES};
 use crate::stop::ExitReason;

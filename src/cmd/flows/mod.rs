@@ -25,6 +25,7 @@ use crate::attach::beside::beside;
 use crate::attach::load;
 use crate::cli::FlowsArgs;
 use crate::domain::Direction;
+use crate::domain::counters::PacketCounters;
 use crate::domain::traffic::FlowBy;
 use crate::failure::{Exit, Failure};
 use crate::filter::process::ProcessRules;
@@ -39,10 +40,10 @@ use crate::output::summary::Summary;
 use crate::run::events::{BufferKind, EventSource};
 use crate::run::monotonic::monotonic_ns;
 use crate::run::packet::{self, Live, LoadTarget, Options, PacketCommand, Replay};
+use crate::skel::SweepMode;
 use crate::skel::flow_sockets::FlowSocketsSkel;
 use crate::skel::flows::types::process_filter;
 use crate::skel::flows::{FlowsSkel, FlowsSkelBuilder, OpenFlowsMaps, OpenFlowsSkel};
-use crate::skel::{PacketCounters, SweepMode};
 
 /// How often the table is swept for flows that are over.
 const SWEEP_EVERY: Duration = Duration::from_millis(100);

@@ -6,12 +6,13 @@ use libbpf_rs::ErrorKind;
 use super::reporter::Reporter;
 use super::sockets::Sockets;
 use crate::cli::FlowsArgs;
+use crate::domain::counters::PacketCounters;
 use crate::notice::Notices;
 use crate::run::call::call;
 use crate::run::events::EventSource;
 use crate::run::session::Session;
 use crate::skel::flows::FlowsSkel;
-use crate::skel::{self, FLOW_RANKS, FlowRecord, PacketCounters, Sweep, SweepLimit, SweepMode};
+use crate::skel::{self, FLOW_RANKS, FlowRecord, Sweep, SweepLimit, SweepMode};
 
 /// The table is nearly full above this fraction.
 const NEARLY_FULL: (u64, u64) = (9, 10);
