@@ -15,7 +15,7 @@ use crate::failure::Failure;
 use crate::host::interfaces::Interface;
 use crate::sys::link::Link;
 use crate::sys::object::LoadedProgram;
-use crate::sys::probe;
+use crate::sys::tiny;
 
 /// A program that can be attached to TC.
 pub trait TcProgram: AsFd {
@@ -102,7 +102,7 @@ impl PreparedLinks {
             return Self::default();
         }
         let make = move || {
-            let Ok(program) = probe::pass_on() else {
+            let Ok(program) = tiny::pass_on() else {
                 return Vec::new();
             };
             let make = |(ifindex, direction)| {

@@ -6,9 +6,9 @@ pub mod map;
 pub mod mapping;
 pub mod object;
 pub mod perf_event;
-pub mod probe;
 pub mod ring;
 pub mod signal;
+pub mod tiny;
 
 use anyhow::{Context, Result};
 use nix::unistd::{SysconfVar, sysconf};

@@ -26,7 +26,7 @@ use crate::skel::accept_trace::{
     AcceptTraceSkel, AcceptTraceSkelBuilder, OpenAcceptTraceMaps, OpenAcceptTraceProgs,
 };
 use crate::skel::{AcceptByKey, AcceptOutput, DropSettings};
-use crate::sys::probe;
+use crate::sys::tiny;
 
 /// The hook for accepted connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl AcceptHook {
         let Some(function) = types.function("inet_csk_accept")? else {
             return Ok(Self::SystemCall);
         };
-        if let Err(error) = probe::fentry(function) {
+        if let Err(error) = tiny::try_fentry(function) {
             notices.detail(&format!("fexit can't be used: {error}"));
             return Ok(Self::SystemCall);
         }

@@ -24,7 +24,7 @@ use crate::skel::connect_trace::{
     ConnectTraceSkel, ConnectTraceSkelBuilder, OpenConnectTraceMaps, OpenConnectTraceProgs,
 };
 use crate::skel::{ConnectCounters, ConnectHistogramBy, ConnectKind, ProcessFilter};
-use crate::sys::{link, perf_event, probe};
+use crate::sys::{link, perf_event, tiny};
 
 /// The most attempts without a fate at a time, where there is no socket storage for more.
 const WAITING_MAX: u32 = 16_384;
@@ -270,7 +270,7 @@ fn find_state_event(kernel: (u32, u32), types: &KernelTypes) -> Result<()> {
     let flag = types
         .variable("bpf_prog_active")?
         .context("the kernel's BTF lacks bpf_prog_active")?;
-    probe::variable(flag).context("the kernel hides bpf_prog_active")
+    tiny::try_variable(flag).context("the kernel hides bpf_prog_active")
 }
 
 const OTHER_BACKEND: &str = "--backend auto takes one that works";
@@ -285,7 +285,7 @@ fn try_cheaply(backend: Backend, types: &KernelTypes) -> Result<(), Failure> {
                     .context(what)
                     .into());
             };
-            probe::fentry(function).map_err(|error| match error.kind() {
+            tiny::try_fentry(function).map_err(|error| match error.kind() {
                 std::io::ErrorKind::PermissionDenied => load::refused(&what, error.into()),
                 std::io::ErrorKind::Unsupported => {
                     Failure::from(anyhow::Error::new(error).context(what)).hint(OTHER_BACKEND)
