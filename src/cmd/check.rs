@@ -17,6 +17,7 @@ use nix::unistd::{SysconfVar, sysconf};
 use super::accept_trace::{self, Rehearsed};
 use super::connect_trace;
 use super::connect_trace::Backend;
+use super::exporter;
 use super::flows::{self, Flows};
 use super::listeners;
 use super::loss_trace;
@@ -36,7 +37,7 @@ use crate::notice::Notices;
 use crate::output::check::FindingLayout;
 use crate::output::summary::{NoEvents, Summary};
 use crate::run::events::BufferKind;
-use crate::run::packet;
+use crate::run::packet::{self, PacketCommand};
 use crate::run::session::Session;
 use crate::skel::flows::FlowsSkelBuilder;
 use crate::skel::loss_trace::LossTraceSkelBuilder;
@@ -254,14 +255,14 @@ fn report_commands(
         CollectorChoice::Loss => loss.is_ok(),
         CollectorChoice::Connect | CollectorChoice::Flows => connect.is_ok(),
     });
-    report.command("syn-count", syn_count);
-    report.command("listeners", listeners);
-    report.command("port-monitor", port_monitor);
-    report.command("flows", flows_answer(interface, &trials.flows, buffer));
-    report.command("connect-trace", connect);
-    report.command("accept-trace", accept);
-    report.command("loss-trace", loss);
-    report.command("exporter", exporter);
+    report.command(SynCount::NAME, syn_count);
+    report.command(listeners::NAME, listeners);
+    report.command(PortMonitor::NAME, port_monitor);
+    report.command(Flows::NAME, flows_answer(interface, &trials.flows, buffer));
+    report.command(connect_trace::NAME, connect);
+    report.command(accept_trace::NAME, accept);
+    report.command(loss_trace::NAME, loss);
+    report.command(exporter::NAME, exporter);
 }
 
 fn exporter_answer(can_run: impl Fn(CollectorChoice) -> bool) -> Answer {

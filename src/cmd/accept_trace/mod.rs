@@ -45,6 +45,8 @@ use crate::skel::accept_trace::AcceptTraceSkel;
 use crate::skel::{AcceptFate, AcceptFlag};
 
 /// Runs the command.
+pub(super) const NAME: &str = "accept-trace";
+
 ///
 /// # Errors
 /// An option is wrong, or a program can't be loaded or attached.
@@ -98,7 +100,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
         None => Files::Opened,
     });
     session.attached(&format!(
-        "{}, {} (accept-trace, {})",
+        "{}, {} ({NAME}, {})",
         attached.interfaces,
         attached.hooks.join(", "),
         buffer.name()
@@ -209,7 +211,7 @@ fn summary(
     suppressed += handler.suppressed;
     let summary = Summary {
         attempts: Some(totals),
-        ..session.summary("accept-trace", matched, lost, suppressed)
+        ..session.summary(NAME, matched, lost, suppressed)
     };
     Ok(match shown {
         Reports::Lines => summary,

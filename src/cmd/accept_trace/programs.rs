@@ -83,7 +83,7 @@ struct Plan {
 
 impl Plan {
     fn find(notices: Notices) -> Result<Self, Failure> {
-        let types = load::kernel_types("accept-trace")?;
+        let types = load::kernel_types(super::NAME)?;
         Ok(Self {
             hook: AcceptHook::find(&types, notices)?,
             drops: DropTracepoint::find(&types)?,

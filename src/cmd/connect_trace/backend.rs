@@ -165,7 +165,7 @@ struct Support {
 
 impl Support {
     fn look(notices: Notices) -> Result<Self, Failure> {
-        let types = load::kernel_types("connect-trace")?;
+        let types = load::kernel_types(super::NAME)?;
         let [has_ipv6, storage_helper, file_iterator, map_iterator] = types
             .functions([
                 "tcp_v6_connect",

@@ -32,7 +32,7 @@ use crate::run::session::{Session, Wake, next_due};
 use crate::skel;
 use crate::sys::{link, map};
 
-const NAME: &str = "connect-trace";
+pub(super) const NAME: &str = "connect-trace";
 
 /// The size of an event.
 const EVENT_LEN: usize = size_of::<skel::ConnectEvent>();

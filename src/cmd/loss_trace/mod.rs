@@ -44,7 +44,7 @@ use crate::skel::{self, CountKey, LOSS_BYTES, LossCounters};
 use crate::sys::key_tables::{KeyTables, Size};
 use crate::sys::link;
 
-const NAME: &str = "loss-trace";
+pub(super) const NAME: &str = "loss-trace";
 
 /// Runs the command.
 ///

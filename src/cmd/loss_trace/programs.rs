@@ -42,7 +42,7 @@ impl Kernel {
     /// # Errors
     /// It has no type information.
     pub fn look() -> Result<Self, Failure> {
-        let types = load::kernel_types("loss-trace")?;
+        let types = load::kernel_types(super::NAME)?;
         let has_three = |tracepoint| -> Result<bool> {
             let arguments = types.tracepoint_arguments(tracepoint)?;
             Ok(arguments.is_some_and(|arguments| arguments > 2))
