@@ -257,8 +257,8 @@ fn share_maps(
     Ok(())
 }
 
-/// The capability that the run needs for the sweep, if any.
-fn needs(
+/// Sweeps the table, and returns the capability that the run needs for that, if any.
+fn sweep_and_find_needs(
     live: &mut Live<'_, FlowsSkel<'_>>,
     table: &mut FlowTable<'_>,
 ) -> Result<Option<Capability>> {
@@ -382,7 +382,7 @@ impl PacketCommand for Flows<'_> {
             .collect::<Vec<_>>();
         let has_view = watch::shows_view(args);
         let mut table = self.open_table(live, &ifaces, has_view)?;
-        let keep = needs(live, &mut table)?;
+        let keep = sweep_and_find_needs(live, &mut table)?;
         let keep = keep.as_slice();
         if has_view {
             live.give_up_privileges(keep)?;
