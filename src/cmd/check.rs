@@ -24,7 +24,10 @@ use super::loss_trace;
 use super::port_monitor::PortMonitor;
 use super::syn_count::SynCount;
 use crate::attach::{Attached, load, xdp};
-use crate::cli::{BackendChoice, BufferChoice, CheckArgs, CollectorChoice, RunArgs, arguments};
+use crate::cli::{
+    BackendChoice, BufferChoice, CheckArgs, CollectorChoice, ConnectTraceArgs, CountMode, RunArgs,
+    SynCountArgs, defaults,
+};
 use crate::domain::finding::{CheckKind, Finding};
 use crate::failure::{Exit, Failure};
 use crate::filter::expr::Expression;
@@ -422,17 +425,18 @@ fn try_apart(notices: Notices) -> Result<Trials, Failure> {
                 Some("not attached: no network namespace could be made to try it in"),
             ),
         };
-        let args = arguments(&["--mode", "generic"])?;
+        let mut args = defaults::<SynCountArgs>()?;
+        args.mode = CountMode::Generic;
         let xdp = packet::rehearse(&SynCount::new(&args)?, lo.as_ref(), notices);
         let frags = xdp.is_ok().then(kernel::knows_xdp_frags);
-        let args = arguments(&[])?;
+        let args = defaults()?;
         let tc = packet::rehearse(&PortMonitor::new(&args)?, lo.as_ref(), notices);
-        let args = arguments(&[])?;
+        let args = defaults()?;
         let flows = packet::rehearse(&Flows::new(&args)?, lo.as_ref(), notices);
-        let args = arguments(&[])?;
+        let args = defaults()?;
         let accept = accept_trace::rehearse(&args, lo.as_ref(), notices);
         let accept = accept.map_err(|failure| why_not(&failure));
-        let args = arguments(&[])?;
+        let args = defaults()?;
         let loss = loss_trace::rehearse(&args, lo.as_ref());
         let loss = loss.map_err(|failure| why_not(&failure));
         let kind = |attached: Attached| attached.hooks().first().map(|hook| hook.kind().to_owned());
@@ -459,7 +463,8 @@ fn try_apart(notices: Notices) -> Result<Trials, Failure> {
 fn try_backends(notices: Notices) -> Result<Vec<(Backend, Option<String>)>> {
     let mut answers = Vec::new();
     for backend in connect_trace::candidates(BackendChoice::Auto) {
-        let args = arguments(&["--backend", backend.name()])?;
+        let mut args = defaults::<ConnectTraceArgs>()?;
+        args.backend = (*backend).into();
         let why = connect_trace::rehearse(&args, notices)
             .err()
             .map(|failure| why_not(&failure));

@@ -38,15 +38,16 @@ use crate::output::counts::CountsLayout;
 use crate::output::histogram::HistogramLayout;
 use crate::output::summary::{AttemptTotals, Summary};
 use crate::run::events::{BufferKind, EventSource};
+use crate::run::export::Purpose;
 use crate::run::histograms::Histograms;
 use crate::run::line_rate::LineRate;
 use crate::run::session::{Session, Wake, next_due};
 use crate::skel::accept_trace::AcceptTraceSkel;
 use crate::skel::{AcceptFate, AcceptFlag};
 
-/// Runs the command.
 pub(super) const NAME: &str = "accept-trace";
 
+/// Runs the command.
 ///
 /// # Errors
 /// An option is wrong, or a program can't be loaded or attached.
@@ -67,7 +68,10 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     let prepared = PreparedLinks::both_directions(&interfaces);
     let (owners, programs) = beside(
         || Owners::new(&mut owners_storage, notices),
-        || Programs::load(args, buffer, &interfaces, &mut storage, notices),
+        || {
+            let purpose = Purpose::Report(buffer);
+            Programs::load(args, purpose, &interfaces, &mut storage, notices)
+        },
     );
     let programs = programs?;
     let mut handler = AttemptHandler::new(

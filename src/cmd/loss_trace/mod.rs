@@ -11,7 +11,7 @@ use caps::Capability;
 use libbpf_rs::Link;
 
 pub use programs::rehearse;
-use programs::{Kernel, LoadOptions};
+use programs::{Kernel, LossTarget};
 use silent::Silent;
 
 use crate::attach::beside::beside;
@@ -37,6 +37,7 @@ use crate::output::loss_trace::{LossLayout, ShownLoss};
 use crate::output::summary::Summary;
 use crate::run::counts::KeyCounts;
 use crate::run::events::{BufferKind, EventSource};
+use crate::run::export::Purpose;
 use crate::run::holders::{self, Holders, Which};
 use crate::run::session::{Session, Wake};
 use crate::skel::loss_trace::LossTraceSkel;
@@ -73,16 +74,16 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
     let mut owners = MaybeUninit::uninit();
     let notices = session.notices;
     let prepared = PreparedLinks::both_directions(&watched);
-    let options = LoadOptions {
+    let target = LossTarget {
+        args,
+        purpose: Purpose::Report(buffer),
         interfaces: &interfaces,
         watched: &watched,
         tables,
-        is_raw_ip: false,
-        first: None,
     };
     let (holders, programs) = beside(
         || Holders::new(&mut owners, Which::All, notices),
-        || kernel.load_all(args, buffer, options, &mut symbols, &mut storage),
+        || kernel.load_all(&target, &mut symbols, &mut storage),
     );
     let (mut skels, pairs) = programs?;
     let holders = holders
