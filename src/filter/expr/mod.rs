@@ -10,6 +10,7 @@ mod describe;
 mod ends;
 mod lex;
 mod parse;
+mod program;
 mod simplify;
 mod syntax;
 #[cfg(test)]
@@ -21,9 +22,9 @@ use anyhow::{Context, Result};
 
 use crate::failure::Failure;
 use crate::skel::expr::{ExprKind, ExprNode, ExprResult, ExprSettings, ExprWord};
-use compile::{CompiledExpression, Node, Operand, Source, Target};
 pub use describe::Described;
 pub use ends::End;
+use program::{CompiledExpression, Node, Operand, Source, Target};
 use syntax::Condition;
 
 /// A compiled expression.
