@@ -22,6 +22,7 @@ use flate2::read::DeflateDecoder;
 use libbpf_rs::skel::{OpenSkel, Skel};
 use libbpf_rs::{MapMut, OpenMapMut};
 
+use crate::domain::counters::PacketCounters;
 pub use generated::*;
 
 /// Decompresses the object of a skeleton, which build.rs has compressed. If that fails, the result
@@ -54,6 +55,8 @@ pub type LossCounters = loss_trace::types::loss_counters;
 pub use generated::loss_trace::types::loss_by as LossBy;
 /// `enum loss_detail`.
 pub use generated::loss_trace::types::loss_detail as LossDetail;
+/// `enum loss_key`.
+pub use generated::loss_trace::types::loss_key as LossKeyBits;
 /// `enum loss_kind`.
 pub use generated::loss_trace::types::loss_kind as LossKind;
 /// `enum loss_known`.
@@ -167,9 +170,6 @@ pub const REPLAY_FRAMES: usize = len(|it: &ReplayedFrames| &it.replay_frames);
 /// Ranks of flows in a [`Sweep`]: one for each age class of each `enum flow_worth`.
 pub const FLOW_RANKS: usize = len(|it: &Sweep| &it.ranks);
 
-/// The first rank of established flows that have had no packet for a minute: see `age_class()`.
-pub const FLOW_RANK_OLD: u32 = 60;
-
 /// Buckets of a [`RawHistogram`].
 pub const HISTOGRAM_BUCKETS: usize = len(|it: &RawHistogram| &it.buckets);
 
@@ -178,6 +178,9 @@ pub const EXPORT_BUCKETS: usize = len(|it: &ExportHistogram| &it.buckets);
 
 /// The longest pattern of a payload that the programs compare, in bytes.
 pub const PAYLOAD_PATTERN_MAX: usize = len(|it: &FilterConfig| &it.payload_bytes);
+
+/// The most bytes of a payload that an event of port-monitor has.
+pub const PAYLOAD_CAPTURE_MAX: u32 = port_monitor::types::packet_limit::PAYLOAD_CAPTURE_MAX.0;
 
 /// The most slots of counters.
 pub const COUNTER_SLOTS: usize = len(|it: &syn_count::types::bss_counters| &it.counters);
@@ -269,9 +272,6 @@ const _: () = assert!(8 + std::mem::offset_of!(FlowRecord, start_ns) == 4 * CACH
 pub const LOSS_BYTES: u32 = len(|it: &LossPacket| &it.bytes) as u32;
 const _: () = assert!(size_of::<LossPacket>() == 176 + LOSS_BYTES as usize);
 
-/// In a key of loss-trace, the bits of `family` from this one on are the kind of event.
-pub const LOSS_KIND_SHIFT: u32 = 4;
-
 impl CountSet {
     /// Keys in a set.
     pub const WAYS: usize = len(|it: &Self| &it.keys);
@@ -321,7 +321,8 @@ pub mod expr {
     use super::len;
     pub use super::syn_count::types::{
         bss_expr as PortSets, expr_base as LoadBase, expr_kind as ExprKind, expr_node as ExprNode,
-        expr_operation as Arithmetic, expr_wants as ExprWants, expr_word as ExprWord, expression,
+        expr_operation as Arithmetic, expr_result as ExprResult, expr_vlan as ExprVlan,
+        expr_wants as ExprWants, expr_word as ExprWord, expression,
     };
 
     /// The most nodes of an expression.
@@ -332,12 +333,6 @@ pub mod expr {
     pub const EXPR_ADDRESS_SETS: usize = len(|it: &PortSets| &it.expr_address_sets);
     /// Slots of a set of addresses, a power of two.
     pub const EXPR_SLOTS: usize = len(|it: &PortSets| &it.expr_address_sets[0]);
-    /// Stands for no word where a node could name one.
-    pub const EXPR_NONE: u8 = 0xff;
-    /// In place of the next node: the packet does not match.
-    pub const EXPR_REJECT: u16 = 0xfffe;
-    /// In place of the next node: the packet matches.
-    pub const EXPR_ACCEPT: u16 = 0xffff;
 
     /// Where an expression is written to.
     pub struct ExprSettings<'a> {
@@ -345,53 +340,6 @@ pub mod expr {
         pub expression: &'a mut expression,
         /// Its sets of ports.
         pub sets: &'a mut PortSets,
-    }
-}
-
-/// The counters of the packet programs, summed over all slots.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PacketCounters {
-    /// Frames by verdict, in the order of [`VERDICTS`].
-    pub verdicts: [u64; VERDICTS.len()],
-    /// Frames that passed the filter.
-    pub matched: u64,
-    /// Of these, those for which the event buffer had no room.
-    pub lost: u64,
-    /// Of these, those that `--max-rate` held back.
-    pub suppressed: u64,
-    /// Of these, those whose key or flow lost its place in the table, or found none.
-    pub untracked: u64,
-    /// Packets of flows, GSO packets by their segments.
-    pub segments: u64,
-}
-
-/// Names of the verdicts in the order of `enum verdict`.
-pub const VERDICTS: [&str; 7] = [
-    "tcp",
-    "not_ip",
-    "not_tcp",
-    "fragment",
-    "truncated",
-    "malformed",
-    "too_deep",
-];
-
-impl PacketCounters {
-    /// Adds what another program counted.
-    pub fn add(&mut self, other: &Self) {
-        for (to, from) in self.verdicts.iter_mut().zip(other.verdicts) {
-            *to += from;
-        }
-        self.matched += other.matched;
-        self.lost += other.lost;
-        self.suppressed += other.suppressed;
-        self.untracked += other.untracked;
-        self.segments += other.segments;
-    }
-
-    /// All frames seen.
-    pub fn packets(&self) -> u64 {
-        self.verdicts.iter().sum()
     }
 }
 
@@ -478,15 +426,7 @@ pub trait PacketSkel<'obj>: Skel<'obj> {
     fn counters(&self, slots: usize) -> PacketCounters {
         let mut sum = PacketCounters::default();
         for slot in self.counter_slots().unwrap_or_default().iter().take(slots) {
-            let slot = load(slot);
-            sum.add(&PacketCounters {
-                verdicts: slot.verdicts,
-                matched: slot.matched,
-                lost: slot.lost,
-                suppressed: slot.suppressed,
-                untracked: slot.untracked,
-                segments: slot.segments,
-            });
+            sum.add(&load(slot).into());
         }
         sum
     }

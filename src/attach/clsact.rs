@@ -73,17 +73,6 @@ impl Clsact {
     pub fn attach(
         program: BorrowedFd<'_>,
         program_name: &str,
-        interface: &str,
-        ifindex: u32,
-        direction: Direction,
-    ) -> Result<Self> {
-        Self::attach_to(program, program_name, ifindex, direction)
-            .with_context(|| format!("failed to attach to TC {direction} of {interface}"))
-    }
-
-    fn attach_to(
-        program: BorrowedFd<'_>,
-        program_name: &str,
         ifindex: u32,
         direction: Direction,
     ) -> Result<Self> {

@@ -15,7 +15,7 @@ use crate::failure::Failure;
 use crate::host::interfaces::Interface;
 use crate::sys::link::Link;
 use crate::sys::object::LoadedProgram;
-use crate::sys::probe;
+use crate::sys::tiny;
 
 /// A program that can be attached to TC.
 pub trait TcProgram: AsFd {
@@ -103,7 +103,7 @@ impl PreparedLinks {
             return Self::default();
         }
         let make = move || {
-            let Ok(program) = probe::pass_on() else {
+            let Ok(program) = tiny::pass_on() else {
                 return Vec::new();
             };
             let make = |(ifindex, direction)| {
@@ -181,7 +181,7 @@ pub fn attach(
         Ok(link) => Ok((TcLink::Tcx(link.into()), Vec::new())),
         Err(error) => match errno(&error) {
             // A kernel without tcx does not know the attach type.
-            Some(Errno::EINVAL) => attach_filter(program, interface, direction),
+            Some(Errno::EINVAL) => attach_filter(program, interface, direction, &what),
             Some(Errno::EPERM | Errno::EACCES) => Err(load::refused(&what, error.into())),
             _ => Err(anyhow::Error::new(error).context(what).into()),
         },
@@ -192,20 +192,12 @@ fn attach_filter(
     program: &impl TcProgram,
     interface: &Interface,
     direction: Direction,
+    what: &str,
 ) -> Result<(TcLink, Vec<String>), Failure> {
-    let attached = Clsact::attach(
-        program.as_fd(),
-        &program.name(),
-        &interface.name,
-        interface.index,
-        direction,
-    );
+    let attached = Clsact::attach(program.as_fd(), &program.name(), interface.index, direction);
     let filter = attached.map_err(|error| match error.downcast_ref() {
-        Some(Errno::EPERM | Errno::EACCES) => {
-            let what = format!("failed to attach to TC {direction} of {}", interface.name);
-            load::refused(&what, error)
-        }
-        _ => error.into(),
+        Some(Errno::EPERM | Errno::EACCES) => load::refused(what, error),
+        _ => error.context(what.to_owned()).into(),
     })?;
     let note = |text| format!("{}: {text}", interface.name);
     let notes = filter.notes().iter().map(note).collect();

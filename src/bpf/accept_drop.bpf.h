@@ -215,7 +215,7 @@ static __always_inline bool is_in_other_netns(const struct sk_buff *skb)
 	if (!dev)
 		return false;
 	net = READ_MEMBER(dev, nd_net.net);
-	return READ_MEMBER(net, ns.inum) != netns;
+	return READ_MEMBER(net, ns.inum) != own_netns;
 }
 
 /*

@@ -194,7 +194,7 @@ static __always_inline bool is_from_other_netns(struct __sk_buff *skb)
 			return false;
 		net = READ_MEMBER(dev, nd_net.net);
 	}
-	return READ_MEMBER(net, ns.inum) != netns;
+	return READ_MEMBER(net, ns.inum) != own_netns;
 }
 
 static __always_inline void on_syn_ack(struct __sk_buff *skb, const struct segment *s)

@@ -200,7 +200,7 @@ static __always_inline int on_state(void *ctx, const struct sock *trusted, int o
 	const struct sock *sk = UNTRUSTED(trusted);
 	const struct tcp_sock *tp;
 
-	if (sk->sk_protocol != IPPROTO_TCP || read_netns(sk) != netns)
+	if (sk->sk_protocol != IPPROTO_TCP || read_netns(sk) != own_netns)
 		return 0;
 	tp = bpf_skc_to_tcp_sock((void *)trusted);
 	if (!tp)
@@ -221,7 +221,7 @@ static __always_inline int on_accept_return(void *ctx, const struct sock *sk)
 	struct attempt *known;
 	struct ends ends;
 
-	if (!sk || sk->sk_protocol != IPPROTO_TCP || read_netns(sk) != netns)
+	if (!sk || sk->sk_protocol != IPPROTO_TCP || read_netns(sk) != own_netns)
 		return 0;
 	tp = bpf_skc_to_tcp_sock((void *)sk);
 	if (!tp)
@@ -266,7 +266,7 @@ static __always_inline int on_accept_call(void *ctx, long fd)
 	if (!sk || READ_MEMBER(sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
 	net = READ_MEMBER(sk, __sk_common.skc_net.net);
-	if (READ_MEMBER(net, ns.inum) != netns)
+	if (READ_MEMBER(net, ns.inum) != own_netns)
 		return 0;
 	tp = (const struct tcp_sock *)sk;
 	probe_ends(&ends, sk);

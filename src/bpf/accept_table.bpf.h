@@ -12,7 +12,7 @@
 #include "attempt.bpf.h"
 
 /* The network namespace of the interfaces, by inode number. */
-const volatile __u32 netns = 0;
+const volatile __u32 own_netns = 0;
 
 /* Bits by enum accept_fate. */
 const volatile __u32 wanted_fates = 0;

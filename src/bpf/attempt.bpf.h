@@ -5,7 +5,7 @@
 
 #include "packet_filter.bpf.h"
 #include "segment.bpf.h"
-#include "accept_trace.h"
+#include "attempt.h"
 
 static __always_inline void set_key(struct attempt_key *key, const __be32 *addr, __u16 port,
 				    __u32 isn)

@@ -150,8 +150,7 @@ static __always_inline void set_process_name(struct connect_event *e)
 	} else if (has_current_task_btf()) {
 		struct task_struct *leader = bpf_get_current_task_btf()->group_leader;
 
-		for (int i = 0; i < COMM_LEN; i++)
-			e->process[i] = leader->comm[i];
+		READ_COMM(e->process, leader);
 	}
 }
 

@@ -109,8 +109,7 @@ static __always_inline void set_holder(struct connect_event *e, const struct tas
 		e->cgroup_id = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
 	else
 		e->cgroup_id = task->cgroups->dfl_cgrp->kn->id;
-	for (int i = 0; i < COMM_LEN; i++)
-		e->process[i] = task->group_leader->comm[i];
+	READ_COMM(e->process, task->group_leader);
 	__builtin_memcpy(e->comm, e->process, sizeof(e->comm));
 	e->known |= KNOWN_PROCESS;
 }

@@ -268,12 +268,6 @@ static __always_inline void set_error(struct connection *c, const struct sock *s
 	c->event.known |= KNOWN_ERROR;
 }
 
-static __always_inline bool has_sent_fin(int state)
-{
-	return state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING ||
-	       state == TCP_LAST_ACK;
-}
-
 static __always_inline enum connect_closed_by closed_by(const struct sock *sk, int old_state)
 {
 	int error = sk->sk_err;
@@ -312,7 +306,7 @@ static __always_inline void set_bytes(struct connect_event *e, const struct sock
 		tx--;
 	if (fin && una == end && tx)
 		tx--;
-	if ((sk->__sk_common.skc_flags & (1UL << SOCK_DONE)) && rx)
+	if (has_received_fin(sk) && rx)
 		rx--;
 	e->tx_bytes = tx;
 	e->rx_bytes = rx;
@@ -323,8 +317,8 @@ static __always_inline void on_end(void *ctx, const struct sock *sk, const struc
 {
 	set_bytes(&c->event, sk, tp, old_state);
 	c->event.closed_by = closed_by(sk, old_state);
-	c->event.srtt_us = tp->srtt_us >> 3;
-	c->event.min_rtt_us = tp->rtt_min.s[0].v;
+	c->event.srtt_us = read_srtt_us(tp);
+	c->event.min_rtt_us = read_min_rtt_us(tp);
 	c->event.retransmits = tp->total_retrans;
 	if (exporting)
 		export_time(EXPORT_RTT, c->event.srtt_us * 1000ULL);

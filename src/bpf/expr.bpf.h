@@ -18,6 +18,8 @@ const enum expr_wants *unused_expr_wants __attribute__((unused));
 const enum expr_kind *unused_expr_kind __attribute__((unused));
 const enum expr_base *unused_expr_base __attribute__((unused));
 const enum expr_operation *unused_expr_operation __attribute__((unused));
+const enum expr_vlan *unused_expr_vlan __attribute__((unused));
+const enum expr_result *unused_expr_result __attribute__((unused));
 
 /* Sets of ports, one bit each. */
 __u64 expr_port_sets[EXPR_PORT_SETS][1024] SEC(".bss.expr");

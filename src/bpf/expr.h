@@ -33,9 +33,13 @@ enum expr_word {
 	EXPR_OUTBOUND, /* 1 if the packet goes out */
 	EXPR_TEMPORARY,
 	EXPR_WORDS = EXPR_TEMPORARY + EXPR_TEMPORARIES,
+	EXPR_NONE = 0xff, /* stands for no word */
 };
 
-#define EXPR_VLAN_PRESENT 0x1000
+/* Bits of the word of a VLAN tag. */
+enum expr_vlan {
+	EXPR_VLAN_PRESENT = 0x1000,
+};
 
 /* Which words an expression uses: the others are not filled. */
 enum expr_wants {
@@ -77,12 +81,11 @@ enum expr_operation {
 	EXPR_IS_EQUAL,
 };
 
-/* The number that stands for no word. */
-#define EXPR_NONE 0xff
-
 /* Numbers in place of the offset of a node: the expression ends with this result. */
-#define EXPR_REJECT 0xfffe
-#define EXPR_ACCEPT 0xffff
+enum expr_result {
+	EXPR_REJECT = 0xfffe,
+	EXPR_ACCEPT = 0xffff,
+};
 
 /*
  * A node computes a value. The value passes if, and-ed with the mask, it is `first` or one of the

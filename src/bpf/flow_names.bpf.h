@@ -8,7 +8,7 @@
 #include "flow_state.bpf.h"
 
 /* Whether to copy them. */
-const volatile bool names = false;
+const volatile bool reads_names = false;
 
 /*
  * The chunks have a buffer of their own: the one for records must always have room for what a sweep

@@ -205,7 +205,7 @@ static __always_inline void read_segment(struct flow_segment *s, struct __sk_buf
 	/* From here on it does not matter to the verifier where the header is. */
 	barrier();
 	end = packet_end(f, p);
-	if (names) {
+	if (reads_names) {
 		tmp->name.payload = payload;
 		tmp->name.end = f->end;
 		tmp->name.is_wanted = false;

@@ -214,7 +214,7 @@ static __always_inline bool track_usual(struct tracked *t)
 		is_counted = forget_why(is_usual(r, e, peer, s));
 		if (is_counted) {
 			count_usual(r, e, peer, s);
-			if (names)
+			if (reads_names)
 				place_name(&t->name, r, s);
 		}
 	}
@@ -279,7 +279,7 @@ __attribute__((noinline)) int track(__u32 run)
 		return TRACK_AGAIN;
 	}
 	count_segment(&slot->record, s);
-	if (names)
+	if (reads_names)
 		place_name(&t->name, &slot->record, s);
 	bpf_spin_unlock(&slot->lock);
 

@@ -13,7 +13,7 @@
 #define SYN_AGAIN_NS 10000000
 
 /* The network namespace of all interfaces, by inode number. */
-const volatile __u32 netns = 0;
+const volatile __u32 own_netns = 0;
 
 /* False: the socket has no remote end, or is not one of TCP: in other families, protocol 6 is
  * something else. */
@@ -50,13 +50,13 @@ static __always_inline void read_numbers(struct flow_numbers *n, const struct tc
 	const struct sock *sk = (const struct sock *)tp;
 
 	/* A FIN that has arrived counts in rcv_nxt and in ss(8), but is not a byte to read. */
-	if (sk->__sk_common.skc_flags & (1UL << SOCK_DONE))
+	if (has_received_fin(sk))
 		unread--;
 	n->end = end;
 	n->is_known = 1;
-	n->srtt_us = tp->srtt_us >> 3;
+	n->srtt_us = read_srtt_us(tp);
 	n->rttvar_us = tp->mdev_us >> 2;
-	n->min_rtt_us = tp->rtt_min.s[0].v;
+	n->min_rtt_us = read_min_rtt_us(tp);
 	n->retransmits = tp->total_retrans;
 	n->lost = tp->lost_out;
 	n->lost_total = tp->lost;
@@ -153,8 +153,7 @@ static __always_inline void begin_older(struct flow_record *r, const struct olde
 	r->known |= FLOW_PARTIAL;
 	begin_end(own, o->snd_nxt);
 	begin_end(peer, o->rcv_nxt);
-	if (state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING ||
-	    state == TCP_LAST_ACK)
+	if (has_sent_fin(state))
 		close_end(own, o->write_seq, state == TCP_FIN_WAIT2);
 	if (state == TCP_CLOSE_WAIT || state == TCP_CLOSING || state == TCP_LAST_ACK)
 		close_end(peer, o->rcv_nxt, true);

@@ -15,6 +15,7 @@
 #include <bpf/bpf_tracing.h>
 #include "flow_socket.bpf.h"
 #include "interfaces.bpf.h"
+#include "task.bpf.h"
 #include "stand_in.bpf.h"
 
 /* Set by user space while older connections are added; otherwise only figures are copied. */
@@ -43,11 +44,13 @@ struct update {
 	struct flow_numbers numbers;
 };
 
-/* The slot of a flow, NULL if it is not in the table. */
-static __always_inline struct flow_slot *slot_of(const struct flow_key *key)
+/* The slot of the flow at this interface, NULL if it is not in the table. */
+static __always_inline struct flow_slot *slot_at(struct flow_key *key, __u32 interface)
 {
-	__u32 *number = bpf_map_lookup_elem(&flow_slots, key);
+	__u32 *number;
 
+	key->interface = interface;
+	number = bpf_map_lookup_elem(&flow_slots, key);
 	return number ? bpf_map_lookup_elem(&slots, number) : NULL;
 }
 
@@ -87,8 +90,7 @@ static __always_inline bool set_caller(struct flow_owner *who, const struct sock
 
 	if (task->flags & PF_KTHREAD)
 		return false;
-	for (int i = 0; i < COMM_LEN; i++)
-		who->comm[i] = leader->comm[i];
+	READ_COMM(who->comm, leader);
 	who->from = from;
 	who->pid = task->tgid;
 	who->uid = sk->sk_uid.val;
@@ -126,7 +128,7 @@ int BPF_PROG(flow_state, const struct sock *sk, int old_state, int new_state)
 	__u8 end;
 
 	USE_KERNEL_STACK(ctx, state_handler);
-	if (sk->sk_protocol != IPPROTO_TCP || sk->__sk_common.skc_net.net->ns.inum != netns)
+	if (sk->sk_protocol != IPPROTO_TCP || sk->__sk_common.skc_net.net->ns.inum != own_netns)
 		return 0;
 	if (new_state == TCP_SYN_SENT) {
 		/* Its port is not chosen yet. */
@@ -155,10 +157,8 @@ int BPF_PROG(flow_state, const struct sock *sk, int old_state, int new_state)
 	if (new_state == TCP_CLOSE)
 		read_numbers(&update.numbers, tp, end);
 	for (__u32 i = 0; i < INTERFACES_MAX && i < interfaces; i++) {
-		struct flow_slot *slot;
+		struct flow_slot *slot = slot_at(&update.key, i);
 
-		update.key.interface = i;
-		slot = slot_of(&update.key);
 		if (!slot)
 			continue;
 		bpf_spin_lock(&slot->lock);
@@ -226,7 +226,7 @@ static __always_inline __u32 interface_of(const struct sock *sk)
  */
 static __always_inline bool is_accepted(const struct sock *sk, __u16 port)
 {
-	return sk->sk_max_ack_backlog || (listening[port >> 6] & (1ULL << (port & 63)));
+	return sk->sk_max_ack_backlog || has_port(listening, port);
 }
 
 SEC("iter/tcp")
@@ -269,10 +269,8 @@ int flow_sockets(struct bpf_iter__tcp *ctx)
 			seed(&key, &older);
 	}
 	for (__u32 i = 0; i < INTERFACES_MAX && i < interfaces; i++) {
-		struct flow_slot *slot;
+		struct flow_slot *slot = slot_at(&key, i);
 
-		key.interface = i;
-		slot = slot_of(&key);
 		if (!slot)
 			continue;
 		bpf_spin_lock(&slot->lock);
@@ -307,20 +305,17 @@ int flow_owner(struct bpf_iter__task_file *ctx)
 	sk = socket->sk;
 	if (!sk || sk->sk_protocol != IPPROTO_TCP)
 		return 0;
-	if (sk->__sk_common.skc_net.net->ns.inum != netns || !read_flow_ends(&ends, sk))
+	if (sk->__sk_common.skc_net.net->ns.inum != own_netns || !read_flow_ends(&ends, sk))
 		return 0;
 	found.end = set_socket_key(&key, &ends);
 	found.from = OWNER_BY_FILE;
 	found.pid = task->tgid;
 	found.uid = sk->sk_uid.val;
 	found.cgroup_id = task->cgroups->dfl_cgrp->kn->id;
-	for (int i = 0; i < COMM_LEN; i++)
-		found.comm[i] = task->comm[i];
+	READ_COMM(found.comm, task);
 	for (__u32 i = 0; i < INTERFACES_MAX && i < interfaces; i++) {
-		struct flow_slot *slot;
+		struct flow_slot *slot = slot_at(&key, i);
 
-		key.interface = i;
-		slot = slot_of(&key);
 		if (!slot)
 			continue;
 		bpf_spin_lock(&slot->lock);

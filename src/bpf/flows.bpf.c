@@ -112,7 +112,7 @@ __attribute__((noinline)) int copy_names(struct __sk_buff *skb, __u32 run)
 {
 	struct tracked *t = tracked_by(run);
 
-	if (names && t)
+	if (reads_names && t)
 		send_name(skb, &t->key, &t->name, run);
 	return 0;
 }
@@ -188,7 +188,7 @@ static __always_inline void on_packet(struct __sk_buff *skb, __u32 run)
 		return;
 	count_packet(t, c, run);
 counted:
-	if (names && t->name.is_wanted)
+	if (reads_names && t->name.is_wanted)
 		copy_names(skb, run);
 	return;
 

@@ -203,11 +203,6 @@ enum sweep_mode {
 	SWEEP_ALL,   /* all flows: the run has ended */
 };
 
-/* How much one run of the sweep program does. */
-enum sweep_limit {
-	SWEEP_STEP = 8, /* the most slots that it checks to find one to report */
-};
-
 /* How valuable a flow is when the table is nearly full: the first kind is evicted last. */
 enum flow_worth {
 	WORTH_ESTABLISHED, /* both ends have sent packets */
@@ -221,6 +216,14 @@ enum flow_worth {
 
 /* Flows are ranked by worth, then by age: those with the highest rank are evicted first. */
 #define FLOW_RANKS (3 * AGE_CLASSES)
+
+/* Limits of the sweep. */
+enum sweep_limit {
+	SWEEP_STEP = 8, /* the most slots that one run checks to find one to report */
+	/* The first rank that is evicted: established flows that have had no packet for a minute.
+	 * It is the age class that begins at 4 << 14 ms. */
+	FLOW_RANK_OLD = 4 + 4 * 14,
+};
 
 /* The parameters and results of the sweep, shared with user space. */
 struct sweep {

@@ -16,7 +16,7 @@
 /* Kinds of events to report: bits by enum loss_kind. */
 const volatile __u32 wanted_kinds = 0;
 /* Only this network namespace, by inode number; 0: all. */
-const volatile __u32 netns = 0;
+const volatile __u32 wanted_netns = 0;
 /* Also report packets that are freed without a loss, such as the copies for packet sockets. */
 const volatile bool with_noise = false;
 
@@ -55,6 +55,7 @@ struct loss_counters loss_counters[COUNTER_SLOTS] SEC(".bss.loss") __attribute__
 const struct loss_event *unused_loss_event __attribute__((unused));
 const struct loss_packet *unused_loss_packet __attribute__((unused));
 const enum loss_known *unused_loss_known __attribute__((unused));
+const enum loss_key *unused_loss_key __attribute__((unused));
 const enum loss_detail *unused_loss_detail __attribute__((unused));
 const enum loss_kind *unused_loss_kind __attribute__((unused));
 const struct count_key *unused_count_key __attribute__((unused));
@@ -65,7 +66,7 @@ static __always_inline bool interface_matches(const struct loss_event *e)
 {
 	bool found = false;
 
-	if (netns && e->netns != netns)
+	if (wanted_netns && e->netns != wanted_netns)
 		return false;
 	/*
 	 * The interface of a half-open connection is not known: better to report it than to miss

@@ -108,7 +108,7 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	if (sk && (!count_by || count_by == LOSS_BY_COMM))
 		set_socket(&e, sk);
 	/* Counts do not show the device, so it is read only if it is filtered by. */
-	if (!count_by || netns || interfaces) {
+	if (!count_by || wanted_netns || interfaces) {
 		const struct net_device *dev = skb->dev;
 
 		if (dev)

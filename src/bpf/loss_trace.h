@@ -5,6 +5,7 @@
 
 #include "packet.h"
 #include "count_table.h"
+#include "attempt.h"
 
 #define LOSS_NAME_LEN 16
 
@@ -40,7 +41,9 @@ enum loss_by {
  * `addr` is a reason, and the next two are a place or an inode, lower half first. With a reason,
  * `port` has the detail.
  */
-#define LOSS_KIND_SHIFT 4
+enum loss_key {
+	LOSS_KIND_SHIFT = 4,
+};
 
 enum loss_known {
 	LOSS_KNOWN_SEGMENT = 1 << 0, /* tcp_flags, seq and len are set */
@@ -49,8 +52,8 @@ enum loss_known {
 	LOSS_UNSURE = 1 << 3,	     /* it was dropped only if no socket exists for it */
 };
 
-/* Words of a bit set of reasons. The last word has our own reasons (see accept_trace.h). */
-#define REASON_WORDS 5
+/* Words of a bit set of reasons. The last word has our own reasons. */
+#define REASON_WORDS ((REASON_END + 63) / 64)
 
 /*
  * The most functions that a filter on reasons stands for. A drop without a reason matches it if one

@@ -54,6 +54,7 @@ struct {
 /* BTF has the type only if something refers to it. */
 const struct packet_event *unused_packet_event __attribute__((unused));
 const struct frame_event *unused_frame_event __attribute__((unused));
+const enum packet_limit *unused_packet_limit __attribute__((unused));
 
 static __always_inline bool over_rate(__u64 now)
 {

@@ -5,7 +5,10 @@
 
 #include "packet.h"
 
-#define PAYLOAD_CAPTURE_MAX 256
+/* Limits of what an event has of its packet. */
+enum packet_limit {
+	PAYLOAD_CAPTURE_MAX = 256, /* bytes of the payload */
+};
 
 /* One packet that matched. Numbers in host order; addresses, MACs and options as on the wire. */
 struct packet_event {

@@ -94,6 +94,31 @@ static __always_inline __be16 read_inet_sport(const struct tcp_sock *tp)
 	return tp->inet_conn.icsk_inet.inet_sport;
 }
 
+/* Whether the socket has sent a FIN, if it is in this state. */
+static __always_inline bool has_sent_fin(int state)
+{
+	return state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING ||
+	       state == TCP_LAST_ACK;
+}
+
+/* Whether a FIN has arrived. It counts as one in sequence numbers. */
+static __always_inline bool has_received_fin(const struct sock *sk)
+{
+	return sk->__sk_common.skc_flags & (1UL << SOCK_DONE);
+}
+
+/* The smoothed round-trip time. The kernel keeps eight times that. */
+static __always_inline __u32 read_srtt_us(const struct tcp_sock *tp)
+{
+	return tp->srtt_us >> 3;
+}
+
+/* The lowest round-trip time; ~0: none was measured. */
+static __always_inline __u32 read_min_rtt_us(const struct tcp_sock *tp)
+{
+	return tp->rtt_min.s[0].v;
+}
+
 static __always_inline __u32 read_netns(const struct sock *sk)
 {
 	if (!bpf_core_field_exists(sk->__sk_common.skc_net.net))

@@ -11,6 +11,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_core_read.h>
 #include "inet.bpf.h"
+#include "task.bpf.h"
 #include "socket_owner.h"
 
 #define SOCKFS_MAGIC 0x534f434b
@@ -82,8 +83,7 @@ int socket_owner(struct bpf_iter__task_file *ctx)
 	holder.inode = file->f_inode->i_ino;
 	holder.cgroup_id = task->cgroups->dfl_cgrp->kn->id;
 	holder.pid = task->tgid;
-	for (int i = 0; i < COMM_LEN; i++)
-		holder.comm[i] = task->comm[i];
+	READ_COMM(holder.comm, task);
 	/* If there is no room, the kernel calls the program again with an empty buffer. */
 	bpf_seq_write(ctx->meta->seq, &holder, sizeof(holder));
 	return 0;

@@ -18,8 +18,9 @@ use super::CaptureFile;
 use super::numbers::LINKTYPE_ETHERNET;
 use super::rotation::{Limits, Rotate, Rotation};
 use super::write::{Encoder, FileFormat, FrameToWrite, InPlace, Statistics};
+use crate::domain::UnixNanos;
 use crate::failure::Failure;
-use crate::output::clock::{Clock, UnixNanos};
+use crate::output::clock::Clock;
 use crate::output::stdout::{Patience, Stdout, has_room};
 use crate::stop::{ExitReason, Stop};
 

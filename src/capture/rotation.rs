@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use jiff::fmt::strtime;
 use jiff::tz::TimeZone;
 
+use crate::domain::UnixNanos;
 use crate::failure::Failure;
-use crate::output::clock::UnixNanos;
 
 /// When a new file begins, and how many files there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -62,9 +62,6 @@ impl AcceptHistogram {
 #[derive(Clone, Debug, Args)]
 #[command(group = ArgGroup::new("counted").multiple(true))]
 pub struct AcceptTraceArgs {
-    /// For exporter: count events in the kernel and send none.
-    #[arg(skip)]
-    pub exporting: bool,
     /// Print only attempts that were not accepted
     #[arg(long)]
     pub failed: bool,

@@ -56,9 +56,6 @@ pub enum ConnectBy {
 /// Arguments of `connect-trace`.
 #[derive(Clone, Debug, Args)]
 pub struct ConnectTraceArgs {
-    /// For exporter: count events in the kernel and send none.
-    #[arg(skip)]
-    pub exporting: bool,
     /// How to attach to the kernel
     #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
     pub backend: BackendChoice,

@@ -53,9 +53,6 @@ impl LossByChoice {
 /// Arguments of `loss-trace`.
 #[derive(Clone, Debug, Args)]
 pub struct LossTraceArgs {
-    /// For exporter: count events in the kernel and send none.
-    #[arg(skip)]
-    pub exporting: bool,
     /// Print only these events
     #[arg(long, value_enum, value_name = "KINDS", value_delimiter = ',')]
     pub only: Vec<LossKindChoice>,

@@ -142,24 +142,43 @@ impl Command {
     }
 }
 
-/// The arguments of a command as if only these options had been given.
+/// The arguments of a command as if no option had been given.
 ///
 /// # Errors
-/// The options are wrong.
-pub fn arguments<T: Args>(options: &[&str]) -> anyhow::Result<T> {
-    let command = T::augment_args(clap::Command::new("tcpinspect").no_binary_name(true));
+/// There is an option that has to be given.
+pub fn defaults<T: Args>() -> anyhow::Result<T> {
+    let command = T::augment_args(clap::Command::new("tcpinspect"));
     Ok(T::from_arg_matches(
-        &command.try_get_matches_from(options)?,
+        &command.try_get_matches_from(["tcpinspect"])?,
     )?)
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::ValueEnum;
+
+    use super::connect_trace::ConnectHistogram;
     use super::*;
 
     #[test]
     fn the_definition_is_consistent() {
         command().debug_assert();
+    }
+
+    #[test]
+    fn names_in_the_output_are_those_of_the_command_line() {
+        fn check<T: ValueEnum>(name: impl Fn(T) -> &'static str) {
+            for value in T::value_variants() {
+                let on_command_line = value.to_possible_value().unwrap();
+                assert_eq!(name(value.clone()), on_command_line.get_name());
+            }
+        }
+        check(AcceptBy::name);
+        check(AcceptHistogram::name);
+        check(CollectorChoice::name);
+        check(ConnectHistogram::name);
+        check(FlowHistogram::name);
+        check(LossByChoice::name);
     }
 
     #[test]

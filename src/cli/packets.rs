@@ -277,10 +277,12 @@ pub struct RecordingArgs {
         conflicts_with = "columns"
     )]
     pub write: Option<PathBuf>,
-    /// How many bytes of each packet to write; 0 means the default [default: 262144]
     #[arg(
         short,
         long,
+        help = format!(
+            "How many bytes of each packet to write; 0 means the default [default: {MAX_SNAPLEN}]"
+        ),
         value_name = "N",
         requires = "write",
         value_parser = clap::value_parser!(u32).range(0..=i64::from(MAX_SNAPLEN))

@@ -5,6 +5,7 @@ use clap::Args;
 use super::output::{BufferArgs, RunArgs};
 use super::packets::{DirectionChoice, PacketArgs, RecordingArgs};
 use super::values;
+use crate::skel::PAYLOAD_CAPTURE_MAX;
 
 /// Arguments of `port-monitor`.
 #[derive(Clone, Debug, Args)]
@@ -18,11 +19,12 @@ pub struct PortMonitorArgs {
     /// Add the first 16 bytes of the payload in hex, or as many as --payload-bytes says
     #[arg(short = 'x', conflicts_with = "write")]
     pub hex: bool,
-    /// How many bytes of the payload to add, 256 at most
+    /// How many bytes of the payload to add
     #[arg(
         long,
+        help = format!("How many bytes of the payload to add, {PAYLOAD_CAPTURE_MAX} at most"),
         value_name = "N",
-        value_parser = clap::value_parser!(u32).range(0..=256),
+        value_parser = clap::value_parser!(u32).range(0..=i64::from(PAYLOAD_CAPTURE_MAX)),
         conflicts_with = "write"
     )]
     pub payload_bytes: Option<u32>,

@@ -10,6 +10,7 @@ use nix::net::if_::if_nametoindex;
 use super::interface_hints::{plain_interface_hint, words_as_options};
 use super::{Cli, Command};
 use crate::failure::{Exit, Failure, Refusal};
+use crate::host::interfaces::ANY;
 use crate::output::stdout::printed;
 
 /// Parses the command line.
@@ -27,6 +28,19 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Result
     Ok(command)
 }
 
+/// What is wrong, from the text of an error: clap writes "error: what", sometimes more lines about it,
+/// then "tip:" and "Usage:".
+pub fn what_is_wrong(text: &str) -> String {
+    text.split("\n\n")
+        .next()
+        .unwrap_or_default()
+        .trim_start_matches("error: ")
+        .lines()
+        .map(str::trim)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
 /// Help goes to stdout and is not an error. A wrong command line is reported in two lines.
 fn explain(error: &clap::Error, args: &[OsString]) -> Result<Exit, Failure> {
     match error.kind() {
@@ -38,16 +52,7 @@ fn explain(error: &clap::Error, args: &[OsString]) -> Result<Exit, Failure> {
         _ => {}
     }
     let text = error.to_string();
-    // clap writes "error: what", sometimes more lines about it, then "tip:" and "Usage:".
-    let what = text
-        .split("\n\n")
-        .next()
-        .unwrap_or_default()
-        .trim_start_matches("error: ")
-        .lines()
-        .map(str::trim)
-        .collect::<Vec<_>>()
-        .join(" ");
+    let what = what_is_wrong(&text);
     let words: Vec<_> = args
         .iter()
         .skip(1)
@@ -84,7 +89,7 @@ fn explain(error: &clap::Error, args: &[OsString]) -> Result<Exit, Failure> {
 }
 
 fn is_interface(name: &str) -> bool {
-    name == "any" || if_nametoindex(name).is_ok()
+    name == ANY || if_nametoindex(name).is_ok()
 }
 
 fn context(error: &clap::Error, kind: ContextKind) -> Option<String> {

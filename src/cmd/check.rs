@@ -17,25 +17,30 @@ use nix::unistd::{SysconfVar, sysconf};
 use super::accept_trace::{self, Rehearsed};
 use super::connect_trace;
 use super::connect_trace::Backend;
+use super::exporter;
 use super::flows::{self, Flows};
 use super::listeners;
 use super::loss_trace;
 use super::port_monitor::PortMonitor;
 use super::syn_count::SynCount;
 use crate::attach::{Attached, load, xdp};
-use crate::cli::{BackendChoice, BufferChoice, CheckArgs, CollectorChoice, RunArgs, arguments};
+use crate::cli::{
+    BackendChoice, BufferChoice, CheckArgs, CollectorChoice, ConnectTraceArgs, CountMode, RunArgs,
+    SynCountArgs, defaults,
+};
+use crate::domain::finding::{CheckKind, Finding};
 use crate::failure::{Exit, Failure};
 use crate::filter::expr::Expression;
 use crate::host::features::supports_native_xdp;
-use crate::host::interfaces::{Interface, LinkLayer, resolve};
+use crate::host::interfaces::{Interface, resolve};
 use crate::host::kernel;
 use crate::host::kernel_types::KernelTypes;
 use crate::host::privileges;
 use crate::notice::Notices;
-use crate::output::check::{CheckKind, Finding, FindingLayout};
+use crate::output::check::FindingLayout;
 use crate::output::summary::{NoEvents, Summary};
 use crate::run::events::BufferKind;
-use crate::run::packet;
+use crate::run::packet::{self, PacketCommand};
 use crate::run::session::Session;
 use crate::skel::flows::FlowsSkelBuilder;
 use crate::skel::loss_trace::LossTraceSkelBuilder;
@@ -256,14 +261,14 @@ fn report_commands(
         CollectorChoice::Loss => loss.is_ok(),
         CollectorChoice::Connect | CollectorChoice::Flows => connect.is_ok(),
     });
-    report.command("syn-count", syn_count);
-    report.command("listeners", listeners);
-    report.command("port-monitor", port_monitor);
-    report.command("flows", flows_answer(interface, &trials.flows, buffer));
-    report.command("connect-trace", connect);
-    report.command("accept-trace", accept);
-    report.command("loss-trace", loss);
-    report.command("exporter", exporter);
+    report.command(SynCount::NAME, syn_count);
+    report.command(listeners::NAME, listeners);
+    report.command(PortMonitor::NAME, port_monitor);
+    report.command(Flows::NAME, flows_answer(interface, &trials.flows, buffer));
+    report.command(connect_trace::NAME, connect);
+    report.command(accept_trace::NAME, accept);
+    report.command(loss_trace::NAME, loss);
+    report.command(exporter::NAME, exporter);
 }
 
 fn exporter_answer(can_run: impl Fn(CollectorChoice) -> bool) -> Answer {
@@ -357,12 +362,9 @@ fn default_interface() -> Result<Interface, String> {
         .map_err(|error| error.to_string())?
         .pop()
         .ok_or("there is no interface")?;
-    match interface.link_layer {
-        LinkLayer::Unsupported(kind) => Err(format!(
-            "frames of {} are of hardware type {kind}, neither Ethernet nor plain IP",
-            interface.name
-        )),
-        _ => Ok(interface),
+    match interface.unreadable_frames() {
+        Some(frames) => Err(format!("frames of {} are {frames}", interface.name)),
+        None => Ok(interface),
     }
 }
 
@@ -429,17 +431,18 @@ fn try_apart(notices: Notices) -> Result<Trials, Failure> {
                 Some("not attached: no network namespace could be made to try it in"),
             ),
         };
-        let args = arguments(&["--mode", "generic"])?;
+        let mut args = defaults::<SynCountArgs>()?;
+        args.mode = CountMode::Generic;
         let xdp = packet::rehearse(&SynCount::new(&args)?, lo.as_ref(), notices);
         let frags = xdp.is_ok().then(kernel::knows_xdp_frags);
-        let args = arguments(&[])?;
+        let args = defaults()?;
         let tc = packet::rehearse(&PortMonitor::new(&args)?, lo.as_ref(), notices);
-        let args = arguments(&[])?;
+        let args = defaults()?;
         let flows = packet::rehearse(&Flows::new(&args)?, lo.as_ref(), notices);
-        let args = arguments(&[])?;
+        let args = defaults()?;
         let accept = accept_trace::rehearse(&args, lo.as_ref(), notices);
         let accept = accept.map_err(|failure| why_not(&failure));
-        let args = arguments(&[])?;
+        let args = defaults()?;
         let loss = loss_trace::rehearse(&args, lo.as_ref());
         let loss = loss.map_err(|failure| why_not(&failure));
         let kind = |attached: Attached| attached.hooks().first().map(|hook| hook.kind().to_owned());
@@ -466,7 +469,8 @@ fn try_apart(notices: Notices) -> Result<Trials, Failure> {
 fn try_backends(notices: Notices) -> Result<Vec<(Backend, Option<String>)>> {
     let mut answers = Vec::new();
     for backend in connect_trace::candidates(BackendChoice::Auto) {
-        let args = arguments(&["--backend", backend.name()])?;
+        let mut args = defaults::<ConnectTraceArgs>()?;
+        args.backend = (*backend).into();
         let why = connect_trace::rehearse(&args, notices)
             .err()
             .map(|failure| why_not(&failure));

@@ -3,23 +3,26 @@
 
 use std::ffi::OsString;
 
+use clap::Parser;
+
+use crate::capture::write::MAX_SNAPLEN;
 use crate::cli::usage;
 use crate::failure::{Exit, Failure};
 use crate::filter::expr::Expression;
-use crate::host::interfaces::{ANY, ResolveError, resolve};
+use crate::host::interfaces::{self, ANY};
 use crate::output::stdout::print;
 
 /// The prefix of the names of interfaces, which distinguishes them from those of Wireshark itself.
 const PREFIX: &str = "tcpinspect-";
 
 /// Options of Wireshark's dialog, and their values. The numbers are those by which values refer to
-/// options.
+/// options. MAX is the largest snaplen.
 const OPTIONS: &str = "\
 arg {number=0}{call=--direction}{display=Direction}{type=selector}{tooltip=Direction of the packets}
 value {arg=0}{value=both}{display=both}{default=true}
 value {arg=0}{value=ingress}{display=coming in}{default=false}
 value {arg=0}{value=egress}{display=going out}{default=false}
-arg {number=1}{call=--snaplen}{display=Bytes of each packet}{type=unsigned}{range=0,262144}{default=262144}{tooltip=How many bytes of each packet are captured}
+arg {number=1}{call=--snaplen}{display=Bytes of each packet}{type=unsigned}{range=0,MAX}{default=MAX}{tooltip=How many bytes of each packet are captured}
 arg {number=2}{call=--filter}{display=Filter}{type=string}{tooltip=A filter expression as in tcpdump, such as port 80; without one all TCP packets are captured}
 ";
 
@@ -36,9 +39,10 @@ pub fn is_called_by_wireshark(args: &[OsString]) -> bool {
 /// # Errors
 /// As `port-monitor`, or an argument is not one of the protocol.
 pub fn run(args: &[OsString]) -> Result<Exit, Failure> {
-    let mut extcap = ExtcapArgs::read(args)?;
+    let mut extcap = ExtcapArgs::try_parse_from(args)
+        .map_err(|error| Failure::usage(usage::what_is_wrong(&error.to_string())))?;
     if extcap.interfaces {
-        return print(&interfaces()?);
+        return print(&list_interfaces()?);
     }
     let interface = extcap.interface.take().unwrap_or_default();
     let interface = interface.strip_prefix(PREFIX).ok_or_else(|| {
@@ -49,7 +53,7 @@ pub fn run(args: &[OsString]) -> Result<Exit, Failure> {
         return print("dlt {number=1}{name=EN10MB}{display=Ethernet}\n");
     }
     if extcap.config {
-        return print(OPTIONS);
+        return print(&OPTIONS.replace("MAX", &MAX_SNAPLEN.to_string()));
     }
     if extcap.capture {
         let args = extcap.port_monitor(interface)?;
@@ -67,18 +71,14 @@ pub fn run(args: &[OsString]) -> Result<Exit, Failure> {
 }
 
 /// The interfaces that are up, and all of them together.
-fn interfaces() -> Result<String, Failure> {
-    let up = match resolve(&[ANY.to_owned()]) {
-        Ok(up) => up,
-        // None is up.
-        Err(ResolveError::Usage { .. }) => Vec::new(),
-        Err(ResolveError::Failed(error)) => return Err(error.into()),
-    };
+fn list_interfaces() -> Result<String, Failure> {
     let mut text = format!(
         "extcap {{version={}}}{{display=tcpinspect}}\n",
         env!("CARGO_PKG_VERSION")
     );
-    let names = up.into_iter().map(|interface| interface.name);
+    let names = interfaces::up()?
+        .into_iter()
+        .map(|interface| interface.name);
     // In a name these would be read as the end of a value, or by a terminal.
     let is_plain = |c: char| c.is_ascii_graphic() && !matches!(c, '{' | '}' | '=');
     let names = names.filter(|name| name.chars().all(is_plain));
@@ -89,67 +89,42 @@ fn interfaces() -> Result<String, Failure> {
 }
 
 /// The arguments, which say what Wireshark wants.
-#[derive(Default)]
+#[derive(Parser)]
+#[command(
+    no_binary_name = true,
+    disable_help_flag = true,
+    args_override_self = true
+)]
 struct ExtcapArgs {
+    #[arg(long = "extcap-interfaces")]
     interfaces: bool,
+    #[arg(long = "extcap-dlts")]
     dlts: bool,
+    #[arg(long = "extcap-config")]
     config: bool,
+    #[arg(long)]
     capture: bool,
+    #[arg(long = "extcap-interface", allow_hyphen_values = true)]
     interface: Option<String>,
+    #[arg(long, allow_hyphen_values = true)]
     fifo: Option<OsString>,
+    #[arg(long = "extcap-capture-filter", allow_hyphen_values = true)]
     capture_filter: Option<String>,
+    #[arg(long)]
     direction: Option<String>,
+    #[arg(long)]
     snaplen: Option<String>,
+    #[arg(long, allow_hyphen_values = true)]
     filter: Option<String>,
+    /// The version of Wireshark.
+    #[arg(long = "extcap-version")]
+    _version: Option<String>,
+    /// The option whose values to reload: none has any.
+    #[arg(long = "extcap-reload-option")]
+    _reload: Option<String>,
 }
 
 impl ExtcapArgs {
-    fn read(args: &[OsString]) -> Result<Self, Failure> {
-        let mut extcap = Self::default();
-        let mut args = args.iter();
-        while let Some(arg) = args.next() {
-            let text = arg.to_string_lossy();
-            let (name, joined) = match text.split_once('=') {
-                Some((name, value)) => (name, Some(OsString::from(value))),
-                None => (&*text, None),
-            };
-            match name {
-                "--extcap-interfaces" => extcap.interfaces = true,
-                "--extcap-dlts" => extcap.dlts = true,
-                "--extcap-config" => extcap.config = true,
-                "--capture" => extcap.capture = true,
-                _ => {
-                    let value = joined.or_else(|| args.next().cloned());
-                    let value = value.ok_or_else(|| {
-                        Failure::usage(format!("a value is required for '{name}'"))
-                    })?;
-                    extcap.set(name, value)?;
-                }
-            }
-        }
-        Ok(extcap)
-    }
-
-    fn set(&mut self, name: &str, value: OsString) -> Result<(), Failure> {
-        let text = value.to_string_lossy().into_owned();
-        match name {
-            "--extcap-interface" => self.interface = Some(text),
-            "--extcap-capture-filter" => self.capture_filter = Some(text),
-            "--fifo" => self.fifo = Some(value),
-            "--direction" => self.direction = Some(text),
-            "--snaplen" => self.snaplen = Some(text),
-            "--filter" => self.filter = Some(text),
-            // The version of Wireshark; which option's values to reload: none.
-            "--extcap-version" | "--extcap-reload-option" => {}
-            _ => {
-                return Err(Failure::usage(format!(
-                    "unexpected argument '{name}' found"
-                )));
-            }
-        }
-        Ok(())
-    }
-
     /// The command line of the capture.
     fn port_monitor(self, interface: &str) -> Result<Vec<OsString>, Failure> {
         let fifo = self

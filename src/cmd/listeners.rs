@@ -26,7 +26,7 @@ use crate::stop::ExitReason;
 use crate::view::listeners::{ListenerEntry, ListenersView};
 use crate::view::terminal::{self, Screen};
 
-const NAME: &str = "listeners";
+pub(super) const NAME: &str = "listeners";
 const SOCKETS_ALONE: &str = "socket diagnostics";
 const WITH_PROCESSES: &str = "socket diagnostics, iter/task_file";
 

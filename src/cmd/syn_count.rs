@@ -10,22 +10,23 @@ use crate::attach::Attached;
 use crate::attach::xdp::XdpMode;
 use crate::cli::{CountMode, SynCountArgs};
 use crate::domain::Direction;
+use crate::domain::UnixNanos;
+use crate::domain::counters::PacketCounters;
 use crate::domain::distinct;
-use crate::domain::tally::{Alerts, Count, CountBy, Tally, TallyKey};
+use crate::domain::tally::{Alerts, CountBy, TallyKey};
 use crate::failure::Failure;
 use crate::filter::{Filter, FlagsRule};
 use crate::host::interfaces::Interface;
 use crate::host::kernel;
-use crate::output::clock::UnixNanos;
 use crate::output::columns::widest;
 use crate::output::summary::Summary;
 use crate::output::syn_count::{KeyFigures, SynAlert, SynColumn, SynCounts, SynWriter};
-use crate::run::counts::TABLES_ARE_FULL;
+use crate::run::counts::{IntervalCounter, TABLES_ARE_FULL};
 use crate::run::packet::{Live, LoadTarget, Options, PacketCommand, Replay};
-use crate::run::replay::AroundFrames;
+use crate::run::replay::{AroundFrames, Intervals};
 use crate::run::session::{Session, Wake, next_due};
 use crate::skel::syn_count::{OpenSynCountSkel, SynCountSkel, SynCountSkelBuilder};
-use crate::skel::{self, CountByKey, PacketCounters, PacketSkel};
+use crate::skel::{self, CountByKey, PacketSkel};
 use crate::sys::key_tables::{KeyTables, Size, Sketches};
 use crate::sys::link;
 
@@ -80,24 +81,21 @@ impl<'a> SynCount<'a> {
         skel: &SynCountSkel<'_>,
         slots: usize,
     ) -> Result<Counter<'n>> {
-        let keys = |by| -> Result<_> {
+        let keys = || -> Result<_> {
             let maps = &skel.maps;
             Ok(KeyCounter {
-                by,
+                by: self.args.by,
                 tables: KeyTables::map(&maps.count_sets, Size::of(slots))?,
                 sketches: Sketches::map(&maps.source_sketches, Size::of(slots))?,
-                open: 0,
                 sources: 0,
-                tally: Tally::new(self.args.by.map_or(0, |_| self.args.top)),
                 alerts: self.args.alert.map(Alerts::new),
             })
         };
         Ok(Counter {
             iface,
             mode,
-            last: 0,
-            keys: counted_by(self.args).map(keys).transpose()?,
-            is_full: false,
+            counts: IntervalCounter::new(self.args.top),
+            keys: counted_by(self.args).map(|_| keys()).transpose()?,
         })
     }
 
@@ -249,8 +247,7 @@ impl PacketCommand for SynCount<'_> {
             writer: &self.writer,
             counter: self.counter(None, "replay", replay.skel, replay.slots)?,
             slots: replay.slots,
-            interval: i64::try_from(self.args.interval.as_nanos()).unwrap_or(i64::MAX),
-            started: None,
+            intervals: Intervals::new(self.args.interval),
             latest: UnixNanos::MIN,
         };
         replay.begin(|out, clock| schedule.writer.layout.header(out, clock))?;
@@ -312,23 +309,18 @@ struct Counter<'a> {
     /// `None` in a replay.
     iface: Option<&'a str>,
     mode: &'static str,
-    /// SYNs up to the last interval.
-    last: u64,
+    counts: IntervalCounter<TallyKey>,
     /// With `--by` or `--alert`.
     keys: Option<KeyCounter>,
-    /// Keys were replaced in the table, and the user was notified.
-    is_full: bool,
 }
 
 struct KeyCounter {
-    by: CountBy,
+    /// `--by`: the key whose counts are shown.
+    by: Option<CountBy>,
     tables: KeyTables,
     sketches: Sketches,
-    /// Which of the two tables the programs write to.
-    open: u32,
     /// Estimated number of source addresses in the interval, by HyperLogLog: about 1.6 % off.
     sources: u64,
-    tally: Tally<TallyKey>,
     alerts: Option<Alerts>,
 }
 
@@ -347,51 +339,43 @@ impl Counter<'_> {
     /// Makes the programs write to the other table of keys, and returns the previous one. They may
     /// still write to that until [`link::synchronize`].
     fn close_table(&mut self, skel: &mut SynCountSkel<'_>) -> u32 {
-        let (Some(keys), Some(bss)) = (&mut self.keys, &mut skel.maps.bss_counters_data) else {
-            return 0;
-        };
-        let closed = keys.open;
-        keys.open ^= 1;
-        skel::open_table(&mut bss.open_table, keys.open);
-        closed
+        let bss = skel.maps.bss_counters_data.as_deref_mut();
+        self.counts.switch(|table| {
+            if let Some(bss) = bss {
+                skel::open_table(&mut bss.open_table, table);
+            }
+        })
     }
 
     /// Writes the lines of an interval, and the alerts that it raised or cleared.
     fn report(&mut self, session: &mut Session, writer: &SynWriter, ended: &Ended) {
-        let total = ended.counters.matched;
-        let seconds = ended.elapsed.as_secs_f64();
-        let delta = total - self.last;
-        self.last = total;
         let untracked = ended.counters.untracked;
+        let mut found = Vec::new();
         if let Some(keys) = &mut self.keys {
-            let mut found = Vec::new();
             keys.tables.take(ended.closed, |key, syns| {
                 found.push((TallyKey::new(key), syns));
             });
             keys.sources = distinct::estimate(&keys.sketches.take(ended.closed).registers);
-            keys.tally.take(ended.elapsed, found);
         }
+        let total = ended.counters.matched;
+        let count = self.counts.take(ended.elapsed, total, found);
         let keys = self.keys.as_ref();
-        let top = keys
-            .filter(|keys| keys.tally.top > 0)
-            .map(|keys| (keys.by, keys.tally.busiest()));
+        let by = keys.and_then(|keys| keys.by);
         let interval = SynCounts {
             iface: self.iface,
             mode: self.mode,
-            seconds,
-            count: Count::after(seconds, total, delta),
-            by: top,
+            seconds: ended.elapsed.as_secs_f64(),
+            count,
+            by: by.map(|by| (by, self.counts.tally.busiest())),
             keys: keys.map(|keys| KeyFigures {
                 sources: keys.sources,
                 untracked,
             }),
         };
         session.write(ended.at, &(writer, &interval));
-        self.report_alerts(session, writer, ended.at, delta, ended.cut_short);
-        if untracked > 0 && !self.is_full {
-            self.is_full = true;
-            session.notices.notice(TABLES_ARE_FULL);
-        }
+        self.report_alerts(session, writer, ended.at, count.delta, ended.cut_short);
+        self.counts
+            .notify_if_full(session.notices, untracked, TABLES_ARE_FULL);
     }
 
     /// Writes the alerts that an interval of this many SYNs raised or cleared; see
@@ -404,8 +388,8 @@ impl Counter<'_> {
         syns: u64,
         cut_short: Option<Duration>,
     ) {
+        let tally = &self.counts.tally;
         let Some(KeyCounter {
-            tally,
             sources,
             alerts: Some(alerts),
             ..
@@ -428,31 +412,27 @@ impl Counter<'_> {
     }
 }
 
-/// The intervals of a capture file, which follow the times in it. Times are UNIX times in ns, and
-/// lengths are in ns.
+/// When to report in a replay.
 struct Schedule<'a> {
     writer: &'a SynWriter,
     counter: Counter<'a>,
     slots: usize,
-    interval: i64,
-    /// When the current interval began; `None` before the first frame.
-    started: Option<UnixNanos>,
+    intervals: Intervals,
     latest: UnixNanos,
 }
 
 impl Schedule<'_> {
-    /// Reports the current interval, of this length in ns; with `cut_short`, the file ended
-    /// within it.
+    /// Reports an interval with this end and length; with `cut_short`, the file ended within it.
     fn close_interval(
         &mut self,
         session: &mut Session,
         skel: &mut SynCountSkel<'_>,
-        length: i64,
+        (at, elapsed): (UnixNanos, Duration),
         cut_short: Option<Duration>,
     ) {
         let interval = Ended {
-            at: self.started.unwrap_or(self.latest).saturating_add(length),
-            elapsed: Duration::from_nanos(length.unsigned_abs()),
+            at,
+            elapsed,
             counters: skel.counters(self.slots),
             // A test run is over when the call returns: there is nothing to wait for.
             closed: self.counter.close_table(skel),
@@ -461,18 +441,11 @@ impl Schedule<'_> {
         self.counter.report(session, self.writer, &interval);
     }
 
-    /// Reports the last interval. If all frames of a file have the same time, rates are those of a
-    /// whole interval.
     fn close_last_interval(&mut self, session: &mut Session, skel: &mut SynCountSkel<'_>) {
-        let Some(started) = self.started else {
-            return;
-        };
-        let length = match self.latest.saturating_sub(started) {
-            length @ 1.. => length,
-            _ => self.interval,
-        };
-        let whole = Duration::from_nanos(self.interval.unsigned_abs());
-        self.close_interval(session, skel, length, Some(whole));
+        if let Some(last) = self.intervals.last(self.latest) {
+            let whole = self.intervals.length();
+            self.close_interval(session, skel, last, Some(whole));
+        }
     }
 
     /// Skips intervals in which the file has no frame: they get no line, but the first one clears
@@ -482,9 +455,9 @@ impl Schedule<'_> {
             return;
         };
         if keys.alerts.as_ref().is_some_and(Alerts::any_raised) {
-            let interval = Duration::from_nanos(self.interval.unsigned_abs());
+            let interval = self.intervals.length();
             keys.sources = 0;
-            keys.tally.take(interval, []);
+            self.counter.counts.tally.take(interval, []);
             self.counter
                 .report_alerts(session, self.writer, empty_until, 0, None);
         }
@@ -493,8 +466,7 @@ impl Schedule<'_> {
 
 impl AroundFrames<SynCountSkel<'_>> for Schedule<'_> {
     fn is_due(&mut self, at: UnixNanos) -> bool {
-        let started = *self.started.get_or_insert(at);
-        let is_due = at.saturating_sub(started) >= self.interval;
+        let is_due = self.intervals.is_over(at);
         if !is_due {
             self.latest = self.latest.max(at);
         }
@@ -507,15 +479,13 @@ impl AroundFrames<SynCountSkel<'_>> for Schedule<'_> {
         skel: &mut SynCountSkel<'_>,
         at: UnixNanos,
     ) -> Result<()> {
-        let started = self.started.unwrap_or(at);
-        self.close_interval(session, skel, self.interval, None);
-        // Skip intervals without a frame: there can be years between two frames.
-        let intervals = at.saturating_sub(started) / self.interval;
-        if intervals > 1 {
-            let second = self.interval.saturating_mul(2);
-            self.pass_over(session, started.saturating_add(second));
+        let current = self.intervals.current(at);
+        self.close_interval(session, skel, current, None);
+        if self.intervals.skip_to(at) > 0 {
+            let (end, length) = current;
+            let length = i64::try_from(length.as_nanos()).unwrap_or(i64::MAX);
+            self.pass_over(session, end.saturating_add(length));
         }
-        self.started = Some(started.saturating_add(intervals * self.interval));
         if session.sink.ended().is_none() {
             self.latest = self.latest.max(at);
         }

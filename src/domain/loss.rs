@@ -4,9 +4,7 @@ use std::mem::offset_of;
 use std::net::IpAddr;
 
 use super::{Direction, address, until_nul};
-use crate::skel::{
-    CountKey, LOSS_KIND_SHIFT, LossDetail, LossEvent, LossKind, LossKnown, LossPacket,
-};
+use crate::skel::{CountKey, LossDetail, LossEvent, LossKeyBits, LossKind, LossKnown, LossPacket};
 
 /// A drop, a retransmission or a reset.
 #[derive(Clone, Copy)]
@@ -21,7 +19,7 @@ pub struct LossKey<'a>(pub &'a CountKey);
 impl LossKey<'_> {
     /// The kind of event.
     pub fn kind(&self) -> LossKind {
-        LossKind((self.0.family >> LOSS_KIND_SHIFT).into())
+        LossKind((self.0.family >> LossKeyBits::LOSS_KIND_SHIFT.0).into())
     }
 
     /// The number of the reason, and what kind of segment or reset it was.
@@ -161,34 +159,9 @@ impl Loss {
     }
 }
 
-/// The length of an IP packet according to its header. If the header does not say, that of `bytes`,
-/// the part of the packet that is there.
-pub fn ip_len(bytes: &[u8]) -> usize {
-    let field = |at: usize| {
-        let field = bytes.get(at..)?.first_chunk()?;
-        Some(usize::from(u16::from_be_bytes(*field)))
-    };
-    let (len, header) = match bytes.first().map(|first| first >> 4) {
-        Some(4) => (field(2), 0),
-        Some(6) => (field(4), 40),
-        _ => (None, 0),
-    };
-    len.filter(|len| *len > 0)
-        .map_or(bytes.len(), |len| len + header)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_packet_is_as_long_as_its_header_says() {
-        let v4 = [0x45, 0, 0, 44, 0];
-        let v6 = [0x60, 0, 0, 0, 0, 20];
-        let huge = [0x60, 0, 0, 0, 0, 0];
-        let lengths = [&v4[..], &v6, &huge, &v4[..3], &[]].map(ip_len);
-        assert_eq!(lengths, [44, 60, 6, 3, 0]);
-    }
 
     #[test]
     fn an_event_that_is_cut_or_of_an_unknown_kind_is_none() {

@@ -2,8 +2,10 @@
 
 pub(crate) mod connect_totals;
 pub mod connection;
+pub mod counters;
 pub(crate) mod distinct;
 pub(crate) mod export;
+pub(crate) mod finding;
 pub mod flow;
 pub(crate) mod flow_report;
 pub(crate) mod histogram;
@@ -18,6 +20,9 @@ pub(crate) mod traffic;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Nanoseconds since the UNIX epoch.
+pub type UnixNanos = i64;
 
 /// Which way packets go through an interface, seen from this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

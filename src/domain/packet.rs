@@ -239,10 +239,35 @@ impl TcpOptions {
     }
 }
 
+/// The length of an IP packet according to its header. If the header does not say, that of `bytes`,
+/// the part of the packet that is there.
+pub fn ip_len(bytes: &[u8]) -> usize {
+    let field = |at: usize| {
+        let field = bytes.get(at..)?.first_chunk()?;
+        Some(usize::from(u16::from_be_bytes(*field)))
+    };
+    let (len, header) = match bytes.first().map(|first| first >> 4) {
+        Some(4) => (field(2), 0),
+        Some(6) => (field(4), 40),
+        _ => (None, 0),
+    };
+    len.filter(|len| *len > 0)
+        .map_or(bytes.len(), |len| len + header)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::skel;
+
+    #[test]
+    fn a_packet_is_as_long_as_its_header_says() {
+        let v4 = [0x45, 0, 0, 44, 0];
+        let v6 = [0x60, 0, 0, 0, 0, 20];
+        let huge = [0x60, 0, 0, 0, 0, 0];
+        let lengths = [&v4[..], &v6, &huge, &v4[..3], &[]].map(ip_len);
+        assert_eq!(lengths, [44, 60, 6, 3, 0]);
+    }
 
     #[test]
     fn options_are_decoded_until_one_cannot_be() {

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::per_second;
-use crate::skel::CountKey;
+use crate::skel::{CountKey, LossKeyBits};
 
 /// The keys of `syn-count --by`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +65,8 @@ pub enum TallyKey {
 impl TallyKey {
     /// A key of the tables in the kernel that is an address or a port.
     pub fn new(raw: &CountKey) -> Self {
-        match raw.family & 0xf {
+        // In loss-trace the upper bits have the kind of event.
+        match raw.family & ((1 << LossKeyBits::LOSS_KIND_SHIFT.0) - 1) {
             4 => Self::Address(Ipv4Addr::from_bits(u32::from_be(raw.addr[0])).into()),
             6 => {
                 let words = raw.addr.map(|word| u128::from(u32::from_be(word)));

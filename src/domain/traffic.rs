@@ -85,10 +85,10 @@ impl Traffic {
     }
 }
 
-/// The traffic of a key, or of all flows, in an interval.
+/// Traffic, and between how many peers and ports it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Load {
-    /// Its traffic.
+pub struct TrafficFigures {
+    /// Flows, packets and bytes.
     pub traffic: Traffic,
     /// Different addresses at the other end.
     pub peers: u64,
@@ -96,7 +96,7 @@ pub struct Load {
     pub ports: u64,
 }
 
-impl Load {
+impl TrafficFigures {
     /// The order of the busiest.
     fn weight(self, sort: FlowSort) -> (u64, u64, u64) {
         let Traffic {
@@ -129,10 +129,10 @@ impl Sum {
         self.ports.add(one.port);
     }
 
-    fn load(&self) -> Load {
+    fn figures(&self) -> TrafficFigures {
         // A flow has one peer and one port, so an estimate above the number of flows is too high.
         let flows = self.traffic.flows;
-        Load {
+        TrafficFigures {
             traffic: self.traffic,
             peers: self.peers.count().min(flows),
             ports: self.ports.count().min(flows),
@@ -202,10 +202,10 @@ pub struct TrafficByKey {
     /// How many of the busiest are shown.
     top: usize,
     sort: FlowSort,
-    loads: HashMap<(u16, TrafficKey), Sum>,
+    sums: HashMap<(u16, TrafficKey), Sum>,
     /// For each interface, the sum over all keys.
     totals: HashMap<u16, Sum>,
-    /// For each interface, how many keys were removed from `loads`.
+    /// For each interface, how many keys were removed from `sums`.
     forgotten: HashMap<u16, u64>,
     /// With a random key, so that nobody can choose peers whose hashes collide.
     hasher: RandomState,
@@ -218,7 +218,7 @@ impl TrafficByKey {
             by,
             top,
             sort,
-            loads: HashMap::new(),
+            sums: HashMap::new(),
             totals: HashMap::new(),
             forgotten: HashMap::new(),
             hasher: RandomState::new(),
@@ -227,7 +227,7 @@ impl TrafficByKey {
 
     /// Begins a new interval.
     pub fn clear(&mut self) {
-        self.loads.clear();
+        self.sums.clear();
         self.totals.clear();
         self.forgotten.clear();
     }
@@ -257,25 +257,22 @@ impl TrafficByKey {
 
     fn add_to(&mut self, interface: u16, key: TrafficKey, one: &One) {
         self.totals.entry(interface).or_default().add(one);
-        self.loads.entry((interface, key)).or_default().add(one);
-        if self.loads.len() >= 2 * KEYS_KEPT {
+        self.sums.entry((interface, key)).or_default().add(one);
+        if self.sums.len() >= 2 * KEYS_KEPT {
             self.forget_small();
         }
     }
 
     /// Removes the keys that are least busy.
     fn forget_small(&mut self) {
-        let weight = |sum: &Sum| sum.load().weight(self.sort);
-        let all = self
-            .loads
-            .drain()
-            .map(|(key, sum)| (weight(&sum), key, sum));
+        let weight = |sum: &Sum| sum.figures().weight(self.sort);
+        let all = self.sums.drain().map(|(key, sum)| (weight(&sum), key, sum));
         let mut all = all.collect::<Vec<_>>();
         all.select_nth_unstable_by_key(KEYS_KEPT, |(weight, ..)| Reverse(*weight));
         for (_, (interface, _), _) in all.drain(KEYS_KEPT..) {
             *self.forgotten.entry(interface).or_default() += 1;
         }
-        self.loads
+        self.sums
             .extend(all.into_iter().map(|(_, key, sum)| (key, sum)));
     }
 
@@ -285,18 +282,21 @@ impl TrafficByKey {
     }
 
     /// The total of an interface, and its busiest keys.
-    pub fn busiest(&self, interface: u16) -> (Load, Vec<(TrafficKey, Load)>) {
-        let loads = self.loads.iter().filter(|((at, _), _)| *at == interface);
-        let mut keys = loads
-            .map(|((_, key), sum)| (key.clone(), sum.load()))
+    pub fn busiest(&self, interface: u16) -> (TrafficFigures, Vec<(TrafficKey, TrafficFigures)>) {
+        let sums = self.sums.iter().filter(|((at, _), _)| *at == interface);
+        let mut keys = sums
+            .map(|((_, key), sum)| (key.clone(), sum.figures()))
             .collect::<Vec<_>>();
-        let weight = |load: &Load| Reverse(load.weight(self.sort));
-        keys.sort_unstable_by(|(key, load), (other, with)| {
-            (weight(load), key).cmp(&(weight(with), other))
+        let weight = |figures: &TrafficFigures| Reverse(figures.weight(self.sort));
+        keys.sort_unstable_by(|(key, figures), (other, with)| {
+            (weight(figures), key).cmp(&(weight(with), other))
         });
         keys.truncate(self.top);
         let total = self.totals.get(&interface);
-        (total.map_or_else(Load::default, Sum::load), keys)
+        (
+            total.map_or_else(TrafficFigures::default, Sum::figures),
+            keys,
+        )
     }
 }
 
@@ -339,7 +339,7 @@ mod tests {
         let mut traffic = TrafficByKey::new(FlowBy::Saddr, 2, FlowSort::Bytes);
         for number in 0..1_000_000 {
             traffic.add_to(0, key(number), &one(0, [1, 2]));
-            assert!(traffic.loads.len() < 2 * KEYS_KEPT);
+            assert!(traffic.sums.len() < 2 * KEYS_KEPT);
             if number % 1000 == 7 {
                 traffic.add_to(0, key(u32::MAX), &one(10, [1, 2]));
             }
@@ -355,7 +355,7 @@ mod tests {
         traffic.clear();
         assert_eq!(
             (traffic.forgotten(0), traffic.busiest(0).0),
-            (0, Load::default())
+            (0, TrafficFigures::default())
         );
     }
 

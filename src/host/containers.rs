@@ -267,7 +267,8 @@ fn pod_name(uid: &str, logs: &Path) -> Option<String> {
     })
 }
 
-/// Decodes a name as systemd escapes it in the name of a unit: `-` for `/`, `\x2d` for `-`.
+/// Decodes a name as systemd escapes it in the name of a unit: `-` for `/`, `\x2d` for `-`. The crates
+/// systemd 0.10 and libsystemd only escape names.
 fn unescape(name: &str) -> String {
     let mut bytes = Vec::with_capacity(name.len());
     let mut rest = name.as_bytes();

@@ -63,6 +63,16 @@ impl Interface {
     pub fn is_raw_ip(&self) -> bool {
         self.link_layer == LinkLayer::None
     }
+
+    /// Why its frames can't be read, if so: what they are.
+    pub fn unreadable_frames(&self) -> Option<String> {
+        match self.link_layer {
+            LinkLayer::Unsupported(kind) => Some(format!(
+                "of hardware type {kind}, neither Ethernet nor plain IP"
+            )),
+            _ => None,
+        }
+    }
 }
 
 /// The header that frames of an interface begin with.
@@ -152,14 +162,14 @@ pub fn resolve(names: &[String]) -> Result<Vec<Interface>, ResolveError> {
     if names.is_empty() {
         return match default_interface(&mut socket, &links)? {
             Some(interface) => Ok(vec![interface]),
-            None => all_up(&links),
+            None => some_up(&links),
         };
     }
     let mut found: Vec<Interface> = Vec::new();
     for name in names {
         let named = match links.iter().find(|link| link.answers_to(name)) {
             Some(link) => vec![link.to_interface()],
-            None if name == ANY => all_up(&links)?,
+            None if name == ANY => some_up(&links)?,
             None => return Err(unknown_interface(name, &links)),
         };
         for interface in named {
@@ -169,6 +179,14 @@ pub fn resolve(names: &[String]) -> Result<Vec<Interface>, ResolveError> {
         }
     }
     Ok(found)
+}
+
+/// All interfaces that are up and whose frames can be read.
+///
+/// # Errors
+/// The kernel can't be asked.
+pub fn up() -> anyhow::Result<Vec<Interface>> {
+    Ok(all_up(&links(&mut route_socket()?)?))
 }
 
 /// The names of interfaces of this network namespace.
@@ -229,13 +247,17 @@ fn default_interface(
     Ok(None)
 }
 
-/// All interfaces that are up and whose frames can be read.
-fn all_up(links: &[LinkInfo]) -> Result<Vec<Interface>, ResolveError> {
-    let up = links
+fn all_up(links: &[LinkInfo]) -> Vec<Interface> {
+    links
         .iter()
         .map(LinkInfo::to_interface)
-        .filter(|link| link.up && !matches!(link.link_layer, LinkLayer::Unsupported(_)))
-        .collect::<Vec<_>>();
+        .filter(|link| link.up && link.unreadable_frames().is_none())
+        .collect()
+}
+
+/// As [`all_up`], but it is an error if there is none.
+fn some_up(links: &[LinkInfo]) -> Result<Vec<Interface>, ResolveError> {
+    let up = all_up(links);
     if up.is_empty() {
         return Err(ResolveError::Usage {
             message: "no interface is up".to_owned(),

@@ -5,50 +5,8 @@ use super::clock::{Clock, Precision, UnixNanos};
 use super::columns::{Column, ColumnSet, Layout, Row, Tone};
 use super::json::Object;
 use super::line::Line;
+use crate::domain::finding::Finding;
 use crate::key;
-
-/// The kind of a finding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CheckKind {
-    /// A capability of this process.
-    Privilege,
-    /// A system setting that prevents something.
-    Limit,
-    /// A feature of the kernel, or of an interface's driver.
-    Feature,
-    /// A command of this tool.
-    Command,
-    /// A compiled filter expression.
-    Filter,
-}
-
-impl CheckKind {
-    /// The name in the output.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Privilege => "privilege",
-            Self::Limit => "limit",
-            Self::Feature => "feature",
-            Self::Command => "command",
-            Self::Filter => "filter",
-        }
-    }
-}
-
-/// One finding.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Finding {
-    /// Its kind.
-    pub kind: CheckKind,
-    /// The name of the privilege, setting, feature or command.
-    pub name: &'static str,
-    /// Whether it is available; `None` if that could not be tried.
-    pub ok: Option<bool>,
-    /// The hooks and buffer that a command would use.
-    pub uses: Option<String>,
-    /// The reason, or how it was found out.
-    pub detail: Option<String>,
-}
 
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum FindingColumn {
@@ -135,6 +93,7 @@ fn push_words(out: &mut Line<'_>, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::finding::CheckKind;
     use crate::output::line::rendered;
 
     fn finding() -> Finding {

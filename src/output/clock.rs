@@ -9,11 +9,9 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::line::Line;
 use super::number::{Integer, eight_digits};
+pub use crate::domain::UnixNanos;
 
 const NANOS_PER_SEC: i64 = 1_000_000_000;
-
-/// Nanoseconds since the UNIX epoch.
-pub type UnixNanos = i64;
 
 /// How times are shown in the TIME column.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

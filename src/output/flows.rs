@@ -9,7 +9,7 @@ use super::scalar::{push_addr, push_float, push_int, push_opt_int, push_opt_key,
 use crate::domain::flow::{ConnState, Flow, TcpState};
 use crate::domain::names::Name;
 use crate::domain::per_second;
-use crate::domain::traffic::{FlowBy, Load, Traffic, TrafficKey};
+use crate::domain::traffic::{FlowBy, Traffic, TrafficFigures, TrafficKey};
 use crate::failure::Failure;
 use crate::host::containers::Pod;
 use crate::key;
@@ -24,9 +24,9 @@ pub struct FlowInterval<'a> {
     /// The kind of key.
     pub by: FlowBy,
     /// All flows.
-    pub all: Load,
+    pub all: TrafficFigures,
     /// The busiest keys.
-    pub top: &'a [(TrafficKey, Load)],
+    pub top: &'a [(TrafficKey, TrafficFigures)],
     /// How many keys with little traffic were removed to save memory; `all` includes theirs.
     pub forgotten: u64,
     /// Packets since the start whose flow found no room in the table.
@@ -421,7 +421,7 @@ struct TrafficRow<'a> {
     interval: &'a FlowInterval<'a>,
     event: &'static str,
     key: &'a TrafficKey,
-    load: Load,
+    figures: TrafficFigures,
 }
 
 impl Row for TrafficRow<'_> {
@@ -429,11 +429,11 @@ impl Row for TrafficRow<'_> {
 
     fn cell(&self, column: TrafficColumn, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         let seconds = self.interval.seconds;
-        let Load {
+        let TrafficFigures {
             traffic,
             peers,
             ports,
-        } = self.load;
+        } = self.figures;
         match column {
             TrafficColumn::Time => clock.push_time(out, at, Precision::Seconds),
             TrafficColumn::Iface => out.push_text(self.interval.iface.unwrap_or("-").as_bytes()),
@@ -454,29 +454,29 @@ impl Render for (&FlowWriter, &FlowInterval<'_>) {
     /// The lines of an interval: the total, then the busiest keys.
     fn text(&self, out: &mut Line<'_>, clock: &mut Clock, at: UnixNanos) {
         let (writer, interval) = self;
-        let mut push = |event, key, load| {
+        let mut push = |event, key, figures| {
             let row = TrafficRow {
                 interval,
                 event,
                 key,
-                load,
+                figures,
             };
             writer.traffic.row(&row, out, clock, at);
         };
         push("total", &TrafficKey::Unknown, interval.all);
-        for (key, load) in interval.top {
-            push("key", key, *load);
+        for (key, figures) in interval.top {
+            push("key", key, *figures);
         }
         if interval.untracked > 0 {
             let traffic = Traffic {
                 packets: interval.untracked,
                 ..Traffic::default()
             };
-            let load = Load {
+            let figures = TrafficFigures {
                 traffic,
-                ..Load::default()
+                ..TrafficFigures::default()
             };
-            push("untrkd", &TrafficKey::Unknown, load);
+            push("untrkd", &TrafficKey::Unknown, figures);
         }
     }
 
@@ -485,13 +485,13 @@ impl Render for (&FlowWriter, &FlowInterval<'_>) {
         let mut line = Object::new(out, |out| clock.push_rfc3339(out, at), "flow_count");
         line.opt_string(key!("iface"), interval.iface);
         line.float(key!("interval_s"), interval.seconds);
-        push_load(&mut line, interval.all, interval.seconds);
+        push_figures(&mut line, interval.all, interval.seconds);
         line.name(key!("by"), interval.by.name());
         line.array(key!("top"), |top| {
-            for (key, load) in interval.top {
+            for (key, figures) in interval.top {
                 top.object(|object| {
                     push_json_key(object, key);
-                    push_load(object, *load, interval.seconds);
+                    push_figures(object, *figures, interval.seconds);
                 });
             }
         });
@@ -532,11 +532,11 @@ fn push_json_key(object: &mut Object<'_, '_>, key: &TrafficKey) {
     };
 }
 
-fn push_load(object: &mut Object<'_, '_>, load: Load, seconds: f64) {
-    let traffic = load.traffic;
+fn push_figures(object: &mut Object<'_, '_>, figures: TrafficFigures, seconds: f64) {
+    let traffic = figures.traffic;
     object.int(key!("flows"), traffic.flows);
-    object.int(key!("peers"), load.peers);
-    object.int(key!("ports"), load.ports);
+    object.int(key!("peers"), figures.peers);
+    object.int(key!("ports"), figures.ports);
     object.int(key!("packets"), traffic.packets);
     object.int(key!("bytes"), traffic.bytes);
     object.float(key!("packet_rate"), per_second(traffic.packets, seconds));

@@ -4,10 +4,10 @@ use super::clock::{Clock, UnixNanos};
 use super::flow_report;
 use super::json::Object;
 use super::line::Line;
+use crate::domain::counters::{PacketCounters, VERDICTS};
 use crate::domain::flow_report::FlowReport;
 use crate::domain::incoming::FATES;
 use crate::key;
-use crate::skel::{PacketCounters, VERDICTS};
 use crate::stop::ExitReason;
 
 /// The end of a run in numbers.

@@ -3,27 +3,44 @@
 use anyhow::{Context, Result};
 use libbpf_rs::{MapCore, MapFlags, MapMut, OpenMapMut};
 
+use crate::cli::BufferArgs;
 use crate::domain::export::{ExportCounts, TIMES, TimeHistogram};
+use crate::run::events::BufferKind;
 use crate::skel::{self, ExportHistogram, ExportKey, ExportKind};
 use crate::sys::map;
 
-/// Creates the maps of counts if they are wanted, else those of events.
-///
-/// # Errors
-/// A map can't be changed.
-pub fn configure<'obj>(
-    exporting: bool,
-    counts: [&mut OpenMapMut<'obj>; 2],
-    events: [&mut OpenMapMut<'obj>; 2],
-) -> Result<()> {
-    let unused = match exporting {
-        true => events,
-        false => counts,
-    };
-    for map in unused {
-        map.set_autocreate(false)?;
+/// What tracing programs do with events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// They send them to this buffer.
+    Report(BufferKind),
+    /// They count them, for exporter.
+    Export,
+}
+
+impl Purpose {
+    /// Sets the size of the buffer, and creates either it or the maps of counts.
+    ///
+    /// # Errors
+    /// A map can't be changed.
+    pub fn configure<'obj>(
+        self,
+        args: &BufferArgs,
+        counts: [&mut OpenMapMut<'obj>; 2],
+        [ring, perf]: [&mut OpenMapMut<'obj>; 2],
+    ) -> Result<()> {
+        let unused = match self {
+            Self::Report(buffer) => {
+                buffer.configure(args, ring, perf)?;
+                counts
+            }
+            Self::Export => [ring, perf],
+        };
+        for map in unused {
+            map.set_autocreate(false)?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Adds the entry that counts all events whose own key finds no room in the map.

@@ -21,6 +21,7 @@ use crate::capture::{Capture, CaptureFile};
 use crate::capture::{LINKTYPE_ETHERNET, LINKTYPE_RAW};
 use crate::cli::{BufferArgs, BufferChoice, PacketArgs, RecordingArgs, RunArgs, interface_hints};
 use crate::domain::Direction;
+use crate::domain::counters::PacketCounters;
 use crate::failure::{Exit, Failure};
 use crate::filter::Filter;
 use crate::host::interfaces::{Interface, LinkLayer};
@@ -33,7 +34,7 @@ use crate::output::summary::Summary;
 use crate::run::events::{BufferKind, EventSource};
 use crate::run::replay::{self, AroundFrames, Origin, Runner};
 use crate::run::session::Session;
-use crate::skel::{self, OpenPacketSkel, PacketCounters, PacketSkel};
+use crate::skel::{self, OpenPacketSkel, PacketSkel};
 use crate::sys::{link, object};
 
 /// A command that looks at the packets of interfaces.

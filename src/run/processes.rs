@@ -9,11 +9,11 @@ use anyhow::Result;
 use libbpf_rs::OpenObject;
 use nix::errno::Errno;
 
+use crate::domain::UnixNanos;
 use crate::domain::listener::Holder;
 use crate::host::routes::Routes;
 use crate::host::sock_diag::SockDiag;
 use crate::notice::{FirstNotice, Notices};
-use crate::output::clock::UnixNanos;
 use crate::run::holders::{Holders, Which};
 
 /// How long an answer is valid: ports are reused, and sockets are passed to other processes.

@@ -14,9 +14,9 @@ use anyhow::{Context, Result};
 use libbpf_rs::{ErrorKind, ProgramInput, ProgramMut};
 
 use crate::capture::{Capture, CaptureError, CaptureFile, Frame, LinkKind};
+use crate::domain::UnixNanos;
 use crate::failure::{Exit, Failure};
 use crate::notice::Notices;
-use crate::output::clock::UnixNanos;
 use crate::run::session::Session;
 use crate::skel::{self, PacketSkel, REPLAY_BYTES, REPLAY_FRAMES};
 use crate::stop::ExitReason;
@@ -104,6 +104,62 @@ pub trait AroundFrames<S> {
 
     /// Takes the events that the program has sent for the frames of a test run.
     fn after(&mut self, _session: &mut Session, _frames: &[Origin]) {}
+}
+
+/// The intervals of a capture file, which follow the times in it.
+pub struct Intervals {
+    /// In ns.
+    length: i64,
+    /// When the current interval began; `None` before the first frame.
+    started: Option<UnixNanos>,
+}
+
+impl Intervals {
+    /// The first one begins with the first frame.
+    pub fn new(length: Duration) -> Self {
+        Self {
+            length: i64::try_from(length.as_nanos()).unwrap_or(i64::MAX),
+            started: None,
+        }
+    }
+
+    /// Whether a frame of this time comes after the current interval.
+    pub fn is_over(&mut self, at: UnixNanos) -> bool {
+        let started = *self.started.get_or_insert(at);
+        at.saturating_sub(started) >= self.length
+    }
+
+    /// The length of an interval.
+    pub fn length(&self) -> Duration {
+        Duration::from_nanos(self.length.unsigned_abs())
+    }
+
+    /// When the current interval ends, and its length. `at` is the time of the next frame.
+    pub fn current(&self, at: UnixNanos) -> (UnixNanos, Duration) {
+        let started = self.started.unwrap_or(at);
+        (started.saturating_add(self.length), self.length())
+    }
+
+    /// Begins the interval of a frame of this time, and returns how many have no frame before it: a
+    /// file can jump by years.
+    pub fn skip_to(&mut self, at: UnixNanos) -> i64 {
+        let started = self.started.unwrap_or(at);
+        let passed = at.saturating_sub(started) / self.length;
+        self.started = Some(started.saturating_add(passed * self.length));
+        passed - 1
+    }
+
+    /// When the last interval ends, and its length, if there is one. `latest` is the time of the last
+    /// frame. If all frames have the same time, the interval is a whole one.
+    pub fn last(&self, latest: UnixNanos) -> Option<(UnixNanos, Duration)> {
+        let started = self.started?;
+        let length = match latest.saturating_sub(started) {
+            length @ 1.. => length,
+            _ => self.length,
+        };
+        let end = started.saturating_add(length);
+        Some((end, Duration::from_nanos(length.unsigned_abs())))
+    }
 }
 
 /// For programs that only count.

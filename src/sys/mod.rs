@@ -7,9 +7,9 @@ pub mod mapping;
 pub mod object;
 pub mod perf_event;
 pub mod pipe;
-pub mod probe;
 pub mod ring;
 pub mod signal;
+pub mod tiny;
 
 use anyhow::{Context, Result};
 use nix::unistd::{SysconfVar, sysconf};

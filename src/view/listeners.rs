@@ -5,12 +5,13 @@ use std::cmp::Ordering;
 use ratatui::Frame;
 use ratatui::layout::{Alignment, Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
-use ratatui::text::{Line, Span, Text};
-use ratatui::widgets::{Block, Cell, Clear, Paragraph, Row, Table};
+use ratatui::text::{Line, Text};
+use ratatui::widgets::{Cell, Paragraph, Row, Table};
 
+use super::controls::{Asked, Controls, Step};
 use super::cursor::Cursor;
-use super::keys::{self, Key};
-use super::popup::{draw_help, help_lines};
+use super::keys::Key;
+use super::popup::{draw_box, draw_help, help_lines};
 use super::sorting::{arrow, directed};
 use super::text::{escaped, short};
 use super::{Picture, Reaction, parts};
@@ -196,12 +197,8 @@ pub struct ListenersView {
     shown: Vec<usize>,
     /// Index in [`COLUMNS`]; `None`: the order of `entries`.
     sort: Option<usize>,
-    descending: bool,
-    filter: String,
-    typing: bool,
-    paused: bool,
+    controls: Controls,
     detail: bool,
-    has_help: bool,
     cursor: Cursor,
 }
 
@@ -212,19 +209,15 @@ impl ListenersView {
             entries: Vec::new(),
             shown: Vec::new(),
             sort: None,
-            descending: true,
-            filter: String::new(),
-            typing: false,
-            paused: false,
+            controls: Controls::new(),
             detail: false,
-            has_help: false,
             cursor: Cursor::default(),
         }
     }
 
     /// Replaces the listeners.
     pub fn update(&mut self, entries: Vec<ListenerEntry>) {
-        if self.paused {
+        if self.controls.paused {
             return;
         }
         let selected = self.selected().map(|entry| entry.listener.key());
@@ -244,13 +237,13 @@ impl ListenersView {
     }
 
     fn arrange(&mut self) {
-        let filter = self.filter.to_lowercase();
+        let filter = self.controls.filter.to_lowercase();
         let passes = |at: &usize| filter.is_empty() || self.entries[*at].text().contains(&filter);
         let mut shown = (0..self.entries.len()).filter(passes).collect::<Vec<_>>();
         if let Some(sort) = self.sort {
             shown.sort_by(|a, b| {
                 let order = self.entries[*a].compare(&self.entries[*b], COLUMNS[sort].0);
-                directed(order, self.descending)
+                directed(order, self.controls.descending)
             });
         }
         self.shown = shown;
@@ -258,30 +251,19 @@ impl ListenersView {
         self.cursor.select(self.cursor.selected, lines);
     }
 
-    fn sort_by(&mut self, step: isize) {
-        let columns = COLUMNS.len() as isize;
-        let next = match self.sort {
-            Some(sort) => (sort as isize + step).rem_euclid(columns),
-            None if step < 0 => columns - 1,
-            None => 0,
-        };
-        self.sort = Some(next as usize);
-        self.arrange();
-    }
-
-    fn type_filter(&mut self, key: Key) {
-        self.typing = keys::edit(&mut self.filter, key);
+    fn sort_by(&mut self, step: Step) {
+        let last = COLUMNS.len() - 1;
+        self.sort = Some(match (self.sort, step) {
+            (Some(0) | None, Step::Left) => last,
+            (Some(sort), Step::Left) => sort - 1,
+            (Some(sort), Step::Right) if sort < last => sort + 1,
+            (_, Step::Right) => 0,
+        });
         self.arrange();
     }
 
     fn draw_head(&self, frame: &mut Frame<'_>, area: Rect) {
-        let mut first = vec![Span::styled(
-            "tcpinspect listeners",
-            Style::new().add_modifier(Modifier::BOLD),
-        )];
-        if self.paused {
-            first.push(Span::styled("  PAUSED", Style::new().fg(Color::Yellow)));
-        }
+        let first = self.controls.title("tcpinspect listeners", String::new());
         let of = |value: fn(&Listener) -> f64| {
             let values = self.entries.iter().map(|entry| value(&entry.listener));
             // The sum of none is -0.
@@ -294,10 +276,10 @@ impl ListenersView {
             of(|listener| listener.half_open.into()),
             short(of(|listener| listener.drop_rate().unwrap_or(0.0))),
         );
-        if !self.filter.is_empty() {
+        if !self.controls.filter.is_empty() {
             second += &format!(", {} shown", self.shown.len());
         }
-        let head = Paragraph::new(vec![Line::from(first), Line::raw(second)]);
+        let head = Paragraph::new(vec![first, Line::raw(second)]);
         frame.render_widget(head, area);
     }
 
@@ -323,7 +305,7 @@ impl ListenersView {
         });
         let header = columns.iter().map(|at| {
             let (column, name, _) = COLUMNS[*at];
-            let arrow = arrow(self.sort == Some(*at), self.descending);
+            let arrow = arrow(self.sort == Some(*at), self.controls.descending);
             aligned(column, format!("{name}{arrow}"))
         });
         let widths = columns.iter().map(|at| match COLUMNS[*at].2 {
@@ -336,16 +318,7 @@ impl ListenersView {
     }
 
     fn draw_foot(&self, frame: &mut Frame<'_>, area: Rect) {
-        let foot = match self.typing {
-            true => Line::raw(format!(
-                " filter: {}_  (Enter keeps it, Esc clears it)",
-                self.filter
-            )),
-            false if !self.filter.is_empty() => {
-                Line::raw(format!(" filter: {}  (Esc clears it) {KEYS}", self.filter))
-            }
-            false => Line::raw(KEYS),
-        };
+        let foot = self.controls.foot(KEYS, None);
         frame.render_widget(
             Paragraph::new(foot).style(Style::new().add_modifier(Modifier::DIM)),
             area,
@@ -401,11 +374,7 @@ fn draw_detail(frame: &mut Frame<'_>, area: Rect, entry: &ListenerEntry) {
     let [_, place] =
         Layout::vertical([Constraint::Fill(1), Constraint::Length(height)]).areas(area);
     let title = format!(" {} port {} ", entry.addr(), listener.local.port);
-    frame.render_widget(Clear, place);
-    frame.render_widget(
-        Paragraph::new(lines).block(Block::bordered().title(title)),
-        place,
-    );
+    draw_box(frame, place, &title, lines);
 }
 
 impl Picture for ListenersView {
@@ -413,29 +382,14 @@ impl Picture for ListenersView {
         if let Some(reaction) = Reaction::always(key) {
             return reaction;
         }
-        if self.typing {
-            self.type_filter(key);
-            return Reaction::Draw;
-        }
-        match key {
-            Key::Char('q') => return Reaction::Quit,
-            Key::Char('?') => self.has_help = !self.has_help,
-            Key::Esc | Key::Enter if self.has_help => self.has_help = false,
-            Key::Enter => self.detail = !self.detail,
-            Key::Esc if self.detail => self.detail = false,
-            Key::Esc => {
-                self.filter.clear();
-                self.arrange();
-            }
-            Key::Char('/') => self.typing = true,
-            Key::Char(' ' | 'p') => self.paused = !self.paused,
-            Key::Char('r') => {
-                self.descending = !self.descending;
-                self.arrange();
-            }
-            Key::Left | Key::Char('<') => self.sort_by(-1),
-            Key::Right | Key::Char('>') => self.sort_by(1),
-            key => {
+        match self.controls.key(key, self.detail) {
+            Asked::Draw => {}
+            Asked::Quit => return Reaction::Quit,
+            Asked::Arrange => self.arrange(),
+            Asked::SortBy(step) => self.sort_by(step),
+            Asked::CloseDetail => self.detail = false,
+            Asked::Own(Key::Enter) => self.detail = true,
+            Asked::Own(key) => {
                 self.cursor.key(key, self.shown.len());
             }
         }
@@ -452,7 +406,7 @@ impl Picture for ListenersView {
         {
             draw_detail(frame, table, entry);
         }
-        if self.has_help {
+        if self.controls.has_help {
             draw_help(frame, table, help_lines(&HELP).collect());
         }
     }

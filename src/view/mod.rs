@@ -2,6 +2,7 @@
 //! and keys go in, a frame comes out.
 
 mod chart;
+mod controls;
 mod cursor;
 pub mod flows;
 pub mod keys;

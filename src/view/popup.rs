@@ -28,7 +28,14 @@ pub fn help_lines(keys: &[(&str, &str)]) -> impl Iterator<Item = Line<'static>> 
 /// Draws the box with the help.
 pub fn draw_help(frame: &mut Frame<'_>, area: Rect, lines: Vec<Line<'_>>) {
     let place = centered(area, WIDTH, lines.len() as u16 + 2);
+    draw_box(frame, place, " keys, ? closes ", lines);
+}
+
+/// Draws a box with text, and returns the place inside it.
+pub fn draw_box(frame: &mut Frame<'_>, place: Rect, title: &str, lines: Vec<Line<'_>>) -> Rect {
+    let block = Block::bordered().title(title);
+    let inside = block.inner(place);
     frame.render_widget(Clear, place);
-    let block = Block::bordered().title(" keys, ? closes ");
     frame.render_widget(Paragraph::new(lines).block(block), place);
+    inside
 }

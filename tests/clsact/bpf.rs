@@ -104,7 +104,7 @@ impl Counter {
 
     /// Attaches it as our filter.
     pub fn attach(&self, interface: &str, direction: Direction) -> Clsact {
-        Clsact::attach(self.fd(), "monitor", interface, index(interface), direction).unwrap()
+        Clsact::attach(self.fd(), "monitor", index(interface), direction).unwrap()
     }
 
     /// Attaches it as another program's filter. The qdisc must be there.

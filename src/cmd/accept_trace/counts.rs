@@ -7,9 +7,10 @@ use anyhow::{Context, Result};
 use super::AttemptHandler;
 use crate::cli::AcceptBy;
 use crate::domain::incoming::{Attempt, Fate};
-use crate::domain::tally::{Count, Label, Tally, TallyKey};
+use crate::domain::tally::{Label, TallyKey};
 use crate::domain::until_nul;
 use crate::output::counts::{CountsLayout, IntervalCounts};
+use crate::run::counts::IntervalCounter;
 use crate::run::session::Session;
 use crate::skel::accept_trace::AcceptTraceSkel;
 use crate::skel::{self, AcceptCountKey, AcceptEvent, AcceptFate, RawAttempt};
@@ -19,12 +20,9 @@ use crate::sys::{link, map};
 pub struct CountReports {
     by: AcceptBy,
     layout: CountsLayout,
-    tally: Tally<(&'static str, Label)>,
-    /// Which of the two tables the programs count in.
-    open: u32,
-    total: u64,
-    untracked: u64,
-    is_full: bool,
+    counter: IntervalCounter<(&'static str, Label)>,
+    /// Fates that were counted by key.
+    tracked: u64,
     began: Instant,
 }
 
@@ -34,11 +32,8 @@ impl CountReports {
         Self {
             by,
             layout,
-            tally: Tally::new(top),
-            open: 0,
-            total: 0,
-            untracked: 0,
-            is_full: false,
+            counter: IntervalCounter::new(top),
+            tracked: 0,
             began: Instant::now(),
         }
     }
@@ -67,8 +62,6 @@ impl CountReports {
             let bss = skel.maps.bss_open_data.as_deref();
             untracked += skel::counts_untracked(bss.context("the programs have no counters")?);
         }
-        let mut delta = untracked - self.untracked;
-        self.untracked = untracked;
         let mut keys = Vec::new();
         for (raw, count) in closed {
             let (key, reason) = self.decode(&raw, handler);
@@ -78,30 +71,28 @@ impl CountReports {
                 handler.unwanted += count;
                 continue;
             }
-            delta += count;
+            self.tracked += count;
             keys.push(((Fate(AcceptFate(raw.fate.into())).name(), key), count));
         }
-        self.total += delta;
-        self.tally.take(elapsed, keys);
-        let seconds = elapsed.as_secs_f64();
+        let total = self.tracked + untracked;
+        let count = self.counter.take(elapsed, total, keys);
         let counts = IntervalCounts {
             layout: &self.layout,
             event: "accept_count",
             by: self.by.name(),
-            seconds,
-            count: Count::after(seconds, self.total, delta),
-            top: self.tally.busiest(),
+            seconds: elapsed.as_secs_f64(),
+            count,
+            top: self.counter.tally.busiest(),
             untracked,
         };
         let at = session.clock.now();
         session.write(at, &counts);
         session.flush();
-        if untracked > 0 && !self.is_full {
-            self.is_full = true;
-            session.notices.notice(
-                "more keys than the table holds: those that came last in an interval are counted in the total only, as untracked",
-            );
-        }
+        self.counter.notify_if_full(
+            session.notices,
+            untracked,
+            "more keys than the table holds: those that came last in an interval are counted in the total only, as untracked",
+        );
         Ok(())
     }
 
@@ -110,13 +101,12 @@ impl CountReports {
         &mut self,
         skels: &mut [AcceptTraceSkel<'_>],
     ) -> Result<Vec<(AcceptCountKey, u64)>> {
-        let closed = self.open;
-        self.open ^= 1;
-        for skel in &mut *skels {
-            let bss = skel.maps.bss_open_data.as_deref_mut();
-            let bss = bss.context("the programs have no variable for the open table")?;
-            skel::open_counts(bss, self.open);
-        }
+        let closed = self.counter.switch(|table| {
+            let open = skels.iter_mut();
+            for bss in open.filter_map(|skel| skel.maps.bss_open_data.as_deref_mut()) {
+                skel::open_counts(bss, table);
+            }
+        });
         link::synchronize();
         let maps = &skels.first().context("there is no interface")?.maps;
         let table = match closed {

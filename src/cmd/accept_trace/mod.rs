@@ -38,11 +38,14 @@ use crate::output::counts::CountsLayout;
 use crate::output::histogram::HistogramLayout;
 use crate::output::summary::{AttemptTotals, Summary};
 use crate::run::events::{BufferKind, EventSource};
+use crate::run::export::Purpose;
 use crate::run::histograms::Histograms;
 use crate::run::line_rate::LineRate;
 use crate::run::session::{Session, Wake, next_due};
 use crate::skel::accept_trace::AcceptTraceSkel;
 use crate::skel::{AcceptFate, AcceptFlag};
+
+pub(super) const NAME: &str = "accept-trace";
 
 /// Runs the command.
 ///
@@ -65,7 +68,10 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     let prepared = PreparedLinks::both_directions(&interfaces);
     let (owners, programs) = beside(
         || Owners::new(&mut owners_storage, notices),
-        || Programs::load(args, buffer, &interfaces, &mut storage, notices),
+        || {
+            let purpose = Purpose::Report(buffer);
+            Programs::load(args, purpose, &interfaces, &mut storage, notices)
+        },
     );
     let programs = programs?;
     let mut handler = AttemptHandler::new(
@@ -98,7 +104,7 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
         None => Files::Opened,
     });
     session.attached(&format!(
-        "{}, {} (accept-trace, {})",
+        "{}, {} ({NAME}, {})",
         attached.interfaces,
         attached.hooks.join(", "),
         buffer.name()
@@ -209,7 +215,7 @@ fn summary(
     suppressed += handler.suppressed;
     let summary = Summary {
         attempts: Some(totals),
-        ..session.summary("accept-trace", matched, lost, suppressed)
+        ..session.summary(NAME, matched, lost, suppressed)
     };
     Ok(match shown {
         Reports::Lines => summary,

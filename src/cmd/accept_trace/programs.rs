@@ -20,13 +20,13 @@ use crate::host::netns;
 use crate::notice::Notices;
 use crate::run::drops::{DropTracepoint, check_reasons};
 use crate::run::events::BufferKind;
-use crate::run::export;
+use crate::run::export::Purpose;
 use crate::skel::accept_trace::types::process_filter as ProcessFilter;
 use crate::skel::accept_trace::{
     AcceptTraceSkel, AcceptTraceSkelBuilder, OpenAcceptTraceMaps, OpenAcceptTraceProgs,
 };
 use crate::skel::{AcceptByKey, AcceptOutput, DropSettings};
-use crate::sys::probe;
+use crate::sys::tiny;
 
 /// The hook for accepted connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl AcceptHook {
         let Some(function) = types.function("inet_csk_accept")? else {
             return Ok(Self::SystemCall);
         };
-        if let Err(error) = probe::fentry(function) {
+        if let Err(error) = tiny::try_fentry(function) {
             notices.detail(&format!("fexit can't be used: {error}"));
             return Ok(Self::SystemCall);
         }
@@ -83,7 +83,7 @@ struct Plan {
 
 impl Plan {
     fn find(notices: Notices) -> Result<Self, Failure> {
-        let types = load::kernel_types("accept-trace")?;
+        let types = load::kernel_types(super::NAME)?;
         Ok(Self {
             hook: AcceptHook::find(&types, notices)?,
             drops: DropTracepoint::find(&types)?,
@@ -114,7 +114,7 @@ impl<'obj> Programs<'obj> {
     /// The kernel refuses a program, or an option is wrong.
     pub fn load(
         args: &AcceptTraceArgs,
-        buffer: BufferKind,
+        purpose: Purpose,
         interfaces: &[Interface],
         storage: &'obj mut [MaybeUninit<OpenObject>; 2],
         notices: Notices,
@@ -133,7 +133,7 @@ impl<'obj> Programs<'obj> {
         for (is_raw_ip, storage) in Pair::kinds(interfaces).into_iter().zip(storage) {
             let (skel, pair) = load_one(
                 args,
-                buffer,
+                purpose,
                 &plan,
                 is_raw_ip,
                 skels.first(),
@@ -155,7 +155,7 @@ impl<'obj> Programs<'obj> {
 
 fn load_one<'obj>(
     args: &AcceptTraceArgs,
-    buffer: BufferKind,
+    purpose: Purpose,
     plan: &Plan,
     is_raw_ip: bool,
     first: Option<&AcceptTraceSkel<'obj>>,
@@ -171,9 +171,9 @@ fn load_one<'obj>(
     plan.drops
         .configure(DropSettings::from(&mut *rodata), symbols);
     rodata.reason_tcp_reset = plan.drops.reasons.number("tcp_reset").unwrap_or(0);
-    configure(args, buffer, &mut open.maps)?;
+    configure(args, purpose, &mut open.maps)?;
     if let Some(first) = first {
-        share_maps(args, buffer, &mut open.maps, first)?;
+        share_maps(purpose, &mut open.maps, first)?;
     }
     args.filter().configure(&mut open)?;
     select_programs(plan, first.is_none(), &mut open.progs);
@@ -205,7 +205,7 @@ fn load_one<'obj>(
 /// Sets what the options ask for, and the sizes of maps.
 fn configure(
     args: &AcceptTraceArgs,
-    buffer: BufferKind,
+    purpose: Purpose,
     maps: &mut OpenAcceptTraceMaps<'_>,
 ) -> Result<()> {
     let rodata = maps.rodata_data.as_deref_mut();
@@ -213,15 +213,15 @@ fn configure(
     // These programs read the namespace of a socket through its BTF pointer, which is faster than
     // bpf_probe_read_kernel().
     rodata.may_probe_read = false;
-    rodata.use_perf_buffer = buffer == BufferKind::Perf;
+    rodata.use_perf_buffer = purpose == Purpose::Report(BufferKind::Perf);
     load::configure_slots(
         &mut rodata.preemptible,
         &mut maps.idle_slots,
         &mut [&mut maps.expr_words],
     )?;
-    rodata.netns = u32::try_from(netns::own()?)?;
+    rodata.own_netns = u32::try_from(netns::own()?)?;
     rodata.wanted_fates = wanted_fates(args);
-    rodata.exporting = args.exporting;
+    rodata.exporting = purpose == Purpose::Export;
     // With --reason, user space applies the limit to the lines that it chooses.
     rodata.max_rate = args
         .max_rate
@@ -254,9 +254,8 @@ fn configure(
             map.set_max_entries(1)?;
         }
     }
-    buffer.configure(&args.buffer, &mut maps.ring, &mut maps.perf)?;
-    export::configure(
-        args.exporting,
+    purpose.configure(
+        &args.buffer,
         [&mut maps.export_counts, &mut maps.export_times],
         [&mut maps.ring, &mut maps.perf],
     )?;
@@ -265,8 +264,7 @@ fn configure(
 
 /// Has the programs use the maps of those that are loaded already.
 fn share_maps(
-    args: &AcceptTraceArgs,
-    buffer: BufferKind,
+    purpose: Purpose,
     maps: &mut OpenAcceptTraceMaps<'_>,
     first: &AcceptTraceSkel<'_>,
 ) -> Result<()> {
@@ -280,13 +278,13 @@ fn share_maps(
     maps.even_counts.reuse_fd(known.even_counts.as_fd())?;
     maps.odd_counts.reuse_fd(known.odd_counts.as_fd())?;
     maps.histograms.reuse_fd(known.histograms.as_fd())?;
-    match (args.exporting, buffer) {
-        (true, _) => {
+    match purpose {
+        Purpose::Export => {
             maps.export_counts.reuse_fd(known.export_counts.as_fd())?;
             maps.export_times.reuse_fd(known.export_times.as_fd())?;
         }
-        (false, BufferKind::Ring) => maps.ring.reuse_fd(known.ring.as_fd())?,
-        (false, BufferKind::Perf) => maps.perf.reuse_fd(known.perf.as_fd())?,
+        Purpose::Report(BufferKind::Ring) => maps.ring.reuse_fd(known.ring.as_fd())?,
+        Purpose::Report(BufferKind::Perf) => maps.perf.reuse_fd(known.perf.as_fd())?,
     }
     Ok(())
 }
@@ -401,11 +399,11 @@ pub fn rehearse(
     interface: Option<&Interface>,
     notices: Notices,
 ) -> Result<Rehearsed, Failure> {
-    let buffer = BufferKind::choose(args.buffer.buffer);
+    let purpose = Purpose::Report(BufferKind::choose(args.buffer.buffer));
     let mut storage = [const { MaybeUninit::uninit() }; 2];
     let interfaces = interface.into_iter().cloned().collect::<Vec<_>>();
     let has_none = interfaces.is_empty();
-    let mut programs = Programs::load(args, buffer, &interfaces, &mut storage, notices)?;
+    let mut programs = Programs::load(args, purpose, &interfaces, &mut storage, notices)?;
     if !has_none {
         let first = programs.skels.first();
         attach(

@@ -19,12 +19,12 @@ use crate::host::netns;
 use crate::host::privileges::{self, Lockdown};
 use crate::notice::Notices;
 use crate::run::events::BufferKind;
-use crate::run::export;
+use crate::run::export::Purpose;
 use crate::skel::connect_trace::{
     ConnectTraceSkel, ConnectTraceSkelBuilder, OpenConnectTraceMaps, OpenConnectTraceProgs,
 };
 use crate::skel::{ConnectCounters, ConnectHistogramBy, ConnectKind, ProcessFilter};
-use crate::sys::{link, perf_event, probe};
+use crate::sys::{link, perf_event, tiny};
 
 /// The most attempts without a fate at a time, where there is no socket storage for more.
 const WAITING_MAX: u32 = 16_384;
@@ -61,6 +61,16 @@ impl Backend {
             Self::Fentry => "fentry",
             Self::Kprobe => "kprobe",
             Self::Tracepoint => "tracepoint",
+        }
+    }
+}
+
+impl From<Backend> for BackendChoice {
+    fn from(backend: Backend) -> Self {
+        match backend {
+            Backend::Fentry => Self::Fentry,
+            Backend::Kprobe => Self::Kprobe,
+            Backend::Tracepoint => Self::Tracepoint,
         }
     }
 }
@@ -165,7 +175,7 @@ struct Support {
 
 impl Support {
     fn look(notices: Notices) -> Result<Self, Failure> {
-        let types = load::kernel_types("connect-trace")?;
+        let types = load::kernel_types(super::NAME)?;
         let [has_ipv6, storage_helper, file_iterator, map_iterator] = types
             .functions([
                 "tcp_v6_connect",
@@ -194,30 +204,32 @@ impl Support {
     }
 
     /// What to try first with a backend.
-    fn plan(&self, backend: Backend, args: &ConnectTraceArgs) -> Result<Plan> {
+    fn plan(&self, backend: Backend, args: &ConnectTraceArgs, purpose: Purpose) -> Result<Plan> {
         let is_kprobe = backend == Backend::Kprobe;
         let storage = !is_kprobe && self.has_storage;
+        let exports = purpose == Purpose::Export;
         Ok(Plan {
             backend,
             // pahole may leave a function out of BTF; a kprobe finds it by its name all the same.
             ipv6: self.has_ipv6 || is_kprobe && kernel_symbols::is_listed("tcp_v6_connect"),
-            accept: accept_hook(backend, args, &self.types)?,
+            // To count them, it is enough that incoming connections are established.
+            accept: accept_hook(backend, args.accept && !exports, &self.types)?,
             may_probe_read: true,
             by_perf_event: !storage && self.has_state_event,
             storage,
-            pending: self.has_iterators && !args.exporting,
+            pending: self.has_iterators && !exports,
         })
     }
 
     /// Reports what can't be seen with a plan.
-    fn say_what_is_missing(&self, plan: Plan, args: &ConnectTraceArgs, notices: Notices) {
+    fn say_what_is_missing(&self, plan: Plan, wants_accepts: bool, notices: Notices) {
         if plan.backend != Backend::Tracepoint && !plan.ipv6 {
             notices.notice("tcp_v6_connect can't be hooked in this kernel: IPv6 is seen by the state tracepoint alone");
         }
         if self.version >= (7, 0) && !plan.by_perf_event {
             notices.notice("a task can be preempted in a program at the tracepoint: what other tasks on that CPU do then may be reported twice, or counted as lost; -v says why the perf event of the tracepoint is not used");
         }
-        if args.accept && !args.exporting && plan.accept == Accept::Unhooked {
+        if wants_accepts && plan.accept == Accept::Unhooked {
             notices.notice("this backend sees incoming connections as they are established, without the process that will accept them");
         }
     }
@@ -226,7 +238,7 @@ impl Support {
 /// Loads and attaches the first backend that works.
 pub(in crate::cmd) fn choose<'obj>(
     args: &ConnectTraceArgs,
-    buffer: BufferKind,
+    purpose: Purpose,
     storage: &'obj mut [MaybeUninit<OpenObject>],
     notices: Notices,
 ) -> Result<Tracer<'obj>, Failure> {
@@ -239,12 +251,13 @@ pub(in crate::cmd) fn choose<'obj>(
             last = Some(failure);
             continue;
         }
-        let mut next = Some(support.plan(*backend, args)?);
+        let mut next = Some(support.plan(*backend, args, purpose)?);
         while let Some(plan) = next {
             let storage = storage.next().context("too many attempts to attach")?;
-            match Tracer::attach(plan, args, buffer, storage) {
+            match Tracer::attach(plan, args, purpose, storage) {
                 Ok(tracer) => {
-                    support.say_what_is_missing(plan, args, notices);
+                    let wants_accepts = args.accept && purpose != Purpose::Export;
+                    support.say_what_is_missing(plan, wants_accepts, notices);
                     return Ok(tracer);
                 }
                 Err(failure) => {
@@ -270,7 +283,7 @@ fn find_state_event(kernel: (u32, u32), types: &KernelTypes) -> Result<()> {
     let flag = types
         .variable("bpf_prog_active")?
         .context("the kernel's BTF lacks bpf_prog_active")?;
-    probe::variable(flag).context("the kernel hides bpf_prog_active")
+    tiny::try_variable(flag).context("the kernel hides bpf_prog_active")
 }
 
 const OTHER_BACKEND: &str = "--backend auto takes one that works";
@@ -285,7 +298,7 @@ fn try_cheaply(backend: Backend, types: &KernelTypes) -> Result<(), Failure> {
                     .context(what)
                     .into());
             };
-            probe::fentry(function).map_err(|error| match error.kind() {
+            tiny::try_fentry(function).map_err(|error| match error.kind() {
                 std::io::ErrorKind::PermissionDenied => load::refused(&what, error.into()),
                 std::io::ErrorKind::Unsupported => {
                     Failure::from(anyhow::Error::new(error).context(what)).hint(OTHER_BACKEND)
@@ -310,9 +323,8 @@ fn is_invalid(failure: &Failure) -> bool {
 }
 
 /// The hook for `--accept`. BTF has the number of arguments of inet_csk_accept().
-fn accept_hook(backend: Backend, args: &ConnectTraceArgs, types: &KernelTypes) -> Result<Accept> {
-    // To count them, it is enough that incoming connections are established.
-    Ok(match (args.accept && !args.exporting, backend) {
+fn accept_hook(backend: Backend, is_wanted: bool, types: &KernelTypes) -> Result<Accept> {
+    Ok(match (is_wanted, backend) {
         (true, Backend::Kprobe) => Accept::Kretprobe,
         (true, Backend::Fentry) => match types.arguments("inet_csk_accept")? {
             Some(4) => Accept::FourArguments,
@@ -327,12 +339,12 @@ impl<'obj> Tracer<'obj> {
     fn attach(
         plan: Plan,
         args: &ConnectTraceArgs,
-        buffer: BufferKind,
+        purpose: Purpose,
         storage: &'obj mut MaybeUninit<OpenObject>,
     ) -> Result<Self, Failure> {
         let (mut open, types) =
             load::open::<ConnectTraceSkelBuilder>(crate::skel::connect_trace::TYPES, storage)?;
-        configure(plan, args, buffer, &mut open.maps)?;
+        configure(plan, args, purpose, &mut open.maps)?;
         let is_filtered = args.addresses.filter().configure(&mut open)?;
         let remembers_rejected = args.close && is_filtered && !plan.storage;
         open.maps.rejected.set_autocreate(remembers_rejected)?;
@@ -405,15 +417,15 @@ fn not_loaded(plan: Plan, error: libbpf_rs::Error) -> Failure {
 fn configure(
     plan: Plan,
     args: &ConnectTraceArgs,
-    buffer: BufferKind,
+    purpose: Purpose,
     maps: &mut OpenConnectTraceMaps<'_>,
 ) -> Result<()> {
     let rodata = maps.rodata_data.as_deref_mut();
     let rodata = rodata.context("the programs have no settings")?;
     rodata.wanted_kinds = wanted_kinds(args);
     rodata.max_rate = args.max_rate.unwrap_or(0);
-    rodata.exporting = args.exporting;
-    if args.exporting || args.netns.is_given() {
+    rodata.exporting = purpose == Purpose::Export;
+    if rodata.exporting || args.netns.is_given() {
         rodata.wanted_netns = u32::try_from(netns::own()?)?;
     }
     rodata.histogram_by = histogram_by(args).1;
@@ -422,22 +434,21 @@ fn configure(
     rodata.use_storage = plan.storage;
     rodata.ipv4_is_hooked = plan.backend != Backend::Tracepoint;
     rodata.ipv6_is_hooked = plan.backend != Backend::Tracepoint && plan.ipv6;
-    rodata.use_perf_buffer = buffer == BufferKind::Perf;
+    rodata.use_perf_buffer = purpose == Purpose::Report(BufferKind::Perf);
     let sets = [&mut maps.pids, &mut maps.uids, &mut maps.comms];
     rodata.process_filter = ProcessFilter(args.processes.rules().size(sets)?);
-    configure_maps(plan, args, buffer, maps)
+    configure_maps(plan, args, purpose, maps)
 }
 
 /// Sets the sizes of maps, and creates only those that are used.
 fn configure_maps(
     plan: Plan,
     args: &ConnectTraceArgs,
-    buffer: BufferKind,
+    purpose: Purpose,
     maps: &mut OpenConnectTraceMaps<'_>,
 ) -> Result<()> {
-    buffer.configure(&args.buffer, &mut maps.ring, &mut maps.perf)?;
-    export::configure(
-        args.exporting,
+    purpose.configure(
+        &args.buffer,
         [&mut maps.export_counts, &mut maps.export_times],
         [&mut maps.ring, &mut maps.perf],
     )?;

@@ -27,12 +27,13 @@ use crate::output::connect_trace::{ConnectWriter, ShownTotal, TotalsLayout};
 use crate::output::histogram::HistogramLayout;
 use crate::output::summary::Summary;
 use crate::run::events::{BufferKind, EventSource};
+use crate::run::export::Purpose;
 use crate::run::histograms::Histograms;
 use crate::run::session::{Session, Wake, next_due};
-use crate::skel;
+use crate::skel::{self, ConnectCounters};
 use crate::sys::{link, map};
 
-const NAME: &str = "connect-trace";
+pub(super) const NAME: &str = "connect-trace";
 
 /// The size of an event.
 const EVENT_LEN: usize = size_of::<skel::ConnectEvent>();
@@ -50,7 +51,7 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
 
     // One for each load, because the skeleton that is kept borrows the one that it was loaded into.
     let mut storage = [const { MaybeUninit::uninit() }; LOADS_MAX];
-    let mut tracer = choose(args, buffer, &mut storage, session.notices)?;
+    let mut tracer = choose(args, Purpose::Report(buffer), &mut storage, session.notices)?;
     handler.writer.backend = tracer.backend.name();
     let maps = &tracer.skel.maps;
     let mut source = EventSource::open(buffer, args.buffer.size(), &maps.ring, &maps.perf)?;
@@ -91,7 +92,18 @@ pub fn run(args: &ConnectTraceArgs) -> Result<Exit, Failure> {
     }
     handler.reports.end(&mut session, &tracer)?;
     session.flush();
-    let summary = summary(&session, &tracer, &handler.reports, &reported, unhooked)?;
+    let counters = tracer.skel.maps.bss_data.as_deref();
+    let counters = counters.map(skel::connect_counters);
+    let counters = counters.context("the programs have no counters")?;
+    note_untracked(session.notices, counters.untracked, tracer.storage);
+    let summary = summary(
+        &session,
+        &tracer,
+        &handler.reports,
+        &counters,
+        &reported,
+        unhooked,
+    );
     session.finish(&summary)
 }
 
@@ -121,40 +133,42 @@ fn detach(tracer: &mut Tracer<'_>, only_failures: bool) -> Result<(PendingEvents
     Ok((reported, unhooked))
 }
 
-/// The summary of a run. Also prints a notice if connections found no room in the tables.
+/// Prints a notice if connections found no room in the tables.
+fn note_untracked(notices: Notices, untracked: u64, has_storage: bool) {
+    if untracked == 0 {
+        return;
+    }
+    let (place, advice) = match has_storage {
+        true => (
+            "storage of its socket, because the socket's option memory was full",
+            "a larger net.core.optmem_max helps",
+        ),
+        false => (
+            "table",
+            "a filter (--uid, --pid, -p, --dst) helps, or Linux 5.11, which has no such limit",
+        ),
+    };
+    notices.notice(&format!(
+        "{untracked} times a connection found no room in the {place}; each time, its outcome was reported without a process, or counted as lost; {advice}"
+    ));
+}
+
+/// The summary of a run.
 fn summary(
     session: &Session,
     tracer: &Tracer<'_>,
     reports: &Reports,
+    counters: &ConnectCounters,
     reported: &PendingEvents,
     unhooked: u64,
-) -> Result<Summary> {
-    let bss = tracer.skel.maps.bss_data.as_deref();
-    let counters = bss.map(skel::connect_counters);
-    let counters = counters.context("the programs have no counters")?;
+) -> Summary {
     let untracked_times = untracked_times(tracer);
     let untracked_pending = counters
         .untracked_pending
         .cast_signed()
         .max(0)
         .cast_unsigned();
-    let unseen = tracer.unseen(&counters, unhooked) + untracked_pending;
-    if counters.untracked > 0 {
-        let (place, advice) = match tracer.storage {
-            true => (
-                "storage of its socket, because the socket's option memory was full",
-                "a larger net.core.optmem_max helps",
-            ),
-            false => (
-                "table",
-                "a filter (--uid, --pid, -p, --dst) helps, or Linux 5.11, which has no such limit",
-            ),
-        };
-        session.notices.notice(&format!(
-            "{} times a connection found no room in the {place}; each time, its outcome was reported without a process, or counted as lost; {advice}",
-            counters.untracked
-        ));
-    }
+    let unseen = tracer.unseen(counters, unhooked) + untracked_pending;
     let mut summary = session.summary(
         NAME,
         counters.matched + reported.count() + unseen,
@@ -173,7 +187,7 @@ fn summary(
             summary.emitted = counters.matched - counters.lost - untracked_times
         }
     }
-    Ok(summary)
+    summary
 }
 
 /// How many values have found no room in the table of histograms.
@@ -287,12 +301,13 @@ impl ConnectHandler {
     }
 }
 
-/// Loads and attaches the programs as a run would, and detaches them again. Returns the backend.
+/// Loads and attaches the programs as a run would, and detaches them again.
 ///
 /// # Errors
 /// A run would fail in the same way.
-pub fn rehearse(args: &ConnectTraceArgs, notices: Notices) -> Result<Backend, Failure> {
-    let buffer = BufferKind::choose(args.buffer.buffer);
+pub fn rehearse(args: &ConnectTraceArgs, notices: Notices) -> Result<(), Failure> {
+    let purpose = Purpose::Report(BufferKind::choose(args.buffer.buffer));
     let mut storage = [const { MaybeUninit::uninit() }; LOADS_MAX];
-    Ok(choose(args, buffer, &mut storage, notices)?.backend)
+    choose(args, purpose, &mut storage, notices)?;
+    Ok(())
 }

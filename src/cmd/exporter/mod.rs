@@ -25,7 +25,7 @@ use crate::output::summary::{NoEvents, Summary};
 use crate::run::session::{Session, Wake};
 use crate::sys::page_size;
 
-const NAME: &str = "exporter";
+pub(super) const NAME: &str = "exporter";
 
 /// Requests within this time get the same answer, so that many of them cost little.
 const FRESH: Duration = Duration::from_millis(200);

@@ -14,9 +14,8 @@ use crate::output::histogram::{Distribution, HistogramLayout};
 use crate::output::line::Line;
 use crate::run::session::Session;
 
-/// The most keys that are kept, as many as the kernel's tables of histograms have. The times of
-/// other keys are in no histogram.
-const KEYS_KEPT: usize = 4096;
+/// The most keys that are kept. The times of other keys are in no histogram.
+const HISTOGRAM_KEYS: usize = 4096;
 
 /// Distributions of a time by key.
 #[derive(Clone)]
@@ -81,7 +80,7 @@ impl Distributions {
             }
             _ => HistogramKey::All,
         };
-        if self.keys.len() >= KEYS_KEPT && !self.keys.contains_key(&key) {
+        if self.keys.len() >= HISTOGRAM_KEYS && !self.keys.contains_key(&key) {
             self.untracked += 1;
             return;
         }
@@ -105,7 +104,7 @@ impl Distributions {
         }
         if self.untracked > 0 {
             session.notices.notice(&format!(
-                "{} values are in no histogram: there is room for only {KEYS_KEPT} keys",
+                "{} values are in no histogram: there is room for only {HISTOGRAM_KEYS} keys",
                 self.untracked
             ));
         }

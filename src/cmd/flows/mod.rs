@@ -25,6 +25,7 @@ use crate::attach::beside::beside;
 use crate::attach::load;
 use crate::cli::FlowsArgs;
 use crate::domain::Direction;
+use crate::domain::counters::PacketCounters;
 use crate::domain::traffic::FlowBy;
 use crate::failure::{Exit, Failure};
 use crate::filter::process::ProcessRules;
@@ -39,10 +40,10 @@ use crate::output::summary::Summary;
 use crate::run::events::{BufferKind, EventSource};
 use crate::run::monotonic::monotonic_ns;
 use crate::run::packet::{self, Live, LoadTarget, Options, PacketCommand, Replay};
+use crate::skel::SweepMode;
 use crate::skel::flow_sockets::FlowSocketsSkel;
 use crate::skel::flows::types::process_filter;
 use crate::skel::flows::{FlowsSkel, FlowsSkelBuilder, OpenFlowsMaps, OpenFlowsSkel};
-use crate::skel::{PacketCounters, SweepMode};
 
 /// How often the table is swept for flows that are over.
 const SWEEP_EVERY: Duration = Duration::from_millis(100);
@@ -137,12 +138,12 @@ impl<'a> Flows<'a> {
         }
     }
 
-    /// The table of a live run, with the connections that are older than the tool. `names` are those of
-    /// the interfaces.
+    /// The table of a live run, with the connections that are older than the tool. `ifaces` are the
+    /// names of the interfaces.
     fn open_table<'t>(
         &self,
         live: &mut Live<'_, FlowsSkel<'_>>,
-        names: &'t [Option<&'t str>],
+        ifaces: &'t [Option<&'t str>],
         has_view: bool,
     ) -> Result<FlowTable<'t>, Failure>
     where
@@ -150,7 +151,7 @@ impl<'a> Flows<'a> {
     {
         let args = self.args;
         let source = live.take_source()?;
-        let mut reporter = Reporter::new(args, self.writer.clone(), names, has_view);
+        let mut reporter = Reporter::new(args, self.writer.clone(), ifaces, has_view);
         reporter.distributions = self.distributions.clone();
         let mut table = FlowTable::new(args, source, reporter);
         table.name_source = name_source(args, live.buffer, live.first()?.1)?;
@@ -232,13 +233,13 @@ pub fn directions(interface: &Interface) -> &'static [Direction] {
     }
 }
 
-/// Has the programs use the maps of those that are loaded already. `names` is the kind of buffer for
-/// the bytes that names are read from, if there is one.
+/// Has the programs use the maps of those that are loaded already. `name_buffer` is the kind of
+/// buffer for the bytes that names are read from, if there is one.
 fn share_maps(
     maps: &mut OpenFlowsMaps<'_>,
     first: &FlowsSkel<'_>,
     has_filter: bool,
-    names: Option<BufferKind>,
+    name_buffer: Option<BufferKind>,
 ) -> Result<()> {
     let known = &first.maps;
     maps.flow_slots.reuse_fd(known.flow_slots.as_fd())?;
@@ -248,7 +249,7 @@ fn share_maps(
     if has_filter {
         maps.rejected.reuse_fd(known.rejected.as_fd())?;
     }
-    match names {
+    match name_buffer {
         Some(BufferKind::Ring) => maps.name_ring.reuse_fd(known.name_ring.as_fd())?,
         Some(BufferKind::Perf) => maps.name_perf.reuse_fd(known.name_perf.as_fd())?,
         None => {}
@@ -256,8 +257,8 @@ fn share_maps(
     Ok(())
 }
 
-/// The capability that the run needs for the sweep, if any.
-fn needs(
+/// Sweeps the table, and returns the capability that the run needs for that, if any.
+fn sweep_and_find_needs(
     live: &mut Live<'_, FlowsSkel<'_>>,
     table: &mut FlowTable<'_>,
 ) -> Result<Option<Capability>> {
@@ -316,7 +317,7 @@ impl PacketCommand for Flows<'_> {
         }
         let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         rodata.max_flows = self.args.max_flows;
-        rodata.names = self.args.names;
+        rodata.reads_names = self.args.names;
         rodata.idle_ns = nanos(self.args.idle_timeout);
         rodata.half_open_ns = nanos(self.args.idle_timeout.min(HALF_OPEN));
         rodata.linger_ns = nanos(LINGER);
@@ -345,8 +346,8 @@ impl PacketCommand for Flows<'_> {
         let sets = [&mut maps.pids, &mut maps.uids, &mut maps.comms];
         rodata.process_filter = process_filter(self.rules_after(first).size(sets)?);
         if let Some(first) = first {
-            let names = self.args.names.then_some(target.buffer);
-            share_maps(maps, first, has_filter, names)?;
+            let name_buffer = self.args.names.then_some(target.buffer);
+            share_maps(maps, first, has_filter, name_buffer)?;
         }
         open.progs.flows_sweep.set_autoload(first.is_none());
         Ok(())
@@ -375,13 +376,13 @@ impl PacketCommand for Flows<'_> {
 
     fn watch(&self, live: &mut Live<'_, FlowsSkel<'_>>) -> Result<Summary, Failure> {
         let args = self.args;
-        let names = live.interfaces.iter();
-        let names = names
+        let interfaces = live.interfaces.iter();
+        let ifaces = interfaces
             .map(|interface| Some(interface.name.as_str()))
             .collect::<Vec<_>>();
         let has_view = watch::shows_view(args);
-        let mut table = self.open_table(live, &names, has_view)?;
-        let keep = needs(live, &mut table)?;
+        let mut table = self.open_table(live, &ifaces, has_view)?;
+        let keep = sweep_and_find_needs(live, &mut table)?;
         let keep = keep.as_slice();
         if has_view {
             live.give_up_privileges(keep)?;

@@ -7,11 +7,11 @@ use anyhow::Result;
 use super::SWEEP_EVERY;
 use super::table::FlowTable;
 use crate::cli::FlowsArgs;
+use crate::domain::UnixNanos;
 use crate::failure::Failure;
-use crate::output::clock::UnixNanos;
 use crate::output::summary::Summary;
 use crate::run::packet::Replay;
-use crate::run::replay::{AroundFrames, Origin};
+use crate::run::replay::{AroundFrames, Intervals, Origin};
 use crate::run::session::Session;
 use crate::skel::flows::FlowsSkel;
 use crate::skel::{PacketSkel, SweepMode};
@@ -25,8 +25,7 @@ pub fn run(
     let mut schedule = Schedule {
         table,
         slots: replay.slots,
-        interval: i64::try_from(args.interval.as_nanos()).unwrap_or(i64::MAX),
-        interval_started: None,
+        intervals: Intervals::new(args.interval),
         swept: None,
         swept_slots: 0,
         sweep_by: Instant::now() + SWEEP_WITHIN,
@@ -44,13 +43,11 @@ pub fn run(
     Ok(reporter.summary(replay.session, replay.counters()))
 }
 
-/// When to sweep and to report in a replay. Times are UNIX times in ns, durations are in ns.
+/// When to sweep and to report in a replay.
 struct Schedule<'a> {
     table: FlowTable<'a>,
     slots: usize,
-    interval: i64,
-    /// When the current interval began; `None` before the first frame.
-    interval_started: Option<UnixNanos>,
+    intervals: Intervals,
     /// The time of the last sweep.
     swept: Option<UnixNanos>,
     /// How many slots the last sweep has looked at.
@@ -77,21 +74,21 @@ const SLOTS_PER_FRAME: u64 = 8;
 const SWEEP_WITHIN: Duration = Duration::from_secs(1);
 
 impl Schedule<'_> {
-    fn end_interval(&mut self, session: &mut Session, skel: &FlowsSkel<'_>, length: i64) {
-        let end = self
-            .interval_started
-            .unwrap_or(self.latest)
-            .saturating_add(length);
-        let length = Duration::from_nanos(length.unsigned_abs());
+    /// Reports an interval with this end and length.
+    fn end_interval(
+        &mut self,
+        session: &mut Session,
+        skel: &FlowsSkel<'_>,
+        ended: (UnixNanos, Duration),
+    ) {
         let untracked = skel.counters(self.slots).untracked;
         let reporter = &mut self.table.reporter;
-        reporter.end_interval(session, Some((end, length)), untracked);
+        reporter.end_interval(session, Some(ended), untracked);
     }
 
     /// Whether a frame of this time comes after the current interval, if there are any.
     fn ends_interval(&mut self, at: UnixNanos) -> bool {
-        let started = *self.interval_started.get_or_insert(at);
-        self.table.reporter.traffic.is_some() && at.saturating_sub(started) >= self.interval
+        self.intervals.is_over(at) && self.table.reporter.traffic.is_some()
     }
 
     fn is_sweep_due(&mut self, at: UnixNanos) -> bool {
@@ -108,11 +105,8 @@ impl Schedule<'_> {
     fn finish(&mut self, session: &mut Session, skel: &mut FlowsSkel<'_>) -> Result<()> {
         let now = self.latest.cast_unsigned();
         self.table.sweep(session, skel, SweepMode::SWEEP_ALL, now)?;
-        if let Some(started) = self.interval_started {
-            // All frames may have the same time: then rates are per whole interval.
-            let passed = self.latest.saturating_sub(started);
-            let length = if passed > 0 { passed } else { self.interval };
-            self.end_interval(session, skel, length);
+        if let Some(last) = self.intervals.last(self.latest) {
+            self.end_interval(session, skel, last);
         }
         Ok(())
     }
@@ -139,11 +133,9 @@ impl AroundFrames<FlowsSkel<'_>> for Schedule<'_> {
         if self.ends_interval(at) {
             self.table
                 .sweep(session, skel, SweepMode::SWEEP_LIVE, at.cast_unsigned())?;
-            self.end_interval(session, skel, self.interval);
-            // Skip intervals without a frame: a file can jump by years.
-            let started = self.interval_started.unwrap_or(at);
-            let whole = at.saturating_sub(started) / self.interval * self.interval;
-            self.interval_started = Some(started.saturating_add(whole));
+            let current = self.intervals.current(at);
+            self.end_interval(session, skel, current);
+            self.intervals.skip_to(at);
         }
         if self.is_sweep_due(at) {
             let now = at.cast_unsigned();

@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 use super::Flows;
 use super::distributions::Distributions;
 use crate::cli::{FlowsArgs, OutputFormat};
+use crate::domain::UnixNanos;
+use crate::domain::counters::PacketCounters;
 use crate::domain::flow::Flow;
 use crate::domain::flow_report::FlowReport;
 use crate::domain::names::{NamedFlow, Names};
 use crate::domain::traffic::{FlowBy, Traffic, TrafficByKey, TrafficKey};
 use crate::host::containers::Containers;
-use crate::output::clock::{Clock, UnixNanos};
+use crate::output::clock::Clock;
 use crate::output::columns::widest;
 use crate::output::flows::{FlowInterval, FlowWriter, ShownFlow};
 use crate::output::line::Line;
@@ -18,8 +20,8 @@ use crate::output::summary::{FlowTotals, Summary};
 use crate::run::line_rate::LineRate;
 use crate::run::packet::PacketCommand;
 use crate::run::session::Session;
+use crate::skel::Sweep;
 use crate::skel::flows::FlowsSkel;
-use crate::skel::{PacketCounters, Sweep};
 
 /// The most flows ended in an interval that the view shows. There is no such limit for live flows:
 /// the table has one.

@@ -64,7 +64,7 @@ pub fn load<'obj>(
         load::open::<FlowSocketsSkelBuilder>(skel::flow_sockets::TYPES, storage)?;
     let rodata = open.maps.rodata_data.as_deref_mut();
     let rodata = rodata.context("the programs have no settings")?;
-    rodata.netns = u32::try_from(netns::own()?)?;
+    rodata.own_netns = u32::try_from(netns::own()?)?;
     rodata.interfaces = u32::try_from(interfaces.len())?;
     for (to, interface) in rodata.ifindexes.iter_mut().zip(interfaces) {
         *to = interface.index;

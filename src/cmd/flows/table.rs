@@ -6,14 +6,13 @@ use libbpf_rs::ErrorKind;
 use super::reporter::Reporter;
 use super::sockets::Sockets;
 use crate::cli::FlowsArgs;
+use crate::domain::counters::PacketCounters;
 use crate::notice::Notices;
 use crate::run::call::call;
 use crate::run::events::EventSource;
 use crate::run::session::Session;
 use crate::skel::flows::FlowsSkel;
-use crate::skel::{
-    self, FLOW_RANK_OLD, FLOW_RANKS, FlowRecord, PacketCounters, Sweep, SweepLimit, SweepMode,
-};
+use crate::skel::{self, FLOW_RANKS, FlowRecord, Sweep, SweepLimit, SweepMode};
 
 /// The table is nearly full above this fraction.
 const NEARLY_FULL: (u64, u64) = (9, 10);
@@ -203,14 +202,15 @@ impl<'a> FlowTable<'a> {
 /// The rank from which on there are at least `surplus` flows. Established flows with a packet in
 /// the last minute are never among them, so that a flood evicts no real connection.
 fn least_worth(ranks: &[u32; FLOW_RANKS], surplus: u64) -> u32 {
+    let first_old = SweepLimit::FLOW_RANK_OLD.0;
     let mut sum = 0;
     for (rank, count) in (0..FLOW_RANKS as u32).zip(ranks).rev() {
         sum += u64::from(*count);
-        if sum >= surplus || rank == FLOW_RANK_OLD {
+        if sum >= surplus || rank == first_old {
             return rank;
         }
     }
-    FLOW_RANK_OLD
+    first_old
 }
 
 /// Reports why sockets can't be read.

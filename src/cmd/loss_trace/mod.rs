@@ -11,7 +11,7 @@ use caps::Capability;
 use libbpf_rs::Link;
 
 pub use programs::rehearse;
-use programs::{Kernel, LoadOptions};
+use programs::{Kernel, LossTarget};
 use silent::Silent;
 
 use crate::attach::beside::beside;
@@ -21,12 +21,13 @@ use crate::capture::LINKTYPE_RAW;
 use crate::capture::recorder::{Destination, Recorder};
 use crate::capture::write::{Encoder, FileInterface, FrameToWrite, Statistics};
 use crate::cli::{LossByChoice, LossTraceArgs, OutputFormat, interface_hints};
-use crate::domain::loss::{Loss, LossKey, detail_name, ip_len, kind_name};
+use crate::domain::loss::{Loss, LossKey, detail_name, kind_name};
+use crate::domain::packet::ip_len;
 use crate::domain::reasons::{NetfilterHook, ReasonFrom, hook_of_caller};
 use crate::domain::tally::{Label, TallyKey};
 use crate::failure::{Exit, Failure};
 use crate::host::containers::Containers;
-use crate::host::interfaces::{Interface, LinkLayer, ResolveError, resolve};
+use crate::host::interfaces::{self, Interface};
 use crate::host::kernel_symbols::KernelSymbols;
 use crate::host::privileges;
 use crate::host::sandbox::Files;
@@ -36,6 +37,7 @@ use crate::output::loss_trace::{LossLayout, ShownLoss};
 use crate::output::summary::Summary;
 use crate::run::counts::KeyCounts;
 use crate::run::events::{BufferKind, EventSource};
+use crate::run::export::Purpose;
 use crate::run::holders::{self, Holders, Which};
 use crate::run::session::{Session, Wake};
 use crate::skel::loss_trace::LossTraceSkel;
@@ -43,7 +45,7 @@ use crate::skel::{self, CountKey, LOSS_BYTES, LossCounters};
 use crate::sys::key_tables::{KeyTables, Size};
 use crate::sys::link;
 
-const NAME: &str = "loss-trace";
+pub(super) const NAME: &str = "loss-trace";
 
 /// Runs the command.
 ///
@@ -72,16 +74,16 @@ pub fn run(args: &LossTraceArgs) -> Result<Exit, Failure> {
     let mut owners = MaybeUninit::uninit();
     let notices = session.notices;
     let prepared = PreparedLinks::both_directions(&watched);
-    let options = LoadOptions {
+    let target = LossTarget {
+        args,
+        purpose: Purpose::Report(buffer),
         interfaces: &interfaces,
         watched: &watched,
         tables,
-        is_raw_ip: false,
-        first: None,
     };
     let (holders, programs) = beside(
         || Holders::new(&mut owners, Which::All, notices),
-        || kernel.load_all(args, buffer, options, &mut symbols, &mut storage),
+        || kernel.load_all(&target, &mut symbols, &mut storage),
     );
     let (mut skels, pairs) = programs?;
     let holders = holders
@@ -303,17 +305,10 @@ fn first<'a, 'obj>(skels: &'a [LossTraceSkel<'obj>]) -> Result<&'a LossTraceSkel
 /// The interfaces to attach to: those that are named, else all of this network namespace that are
 /// up.
 fn watched(named: &[Interface]) -> Result<Vec<Interface>> {
-    if !named.is_empty() {
-        return Ok(named.to_vec());
+    match named.is_empty() {
+        true => interfaces::up(),
+        false => Ok(named.to_vec()),
     }
-    let mut all = match resolve(&["any".to_owned()]) {
-        Ok(all) => all,
-        // None is up.
-        Err(ResolveError::Usage { .. }) => Vec::new(),
-        Err(ResolveError::Failed(error)) => return Err(error),
-    };
-    all.retain(|interface| !matches!(interface.link_layer, LinkLayer::Unsupported(_)));
-    Ok(all)
 }
 
 /// What keeps the programs attached, at interfaces and at tracepoints.

@@ -18,7 +18,7 @@ use crate::host::netns;
 use crate::notice::Notices;
 use crate::run::drops::{DropTracepoint, check_reasons};
 use crate::run::events::BufferKind;
-use crate::run::export;
+use crate::run::export::Purpose;
 use crate::skel::loss_trace::types::rodata as Settings;
 use crate::skel::loss_trace::{
     LossTraceProgs, LossTraceSkel, LossTraceSkelBuilder, OpenLossTraceMaps, OpenLossTraceProgs,
@@ -42,7 +42,7 @@ impl Kernel {
     /// # Errors
     /// It has no type information.
     pub fn look() -> Result<Self, Failure> {
-        let types = load::kernel_types("loss-trace")?;
+        let types = load::kernel_types(super::NAME)?;
         let has_three = |tracepoint| -> Result<bool> {
             let arguments = types.tracepoint_arguments(tracepoint)?;
             Ok(arguments.is_some_and(|arguments| arguments > 2))
@@ -109,39 +109,34 @@ impl Kernel {
     /// The kernel refuses a program, or an option is wrong.
     pub fn load_all<'obj>(
         &self,
-        args: &LossTraceArgs,
-        buffer: BufferKind,
-        options: LoadOptions<'_, 'obj>,
+        target: &LossTarget<'_>,
         symbols: &mut KernelSymbols,
         storage: &'obj mut [MaybeUninit<OpenObject>; 2],
     ) -> Result<(Vec<LossTraceSkel<'obj>>, Vec<Pair>), Failure> {
-        let mut kinds = Pair::kinds(options.watched);
+        let mut kinds = Pair::kinds(target.watched);
         if kinds.is_empty() {
-            kinds.push(options.is_raw_ip);
+            kinds.push(false);
         }
         let (mut skels, mut pairs) = (Vec::new(), Vec::new());
         for (is_raw_ip, storage) in kinds.into_iter().zip(storage) {
-            let options = LoadOptions {
-                is_raw_ip,
-                first: skels.first(),
-                ..options
-            };
-            let (skel, pair) = self.load(args, buffer, &options, symbols, storage)?;
+            let first = skels.first();
+            let (skel, pair) = self.load(target, is_raw_ip, first, symbols, storage)?;
             skels.push(skel);
             pairs.extend(pair);
         }
         Ok((skels, pairs))
     }
 
-    /// Loads a set of programs.
+    /// Loads a set of programs, for frames without an Ethernet header if `is_raw_ip`. `first` has the
+    /// programs that are loaded already: those of tracepoints are loaded once.
     ///
     /// # Errors
     /// The kernel refuses a program, or an option is wrong.
     pub fn load<'obj>(
         &self,
-        args: &LossTraceArgs,
-        buffer: BufferKind,
-        target: &LoadOptions<'_, '_>,
+        target: &LossTarget<'_>,
+        is_raw_ip: bool,
+        first: Option<&LossTraceSkel<'_>>,
         symbols: &mut KernelSymbols,
         storage: &'obj mut MaybeUninit<OpenObject>,
     ) -> Result<(LossTraceSkel<'obj>, Option<Pair>), Failure> {
@@ -149,12 +144,13 @@ impl Kernel {
             load::open::<LossTraceSkelBuilder>(crate::skel::loss_trace::TYPES, storage)?;
         let rodata = open.maps.rodata_data.as_deref_mut();
         let rodata = rodata.context("the programs have no settings")?;
-        rodata.use_perf_buffer = buffer == BufferKind::Perf;
-        self.configure(args, target, rodata)?;
+        let args = target.args;
+        rodata.link_is_raw_ip = is_raw_ip;
+        self.configure(target, rodata)?;
         self.configure_reasons(args, symbols, rodata)?;
-        configure_maps(args, buffer, target, &mut open.maps)?;
+        configure_maps(target, first, &mut open.maps)?;
         args.addresses.filter().configure(&mut open)?;
-        self.select_programs(args, target, &mut open.progs);
+        self.select_programs(target, first.is_none(), &mut open.progs);
         let is_watching = !target.watched.is_empty();
         let failure = |error| {
             load::failure_to_read(
@@ -172,7 +168,7 @@ impl Kernel {
         })
         .map_err(failure)?;
         let pair = match is_watching {
-            true => Some(Pair::new(target.is_raw_ip, loaded)?),
+            true => Some(Pair::new(is_raw_ip, loaded)?),
             false => None,
         };
         types.close();
@@ -183,16 +179,14 @@ impl Kernel {
     }
 
     /// Sets what the options ask for.
-    fn configure(
-        &self,
-        args: &LossTraceArgs,
-        target: &LoadOptions<'_, '_>,
-        rodata: &mut Settings,
-    ) -> Result<(), Failure> {
-        let LoadOptions {
-            interfaces, tables, ..
+    fn configure(&self, target: &LossTarget<'_>, rodata: &mut Settings) -> Result<(), Failure> {
+        let LossTarget {
+            args,
+            interfaces,
+            tables,
+            ..
         } = *target;
-        rodata.link_is_raw_ip = target.is_raw_ip;
+        rodata.use_perf_buffer = target.purpose == Purpose::Report(BufferKind::Perf);
         if !target.watched.is_empty() {
             rodata.own_netns = u32::try_from(netns::own()?)?;
             rodata.watch_syns = watches_syns(args);
@@ -201,9 +195,9 @@ impl Kernel {
         for kind in args.kinds() {
             rodata.wanted_kinds |= 1 << kind.0;
         }
-        rodata.exporting = args.exporting;
-        if args.netns.is_given() || args.exporting || !interfaces.is_empty() {
-            rodata.netns = u32::try_from(netns::own()?)?;
+        rodata.exporting = target.purpose == Purpose::Export;
+        if args.netns.is_given() || rodata.exporting || !interfaces.is_empty() {
+            rodata.wanted_netns = u32::try_from(netns::own()?)?;
         }
         rodata.interfaces = u32::try_from(interfaces.len())?;
         if interfaces.len() > rodata.ifindexes.len() {
@@ -290,14 +284,14 @@ impl Kernel {
     }
 
     /// Chooses the programs for this kernel and what is asked for. Tracepoint programs are loaded
-    /// once.
+    /// `once`.
     fn select_programs(
         &self,
-        args: &LossTraceArgs,
-        target: &LoadOptions<'_, '_>,
+        target: &LossTarget<'_>,
+        once: bool,
         progs: &mut OpenLossTraceProgs<'_>,
     ) {
-        let once = target.first.is_none();
+        let args = target.args;
         let is_watching = !target.watched.is_empty();
         let wants = |kind| args.kinds().contains(&kind);
         let (drops, resets) = (wants(LossKind::LOSS_DROP), wants(LossKind::LOSS_RESET));
@@ -341,54 +335,55 @@ impl Kernel {
 /// Sets the sizes of maps, creates only those that are used, and shares those of the programs that
 /// are loaded already.
 fn configure_maps(
-    args: &LossTraceArgs,
-    buffer: BufferKind,
-    target: &LoadOptions<'_, '_>,
+    target: &LossTarget<'_>,
+    first: Option<&LossTraceSkel<'_>>,
     maps: &mut OpenLossTraceMaps<'_>,
 ) -> Result<()> {
+    let LossTarget { args, purpose, .. } = *target;
     maps.packet_scratch
         .set_autocreate(args.recording.write.is_some())?;
     maps.idle_slots.set_autocreate(false)?;
     let sets = &mut maps.count_sets;
     sets.set_max_entries(u32::try_from(target.tables.all_sets())?)?;
+    purpose.configure(
+        &args.buffer,
+        [&mut maps.export_counts, &mut maps.export_times],
+        [&mut maps.ring, &mut maps.perf],
+    )?;
     if args.by.is_some() {
         maps.ring.set_autocreate(false)?;
         maps.perf.set_autocreate(false)?;
     } else {
         sets.set_autocreate(false)?;
-        buffer.configure(&args.buffer, &mut maps.ring, &mut maps.perf)?;
     }
-    if let Some(first) = target.first {
+    if let Some(first) = first {
         let known = &first.maps;
         maps.loss_cpus.reuse_fd(known.loss_cpus.as_fd())?;
         maps.bss_rate.reuse_fd(known.bss_rate.as_fd())?;
-        match (args.by, buffer) {
+        match (args.by, purpose) {
             (Some(_), _) => maps.count_sets.reuse_fd(known.count_sets.as_fd())?,
-            (None, BufferKind::Ring) => maps.ring.reuse_fd(known.ring.as_fd())?,
-            (None, BufferKind::Perf) => maps.perf.reuse_fd(known.perf.as_fd())?,
+            (None, Purpose::Report(BufferKind::Ring)) => maps.ring.reuse_fd(known.ring.as_fd())?,
+            (None, Purpose::Report(BufferKind::Perf)) => maps.perf.reuse_fd(known.perf.as_fd())?,
+            // It watches no interface, and so has one set of programs.
+            (None, Purpose::Export) => {}
         }
     }
-    export::configure(
-        args.exporting,
-        [&mut maps.export_counts, &mut maps.export_times],
-        [&mut maps.ring, &mut maps.perf],
-    )?;
     Ok(())
 }
 
-/// How to load the programs.
+/// What to load programs for.
 #[derive(Clone, Copy)]
-pub struct LoadOptions<'a, 'obj> {
+pub struct LossTarget<'a> {
+    /// The options.
+    pub args: &'a LossTraceArgs,
+    /// What happens to events.
+    pub purpose: Purpose,
     /// Only events at these are reported; empty: all.
     pub interfaces: &'a [Interface],
     /// Programs are attached to these.
     pub watched: &'a [Interface],
     /// The size of the tables of counts.
     pub tables: Size,
-    /// The frames of the watched interfaces have no Ethernet header.
-    pub is_raw_ip: bool,
-    /// The programs that are loaded already: tracepoint programs are loaded once.
-    pub first: Option<&'a LossTraceSkel<'obj>>,
 }
 
 /// Whether drops are asked for that only programs at interfaces can find.
@@ -469,15 +464,16 @@ pub fn rehearse(
     let buffer = BufferKind::choose(args.buffer.buffer);
     let kernel = Kernel::look()?;
     let mut storage = MaybeUninit::uninit();
-    let target = LoadOptions {
+    let target = LossTarget {
+        args,
+        purpose: Purpose::Report(buffer),
         interfaces: &[],
         watched: interface.map_or(&[], std::slice::from_ref),
         tables: Size::of(load::possible_cpus()?),
-        is_raw_ip: interface.is_some_and(Interface::is_raw_ip),
-        first: None,
     };
+    let is_raw_ip = interface.is_some_and(Interface::is_raw_ip);
     let mut symbols = KernelSymbols::none();
-    let (skel, pair) = kernel.load(args, buffer, &target, &mut symbols, &mut storage)?;
+    let (skel, pair) = kernel.load(&target, is_raw_ip, None, &mut symbols, &mut storage)?;
     let (_links, hooks) = attach(&skel)?;
     let hooks = hooks.join(", ");
     let buffer = buffer.name();

@@ -2,11 +2,14 @@
 //! entry for IPv4 and one for IPv6.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 
+use super::program::{
+    AddressSet, CompiledExpression, Node, Operand, PortSet, Source, Target, Test,
+};
 use super::syntax::{Base, Comparison, Condition, Operation, Prefix, Relation, Side, Value};
 use crate::skel::expr::{
-    Arithmetic, EXPR_ADDRESS_SETS, EXPR_NODES, EXPR_PORT_SETS, EXPR_SLOTS, ExprWants, ExprWord,
-    LoadBase,
+    Arithmetic, EXPR_ADDRESS_SETS, EXPR_NODES, EXPR_PORT_SETS, ExprVlan, ExprWord, LoadBase,
 };
 
 /// From this many ports on, one set of ports is faster than a test for each.
@@ -14,185 +17,6 @@ const SET_FROM: usize = 3;
 
 /// From this many addresses on, one set of addresses is faster than a test for each.
 const ADDRESS_SET_FROM: usize = 3;
-
-/// A set of IPv4 addresses: a hash table in which each has a slot of its own.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AddressSet {
-    /// Its addresses.
-    pub addresses: Vec<u32>,
-    /// An address times this has the number of its slot in the highest bits.
-    pub multiplier: u32,
-    /// The address in each slot. An unused slot holds the address of another slot, which differs
-    /// from every address that hashes to this one.
-    pub slots: Box<[u32; EXPR_SLOTS]>,
-}
-
-impl AddressSet {
-    /// The slot of an address.
-    fn slot(multiplier: u32, address: u32) -> usize {
-        (address.wrapping_mul(multiplier) >> (32 - EXPR_SLOTS.ilog2())) as usize
-    }
-
-    /// A table without collisions; `None` if there are so many addresses that none is found.
-    fn new(mut addresses: Vec<u32>) -> Option<Self> {
-        const TRIES: u32 = 4096;
-        addresses.sort_unstable();
-        addresses.dedup();
-        let first = *addresses.first()?;
-        // Odd numbers far apart.
-        let multipliers = (1..=TRIES).map(|n| n.wrapping_mul(0x9e37_79b9) | 1);
-        for multiplier in multipliers {
-            let mut slots: Box<[u32; EXPR_SLOTS]> = Box::new([first; EXPR_SLOTS]);
-            let mut is_taken = vec![false; slots.len()];
-            let is_perfect = addresses.iter().all(|address| {
-                let slot = Self::slot(multiplier, *address);
-                slots[slot] = *address;
-                !std::mem::replace(&mut is_taken[slot], true)
-            });
-            if is_perfect {
-                return Some(Self {
-                    addresses,
-                    multiplier,
-                    slots,
-                });
-            }
-        }
-        None
-    }
-}
-
-/// A set of ports, one bit each.
-pub type PortSet = Box<[u64; 1024]>;
-
-/// Where a test leads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// The packet matches.
-    Accept,
-    /// It does not.
-    Reject,
-    /// The node with this number.
-    Node(usize),
-}
-
-/// Where the value that a node tests comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// A word: a field of the packet, or an intermediate result.
-    Field(ExprWord),
-    /// Two words, of which at least one has to pass.
-    Either(ExprWord, ExprWord),
-    /// 1 if the port in a word is in the set with this number, else 0.
-    PortSet(ExprWord, u8),
-    /// 1 if the IPv4 address in a word is in a set, else 0.
-    AddressSet {
-        /// The word that has the address.
-        word: ExprWord,
-        /// The number of the set.
-        set: u8,
-        /// See [`AddressSet::multiplier`].
-        multiplier: u32,
-    },
-    /// Bytes of the packet.
-    Load {
-        /// Where the offset starts.
-        base: LoadBase,
-        /// The constant part of the offset.
-        offset: u32,
-        /// A word to add to the offset.
-        index: Option<ExprWord>,
-        /// Number of bytes: 1, 2 or 4.
-        size: u8,
-        /// The word that stores the value.
-        to: ExprWord,
-    },
-    /// The result of an operation on two words, or on a word and a number.
-    Arithmetic {
-        /// What is calculated.
-        operation: Arithmetic,
-        /// The left operand.
-        left: ExprWord,
-        /// The right operand.
-        right: Operand,
-        /// The word that stores the value.
-        to: ExprWord,
-    },
-}
-
-/// A right operand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operand {
-    /// The value of a word.
-    Word(ExprWord),
-    /// A constant.
-    Number(u32),
-}
-
-/// A value passes if, and-ed with the mask, it is `first` or one of the `more` numbers after it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Test {
-    /// The bits that matter.
-    pub mask: u64,
-    /// The smallest number that passes.
-    pub first: u64,
-    /// How many more pass.
-    pub more: u64,
-}
-
-impl Test {
-    fn equals(value: u64) -> Self {
-        Self::masked(u64::MAX, value)
-    }
-
-    fn masked(mask: u64, value: u64) -> Self {
-        Self {
-            mask,
-            first: value,
-            more: 0,
-        }
-    }
-
-    /// Whether the value passes.
-    fn passes(self, value: u64) -> bool {
-        (value & self.mask).wrapping_sub(self.first) <= self.more
-    }
-
-    fn range(first: u64, last: u64) -> Self {
-        Self {
-            mask: u64::MAX,
-            first,
-            more: last - first,
-        }
-    }
-}
-
-/// A test of one value, and what follows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Node {
-    /// Where the value that is tested comes from.
-    pub source: Source,
-    /// Which values pass.
-    pub test: Test,
-    /// The next step if the value passes.
-    pub passes: Target,
-    /// The next step if it does not.
-    pub fails: Target,
-}
-
-/// A compiled expression.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CompiledExpression {
-    /// The nodes; each leads only to later ones.
-    pub nodes: Vec<Node>,
-    /// The first step for IPv4 packets.
-    pub start_v4: Target,
-    /// The first step for IPv6 packets.
-    pub start_v6: Target,
-    /// The sets of ports that nodes refer to.
-    pub port_sets: Vec<PortSet>,
-    /// The sets of addresses that nodes refer to.
-    pub address_sets: Vec<AddressSet>,
-}
 
 /// Compiles a condition. The error says which limit it exceeds.
 pub(super) fn compile(condition: &Condition) -> Result<CompiledExpression, String> {
@@ -300,25 +124,32 @@ impl Compiler {
         let mut next = if all { passes } else { fails };
         let mut rest = parts;
         while let Some((last, before)) = rest.split_last() {
-            let run = run_of_ports(rest, all);
-            if let Some(side) = run.side
-                && run.len >= SET_FROM
-                && let Some(set) = self.port_set(&rest[rest.len() - run.len..])
+            // `or` of ports passes in the set; `and` of negated ports fails there.
+            let (in_set, not_in_set) = if all { (fails, next) } else { (passes, next) };
+            if let Some((side, ports)) = run_of(rest, all, as_ports)
+                && ports.len() >= SET_FROM
+                && let Some(set) = self.port_set(&ports)
             {
-                rest = &rest[..rest.len() - run.len];
-                // `or` of ports passes in the set; `and` of negated ports fails there.
-                let (in_set, not_in_set) = if all { (fails, next) } else { (passes, next) };
-                next = self.set(side, set, in_set, not_in_set);
+                rest = &rest[..rest.len() - ports.len()];
+                let words = [ExprWord::EXPR_SPORT, ExprWord::EXPR_DPORT];
+                let sources = words.map(|word| Source::PortSet(word, set));
+                next = self.in_set(side, sources, Test::masked(1, 1), in_set, not_in_set);
                 continue;
             }
-            let hosts = run_of_hosts(rest, all, version);
-            if let Some(side) = hosts.side
-                && hosts.addresses.len() >= ADDRESS_SET_FROM
-                && let Some((set, multiplier)) = self.address_set(hosts.addresses)
+            if version == 4
+                && let Some((side, hosts)) = run_of(rest, all, as_host)
+                && hosts.len() >= ADDRESS_SET_FROM
+                && let len = hosts.len()
+                && let Some((set, multiplier)) = self.address_set(hosts)
             {
-                rest = &rest[..rest.len() - hosts.len];
-                let (in_set, not_in_set) = if all { (fails, next) } else { (passes, next) };
-                next = self.in_addresses(side, set, multiplier, in_set, not_in_set);
+                rest = &rest[..rest.len() - len];
+                let words = [ExprWord::EXPR_SADDR_LOW, ExprWord::EXPR_DADDR_LOW];
+                let sources = words.map(|word| Source::AddressSet {
+                    word,
+                    set,
+                    multiplier,
+                });
+                next = self.in_set(side, sources, Test::equals(1), in_set, not_in_set);
                 continue;
             }
             if let Some((value, tests)) = run_of_tests(rest, version) {
@@ -337,32 +168,12 @@ impl Compiler {
     }
 
     /// The number of the set with all these ports; `None` if there are too many sets.
-    fn port_set(&mut self, ports: &[Condition]) -> Option<u8> {
-        let mut set = Box::new([0u64; 1024]);
-        for condition in ports {
-            let condition = match condition {
-                Condition::Not(inner) => inner,
-                other => other,
-            };
-            if let Some((_, first, last)) = as_ports(condition) {
-                for port in first..=last {
-                    set[usize::from(port >> 6)] |= 1 << (port & 63);
-                }
-            }
+    fn port_set(&mut self, ports: &[RangeInclusive<u16>]) -> Option<u8> {
+        let mut set: PortSet = Box::new([0; 1024]);
+        for port in ports.iter().cloned().flatten() {
+            set[usize::from(port >> 6)] |= 1 << (port & 63);
         }
-        self.keep_port_set(set)
-    }
-
-    fn keep_port_set(&mut self, set: PortSet) -> Option<u8> {
-        let number = match self.port_sets.iter().position(|known| *known == set) {
-            Some(number) => number,
-            None if self.port_sets.len() == EXPR_PORT_SETS => return None,
-            None => {
-                self.port_sets.push(set);
-                self.port_sets.len() - 1
-            }
-        };
-        u8::try_from(number).ok()
+        keep(&mut self.port_sets, set, EXPR_PORT_SETS)
     }
 
     /// The number and the multiplier of the set of these addresses; `None` if there are too many
@@ -370,46 +181,19 @@ impl Compiler {
     fn address_set(&mut self, addresses: Vec<u32>) -> Option<(u8, u32)> {
         let set = AddressSet::new(addresses)?;
         let multiplier = set.multiplier;
-        let number = match self.address_sets.iter().position(|known| *known == set) {
-            Some(number) => number,
-            None if self.address_sets.len() == EXPR_ADDRESS_SETS => return None,
-            None => {
-                self.address_sets.push(set);
-                self.address_sets.len() - 1
-            }
-        };
-        Some((u8::try_from(number).ok()?, multiplier))
+        let number = keep(&mut self.address_sets, set, EXPR_ADDRESS_SETS)?;
+        Some((number, multiplier))
     }
 
-    fn in_addresses(
+    /// Tests whether the word of one side is in a set, or that of either.
+    fn in_set(
         &mut self,
         side: Side,
-        set: u8,
-        multiplier: u32,
+        [source, destination]: [Source; 2],
+        test: Test,
         passes: Target,
         fails: Target,
     ) -> Target {
-        let test = Test::equals(1);
-        let [source, destination] =
-            [ExprWord::EXPR_SADDR_LOW, ExprWord::EXPR_DADDR_LOW].map(|word| Source::AddressSet {
-                word,
-                set,
-                multiplier,
-            });
-        match side {
-            Side::Source => self.node(source, test, passes, fails),
-            Side::Destination => self.node(destination, test, passes, fails),
-            Side::Either | Side::Both => {
-                let second = self.node(source, test, passes, fails);
-                self.node(destination, test, passes, second)
-            }
-        }
-    }
-
-    fn set(&mut self, side: Side, set: u8, passes: Target, fails: Target) -> Target {
-        let test = Test::masked(1, 1);
-        let [source, destination] =
-            [ExprWord::EXPR_SPORT, ExprWord::EXPR_DPORT].map(|word| Source::PortSet(word, set));
         match side {
             Side::Source => self.node(source, test, passes, fails),
             Side::Destination => self.node(destination, test, passes, fails),
@@ -565,7 +349,7 @@ impl Compiler {
             return None;
         };
         if *size <= 2 {
-            let mut set = Box::new([0u64; 1024]);
+            let mut set: PortSet = Box::new([0; 1024]);
             for value in 0..1 << (8 * size) {
                 let holds = |one: &Holds| one.test.passes(value) == one.when_passed;
                 let is_in = match all {
@@ -574,7 +358,7 @@ impl Compiler {
                 };
                 set[(value >> 6) as usize] |= u64::from(is_in) << (value & 63);
             }
-            let set = self.keep_port_set(set)?;
+            let set = keep(&mut self.port_sets, set, EXPR_PORT_SETS)?;
             return Some((Source::PortSet(word, set), Test::masked(1, 1)));
         }
         let equals = |one: &Holds| {
@@ -740,119 +524,53 @@ impl Compiler {
     }
 }
 
-impl CompiledExpression {
-    /// Which words of a packet are used (enum expr_wants, or-ed).
-    pub fn wants(&self) -> u32 {
-        let mut wants = 0;
-        let mut note = |word: ExprWord| {
-            wants |= match word {
-                ExprWord::EXPR_SPORT | ExprWord::EXPR_DPORT => ExprWants::EXPR_WANTS_PORTS.0,
-                ExprWord::EXPR_SADDR_HIGH
-                | ExprWord::EXPR_SADDR_LOW
-                | ExprWord::EXPR_DADDR_HIGH
-                | ExprWord::EXPR_DADDR_LOW => ExprWants::EXPR_WANTS_ADDRESSES.0,
-                ExprWord::EXPR_LEN => ExprWants::EXPR_WANTS_LEN.0,
-                ExprWord::EXPR_VLAN_OUTER | ExprWord::EXPR_VLAN_INNER => {
-                    ExprWants::EXPR_WANTS_VLAN.0
-                }
-                _ => 0,
-            };
-        };
-        for node in &self.nodes {
-            match node.source {
-                Source::Field(word)
-                | Source::PortSet(word, _)
-                | Source::AddressSet { word, .. } => note(word),
-                Source::Either(a, b) => {
-                    note(a);
-                    note(b);
-                }
-                Source::Load { index, .. } => {
-                    if let Some(word) = index {
-                        note(word);
-                    }
-                }
-                Source::Arithmetic { left, right, .. } => {
-                    note(left);
-                    if let Operand::Word(word) = right {
-                        note(word);
-                    }
-                }
-            }
-        }
-        wants
-    }
-}
-
 /// This bit of the word of a VLAN tag is set if there is such a tag.
-const VLAN_PRESENT: u64 = 0x1000;
+const VLAN_PRESENT: u64 = ExprVlan::EXPR_VLAN_PRESENT.0 as u64;
 
 fn too_long(nodes: usize) -> String {
     format!("the filter needs {nodes} tests, but it may have {EXPR_NODES} at most")
 }
 
-/// The conditions at the end of a list that all test ports of the same side.
-struct Run {
-    side: Option<Side>,
-    len: usize,
-}
-
-fn run_of_ports(parts: &[Condition], all: bool) -> Run {
-    let mut run = Run { side: None, len: 0 };
-    for part in parts.iter().rev() {
-        let ports = match part {
-            Condition::Not(inner) if all => as_ports(inner),
-            other if !all => as_ports(other),
-            _ => None,
-        };
-        let Some((side, ..)) = ports.filter(|(side, ..)| *side != Side::Both) else {
-            break;
-        };
-        if run.side.is_some_and(|of_run| of_run != side) {
-            break;
+/// The number of a set among those that are kept; `None` if there are too many.
+fn keep<T: PartialEq>(kept: &mut Vec<T>, set: T, most: usize) -> Option<u8> {
+    let number = match kept.iter().position(|known| *known == set) {
+        Some(number) => number,
+        None if kept.len() == most => return None,
+        None => {
+            kept.push(set);
+            kept.len() - 1
         }
-        run.side = Some(side);
-        run.len += 1;
-    }
-    run
-}
-
-/// The conditions at the end of a list that are all about single IPv4 addresses of the same side, in
-/// the part of a program for IPv4.
-struct Hosts {
-    side: Option<Side>,
-    len: usize,
-    addresses: Vec<u32>,
-}
-
-fn run_of_hosts(parts: &[Condition], all: bool, version: u8) -> Hosts {
-    let mut run = Hosts {
-        side: None,
-        len: 0,
-        addresses: Vec::new(),
     };
-    if version != 4 {
-        return run;
-    }
+    u8::try_from(number).ok()
+}
+
+/// The conditions at the end of a list, negated if `all`, from which `pick` takes a value of the same
+/// side, last first.
+fn run_of<T>(
+    parts: &[Condition],
+    all: bool,
+    pick: impl Fn(&Condition) -> Option<(Side, T)>,
+) -> Option<(Side, Vec<T>)> {
+    let mut run: Option<(Side, Vec<T>)> = None;
     for part in parts.iter().rev() {
-        let host = match part {
-            Condition::Not(inner) if all => as_host(inner),
-            other if !all => as_host(other),
+        let picked = match part {
+            Condition::Not(inner) if all => pick(inner),
+            other if !all => pick(other),
             _ => None,
         };
-        let Some((side, address)) = host.filter(|(side, _)| *side != Side::Both) else {
+        let Some((side, value)) = picked.filter(|(side, _)| *side != Side::Both) else {
             break;
         };
-        if run.side.is_some_and(|of_run| of_run != side) {
+        let (of_run, values) = run.get_or_insert((side, Vec::new()));
+        if *of_run != side {
             break;
         }
-        run.side = Some(side);
-        run.len += 1;
-        run.addresses.push(address);
+        values.push(value);
     }
     run
 }
 
+/// The address of a condition on a single IPv4 address.
 fn as_host(condition: &Condition) -> Option<(Side, u32)> {
     match condition {
         Condition::Address(
@@ -866,9 +584,9 @@ fn as_host(condition: &Condition) -> Option<(Side, u32)> {
     }
 }
 
-fn as_ports(condition: &Condition) -> Option<(Side, u16, u16)> {
+fn as_ports(condition: &Condition) -> Option<(Side, RangeInclusive<u16>)> {
     match condition {
-        Condition::Ports { side, first, last } => Some((*side, *first, *last)),
+        Condition::Ports { side, first, last } => Some((*side, *first..=*last)),
         _ => None,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::compile::{CompiledExpression, Node, Operand, Source, Target, Test};
+use super::program::{CompiledExpression, Node, Operand, Source, Target, Test};
 use crate::skel::expr::{Arithmetic, ExprWord, LoadBase};
 
 /// One line of a description: a label and its text.

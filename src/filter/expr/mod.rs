@@ -10,6 +10,7 @@ mod describe;
 mod ends;
 mod lex;
 mod parse;
+mod program;
 mod simplify;
 mod syntax;
 #[cfg(test)]
@@ -20,12 +21,10 @@ use std::ops::Range;
 use anyhow::{Context, Result};
 
 use crate::failure::Failure;
-use crate::skel::expr::{
-    self as raw, EXPR_ACCEPT, EXPR_NONE, EXPR_REJECT, ExprKind, ExprNode, ExprSettings,
-};
-use compile::{CompiledExpression, Node, Operand, Source, Target};
+use crate::skel::expr::{ExprKind, ExprNode, ExprResult, ExprSettings, ExprWord};
 pub use describe::Described;
 pub use ends::End;
+use program::{CompiledExpression, Node, Operand, Source, Target};
 use syntax::Condition;
 
 /// A compiled expression.
@@ -127,21 +126,21 @@ impl Expression {
 /// Encodes a target as the programs expect it: the offset of a node, or a result.
 fn offset(target: Target) -> Result<u16> {
     Ok(match target {
-        Target::Accept => EXPR_ACCEPT,
-        Target::Reject => EXPR_REJECT,
+        Target::Accept => u16::try_from(ExprResult::EXPR_ACCEPT.0)?,
+        Target::Reject => u16::try_from(ExprResult::EXPR_REJECT.0)?,
         Target::Node(number) => u16::try_from(number * size_of::<ExprNode>())?,
     })
 }
 
 fn encode(node: &Node) -> Result<ExprNode> {
-    let word = |word: raw::ExprWord| u8::try_from(word.0).context("no such word");
+    let word = |word: ExprWord| u8::try_from(word.0).context("no such word");
     let mut to = ExprNode {
         mask: node.test.mask,
         first: node.test.first,
         more: node.test.more,
         passes: offset(node.passes)?,
         fails: offset(node.fails)?,
-        b: EXPR_NONE,
+        b: word(ExprWord::EXPR_NONE)?,
         ..ExprNode::default()
     };
     let kind = match node.source {
@@ -178,7 +177,7 @@ fn encode(node: &Node) -> Result<ExprNode> {
         } => {
             to.how = u8::try_from(base.0)?;
             to.operand = offset;
-            to.b = index.map_or(Ok(EXPR_NONE), word)?;
+            to.b = word(index.unwrap_or(ExprWord::EXPR_NONE))?;
             to.size = size;
             to.to = word(kept)?;
             ExprKind::EXPR_LOAD

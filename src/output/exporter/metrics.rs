@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::{Exposition, Family, MetricKind};
 use crate::domain::connection::Connection;
+use crate::domain::counters::{PacketCounters, VERDICTS};
 use crate::domain::export::ExportCounts;
 use crate::domain::incoming::FATES;
 use crate::domain::listener::{Listener, Local};
@@ -11,7 +12,7 @@ use crate::domain::loss::detail_name;
 use crate::output::connect_trace::errno_name;
 use crate::skel::{
     AcceptFate, ConnectClosedBy, ConnectDirection, ConnectEvent, ConnectExport, ConnectKind,
-    ExportKey, ExportKind, ExportTimeOf, LossDetail, LossKind, PacketCounters, VERDICTS,
+    ExportKey, ExportKind, ExportTimeOf, LossDetail, LossKind,
 };
 
 /// The reason if none is known.

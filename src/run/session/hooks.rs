@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow};
 use super::Session;
 use crate::attach::{Attached, HookState};
 use crate::failure::Failure;
-use crate::host::interfaces::{Interface, LinkLayer, ResolveError, resolve};
+use crate::host::interfaces::{Interface, ResolveError, resolve};
 use crate::host::link_watch::{LinkChange, LinkEvent, LinkWatch};
 use crate::stop::ExitReason;
 
@@ -47,12 +47,10 @@ impl Session {
             ResolveError::Failed(error) => error.into(),
         })?;
         for interface in &interfaces {
-            if let LinkLayer::Unsupported(kind) = interface.link_layer {
-                return Err(anyhow!(
-                    "failed to use {}: its frames are of hardware type {kind}, neither Ethernet nor plain IP",
-                    interface.name
-                )
-                .into());
+            if let Some(frames) = interface.unreadable_frames() {
+                return Err(
+                    anyhow!("failed to use {}: its frames are {frames}", interface.name).into(),
+                );
             }
         }
         watch.follow(&interfaces);
@@ -61,14 +59,16 @@ impl Session {
         Ok(interfaces)
     }
 
-    /// Watches these interfaces although the user named none. The run goes on when they are gone.
+    /// Also watches these interfaces, which the user did not name. The run goes on when they are gone.
     ///
     /// # Errors
     /// Netlink can't be used.
     pub fn watch_unnamed(&mut self, interfaces: &[Interface]) -> Result<()> {
-        let mut watch = LinkWatch::new()?;
+        let watch = match &mut self.watch {
+            Some(watch) => watch,
+            none => none.insert(LinkWatch::new()?),
+        };
         watch.follow(interfaces);
-        self.watch = Some(watch);
         Ok(())
     }
 

@@ -162,12 +162,20 @@ pub fn sort_key(column: FlowViewColumn, entry: &FlowEntry) -> SortKey<'_> {
     })
 }
 
+/// The color of flows that have ended.
+pub const ENDED: Color = Color::DarkGray;
+
 /// The color of a flow's state.
 fn color(flow: &Flow) -> Color {
-    if !flow.is_live() {
-        return Color::DarkGray;
+    match flow.is_live() {
+        true => tone_color(state_tone(flow.state())),
+        false => ENDED,
     }
-    match state_tone(flow.state()) {
+}
+
+/// The color that stands for a tone.
+pub fn tone_color(tone: Tone) -> Color {
+    match tone {
         Tone::Plain => Color::Reset,
         Tone::Good => Color::Green,
         Tone::Notable => Color::Yellow,

@@ -5,13 +5,13 @@ use std::collections::VecDeque;
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::text::Line;
-use ratatui::widgets::{Block, Clear, Paragraph};
+use ratatui::widgets::Paragraph;
 
 use super::entry::{FlowEntry, endpoint, state};
 use crate::domain::flow::{Flow, MeasuredBy, in_short, meaning_of_letter};
 use crate::domain::names::Name;
 use crate::view::chart::{draw_chart, push_newest};
-use crate::view::popup::{self, centered};
+use crate::view::popup::{self, centered, draw_box};
 use crate::view::text::{escaped, short, time, time_or_none, wrapped};
 
 /// How many intervals the charts remember.
@@ -72,10 +72,7 @@ impl Detail {
         let text_height = lines.len() as u16;
         let height = (text_height + 2 + charts.len() as u16).min(area.height);
         let place = centered(area, width, height);
-        frame.render_widget(Clear, place);
-        let block = Block::bordered().title(" flow, Esc closes ");
-        let inner = block.inner(place);
-        frame.render_widget(Paragraph::new(lines).block(block), place);
+        let inner = draw_box(frame, place, " flow, Esc closes ", lines);
         // Below the text, if there is room.
         for (row, (values, label)) in (0..).zip(charts) {
             let line = Rect {

@@ -2,13 +2,14 @@
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
-use ratatui::style::{Color, Modifier, Style};
+use ratatui::style::{Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Cell, Paragraph, Row, Table};
 
-use super::columns::{COLUMNS, FlowViewColumn, aligned, cell, fitting, width};
+use super::columns::{COLUMNS, ENDED, FlowViewColumn, aligned, cell, fitting, tone_color, width};
 use super::groups::GroupBy;
 use super::{FlowsView, filter, groups};
+use crate::output::columns::Tone;
 use crate::view::chart::draw_chart;
 use crate::view::parts;
 use crate::view::popup::{self, draw_help, help_lines};
@@ -42,23 +43,15 @@ impl FlowsView {
         if let Some(detail) = &self.detail {
             detail.draw(frame, table, &self.ifaces);
         }
-        if self.has_help {
+        if self.controls.has_help {
             draw_help(frame, table, help());
         }
     }
 
     fn draw_head(&self, frame: &mut Frame<'_>, area: Rect) {
         let load = self.loads.back().copied().unwrap_or(0);
-        let mut first = vec![
-            Span::styled(
-                "tcpinspect flows ",
-                Style::new().add_modifier(Modifier::BOLD),
-            ),
-            Span::raw(self.ifaces.join(", ")),
-        ];
-        if self.paused {
-            first.push(Span::styled("  PAUSED", Style::new().fg(Color::Yellow)));
-        }
+        let ifaces = self.ifaces.join(", ");
+        let first = self.controls.title("tcpinspect flows ", ifaces);
         let mut second = format!(
             "{} open, {} ended, {} packets/s, {} bytes/s",
             self.live,
@@ -66,7 +59,7 @@ impl FlowsView {
             short(self.packet_rate),
             short(load as f64),
         );
-        if !self.filter.is_empty() {
+        if !self.controls.filter.is_empty() {
             second += &format!(", {} shown", self.shown.len());
         }
         if self.grouped.is_some() {
@@ -81,7 +74,7 @@ impl FlowsView {
         if self.untracked > 0 {
             second += &format!(", {} packets untracked", self.untracked);
         }
-        let lines = vec![Line::from(first), Line::raw(second)];
+        let lines = vec![first, Line::raw(second)];
         // A third of the width is for the chart, or less if the text needs more.
         let widest = lines.iter().map(Line::width).max().unwrap_or(0) as u16;
         let width = (widest + 2).max(area.width / 3 * 2);
@@ -117,7 +110,7 @@ impl FlowsView {
         });
         let header = columns.iter().map(|(at, _)| {
             let spec = &COLUMNS[*at];
-            let arrow = arrow(*at == self.sort, self.descending);
+            let arrow = arrow(*at == self.sort, self.controls.descending);
             aligned(spec.column, format!("{}{arrow}", spec.title))
         });
         let widths = columns.iter().map(|(_, width)| *width);
@@ -163,7 +156,7 @@ impl FlowsView {
             Cell::from(Line::from("FLOWS").right_aligned()),
         ];
         let header = columns.clone().map(|spec| {
-            let arrow = arrow(spec.column == sorted, self.descending);
+            let arrow = arrow(spec.column == sorted, self.controls.descending);
             aligned(spec.column, format!("{}{arrow}", spec.title))
         });
         let widths = columns.clone().map(|spec| width(spec, true));
@@ -175,17 +168,9 @@ impl FlowsView {
     }
 
     fn draw_foot(&self, frame: &mut Frame<'_>, area: Rect) {
-        let line = if self.typing {
-            let unfinished = self.unfinished.as_ref();
-            let hint = unfinished.map_or("Enter keeps it, Esc clears it".to_owned(), |term| {
-                format!("not complete: {term}")
-            });
-            Line::raw(format!(" filter: {}_  ({hint})", self.filter))
-        } else if self.filter.is_empty() {
-            Line::raw(KEYS)
-        } else {
-            Line::raw(format!(" filter: {}  (Esc clears it) {KEYS}", self.filter))
-        };
+        let unfinished = self.unfinished.as_ref();
+        let hint = unfinished.map(|term| format!("not complete: {term}"));
+        let line = self.controls.foot(KEYS, hint);
         let style = Style::new().add_modifier(Modifier::REVERSED);
         frame.render_widget(Paragraph::new(line).style(style), area);
     }
@@ -204,11 +189,11 @@ fn help() -> Vec<Line<'static>> {
         "RETRANS counts retransmitted segments, both ways, SYNs included.",
     ));
     let colors = [
-        ("opening", Color::Yellow),
-        ("established", Color::Green),
-        ("closing", Color::Blue),
-        ("reset", Color::Red),
-        ("ended", Color::DarkGray),
+        ("opening", tone_color(Tone::Notable)),
+        ("established", tone_color(Tone::Good)),
+        ("closing", tone_color(Tone::Ending)),
+        ("reset", tone_color(Tone::Bad)),
+        ("ended", ENDED),
     ];
     let colors = colors.map(|(name, color)| Span::styled(format!("{name} "), color));
     lines.push(Line::from_iter(

@@ -17,8 +17,9 @@ use self::entry::{FlowEntry, FlowKey, endpoint, server};
 use self::filter::TypedFilter;
 use self::groups::{Group, GroupBy};
 use super::chart::push_newest;
+use super::controls::{Asked, Controls, Step};
 use super::cursor::Cursor;
-use super::keys::{self, Key};
+use super::keys::Key;
 use super::sorting::directed;
 use super::{Picture, Reaction};
 use crate::domain::names::NamedFlow;
@@ -37,14 +38,10 @@ pub struct FlowsView {
     /// With `grouped`: the flows that pass the filter, summed up and sorted.
     groups: Vec<Group>,
     has_names: bool,
-    has_help: bool,
     sort: usize,
-    descending: bool,
-    filter: String,
+    controls: Controls,
     /// A comparison in the filter that is not complete yet.
     unfinished: Option<String>,
-    typing: bool,
-    paused: bool,
     /// The box with the details of a flow.
     detail: Option<Detail>,
     cursor: Cursor,
@@ -84,16 +81,12 @@ impl FlowsView {
             grouped: None,
             groups: Vec::new(),
             has_names: false,
-            has_help: false,
             sort: COLUMNS
                 .iter()
                 .position(|spec| spec.column == FlowViewColumn::ByteRate)
                 .unwrap_or(0),
-            descending: true,
-            filter: String::new(),
+            controls: Controls::new(),
             unfinished: None,
-            typing: false,
-            paused: false,
             detail: None,
             cursor: Cursor::default(),
             longest: 0,
@@ -112,7 +105,7 @@ impl FlowsView {
         let (mut packets, mut bytes) = (interval.left_out.packets, interval.left_out.bytes);
         let selected = self.selected().map(FlowEntry::key);
         let group = self.selected_group().map(|group| group.filter.clone());
-        if !self.paused {
+        if !self.controls.paused {
             // Keeps the memory for the next flows, which is large if they are many.
             self.entries.clear();
         }
@@ -124,7 +117,7 @@ impl FlowsView {
             let is_live = flow.is_live();
             self.live += usize::from(is_live);
             self.ended += u64::from(!is_live);
-            if self.paused {
+            if self.controls.paused {
                 continue;
             }
             self.entries.push(FlowEntry {
@@ -144,7 +137,7 @@ impl FlowsView {
         self.packet_rate = packets as f64 / seconds;
         push_newest(&mut self.loads, (bytes as f64 / seconds) as u64, LOADS_LEN);
         self.untracked = interval.untracked;
-        if !self.paused {
+        if !self.controls.paused {
             self.has_names |= self.entries.iter().any(|entry| server(entry).is_some());
             self.arrange();
             self.follow(selected, group);
@@ -201,12 +194,12 @@ impl FlowsView {
 
     /// Filters, groups and sorts the flows.
     fn arrange(&mut self) {
-        let filter = TypedFilter::parse(&self.filter);
+        let filter = TypedFilter::parse(&self.controls.filter);
         let shown = (0..self.entries.len())
             .filter(|at| filter.passes(&self.entries[*at]))
             .collect::<Vec<_>>();
         self.unfinished = filter.unfinished;
-        let (column, descending) = (COLUMNS[self.sort].column, self.descending);
+        let (column, descending) = (COLUMNS[self.sort].column, self.controls.descending);
         if let Some(by) = self.grouped {
             let entries = shown.iter().map(|at| &self.entries[*at]);
             self.groups = groups::groups(by, entries);
@@ -274,11 +267,6 @@ impl FlowsView {
         }
         self.arrange();
     }
-
-    fn type_filter(&mut self, key: Key) {
-        self.typing = keys::edit(&mut self.filter, key);
-        self.arrange();
-    }
 }
 
 impl Picture for FlowsView {
@@ -290,41 +278,27 @@ impl Picture for FlowsView {
         if let Some(reaction) = Reaction::always(key) {
             return reaction;
         }
-        if self.typing {
-            self.type_filter(key);
-            return Reaction::Draw;
-        }
-        match key {
-            Key::Char('q') => return Reaction::Quit,
-            Key::Char('?') => self.has_help = !self.has_help,
-            Key::Esc | Key::Enter if self.has_help => self.has_help = false,
-            Key::Char('g') => self.group_by(GroupBy::after(self.grouped)),
-            Key::Esc if self.detail.is_some() => self.detail = None,
-            Key::Esc => {
-                self.filter.clear();
-                self.arrange();
-            }
-            Key::Char('/') => self.typing = true,
-            Key::Char(' ' | 'p') => self.paused = !self.paused,
-            Key::Char('r') => {
-                self.descending = !self.descending;
-                self.arrange();
-            }
-            Key::Left | Key::Char('<') => self.sort_by(COLUMNS.len() - 1),
-            Key::Right | Key::Char('>') => self.sort_by(1),
-            Key::Enter if self.detail.is_some() => self.detail = None,
-            Key::Enter => match self.selected_group() {
+        match self.controls.key(key, self.detail.is_some()) {
+            Asked::Draw => {}
+            Asked::Quit => return Reaction::Quit,
+            Asked::Arrange => self.arrange(),
+            Asked::SortBy(Step::Left) => self.sort_by(COLUMNS.len() - 1),
+            Asked::SortBy(Step::Right) => self.sort_by(1),
+            Asked::CloseDetail => self.detail = None,
+            Asked::Own(Key::Char('g')) => self.group_by(GroupBy::after(self.grouped)),
+            Asked::Own(Key::Enter) => match self.selected_group() {
                 Some(group) => {
                     // What is typed after it is another word.
-                    self.filter = format!("{} ", group.filter);
+                    self.controls.filter = format!("{} ", group.filter);
                     self.group_by(None);
                 }
                 None => self.open_detail(),
             },
-            key if self.cursor.key(key, self.lines()) && self.detail.is_some() => {
-                self.open_detail();
+            Asked::Own(key) => {
+                if self.cursor.key(key, self.lines()) && self.detail.is_some() {
+                    self.open_detail();
+                }
             }
-            _ => {}
         }
         Reaction::Draw
     }

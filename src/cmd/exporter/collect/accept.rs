@@ -8,7 +8,7 @@ use libbpf_rs::OpenObject;
 
 use super::function;
 use crate::attach::tc::PreparedLinks;
-use crate::cli::{AcceptTraceArgs, arguments};
+use crate::cli::{AcceptTraceArgs, defaults};
 use crate::cmd::accept_trace::programs::{self, Hooks, Programs};
 use crate::cmd::accept_trace::table::AttemptTable;
 use crate::domain::reasons::Reasons;
@@ -16,8 +16,7 @@ use crate::failure::Failure;
 use crate::host::interfaces::Interface;
 use crate::host::kernel_symbols::KernelSymbols;
 use crate::output::exporter::{Exposition, metrics};
-use crate::run::events::BufferKind;
-use crate::run::export;
+use crate::run::export::{self, Purpose};
 use crate::run::session::Session;
 use crate::skel;
 use crate::skel::accept_trace::AcceptTraceSkel;
@@ -39,11 +38,10 @@ impl<'obj> AcceptCollector<'obj> {
         interfaces: &[Interface],
         session: &mut Session,
     ) -> Result<Self, Failure> {
-        let mut args = arguments::<AcceptTraceArgs>(&[])?;
-        args.exporting = true;
-        let buffer = BufferKind::choose(args.buffer.buffer);
+        let args = defaults::<AcceptTraceArgs>()?;
         let prepared = PreparedLinks::both_directions(interfaces);
-        let programs = Programs::load(&args, buffer, interfaces, storage, session.notices)?;
+        let programs =
+            Programs::load(&args, Purpose::Export, interfaces, storage, session.notices)?;
         let first = programs.skels.first().context("there is no interface")?;
         export::prepare(&first.maps.export_counts)?;
         let mut hooks =

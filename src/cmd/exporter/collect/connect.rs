@@ -5,14 +5,13 @@ use std::mem::MaybeUninit;
 use anyhow::Result;
 use libbpf_rs::OpenObject;
 
-use crate::cli::{ConnectTraceArgs, arguments};
+use crate::cli::{ConnectTraceArgs, defaults};
 use crate::cmd::connect_trace::{self, Tracer};
 use crate::failure::Failure;
 use crate::host::socket_counts::SocketCounts;
 use crate::notice::Notices;
 use crate::output::exporter::{Exposition, metrics};
-use crate::run::events::BufferKind;
-use crate::run::export;
+use crate::run::export::{self, Purpose};
 use crate::skel;
 
 pub struct ConnectCollector<'obj> {
@@ -26,12 +25,10 @@ impl<'obj> ConnectCollector<'obj> {
         has_flows: bool,
         notices: Notices,
     ) -> Result<Self, Failure> {
-        let mut args = arguments::<ConnectTraceArgs>(&[])?;
-        args.exporting = true;
+        let mut args = defaults::<ConnectTraceArgs>()?;
         args.accept = has_flows;
         args.close = has_flows;
-        let buffer = BufferKind::choose(args.buffer.buffer);
-        let tracer = connect_trace::choose(&args, buffer, storage, notices)?;
+        let tracer = connect_trace::choose(&args, Purpose::Export, storage, notices)?;
         export::prepare(&tracer.skel.maps.export_counts)?;
         Ok(Self {
             tracer,

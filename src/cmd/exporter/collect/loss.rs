@@ -7,13 +7,12 @@ use anyhow::Result;
 use libbpf_rs::{Link, OpenObject};
 
 use super::function;
-use crate::cli::{LossTraceArgs, arguments};
-use crate::cmd::loss_trace::programs::{self, Kernel, LoadOptions};
+use crate::cli::{LossTraceArgs, defaults};
+use crate::cmd::loss_trace::programs::{self, Kernel, LossTarget};
 use crate::failure::Failure;
 use crate::host::kernel_symbols::KernelSymbols;
 use crate::output::exporter::{Exposition, metrics};
-use crate::run::events::BufferKind;
-use crate::run::export;
+use crate::run::export::{self, Purpose};
 use crate::skel::LossKind;
 use crate::skel::loss_trace::LossTraceSkel;
 use crate::sys::key_tables::Size;
@@ -28,20 +27,18 @@ pub struct LossCollector<'obj> {
 
 impl<'obj> LossCollector<'obj> {
     pub fn load(storage: &'obj mut MaybeUninit<OpenObject>) -> Result<Self, Failure> {
-        let mut args = arguments::<LossTraceArgs>(&[])?;
-        args.exporting = true;
-        let buffer = BufferKind::choose(args.buffer.buffer);
+        let args = defaults::<LossTraceArgs>()?;
         let kernel = Kernel::look()?;
         // Only kernels without reasons need it here.
         let mut symbols = KernelSymbols::open().unwrap_or_else(|_| KernelSymbols::none());
-        let options = LoadOptions {
+        let target = LossTarget {
+            args: &args,
+            purpose: Purpose::Export,
             interfaces: &[],
             watched: &[],
             tables: Size::of(1),
-            is_raw_ip: false,
-            first: None,
         };
-        let (skel, _) = kernel.load(&args, buffer, &options, &mut symbols, storage)?;
+        let (skel, _) = kernel.load(&target, false, None, &mut symbols, storage)?;
         export::prepare(&skel.maps.export_counts)?;
         let (links, hooks) = programs::attach(&skel)?;
         Ok(Self {

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use libbpf_rs::OpenObject;
 
 use crate::attach::{Attached, load};
-use crate::cli::{SynCountArgs, arguments};
+use crate::cli::{CountMode, SynCountArgs, defaults};
 use crate::cmd::syn_count::SynCount;
 use crate::failure::Failure;
 use crate::host::interfaces::Interface;
@@ -29,7 +29,8 @@ impl<'obj> SynCollector<'obj> {
         session: &mut Session,
     ) -> Result<Self, Failure> {
         // An interface takes one XDP program. The exporter runs for long, and leaves it to others.
-        let args = arguments::<SynCountArgs>(&["--mode", "tc"])?;
+        let mut args = defaults::<SynCountArgs>()?;
+        args.mode = CountMode::Tc;
         let command = SynCount::new(&args)?;
         let prepared = packet::prepare_links(&command, interfaces);
         let skels = packet::load_all(&command, interfaces, storage)?;

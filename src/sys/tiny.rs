@@ -1,6 +1,7 @@
 //! Tiny programs: to find out what kinds of tracing the kernel allows, and to make tcx links ahead of
 //! time.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
@@ -10,18 +11,21 @@ use libbpf_sys::{bpf_insn, bpf_prog_load_opts};
 /// The kernel's own number for "not supported" (include/linux/errno.h), which libc has no name for.
 const ENOTSUPP: i32 = 524;
 
+/// The name of programs that are unloaded at once.
+const PROBE: &CStr = c"probe";
+
 /// Tries to load and attach an fentry program of two instructions for a kernel function, given by
 /// its BTF id. arm64 before Linux 6.4 loads such programs and refuses only to attach them.
 ///
 /// # Errors
 /// The kernel refuses fentry programs.
-pub fn fentry(function: u32) -> io::Result<()> {
+pub fn try_fentry(function: u32) -> io::Result<()> {
     let opts = bpf_prog_load_opts {
         expected_attach_type: libbpf_sys::BPF_TRACE_FENTRY,
         attach_btf_id: function,
         ..Default::default()
     };
-    let program = load(libbpf_sys::BPF_PROG_TYPE_TRACING, &return_0(), opts)?;
+    let program = load(libbpf_sys::BPF_PROG_TYPE_TRACING, &return_0(), opts, PROBE)?;
     // SAFETY: a program of this kind is attached without a name; the descriptor is open.
     let link = unsafe { libbpf_sys::bpf_raw_tracepoint_open(ptr::null(), program.as_raw_fd()) };
     match own(link) {
@@ -37,14 +41,20 @@ pub fn fentry(function: u32) -> io::Result<()> {
 ///
 /// # Errors
 /// The kernel refuses it; without CONFIG_KALLSYMS_ALL it does not know the address.
-pub fn variable(variable: u32) -> io::Result<()> {
+pub fn try_variable(variable: u32) -> io::Result<()> {
     // r0 = &variable (BPF_LD | BPF_DW | BPF_IMM, in two halves)
     let mut address = instruction(0x18, variable.cast_signed());
     address.set_src_reg(libbpf_sys::BPF_PSEUDO_BTF_ID as u8);
     let [zero, exit] = return_0();
     let instructions = [address, bpf_insn::default(), zero, exit];
     let opts = bpf_prog_load_opts::default();
-    load(libbpf_sys::BPF_PROG_TYPE_TRACEPOINT, &instructions, opts).map(drop)
+    load(
+        libbpf_sys::BPF_PROG_TYPE_TRACEPOINT,
+        &instructions,
+        opts,
+        PROBE,
+    )
+    .map(drop)
 }
 
 /// Loads a TC program that leaves each packet to the next one.
@@ -56,7 +66,12 @@ pub fn pass_on() -> io::Result<OwnedFd> {
     let [_, exit] = return_0();
     let instructions = [instruction(MOV, TCX_NEXT), exit];
     let opts = bpf_prog_load_opts::default();
-    load(libbpf_sys::BPF_PROG_TYPE_SCHED_CLS, &instructions, opts)
+    load(
+        libbpf_sys::BPF_PROG_TYPE_SCHED_CLS,
+        &instructions,
+        opts,
+        c"pass_on",
+    )
 }
 
 /// Loads a program, which is unloaded when its descriptor is closed.
@@ -64,6 +79,7 @@ fn load(
     kind: libbpf_sys::bpf_prog_type,
     instructions: &[bpf_insn],
     mut opts: bpf_prog_load_opts,
+    name: &CStr,
 ) -> io::Result<OwnedFd> {
     opts.sz = size_of_val(&opts) as libbpf_sys::size_t;
     // SAFETY: the strings end with NUL, the instructions and options outlive the call, and their
@@ -71,7 +87,7 @@ fn load(
     let fd = unsafe {
         libbpf_sys::bpf_prog_load(
             kind,
-            c"probe".as_ptr(),
+            name.as_ptr(),
             c"Dual BSD/GPL".as_ptr(),
             instructions.as_ptr(),
             instructions.len() as libbpf_sys::size_t,
