@@ -12,6 +12,7 @@
 struct waiting_syn {
 	struct attempt_key key;
 	__u64 listener; /* 0: no SYN waits here */
+	__u64 drops;	/* those of the listener when the SYN came in */
 };
 
 /* A power of two. Source ports that differ only in their low byte have different entries. */
@@ -25,6 +26,9 @@ struct loss_cpu {
 	__u64 waiting; /* how many of them wait */
 	struct found_listener found;
 	struct attempt attempt; /* scratch space for the state of a listener */
+	/* The drops of the listener of the SYN that TCP handled last on this CPU. */
+	__u64 last_listener;
+	__u64 last_drops;
 	/* The last reset that a tracepoint has reported. */
 	__u64 reset_ns;
 	__u8 reset_addr[16];

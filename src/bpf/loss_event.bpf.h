@@ -358,16 +358,22 @@ static __always_inline void set_device(struct loss_event *e, const struct net_de
  */
 static __always_inline void set_socket(struct loss_event *e, const struct sock *sk)
 {
+	const struct net *net = BPF_CORE_READ(sk, __sk_common.skc_net.net);
 	struct socket *socket;
 
 	e->state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	e->known |= LOSS_KNOWN_STATE;
-	e->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	e->netns = BPF_CORE_READ(net, ns.inum);
 	if (e->state == TCP_TIME_WAIT || e->state == TCP_NEW_SYN_RECV)
 		return;
 	e->uid = BPF_CORE_READ(sk, sk_uid.val);
-	if (!e->ifindex)
-		set_device(e, BPF_CORE_READ(sk, sk_dst_cache, dev));
+	if (!e->ifindex) {
+		const struct net_device *dev = BPF_CORE_READ(sk, sk_dst_cache, dev);
+
+		/* If the device of a route is deleted, the route gets one of another namespace. */
+		if (dev && BPF_CORE_READ(dev, nd_net.net) == net)
+			set_device(e, dev);
+	}
 	socket = BPF_CORE_READ(sk, sk_socket);
 	if (socket)
 		e->inode = BPF_CORE_READ((struct socket_alloc *)socket, vfs_inode.i_ino);

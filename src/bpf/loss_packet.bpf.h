@@ -21,10 +21,13 @@ const volatile bool watch_syns = false;
 /* Report resets that are sent without a socket. */
 const volatile bool watch_resets = false;
 
-/* The entry for a SYN from this port. */
-static __always_inline struct waiting_syn *syn_from(struct loss_cpu *cpu, __u16 port)
+/* The entry for a SYN from this address and port. */
+static __always_inline struct waiting_syn *syn_from(struct loss_cpu *cpu, const __u8 *addr,
+						    __u16 port)
 {
-	__u32 at = port ^ port >> 8;
+	/* The factor gives addresses and ports that count up together different entries. */
+	__u32 host = ((const __be32 *)addr)[3] * 0x9e3779b1;
+	__u32 at = port ^ port >> 8 ^ host >> 24;
 
 	barrier_var(at);
 	return &cpu->syns[at & (WAITING_SYNS - 1)];
@@ -51,7 +54,7 @@ static __always_inline void forget_syn(struct loss_cpu *cpu, const struct loss_e
 
 	if (!watch_syns || !(e->tcp_flags & TCP_SYN) || !cpu->waiting)
 		return;
-	syn = syn_from(cpu, is_answer ? e->dport : e->sport);
+	syn = is_answer ? syn_from(cpu, e->daddr, e->dport) : syn_from(cpu, e->saddr, e->sport);
 	if (is_answer ? waits(syn, e->daddr, e->dport)
 		      : waits(syn, e->saddr, e->sport) && syn->key.isn == e->seq)
 		end_wait(cpu, syn);
@@ -71,6 +74,30 @@ static __always_inline void note_reported_reset(const struct loss_event *e)
 	__builtin_memcpy(cpu->reset_addr, e->daddr, sizeof(cpu->reset_addr));
 }
 
+/* How many attempts a listener has dropped: TcpExtListenDrops, for a single socket. */
+static __always_inline __u64 drops_of(__u64 listener)
+{
+	const struct sock *sk = (const struct sock *)listener;
+
+	return (__u32)READ_MEMBER(sk, sk_drops.counter);
+}
+
+/*
+ * Whether the listener of a SYN that TCP has just handled has dropped an attempt meanwhile. TCP
+ * handles the SYNs of a batch after all have come in, so the drops of those before do not count.
+ * Those that other CPUs cause at the same time do.
+ */
+static __always_inline bool has_dropped(struct loss_cpu *cpu, const struct waiting_syn *syn)
+{
+	__u64 before = syn->drops, now = drops_of(syn->listener);
+
+	if (cpu->last_listener == syn->listener && (__s32)(cpu->last_drops - before) > 0)
+		before = cpu->last_drops;
+	cpu->last_listener = syn->listener;
+	cpu->last_drops = now;
+	return now != before;
+}
+
 static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *s)
 {
 	struct loss_cpu *cpu = this_cpu();
@@ -83,10 +110,11 @@ static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *
 	listener = listener_of(skb, s, &cpu->found, &is_old);
 	if (!listener)
 		return;
-	syn = syn_from(cpu, s->sport);
+	syn = syn_from(cpu, (const __u8 *)s->saddr, s->sport);
 	if (syn->listener)
 		end_wait(cpu, syn);
 	syn->listener = listener;
+	syn->drops = drops_of(listener);
 	set_key(&syn->key, s->saddr, s->sport, s->seq);
 	cpu->waiting++;
 }
@@ -116,7 +144,7 @@ static __always_inline void on_answer(struct __sk_buff *skb, const struct segmen
 
 	if (!cpu || !cpu->waiting)
 		return;
-	syn = syn_from(cpu, port);
+	syn = syn_from(cpu, (const __u8 *)addr, port);
 	if (waits(syn, (const __u8 *)addr, port) &&
 	    syn->key.isn == (is_answer ? answered_isn(skb, s->ack) : s->seq))
 		end_wait(cpu, syn);

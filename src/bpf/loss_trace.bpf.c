@@ -31,6 +31,21 @@ static __always_inline bool was_processed(const struct loss_event *e, __u32 reas
 }
 
 /*
+ * Whether a segment is a keepalive probe: its sequence number is the one before the next that the
+ * receiver expects. The receiver answers it, and frees it as if it dropped it.
+ */
+static __always_inline bool is_keepalive(const struct loss_event *e, const struct sock *receiver)
+{
+	const __u32 states = 1 << TCP_ESTABLISHED | 1 << TCP_FIN_WAIT1 | 1 << TCP_FIN_WAIT2 |
+			     1 << TCP_CLOSE_WAIT;
+	const struct tcp_sock *tp = (const void *)receiver;
+
+	return receiver && e->len <= 1 && !(e->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)) &&
+	       (states & (1 << receiver->__sk_common.skc_state)) &&
+	       READ_MEMBER(tp, rcv_nxt) == e->seq + 1;
+}
+
+/*
  * Whether a listener rightly ignores a segment, so that nothing is lost: a SYN that it has answered
  * already, or, with TCP_DEFER_ACCEPT, an ACK without data, because it waits for data. Kernels that
  * have a drop reason for a full queue (Linux 6.18) also give a reason for every real drop of a
@@ -55,6 +70,19 @@ static __always_inline bool is_accept_queue_full(__u32 reason, const struct sock
 	       receiver->sk_ack_backlog > receiver->sk_max_ack_backlog;
 }
 
+/*
+ * Whether a segment is one that this connection gets. A segment that has crossed a pair of veth
+ * devices may still have the socket that sent it.
+ */
+static __always_inline bool has_received(const struct sock *sk, const struct loss_event *e)
+{
+	const __u32 others = 1 << TCP_LISTEN | 1 << TCP_TIME_WAIT | 1 << TCP_NEW_SYN_RECV;
+	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
+
+	return !(others & (1 << state)) && BPF_CORE_READ(sk, __sk_common.skc_num) == e->dport &&
+	       bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport)) == e->sport;
+}
+
 static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u64 place,
 				   __u32 reason, const struct sock *receiver)
 {
@@ -76,8 +104,8 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	if (!cpu || !set_segment(&e, skb))
 		return 0;
 	forget_syn(cpu, &e);
-	if (!with_noise &&
-	    (was_processed(&e, reason, receiver) || is_ignored_by_listener(&e, reason, receiver)))
+	if (!with_noise && (was_processed(&e, reason, receiver) || is_keepalive(&e, receiver) ||
+			    is_ignored_by_listener(&e, reason, receiver)))
 		return 0;
 	/* The kernel frees a RST that ends a half-open connection as if it dropped it. */
 	ends_half_open = (e.tcp_flags & TCP_RST) && receiver && !is_specific(reason) &&
@@ -111,7 +139,9 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	if (!count_by || wanted_netns || interfaces) {
 		const struct net_device *dev = skb->dev;
 
-		if (dev)
+		if (sk && skb->skb_iif && has_received(sk, &e))
+			set_device(&e, input_device(sk, skb->skb_iif));
+		else if (dev)
 			set_skb_device(&e, dev);
 		else
 			set_device(&e, device_of(skb));
@@ -237,6 +267,7 @@ int BPF_PROG(loss_consumed, const struct sk_buff *trusted)
 	struct waiting_syn *syn;
 	struct loss_cpu *cpu;
 	struct loss_event e = {};
+	bool dropped;
 
 	/* While TCP handles a segment, skb->dev is NULL. */
 	if (skb->dev)
@@ -244,11 +275,15 @@ int BPF_PROG(loss_consumed, const struct sk_buff *trusted)
 	cpu = this_cpu();
 	if (!cpu || !cpu->waiting || !set_segment(&e, skb) || !is_first_syn(e.tcp_flags))
 		return 0;
-	syn = syn_from(cpu, e.sport);
+	syn = syn_from(cpu, e.saddr, e.sport);
 	if (!waits(syn, e.saddr, e.sport) || syn->key.isn != e.seq)
 		return 0;
 	cpu->attempt.listener = syn->listener;
+	dropped = has_dropped(cpu, syn);
 	end_wait(cpu, syn);
+	/* Else it was answered, but the answer did not pass the hook, or has not yet. */
+	if (!dropped)
+		return 0;
 	set_device(&e, device_of(skb));
 	if (e.netns != own_netns || !look_at_queues(&cpu->attempt))
 		return 0;

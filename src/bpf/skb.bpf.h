@@ -178,6 +178,9 @@ static __always_inline bool read_segment(const struct sk_buff *skb, struct segme
 	} else {
 		return false;
 	}
+	/* The header may be in a page of its own. */
+	if (skb->data_len && transport + sizeof(*tcp) > head + skb->tail)
+		return false;
 	if (!is_usual && bpf_probe_read_kernel(tcp, sizeof(*tcp), transport))
 		return false;
 	s->sport = bpf_ntohs(tcp->sport);
@@ -237,6 +240,15 @@ static __always_inline const struct net_device *device_of(const struct sk_buff *
 		return dev;
 	input = find_device((__u64)BPF_CORE_READ(dev, nd_net.net), skb->skb_iif);
 	return input ?: dev;
+}
+
+/*
+ * The device through which a packet came in that a socket has in one of its queues, or that TCP
+ * handles for it. In a queue that is a tree, the memory of skb->dev has a pointer of that tree.
+ */
+static __always_inline const struct net_device *input_device(const struct sock *sk, int ifindex)
+{
+	return find_device((__u64)BPF_CORE_READ(sk, __sk_common.skc_net.net), ifindex);
 }
 
 #endif /* TCPINSPECT_SKB_BPF_H */

@@ -286,6 +286,10 @@ struct sk_buff_head {
 	__u32 qlen;
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
 struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
@@ -300,6 +304,7 @@ struct sock {
 	struct dst_entry *sk_dst_cache;
 	__u32 sk_ack_backlog;
 	__u32 sk_max_ack_backlog;
+	atomic_t sk_drops;
 };
 
 struct sockaddr {
@@ -310,10 +315,6 @@ struct sockaddr {
 struct inet_sock {
 	__be16 inet_sport; /* stays when skc_num is cleared */
 };
-
-typedef struct {
-	int counter;
-} atomic_t;
 
 struct request_sock_queue {
 	atomic_t qlen;
@@ -425,6 +426,7 @@ struct sk_buff {
 	struct sock *sk; /* of the sender */
 	int skb_iif;	 /* where it came in; 0: this host sent it */
 	char cb[48];
+	__u32 data_len;		   /* bytes that are not in the memory from head on */
 	unsigned long _skb_refdst; /* struct dst_entry *, with a flag in the lowest bit */
 	__u8 pkt_type : 3;	   /* enum pkt_type */
 	__be16 protocol;

@@ -17,7 +17,8 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 pub use traffic::{
-    NOBODY, acknowledge, begin, half_open, late_ack, local, segment, send, server, with_neighbour,
+    NOBODY, acknowledge, begin, frame, half_open, late_ack, local, segment, send, server,
+    with_neighbour,
 };
 
 use crate::common::net::listener;

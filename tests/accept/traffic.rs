@@ -42,7 +42,12 @@ pub fn segment(
         ack,
         ..Segment::new(ports.0, ports.1, flags, &[])
     };
-    let mut frame = ethernet_ip(&tcp_between(from.into(), SERVER4.into(), &segment));
+    frame(pair, from, &segment)
+}
+
+/// The frame of a segment from this address to the server.
+pub fn frame(pair: &Pair, from: Ipv4Addr, segment: &Segment) -> Vec<u8> {
+    let mut frame = ethernet_ip(&tcp_between(from.into(), SERVER4.into(), segment));
     frame[..6].copy_from_slice(&mac(&pair.server, "vs"));
     frame[6..12].copy_from_slice(&mac(&pair.client, "vc"));
     frame

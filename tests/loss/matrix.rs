@@ -9,9 +9,11 @@ use nix::sys::socket::SockFlag;
 use serde_json::{Value, json};
 
 use super::start;
-use crate::accept::{NOBODY, begin, late_ack, segment, send, with_neighbour};
+use crate::accept::{
+    NOBODY, acknowledge, begin, frame, half_open, late_ack, segment, send, with_neighbour,
+};
 use crate::common::bpf::{instruction, load};
-use crate::common::frames::{ACK, SYN};
+use crate::common::frames::{ACK, SYN, Segment};
 use crate::common::net::{CLIENT4, Growth, SERVER4, listener, nft};
 use crate::common::{Namespace, Pair, Tool, command, has_drop_reason, need, release, since};
 use crate::connect::sockets::{fast_open, set_int, tcp};
@@ -552,6 +554,80 @@ fn a_segment_outside_of_the_window_is_reported() {
         assert_eq!(drop["pid"], std::process::id(), "{drop}");
     }
     std::mem::drop((client, accepted));
+}
+
+/// A connection from port 4000 of [`NOBODY`], which has sent nothing yet: its next sequence number is 78.
+/// Returns the number that it acknowledges, and its end at the server.
+fn connected(pair: &Pair, port: u16) -> (u32, TcpListener, TcpStream) {
+    with_neighbour(pair);
+    let listener = pair
+        .server
+        .enter(|| TcpListener::bind(server(port)).unwrap());
+    let ack = half_open(pair, port).wrapping_add(1);
+    acknowledge(pair, port, ack);
+    let (accepted, _) = listener.accept().unwrap();
+    (ack, listener, accepted)
+}
+
+#[test]
+fn a_keepalive_probe_is_no_drop() {
+    need!(since((6, 11), "the receiving socket is not shown"));
+    let pair = need!(Pair::new());
+    let (ack, _listener, _accepted) = connected(&pair, 100);
+    let drops = Drops::start(&pair, 100);
+    for seq in [77, 70] {
+        send(&pair, &segment(&pair, NOBODY, ACK, (4000, 100), seq, ack));
+    }
+    assert_eq!(drops.only()["seq"], 70);
+}
+
+#[test]
+fn drops_from_the_out_of_order_queue_are_those_that_nstat_counts() {
+    need!(are_all_drops_reported());
+    let pair = need!(Pair::new());
+    let (ack, _listener, _accepted) = connected(&pair, 101);
+    let merged = Growth::of(&pair.server, "TcpExtTCPOFOMerge");
+    let tool = start(&pair.server, &["--only", "drop", "-p", "101", "vs"]);
+    let send_data = |seq, len| {
+        let data = Segment {
+            seq,
+            ack,
+            ..Segment::new(4000, 101, ACK, &vec![7; len])
+        };
+        send(&pair, &frame(&pair, NOBODY, &data));
+    };
+    // Segments with gaps between them, and one that covers them all.
+    for number in 1..=20 {
+        send_data(78 + number * 20, 10);
+    }
+    send_data(93, 600);
+    merged.reaches(20);
+    tool.events(20);
+    let drops = tool.stop().events("drop");
+    assert_eq!(drops.len() as u64, merged.now(), "{drops:#?}");
+    for drop in &drops {
+        assert_eq!(drop["iface"], "vs", "{drop}");
+        assert_reason(drop, &["tcp_ofomerge"]);
+    }
+}
+
+#[test]
+fn a_syn_whose_answer_waits_for_the_neighbour_is_no_drop() {
+    let pair = need!(Pair::new());
+    let listener = pair
+        .server
+        .enter(|| TcpListener::bind(server(102)).unwrap());
+    let dropped = Growth::of(&pair.server, "TcpExtListenDrops");
+    let tool = start(&pair.server, &["--only", "drop", "-p", "102"]);
+    for _ in 0..5 {
+        pair.server.run("ip neigh flush dev vs");
+        // The connection is over before anybody can look for it.
+        let client = pair.client.enter(|| TcpStream::connect(server(102)));
+        drop((client.unwrap(), listener.accept().unwrap()));
+    }
+    let output = tool.stop();
+    assert_eq!(dropped.now(), 0);
+    assert_eq!(output.events("drop"), [] as [Value; 0], "{output:#?}");
 }
 
 #[test]
