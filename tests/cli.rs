@@ -217,7 +217,7 @@ fn a_filter_is_given_once_and_a_file_has_no_direction() {
         ),
         (
             &["port-monitor", "-r", "nosuchfile", "inbound"],
-            "does not say",
+            "not read from files",
         ),
     ] {
         let (error, _) = refusal(args);
@@ -245,7 +245,7 @@ fn values_are_accepted_as_people_type_them() {
 }
 
 #[test]
-fn a_hostile_argument_can_not_forge_a_line_or_reach_the_terminal() {
+fn a_hostile_argument_cannot_forge_a_line_or_reach_the_terminal() {
     for args in [
         ["syn-count", "a\nattached: all\x1b[2J"],
         ["port-monitor", "-pa\nhint: no\x1b[2J"],

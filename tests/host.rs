@@ -300,7 +300,7 @@ fn a_native_xdp_program_changes_the_veth_peer_and_its_end_changes_it_back() {
 }
 
 #[test]
-fn a_veth_peer_in_another_namespace_is_noticed_though_it_can_not_be_seen() {
+fn a_veth_peer_in_another_namespace_is_noticed_though_it_cannot_be_seen() {
     let namespace = need!(Namespace::new());
     namespace.enter(|| {
         let elsewhere = Namespace::new().unwrap();

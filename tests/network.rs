@@ -735,7 +735,7 @@ fn another_namespace_is_watched_with_netns() {
 }
 
 #[test]
-fn a_capture_file_can_not_be_combined_with_netns() {
+fn a_capture_file_cannot_be_combined_with_netns() {
     let args = ["syn-count", "-r", "-", "--netns", "1"];
     let output = Tool::spawn(&mut command(args)).finish();
     assert_eq!(output.code(), 2, "{output:#?}");

@@ -1,10 +1,10 @@
 //! Measures tcpinspect and its peers side by side, in one run: see docs/performance.md.
 //!
 //! `cargo bench --bench bench` runs all parts, `-- program start` two of them; `--short` takes few repetitions
-//! and no peers, and fails on gross regressions; `--rounds N` chooses the repetitions; `--update
-//! docs/performance.md` puts what was measured into that document; `--history benches/history.jsonl`
-//! appends the ratios to those of earlier runs, and says which have become worse. It needs root, and
-//! works in network namespaces of its own.
+//! and no peers, and fails on gross regressions; `--rounds N` sets the number of repetitions;
+//! `--update docs/performance.md` puts what was measured into that document; `--history
+//! benches/history.jsonl` appends the ratios to those of earlier runs, and says which have become
+//! worse. It needs root, and works in network namespaces of its own.
 
 #![allow(clippy::print_stdout, reason = "a bench prints its results")]
 #![allow(clippy::print_stderr, reason = "as above")]

@@ -95,7 +95,7 @@ impl Run {
 }
 
 impl Ended {
-    /// A sample after that part of the time, and the last one.
+    /// The sample after 1/`part` of the time, and the last one.
     fn between(&self, part: usize) -> ((u64, usize), (u64, usize)) {
         let last = self.samples.len() - 1;
         (self.samples[last / part], self.samples[last])

@@ -1,4 +1,4 @@
-//! Steady load: memory and descriptors stay where they are, and the counts are exact.
+//! Steady load: memory and descriptors do not grow, and the counts are exact.
 
 use std::time::{Duration, Instant};
 

@@ -187,7 +187,7 @@ static __always_inline bool load_bytes(const struct expr_input *in,
 	}
 	if (base == EXPR_FROM_FRAME && f->headless) {
 		if (at < ETH_HEADER_LEN) {
-			/* The IP packet follows the header, which is in front of the frame. */
+			/* The Ethernet header is not in the frame, but right in front of it. */
 			if (f->hook != HOOK_TC ||
 			    bpf_skb_load_bytes_relative(f->ctx, at, &scratch, size,
 							BPF_HDR_START_MAC))

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* With --names: copies the first bytes that the initiator of a flow sends: they name the server. */
+/* With --names: copies the first bytes from the initiator of a flow, which name the server. */
 #ifndef TCPINSPECT_FLOW_NAMES_BPF_H
 #define TCPINSPECT_FLOW_NAMES_BPF_H
 

@@ -169,7 +169,7 @@ static __always_inline void report(struct __sk_buff *skb, struct flow_slot *slot
 		bpf_spin_lock(&slot->lock);
 		over = is_still_over(slot, now, reason);
 		bpf_spin_unlock(&slot->lock);
-		/* A packet came just before the flow left the map: it stays, unless its ends
+		/* A packet came just before the flow left the map: the flow stays, unless its ends
 		 * already have a new one. */
 		if (!over && !bpf_map_update_elem(&flow_slots, &r->key, &number, BPF_NOEXIST))
 			return;

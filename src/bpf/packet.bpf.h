@@ -379,7 +379,7 @@ static __always_inline __u32 tags_outside(const struct frame *f)
 	return f->hook == HOOK_TC && skb->vlan_present;
 }
 
-/* Parses Ethernet header and VLAN tags: sets l3 and ip_version. VERDICT_TCP means "go on". */
+/* Parses the Ethernet header and VLAN tags: sets l3 and ip_version. VERDICT_TCP means "go on". */
 static __always_inline enum verdict parse_ethernet(struct frame *f, struct packet *p)
 {
 	union {

@@ -11,10 +11,10 @@ const volatile bool may_probe_read = true;
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 
 /*
- * Makes a BTF pointer of any address, so that members can be loaded through it; since Linux 6.2. If
- * a program loads a pointer through an argument of a tracepoint, the verifier searches all of BTF
- * by name to decide whether that pointer is trusted, which takes a millisecond. If the pointer is
- * loaded through this one, it does not.
+ * Turns any address into a BTF pointer, so that members can be loaded through it; since Linux 6.2.
+ * If a program loads a pointer through an argument of a tracepoint, the verifier searches all of
+ * BTF by name to decide whether that pointer is trusted, which takes a millisecond. If the pointer
+ * is loaded through this one, it does not.
  */
 #define AS_BTF_POINTER(pointer)                                                                    \
 	((typeof(pointer))bpf_rdonly_cast(pointer, bpf_core_type_id_kernel(typeof(*(pointer)))))

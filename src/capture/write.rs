@@ -172,8 +172,8 @@ impl Encoder {
         u32::try_from(at).ok()
     }
 
-    /// Describes one more interface, without a name, and returns its number. `None`: it has another
-    /// link type than the only one that a file of this format can have.
+    /// Describes one more interface, without a name, and returns its number. `None`: the file
+    /// already has an interface with another link type, and its format allows only one.
     pub fn add(&mut self, link_type: u16, out: &mut Vec<u8>) -> Option<u32> {
         if self.format == FileFormat::Pcap && !self.interfaces.is_empty() {
             return None;
@@ -428,7 +428,7 @@ fn block(out: &mut Vec<u8>, kind: u32, body: impl FnOnce(&mut Vec<u8>)) {
     });
 }
 
-/// Appends a block of which as many bytes as `body` returns are not in `out`.
+/// Appends a block. `body` returns how many bytes of it are elsewhere than in `out`.
 #[inline]
 fn block_around(out: &mut Vec<u8>, kind: u32, body: impl FnOnce(&mut Vec<u8>) -> usize) {
     let start = out.len();

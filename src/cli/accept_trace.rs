@@ -85,7 +85,7 @@ pub struct AcceptTraceArgs {
     /// Print at most this many lines a second; the rest is counted as suppressed
     #[arg(long, value_name = "N", value_parser = values::max_rate)]
     pub max_rate: Option<u64>,
-    /// A SYN that is dropped without a trace has failed after this time, though a repeated one may
+    /// A SYN that is silently dropped has failed after this time, though a retransmitted one may
     /// still get through
     #[arg(long, value_name = "TIME", default_value = "3.5s", value_parser = values::time)]
     pub attempt_timeout: Duration,
@@ -108,7 +108,7 @@ pub struct AcceptTraceArgs {
         help_heading = "Filters (in the kernel)"
     )]
     expression: Option<String>,
-    /// The expression, once it is read.
+    /// The expression, once it is compiled.
     #[arg(skip)]
     compiled: Option<Expression>,
     /// The network namespace to watch.

@@ -87,7 +87,7 @@ pub struct FlowsArgs {
     /// Processes and users.
     #[command(flatten)]
     pub processes: ProcessArgs,
-    /// Containers by id (12 digits are enough) or name of the machine, and pods by name or uid
+    /// Containers by id (12 digits are enough), systemd machines by name, and pods by name or uid
     #[arg(
         long,
         value_name = "NAMES",

@@ -159,7 +159,7 @@ pub struct PacketArgs {
     /// The namespace of the interfaces.
     #[command(flatten)]
     pub netns: NetnsArgs,
-    /// The expression, once it is read.
+    /// The expression, once it is compiled.
     #[arg(skip)]
     compiled: Option<Expression>,
 }
@@ -190,7 +190,7 @@ impl PacketArgs {
         let needs_direction = self.compiled.as_ref().map(Expression::needs_direction);
         if needs_direction == Some(true) && self.read.is_some() {
             return Err(Failure::usage(
-                "'inbound' and 'outbound' can't be used with -r: a file does not say the direction of packets",
+                "'inbound' and 'outbound' can't be used with -r: the direction of packets is not read from files",
             )
             .hint("leave them out"));
         }

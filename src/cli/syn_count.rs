@@ -36,8 +36,8 @@ pub struct SynCountArgs {
     /// How many keys to show, busiest first
     #[arg(long, value_name = "N", default_value_t = 10, requires = "by", value_parser = values::top)]
     pub top: usize,
-    /// Report when all SYNs, or those of one source (or other --by), exceed this many a second
-    /// (5000, 5k, 1M), and when they fall back
+    /// Report when all SYNs, or those of one source (with --by: of one key), exceed this many a
+    /// second (5000, 5k, 1M), and when they fall below 0.8 times that
     #[arg(long, value_name = "RATE", value_parser = values::rate)]
     pub alert: Option<f64>,
     /// Where to attach

@@ -24,8 +24,8 @@ pub fn completions(shell: Shell) -> Result<Exit, Failure> {
     print(&completion_script(shell))
 }
 
-/// The script for a shell, which also completes the names of interfaces. clap_complete has such
-/// values only in its `unstable-dynamic`, which runs this program at each press of the key.
+/// The script for a shell, which also completes the names of interfaces. clap_complete can do that
+/// only with its feature `unstable-dynamic`, which runs this program each time Tab is pressed.
 fn completion_script(shell: Shell) -> String {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut cli::command(), PROGRAM, &mut script);

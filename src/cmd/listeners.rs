@@ -30,7 +30,7 @@ pub(super) const NAME: &str = "listeners";
 const SOCKETS_ALONE: &str = "socket diagnostics";
 const WITH_PROCESSES: &str = "socket diagnostics, iter/task_file";
 
-/// How soon another size of the terminal is noticed.
+/// How soon a change of the terminal's size is noticed.
 const SIZE_EVERY: Duration = Duration::from_millis(250);
 
 /// Runs the command.

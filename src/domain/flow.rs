@@ -403,7 +403,7 @@ impl Flow {
         (owner.from != 0).then_some(owner.uid)
     }
 
-    /// The process that holds that socket, its id and name; `None` if none was found, or several.
+    /// The id and name of the process that holds that socket; `None` if none was found.
     pub fn process(&self) -> Option<(u32, &[u8])> {
         let owner = &self.raw.owner;
         let is_known = owner.from != 0 && owner.pid != 0;

@@ -64,7 +64,7 @@ impl Interface {
         self.link_layer == LinkLayer::None
     }
 
-    /// Why its frames can't be read, if so: what they are.
+    /// What its frames are, if they can't be read.
     pub fn unreadable_frames(&self) -> Option<String> {
         match self.link_layer {
             LinkLayer::Unsupported(kind) => Some(format!(
@@ -283,7 +283,7 @@ fn unknown_interface(name: &str, links: &[LinkInfo]) -> ResolveError {
     }
 }
 
-/// A hint that lists interfaces, those first that begin like `name`.
+/// A hint that lists interfaces, first those whose names begin like `name`.
 fn existing(name: &str, links: &[LinkInfo]) -> Option<String> {
     let mut links: Vec<_> = links.iter().collect();
     links.sort_by_key(|link| {
@@ -542,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hostile_name_can_not_forge_a_line() {
+    fn a_hostile_name_cannot_forge_a_line() {
         let ResolveError::Usage { message, .. } = unknown_interface("a\nb\x1b[2J", &[]) else {
             panic!("not a usage error");
         };

@@ -32,10 +32,10 @@ pub struct LinkEvent {
 pub enum LinkChange {
     /// It was deleted. It is no longer followed.
     Gone,
-    /// It was moved to another network namespace, where its index may be another
-    /// one. Links (XDP, tcx) go with it, clsact filters are lost (`dev_shutdown()`). It is
-    /// no longer followed: the link itself shows whether it still exists. It has the new index,
-    /// or 0 after the interface was deleted.
+    /// It was moved to another network namespace, where it may have another index. BPF links
+    /// (XDP, tcx) move with it; clsact filters are lost (`dev_shutdown()`). The interface is no
+    /// longer followed, because a link itself shows whether the interface still exists: it has
+    /// the new index, or 0 after the interface was deleted.
     MovedAway,
     /// It has a new name.
     Renamed {

@@ -23,7 +23,7 @@ const NLM_F_ACK: u16 = 0x4;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLM_F_DUMP: u16 = 0x300;
 
-// The same bits mean something else in requests that create an object.
+// In requests that read objects, the same bits mean something else.
 /// Fail with `EEXIST` if the object exists.
 pub(crate) const NLM_F_EXCL: u16 = 0x200;
 /// Create the object if it does not exist.

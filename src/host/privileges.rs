@@ -14,8 +14,8 @@ use nix::unistd::{getresgid, getresuid, gettid};
 
 use super::kernel;
 
-/// All capabilities that this tool can need. `CAP_BPF` and `CAP_PERFMON` were split from
-/// `CAP_SYS_ADMIN` in Linux 5.8, which still includes both.
+/// The capabilities that loading and attaching programs needs; some options need others. In Linux
+/// 5.8 `CAP_BPF` and `CAP_PERFMON` were split from `CAP_SYS_ADMIN`, which still includes both.
 const NEEDED: [(Capability, &str); 3] = [
     (Capability::CAP_BPF, "CAP_BPF"),
     (Capability::CAP_NET_ADMIN, "CAP_NET_ADMIN"),

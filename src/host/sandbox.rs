@@ -3,12 +3,13 @@
 //! The capabilities are dropped by then, but a process of root still owns the files of root. So the
 //! filter allows only what a run needs until its end: it waits, reads open files, writes, measures
 //! time, and manages its memory. It can't create a process, a socket or executable memory, and can't
-//! open a file for writing. Of bpf(2) it can read and empty maps, and run the programs that it has
-//! loaded.
+//! open a file for writing. There are two exceptions: exporter accepts connections, and a capture
+//! with several files creates them. Of bpf(2) it can read and empty maps, and run the programs that
+//! it has loaded.
 //!
 //! Everything else fails with `ENOSYS`, as on a kernel without that system call: C libraries then
 //! try another way. Killing the process instead would lose the summary, and before Linux 6.6 leave a
-//! TC filter behind, just because a system call is missing in this list.
+//! TC filter behind, just because a system call is missing from this list.
 
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;
@@ -161,9 +162,9 @@ pub fn confine(files: Files, recording: Recording<'_>) -> Result<()> {
     apply_filter_all_threads(&program).context("failed to set a seccomp filter")
 }
 
-/// Limits this thread, the only one, to reading files of /proc and of the tree of cgroups, which
-/// name the container of a process, and to creating capture files in their directory. A kernel
-/// without Landlock (before 5.13) limits nothing.
+/// Limits this thread, the only one, to reading files of /proc, of the tree of cgroups and of the
+/// logs of pods, which name the container and the pod of a process, and to creating capture files
+/// in their directory. A kernel without Landlock (before 5.13) limits nothing.
 fn limit_files(files: Files, recording: Recording<'_>) -> Result<()> {
     let handled = AccessFs::from_all(ABI::V5);
     let read = match files {
@@ -219,7 +220,7 @@ fn rules(files: Files, recording: Recording<'_>) -> Result<Rules, seccompiler::B
         rules.insert(libc::SYS_accept4, any_of(0, &[socket])?);
         rules.insert(libc::SYS_shutdown, Vec::new());
     }
-    // What changes a file, or opens it in another way than by its name.
+    // Flags with which openat(2) could change a file.
     let changing = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;
     let mut opening = Vec::new();
     if files == Files::Readable {

@@ -17,7 +17,7 @@ const SKMEMINFO: u16 = 7;
 const MEMINFO_DROPS: usize = 8;
 /// `INET_DIAG_SKV6ONLY`: the socket takes no IPv4 connections.
 const SKV6ONLY: u16 = 11;
-/// `INET_DIAG_SOCKOPT` (Linux 5.10 lacks it), bits of which the sixth is `IP_TRANSPARENT`.
+/// `INET_DIAG_SOCKOPT`, which Linux 5.10 lacks: a bit field, whose bit 5 is `IP_TRANSPARENT`.
 const SOCKOPT: u16 = 22;
 const TRANSPARENT: u8 = 1 << 5;
 

@@ -33,8 +33,8 @@ pub fn system() -> Result<TimeZone, UnknownZone> {
 /// The zone that TZ names: a file, by its name in `zones` or by its path, else a rule such as
 /// `CET-1CEST,M3.5.0,M10.5.0/3`.
 ///
-/// jiff finds files by name only with its feature tzdb-zoneinfo, which first opens all of the
-/// some 600 files.
+/// jiff finds files by name only with its feature tzdb-zoneinfo, which first opens every zone
+/// file, about 600 of them.
 fn named(name: &OsStr, zones: &Path) -> Result<TimeZone, UnknownZone> {
     let name = name.to_string_lossy();
     let name = name.strip_prefix(':').unwrap_or(&name);

@@ -2,8 +2,8 @@
 //!
 //! POSIX promises that up to [`PIPE_BUF`] bytes are written in one piece. Linux holds the pipe's lock
 //! while it writes, so it also writes more in one piece if there is room for all of it. A byte then costs
-//! half as much. So much is written at once while the pipe is nearly empty, and little when the reader
-//! is slow.
+//! half as much. So large pieces are written while the pipe is nearly empty, and small ones when
+//! the reader is slow.
 
 use std::os::fd::BorrowedFd;
 use std::thread;
@@ -25,8 +25,8 @@ const ENLARGED: i32 = 1 << 20;
 pub(super) struct Pipe {
     /// How much to write at once, and how much may be unread then: a quarter of the size. A pipe has
     /// room for a number of pages, and the kernel begins a new page only if the data does not fit the
-    /// last one. So two neighbours together are more than full, what is unread takes at most half of
-    /// the pages, and a quarter is left for what others write in the meantime.
+    /// last one. So two neighbouring pages together hold more than one page of data, what is unread
+    /// takes at most half of the pages, and a quarter is left for what others write meanwhile.
     most: usize,
 }
 

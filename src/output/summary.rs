@@ -70,7 +70,7 @@ pub struct AttemptTotals {
     pub fates: [u64; FATES.len()],
     /// Attempts that found no room in the table.
     pub untracked: u64,
-    /// Attempts whose fate was reported and forgotten: a repeated SYN counts as a new attempt.
+    /// Attempts whose fate was reported and forgotten: a retransmitted SYN counts as a new one.
     pub forgotten: u64,
 }
 
@@ -103,8 +103,8 @@ pub struct FlowTotals {
 }
 
 impl Summary {
-    /// The summary of a run that shows all that was counted but this, for which there was no room:
-    /// nothing is queued.
+    /// The summary of a run that queues nothing: all that was counted is shown, except `lost`, for
+    /// which there was no room.
     pub fn all_shown_but(self, lost: u64) -> Self {
         Self {
             emitted: self.matched - lost,

@@ -13,7 +13,7 @@ use crate::skel::DropSettings;
 pub struct DropTracepoint {
     /// It has the reason of a drop.
     pub has_reason: bool,
-    /// It also has the socket that has refused the segment.
+    /// It also has the socket that was to receive the segment.
     pub has_socket: bool,
     /// The names of reasons.
     pub reasons: Reasons,

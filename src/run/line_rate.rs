@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn so_many_lines_pass_in_each_second() {
+    fn the_limit_applies_to_each_second() {
         const SECOND: i64 = super::SECOND as i64;
         let mut rate = LineRate::new(Some(2));
         let times = [5, 6, 4, 5 + SECOND - 1, 5 + SECOND, 6 + SECOND, 7 + SECOND];

@@ -140,8 +140,8 @@ impl Intervals {
         (started.saturating_add(self.length), self.length())
     }
 
-    /// Begins the interval of a frame of this time, and returns how many have no frame before it: a
-    /// file can jump by years.
+    /// Begins the interval that a frame of this time is in, and returns how many intervals without
+    /// a frame were skipped: the times in a file can jump by years.
     pub fn skip_to(&mut self, at: UnixNanos) -> i64 {
         let started = self.started.unwrap_or(at);
         let passed = at.saturating_sub(started) / self.length;
@@ -174,10 +174,8 @@ pub struct Origin {
     pub offset_shift: i32,
 }
 
-/// Runs all frames of a file through a program, each alone or many at once.
-///
-/// # Errors
-/// An error in the file or from the kernel is returned inside `Ok`: all frames before it were
+/// Runs all frames of a file through a program, each alone or many at once. Returns the error in
+/// the file or from the kernel that ended the run, if there was one: all frames before it were
 /// handled, and are still to be reported.
 pub fn run<'obj, S: PacketSkel<'obj>>(
     session: &mut Session,
@@ -200,7 +198,7 @@ pub fn run<'obj, S: PacketSkel<'obj>>(
     }
 }
 
-/// Whether the file or the run has ended.
+/// What ended a replay: the end of the file, or that of the run.
 enum Ended {
     OfFile,
     OfRun,

@@ -122,7 +122,7 @@ fn fast_open_is_reported_whether_or_not_the_syn_has_data() {
 }
 
 #[test]
-fn fast_open_without_a_final_ack_is_unanswered_with_its_repeated_syn_acks() {
+fn fast_open_without_a_final_ack_is_unanswered_with_its_retransmitted_syn_acks() {
     let pair = need!(Pair::new());
     need!(nft(
         &pair.client,

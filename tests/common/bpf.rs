@@ -120,7 +120,7 @@ impl Foreign {
         Ok(Self { program, link })
     }
 
-    /// Attaches a program that lets every packet in to a cgroup.
+    /// Attaches to a cgroup a program that lets every packet in.
     ///
     /// # Errors
     /// The kernel does not have this hook.
@@ -232,7 +232,7 @@ pub fn owned(fd: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Something of BPF in the kernel, by its id.
+/// A BPF object in the kernel, by its id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Object {
     /// A program.

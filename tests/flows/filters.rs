@@ -135,7 +135,7 @@ fn filters_on_processes_choose_by_the_process_that_connected_and_nothing_else_co
 }
 
 #[test]
-fn a_notice_says_that_containers_can_not_be_found_where_no_cgroups_are_mounted() {
+fn a_notice_says_that_containers_cannot_be_found_where_no_cgroups_are_mounted() {
     need!(has_socket_programs());
     let run = |first: &str| {
         let options = "flows lo --container nosuch -d 0.1";

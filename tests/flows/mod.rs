@@ -137,8 +137,8 @@ fn assert_fields(line: &Value, expected: &[(&str, Value)]) {
     }
 }
 
-/// Sends this many bytes to a server that sends others back, and closes; returns the client's
-/// port.
+/// Sends the first number of bytes to a server, which sends the second number back, and closes;
+/// returns the client's port.
 fn transfer(client: &Namespace, server: &Namespace, addr: SocketAddr, sizes: [usize; 2]) -> u16 {
     let [stream, _] = transferred(client, server, addr, sizes);
     stream.local_addr().unwrap().port()

@@ -276,7 +276,7 @@ fn a_signal_ends_the_view_when_nobody_reads_the_terminal_and_half_a_key_was_pres
 }
 
 #[test]
-fn a_terminal_gets_lines_if_they_are_asked_for_or_it_can_not_draw() {
+fn a_terminal_gets_lines_if_they_are_asked_for_or_it_cannot_draw() {
     lines_on_a_terminal(&["--no-tui"], Some("xterm"));
     lines_on_a_terminal(&[], Some("dumb"));
     lines_on_a_terminal(&[], Some(""));

@@ -143,7 +143,7 @@ fn a_program_that_was_detached_just_before_the_end_is_reported_too() {
 }
 
 #[test]
-fn links_of_tracing_programs_can_not_be_detached() {
+fn links_of_tracing_programs_cannot_be_detached() {
     let pair = need!(Pair::new());
     let tool = Tool::start_in(&pair.server, &["connect-trace", "--json"]);
     let links = links_of(tool.pid());

@@ -137,7 +137,7 @@ struct Ip {
     id: Option<u16>,
     len: Option<u32>,
     header_len: usize,
-    /// Where the bytes end that may be read: at the end of the frame or of the IP packet.
+    /// The end of the bytes that may be read: that of the frame or of the IP packet.
     end: usize,
 }
 
@@ -307,7 +307,7 @@ fn options(mut rest: &[u8]) -> Options {
     found
 }
 
-/// Where the bytes of an IP packet end that starts at `at` and gives its length as `len`.
+/// The end of the bytes of the IP packet that starts at `at`. Its header gives the length as `len`.
 fn end(frame: &[u8], at: usize, len: Option<u32>) -> usize {
     match len {
         Some(len) => frame.len().min(at + len as usize),

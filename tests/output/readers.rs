@@ -53,7 +53,7 @@ fn a_closed_pipe_ends_the_run_silently() {
 }
 
 #[test]
-fn a_stdout_that_can_not_be_written_is_an_error() {
+fn a_stdout_that_cannot_be_written_is_an_error() {
     let pair = need!(Pair::new());
     for args in [
         &["syn-count", "vs", "-I", "0.05", "--json"][..],

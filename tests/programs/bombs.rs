@@ -177,7 +177,7 @@ fn a_replay_enters_the_sandbox_before_it_reads_the_first_byte() {
             .lines()
             .find_map(|line| line.strip_prefix("CapPrm:\t"));
         let kept = u64::from_str_radix(kept.unwrap(), 16).unwrap();
-        // Before Linux 5.19 a test run takes CAP_BPF.
+        // Before Linux 5.19 a test run needs CAP_BPF.
         let allowed = caps::Capability::CAP_BPF.bitmask();
         assert_eq!(kept & !allowed, 0, "{command_name}: {status}");
         if need_no_capability() {

@@ -217,7 +217,7 @@ impl Filter {
             })
     }
 
-    /// Whether the flags leave no SYN over, which syn-count refuses.
+    /// Whether the flags exclude all SYNs, which syn-count refuses.
     fn excludes_syns(&self) -> bool {
         let flags = self.flags.iter().flatten();
         flags

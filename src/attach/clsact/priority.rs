@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn the_preferred_priority_is_taken_where_it_is_the_first() {
+    fn the_preferred_priority_is_chosen_where_it_comes_first() {
         for taken in [&[][..], &[other(38)], &[other(49_152)], &[bpf(100)]] {
             assert_eq!(choose(taken), Some(PREFERRED), "{taken:?}");
         }

@@ -131,9 +131,9 @@ impl Listening {
             .find(|socket| u64::from(socket.inode) == inode)
     }
 
-    /// The one that takes a SYN to `local` that comes in at an interface: one that is bound to the
-    /// address before one for all addresses, and then one that is bound to the interface. If the
-    /// interface belongs to a VRF, that of the socket may be another.
+    /// The listener that takes a SYN to `local` that comes in at an interface. One that is bound to
+    /// the address is preferred to one for all addresses, and then one that is bound to the
+    /// interface. If the interface belongs to a VRF, the socket may be bound to another one.
     fn at(&self, local: Endpoint, ifindex: u32) -> Option<&ListeningSocket> {
         let (addr, port) = local;
         let takes = |socket: &&ListeningSocket| {
@@ -163,7 +163,7 @@ struct Full {
     until: u64,
 }
 
-/// Since when accept queues are full.
+/// Since when accept queues have been full.
 #[derive(Default)]
 pub struct FullQueues {
     /// By the address of the listener in the kernel's memory, which is reused, and its port.

@@ -95,7 +95,8 @@ pub(in crate::cmd) struct Tracer<'obj> {
     pub(super) pending: Option<Pending>,
     /// Connections are kept in socket storage.
     pub(super) storage: bool,
-    /// State changes that the kernel skipped before the stand-in was attached: before the run.
+    /// Runs for state changes that the kernel skipped before the stand-in was attached, and so
+    /// before the run.
     skipped_before: u64,
 }
 
@@ -405,7 +406,7 @@ fn not_loaded(plan: Plan, error: libbpf_rs::Error) -> Failure {
     );
     let failure = load::failure(&what, error);
     match Lockdown::now() {
-        // It refuses kprobe programs as invalid.
+        // Lockdown makes the kernel refuse kprobe programs as invalid.
         Some(mode) if plan.backend == Backend::Kprobe && is_invalid(&failure) => failure.hint(
             format!("lockdown is {mode}; the fentry and tracepoint backends do not need that"),
         ),

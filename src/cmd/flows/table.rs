@@ -199,8 +199,8 @@ impl<'a> FlowTable<'a> {
     }
 }
 
-/// The rank from which on there are at least `surplus` flows. Established flows with a packet in
-/// the last minute are never among them, so that a flood evicts no real connection.
+/// The lowest rank that has to be evicted to remove `surplus` flows. Established flows with a
+/// packet in the last minute are never among them, so that a flood evicts no real connection.
 fn least_worth(ranks: &[u32; FLOW_RANKS], surplus: u64) -> u32 {
     let first_old = SweepLimit::FLOW_RANK_OLD.0;
     let mut sum = 0;

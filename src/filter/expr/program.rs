@@ -3,7 +3,7 @@
 use crate::skel::expr::{Arithmetic, EXPR_SLOTS, ExprWants, ExprWord, LoadBase};
 
 /// A set of IPv4 addresses: a hash table in which each has a slot of its own. The tables of phf_generator
-/// need SipHash and a displacement for each look-up, in the programs too; here it is a multiplication.
+/// need SipHash and a displacement for each lookup, in the programs too; here it is a multiplication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddressSet {
     /// Its addresses.

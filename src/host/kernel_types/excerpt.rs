@@ -151,7 +151,7 @@ impl KernelTypes {
             types[start + at..][..4].copy_from_slice(&to.to_ne_bytes());
         }
         if kind == KIND_PTR {
-            // To void.
+            // What it points to is left out, so it becomes a pointer to void.
             types[start + 8..][..4].fill(0);
         }
         Ok(())
@@ -179,7 +179,7 @@ fn contents(bytes: &[u8], to: &mut Vec<usize>) -> Result<()> {
         KIND_STRUCT | KIND_UNION => (0..len).try_for_each(|at| add(TYPE_LEN + at * 12 + 4)),
         // Of elements, and of the index.
         KIND_ARRAY => add(TYPE_LEN).and_then(|()| add(TYPE_LEN + 4)),
-        // Other names, qualifiers.
+        // Typedefs, qualifiers and tags.
         KIND_TYPEDEF..=KIND_RESTRICT | KIND_TYPE_TAG => add(8),
         _ => Ok(()),
     }

@@ -151,7 +151,7 @@ impl<'obj> Collectors<'obj> {
         })
     }
 
-    /// Whether everything can be read without capabilities.
+    /// Whether everything can be read with the capabilities that are in effect.
     pub fn can_read(&mut self) -> bool {
         self.write(&mut Exposition::new(ExpositionFormat::Text));
         let readable = self.states.iter().all(|(_, works)| *works);
@@ -221,7 +221,7 @@ impl<'obj> Collectors<'obj> {
         states.map(|(one, works)| (one.name(), *works)).collect()
     }
 
-    /// Events that are missing in the metrics, by collector.
+    /// Events that are missing from the metrics, by collector.
     pub fn lost(&self) -> Vec<(&'static str, u64)> {
         let accept = self.accept.as_ref().map(|it| (Accept.name(), it.lost()));
         let loss = self.loss.as_ref().map(|it| (Loss.name(), it.lost()));
@@ -229,7 +229,7 @@ impl<'obj> Collectors<'obj> {
         [accept, loss, connect].into_iter().flatten().collect()
     }
 
-    /// Detaches all. Returns how many events are missing in the metrics.
+    /// Detaches all. Returns how many events are missing from the metrics.
     pub fn end(&mut self, notices: Notices) -> u64 {
         let lost = self.lost().iter().map(|(_, lost)| lost).sum();
         if let Some(syn) = &mut self.syn {

@@ -28,7 +28,8 @@ impl<'obj> SynCollector<'obj> {
         interfaces: &[Interface],
         session: &mut Session,
     ) -> Result<Self, Failure> {
-        // An interface takes one XDP program. The exporter runs for long, and leaves it to others.
+        // An interface takes one XDP program. The exporter runs for a long time, so it leaves that
+        // place to others.
         let mut args = defaults::<SynCountArgs>()?;
         args.mode = CountMode::Tc;
         let command = SynCount::new(&args)?;
