@@ -72,7 +72,11 @@ impl Kernel {
     /// A reason is unknown.
     pub fn check_reasons(&self, asked: &[String]) -> Result<(), Failure> {
         let known = self.drops.reasons.names().chain(self.resets.names());
-        check_reasons(asked, known, "no_socket, netfilter_drop")
+        check_reasons(
+            asked,
+            known,
+            "no_socket, netfilter_drop; retransmissions and received resets are chosen by --only",
+        )
     }
 
     /// Whether programs at interfaces are needed.
