@@ -175,9 +175,7 @@ pub struct Origin {
 }
 
 /// Runs all frames of a file through a program, each alone or many at once.
-///
-/// # Errors
-/// An error in the file or from the kernel is returned inside `Ok`: all frames before it were
+/// Returns the failure in the file or from the kernel, if there is one: all frames before it were
 /// handled, and are still to be reported.
 pub fn run<'obj, S: PacketSkel<'obj>>(
     session: &mut Session,
