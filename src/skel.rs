@@ -329,6 +329,8 @@ pub mod expr {
     pub const EXPR_NODES: usize = len(|it: &expression| &it.nodes);
     /// The most sets of ports.
     pub const EXPR_PORT_SETS: usize = len(|it: &PortSets| &it.expr_port_sets);
+    /// Words of a set of ports, with one bit for each.
+    pub const EXPR_PORT_WORDS: usize = len(|it: &PortSets| &it.expr_port_sets[0]);
     /// The most sets of addresses.
     pub const EXPR_ADDRESS_SETS: usize = len(|it: &PortSets| &it.expr_address_sets);
     /// Slots of a set of addresses, a power of two.

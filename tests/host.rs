@@ -269,11 +269,6 @@ fn capabilities_are_back_after_something_was_tried_without_them() {
 }
 
 #[test]
-fn this_process_is_not_set_user_id() {
-    privileges::refuse_setuid().unwrap();
-}
-
-#[test]
 fn a_native_xdp_program_changes_the_veth_peer_and_its_end_changes_it_back() {
     let namespace = need!(Namespace::new());
     namespace.enter(|| {

@@ -1,4 +1,4 @@
-//! All commands at once, for ten minutes: under steady load, or while faults are caused again and
+//! Four commands at once, for ten minutes: under steady load, or while faults are caused again and
 //! again.
 //!
 //! `cargo bench --bench soak` runs the first, as root and in network namespaces of its own, and

@@ -60,7 +60,7 @@ pub fn run(length: Duration) -> Result<()> {
         std::thread::sleep(ROUND.saturating_sub(round.elapsed()));
     }
 
-    println!("All commands at once for {} s:\n", length.as_secs());
+    println!("Four commands at once for {} s:\n", length.as_secs());
     println!(
         "| command | events made | events seen | KiB resident after a tenth | at the end | at most | descriptors after a tenth | at the end |"
     );

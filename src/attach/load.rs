@@ -16,7 +16,7 @@ use crate::attach::beside::beside;
 use crate::failure::Failure;
 use crate::host::kernel;
 use crate::host::kernel_types::{Excerpt, KernelTypes};
-use crate::host::privileges::{self, Lockdown, RefusedCall, explain_eperm};
+use crate::host::privileges::{self, Lockdown, READ_NO_KERNEL_MEMORY, RefusedCall, explain_eperm};
 use crate::skel::COUNTER_SLOTS;
 use crate::sys::object::{self, LoadedProgram, SeparateProgram};
 
@@ -42,7 +42,7 @@ pub fn set_log(verbose: bool) {
 pub fn kernel_types(command: &str) -> Result<KernelTypes, Failure> {
     KernelTypes::load().map_err(|error| {
         Failure::from(error).hint(format!(
-            "{command} needs /sys and a kernel with CONFIG_DEBUG_INFO_BTF; syn-count, port-monitor and flows do not"
+            "{command} needs /sys and a kernel with CONFIG_DEBUG_INFO_BTF; {READ_NO_KERNEL_MEMORY} do not"
         ))
     })
 }
@@ -85,7 +85,7 @@ pub fn failure_to_read(what: &str, error: libbpf_rs::Error, where_it_is: &str) -
     let failure = failure(what, error);
     match Lockdown::now() {
         Some(mode @ Lockdown::Confidentiality) if is_invalid => failure.hint(format!(
-            "lockdown is {mode}, {where_it_is}; syn-count, port-monitor and flows do not need that"
+            "lockdown is {mode}, {where_it_is}; {READ_NO_KERNEL_MEMORY} do not need that"
         )),
         _ => failure,
     }

@@ -127,6 +127,8 @@ pub enum ConnState {
     Oth,
 }
 
+const _: () = assert!(ConnState::Oth as usize + 1 == ConnState::ALL.len());
+
 impl ConnState {
     /// All of them, as Zeek lists them.
     pub const ALL: [Self; 13] = [

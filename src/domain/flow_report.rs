@@ -14,7 +14,7 @@ const TALKERS_KEPT: usize = 16_384;
 const SHOWN: usize = 5;
 
 /// All states, in the order in which they are shown.
-const STATES: [ConnState; 13] = [
+const STATES: [ConnState; ConnState::ALL.len()] = [
     ConnState::Sf,
     ConnState::S1,
     ConnState::S2,
@@ -81,7 +81,8 @@ pub struct Handshake {
 /// The sums over all flows of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FlowReport {
-    states: [u64; STATES.len()],
+    /// By the value of the state.
+    states: [u64; ConnState::ALL.len()],
     /// Payload bytes of initiators and of responders.
     pub bytes: [u64; 2],
     /// Retransmitted SYNs.
@@ -123,10 +124,7 @@ impl FlowReport {
 
     /// Adds what counts once for each flow, however many records it has.
     fn add_once(&mut self, flow: &Flow, talker: Talker) {
-        let state = flow.conn_state();
-        if let Some(at) = STATES.iter().position(|it| *it == state) {
-            self.states[at] += 1;
-        }
+        self.states[flow.conn_state() as usize] += 1;
         self.syn_retransmits += u64::from(flow.raw.syn_retransmits);
         for (sum, end) in self.retransmits.iter_mut().zip([flow.orig(), flow.resp()]) {
             *sum += u64::from(end.retransmits);
@@ -151,7 +149,10 @@ impl FlowReport {
 
     /// How many connections ended in each state.
     pub fn states(&self) -> impl Iterator<Item = (ConnState, u64)> {
-        STATES.into_iter().zip(self.states)
+        let counts = self.states;
+        STATES
+            .map(|state| (state, counts[state as usize]))
+            .into_iter()
     }
 
     /// All connections.
@@ -170,9 +171,10 @@ impl FlowReport {
     }
 
     fn in_states(&self, wanted: &[ConnState]) -> u64 {
-        let states = STATES.iter().zip(self.states);
-        let states = states.filter(|(state, _)| wanted.contains(state));
-        states.map(|(_, count)| count).sum()
+        wanted
+            .iter()
+            .map(|state| self.states[*state as usize])
+            .sum()
     }
 
     /// The talkers with the most bytes.
@@ -228,6 +230,13 @@ mod tests {
         raw.ends[1].retransmits = 2;
         raw.reason = FlowEndReason::FLOW_CLOSED.0 as u8;
         Flow { raw }
+    }
+
+    #[test]
+    fn all_states_are_shown() {
+        let mut shown = STATES.map(|state| state as usize);
+        shown.sort_unstable();
+        assert!(shown.into_iter().eq(0..ConnState::ALL.len()));
     }
 
     #[test]

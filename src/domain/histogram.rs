@@ -119,6 +119,7 @@ impl Histogram {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::octets;
 
     fn histogram(filled: &[(usize, u64)]) -> Histogram {
         let mut it = Histogram::default();
@@ -185,10 +186,7 @@ mod tests {
         assert_eq!(HistogramBy::Nothing.key(&raw), HistogramKey::All);
         for addr in ["192.0.2.1", "2001:db8::1", "::1"] {
             let addr: IpAddr = addr.parse().unwrap();
-            raw.bytes = match addr {
-                IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-                IpAddr::V6(v6) => v6.octets(),
-            };
+            raw.bytes = octets(addr);
             assert_eq!(HistogramBy::Daddr.key(&raw), HistogramKey::Address(addr));
         }
     }

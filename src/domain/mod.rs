@@ -58,6 +58,14 @@ fn address(bytes: [u8; 16], is_ipv4: bool) -> IpAddr {
     }
 }
 
+/// The inverse of [`address`].
+pub fn octets(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
 /// A rate. An interval without length counts as a nanosecond.
 pub fn per_second(count: u64, seconds: f64) -> f64 {
     count as f64 / seconds.max(1e-9)

@@ -153,13 +153,18 @@ pub fn hook_of_caller(caller: &str) -> Option<NetfilterHook> {
 pub struct Reasons {
     /// By number, in lower case.
     kernel: Vec<Option<String>>,
+    /// The number of `SKB_CONSUMED`, which is not a reason for a drop and has no prefix; 0: there is none.
+    pub consumed: u32,
 }
 
 impl Reasons {
     /// Takes the names and values of an enum, whose reasons begin with this prefix.
     pub fn new(enumerators: &[(String, u32)], prefix: &str) -> Self {
-        let mut kernel = Vec::new();
+        let (mut kernel, mut consumed) = (Vec::new(), 0);
         for (name, value) in enumerators {
+            if name == "SKB_CONSUMED" {
+                consumed = *value;
+            }
             let (Some(name), Ok(at)) = (name.strip_prefix(prefix), usize::try_from(*value)) else {
                 continue;
             };
@@ -172,7 +177,7 @@ impl Reasons {
             }
             kernel[at] = Some(name.to_ascii_lowercase());
         }
-        Self { kernel }
+        Self { kernel, consumed }
     }
 
     /// Whether the kernel has the enum, and so gives reasons.
@@ -185,16 +190,6 @@ impl Reasons {
         let mut names = self.kernel.iter();
         let at = names.position(|known| known.as_deref() == Some(name))?;
         u32::try_from(at).ok()
-    }
-
-    /// The number of `SKB_CONSUMED`, which is not a reason for a drop and has no prefix; 0: there is
-    /// none.
-    pub fn consumed(&self) -> u32 {
-        // SKB_CONSUMED (since Linux 6.3) is right before NOT_SPECIFIED.
-        match self.number("not_specified") {
-            None => 0,
-            Some(not_specified) => not_specified.saturating_sub(1),
-        }
     }
 
     /// The name of a reason; `None` if it is unknown or "not specified".
@@ -281,8 +276,8 @@ mod tests {
         assert_eq!(found, [None, None, None, no_socket, None, ours, None]);
         let numbers = ["no_socket", "not_specified", "other", "max"].map(|name| names.number(name));
         assert_eq!(numbers, [Some(3), Some(2), None, None]);
-        assert_eq!(names.consumed(), 1);
-        assert_eq!(Reasons::default().consumed(), 0);
+        assert_eq!(names.consumed, 1);
+        assert_eq!(Reasons::default().consumed, 0);
     }
 
     #[test]

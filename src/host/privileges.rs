@@ -26,6 +26,9 @@ const NEEDED: [(Capability, &str); 3] = [
 pub const HOW_TO_GET: &str =
     "run with sudo, or: setcap cap_bpf,cap_net_admin,cap_perfmon=ep $(command -v tcpinspect)";
 
+/// The commands whose programs read no memory of the kernel.
+pub const READ_NO_KERNEL_MEMORY: &str = "syn-count, port-monitor and flows";
+
 /// Inode of the initial user namespace (`PROC_USER_INIT_INO`,
 /// `<linux/proc_ns.h>`).
 const INITIAL_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
@@ -355,7 +358,9 @@ impl Facts {
         if self.lockdown == Some(Lockdown::Confidentiality) {
             return explanation(
                 "kernel lockdown is in confidentiality mode, in which BPF and perf may not read kernel memory",
-                "boot without lockdown=confidentiality; syn-count, port-monitor and flows work with it",
+                &format!(
+                    "boot without lockdown=confidentiality; {READ_NO_KERNEL_MEMORY} work with it"
+                ),
             );
         }
         if let Some(limit) = self.memlock

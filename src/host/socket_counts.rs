@@ -18,7 +18,7 @@ impl SocketCounts {
         }
     }
 
-    /// The number of sockets in each state.
+    /// The number of sockets in each state that the files show.
     pub fn read(&self) -> Vec<(&'static str, u64)> {
         let mut text = String::new();
         for file in &self.files {
@@ -33,7 +33,7 @@ impl SocketCounts {
 
 /// Reads numbers of sockets from the contents of sockstat, sockstat6 and snmp in /proc/net.
 fn sockets_by_state(text: &str) -> Vec<(&'static str, u64)> {
-    let mut counts = [("in_use", 0), ("time_wait", 0), ("established", 0)];
+    let mut counts = [("in_use", None), ("time_wait", None), ("established", None)];
     let [in_use, time_wait, established] = &mut counts;
     let mut names = Vec::new();
     for line in text.lines() {
@@ -44,20 +44,25 @@ fn sockets_by_state(text: &str) -> Vec<(&'static str, u64)> {
         };
         match words.first() {
             Some(&("TCP:" | "TCP6:")) => {
-                in_use.1 += after("inuse").unwrap_or(0);
-                time_wait.1 += after("tw").unwrap_or(0);
+                for (sum, name) in [(&mut in_use.1, "inuse"), (&mut time_wait.1, "tw")] {
+                    if let Some(count) = after(name) {
+                        *sum = Some(sum.unwrap_or(0) + count);
+                    }
+                }
             }
             // A line of names, and one of their values.
             Some(&"Tcp:") if names.is_empty() => names = words,
             Some(&"Tcp:") => {
                 let at = names.iter().position(|name| *name == "CurrEstab");
-                let value = at.and_then(|at| words.get(at)?.parse().ok());
-                established.1 = value.unwrap_or(0);
+                established.1 = at.and_then(|at| words.get(at)?.parse().ok());
             }
             _ => {}
         }
     }
-    counts.to_vec()
+    let known = counts.into_iter();
+    known
+        .filter_map(|(state, count)| Some((state, count?)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -70,9 +75,8 @@ mod tests {
                     TCP6: inuse 3\nTcp: RtoAlgorithm CurrEstab InSegs\nTcp: 1 6 12\n";
         let expected = [("in_use", 8), ("time_wait", 7), ("established", 6)];
         assert_eq!(sockets_by_state(text), expected);
-        let none = [("in_use", 0), ("time_wait", 0), ("established", 0)];
         for broken in ["", "TCP: inuse\nTcp:\nTcp: x\nTcp:", "TCP: inuse x"] {
-            assert_eq!(sockets_by_state(broken), none);
+            assert_eq!(sockets_by_state(broken), []);
         }
     }
 }

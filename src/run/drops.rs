@@ -37,7 +37,7 @@ impl DropTracepoint {
     /// kernel gives no reasons, programs recognize a copy for packet sockets by the function that
     /// frees it.
     pub fn configure(&self, settings: DropSettings<'_>, symbols: &mut KernelSymbols) {
-        *settings.consumed = self.reasons.consumed();
+        *settings.consumed = self.reasons.consumed;
         for (setting, name) in [
             (settings.not_specified, "not_specified"),
             (settings.queue_purge, "queue_purge"),

@@ -1,4 +1,4 @@
-//! The tables of counts by key, and the sketches of sources, mapped from BPF arrays. Each CPU has two
+//! The tables of counts by key, and the sketches of sources, mapped from BPF arrays. Each slot has two
 //! of them: programs write to one while this process reads the other.
 
 use std::os::fd::AsFd;
@@ -9,11 +9,11 @@ use nix::sys::mman::ProtFlags;
 use super::mapping::Mapping;
 use crate::skel::{CountKey, CountSet, SourceSketch};
 
-/// Keys in one table, for all CPUs together.
+/// Keys in one table, for all slots together.
 const KEYS: usize = 65_536;
 
-/// The fewest keys per CPU: with less room, keys that all CPUs see would evict each other.
-const KEYS_PER_CPU: usize = 4096;
+/// The fewest keys per slot: with less room, keys that all CPUs see would evict each other.
+const KEYS_PER_SLOT: usize = 4096;
 
 const WAYS: usize = CountSet::WAYS;
 
@@ -30,7 +30,7 @@ pub struct Size {
 impl Size {
     /// The size for this many slots.
     pub fn of(slots: usize) -> Self {
-        let keys = (KEYS / slots.max(1)).max(KEYS_PER_CPU);
+        let keys = (KEYS / slots.max(1)).max(KEYS_PER_SLOT);
         Self {
             slots,
             sets: (keys / WAYS).next_power_of_two(),
@@ -53,12 +53,12 @@ impl Size {
     }
 }
 
-fn map(fd: impl AsFd, len: usize) -> Result<Mapping> {
+fn map(what: &str, fd: impl AsFd, len: usize) -> Result<Mapping> {
     let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    Mapping::new(fd.as_fd(), 0, len, access).context("failed to map the tables of keys")
+    Mapping::new(fd.as_fd(), 0, len, access).with_context(|| format!("failed to map {what}"))
 }
 
-/// The tables of all CPUs, mapped.
+/// The tables of all slots, mapped.
 pub struct KeyTables {
     sets: Mapping,
     size: Size,
@@ -70,12 +70,16 @@ impl KeyTables {
     /// # Errors
     /// The kernel refuses the mapping.
     pub fn map(sets: impl AsFd, size: Size) -> Result<Self> {
-        let sets = map(sets, size.all_sets() * size_of::<CountSet>())?;
+        let sets = map(
+            "the tables of keys",
+            sets,
+            size.all_sets() * size_of::<CountSet>(),
+        )?;
         Ok(Self { sets, size })
     }
 
     /// Reads and empties table 0 or 1, which no program may write to any more. Calls `each` with a
-    /// key and how often it was counted, once per CPU that has the key.
+    /// key and how often it was counted, once per slot that has the key.
     pub fn take(&mut self, table: u32, mut each: impl FnMut(&CountKey, u64)) {
         let table = (table & 1) as usize;
         let per_table = self.size.slots * self.size.sets;
@@ -100,7 +104,7 @@ impl KeyTables {
     }
 }
 
-/// The sketches of all CPUs, mapped.
+/// The sketches of all slots, mapped.
 pub struct Sketches {
     sketches: Mapping,
     size: Size,
@@ -112,7 +116,11 @@ impl Sketches {
     /// # Errors
     /// The kernel refuses the mapping.
     pub fn map(sketches: impl AsFd, size: Size) -> Result<Self> {
-        let sketches = map(sketches, size.all_sketches() * size_of::<SourceSketch>())?;
+        let sketches = map(
+            "the sketches of sources",
+            sketches,
+            size.all_sketches() * size_of::<SourceSketch>(),
+        )?;
         Ok(Self { sketches, size })
     }
 

@@ -155,4 +155,7 @@ fn an_unknown_reason_is_refused_before_anything_is_attached() {
     .finish();
     assert_eq!(output.code(), 2, "{output:#?}");
     assert!(output.complaint().0.contains("bad_luck"), "{output:#?}");
+    let mut errors = output.stderr.iter();
+    let attached = errors.find(|line| line.starts_with("attached:"));
+    assert_eq!(attached, None, "{output:#?}");
 }

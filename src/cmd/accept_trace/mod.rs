@@ -90,7 +90,12 @@ pub fn run(args: &AcceptTraceArgs) -> Result<Exit, Failure> {
     let first = skels.first().context("there is no interface")?;
     let maps = &first.maps;
     let mut source = EventSource::open(buffer, args.buffer.size(), &maps.ring, &maps.perf)?;
-    let mut table = AttemptTable::new(&interfaces, table::SWEEP_EVERY, args.attempt_timeout)?;
+    let mut table = AttemptTable::new(
+        &interfaces,
+        table::SWEEP_EVERY,
+        args.attempt_timeout,
+        session.notices,
+    )?;
 
     let mut attached =
         programs::attach(programs.hook, first, &programs.pairs, &interfaces, prepared)?;

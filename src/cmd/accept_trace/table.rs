@@ -1,15 +1,16 @@
 //! accept-trace: finds the fate of overdue attempts, whose end no BPF program has seen.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use crate::domain::incoming::{Attempt, has_only_left, is_overdue};
+use crate::domain::octets;
 use crate::host::interfaces::Interface;
 use crate::host::routes::Routes;
 use crate::host::sock_diag::{Found, SockDiag, Waiting};
+use crate::notice::{FirstNotice, Notices};
 use crate::run::call::call;
 use crate::run::monotonic::monotonic_ns;
 use crate::skel::accept_trace::AcceptTraceSkel;
@@ -38,6 +39,7 @@ const PENDING_BATCH: usize = 4096;
 pub struct AttemptTable {
     sockets: SockDiag,
     routes: Routes,
+    failure: FirstNotice,
     /// The indexes of the interfaces that are watched.
     watched: Vec<u32>,
     /// Whether an interface that is not watched is up; `None` until a sweep has to know.
@@ -57,10 +59,16 @@ impl AttemptTable {
     ///
     /// # Errors
     /// A netlink socket can't be opened.
-    pub fn new(watched: &[Interface], every: Duration, timeout: Duration) -> Result<Self> {
+    pub fn new(
+        watched: &[Interface],
+        every: Duration,
+        timeout: Duration,
+        notices: Notices,
+    ) -> Result<Self> {
         Ok(Self {
             sockets: SockDiag::open()?,
             routes: Routes::open()?,
+            failure: FirstNotice::new(notices),
             watched: watched.iter().map(|interface| interface.index).collect(),
             has_others: None,
             every,
@@ -304,7 +312,14 @@ impl AttemptTable {
             0 => attempt.ifindex,
             bound => bound,
         };
-        self.sockets.find(local, remote, ifindex).ok()
+        let found = self.sockets.find(local, remote, ifindex);
+        found
+            .inspect_err(|error| {
+                self.failure.notice(&format!(
+                    "attempts whose end no program sees stay pending: sockets can't be looked up: {error}"
+                ));
+            })
+            .ok()
     }
 }
 
@@ -374,10 +389,6 @@ fn run(skel: &mut AcceptTraceSkel<'_>) -> Result<()> {
 }
 
 fn seed(skel: &mut AcceptTraceSkel<'_>, connection: &Waiting, ifindex: u32) -> Result<()> {
-    let octets = |addr: IpAddr| match addr {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        IpAddr::V6(v6) => v6.octets(),
-    };
     let ((daddr, dport), (saddr, port)) = (connection.local, connection.remote);
     let phase = match connection.is_half_open {
         true => AcceptPhase::ATTEMPT_ANSWERED,

@@ -39,9 +39,10 @@ const OPEN_MAX: u32 = 65_536;
 /// The tracepoint of TCP state changes.
 const STATE_EVENT: &str = "sock/inet_sock_set_state";
 
-/// The most loads: each backend can be tried again without socket storage, without the perf event
-/// of the tracepoint, and, except kprobe, without bpf_probe_read_kernel().
-pub(in crate::cmd) const LOADS_MAX: usize = 13;
+/// The most loads that [`Plan::next`] leads to: each backend can be tried again without socket
+/// storage, without the perf event of the tracepoint, and, except kprobe, without
+/// bpf_probe_read_kernel().
+pub(in crate::cmd) const LOADS_MAX: usize = 12;
 
 /// The ways to hook connection attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,7 +135,7 @@ enum Accept {
 impl Plan {
     /// What to try with the same backend when this plan has failed, because the kernel called a program
     /// invalid or for another reason.
-    fn next(self, is_invalid: bool, support: &Support) -> Option<Self> {
+    fn next(self, is_invalid: bool, has_state_event: bool) -> Option<Self> {
         if self.by_perf_event {
             // The perf event exists, but the kernel may refuse to open it.
             Some(Self {
@@ -145,7 +146,7 @@ impl Plan {
             Some(Self {
                 storage: false,
                 may_probe_read: true,
-                by_perf_event: support.has_state_event,
+                by_perf_event: has_state_event,
                 ..self
             })
         } else if self.backend != Backend::Kprobe && self.may_probe_read && is_invalid {
@@ -267,7 +268,7 @@ pub(in crate::cmd) fn choose<'obj>(
                         backend.name(),
                         failure.error
                     ));
-                    next = plan.next(is_invalid(&failure), &support);
+                    next = plan.next(is_invalid(&failure), support.has_state_event);
                     last = Some(failure);
                 }
             }
@@ -600,4 +601,40 @@ fn skipped(programs: &[&ProgramMut<'_>]) -> u64 {
     programs
         .map(|program| link::skipped_runs(program.as_fd()))
         .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The most loads of a backend from this plan on, whatever the kernel says.
+    fn loads(plan: Plan, has_state_event: bool) -> usize {
+        let next = [false, true].map(|is_invalid| plan.next(is_invalid, has_state_event));
+        let rest = next.into_iter().flatten();
+        let rest = rest.map(|plan| loads(plan, has_state_event));
+        1 + rest.max().unwrap_or(0)
+    }
+
+    #[test]
+    fn there_is_room_for_the_most_loads_and_no_more() {
+        let most = candidates(BackendChoice::Auto).iter().map(|backend| {
+            let first = |storage: bool, has_state_event: bool| {
+                let plan = Plan {
+                    backend: *backend,
+                    ipv6: true,
+                    accept: Accept::Unhooked,
+                    may_probe_read: true,
+                    by_perf_event: !storage && has_state_event,
+                    storage,
+                    pending: true,
+                };
+                loads(plan, has_state_event)
+            };
+            let has_storage = *backend != Backend::Kprobe;
+            [false, true]
+                .map(|has_event| first(has_storage, has_event).max(first(false, has_event)))
+        });
+        let [without, with] = most.fold([0, 0], |sum, most| [sum[0] + most[0], sum[1] + most[1]]);
+        assert_eq!(without.max(with), LOADS_MAX);
+    }
 }

@@ -7,7 +7,9 @@ use crate::domain::loss::Loss;
 use crate::host::interfaces::Interface;
 use crate::host::routes::Routes;
 use crate::host::sock_diag::SockDiag;
-use crate::notice::Notices;
+use crate::notice::{FirstNotice, Notices};
+
+const NOT_SHOWN: &str = "drops for lack of a route back can't be shown";
 
 /// Completes the events of programs at interfaces.
 pub struct Silent {
@@ -15,6 +17,7 @@ pub struct Silent {
     names: HashMap<u32, String>,
     /// Asks for sockets and routes; `None` if the kernel can't be asked.
     kernel: Option<(SockDiag, Routes)>,
+    failure: FirstNotice,
     /// Events that have turned out to be no drops.
     pub discarded: u64,
 }
@@ -25,20 +28,18 @@ impl Silent {
         let names = watched.iter();
         let names = names.map(|interface| (interface.index, interface.name.clone()));
         let names = names.collect::<HashMap<_, _>>();
+        let mut failure = FirstNotice::new(notices);
         let open = || anyhow::Ok((SockDiag::open()?, Routes::open()?));
         let kernel = match names.is_empty() {
             true => None,
             false => open()
-                .inspect_err(|error| {
-                    notices.notice(&format!(
-                        "drops for lack of a route back can't be shown: {error:#}"
-                    ));
-                })
+                .inspect_err(|error| failure.notice(&format!("{NOT_SHOWN}: {error:#}")))
                 .ok(),
         };
         Self {
             names,
             kernel,
+            failure,
             discarded: 0,
         }
     }
@@ -68,7 +69,11 @@ impl Silent {
         let remote = (loss.saddr(), loss.raw.sport);
         match sockets.find((loss.daddr(), loss.raw.dport), remote, loss.raw.ifindex) {
             Ok(found) if found.is_none_or(|found| found.listens) => {}
-            _ => return false,
+            Ok(_) => return false,
+            Err(error) => {
+                self.failure.notice(&format!("{NOT_SHOWN}: {error}"));
+                return false;
+            }
         }
         // If there is a route, the cause is another one, which is not known.
         if !matches!(routes.lead_to(remote.0), Ok(false)) {

@@ -9,7 +9,8 @@ use super::program::{
 };
 use super::syntax::{Base, Comparison, Condition, Operation, Prefix, Relation, Side, Value};
 use crate::skel::expr::{
-    Arithmetic, EXPR_ADDRESS_SETS, EXPR_NODES, EXPR_PORT_SETS, ExprVlan, ExprWord, LoadBase,
+    Arithmetic, EXPR_ADDRESS_SETS, EXPR_NODES, EXPR_PORT_SETS, EXPR_PORT_WORDS, ExprVlan, ExprWord,
+    LoadBase,
 };
 
 /// From this many ports on, one set of ports is faster than a test for each.
@@ -169,7 +170,7 @@ impl Compiler {
 
     /// The number of the set with all these ports; `None` if there are too many sets.
     fn port_set(&mut self, ports: &[RangeInclusive<u16>]) -> Option<u8> {
-        let mut set: PortSet = Box::new([0; 1024]);
+        let mut set: PortSet = Box::new([0; EXPR_PORT_WORDS]);
         for port in ports.iter().cloned().flatten() {
             set[usize::from(port >> 6)] |= 1 << (port & 63);
         }
@@ -349,7 +350,7 @@ impl Compiler {
             return None;
         };
         if *size <= 2 {
-            let mut set: PortSet = Box::new([0; 1024]);
+            let mut set: PortSet = Box::new([0; EXPR_PORT_WORDS]);
             for value in 0..1 << (8 * size) {
                 let holds = |one: &Holds| one.test.passes(value) == one.when_passed;
                 let is_in = match all {

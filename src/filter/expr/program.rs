@@ -1,6 +1,6 @@
 //! A compiled expression: a decision graph of tests.
 
-use crate::skel::expr::{Arithmetic, EXPR_SLOTS, ExprWants, ExprWord, LoadBase};
+use crate::skel::expr::{Arithmetic, EXPR_PORT_WORDS, EXPR_SLOTS, ExprWants, ExprWord, LoadBase};
 
 /// A set of IPv4 addresses: a hash table in which each has a slot of its own. The tables of phf_generator
 /// need SipHash and a displacement for each lookup, in the programs too; here it is a multiplication.
@@ -50,7 +50,7 @@ impl AddressSet {
 }
 
 /// A set of ports, one bit each.
-pub type PortSet = Box<[u64; 1024]>;
+pub type PortSet = Box<[u64; EXPR_PORT_WORDS]>;
 
 /// Where a test leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -50,7 +50,12 @@ impl<'obj> AcceptCollector<'obj> {
         Ok(Self {
             skels: programs.skels,
             hooks,
-            table: AttemptTable::new(interfaces, SWEEP_EVERY, args.attempt_timeout)?,
+            table: AttemptTable::new(
+                interfaces,
+                SWEEP_EVERY,
+                args.attempt_timeout,
+                session.notices,
+            )?,
             reasons: programs.reasons,
         })
     }

@@ -11,7 +11,7 @@ use std::fmt;
 use std::mem::MaybeUninit;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 use clap::ValueEnum;
 use libbpf_rs::OpenObject;
 
@@ -80,6 +80,9 @@ pub struct Collectors<'obj> {
     places: KernelSymbols,
     /// Each collector, and whether it works.
     states: Vec<(CollectorChoice, bool)>,
+    /// Those whose failure has been printed.
+    failed: Vec<CollectorChoice>,
+    notices: Notices,
 }
 
 impl<'obj> Collectors<'obj> {
@@ -148,12 +151,14 @@ impl<'obj> Collectors<'obj> {
             connect,
             places,
             states,
+            failed: Vec::new(),
+            notices: session.notices,
         })
     }
 
     /// Whether everything can be read with the capabilities that are in effect.
     pub fn can_read(&mut self) -> bool {
-        self.write(&mut Exposition::new(ExpositionFormat::Text));
+        self.try_write(&mut Exposition::new(ExpositionFormat::Text));
         let readable = self.states.iter().all(|(_, works)| *works);
         let swept = self.accept.as_mut().map_or(Ok(()), AcceptCollector::sweep);
         readable && swept.is_ok()
@@ -186,33 +191,51 @@ impl<'obj> Collectors<'obj> {
         }
     }
 
-    /// Writes the metrics of all collectors.
+    /// Writes the metrics of all collectors. The first failure of each is printed.
     pub fn write(&mut self, out: &mut Exposition) {
-        let mut results = Vec::new();
+        for (collectors, error) in self.try_write(out) {
+            for (one, _) in &self.states {
+                if collectors.contains(one) && !self.failed.contains(one) {
+                    self.failed.push(*one);
+                    let name = one.name();
+                    let text = format!("the collector {name} can't be read: {error:#}");
+                    self.notices.notice(&text);
+                }
+            }
+        }
+    }
+
+    /// Writes the metrics of all collectors. Returns those that can't be read.
+    fn try_write(&mut self, out: &mut Exposition) -> Vec<(&'static [CollectorChoice], Error)> {
+        let mut results: Vec<(&[CollectorChoice], _)> = Vec::new();
         if let Some(syn) = &self.syn {
             syn.write(out);
         }
         if let Some(listeners) = &mut self.listeners {
-            results.push((Listeners, listeners.write(out).is_ok()));
+            results.push((&[Listeners], listeners.write(out)));
         }
         if let Some(accept) = &mut self.accept {
-            results.push((Accept, accept.write(out, &mut self.places).is_ok()));
+            results.push((&[Accept], accept.write(out, &mut self.places)));
         }
         if let Some(loss) = &mut self.loss {
-            results.push((Loss, loss.write(out, &mut self.places).is_ok()));
+            results.push((&[Loss], loss.write(out, &mut self.places)));
         }
         if let Some(connect) = &mut self.connect {
             let chosen = |one| self.states.iter().any(|(known, _)| *known == one);
-            let works = connect.write(out, chosen(Connect), chosen(Flows)).is_ok();
-            results.extend([(Connect, works), (Flows, works)]);
+            let result = connect.write(out, chosen(Connect), chosen(Flows));
+            results.push((&[Connect, Flows], result));
         }
-        for (one, is_read) in results {
+        for (collectors, result) in &results {
             for (known, works) in &mut self.states {
-                if *known == one {
-                    *works = is_read;
+                if collectors.contains(known) {
+                    *works = result.is_ok();
                 }
             }
         }
+        let failures = results.into_iter();
+        failures
+            .filter_map(|(collectors, result)| Some((collectors, result.err()?)))
+            .collect()
     }
 
     /// The names of the collectors, and whether they work.
