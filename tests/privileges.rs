@@ -4,7 +4,7 @@
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -72,8 +72,11 @@ fn wait_until_filtered(tool: &Tool, line: &str) {
 /// Checks that a tool ends well and has shown three refused connects, or for listeners the process of a
 /// listener.
 fn works(pair: &Pair, command: &mut Command) {
-    let addr = SocketAddr::from((SERVER4, 81));
-    let _listener = pair.server.enter(|| TcpListener::bind(addr).unwrap());
+    // Any port: a program that another test is starting may still have the last listener open.
+    let listener = pair
+        .server
+        .enter(|| TcpListener::bind((SERVER4, 0)).unwrap());
+    let port = listener.local_addr().unwrap().port();
     let tool = Tool::spawn_in(&pair.server, command.arg("--json")).attached();
     pair.refused_connects((SERVER4, 80).into(), 3);
     let output = tool.stop();
@@ -90,7 +93,7 @@ fn works(pair: &Pair, command: &mut Command) {
         "listeners" => {
             let rows = output.events("listener");
             rows.iter()
-                .any(|row| row["port"] == 81 && row["pid"].is_u64())
+                .any(|row| row["port"] == port && row["pid"].is_u64())
         }
         _ => summary["matched"] == 3,
     };
