@@ -601,6 +601,8 @@ pub struct DropSettings<'a> {
     pub no_socket: &'a mut u32,
     /// `SKB_DROP_REASON_TCP_LISTEN_OVERFLOW`.
     pub listen_overflow: &'a mut u32,
+    /// `SKB_DROP_REASON_TCP_OLD_SEQUENCE`.
+    pub old_sequence: &'a mut u32,
     /// Where packet_rcv() begins.
     pub packet_rcv_start: &'a mut u64,
     /// Where it ends.
@@ -619,6 +621,7 @@ macro_rules! drop_settings {
                     packet_sock_error: &mut rodata.reason_packet_sock_error,
                     no_socket: &mut rodata.reason_no_socket,
                     listen_overflow: &mut rodata.reason_listen_overflow,
+                    old_sequence: &mut rodata.reason_old_sequence,
                     packet_rcv_start: &mut rodata.packet_rcv_start,
                     packet_rcv_end: &mut rodata.packet_rcv_end,
                 }

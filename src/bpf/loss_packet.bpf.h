@@ -74,7 +74,7 @@ static __always_inline void note_reported_reset(const struct loss_event *e)
 	__builtin_memcpy(cpu->reset_addr, e->daddr, sizeof(cpu->reset_addr));
 }
 
-/* How many attempts a listener has dropped: TcpExtListenDrops, for a single socket. */
+/* How many packets a listener has dropped; nearly all of them are attempts. */
 static __always_inline __u64 drops_of(__u64 listener)
 {
 	const struct sock *sk = (const struct sock *)listener;
@@ -85,17 +85,21 @@ static __always_inline __u64 drops_of(__u64 listener)
 /*
  * Whether the listener of a SYN that TCP has just handled has dropped an attempt meanwhile. TCP
  * handles the SYNs of a batch after all have come in, so the drops of those before do not count.
- * Those that other CPUs cause at the same time do.
+ * Those that other CPUs cause at the same time do. If a program chooses among the sockets of a
+ * group (SO_REUSEPORT), the one that got the SYN is not known: then the answer is true.
  */
 static __always_inline bool has_dropped(struct loss_cpu *cpu, const struct waiting_syn *syn)
 {
-	__u64 before = syn->drops, now = drops_of(syn->listener);
+	const struct sock *sk = (const struct sock *)syn->listener;
+	__u32 before = syn->drops, now = drops_of(syn->listener), last = cpu->last_drops;
 
-	if (cpu->last_listener == syn->listener && (__s32)(cpu->last_drops - before) > 0)
-		before = cpu->last_drops;
+	/* The memory of a listener that was closed may belong to a new one, with fewer drops. */
+	if (cpu->last_listener == syn->listener && (__s32)(last - before) > 0 &&
+	    (__s32)(now - last) >= 0)
+		before = last;
 	cpu->last_listener = syn->listener;
 	cpu->last_drops = now;
-	return now != before;
+	return (__s32)(now - before) > 0 || BPF_CORE_READ(sk, sk_reuseport_cb, prog);
 }
 
 static __always_inline void on_syn(struct __sk_buff *skb, const struct segment *s)

@@ -34,12 +34,15 @@ static __always_inline bool was_processed(const struct loss_event *e, __u32 reas
  * Whether a segment is a keepalive probe: its sequence number is the one before the next that the
  * receiver expects. The receiver answers it, and frees it as if it dropped it.
  */
-static __always_inline bool is_keepalive(const struct loss_event *e, const struct sock *receiver)
+static __always_inline bool is_keepalive(const struct loss_event *e, __u32 reason,
+					 const struct sock *receiver)
 {
 	const __u32 states = 1 << TCP_ESTABLISHED | 1 << TCP_FIN_WAIT1 | 1 << TCP_FIN_WAIT2 |
 			     1 << TCP_CLOSE_WAIT;
 	const struct tcp_sock *tp = (const void *)receiver;
 
+	if (is_specific(reason) && reason != reason_old_sequence)
+		return false;
 	return receiver && e->len <= 1 && !(e->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)) &&
 	       (states & (1 << receiver->__sk_common.skc_state)) &&
 	       READ_MEMBER(tp, rcv_nxt) == e->seq + 1;
@@ -104,8 +107,9 @@ static __always_inline int on_drop(void *ctx, const struct sk_buff *trusted, __u
 	if (!cpu || !set_segment(&e, skb))
 		return 0;
 	forget_syn(cpu, &e);
-	if (!with_noise && (was_processed(&e, reason, receiver) || is_keepalive(&e, receiver) ||
-			    is_ignored_by_listener(&e, reason, receiver)))
+	if (!with_noise &&
+	    (was_processed(&e, reason, receiver) || is_keepalive(&e, reason, receiver) ||
+	     is_ignored_by_listener(&e, reason, receiver)))
 		return 0;
 	/* The kernel frees a RST that ends a half-open connection as if it dropped it. */
 	ends_half_open = (e.tcp_flags & TCP_RST) && receiver && !is_specific(reason) &&

@@ -14,6 +14,7 @@ const volatile __u32 reason_queue_purge = 0;
 const volatile __u32 reason_packet_sock_error = 0;
 const volatile __u32 reason_no_socket = 0;
 const volatile __u32 reason_listen_overflow = 0;
+const volatile __u32 reason_old_sequence = 0;
 
 /*
  * The code of the function that frees the copies for packet sockets; for kernels without reasons.

@@ -290,6 +290,10 @@ typedef struct {
 	int counter;
 } atomic_t;
 
+struct sock_reuseport {
+	struct bpf_prog *prog; /* chooses a socket of the group */
+};
+
 struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
@@ -305,6 +309,7 @@ struct sock {
 	__u32 sk_ack_backlog;
 	__u32 sk_max_ack_backlog;
 	atomic_t sk_drops;
+	struct sock_reuseport *sk_reuseport_cb;
 };
 
 struct sockaddr {

@@ -26,7 +26,8 @@ pub(super) struct Pipe {
     /// How much to write at once, and how much may be unread then: a quarter of the size. A pipe has
     /// room for a number of pages, and the kernel begins a new page only if the data does not fit the
     /// last one. So two neighbouring pages together hold more than one page of data, what is unread
-    /// takes at most half of the pages, and a quarter is left for what others write meanwhile.
+    /// takes at most half of the pages, and a quarter is left for what others write meanwhile. Only of
+    /// writers that move short pieces by splice(2) is this not true: then a line can be cut.
     most: usize,
 }
 

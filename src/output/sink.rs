@@ -169,8 +169,8 @@ impl Sink {
         }
         let rest = &self.buffer[done..];
         let piece = match &self.pipe {
+            _ if self.may_block => whole_lines(rest, PIPE_BUF),
             Some(pipe) => pipe.piece(self.file.as_fd(), rest),
-            None if self.may_block => whole_lines(rest, PIPE_BUF),
             None => rest.len(),
         };
         self.file.write(&rest[..piece])

@@ -44,6 +44,7 @@ impl DropTracepoint {
             (settings.packet_sock_error, "packet_sock_error"),
             (settings.no_socket, "no_socket"),
             (settings.listen_overflow, "tcp_listen_overflow"),
+            (settings.old_sequence, "tcp_old_sequence"),
         ] {
             *setting = self.reasons.number(name).unwrap_or(0);
         }

@@ -503,18 +503,7 @@ fn invalid_segments_are_reported_with_their_reason() {
 fn a_ttl_below_the_minimum_is_reported() {
     let pair = need!(Pair::new());
     let socket = pair.server.enter(|| listener(server(98), 16));
-    let least: libc::c_int = 255;
-    // SAFETY: the value is valid for the call, and its length is its size.
-    let set = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_MINTTL,
-            (&raw const least).cast(),
-            size_of_val(&least) as libc::socklen_t,
-        )
-    };
-    assert_eq!(set, 0);
+    set_int(&socket, libc::IPPROTO_IP, libc::IP_MINTTL, 255).unwrap();
     let drops = Drops::start(&pair, 98);
     send(&pair, &syn(&pair, CLIENT4, 98));
     assert_reason(&drops.only(), &["tcp_minttl"]);
@@ -570,15 +559,19 @@ fn connected(pair: &Pair, port: u16) -> (u32, TcpListener, TcpStream) {
 }
 
 #[test]
-fn a_keepalive_probe_is_no_drop() {
+fn a_keepalive_probe_that_is_answered_is_no_drop() {
     need!(since((6, 11), "the receiving socket is not shown"));
     let pair = need!(Pair::new());
-    let (ack, _listener, _accepted) = connected(&pair, 100);
+    let (ack, _listener, accepted) = connected(&pair, 100);
+    let send_ack = |seq| send(&pair, &segment(&pair, NOBODY, ACK, (4000, 100), seq, ack));
     let drops = Drops::start(&pair, 100);
-    for seq in [77, 70] {
-        send(&pair, &segment(&pair, NOBODY, ACK, (4000, 100), seq, ack));
-    }
+    send_ack(77);
+    send_ack(70);
     assert_eq!(drops.only()["seq"], 70);
+    let drops = Drops::start(&pair, 100);
+    set_int(&accepted, libc::IPPROTO_IP, libc::IP_MINTTL, 255).unwrap();
+    send_ack(77);
+    assert_reason(&drops.only(), &["tcp_minttl"]);
 }
 
 #[test]

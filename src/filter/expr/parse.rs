@@ -3,6 +3,7 @@
 //! primitive before it.
 
 use std::cell::OnceCell;
+use std::io::ErrorKind;
 use std::net::Ipv6Addr;
 use std::ops::Range;
 
@@ -770,7 +771,7 @@ impl Parser {
             let ethertype = match name {
                 "ip" => IPV4,
                 "ip6" => IPV6,
-                name if OTHER_PROTOCOLS.contains(&name) => 0,
+                name if name == "loopback" || OTHER_PROTOCOLS.contains(&name) => 0,
                 _ => {
                     let why = format!("'{name}' is not a protocol that has an EtherType");
                     return Err(Wrong::new(self.since(first), why));
@@ -1151,9 +1152,12 @@ fn is_extension(number: u32) -> bool {
 }
 
 fn protocol_number(name: &str, at: Range<usize>) -> Outcome<u8> {
+    const RESERVED: u8 = 255;
     let file = lookup::PROTOCOLS;
     match lookup::protocol_number(name) {
         Ok(Some(number)) => Ok(number),
+        // A container may have no such file. Those that are followed by TCP are known without it.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(RESERVED),
         Ok(None) => Err(Wrong::new(at, format!("no protocol '{name}' in {file}"))),
         Err(error) => Err(Wrong::new(
             at,
