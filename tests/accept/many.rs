@@ -22,6 +22,7 @@ fn each_of_six_thousand_concurrent_connects_has_the_fate_that_its_client_saw() {
     let closed = SocketAddr::from((Ipv4Addr::LOCALHOST, 8202));
     let tool = Tool::start_in(&namespace, &["accept-trace", "--json", "--attempts", "lo"]);
     let (accepted, refused) = (AtomicU64::new(0), AtomicU64::new(0));
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let done = AtomicBool::new(false);
     let taken = namespace.enter(|| {
         let listener = TcpListener::bind(open).unwrap();
@@ -32,7 +33,10 @@ fn each_of_six_thousand_concurrent_connects_has_the_fate_that_its_client_saw() {
                 loop {
                     match listener.accept() {
                         Ok(_) => taken += 1,
-                        Err(_) if done.load(Ordering::Relaxed) => return taken,
+                        // The final ACK of a client may come after its connect has returned.
+                        Err(_) if done.load(Ordering::Relaxed) && taken == count(&accepted) => {
+                            return taken;
+                        }
                         Err(_) => thread::sleep(Duration::from_micros(100)),
                     }
                 }
@@ -69,13 +73,11 @@ fn each_of_six_thousand_concurrent_connects_has_the_fate_that_its_client_saw() {
     // The last ones are taken from the buffer at the end.
     thread::sleep(Duration::from_millis(if is_guest() { 2000 } else { 300 }));
     let fates = Fates::of(&tool.stop());
-    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     assert_eq!(count(&accepted) + count(&refused), CONNECTS);
     assert_eq!(fates.summary["attempts"], CONNECTS, "{}", fates.summary);
     assert_eq!(fates.count("refused"), count(&refused), "{}", fates.summary);
     // The kernel may skip the program that sees an accept: then the end of the connection shows it.
     assert_eq!(fates.count("accepted"), taken, "{}", fates.summary);
-    assert_eq!(taken, count(&accepted));
 }
 
 #[test]
