@@ -86,7 +86,8 @@ pub struct LossTraceArgs {
     /// Interfaces, as an option.
     #[command(flatten)]
     named: NamedArgs,
-    /// Interfaces of this network namespace to watch [default: all, of all namespaces]
+    /// Interfaces of this network namespace to watch [default: all, of all namespaces; silent drops of
+    /// listeners, such as accept_queue_full, are found only in this one]
     #[arg(
         value_name = "IFACE",
         help_heading = "Source",

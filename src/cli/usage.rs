@@ -137,7 +137,14 @@ impl Given<'_> {
             }
             "-e" => "MAC addresses and VLAN tags are in --json",
             "-S" => "sequence numbers are always absolute",
+            "-t" | "-n" | "-l" | "-a" if command.get_name() == "listeners" => {
+                "listeners shows all TCP listeners, and no names of hosts; -1 shows them once"
+            }
+            "port" | "src" | "sport" if command.get_name() == "listeners" => {
+                "-p PORT chooses listeners by port"
+            }
             "-t" => "--time shows times as local, iso, unix or delta",
+            "--drop" if self.takes("only") => "--only drop",
             "-Q" if self.takes("direction") => "--direction chooses ingress, egress or both",
             "--failed" => {
                 "only connect-trace and accept-trace have it; flows shows failed connections in CONN"
@@ -211,8 +218,12 @@ impl Given<'_> {
 }
 
 fn takes_no_interface(command: &clap::Command) -> String {
+    let sockets = match command.get_name() {
+        "listeners" => "the sockets of its network namespace, or of --netns",
+        _ => "the sockets of the whole machine",
+    };
     format!(
-        "{} takes no interface: it sees the sockets of the whole machine",
+        "{} takes no interface: it sees {sockets}",
         command.get_name()
     )
 }

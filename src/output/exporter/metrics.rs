@@ -89,7 +89,10 @@ const ACCEPT_WAIT: Family = seconds(
     "tcpinspect_accept_wait_seconds",
     "From the final ACK until a process accepted the connection.",
 );
-const DROPS: Family = counter("tcpinspect_drops", "TCP segments that the kernel dropped.");
+const DROPS: Family = counter(
+    "tcpinspect_drops",
+    "TCP segments that the kernel dropped, without the silent drops of listeners.",
+);
 const RETRANSMITS: Family = counter(
     "tcpinspect_retransmits",
     "TCP segments that this host retransmitted.",
