@@ -19,7 +19,7 @@ use crate::attach::tc::PreparedLinks;
 use crate::attach::{Attached, Pair, load};
 use crate::capture::LINKTYPE_RAW;
 use crate::capture::recorder::{Destination, Recorder};
-use crate::capture::write::{Encoder, FileInterface, FrameToWrite, Statistics};
+use crate::capture::write::{Encoder, FileFormat, FileInterface, FrameToWrite, Statistics};
 use crate::cli::{LossByChoice, LossTraceArgs, OutputFormat, interface_hints};
 use crate::domain::loss::{Loss, LossKey, detail_name, kind_name};
 use crate::domain::packet::ip_len;
@@ -201,6 +201,11 @@ fn record(session: &mut Session, args: &LossTraceArgs) -> Result<(), Failure> {
         return Ok(());
     };
     let destination = Destination::new(path)?;
+    if destination.format() == FileFormat::Pcap {
+        session.notices.notice(
+            "a pcap file has no reasons: a name without .pcap makes it a pcapng file, which has them",
+        );
+    }
     // A packet may be dropped at any interface or above all of them, where it has no link-layer
     // header any more.
     let described = FileInterface {
