@@ -15,7 +15,7 @@ struct waiting_syn {
 	__u64 drops;	/* those of the listener when the SYN came in */
 };
 
-/* A power of two. Source ports that differ only in their low byte have different entries. */
+/* A power of two: ports of one address that differ only in their low byte do not collide. */
 #define WAITING_SYNS 256
 
 /* The most return addresses that are read from a stack, innermost first. */

@@ -370,8 +370,10 @@ static __always_inline void set_socket(struct loss_event *e, const struct sock *
 	if (!e->ifindex) {
 		const struct net_device *dev = BPF_CORE_READ(sk, sk_dst_cache, dev);
 
-		/* If its device is deleted, a route gets one without an index, of the first
-		 * namespace. */
+		/*
+		 * A route whose device was deleted gets blackhole_dev, which has no index and is
+		 * in the initial namespace.
+		 */
 		if (dev && BPF_CORE_READ(dev, ifindex) && BPF_CORE_READ(dev, nd_net.net) == net)
 			set_device(e, dev);
 	}

@@ -25,7 +25,7 @@ const volatile bool watch_resets = false;
 static __always_inline struct waiting_syn *syn_from(struct loss_cpu *cpu, const __u8 *addr,
 						    __u16 port)
 {
-	/* The factor gives addresses and ports that count up together different entries. */
+	/* With the factor, addresses and ports that count up together have different entries. */
 	__u32 host = ((const __be32 *)addr)[3] * 0x9e3779b1;
 	__u32 at = port ^ port >> 8 ^ host >> 24;
 

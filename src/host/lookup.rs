@@ -1,7 +1,7 @@
 //! Looks up names of services, protocols and users in files of this host.
 //!
-//! libc's `getservbyname`, `getprotobyname` and `getpwnam` load NSS modules: these may use the network, and a static
-//! binary can't load them.
+//! libc's `getservbyname`, `getprotobyname` and `getpwnam` load NSS modules: these may use the
+//! network, and a static binary can't load them.
 
 use std::io;
 

@@ -49,7 +49,7 @@ impl Pipe {
     pub(super) fn piece(&self, pipe: BorrowedFd<'_>, lines: &[u8]) -> usize {
         let has_room = || unread(pipe).is_ok_and(|bytes| bytes <= self.most);
         let is_small = lines.len().min(self.most) <= PIPE_BUF;
-        if is_small || !(has_room() || pause_until(has_room)) {
+        if is_small || !(has_room() || has_room_after_pause(has_room)) {
             whole_lines(lines, PIPE_BUF)
         } else {
             whole_lines(lines, self.most)
@@ -57,8 +57,8 @@ impl Pipe {
     }
 }
 
-/// Waits a little for a slow reader. Returns whether there is room then.
-fn pause_until(has_room: impl Fn() -> bool) -> bool {
+/// Lets a slow reader read for a moment. Returns whether there is room then.
+fn has_room_after_pause(has_room: impl Fn() -> bool) -> bool {
     thread::sleep(Duration::from_micros(200));
     has_room()
 }
